@@ -1,0 +1,109 @@
+//! A job: what to ask Athena, and where and how its rows go. One TOML file and its `.sql`.
+//!
+//! Read by `etl` (and by the extractor's `sample`) alone. From there the job travels with the work:
+//! the task carries the SQL and the [`Source`], every batch the [`JobSpec`].
+
+mod file;
+mod parameter;
+mod rule;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use file::{Job, JobError};
+pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request};
+pub use rule::{Rule, Scalar};
+
+use crate::schema::PgType;
+
+/// What Athena is asked with, apart from the SQL itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// The Glue database.
+    pub database: String,
+    /// Athena's own default (`primary`) when absent.
+    pub workgroup: Option<String>,
+    /// `AwsDataCatalog` when absent.
+    pub catalog: Option<String>,
+    /// `s3://bucket/prefix/`; the workgroup's when absent, and always where the workgroup enforces its own.
+    pub output_location: Option<String>,
+    pub results: Results,
+    /// The query is stopped once it has scanned more than this many bytes.
+    pub max_scanned: Option<u64>,
+    /// The query is stopped when it has not ended after this time.
+    pub timeout: Duration,
+}
+
+/// How a result is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Results {
+    /// From S3 where the result has a location there, else as pages.
+    #[default]
+    Auto,
+    /// The result's CSV object, in ranges.
+    S3,
+    /// `GetQueryResults`, 1,000 rows a call.
+    Api,
+}
+
+/// Where the rows go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// `table` or `schema.table`; the schema is `public` when absent.
+    pub table: String,
+    #[serde(default)]
+    pub mode: Mode,
+    /// The target columns that make a row the same row, for `upsert`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key: Vec<String>,
+}
+
+impl Target {
+    /// The schema and the table's name in it.
+    pub fn schema_and_table(&self) -> (&str, &str) {
+        self.table
+            .split_once('.')
+            .unwrap_or(("public", &self.table))
+    }
+}
+
+/// What a batch does to the target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Every row is added.
+    #[default]
+    Append,
+    /// A row replaces the one with the same key, unless that one came from a later batch.
+    Upsert,
+}
+
+/// What a job says about one column. A column of the result that is not declared keeps its name
+/// and gets the default type.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColumnSpec {
+    /// The column's name in the result.
+    pub source: String,
+    /// Its name in the target; the same when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub pg_type: Option<PgType>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+}
+
+/// The part of a job that every batch carries: what the transformer and the loader need.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// The job's name, for logs, metrics and the table's comment.
+    pub name: String,
+    pub target: Target,
+    #[serde(default)]
+    pub columns: Vec<ColumnSpec>,
+}

@@ -1,0 +1,353 @@
+//! Reads a job from its folder: `NAME.toml`, and the SQL file that it names.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::parameter::render;
+use super::{
+    ColumnSpec, JobSpec, Mode, ParameterError, ParameterSpec, Request, Results, Source, Target,
+};
+use crate::schema::{SchemaError, check_identifier};
+
+/// Athena's own limit on the length of a statement, in bytes (API reference, `QueryString`).
+const SQL_BYTES: usize = 262_144;
+
+/// The longest name of a job: it begins the names of its runs.
+const NAME_BYTES: usize = 60;
+
+/// How long a query may take when a job does not say: Athena's default for DML.
+const TIMEOUT: Duration = Duration::from_mins(30);
+
+/// A job as it was read, checked, and ready to be asked for.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub description: String,
+    pub source: Source,
+    pub spec: JobSpec,
+    pub parameters: BTreeMap<String, ParameterSpec>,
+    /// The SQL with `:name` where a parameter goes.
+    pub sql: String,
+}
+
+/// Why a job cannot be used. Each names the file and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    #[error("there is no job {name:?} in {}; there {known}", folder.display())]
+    Unknown {
+        name: String,
+        folder: PathBuf,
+        known: String,
+    },
+    #[error("cannot read {}; check the path and its permissions", path.display())]
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{} is not a job file:\n{problem}", path.display())]
+    Syntax {
+        path: PathBuf,
+        // Not `source`: it is shown here, and would be shown again as the cause.
+        problem: Box<toml::de::Error>,
+    },
+    #[error("{}: {problem}", path.display())]
+    Invalid { path: PathBuf, problem: String },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JobFile {
+    #[serde(default)]
+    description: String,
+    source: SourceTable,
+    #[serde(default)]
+    parameters: BTreeMap<String, ParameterSpec>,
+    target: Target,
+    #[serde(default)]
+    columns: Vec<ColumnSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceTable {
+    database: String,
+    sql: PathBuf,
+    workgroup: Option<String>,
+    catalog: Option<String>,
+    output_location: Option<String>,
+    #[serde(default)]
+    results: Results,
+    max_scanned: Option<String>,
+    #[serde(default, with = "humantime_serde")]
+    timeout: Option<Duration>,
+}
+
+impl Job {
+    /// Reads the job `name` from a folder of jobs.
+    pub fn read(folder: &Path, name: &str) -> Result<Self, JobError> {
+        let path = folder.join(format!("{name}.toml"));
+        let is_name = (1..=NAME_BYTES).contains(&name.len())
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        if !is_name || !path.is_file() {
+            let (name, folder) = (name.to_owned(), folder.to_owned());
+            return Err(JobError::Unknown {
+                known: known_jobs(&folder),
+                name,
+                folder,
+            });
+        }
+        let text = read_text(&path)?;
+        let file: JobFile = toml::from_str(&text).map_err(|problem| JobError::Syntax {
+            path: path.clone(),
+            problem: Box::new(problem),
+        })?;
+        let sql = read_text(&folder.join(&file.source.sql))?;
+        check(name, file, &sql).map_err(|problem| JobError::Invalid { path, problem })
+    }
+
+    /// Fills in the parameters: what a run sets, and the defaults of the others.
+    pub fn request(&self, set: &BTreeMap<String, String>) -> Result<Request, ParameterError> {
+        render(&self.sql, &self.parameters, set)
+    }
+
+    /// A hash of all that the job says, in hex; two runs with the same hash and the same parameters
+    /// ask for the same thing.
+    pub fn hash(&self) -> String {
+        let all = serde_json::json!([self.source, self.spec, self.parameters, self.sql]);
+        format!("{:x}", Sha256::digest(all.to_string()))
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, JobError> {
+    fs::read_to_string(path).map_err(|source| JobError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// `are a, b and c`, for the message about a name that is none.
+fn known_jobs(folder: &Path) -> String {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return "is no such folder; set ETL_JOBS to the folder of your jobs".to_owned();
+    };
+    let mut names: Vec<_> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+        })
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        "are no jobs at all; set ETL_JOBS to the folder of your jobs".to_owned()
+    } else {
+        format!("are: {}", names.join(", "))
+    }
+}
+
+fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
+    check_names(&file)?;
+    let target = &file.target;
+    match (target.mode, target.key.is_empty()) {
+        (Mode::Upsert, true) => {
+            return Err(
+                "mode = \"upsert\" needs key = [...], the columns that make a row the same row"
+                    .to_owned(),
+            );
+        }
+        (Mode::Append, false) => {
+            return Err(
+                "key = [...] belongs to mode = \"upsert\"; remove it or set the mode".to_owned(),
+            );
+        }
+        (Mode::Upsert, false) | (Mode::Append, true) => {}
+    }
+    let sql = sql.trim().trim_end_matches(';').trim_end().to_owned();
+    if sql.is_empty() || sql.len() > SQL_BYTES {
+        return Err(format!(
+            "the SQL has {} bytes; Athena takes 1 to {SQL_BYTES}",
+            sql.len()
+        ));
+    }
+    let source = check_source(file.source)?;
+    let spec = JobSpec {
+        name: name.to_owned(),
+        target: file.target,
+        columns: file.columns,
+    };
+    Ok(Job {
+        description: file.description,
+        source,
+        spec,
+        parameters: file.parameters,
+        sql,
+    })
+}
+
+/// Names that Postgres takes, and no source twice.
+fn check_names(file: &JobFile) -> Result<(), String> {
+    let identifier =
+        |name: &str| check_identifier(name).map_err(|error: SchemaError| error.to_string());
+    let (schema, table) = file.target.schema_and_table();
+    identifier(schema)?;
+    identifier(table)?;
+    for (index, column) in file.columns.iter().enumerate() {
+        identifier(column.name.as_deref().unwrap_or(&column.source))?;
+        if file.columns[..index]
+            .iter()
+            .any(|other| other.source == column.source)
+        {
+            return Err(format!(
+                "two [[columns]] have the source {:?}; remove one",
+                column.source
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_source(source: SourceTable) -> Result<Source, String> {
+    Ok(Source {
+        max_scanned: source.max_scanned.as_deref().map(parse_bytes).transpose()?,
+        database: source.database,
+        workgroup: source.workgroup,
+        catalog: source.catalog,
+        output_location: source.output_location,
+        results: source.results,
+        timeout: source.timeout.unwrap_or(TIMEOUT),
+    })
+}
+
+/// `10 GB`, `512 MiB`, `1000`: decimal and binary units, in bytes.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let problem = || format!("{text:?} is not a size in bytes such as \"10 GB\" or \"512 MiB\"");
+    let trimmed = text.trim();
+    let split = trimmed
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(trimmed.len());
+    let (digits, unit) = trimmed.split_at(split);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(problem()),
+    };
+    let number: u64 = digits.parse().map_err(|_| problem())?;
+    number.checked_mul(factor).ok_or_else(problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLICKS: &str = r#"
+description = "Clicks"
+[source]
+database = "netflix"
+sql = "clicks.sql"
+max_scanned = "10 GB"
+timeout = "5m"
+[parameters]
+from = { type = "date", default = "2018-04-02" }
+[target]
+table = "clicks"
+[[columns]]
+source = "server_request_country_code"
+name = "country_code"
+type = "char(2)"
+rules = [{ not_empty = true }, { none_of = ["A1", "A2"] }]
+"#;
+
+    fn read(toml: &str) -> Result<Job, String> {
+        let folder = std::env::temp_dir().join(format!(
+            "jobs-{}-{:x}",
+            std::process::id(),
+            Sha256::digest(toml)
+        ));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("clicks.toml"), toml).unwrap();
+        fs::write(
+            folder.join("clicks.sql"),
+            "SELECT * FROM clicks WHERE dt >= :from;\n",
+        )
+        .unwrap();
+        let job = Job::read(&folder, "clicks").map_err(|error| error.to_string());
+        fs::remove_dir_all(&folder).unwrap();
+        job
+    }
+
+    #[test]
+    fn a_job_is_read_whole() {
+        let job = read(CLICKS).unwrap();
+        assert_eq!(job.source.max_scanned, Some(10_000_000_000));
+        assert_eq!(job.source.timeout, Duration::from_mins(5));
+        assert_eq!(job.sql, "SELECT * FROM clicks WHERE dt >= :from");
+        assert_eq!(job.spec.target.schema_and_table(), ("public", "clicks"));
+        assert_eq!(
+            job.request(&BTreeMap::new()).unwrap().sql,
+            "SELECT * FROM clicks WHERE dt >= DATE '2018-04-02'"
+        );
+        assert_eq!(job.hash(), read(CLICKS).unwrap().hash());
+    }
+
+    #[test]
+    fn a_typo_is_refused_with_its_line() {
+        let error = read(&CLICKS.replace("database =", "databse =")).unwrap_err();
+        assert!(
+            error.contains("databse") && error.contains("line 4"),
+            "{error}"
+        );
+        let error = read(&CLICKS.replace("not_empty", "not_emty")).unwrap_err();
+        assert!(
+            error.contains("not_emty") && error.contains("line 16"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn contradictions_are_refused_with_the_remedy() {
+        for (from, to, wanted) in [
+            (
+                "table = \"clicks\"",
+                "table = \"clicks\"\nmode = \"upsert\"",
+                "needs key",
+            ),
+            (
+                "table = \"clicks\"",
+                "table = \"clicks\"\nkey = [\"a\"]",
+                "belongs to mode",
+            ),
+            ("10 GB", "10 parsecs", "not a size"),
+            ("char(2)", "chr(2)", "is not known here"),
+            ("country_code\"\ntype", "_batch\"\ntype", "loader's own"),
+        ] {
+            let error = read(&CLICKS.replace(from, to)).unwrap_err();
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_job_is_answered_with_the_known_ones() {
+        let error = Job::read(Path::new("/nowhere"), "clicks")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("ETL_JOBS"), "{error}");
+        assert!(matches!(
+            Job::read(Path::new("/"), "../etc/passwd"),
+            Err(JobError::Unknown { .. })
+        ));
+    }
+}

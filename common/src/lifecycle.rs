@@ -1,0 +1,151 @@
+//! How a process starts and stops, and what it says of itself over HTTP.
+//!
+//! `/healthz` is true while the process can still do something about its state; `/readyz` is true
+//! while it can do its work now, and says why where it is not; `/metrics` is for Prometheus.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Whether a service can do its work now. Each cause is reported and cleared by itself; ready is
+/// when none is left.
+#[derive(Clone, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, String>>>);
+
+impl Health {
+    /// The service cannot work, because of `cause`, which is explained for a person.
+    pub fn not_ready(&self, cause: &'static str, why: impl Into<String>) {
+        self.causes().insert(cause, why.into());
+    }
+
+    /// `cause` is all that keeps the service from its work: what else there was has ended with it.
+    pub fn only(&self, cause: &'static str, why: impl Into<String>) {
+        *self.causes() = BTreeMap::from([(cause, why.into())]);
+    }
+
+    /// `cause` no longer keeps the service from its work.
+    pub fn clear(&self, cause: &'static str) {
+        self.causes().remove(cause);
+    }
+
+    /// What keeps the service from its work, a line each; empty when it is ready.
+    pub fn report(&self) -> String {
+        self.causes()
+            .iter()
+            .fold(String::new(), |report, (cause, why)| {
+                report + cause + ": " + why + "\n"
+            })
+    }
+
+    fn causes(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A token that is cancelled by SIGTERM or SIGINT. A second signal ends the process at once.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it lives as long as the process and holds no work"
+)]
+pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
+    let token = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            if cancelled.is_cancelled() {
+                std::process::exit(130);
+            }
+            cancelled.cancel();
+            tracing::info!("stopping: finishing what is in hand");
+        }
+    });
+    Ok(token)
+}
+
+/// Where `/healthz`, `/readyz` and `/metrics` are served.
+#[derive(Debug, Clone, Copy)]
+pub enum HttpAddress {
+    /// As set: a port that is taken is an error.
+    Set(SocketAddr),
+    /// The service's own port on this machine, or any free one when a second replica has it.
+    Default(u16),
+}
+
+/// Serves the three paths for as long as the process lives.
+pub async fn serve_http(
+    address: HttpAddress,
+    health: Health,
+    metrics: PrometheusHandle,
+) -> anyhow::Result<()> {
+    let listener = bind(address).await?;
+    tracing::info!(http.addr = %listener.local_addr()?, "serving /healthz, /readyz and /metrics");
+    let ready = move || {
+        let report = health.report();
+        let status = if report.is_empty() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        std::future::ready((
+            status,
+            if report.is_empty() {
+                "ready\n".to_owned()
+            } else {
+                report
+            },
+        ))
+    };
+    let app = Router::new()
+        .route("/healthz", get(|| std::future::ready("alive\n")))
+        .route("/readyz", get(ready))
+        .route(
+            "/metrics",
+            get(move || std::future::ready(metrics.render())),
+        );
+    axum::serve(listener, app)
+        .await
+        .context("the HTTP server for health and metrics stopped")
+}
+
+async fn bind(address: HttpAddress) -> anyhow::Result<TcpListener> {
+    match address {
+        HttpAddress::Set(address) => TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} for health and metrics; set ETL_HTTP_ADDR to a free address")),
+        HttpAddress::Default(port) => match TcpListener::bind(("127.0.0.1", port)).await {
+            Ok(listener) => Ok(listener),
+            Err(_) => TcpListener::bind(("127.0.0.1", 0)).await.context("cannot listen on 127.0.0.1 for health and metrics"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_when_no_cause_is_left() {
+        let health = Health::default();
+        health.not_ready("broker", "connecting");
+        health.not_ready("database", "read-only");
+        health.clear("broker");
+        assert_eq!(health.report(), "database: read-only\n");
+        health.clear("database");
+        assert_eq!(health.report(), "");
+        health.not_ready("full", "etl.valid is full");
+        health.only("broker", "away");
+        assert_eq!(health.report(), "broker: away\n");
+    }
+}

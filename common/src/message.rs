@@ -1,0 +1,41 @@
+//! What passes between the services. Each type names its queue and its version, so that publishing
+//! one to the wrong queue does not compile, and is checked again when it is read.
+
+mod batch;
+mod event;
+mod identity;
+mod task;
+
+pub use batch::{ContentHash, RawBatch, Reject, RejectedRow, ValidBatch};
+pub use event::{EventKind, RunEvent};
+pub use identity::{BatchId, InvalidRunId, RunId};
+pub use task::{Cursor, ExtractTask, Limits, ResultLocation, TaskState};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::queue::QueueName;
+
+/// A message type: where it travels and how it is told from others.
+pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The queue that it travels through.
+    const QUEUE: QueueName;
+    /// Its name and version, the AMQP property `type`. Readers refuse every other.
+    const KIND: &'static str;
+
+    /// The AMQP `message_id`: the same for every copy of the same message.
+    fn id(&self) -> String;
+
+    /// The run it belongs to, for the headers.
+    fn run(&self) -> &RunId;
+
+    /// The job it belongs to, for the headers.
+    fn job(&self) -> &str;
+
+    /// What a reader relies on and the types do not say; checked before a message is sent and after
+    /// it was read.
+    fn check(&self) -> Result<(), String>;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+//! Batches: raw from Athena, and valid for Postgres.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{BatchId, Message, RunId};
+use crate::job::{JobSpec, Target};
+use crate::queue::QueueName;
+use crate::rows::Rows;
+use crate::schema::{ResultColumn, TargetColumn};
+
+/// Rows as Athena gave them: every value exactly its text, or NULL. `etl.archive` keeps the same
+/// body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawBatch {
+    pub id: BatchId,
+    /// The ordinal of the first row in the result, from 0.
+    pub first_row: u64,
+    /// Which result these rows are of: the execution id with the object's `ETag`, or with `pages`.
+    pub result_id: String,
+    pub job: Arc<JobSpec>,
+    pub columns: Arc<Vec<ResultColumn>>,
+    pub rows: Rows,
+}
+
+/// Rows in canonical text of the columns' Postgres types, and the rows that were rejected. The
+/// two together are all rows of the [`RawBatch`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidBatch {
+    pub id: BatchId,
+    pub first_row: u64,
+    pub result_id: String,
+    /// Of the raw columns and rows.
+    pub content_hash: ContentHash,
+    /// The job's name.
+    pub job: String,
+    pub target: Target,
+    /// The target's columns, without the loader's own.
+    pub columns: Vec<TargetColumn>,
+    pub rows: Rows,
+    /// The ordinal in the result of each of `rows`, as an offset from `first_row`; ascending.
+    pub row_offsets: Vec<u32>,
+    pub rejected: Vec<RejectedRow>,
+}
+
+/// A row that is not loaded, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedRow {
+    /// The row's ordinal in the result, from 0.
+    pub row: u64,
+    pub reject: Reject,
+    /// The names of the result's columns and the row's raw values, in the result's order.
+    pub raw: Vec<(String, Option<String>)>,
+}
+
+/// Why a row is rejected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reject {
+    /// The target column, where one is to blame.
+    pub column: Option<String>,
+    /// The rule that it breaks: a rule of the job, `type` when the value is not one of the column's
+    /// type, or `postgres` when Postgres refused the row.
+    pub rule: String,
+    /// A sentence for a person.
+    pub reason: String,
+}
+
+/// SHA-256 of a batch's raw columns and rows, in hex. Two deliveries of one identity with
+/// different hashes are not the same batch.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ContentHash(String);
+
+impl ContentHash {
+    /// Every part goes in with its length, so that no two different batches feed the same bytes.
+    pub fn of(columns: &[ResultColumn], rows: &Rows) -> Self {
+        let mut hash = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        for column in columns {
+            part(column.name.as_bytes());
+            part(column.type_name.as_bytes());
+        }
+        for row in rows.iter() {
+            for value in row.iter() {
+                match value {
+                    // No text is this long, so that NULL is not mistaken for one.
+                    None => hash.update(u64::MAX.to_le_bytes()),
+                    Some(text) => {
+                        hash.update((text.len() as u64).to_le_bytes());
+                        hash.update(text.as_bytes());
+                    }
+                }
+            }
+        }
+        Self(format!("{:x}", hash.finalize()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl ValidBatch {
+    /// The number of rows of the raw batch: the valid and the rejected ones.
+    pub fn rows_extracted(&self) -> usize {
+        self.rows.len() + self.rejected.len()
+    }
+}
+
+fn check_seq(id: &BatchId) -> Result<(), String> {
+    if id.seq < BatchId::MAX_SEQ {
+        Ok(())
+    } else {
+        Err(format!(
+            "seq {} is beyond the {} batches of a run",
+            id.seq,
+            BatchId::MAX_SEQ
+        ))
+    }
+}
+
+/// The books keep row numbers as Postgres' `bigint`; and nobody who counts on from `first_row` shall
+/// overflow.
+fn check_place(first_row: u64, rows: usize) -> Result<(), String> {
+    let end = first_row.checked_add(rows as u64);
+    match end.and_then(|end| i64::try_from(end).ok()) {
+        Some(_) => Ok(()),
+        None => Err(format!("{rows} rows from row {first_row} on")),
+    }
+}
+
+impl Message for RawBatch {
+    const QUEUE: QueueName = QueueName::Raw;
+    const KIND: &'static str = "raw-batch.v1";
+
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn run(&self) -> &RunId {
+        &self.id.run
+    }
+
+    fn job(&self) -> &str {
+        &self.job.name
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check_seq(&self.id)?;
+        check_place(self.first_row, self.rows.len())?;
+        if !self.rows.is_empty() && self.rows.width() != self.columns.len() {
+            return Err(format!(
+                "rows of {} values for {} columns",
+                self.rows.width(),
+                self.columns.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Message for ValidBatch {
+    const QUEUE: QueueName = QueueName::Valid;
+    const KIND: &'static str = "valid-batch.v1";
+
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn run(&self) -> &RunId {
+        &self.id.run
+    }
+
+    fn job(&self) -> &str {
+        &self.job
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check_seq(&self.id)?;
+        check_place(self.first_row, self.rows_extracted())?;
+        if !self.rows.is_empty() && self.rows.width() != self.columns.len() {
+            return Err(format!(
+                "rows of {} values for {} columns",
+                self.rows.width(),
+                self.columns.len()
+            ));
+        }
+        if self.row_offsets.len() != self.rows.len() {
+            return Err(format!(
+                "{} row offsets for {} rows",
+                self.row_offsets.len(),
+                self.rows.len()
+            ));
+        }
+        let last = self.first_row + self.rows_extracted() as u64;
+        let offsets = self
+            .row_offsets
+            .iter()
+            .map(|offset| self.first_row + u64::from(*offset));
+        let mut seen: Vec<u64> = offsets
+            .chain(self.rejected.iter().map(|row| row.row))
+            .collect();
+        seen.sort_unstable();
+        if seen.iter().copied().eq(self.first_row..last) {
+            Ok(())
+        } else {
+            Err("its valid and rejected rows are not each row of the batch once".to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns(names: &[&str]) -> Vec<ResultColumn> {
+        names
+            .iter()
+            .map(|name| ResultColumn {
+                name: (*name).into(),
+                type_name: "varchar".into(),
+            })
+            .collect()
+    }
+
+    fn hash(values: &[Option<&str>], width: usize) -> ContentHash {
+        let mut rows = Rows::new(width);
+        for row in values.chunks(width) {
+            rows.push(row.iter().copied());
+        }
+        ContentHash::of(&columns(&["a", "b"][..width]), &rows)
+    }
+
+    #[test]
+    fn batches_that_differ_have_other_hashes() {
+        let all = [
+            hash(&[Some("ab"), Some("c")], 2),
+            hash(&[Some("a"), Some("bc")], 2),
+            hash(&[Some("ab"), None], 2),
+            hash(&[Some("ab"), Some("")], 2),
+            hash(&[Some("ab"), Some("c")], 1),
+            hash(&[], 2),
+        ];
+        for (index, one) in all.iter().enumerate() {
+            assert!(all[..index].iter().all(|other| other != one), "{index}");
+        }
+    }
+
+    #[test]
+    fn a_valid_batch_that_lost_a_row_is_refused() {
+        let mut rows = Rows::new(1);
+        rows.push([Some("x")]);
+        rows.push([Some("y")]);
+        let run: RunId = "r".parse().unwrap();
+        let mut batch = ValidBatch {
+            id: BatchId {
+                run,
+                generation: 0,
+                seq: 0,
+            },
+            first_row: 10,
+            result_id: "q:pages".into(),
+            content_hash: hash(&[], 1),
+            job: "j".into(),
+            target: Target {
+                table: "t".into(),
+                mode: crate::job::Mode::Append,
+                key: vec![],
+            },
+            columns: vec![TargetColumn {
+                name: "a".into(),
+                pg_type: crate::schema::PgType::Text,
+                athena_type: "varchar".into(),
+            }],
+            rows,
+            row_offsets: vec![0, 2],
+            rejected: vec![RejectedRow {
+                row: 11,
+                reject: Reject {
+                    column: None,
+                    rule: "type".into(),
+                    reason: String::new(),
+                },
+                raw: vec![],
+            }],
+        };
+        assert_eq!(batch.check(), Ok(()));
+        let json = serde_json::to_vec(&batch).unwrap();
+        assert_eq!(serde_json::from_slice::<ValidBatch>(&json).unwrap(), batch);
+        batch.rejected.clear();
+        assert!(batch.check().is_err());
+        batch.row_offsets = vec![0, 0];
+        assert!(batch.check().is_err());
+    }
+}

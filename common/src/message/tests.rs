@@ -1,0 +1,419 @@
+//! What arrives in a queue is somebody's bytes: whatever they are, reading them is a message that adds up or an error.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::job::{ColumnSpec, JobSpec, Mode, Results, Rule, Source, Target};
+use crate::rows::Rows;
+use crate::schema::{PgType, ResultColumn, TargetColumn};
+
+/// Reads as a service does, and has a message that is accepted add up. True when it was accepted.
+fn read<M: Message + PartialEq + std::fmt::Debug>(body: &[u8], adds_up: impl Fn(&M)) -> bool {
+    let Ok(message) = serde_json::from_slice::<M>(body) else {
+        return false;
+    };
+    if message.check().is_err() {
+        return false;
+    }
+    adds_up(&message);
+    assert!(!message.id().is_empty() && !message.run().as_str().is_empty());
+    let again = serde_json::to_vec(&message).unwrap();
+    assert_eq!(serde_json::from_slice::<M>(&again).unwrap(), message);
+    true
+}
+
+fn read_as_everything(body: &[u8]) {
+    read::<ExtractTask>(body, task_adds_up);
+    read::<RawBatch>(body, raw_adds_up);
+    read::<ValidBatch>(body, valid_adds_up);
+    read::<RunEvent>(body, event_adds_up);
+}
+
+fn task_adds_up(task: &ExtractTask) {
+    assert!(!task.sql.is_empty() && task.limits.batch_rows > 0);
+    assert!((1..=Limits::ROW_BYTES).contains(&(task.limits.batch_bytes as usize)));
+    if let TaskState::Reading { cursor, .. } = &task.state {
+        assert!(cursor.seq <= BatchId::MAX_SEQ && i64::try_from(cursor.row).is_ok());
+    }
+}
+
+fn raw_adds_up(batch: &RawBatch) {
+    assert!(batch.id.seq < BatchId::MAX_SEQ);
+    assert!(
+        batch
+            .rows
+            .iter()
+            .all(|row| row.iter().count() == batch.columns.len())
+    );
+    let end = batch.first_row.checked_add(batch.rows.len() as u64);
+    assert!(end.is_some_and(|end| i64::try_from(end).is_ok()));
+}
+
+fn valid_adds_up(batch: &ValidBatch) {
+    assert!(batch.id.seq < BatchId::MAX_SEQ);
+    assert!(
+        batch
+            .rows
+            .iter()
+            .all(|row| row.iter().count() == batch.columns.len())
+    );
+    assert_eq!(batch.row_offsets.len(), batch.rows.len());
+    let valid = batch
+        .row_offsets
+        .iter()
+        .map(|offset| u128::from(batch.first_row) + u128::from(*offset));
+    let rejected = batch.rejected.iter().map(|row| u128::from(row.row));
+    let seen: BTreeSet<u128> = valid.chain(rejected).collect();
+    assert_eq!(seen.len(), batch.rows.len() + batch.rejected.len());
+    let first = u128::from(batch.first_row);
+    assert!(
+        seen.into_iter()
+            .eq(first..first + batch.rows_extracted() as u128)
+    );
+    assert!(i64::try_from(batch.first_row + batch.rows_extracted() as u64).is_ok());
+}
+
+fn event_adds_up(event: &RunEvent) {
+    if let EventKind::Extracted { batches, rows, .. } = event.kind {
+        assert!((1..=BatchId::MAX_SEQ).contains(&batches) && i64::try_from(rows).is_ok());
+        assert!(
+            batches == 1 || u64::from(batches) <= rows,
+            "a batch of no row"
+        );
+    }
+}
+
+fn job() -> JobSpec {
+    JobSpec {
+        name: "clicks".into(),
+        target: Target {
+            table: "public.clicks".into(),
+            mode: Mode::Upsert,
+            key: vec!["c0".into()],
+        },
+        columns: vec![ColumnSpec {
+            source: "c0".into(),
+            name: Some("c0".into()),
+            pg_type: Some(PgType::Char(2)),
+            rules: vec![Rule::Required(true), Rule::NoneOf(vec!["A1".into()])],
+        }],
+    }
+}
+
+fn columns(width: usize) -> Vec<ResultColumn> {
+    let column = |n| ResultColumn {
+        name: format!("c{n}"),
+        type_name: "varchar".into(),
+    };
+    (0..width).map(column).collect()
+}
+
+fn id(seq: u32) -> BatchId {
+    BatchId {
+        run: "run-1".parse().unwrap(),
+        generation: 0,
+        seq,
+    }
+}
+
+/// A row, and whether it is valid.
+type SomeRow = (Vec<Option<String>>, bool);
+
+/// Rows of one width.
+fn some_rows() -> impl Strategy<Value = (usize, Vec<SomeRow>)> {
+    (1..4_usize).prop_flat_map(|width| {
+        let row = prop::collection::vec(prop::option::of(".{0,5}"), width);
+        (
+            Just(width),
+            prop::collection::vec((row, any::<bool>()), 0..6),
+        )
+    })
+}
+
+fn raw_batch() -> impl Strategy<Value = RawBatch> {
+    (some_rows(), 0..1_000_u64, 0..100_u32).prop_map(|((width, values), first_row, seq)| {
+        let mut rows = Rows::new(width);
+        for (row, _) in &values {
+            rows.push(row.iter().map(Option::as_deref));
+        }
+        RawBatch {
+            id: id(seq),
+            first_row,
+            result_id: "q:pages".into(),
+            job: Arc::new(job()),
+            columns: Arc::new(columns(width)),
+            rows,
+        }
+    })
+}
+
+fn valid_batch() -> impl Strategy<Value = ValidBatch> {
+    (some_rows(), 0..1_000_u64, 0..100_u32).prop_map(|((width, values), first_row, seq)| {
+        let (mut rows, mut row_offsets, mut rejected) = (Rows::new(width), Vec::new(), Vec::new());
+        for (offset, (row, is_valid)) in (0_u32..).zip(values) {
+            if is_valid {
+                rows.push(row.iter().map(Option::as_deref));
+                row_offsets.push(offset);
+                continue;
+            }
+            let (column, rule, reason) = (None, "type".to_owned(), "no".to_owned());
+            rejected.push(RejectedRow {
+                row: first_row + u64::from(offset),
+                reject: Reject {
+                    column,
+                    rule,
+                    reason,
+                },
+                raw: columns(width)
+                    .into_iter()
+                    .map(|column| column.name)
+                    .zip(row)
+                    .collect(),
+            });
+        }
+        let target = |column: ResultColumn| TargetColumn {
+            name: column.name,
+            pg_type: PgType::Text,
+            athena_type: column.type_name,
+        };
+        ValidBatch {
+            id: id(seq),
+            first_row,
+            result_id: "q:pages".into(),
+            content_hash: ContentHash::of(&columns(width), &rows),
+            job: "clicks".into(),
+            target: job().target,
+            columns: columns(width).into_iter().map(target).collect(),
+            rows,
+            row_offsets,
+            rejected,
+        }
+    })
+}
+
+fn task() -> impl Strategy<Value = ExtractTask> {
+    let location = prop_oneof![
+        Just(ResultLocation::Pages),
+        Just(ResultLocation::S3 {
+            bucket: "b".into(),
+            key: "k".into(),
+            etag: "\"e\"".into(),
+            size: 10
+        })
+    ];
+    let reading =
+        (location, 0..9_u64, 0..9_u32).prop_map(|(location, row, seq)| TaskState::Reading {
+            query_execution_id: "q".into(),
+            bytes_scanned: 1,
+            location,
+            columns: Arc::new(columns(2)),
+            cursor: Cursor {
+                offset: 7,
+                row,
+                seq,
+                page: Some(("token".into(), 0)),
+            },
+        });
+    let waiting = TaskState::Waiting {
+        attempt: 1,
+        query_execution_id: "q".into(),
+        since: jiff::Timestamp::UNIX_EPOCH,
+    };
+    let state = prop_oneof![
+        Just(TaskState::Start { attempt: 1 }),
+        Just(waiting),
+        reading
+    ];
+    state.prop_map(|state| ExtractTask {
+        run: "run-1".parse().unwrap(),
+        generation: 0,
+        sql: "SELECT 1".into(),
+        source: Source {
+            database: "d".into(),
+            workgroup: None,
+            catalog: None,
+            output_location: None,
+            results: Results::Auto,
+            max_scanned: Some(1),
+            timeout: std::time::Duration::from_secs(1),
+        },
+        job: Arc::new(job()),
+        limits: Limits::default(),
+        state,
+    })
+}
+
+fn event() -> impl Strategy<Value = RunEvent> {
+    let kind = prop_oneof![
+        Just(EventKind::Started {
+            query_execution_id: "q".into()
+        }),
+        (1..9_u32, 9..99_u64).prop_map(|(batches, rows)| EventKind::Extracted {
+            result_id: "q:pages".into(),
+            batches,
+            rows,
+            bytes_scanned: 1
+        }),
+        ".{0,9}".prop_map(|reason| EventKind::Failed { reason }),
+    ];
+    kind.prop_map(|kind| RunEvent {
+        run: "run-1".parse().unwrap(),
+        generation: 0,
+        job: "clicks".into(),
+        kind,
+    })
+}
+
+/// Any message as JSON.
+fn message() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        task().prop_map(|message| json!(message)),
+        raw_batch().prop_map(|message| json!(message)),
+        valid_batch().prop_map(|message| json!(message)),
+        event().prop_map(|message| json!(message)),
+    ]
+}
+
+/// One change to a piece of JSON.
+#[derive(Debug, Clone)]
+enum Change {
+    /// Something else in its place.
+    Replace(Value),
+    Remove,
+    Double,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let odd = prop::sample::select(vec![
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(u32::MAX),
+        json!(1_u64 << 24),
+        json!(i64::MAX),
+        json!(u64::MAX),
+        json!(u64::MAX - 1),
+        json!(1.5),
+        json!(1e300),
+        json!(""),
+        json!("\u{0}"),
+        json!("x".repeat(300)),
+        json!([]),
+        json!([[]]),
+        json!({}),
+        json!([null]),
+        json!(["a", "b"]),
+        json!("reading"),
+        json!("char(99999999999)"),
+    ]);
+    prop_oneof![
+        6 => prop_oneof![odd, any::<u64>().prop_map(|n| json!(n)), (0..9_u64).prop_map(|n| json!(n))].prop_map(Change::Replace),
+        1 => Just(Change::Remove),
+        1 => Just(Change::Double),
+    ]
+}
+
+/// Goes down to some place in the JSON and changes it there.
+fn apply(value: &mut Value, path: &[Index], change: &Change) {
+    let Some((step, rest)) = path.split_first() else {
+        if let Change::Replace(new) = change {
+            *value = new.clone();
+        }
+        return;
+    };
+    match value {
+        Value::Array(items) if !items.is_empty() => {
+            let at = step.index(items.len());
+            match (rest, change) {
+                ([], Change::Remove) => drop(items.remove(at)),
+                ([], Change::Double) => items.insert(at, items[at].clone()),
+                _ => apply(&mut items[at], rest, change),
+            }
+        }
+        Value::Object(fields) if !fields.is_empty() => {
+            let name = fields.keys().nth(step.index(fields.len())).unwrap().clone();
+            match (rest, change) {
+                ([], Change::Remove) => drop(fields.remove(&name)),
+                ([], Change::Double) => {
+                    let copy = fields[&name].clone();
+                    fields.insert(format!("{name}2"), copy);
+                }
+                _ => apply(&mut fields[&name], rest, change),
+            }
+        }
+        leaf => apply(leaf, &[], change),
+    }
+}
+
+#[test]
+fn rows_beyond_all_numbers_are_refused() {
+    let rows = r#""id":{"run":"r","generation":0,"seq":0},"result_id":"q:pages","rows":[["x"]]"#;
+    let raw = |first_row: u64| {
+        format!(
+            r#"{{"first_row":{first_row},"job":{},"columns":[{{"name":"a","type":"varchar"}}],{rows}}}"#,
+            json!(job())
+        )
+    };
+    assert!(read::<RawBatch>(raw(0).as_bytes(), raw_adds_up));
+    assert!(!read::<RawBatch>(raw(u64::MAX).as_bytes(), raw_adds_up));
+    assert!(!read::<RawBatch>(raw(u64::MAX / 2).as_bytes(), raw_adds_up));
+}
+
+proptest! {
+    #[test]
+    fn what_is_sent_is_read(task in task(), raw in raw_batch(), valid in valid_batch(), event in event()) {
+        prop_assert!(read::<ExtractTask>(&serde_json::to_vec(&task).unwrap(), |seen| assert_eq!(seen, &task)));
+        prop_assert!(read::<RawBatch>(&serde_json::to_vec(&raw).unwrap(), |seen| assert_eq!(seen.id, raw.id)));
+        prop_assert!(read::<ValidBatch>(&serde_json::to_vec(&valid).unwrap(), |seen| assert_eq!(seen.id, valid.id)));
+        prop_assert!(read::<RunEvent>(&serde_json::to_vec(&event).unwrap(), |seen| assert_eq!(seen, &event)));
+    }
+
+    #[test]
+    fn a_changed_message_adds_up_or_is_refused(
+        mut message in message(), changes in prop::collection::vec((prop::collection::vec(any::<Index>(), 0..6), change()), 1..4),
+    ) {
+        for (path, change) in &changes {
+            apply(&mut message, path, change);
+        }
+        read_as_everything(&serde_json::to_vec(&message).unwrap());
+    }
+
+    #[test]
+    fn changed_bytes_add_up_or_are_refused(
+        message in message(), edits in prop::collection::vec((any::<Index>(), 0..3_u8, any::<u8>(), "[]\\[{}\",:0-9null.e-]"), 1..6),
+    ) {
+        let mut body = serde_json::to_vec(&message).unwrap();
+        for (at, kind, byte, token) in edits {
+            let at = at.index(body.len().max(1));
+            match kind {
+                0 if at < body.len() => body[at] = byte,
+                1 => body.insert(at.min(body.len()), token.as_bytes()[0]),
+                _ => body.truncate(at),
+            }
+        }
+        read_as_everything(&body);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_refused(body: Vec<u8>, text in "\\PC{0,60}", nested in 0..300_usize) {
+        read_as_everything(&body);
+        read_as_everything(text.as_bytes());
+        read_as_everything("[".repeat(nested).as_bytes());
+    }
+
+    #[test]
+    fn a_name_is_a_run_id_only_if_it_is_plain(name in prop_oneof!["\\PC{0,8}", "[-._a-zA-Z0-9/ \n\u{0}']{0,110}"]) {
+        let run = name.parse::<RunId>();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let is_plain = name.len() <= 100 && name.chars().all(plain) && name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+        prop_assert_eq!(run.is_ok(), is_plain);
+        prop_assert_eq!(serde_json::from_value::<RunId>(json!(name)).is_ok(), is_plain);
+    }
+}

@@ -1,0 +1,327 @@
+//! Consuming. A delivery is settled once, by value, after its effects are durable.
+
+use std::marker::PhantomData;
+
+use futures::{FutureExt, StreamExt};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel};
+
+use super::{Connection, QueueError, QueueName, within};
+use crate::message::{Message, RunId};
+
+/// Why a delivery cannot be read: the message's own fault, whoever reads it.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    #[error(
+        "the message has the type {found:?}, and this version reads {wanted:?}; upgrade the service that reads, or replay it once that is done"
+    )]
+    Kind { found: String, wanted: &'static str },
+    #[error("the body is not a {kind}: {problem}")]
+    Body { kind: &'static str, problem: String },
+}
+
+/// A consumer of one queue on a channel of its own.
+pub struct Consumer<M> {
+    queue: QueueName,
+    channel: Channel,
+    stream: lapin::Consumer,
+    message: PhantomData<fn() -> M>,
+}
+
+/// Stands for 'whatever was dead-lettered' as the type of a consumer.
+pub enum Dead {}
+
+/// A delivery of a message that should be an `M`.
+pub struct Delivery<M> {
+    raw: RawDelivery,
+    message: PhantomData<fn() -> M>,
+}
+
+/// A delivery whose body has not been looked at.
+pub struct RawDelivery {
+    queue: QueueName,
+    id: String,
+    inner: lapin::message::Delivery,
+}
+
+/// What the broker says of a message that it dead-lettered itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    pub queue: String,
+    pub reason: String,
+    pub count: i64,
+}
+
+impl<M: Message> Consumer<M> {
+    /// Starts consuming with at most `prefetch` deliveries in hand.
+    pub async fn open(connection: &Connection, prefetch: u16) -> Result<Self, QueueError> {
+        Self::open_queue(connection, M::QUEUE, prefetch).await
+    }
+
+    /// The next delivery; waits for it. A stream that ends is an error. Dropping the future loses
+    /// nothing.
+    pub async fn next(&mut self) -> Result<Delivery<M>, QueueError> {
+        self.next_raw().await.map(|raw| Delivery {
+            raw,
+            message: PhantomData,
+        })
+    }
+
+    /// A delivery that is already here.
+    pub fn try_next(&mut self) -> Option<Result<Delivery<M>, QueueError>> {
+        self.next().now_or_never()
+    }
+}
+
+impl Consumer<Dead> {
+    /// Starts consuming `etl.dead`.
+    pub async fn open_dead(connection: &Connection, prefetch: u16) -> Result<Self, QueueError> {
+        Self::open_queue(connection, QueueName::Dead, prefetch).await
+    }
+
+    /// The next dead letter; waits for it.
+    pub async fn next_dead(&mut self) -> Result<RawDelivery, QueueError> {
+        self.next_raw().await
+    }
+}
+
+impl<M> Consumer<M> {
+    async fn open_queue(
+        connection: &Connection,
+        queue: QueueName,
+        prefetch: u16,
+    ) -> Result<Self, QueueError> {
+        let channel = connection.channel().await?;
+        within(
+            "setting the prefetch",
+            channel.basic_qos(prefetch, BasicQosOptions::default()),
+        )
+        .await?;
+        let doing = format!("consuming {}", queue.name());
+        let consume = channel.basic_consume(
+            queue.name().into(),
+            ShortString::default(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let stream = within(&doing, consume).await?;
+        Ok(Self {
+            queue,
+            channel,
+            stream,
+            message: PhantomData,
+        })
+    }
+
+    async fn next_raw(&mut self) -> Result<RawDelivery, QueueError> {
+        let queue = self.queue;
+        match self.stream.next().await {
+            // After a connection broke, what was prefetched still comes out of the stream, and
+            // cannot be acked any more: it will be delivered again.
+            Some(Ok(inner)) if inner.acker.usable() => {
+                if inner.redelivered {
+                    metrics::counter!("etl_redeliveries_total", "queue" => queue.name())
+                        .increment(1);
+                }
+                Ok(RawDelivery::new(queue, inner))
+            }
+            Some(Ok(_)) | None => Err(QueueError::ConsumerEnded {
+                queue: queue.name(),
+            }),
+            Some(Err(source)) => Err(QueueError::broker(
+                format!("consuming {}", queue.name()),
+                source,
+            )),
+        }
+    }
+
+    /// Stops consuming; what was delivered and not acked goes back to the queue.
+    pub async fn close(self, connection: &Connection) {
+        connection.close_channel(&self.channel).await;
+    }
+}
+
+impl<M: Message> Delivery<M> {
+    /// The message, checked.
+    pub fn read(&self) -> Result<M, Unreadable> {
+        let found = self.raw.kind();
+        if found != M::KIND {
+            return Err(Unreadable::Kind {
+                found: found.to_owned(),
+                wanted: M::KIND,
+            });
+        }
+        let unreadable = |problem: String| Unreadable::Body {
+            kind: M::KIND,
+            problem,
+        };
+        let message: M = serde_json::from_slice(self.raw.body())
+            .map_err(|error| unreadable(describe(&error)))?;
+        message.check().map_err(unreadable)?;
+        Ok(message)
+    }
+}
+
+/// Where and of what kind a JSON error is. serde's own text may quote a value of a row.
+fn describe(error: &serde_json::Error) -> String {
+    format!(
+        "{:?} error at line {} column {}",
+        error.classify(),
+        error.line(),
+        error.column()
+    )
+}
+
+impl<M> Delivery<M> {
+    /// Tells the broker that this delivery is done with. An ack that cannot be sent is no error: the
+    /// message comes again, and the ledger knows it.
+    pub async fn ack(self) -> Result<(), QueueError> {
+        self.raw.ack().await
+    }
+}
+
+impl<M> std::ops::Deref for Delivery<M> {
+    type Target = RawDelivery;
+
+    fn deref(&self) -> &RawDelivery {
+        &self.raw
+    }
+}
+
+impl RawDelivery {
+    pub(super) fn new(queue: QueueName, inner: lapin::message::Delivery) -> Self {
+        let id = inner.properties.message_id().as_ref();
+        let id = id.map(ToString::to_string).unwrap_or_default();
+        Self { queue, id, inner }
+    }
+
+    /// The `message_id`; empty when there is none.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The name of the queue that it came from.
+    pub fn queue(&self) -> &'static str {
+        self.queue.name()
+    }
+
+    /// The AMQP property `type`; empty when there is none.
+    pub fn kind(&self) -> &str {
+        self.inner
+            .properties
+            .kind()
+            .as_ref()
+            .map(ShortString::as_str)
+            .unwrap_or_default()
+    }
+
+    pub fn body(&self) -> &[u8] {
+        &self.inner.data
+    }
+
+    /// The run in the headers, where there is one.
+    pub fn run(&self) -> Option<RunId> {
+        self.header("run")?.parse().ok()
+    }
+
+    /// How often this message has been delivered, this time included.
+    pub fn deliveries(&self) -> u32 {
+        let counted = match self.field("x-delivery-count") {
+            Some(AMQPValue::LongLongInt(count)) => u32::try_from(*count).ok(),
+            Some(AMQPValue::LongInt(count)) => u32::try_from(*count).ok(),
+            Some(AMQPValue::LongUInt(count)) => Some(*count),
+            _ => None,
+        };
+        1 + counted.unwrap_or(u32::from(self.inner.redelivered))
+    }
+
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<String> {
+        match self.field(name)? {
+            AMQPValue::LongString(text) => {
+                Some(String::from_utf8_lossy(text.as_bytes()).into_owned())
+            }
+            AMQPValue::ShortString(text) => Some(text.to_string()),
+            AMQPValue::LongUInt(number) => Some(number.to_string()),
+            AMQPValue::LongInt(number) => Some(number.to_string()),
+            AMQPValue::LongLongInt(number) => Some(number.to_string()),
+            AMQPValue::Boolean(value) => Some(value.to_string()),
+            _ => None,
+        }
+    }
+
+    /// The headers that can be shown as text, by name.
+    pub fn headers(&self) -> std::collections::BTreeMap<String, String> {
+        let table = self.inner.properties.headers().as_ref();
+        let names = table.into_iter().flat_map(|table| table.inner().keys());
+        names
+            .filter_map(|name| Some((name.to_string(), self.header(name.as_str())?)))
+            .collect()
+    }
+
+    /// The broker's own record, where it was the broker that dead-lettered the message.
+    pub fn death(&self) -> Option<Death> {
+        let AMQPValue::FieldArray(deaths) = self.field("x-death")? else {
+            return None;
+        };
+        let AMQPValue::FieldTable(newest) = deaths.as_slice().first()? else {
+            return None;
+        };
+        let text = |name: &str| match newest.inner().get(name) {
+            Some(AMQPValue::LongString(text)) => {
+                String::from_utf8_lossy(text.as_bytes()).into_owned()
+            }
+            _ => String::new(),
+        };
+        let count = match newest.inner().get("count") {
+            Some(AMQPValue::LongLongInt(count)) => *count,
+            _ => 1,
+        };
+        Some(Death {
+            queue: text("queue"),
+            reason: text("reason"),
+            count,
+        })
+    }
+
+    pub(super) fn properties(&self) -> &BasicProperties {
+        &self.inner.properties
+    }
+
+    /// The headers without the broker's, which it would not take from a client.
+    pub(super) fn own_headers(&self) -> FieldTable {
+        let mut own = FieldTable::default();
+        for (name, value) in self
+            .inner
+            .properties
+            .headers()
+            .iter()
+            .flat_map(FieldTable::inner)
+        {
+            let name_text = name.as_str();
+            let copies_it = matches!(name_text, "CC" | "BCC");
+            if (!name_text.starts_with("x-") || name_text.starts_with("x-etl-")) && !copies_it {
+                own.insert(name.clone(), value.clone());
+            }
+        }
+        own
+    }
+
+    fn field(&self, name: &str) -> Option<&AMQPValue> {
+        self.inner.properties.headers().as_ref()?.inner().get(name)
+    }
+
+    /// As [`Delivery::ack`].
+    pub async fn ack(self) -> Result<(), QueueError> {
+        let doing = format!("acking a delivery of {}", self.queue.name());
+        if !within(&doing, self.inner.acker.ack(BasicAckOptions::default())).await? {
+            tracing::debug!(
+                queue.name = self.queue.name(),
+                message.id = self.id,
+                "ack not sent; the message will come again"
+            );
+        }
+        Ok(())
+    }
+}

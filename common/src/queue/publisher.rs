@@ -1,0 +1,377 @@
+//! Publishing. A publish counts when the broker confirmed it and had a queue for it; anything else
+//! is published again or is an error.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lapin::message::BasicReturnMessage;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Connection, QueueError, QueueName, RawDelivery, message_count, within};
+use crate::message::{Message, RawBatch};
+use crate::service::backoff;
+
+/// How long a confirm may take. Longer than a broker's pause, shorter than its patience with an
+/// unacked delivery.
+const CONFIRM: Duration = Duration::from_mins(1);
+
+/// How long a full queue is waited for with deliveries in hand.
+const FULL: Duration = Duration::from_secs(20);
+
+/// RabbitMQ's largest message is 16 MiB since 4.0; a larger one closes the channel.
+const MAX_BODY: usize = 15 << 20;
+
+/// PERSISTENT, the delivery mode of the AMQP specification that survives a restart of the broker.
+const PERSISTENT: u8 = 2;
+
+/// A message that cannot be sent, whoever tries.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsendable {
+    #[error("the {kind} {id} is not consistent: {problem}")]
+    Inconsistent {
+        kind: &'static str,
+        id: String,
+        problem: String,
+    },
+    #[error("the {kind} {id} cannot be written as JSON")]
+    Encoding {
+        kind: &'static str,
+        id: String,
+        source: serde_json::Error,
+    },
+    #[error(
+        "the {kind} {id} has {bytes} bytes, more than the {MAX_BODY} that a broker takes; its rows are too large for a table, select less of them"
+    )]
+    TooLarge {
+        kind: &'static str,
+        id: String,
+        bytes: usize,
+    },
+}
+
+/// A message ready to be published, bound to its queue by its type.
+pub struct Outgoing {
+    queue: QueueName,
+    id: String,
+    body: Vec<u8>,
+    properties: BasicProperties,
+}
+
+impl Outgoing {
+    /// A message to its type's queue.
+    pub fn of<M: Message>(message: &M) -> Result<Self, Unsendable> {
+        let (kind, id) = (M::KIND, message.id());
+        if let Err(problem) = message.check() {
+            return Err(Unsendable::Inconsistent { kind, id, problem });
+        }
+        let body = serde_json::to_vec(message).map_err(|source| Unsendable::Encoding {
+            kind,
+            id: id.clone(),
+            source,
+        })?;
+        if body.len() > MAX_BODY {
+            return Err(Unsendable::TooLarge {
+                kind,
+                id,
+                bytes: body.len(),
+            });
+        }
+        let mut headers = FieldTable::default();
+        headers.insert("run".into(), text(message.run().as_str()));
+        headers.insert("job".into(), text(message.job()));
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_type(M::KIND.into())
+            .with_headers(headers);
+        Ok(Self::new(M::QUEUE, id, body, properties))
+    }
+
+    /// The same batch to the archive, which keeps it for replays.
+    #[must_use]
+    pub fn archived(batch: &RawBatch, sent: &Self) -> Self {
+        debug_assert_eq!(batch.id(), sent.id);
+        Self {
+            queue: QueueName::Archive,
+            id: sent.id.clone(),
+            body: sent.body.clone(),
+            properties: sent.properties.clone(),
+        }
+    }
+
+    /// An archived batch back to the transformers, as it was.
+    pub fn restored(archived: &RawDelivery) -> Self {
+        let headers = archived.own_headers();
+        let properties = archived.properties().clone().with_headers(headers);
+        Self::new(
+            QueueName::Raw,
+            archived.id().to_owned(),
+            archived.body().to_vec(),
+            properties,
+        )
+    }
+
+    /// A mark in the archive: whoever reads it up to here has read all that was there before.
+    pub fn marker(id: &str) -> Self {
+        let properties = BasicProperties::default().with_type("marker.v1".into());
+        Self::new(QueueName::Archive, id.to_owned(), Vec::new(), properties)
+    }
+
+    /// A delivery to `etl.dead`, its body and headers as they were, with what happened: the stage,
+    /// a reason for a person, and how often it was tried.
+    pub fn dead(delivery: &RawDelivery, stage: &str, reason: &str, attempts: u32) -> Self {
+        // The frame of the headers has to fit the connection's frame size, 128 KiB by default.
+        let reason: String = reason.chars().take(4_000).collect();
+        let mut headers = delivery.own_headers();
+        headers.insert("x-etl-stage".into(), text(stage));
+        headers.insert("x-etl-queue".into(), text(delivery.queue()));
+        headers.insert("x-etl-reason".into(), text(&reason));
+        headers.insert("x-etl-attempts".into(), AMQPValue::LongUInt(attempts));
+        headers.insert(
+            "x-etl-dead-at".into(),
+            text(&jiff::Timestamp::now().to_string()),
+        );
+        // Nothing else of a foreign message comes along: an expiration would delete the letter, another
+        // user's name would close the channel.
+        let mut properties = BasicProperties::default()
+            .with_type(delivery.kind().into())
+            .with_headers(headers);
+        if let Some(encoding) = delivery.properties().content_encoding() {
+            properties = properties.with_content_encoding(encoding.clone());
+        }
+        if let Some(content_type) = delivery.properties().content_type() {
+            properties = properties.with_content_type(content_type.clone());
+        }
+        Self::new(
+            QueueName::Dead,
+            delivery.id().to_owned(),
+            delivery.body().to_vec(),
+            properties,
+        )
+    }
+
+    /// A dead letter back to the queue that it came from, with the identity that it had: whoever
+    /// has handled it meanwhile will know it. None when that is not one of the pipeline's queues.
+    pub fn again(
+        queue: &str,
+        id: &str,
+        kind: &str,
+        headers: &BTreeMap<String, String>,
+        body: Vec<u8>,
+    ) -> Option<Self> {
+        let queue = QueueName::ALL
+            .into_iter()
+            .find(|known| known.name() == queue)?;
+        if matches!(queue, QueueName::Archive | QueueName::Dead) {
+            return None;
+        }
+        let mut own = FieldTable::default();
+        for (name, value) in headers.iter().filter(|(name, _)| !name.starts_with("x-")) {
+            own.insert(ShortString::try_new(name.as_str()).ok()?, text(value));
+        }
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_type(ShortString::try_new(kind).ok()?)
+            .with_headers(own);
+        Some(Self::new(queue, id.to_owned(), body, properties))
+    }
+
+    fn new(queue: QueueName, id: String, body: Vec<u8>, properties: BasicProperties) -> Self {
+        // An AMQP short string has at most 255 bytes; a foreign message may have come with any id.
+        let short = ShortString::try_new(id.as_str()).unwrap_or_default();
+        Self {
+            queue,
+            id,
+            body,
+            properties: properties
+                .with_message_id(short)
+                .with_delivery_mode(PERSISTENT),
+        }
+    }
+
+    /// The length of the body in bytes, for windows.
+    pub fn bytes(&self) -> usize {
+        self.body.len()
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+/// A channel of its own for one publishing task, with confirms on.
+pub struct Publisher<'a> {
+    connection: &'a Connection,
+    channel: Channel,
+}
+
+/// How the broker answered a window of messages.
+#[derive(Default)]
+struct Answers {
+    nacked: Vec<usize>,
+    /// A queue that is not there.
+    unroutable: Option<String>,
+}
+
+impl Answers {
+    fn returned(&mut self, message: &BasicReturnMessage) {
+        self.unroutable = Some(message.delivery.routing_key.to_string());
+    }
+}
+
+impl<'a> Publisher<'a> {
+    /// A channel with confirms on: there is no other way to get a publisher.
+    pub async fn open(connection: &'a Connection) -> Result<Self, QueueError> {
+        let channel = connection.channel().await?;
+        within(
+            "turning publisher confirms on",
+            channel.confirm_select(ConfirmSelectOptions::default()),
+        )
+        .await?;
+        Ok(Self {
+            connection,
+            channel,
+        })
+    }
+
+    /// Publishes a window of messages and returns when each is confirmed and routed. One that the
+    /// broker refuses since its queue is full is published again until it is taken.
+    ///
+    /// # Errors
+    /// Any error means that the outcome is unknown: some of the messages may have been taken. They
+    /// have to be published again under the same ids, on another connection.
+    pub async fn publish(&mut self, window: &[Outgoing]) -> Result<(), QueueError> {
+        let mut pending: Vec<usize> = (0..window.len()).collect();
+        let started = Instant::now();
+        for attempt in 0.. {
+            let answers = self.publish_once(window, &pending).await?;
+            if let Some(queue) = answers.unroutable {
+                return Err(QueueError::Unroutable { queue });
+            }
+            let Some(refused) = answers.nacked.first().map(|index| window[*index].queue) else {
+                return Ok(());
+            };
+            if started.elapsed() > FULL {
+                let messages = message_count(self.connection, refused).await?;
+                return Err(QueueError::Full {
+                    queue: refused.name(),
+                    messages,
+                });
+            }
+            metrics::counter!("etl_publishes_refused_total", "queue" => refused.name())
+                .increment(answers.nacked.len() as u64);
+            pending = answers.nacked;
+            sleep(backoff(
+                attempt,
+                Duration::from_millis(50),
+                Duration::from_secs(2),
+            ))
+            .await;
+        }
+        unreachable!("the attempts have no end")
+    }
+
+    /// One go at the messages at `pending`. Which were refused is decided after all have answered:
+    /// lapin may hand a returned message to the confirm of another one of the window.
+    async fn publish_once(
+        &self,
+        window: &[Outgoing],
+        pending: &[usize],
+    ) -> Result<Answers, QueueError> {
+        let mut confirms = Vec::with_capacity(pending.len());
+        for index in pending {
+            let Outgoing {
+                queue,
+                body,
+                properties,
+                ..
+            } = &window[*index];
+            let options = BasicPublishOptions {
+                mandatory: true,
+                ..BasicPublishOptions::default()
+            };
+            let sent = self.channel.basic_publish(
+                "".into(),
+                queue.name().into(),
+                options,
+                body,
+                properties.clone(),
+            );
+            confirms.push((
+                *index,
+                within(&format!("publishing to {}", queue.name()), sent).await?,
+            ));
+        }
+        let mut answers = Answers::default();
+        for (index, confirm) in confirms {
+            let queue = window[index].queue.name();
+            let doing = || format!("confirming a message to {queue}");
+            match timeout(CONFIRM, confirm).await {
+                Err(_) if self.connection.is_blocked() => {
+                    return Err(QueueError::Blocked {
+                        reason: "it blocked this connection".to_owned(),
+                    });
+                }
+                Err(_) => {
+                    return Err(QueueError::Timeout {
+                        doing: doing(),
+                        after: CONFIRM,
+                    });
+                }
+                Ok(Err(source)) => return Err(QueueError::broker(doing(), source)),
+                Ok(Ok(Confirmation::Ack(None))) => {}
+                Ok(Ok(Confirmation::Ack(Some(returned)))) => answers.returned(&returned),
+                Ok(Ok(Confirmation::Nack(returned))) => {
+                    if let Some(returned) = returned {
+                        answers.returned(&returned);
+                    }
+                    answers.nacked.push(index);
+                }
+                Ok(Ok(Confirmation::NotRequested)) => {
+                    return Err(QueueError::Broker {
+                        doing: doing(),
+                        source: lapin::ErrorKind::FutureCompleted.into(),
+                    });
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Waits until the broker takes messages: one to a queue that is not there has to come back.
+    /// During an alarm it connects, declares and delivers as always, and only a publish tells: it
+    /// blocks the connection, even where it was still confirmed.
+    pub async fn probe(&mut self) -> Result<(), QueueError> {
+        loop {
+            let options = BasicPublishOptions {
+                mandatory: true,
+                ..BasicPublishOptions::default()
+            };
+            let sent = self.channel.basic_publish(
+                "".into(),
+                "etl.probe".into(),
+                options,
+                b"",
+                BasicProperties::default(),
+            );
+            let confirm = within("publishing a probe", sent).await?;
+            let answer = within("confirming a probe", confirm).await;
+            if !self.connection.is_blocked() {
+                return answer.map(drop);
+            }
+            // Waiting is all that helps: a new connection would be blocked like this one.
+            self.connection.until_unblocked().await?;
+        }
+    }
+
+    /// Closes the channel.
+    pub async fn close(self) {
+        self.connection.close_channel(&self.channel).await;
+    }
+}

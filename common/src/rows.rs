@@ -1,0 +1,300 @@
+//! Rows of text values in one buffer, NULL kept apart from the empty string.
+//!
+//! A batch has a few thousand rows of a few values each; a `String` per value would cost more than
+//! the values. All text lies in one buffer, with one end offset per value. On the wire it is an
+//! array of arrays of strings and nulls.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
+use serde::ser::SerializeSeq;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The highest bit of an end offset marks a NULL. Batches are a few MiB, far below 2 GiB.
+const NULL: u32 = 1 << 31;
+
+/// Rows that all have `width` values; a value is text or NULL.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Rows {
+    width: usize,
+    text: String,
+    ends: Vec<u32>,
+}
+
+impl Rows {
+    /// No rows yet, each of which will have `width` values.
+    pub fn new(width: usize) -> Self {
+        Self {
+            width,
+            ..Self::default()
+        }
+    }
+
+    /// The number of values in a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.ends.len().checked_div(self.width).unwrap_or(0)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The sum of the values' lengths in bytes of UTF-8; NULL counts nothing.
+    pub fn text_bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Appends a row.
+    ///
+    /// # Panics
+    /// If the row does not have `width` values, or the text would pass 2 GiB: both are bugs of the
+    /// caller, which bounds its batches.
+    pub fn push<'a>(&mut self, row: impl IntoIterator<Item = Option<&'a str>>) {
+        let before = self.ends.len();
+        for value in row {
+            self.push_value(value);
+        }
+        assert_eq!(
+            self.ends.len() - before,
+            self.width,
+            "a row of another width"
+        );
+    }
+
+    fn push_value(&mut self, value: Option<&str>) {
+        self.text.push_str(value.unwrap_or_default());
+        let end = u32::try_from(self.text.len())
+            .ok()
+            .filter(|end| end & NULL == 0);
+        let end = end.expect("a batch's text is below 2 GiB");
+        self.ends
+            .push(if value.is_none() { end | NULL } else { end });
+    }
+
+    /// Row `index`, counted from 0.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, index: usize) -> Row<'_> {
+        assert!(index < self.len(), "row {index} of {}", self.len());
+        Row {
+            rows: self,
+            first: index * self.width,
+        }
+    }
+
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
+        (0..self.len()).map(|index| self.row(index))
+    }
+
+    fn value(&self, index: usize) -> Option<&str> {
+        let end = self.ends[index];
+        let start = if index == 0 {
+            0
+        } else {
+            self.ends[index - 1] & !NULL
+        };
+        (end & NULL == 0).then(|| &self.text[start as usize..end as usize])
+    }
+}
+
+/// One row of [`Rows`].
+#[derive(Clone, Copy)]
+pub struct Row<'a> {
+    rows: &'a Rows,
+    first: usize,
+}
+
+impl<'a> Row<'a> {
+    /// The value of a column, counted from 0; `None` is NULL.
+    ///
+    /// # Panics
+    /// If there is no such column.
+    pub fn get(&self, column: usize) -> Option<&'a str> {
+        assert!(
+            column < self.rows.width,
+            "column {column} of {}",
+            self.rows.width
+        );
+        self.rows.value(self.first + column)
+    }
+
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<&'a str>> {
+        let (rows, first) = (self.rows, self.first);
+        (first..first + rows.width).map(move |index| rows.value(index))
+    }
+
+    /// The row by itself, for a quarantine record.
+    pub fn to_vec(&self) -> Vec<Option<String>> {
+        self.iter().map(|value| value.map(str::to_owned)).collect()
+    }
+}
+
+impl fmt::Debug for Rows {
+    /// Shape only: values stay out of logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Rows({} x {}, {} bytes)",
+            self.len(),
+            self.width,
+            self.text.len()
+        )
+    }
+}
+
+impl Serialize for Row<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl Serialize for Rows {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut rows = serializer.serialize_seq(Some(self.len()))?;
+        for row in self.iter() {
+            rows.serialize_element(&row)?;
+        }
+        rows.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Rows {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(RowsVisitor)
+    }
+}
+
+struct RowsVisitor;
+
+impl<'de> Visitor<'de> for RowsVisitor {
+    type Value = Rows;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("rows of equal length")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Rows, A::Error> {
+        let mut rows = Rows::default();
+        let mut first = true;
+        while let Some(width) = seq.next_element_seed(RowSeed(&mut rows))? {
+            if width == 0 || (!first && width != rows.width) {
+                return Err(A::Error::custom(format!(
+                    "a row of {width} values among rows of {}",
+                    rows.width
+                )));
+            }
+            rows.width = width;
+            first = false;
+        }
+        Ok(rows)
+    }
+}
+
+/// Reads one row into the shared buffer and answers its width.
+struct RowSeed<'a>(&'a mut Rows);
+
+impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
+    type Value = usize;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RowSeed<'_> {
+    type Value = usize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a row of strings and nulls")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<usize, A::Error> {
+        let mut width = 0;
+        while seq.next_element_seed(ValueSeed(self.0))?.is_some() {
+            width += 1;
+        }
+        Ok(width)
+    }
+}
+
+struct ValueSeed<'a>(&'a mut Rows);
+
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Visitor<'_> for ValueSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or null")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
+        if self.0.text.len() + value.len() >= NULL as usize {
+            return Err(E::custom("rows of more than 2 GiB"));
+        }
+        self.0.push_value(Some(value));
+        Ok(())
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.0.push_value(None);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn null_and_the_empty_string_stay_two_things() {
+        let mut rows = Rows::new(2);
+        rows.push([None, Some("")]);
+        rows.push([Some("a"), None]);
+        let json = serde_json::to_string(&rows).unwrap();
+        assert_eq!(json, r#"[[null,""],["a",null]]"#);
+        assert_eq!(serde_json::from_str::<Rows>(&json).unwrap(), rows);
+    }
+
+    #[test]
+    fn rows_of_unequal_length_are_refused() {
+        for bad in [
+            r#"[["a"],["b","c"]]"#,
+            "[[]]",
+            r#"[["a"],[]]"#,
+            "[[1]]",
+            "[[[]]]",
+            "3",
+        ] {
+            assert!(serde_json::from_str::<Rows>(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out(values in prop::collection::vec(prop::array::uniform3(prop::option::of(".{0,9}")), 0..40)) {
+            let mut rows = Rows::new(3);
+            for row in &values {
+                rows.push(row.iter().map(Option::as_deref));
+            }
+            let json = serde_json::to_string(&rows).unwrap();
+            let read: Rows = serde_json::from_str(&json).unwrap();
+            let seen: Vec<_> = read.iter().map(|row| row.to_vec()).collect();
+            let wanted: Vec<_> = values.iter().map(|row| row.to_vec()).collect();
+            prop_assert_eq!(seen, wanted);
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! What the three services have in common: settings, logs, health, and the supervisor that builds
+//! connections, queues and consumers and builds them again when the world was at fault.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::StreamExt;
+use serde::Deserialize;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::lifecycle::{Health, HttpAddress, serve_http, shutdown_on_signal};
+use crate::queue::{self, Connection, ConnectionEvent, Publisher, QueueError, QueueName};
+use crate::settings::{self, SecretUrl};
+use crate::telemetry;
+
+/// What a service is called, and where it serves its health when nothing is set.
+#[derive(Debug, Clone, Copy)]
+pub struct Service {
+    pub name: &'static str,
+    pub http_port: u16,
+    /// Whether publishing is its work: such a one starts when the broker takes messages. One that
+    /// takes messages away goes on while the broker is short of memory or disk: that is what helps it.
+    pub publishes: bool,
+}
+
+/// The settings that every service has.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ServiceSettings {
+    #[serde(default = "local_broker")]
+    pub amqp_url: SecretUrl,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    pub http_addr: Option<SocketAddr>,
+    /// How long a service may take to finish what is in hand once it was told to stop.
+    #[serde(default = "default_deadline", with = "humantime_serde")]
+    pub shutdown_deadline: Duration,
+}
+
+fn local_broker() -> SecretUrl {
+    url::Url::parse("amqp://guest:guest@127.0.0.1:5672/%2f")
+        .expect("a constant")
+        .into()
+}
+
+fn default_deadline() -> Duration {
+    Duration::from_secs(20)
+}
+
+/// What ended a session before it was told to stop.
+#[derive(Debug)]
+pub enum Fault {
+    /// Broker, database, AWS or the network: it is tried again until it works, and nothing is given
+    /// up meanwhile.
+    World(anyhow::Error),
+    /// Somebody has to change a setting: the process ends with a sentence.
+    Configuration(anyhow::Error),
+}
+
+impl From<QueueError> for Fault {
+    fn from(error: QueueError) -> Self {
+        if error.is_configuration() {
+            Self::Configuration(error.into())
+        } else {
+            Self::World(error.into())
+        }
+    }
+}
+
+/// What a session works with. Consuming and publishing have a connection each, since a broker under
+/// alarm blocks the publishing one, acks included.
+pub struct Session {
+    pub consuming: Connection,
+    pub publishing: Connection,
+    pub health: Health,
+    /// Cancelled when the process shall stop or a connection was lost: take nothing new, settle what
+    /// is in hand, return.
+    pub stop: CancellationToken,
+}
+
+/// Runs a service until it is told to stop: the body of every service's `main`.
+///
+/// `session` does the service's work; it returns `Ok` after [`Session::stop`] only, and is called
+/// again with fresh connections after a [`Fault::World`].
+pub async fn run(
+    service: Service,
+    session: impl AsyncFn(&Session) -> Result<(), Fault>,
+) -> ExitCode {
+    telemetry::start_logging();
+    match run_until_stopped(service, session).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "{} stopped", service.name);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run_until_stopped(
+    service: Service,
+    session: impl AsyncFn(&Session) -> Result<(), Fault>,
+) -> anyhow::Result<()> {
+    let settings: ServiceSettings = settings::load()?;
+    let metrics = telemetry::start_metrics(service.name)?;
+    install_tls();
+    let health = Health::default();
+    health.not_ready("broker", "connecting");
+    let stop = shutdown_on_signal()?;
+    let address = settings
+        .http_addr
+        .map_or(HttpAddress::Default(service.http_port), HttpAddress::Set);
+    let tracker = TaskTracker::new();
+    // To the very end: how a service stops is what somebody may want to look at.
+    let http = tracker.spawn(serve_http(address, health.clone(), metrics));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), broker = %settings.amqp_url, "{} starts", service.name);
+    tokio::select! {
+        ended = supervise(service, &settings, &health, &stop, session) => ended,
+        served = http => served.context("the HTTP server crashed")?,
+    }
+}
+
+/// Installs ring as the provider of TLS. lapin's connector would else look for one by itself.
+pub fn install_tls() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        tracing::debug!("a TLS provider was already installed");
+    }
+}
+
+async fn supervise(
+    service: Service,
+    settings: &ServiceSettings,
+    health: &Health,
+    stop: &CancellationToken,
+    session: impl AsyncFn(&Session) -> Result<(), Fault>,
+) -> anyhow::Result<()> {
+    let mut failures = 0;
+    loop {
+        let started = Instant::now();
+        let ended = Box::pin(attempt(service, settings, health, stop, &session)).await;
+        if stop.is_cancelled() {
+            return match ended {
+                Ok(()) => Ok(()),
+                Err(Fault::World(error) | Fault::Configuration(error)) => Err(error),
+            };
+        }
+        match ended {
+            Ok(()) => health.only("broker", "connecting"),
+            Err(Fault::Configuration(error)) => return Err(error),
+            Err(Fault::World(error)) => {
+                let why = format!("{error:#}");
+                tracing::warn!(error = why, "cannot work now; trying again");
+                health.only("broker", why);
+            }
+        }
+        failures = if started.elapsed() > Duration::from_mins(1) {
+            0
+        } else {
+            failures + 1
+        };
+        let pause = backoff(
+            failures,
+            Duration::from_millis(250),
+            Duration::from_secs(10),
+        );
+        if timeout(pause, stop.cancelled()).await.is_ok() {
+            return Ok(());
+        }
+    }
+}
+
+/// One session: connect, prepare, work, close. `Ok` when it was told to stop, and when a full queue
+/// has room again.
+async fn attempt(
+    service: Service,
+    settings: &ServiceSettings,
+    health: &Health,
+    stop: &CancellationToken,
+    session: impl AsyncFn(&Session) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let connect = async {
+        let name = |what| format!("{} {what}", service.name);
+        let consuming = Connection::open(&settings.amqp_url, &name("consuming")).await?;
+        let publishing = Connection::open(&settings.amqp_url, &name("publishing")).await?;
+        Ok::<_, QueueError>((consuming, publishing))
+    };
+    let (consuming, publishing) = tokio::select! {
+        connected = connect => connected?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let state = Session {
+        consuming,
+        publishing,
+        health: health.clone(),
+        stop: stop.child_token(),
+    };
+    let mut outcome = {
+        let work = async {
+            // A connection that is lost meanwhile makes a call fail, and that error says more.
+            tokio::select! {
+                prepared = prepare(service, &state) => prepared?,
+                () = stop.cancelled() => return Ok(()),
+            }
+            session(&state).await
+        };
+        watched(work, &state, stop, settings.shutdown_deadline).await
+    };
+    if let Err(Fault::World(error)) = &outcome
+        && let Some(QueueError::Full { queue, messages }) = error.downcast_ref()
+    {
+        outcome = wait_for_room(&state, stop, queue, *messages).await;
+    }
+    futures::join!(state.consuming.close(), state.publishing.close());
+    outcome
+}
+
+/// Declares the queues, and waits until the broker takes messages where that is needed: during an
+/// alarm it connects and declares as always, and a session would only begin to take what it cannot
+/// pass on.
+async fn prepare(service: Service, session: &Session) -> Result<(), QueueError> {
+    queue::declare(&session.publishing).await?;
+    if service.publishes {
+        let mut publisher = Publisher::open(&session.publishing).await?;
+        publisher.probe().await?;
+        publisher.close().await;
+    }
+    session.health.clear("broker");
+    tracing::info!("connected to the broker");
+    Ok(())
+}
+
+/// Does the work of a session while it looks at its connections and at the deadline after a stop.
+async fn watched(
+    work: impl Future<Output = Result<(), Fault>>,
+    session: &Session,
+    stop: &CancellationToken,
+    patience: Duration,
+) -> Result<(), Fault> {
+    let mut lost = None;
+    let watch = watch(session);
+    let deadline = async {
+        stop.cancelled().await;
+        session
+            .health
+            .not_ready("stop", "finishing what is in hand");
+        sleep(patience).await;
+    };
+    tokio::pin!(work, watch, deadline);
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut work => break outcome,
+            why = &mut watch, if lost.is_none() => {
+                lost = Some(why);
+                session.stop.cancel();
+            }
+            () = &mut deadline => break Err(Fault::World(anyhow::anyhow!("what was in hand was not finished within {patience:?}; it will be delivered again"))),
+        }
+    };
+    match (outcome, lost) {
+        (Ok(()), Some(why)) if !stop.is_cancelled() => Err(Fault::World(anyhow::anyhow!(
+            "the connection to the broker was lost: {why}"
+        ))),
+        (outcome, _) => outcome,
+    }
+}
+
+/// Looks at both connections; tells why when one is lost.
+async fn watch(session: &Session) -> String {
+    let mut events =
+        futures::stream::select(session.consuming.events(), session.publishing.events());
+    while let Some(event) = events.next().await {
+        match event {
+            ConnectionEvent::Blocked(reason) => {
+                tracing::warn!(
+                    reason,
+                    "the broker takes no messages: a memory or disk alarm; waiting"
+                );
+                session.health.not_ready(
+                    "alarm",
+                    format!("the broker takes no messages: {reason}; free memory or disk there"),
+                );
+            }
+            ConnectionEvent::Unblocked => session.health.clear("alarm"),
+            ConnectionEvent::Lost(why) => {
+                session
+                    .health
+                    .not_ready("broker", format!("connection lost: {why}"));
+                return why;
+            }
+        }
+    }
+    "it was closed".to_owned()
+}
+
+/// Waits, with nothing in hand, until a full queue has been worked on: held deliveries would be
+/// taken for dead by the broker after half an hour.
+async fn wait_for_room(
+    session: &Session,
+    stop: &CancellationToken,
+    queue: &str,
+    messages: u32,
+) -> Result<(), Fault> {
+    session.health.not_ready(
+        "full",
+        format!("{queue} is full; the stage behind it is slower or away"),
+    );
+    tracing::warn!(
+        queue.name = queue,
+        queue.messages = messages,
+        "queue full; waiting for the stage behind it"
+    );
+    session.consuming.close().await;
+    let queue = QueueName::ALL
+        .into_iter()
+        .find(|name| name.name() == queue)
+        .expect("the error names one of the queues");
+    let enough = messages - messages / 10;
+    while queue::message_count(&session.publishing, queue).await? >= enough.max(1) {
+        if timeout(Duration::from_secs(2), stop.cancelled())
+            .await
+            .is_ok()
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The pause before try number `attempt`, from 0: doubled each time up to `most`, with jitter, so
+/// that replicas do not come back all at once.
+pub fn backoff(attempt: u32, first: Duration, most: Duration) -> Duration {
+    let full = first.saturating_mul(1 << attempt.min(16)).min(most);
+    full.mul_f64(rand::random_range(0.5..1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_bound() {
+        for attempt in [0, 1, 5, 40, u32::MAX] {
+            let pause = backoff(attempt, Duration::from_millis(100), Duration::from_secs(5));
+            assert!(
+                pause >= Duration::from_millis(50) && pause <= Duration::from_secs(5),
+                "{attempt}: {pause:?}"
+            );
+        }
+    }
+}

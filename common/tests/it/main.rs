@@ -1,0 +1,293 @@
+//! The typed queue against a real broker: what counts as published, and what a delivery tells.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
+
+use common::job::{JobSpec, Mode, Source, Target};
+use common::message::{EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState};
+use common::queue::{
+    self, Connection, Consumer, Dead, Outgoing, Publisher, QueueError, QueueName, Unreadable,
+};
+use common::settings::SecretUrl;
+use testkit::servers::{Vhost, private_broker, vhost};
+
+fn url(vhost: &Vhost) -> SecretUrl {
+    url::Url::parse(&vhost.amqp_url).unwrap().into()
+}
+
+async fn connect(vhost: &Vhost) -> Connection {
+    let connection = Connection::open(&url(vhost), "test").await.unwrap();
+    queue::declare(&connection).await.unwrap();
+    connection
+}
+
+fn event(batches: u32) -> RunEvent {
+    let kind = EventKind::Progress { batches, rows: 7 };
+    RunEvent {
+        run: "r".parse().unwrap(),
+        generation: 0,
+        job: "j".into(),
+        kind,
+    }
+}
+
+fn task(run: &str, sql: &str) -> ExtractTask {
+    let target = Target {
+        table: "t".into(),
+        mode: Mode::Append,
+        key: vec![],
+    };
+    ExtractTask {
+        run: run.parse().unwrap(),
+        generation: 0,
+        sql: sql.into(),
+        source: Source {
+            database: "d".into(),
+            workgroup: None,
+            catalog: None,
+            output_location: None,
+            results: common::job::Results::Auto,
+            max_scanned: None,
+            timeout: std::time::Duration::from_mins(1),
+        },
+        job: JobSpec {
+            name: "j".into(),
+            target,
+            columns: vec![],
+        }
+        .into(),
+        limits: Limits::default(),
+        state: TaskState::Start { attempt: 1 },
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_is_delivered_and_gone_after_the_ack() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    let sent = task("run-1", "SELECT 1");
+    publisher
+        .publish(&[Outgoing::of(&sent).unwrap()])
+        .await
+        .unwrap();
+    let mut consumer = Consumer::<ExtractTask>::open(&connection, 1).await.unwrap();
+    let delivery = consumer.next().await.unwrap();
+    assert_eq!(delivery.read().unwrap(), sent);
+    assert_eq!(
+        (delivery.id(), delivery.deliveries()),
+        ("run-1/0/start-1", 1)
+    );
+    assert_eq!(delivery.run(), Some("run-1".parse::<RunId>().unwrap()));
+    // Not acked: it comes back, and says that it does.
+    consumer.close(&connection).await;
+    let mut consumer = Consumer::<ExtractTask>::open(&connection, 1).await.unwrap();
+    let delivery = consumer.next().await.unwrap();
+    assert_eq!(delivery.deliveries(), 2);
+    delivery.ack().await.unwrap();
+    consumer.close(&connection).await;
+    assert_eq!(vhost.ready("etl.extract").await, 0);
+}
+
+#[tokio::test]
+async fn a_message_to_a_queue_that_is_gone_is_never_taken_for_published() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    vhost.delete_queue("etl.events").await;
+    let window: Vec<_> = (0..200).map(|n| Outgoing::of(&event(n)).unwrap()).collect();
+    let refused = publisher.publish(&window).await;
+    assert!(
+        matches!(
+            refused,
+            Err(QueueError::Unroutable { ref queue }) if queue == "etl.events"
+        ),
+        "{refused:?}"
+    );
+    queue::declare(&connection).await.unwrap();
+    publisher.publish(&window).await.unwrap();
+    assert_eq!(vhost.ready("etl.events").await, 200);
+}
+
+#[tokio::test]
+async fn a_full_queue_takes_everything_once_there_is_room() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    // The broker's own way to bound a queue that is already declared.
+    let policy = serde_json::json!({ "pattern": "etl.events", "apply-to": "queues", "definition": { "max-length": 5 } });
+    let path = format!("policies/{}/small", vhost.name);
+    assert!(
+        vhost
+            .broker
+            .call("PUT".parse().unwrap(), &path, policy)
+            .await
+            .0
+            .is_success()
+    );
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    let window: Vec<_> = (0..60).map(|n| Outgoing::of(&event(n)).unwrap()).collect();
+    let drain = async {
+        let mut consumer = Consumer::<RunEvent>::open(&connection, 1).await.unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        while seen.len() < 60 {
+            let delivery = consumer.next().await.unwrap();
+            seen.insert(delivery.id().to_owned());
+            delivery.ack().await.unwrap();
+        }
+        consumer.close(&connection).await;
+        seen
+    };
+    testkit::wait_until(
+        "the bound is in force",
+        std::time::Duration::from_secs(10),
+        async || {
+            let (_, queue) = vhost
+                .broker
+                .call(
+                    "GET".parse().unwrap(),
+                    &format!("queues/{}/etl.events", vhost.name),
+                    serde_json::Value::Null,
+                )
+                .await;
+            queue["policy"] == "small"
+        },
+    )
+    .await;
+    let (outcome, seen) = tokio::join!(publisher.publish(&window), drain);
+    outcome.unwrap();
+    assert_eq!(seen.len(), 60);
+}
+
+#[tokio::test]
+async fn a_foreign_message_is_refused_with_its_type_and_dead_lettered_whole() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    vhost.publish("etl.extract", b"{\"not\": \"a task\"}").await;
+    let mut consumer = Consumer::<ExtractTask>::open(&connection, 1).await.unwrap();
+    let delivery = consumer.next().await.unwrap();
+    let refused = delivery.read().unwrap_err();
+    assert!(matches!(refused, Unreadable::Kind { .. }), "{refused}");
+    publisher
+        .publish(&[Outgoing::dead(
+            &delivery,
+            "extractor",
+            &refused.to_string(),
+            1,
+        )])
+        .await
+        .unwrap();
+    delivery.ack().await.unwrap();
+    let mut dead = Consumer::<Dead>::open_dead(&connection, 1).await.unwrap();
+    let letter = dead.next_dead().await.unwrap();
+    assert_eq!(letter.body(), b"{\"not\": \"a task\"}");
+    assert_eq!(letter.header("x-etl-stage").as_deref(), Some("extractor"));
+    assert_eq!(letter.header("x-etl-queue").as_deref(), Some("etl.extract"));
+    assert_eq!(letter.header("x-etl-attempts").as_deref(), Some("1"));
+    assert!(
+        letter
+            .header("x-etl-reason")
+            .unwrap()
+            .contains(ExtractTask::KIND)
+    );
+    letter.ack().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_message_is_refused_without_its_values() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    let properties = lapin::BasicProperties::default().with_type(ExtractTask::KIND.into());
+    vhost
+        .publish_with("etl.extract", b"{\"run\": \"secret value\"}", properties)
+        .await;
+    let mut consumer = Consumer::<ExtractTask>::open(&connection, 1).await.unwrap();
+    let refused = consumer
+        .next()
+        .await
+        .unwrap()
+        .read()
+        .unwrap_err()
+        .to_string();
+    assert!(!refused.contains("secret"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_deleted_queue_ends_its_consumer_with_an_error() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    let mut consumer = Consumer::<RunEvent>::open(&connection, 1).await.unwrap();
+    vhost.delete_queue("etl.events").await;
+    let ended = consumer.next().await;
+    assert!(matches!(
+        ended,
+        Err(QueueError::ConsumerEnded {
+            queue: "etl.events"
+        })
+    ));
+}
+
+#[tokio::test]
+async fn a_queue_with_other_arguments_is_refused_with_its_name() {
+    let vhost = vhost().await;
+    vhost.declare("etl.raw").await;
+    let connection = Connection::open(&url(&vhost), "test").await.unwrap();
+    let refused = queue::declare(&connection).await.unwrap_err();
+    assert!(refused.is_configuration(), "{refused}");
+    assert!(
+        matches!(
+            refused,
+            QueueError::Mismatch {
+                queue: "etl.raw",
+                ..
+            }
+        ),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_a_setting_to_correct_and_stay_out_of_the_message() {
+    let vhost = vhost().await;
+    let mut wrong = url::Url::parse(&vhost.amqp_url).unwrap();
+    wrong.set_password(Some("not-the-password")).unwrap();
+    let Err(refused) = Connection::open(&wrong.into(), "test").await else {
+        panic!("connected")
+    };
+    assert!(refused.is_configuration(), "{refused:?}");
+    assert!(
+        !refused.to_string().contains("not-the-password"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn every_queue_survives_a_broker_that_was_killed() {
+    let broker = private_broker().await;
+    let vhost = broker.vhost().await;
+    let connection = connect(&vhost).await;
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    let window: Vec<_> = (0..50).map(|n| Outgoing::of(&event(n)).unwrap()).collect();
+    publisher.publish(&window).await.unwrap();
+    broker.kill9().await;
+    assert!(publisher.publish(&window).await.is_err());
+    broker.restart().await;
+    let connection = Connection::open(&url(&vhost), "test").await.unwrap();
+    // The broker takes connections a little before its queues and streams have a leader again.
+    testkit::wait_until(
+        "the queues to be declared again",
+        std::time::Duration::from_mins(1),
+        async || queue::declare(&connection).await.is_ok(),
+    )
+    .await;
+    let ready = async || {
+        queue::message_count(&connection, QueueName::Events)
+            .await
+            .unwrap_or(0)
+    };
+    testkit::wait_until(
+        "the queue is back",
+        std::time::Duration::from_secs(30),
+        async || ready().await >= 50,
+    )
+    .await;
+}

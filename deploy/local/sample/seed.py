@@ -1,0 +1,103 @@
+"""Sets up the stand-in of AWS: the stack of deploy/aws/template.yaml, and the sample data in its data bucket.
+
+    python seed.py TEMPLATE FOLDER
+
+The cloud is found as every AWS client finds it (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID ...). Running it again
+changes nothing. It ends when Athena has counted the rows of the table, and prints how many.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import boto3
+from botocore.exceptions import ClientError
+
+STACK = "clickstream-etl"
+
+
+def make_stack(template: Path) -> dict[str, str]:
+    """Creates the stack unless it is there, and returns its outputs."""
+    cloudformation = boto3.client("cloudformation")
+    try:
+        cloudformation.create_stack(
+            StackName=STACK, TemplateBody=template.read_text(), Capabilities=["CAPABILITY_IAM"]
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "AlreadyExistsException":
+            raise
+    try:
+        cloudformation.get_waiter("stack_create_complete").wait(
+            StackName=STACK, WaiterConfig={"Delay": 1, "MaxAttempts": 60}
+        )
+    except Exception as error:
+        failed = [
+            f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason', 'no reason given')}"
+            for event in cloudformation.describe_stack_events(StackName=STACK)["StackEvents"]
+            if event["ResourceStatus"].endswith("FAILED")
+        ]
+        sys.exit(f"seed.py: the stack of {template} could not be made ({error}):\n  " + "\n  ".join(failed))
+    outputs = cloudformation.describe_stacks(StackName=STACK)["Stacks"][0]["Outputs"]
+    return {output["OutputKey"]: output["OutputValue"] for output in outputs}
+
+
+def mend_workgroup(workgroup: str) -> None:
+    """Makes the cutoff a number again: MiniStack keeps a template's parameter as text, and an AWS SDK that knows the
+    type then cannot read the answer of GetWorkGroup."""
+    athena = boto3.client("athena")
+    configuration = athena.get_work_group(WorkGroup=workgroup)["WorkGroup"]["Configuration"]
+    athena.update_work_group(
+        WorkGroup=workgroup,
+        ConfigurationUpdates={"BytesScannedCutoffPerQuery": int(configuration["BytesScannedCutoffPerQuery"])},
+    )
+
+
+def upload(folder: Path, bucket: str) -> None:
+    """Puts the Parquet files where the table looks for them, those that are not there in this size."""
+    s3 = boto3.client("s3")
+    listed = s3.list_objects_v2(Bucket=bucket, Prefix="vod_clickstream/").get("Contents", [])
+    there = {entry["Key"]: entry["Size"] for entry in listed}
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        sys.exit(f"seed.py: there are no Parquet files in {folder}")
+    for file in files:
+        key = f"vod_clickstream/{file.name}"
+        if there.get(key) != file.stat().st_size:
+            s3.put_object(Bucket=bucket, Key=key, Body=file.read_bytes())
+
+
+def count_rows(database: str, workgroup: str) -> int:
+    athena = boto3.client("athena")
+    query = athena.start_query_execution(
+        QueryString="SELECT count(*) AS clicks FROM vod_clickstream",
+        QueryExecutionContext={"Database": database},
+        WorkGroup=workgroup,
+    )["QueryExecutionId"]
+    deadline = time.monotonic() + 60
+    while True:
+        status = athena.get_query_execution(QueryExecutionId=query)["QueryExecution"]["Status"]
+        if status["State"] == "SUCCEEDED":
+            break
+        if status["State"] in ("FAILED", "CANCELLED") or time.monotonic() > deadline:
+            sys.exit(f"seed.py: Athena could not count the sample's rows: {status}")
+        time.sleep(0.1)
+    rows = athena.get_query_results(QueryExecutionId=query)["ResultSet"]["Rows"]
+    return int(rows[1]["Data"][0]["VarCharValue"])
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit("usage: seed.py TEMPLATE FOLDER")
+    if "AWS_ENDPOINT_URL" not in os.environ:
+        # Without it boto3 would go to the real AWS, with whatever credentials it finds.
+        sys.exit("seed.py: AWS_ENDPOINT_URL is not set; this is for the local stand-in only")
+    outputs = make_stack(Path(sys.argv[1]))
+    mend_workgroup(outputs["WorkGroup"])
+    upload(Path(sys.argv[2]), outputs["DataBucket"])
+    rows = count_rows(outputs["Database"], outputs["WorkGroup"])
+    print(f"{outputs['Database']}.vod_clickstream: {rows} rows", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+//! `etl`: asks for runs, follows them, and proves them.
+//!
+//! Results go to standard output, everything else to standard error. The exit code is 0 only when
+//! what was asked for is true, 1 when it is not, and 2 when the command itself cannot be right.
+
+mod books;
+mod broker;
+mod cli;
+mod dead;
+mod follow;
+mod replay;
+mod report;
+mod request;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::books::Books;
+use crate::cli::{Cli, Command};
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The command cannot be right, whatever the state of the world: exit code 2.
+    #[error(transparent)]
+    Misuse(anyhow::Error),
+    /// What was asked for is not so, or could not be done: exit code 1.
+    #[error(transparent)]
+    Untrue(#[from] anyhow::Error),
+}
+
+impl Failure {
+    fn misuse(error: impl Into<anyhow::Error>) -> Self {
+        Self::Misuse(error.into())
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    common::telemetry::start_logging_of_a_command();
+    common::service::install_tls();
+    match run(Cli::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(Failure::Untrue(error)) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+        Err(Failure::Misuse(error)) => {
+            complain(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs a command; the answer is whether what was asked for is true.
+async fn run(cli: Cli) -> Result<bool, Failure> {
+    match cli.command {
+        Command::Run(arguments) => request::run(&arguments).await,
+        Command::Status { run, json } => {
+            let books = Books::open().await?;
+            match run {
+                Some(name) => report::status(&books.find(&name).await?, json)?,
+                None => report::runs(&books.latest().await?, json)?,
+            }
+            Ok(true)
+        }
+        Command::Reconcile { run, json } => {
+            let books = Books::open().await?;
+            let runs = match run {
+                Some(name) => vec![books.exactly(&name).await?],
+                None => books.all().await?,
+            };
+            report::reconcile(&books, &runs, json).await
+        }
+        Command::Replay { run, missing: _ } => replay::missing(&run).await,
+        Command::Dead(command) => dead::run(command).await,
+        Command::Rejects { run, limit, json } => {
+            let books = Books::open().await?;
+            let run = books.find(&run).await?;
+            report::rejects(&books, &run, limit, json).await?;
+            Ok(true)
+        }
+    }
+}
+
+/// An error as one paragraph: what was being done, and each cause behind it once.
+#[expect(clippy::print_stderr, reason = "a command talks to its user")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("etl: {error:#}");
+}

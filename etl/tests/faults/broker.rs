@@ -1,0 +1,166 @@
+//! The broker fails, blocks, fills up, falls silent or is tampered with while a run is under way. Each test ends with the
+//! same questions: did the run complete, do the books balance, is every row in the target once, is nothing dead-lettered?
+//!
+//! Tests that need no more than a virtual host also run against a broker of another version (`testkit::servers` says how);
+//! those that kill, stop or reconfigure a broker have one of their own.
+
+mod away;
+mod blocked;
+mod full;
+mod operator;
+mod silent;
+mod stopping;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::cloud::sample;
+use testkit::line::Line;
+use testkit::process::{Process, Signal};
+use testkit::wait_until;
+use tokio::time::timeout;
+
+/// How long anything here may take; the machine may be busy.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+const JOB: &str = "[target]\ntable = \"clicks\"\n";
+
+/// So many rows that a run of them is still under way when a fault is thrown at it.
+const MANY: u64 = 200_000;
+
+/// In the order of a line's services.
+const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
+
+/// A run of the job `clicks` that is followed by `etl run --follow` in a process of its own.
+struct Run {
+    id: &'static str,
+    rows: u64,
+    follow: Process,
+}
+
+impl Run {
+    /// Asks for a run of so many rows.
+    fn start(line: &Line, id: &'static str, rows: u64) -> Self {
+        line.job("clicks", JOB, sample::clicks(rows));
+        let command = line.service("etl").arg("run").arg("clicks");
+        let follow = command.arg("--run-id").arg(id).arg("--follow").spawn();
+        Self { id, rows, follow }
+    }
+
+    /// Waits until so many batches are in the ledger, and sees that the run is not over by then: what the test does next
+    /// happens to it.
+    async fn until_loaded(&self, line: &Line, batches: i64) {
+        let id = self.id;
+        let loaded = format!("SELECT count(*) FROM etl.batches WHERE run_id = '{id}'");
+        let what = format!("{batches} batches of {id} in the ledger");
+        wait_until(&what, PATIENCE, async || {
+            line.number(&loaded).await >= batches
+        })
+        .await;
+        self.assert_open(line).await;
+    }
+
+    async fn assert_open(&self, line: &Line) {
+        assert_eq!(
+            state(line, self.id).await,
+            "running",
+            "the run {} was to be under way: give it more rows",
+            self.id
+        );
+    }
+
+    /// The end that every test wants.
+    async fn ends_well(mut self, line: &Line) {
+        let status = self.follow.wait(PATIENCE).await;
+        assert_eq!(status.code(), Some(0), "{}", self.follow.log());
+        line.assert_reconciled(self.id).await;
+        assert_every_row_once(line, self.id, self.rows).await;
+        assert_nothing_dead(line).await;
+        for queue in ["etl.extract", "etl.raw", "etl.valid", "etl.events"] {
+            wait_until(&format!("{queue} to be empty"), PATIENCE, async || {
+                line.vhost.ready(queue).await == 0
+            })
+            .await;
+        }
+    }
+}
+
+/// Bounds a queue to so few messages, and waits until that is in force.
+async fn bound(line: &Line, queue: &str, messages: u32) {
+    let (broker, vhost) = (&line.vhost.broker, &line.vhost.name);
+    let policy = json!({ "pattern": format!("^{queue}$"), "apply-to": "queues", "definition": { "max-length": messages } });
+    let path = format!("policies/{vhost}/{queue}");
+    let (status, answer) = broker.call("PUT".parse().unwrap(), &path, policy).await;
+    assert!(status.is_success(), "{answer}");
+    let path = format!("queues/{vhost}/{queue}");
+    wait_until("the bound to be in force", PATIENCE, async || {
+        let (_, found) = broker
+            .call("GET".parse().unwrap(), &path, Value::Null)
+            .await;
+        found["policy"] == queue
+    })
+    .await;
+}
+
+async fn state(line: &Line, run: &str) -> String {
+    let of_run = format!("etl.runs WHERE run_id = '{run}'");
+    let state = line.table("state", &of_run).await.pop().unwrap_or_default();
+    state.trim_matches(['(', ')']).to_owned()
+}
+
+/// Every row of the sample has its ordinal in its URL.
+async fn assert_every_row_once(line: &Line, run: &str, rows: u64) {
+    let of_run = format!(
+        "FROM clicks WHERE _batch >> 24 = (SELECT run_no FROM etl.runs WHERE run_id = '{run}')"
+    );
+    let all = line.number(&format!("SELECT count(*) {of_run}")).await;
+    let ordinal = "substring(url FROM 'row=([0-9]+)')";
+    let distinct = format!("SELECT count(DISTINCT {ordinal}) {of_run}");
+    let rows = i64::try_from(rows).unwrap();
+    assert_eq!((all, line.number(&distinct).await), (rows, rows));
+}
+
+async fn assert_nothing_dead(line: &Line) {
+    assert_eq!(line.vhost.ready("etl.dead").await, 0);
+    let letters = line.table("stage, message_id, reason", "etl.dead_letters");
+    assert_eq!(letters.await, Vec::<String>::new());
+}
+
+/// Waits until a service says that it cannot work, and says `why`.
+async fn await_not_ready(service: &mut Process, why: &str) {
+    let what = format!("{service:?} to be not ready: {why}");
+    wait_until(&what, PATIENCE, async || {
+        assert!(service.is_running(), "ended: {}", service.log());
+        matches!(service.readiness().await, Some((false, reason)) if reason.contains(why))
+    })
+    .await;
+}
+
+fn service<'a>(line: &'a mut Line, name: &str) -> &'a mut Process {
+    let index = SERVICES.iter().position(|known| *known == name);
+    &mut line.services[index.unwrap()]
+}
+
+/// Lets a loader work for a tenth of the time while something is done, so that the stages before it are not at the end
+/// of a run by then, nor at the end of their patience with a full queue.
+async fn slowly<T>(loader: &Process, act: impl Future<Output = T>) -> T {
+    tokio::pin!(act);
+    let done = loop {
+        loader.signal(Signal::STOP);
+        if let Ok(done) = timeout(Duration::from_millis(1_800), &mut act).await {
+            break done;
+        }
+        loader.signal(Signal::CONT);
+        if let Ok(done) = timeout(Duration::from_millis(200), &mut act).await {
+            break done;
+        }
+    };
+    loader.signal(Signal::CONT);
+    done
+}
+
+async fn await_all_ready(line: &mut Line) {
+    for service in &mut line.services {
+        service.await_ready().await;
+    }
+}

@@ -1,0 +1,80 @@
+//! A memory or disk alarm: the broker delivers, connects and declares as always, and takes no message.
+
+use testkit::line::Line;
+use testkit::servers::private_broker;
+use testkit::wait_until;
+
+use super::{
+    MANY, PATIENCE, Run, SERVICES, await_all_ready, await_not_ready, bound, service, slowly,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn an_alarm_stops_who_publishes_and_lets_the_loader_drain_the_queue() {
+    let broker = private_broker().await;
+    let mut line = Line::on(broker.vhost().await).await;
+    for name in SERVICES {
+        let service = line.service(name).start().await;
+        line.services.push(service);
+    }
+    let alarms = [
+        (
+            "disk",
+            ["set_disk_free_limit", "100000GB"],
+            ["set_disk_free_limit", "50MB"],
+        ),
+        (
+            "memory",
+            ["set_vm_memory_high_watermark", "0.00001"],
+            ["set_vm_memory_high_watermark", "0.4"],
+        ),
+    ];
+    // So that the extractor is not done long before the loader.
+    bound(&line, "etl.raw", 10).await;
+    bound(&line, "etl.valid", 10).await;
+    let run = Run::start(&line, "alarmed", MANY);
+    for (alarm, (resource, raise, end)) in alarms.into_iter().enumerate() {
+        run.until_loaded(&line, 10 + 20 * i64::try_from(alarm).unwrap())
+            .await;
+        let why = format!("alarm: the broker takes no messages: low on {resource}");
+        let [loader, publishing @ ..] = line.services.as_mut_slice() else {
+            panic!("three services");
+        };
+        slowly(loader, async {
+            wait_until("full queues between them", PATIENCE, async || {
+                line.vhost.ready("etl.raw").await >= 10 && line.vhost.ready("etl.valid").await >= 10
+            })
+            .await;
+            broker.rabbitmqctl(&raise).await;
+            for service in publishing {
+                await_not_ready(service, &why).await;
+            }
+        })
+        .await;
+        // Whoever starts now: a loader works, since that is what helps; the others know that they cannot.
+        service(&mut line, "loader").kill9().await;
+        *service(&mut line, "loader") = line.service("loader").start().await;
+        let mut transformer = line.service("transformer").spawn();
+        await_not_ready(&mut transformer, &why).await;
+        let log = transformer.log();
+        assert!(
+            !log.contains("connected to"),
+            "it takes what it cannot pass on: {log}"
+        );
+        wait_until("etl.valid to be drained", PATIENCE, async || {
+            line.vhost.ready("etl.valid").await == 0
+        })
+        .await;
+        run.assert_open(&line).await;
+        broker.rabbitmqctl(&end).await;
+        await_all_ready(&mut line).await;
+        transformer.await_ready().await;
+        let log = transformer.log();
+        assert!(
+            !log.contains("trying again"),
+            "not the same connection: {log}"
+        );
+        assert_eq!(transformer.terminate(PATIENCE).await, Some(0));
+    }
+    run.ends_well(&line).await;
+}

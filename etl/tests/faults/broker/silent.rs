@@ -1,0 +1,61 @@
+//! A network that swallows everything without a word, and a broker that takes connections and never speaks.
+
+use std::time::{Duration, Instant};
+
+use testkit::line::Line;
+use testkit::relay::{Mode, Relay};
+use testkit::wait_until;
+
+use super::{MANY, PATIENCE, Run, SERVICES, await_not_ready};
+
+/// Twice the heartbeat of two seconds that the test asks for, and a little for a busy machine.
+const NOTICED: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_network_is_noticed_by_the_heartbeat() {
+    let mut line = Line::without_services().await;
+    let mut relays = Vec::new();
+    for name in SERVICES {
+        let relay = Relay::to_url(&line.vhost.amqp_url).await;
+        let url = relay.url_for(&line.vhost.amqp_url) + "?heartbeat=2";
+        let service = line.service(name).env("ETL_AMQP_URL", &url).start().await;
+        line.services.push(service);
+        relays.push(relay);
+    }
+    let run = Run::start(&line, "silent", 2 * MANY);
+    // The extractor first, so that the stages behind it have something left to do.
+    for (stage, batches) in [(2, 2), (1, 10), (0, 20)] {
+        run.until_loaded(&line, batches).await;
+        relays[stage].set(Mode::Blackhole);
+        let since = Instant::now();
+        await_not_ready(&mut line.services[stage], "broker: ").await;
+        let noticed = since.elapsed();
+        assert!(noticed < NOTICED, "noticed after {noticed:?}");
+        relays[stage].set(Mode::Pass);
+        line.services[stage].await_ready().await;
+    }
+    run.ends_well(&line).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_never_answers_is_given_up_and_tried_again() {
+    let mut line = Line::without_services().await;
+    let relay = Relay::to_url(&line.vhost.amqp_url).await;
+    relay.set(Mode::Blackhole);
+    let url = relay.url_for(&line.vhost.amqp_url) + "?connection_timeout=500";
+    for name in SERVICES {
+        let service = line.service(name).env("ETL_AMQP_URL", &url).spawn();
+        line.services.push(service);
+    }
+    for service in &mut line.services {
+        await_not_ready(service, "did not answer within 500ms while connecting").await;
+        wait_until("another try", PATIENCE, async || {
+            service.log().matches("trying again").count() >= 3
+        })
+        .await;
+        assert!(service.is_running());
+    }
+    relay.set(Mode::Pass);
+    super::await_all_ready(&mut line).await;
+    Run::start(&line, "answered", 5_000).ends_well(&line).await;
+}

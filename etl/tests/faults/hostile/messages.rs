@@ -1,0 +1,102 @@
+//! Messages that no version of this project sent.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use testkit::cloud::sample;
+use testkit::line::Line;
+use testkit::wait_until;
+
+use super::{assert_works, plain};
+
+const QUEUES: [(&str, &str); 4] = [
+    ("etl.extract", "extract-task"),
+    ("etl.raw", "raw-batch"),
+    ("etl.valid", "valid-batch"),
+    ("etl.events", "run-event"),
+];
+
+async fn until_dead(line: &Line, letters: i64) {
+    let what = format!("{letters} dead letters");
+    wait_until(&what, Duration::from_mins(1), async || {
+        line.number("SELECT count(*) FROM etl.dead_letters").await >= letters
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_version_of_a_message_is_dead_lettered_whole() {
+    let mut line = Line::start().await;
+    line.job("clicks", &plain("clicks"), sample::clicks(100));
+    line.run("clicks", "clicks").await;
+    // A batch that would be read, were it not for its version.
+    let batch = line.vhost.read_stream("etl.archive", 1).await.remove(0);
+    for (queue, kind) in QUEUES {
+        let properties = batch
+            .properties
+            .clone()
+            .with_type(format!("{kind}.v9").as_str().into());
+        line.vhost
+            .publish_with(queue, &batch.body, properties)
+            .await;
+    }
+    until_dead(&line, 4).await;
+    for (queue, kind) in QUEUES {
+        let kept = format!(
+            "SELECT count(*) FROM etl.dead_letters WHERE queue = '{queue}' AND kind = '{kind}.v9' AND reason LIKE '%{kind}.v9%{kind}.v1%'
+             AND length(body) = {} AND run_id = 'clicks'",
+            batch.body.len()
+        );
+        assert_eq!(line.number(&kept).await, 1, "{queue}");
+    }
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 100);
+    assert_works(&mut line).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_with_hostile_properties_and_contradicting_bodies_are_dead_letters_all() {
+    let mut line = Line::start().await;
+    let mut sent = 0;
+    for (queue, kind) in QUEUES {
+        let kind = format!("{kind}.v1");
+        let bodies: [&[u8]; 6] = [
+            b"",
+            b"{}",
+            b"[[[[[[[[",
+            b"null",
+            b"\xff\xfe\x00",
+            br#"{"run":"../../etc","id":{"run":"'; DROP"}}"#,
+        ];
+        for body in bodies {
+            let properties = BasicProperties::default().with_type(kind.as_str().into());
+            line.vhost
+                .publish_with(
+                    queue,
+                    body,
+                    properties.with_message_id("'; DROP TABLE etl.runs; --".into()),
+                )
+                .await;
+            sent += 1;
+        }
+    }
+    // Its counts do not add up; and its rows are beyond every number.
+    let raw = |first_row: u64, rows: &str| {
+        format!(
+            r#"{{"id":{{"run":"r","generation":0,"seq":0}},"first_row":{first_row},"result_id":"q","job":{{"name":"j","target":{{"table":"t"}}}},"columns":[{{"name":"a","type":"varchar"}}],"rows":{rows}}}"#
+        )
+    };
+    for body in [raw(0, r#"[["a","b"]]"#), raw(u64::MAX, r#"[["a"]]"#)] {
+        let properties = BasicProperties::default().with_type("raw-batch.v1".into());
+        line.vhost
+            .publish_with("etl.raw", body.as_bytes(), properties)
+            .await;
+        sent += 1;
+    }
+    until_dead(&line, sent).await;
+    assert_eq!(
+        line.number("SELECT count(*) FROM etl.dead_letters WHERE reason <> ''")
+            .await,
+        sent
+    );
+    assert_works(&mut line).await;
+}

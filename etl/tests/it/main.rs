@@ -1,0 +1,9 @@
+//! The whole line: `etl run` asks, three services work, real RabbitMQ and Postgres between them, the real AWS SDK over HTTP
+//! against a stand-in for Athena and S3.
+#![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
+
+mod dead;
+mod refusals;
+mod replay;
+mod sizes;
+mod twice;

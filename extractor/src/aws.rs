@@ -1,0 +1,322 @@
+//! How AWS is reached, and what an error of it means.
+//!
+//! Configured as everywhere (`AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`, roles ...). The SDK's
+//! own defaults would wait for an answer for ever and give up a throttled call within a second, so
+//! timeouts and retries are set here, once for both clients.
+
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnectorSettings, SharedHttpClient, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::error::display::DisplayErrorContext;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// Until the first byte of an answer.
+const READ: Duration = Duration::from_secs(30);
+/// One attempt of a call, and all attempts together. Bodies that are streamed come after that.
+const ATTEMPT: Duration = Duration::from_mins(1);
+const OPERATION: Duration = Duration::from_mins(3);
+/// Attempts of one call: about half a minute of throttling.
+const ATTEMPTS: u32 = 8;
+
+/// AWS cannot be used at all, until somebody changes a setting.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    #[error("no AWS region is set; set AWS_REGION, or region in the profile")]
+    NoRegion,
+    #[error(
+        "no AWS credentials were found; set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run with a role (profiles that need SSO are not supported: export their keys)"
+    )]
+    NoCredentials(#[source] CredentialsError),
+    #[error("the AWS credentials cannot be read; correct the profile or the AWS_ variables")]
+    Credentials(#[source] CredentialsError),
+}
+
+/// Reads the configuration and makes sure that there are a region and credentials. Credentials that
+/// are there but wrong show at the first call; a provider that is away (a role's endpoint that
+/// does not answer) is not a matter of configuration, and the calls will say so.
+pub async fn configure() -> Result<SdkConfig, ConfigurationError> {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT)
+        .read_timeout(READ)
+        .operation_attempt_timeout(ATTEMPT)
+        .operation_timeout(OPERATION)
+        .build();
+    let config = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http_client())
+        .timeout_config(timeouts)
+        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+        .load()
+        .await;
+    if config
+        .region()
+        .is_none_or(|region| region.as_ref().is_empty())
+    {
+        return Err(ConfigurationError::NoRegion);
+    }
+    if let Some(provider) = config.credentials_provider() {
+        match provider.provide_credentials().await {
+            Err(error @ CredentialsError::CredentialsNotLoaded(_)) => {
+                return Err(ConfigurationError::NoCredentials(error));
+            }
+            Err(error @ CredentialsError::InvalidConfiguration(_)) => {
+                return Err(ConfigurationError::Credentials(error));
+            }
+            Err(error) => {
+                let error = DisplayErrorContext(&error).to_string();
+                tracing::warn!(error, "AWS credentials cannot be loaded now");
+            }
+            Ok(_) => {}
+        }
+    }
+    Ok(config)
+}
+
+/// HTTP with ring as its TLS and the proxy of the environment; the SDK's own client would bring
+/// another TLS.
+fn http_client() -> SharedHttpClient {
+    let settings = HttpConnectorSettings::builder()
+        .connect_timeout(CONNECT)
+        .read_timeout(READ);
+    let connector = Connector::builder()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .proxy_config(ProxyConfig::from_env())
+        .connector_settings(settings.build())
+        .build();
+    let connector = SharedHttpConnector::new(connector);
+    http_client_fn(move |_, _| connector.clone())
+}
+
+/// A call to AWS that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{doing}: {message}")]
+pub struct AwsError {
+    pub kind: AwsErrorKind,
+    /// The call, such as `starting the query`.
+    pub doing: String,
+    /// AWS's own word for it, such as `InvalidRequestException`.
+    pub code: Option<String>,
+    /// AWS's own message, with the code.
+    pub message: String,
+}
+
+/// What follows from an error of AWS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AwsErrorKind {
+    /// Too many calls: the same call will work later.
+    Throttled,
+    /// AWS or the way to it is away: the same call will work later.
+    Unavailable,
+    /// The session's credentials have ended: works again once there are new ones.
+    ExpiredCredentials,
+    /// The clock of this machine is wrong: works elsewhere, or once it is set.
+    ClockSkew,
+    /// The same call will never work, whoever makes it.
+    Refused,
+}
+
+impl AwsError {
+    /// What `error` of a call to AWS means.
+    pub fn of<E>(doing: impl Into<String>, error: &SdkError<E, HttpResponse>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let (code, text, status) = match error {
+            SdkError::ServiceError(service) => {
+                let meta = service.err().meta();
+                (
+                    meta.code(),
+                    meta.message(),
+                    Some(service.raw().status().as_u16()),
+                )
+            }
+            SdkError::ResponseError(response) => {
+                (None, None, Some(response.raw().status().as_u16()))
+            }
+            _ => (None, None, None),
+        };
+        let message = match (text, code) {
+            (Some(text), Some(code)) => format!("{text} ({code})"),
+            _ => DisplayErrorContext(error).to_string(),
+        };
+        let never_sent = matches!(error, SdkError::ConstructionFailure(_));
+        let kind = if never_sent {
+            AwsErrorKind::Refused
+        } else {
+            classify(code, text, status)
+        };
+        metrics::counter!("etl_aws_errors_total", "kind" => kind.name()).increment(1);
+        Self {
+            kind,
+            doing: doing.into(),
+            code: code.map(str::to_owned),
+            message,
+        }
+    }
+
+    /// An answer that does not come, or that breaks off.
+    pub fn unavailable(doing: impl Into<String>, message: impl Into<String>) -> Self {
+        let kind = AwsErrorKind::Unavailable;
+        Self {
+            kind,
+            doing: doing.into(),
+            code: None,
+            message: message.into(),
+        }
+    }
+
+    /// What a person may do about it, where that is not plain from the message.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self.code.as_deref()? {
+            "UnrecognizedClientException"
+            | "InvalidAccessKeyId"
+            | "InvalidSignatureException"
+            | "SignatureDoesNotMatch"
+            | "InvalidClientTokenId"
+            | "MissingAuthenticationToken"
+            | "IncompleteSignature" => "check the AWS credentials of the extractor",
+            "AccessDeniedException" | "AccessDenied" | "NotAuthorized" => {
+                "give the extractor's AWS user or role the permission that the message names"
+            }
+            _ => return None,
+        })
+    }
+
+    pub fn is_code(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+}
+
+impl AwsErrorKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+            Self::ExpiredCredentials => "expired_credentials",
+            Self::ClockSkew => "clock_skew",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// The one place that says what an error means. By the code, since not every operation's model has
+/// the error that its front door gives: Athena's `ThrottlingException` is in no model.
+fn classify(code: Option<&str>, message: Option<&str>, status: Option<u16>) -> AwsErrorKind {
+    match code {
+        Some(
+            "TooManyRequestsException"
+            | "ThrottlingException"
+            | "Throttling"
+            | "ThrottledException"
+            | "RequestThrottled"
+            | "RequestThrottledException"
+            | "RequestLimitExceeded"
+            | "SlowDown"
+            | "BandwidthLimitExceeded",
+        ) => AwsErrorKind::Throttled,
+        Some("ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => {
+            AwsErrorKind::ExpiredCredentials
+        }
+        Some("RequestTimeTooSkewed" | "RequestExpired") => AwsErrorKind::ClockSkew,
+        // Also what a wrong secret key gets, with another message.
+        Some("InvalidSignatureException")
+            if message.is_some_and(|text| {
+                text.contains("Signature expired") || text.contains("Signature not yet current")
+            }) =>
+        {
+            AwsErrorKind::ClockSkew
+        }
+        Some(
+            "InternalServerException"
+            | "InternalError"
+            | "InternalFailure"
+            | "ServiceUnavailable"
+            | "RequestTimeout"
+            | "RequestTimeoutException"
+            | "OperationAborted",
+        ) => AwsErrorKind::Unavailable,
+        Some(_) | None => match status {
+            Some(429) => AwsErrorKind::Throttled,
+            Some(408 | 500..) => AwsErrorKind::Unavailable,
+            // A redirect or a 4xx that nobody knows.
+            Some(300..) => AwsErrorKind::Refused,
+            // No answer, or one that broke off.
+            Some(_) | None => AwsErrorKind::Unavailable,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_means_what_its_code_says() {
+        for (code, status, wanted) in [
+            (
+                Some("TooManyRequestsException"),
+                400,
+                AwsErrorKind::Throttled,
+            ),
+            (Some("ThrottlingException"), 400, AwsErrorKind::Throttled),
+            (Some("SlowDown"), 503, AwsErrorKind::Throttled),
+            (None, 429, AwsErrorKind::Throttled),
+            (
+                Some("InternalServerException"),
+                500,
+                AwsErrorKind::Unavailable,
+            ),
+            (Some("SomethingNew"), 503, AwsErrorKind::Unavailable),
+            (None, 500, AwsErrorKind::Unavailable),
+            (
+                Some("ExpiredTokenException"),
+                400,
+                AwsErrorKind::ExpiredCredentials,
+            ),
+            (Some("ExpiredToken"), 400, AwsErrorKind::ExpiredCredentials),
+            (Some("RequestTimeTooSkewed"), 403, AwsErrorKind::ClockSkew),
+            (Some("InvalidRequestException"), 400, AwsErrorKind::Refused),
+            (Some("AccessDenied"), 403, AwsErrorKind::Refused),
+            (
+                Some("UnrecognizedClientException"),
+                400,
+                AwsErrorKind::Refused,
+            ),
+            (Some("NoSuchKey"), 404, AwsErrorKind::Refused),
+            (Some("PreconditionFailed"), 412, AwsErrorKind::Refused),
+            (None, 403, AwsErrorKind::Refused),
+        ] {
+            assert_eq!(
+                classify(code, None, Some(status)),
+                wanted,
+                "{code:?} {status}"
+            );
+        }
+        assert_eq!(classify(None, None, None), AwsErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn a_wrong_clock_is_told_from_a_wrong_key() {
+        let of = |text| classify(Some("InvalidSignatureException"), Some(text), Some(403));
+        assert_eq!(
+            of("Signature expired: 20240101T000000Z is now earlier"),
+            AwsErrorKind::ClockSkew
+        );
+        assert_eq!(
+            of("The request signature we calculated does not match"),
+            AwsErrorKind::Refused
+        );
+    }
+}

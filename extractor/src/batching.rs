@@ -1,0 +1,275 @@
+//! Cuts a result's rows into batches.
+//!
+//! Where a batch ends depends on the rows and the task's limits and on nothing else, above all not
+//! on time or on how the rows arrived: whoever reads the result again, from any batch's end on, cuts
+//! the same batches. That is what makes a redelivered task harmless.
+
+use common::Rows;
+use common::message::Limits;
+use common::schema::ResultColumn;
+
+/// The most bytes of columns' names in a batch, were each row to carry them: rows that are rejected
+/// do, and may be all rows. With the values and the reasons a message stays below RabbitMQ's largest.
+/// Only results of more than a hundred columns come near it at the default of 5,000 rows.
+const BATCH_NAMES: usize = 6 << 20;
+
+/// The most bytes of a row's values as JSON has them, where a control character is six.
+const ROW_JSON: usize = 12 << 20;
+
+/// Rows that belong together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    pub seq: u32,
+    /// The ordinal of the first row, from 0.
+    pub first_row: u64,
+    pub rows: Rows,
+}
+
+impl Batch {
+    /// The ordinal of the row behind the batch.
+    pub fn end(&self) -> u64 {
+        self.first_row + self.rows.len() as u64
+    }
+}
+
+/// A row that is too large for any table. It fails the run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "row {row} (from 0) of the result is larger than a row may be, {} MiB, or {} MiB as JSON writes it; it passes that in column {column:?}: shorten it in the SELECT",
+    Limits::ROW_BYTES >> 20,
+    ROW_JSON >> 20
+)]
+pub struct RowTooLarge {
+    pub row: u64,
+    pub column: String,
+}
+
+/// Takes rows in order and gives out batches.
+#[derive(Debug)]
+pub struct Batcher {
+    batch_rows: usize,
+    batch_bytes: usize,
+    width: usize,
+    batch: Batch,
+}
+
+/// The limits for a result of these columns. Settled before the first batch and written into the
+/// task, so that an extractor of another version, with another idea of what fits, cuts the same.
+pub fn fitted(limits: Limits, columns: &[ResultColumn]) -> Limits {
+    // A value's quotes, comma, brackets and null stand beside its column's name.
+    let names = columns.iter().map(|column| json_bytes(&column.name) + 10);
+    let most = BATCH_NAMES / names.sum::<usize>().max(1);
+    let most = u32::try_from(most).unwrap_or(u32::MAX).max(1);
+    Limits {
+        batch_rows: limits.batch_rows.min(most),
+        ..limits
+    }
+}
+
+impl Batcher {
+    /// Goes on with row `row`, which is the first of batch `seq`. The limits are [`fitted`].
+    pub fn new(limits: Limits, width: usize, seq: u32, row: u64) -> Self {
+        let batch = Batch {
+            seq,
+            first_row: row,
+            rows: Rows::new(width),
+        };
+        Self {
+            batch_rows: limits.batch_rows as usize,
+            batch_bytes: limits.batch_bytes as usize,
+            width,
+            batch,
+        }
+    }
+
+    /// Adds a row. Gives the batch before it when the row does not fit there any more and becomes
+    /// the first of the next.
+    ///
+    /// The error is the column, from 0, in which the row passes what a row may have.
+    pub fn push<'a>(
+        &mut self,
+        row: impl Iterator<Item = Option<&'a str>> + Clone,
+    ) -> Result<Option<Batch>, usize> {
+        let bytes = bounded(row.clone(), Limits::ROW_BYTES, str::len)?;
+        // Smaller rows cannot pass it.
+        if bytes > ROW_JSON / 6 {
+            bounded(row.clone(), ROW_JSON, json_bytes)?;
+        }
+        let rows = &self.batch.rows;
+        let is_full = rows.len() >= self.batch_rows || rows.text_bytes() + bytes > self.batch_bytes;
+        let full = (is_full && !rows.is_empty()).then(|| self.next());
+        self.batch.rows.push(row);
+        Ok(full)
+    }
+
+    /// The end of the result: the last batch. A result without rows is one empty batch, so that
+    /// every run has one.
+    pub fn finish(mut self) -> Option<Batch> {
+        (!self.batch.rows.is_empty() || self.batch.seq == 0).then(|| self.next())
+    }
+
+    /// The ordinal of the row that is pushed next.
+    pub fn row(&self) -> u64 {
+        self.batch.end()
+    }
+
+    fn next(&mut self) -> Batch {
+        let next = Batch {
+            seq: self.batch.seq + 1,
+            first_row: self.batch.end(),
+            rows: Rows::new(self.width),
+        };
+        std::mem::replace(&mut self.batch, next)
+    }
+}
+
+/// The sum of what the values measure, or the column in which it passes the most.
+fn bounded<'a>(
+    row: impl Iterator<Item = Option<&'a str>>,
+    most: usize,
+    measure: impl Fn(&str) -> usize,
+) -> Result<usize, usize> {
+    let mut sum = 0;
+    for (column, value) in row.enumerate() {
+        sum += value.map_or(0, &measure);
+        if sum > most {
+            return Err(column);
+        }
+    }
+    Ok(sum)
+}
+
+/// The bytes of a text in JSON, at most.
+fn json_bytes(text: &str) -> usize {
+    let escaped = text.bytes().map(|byte| match byte {
+        0..0x20 => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    });
+    escaped.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn limits(batch_rows: u32, batch_bytes: u32) -> Limits {
+        Limits {
+            batch_rows,
+            batch_bytes,
+        }
+    }
+
+    fn columns(count: usize, name: &str) -> Vec<ResultColumn> {
+        let column = ResultColumn {
+            name: name.into(),
+            type_name: "varchar".into(),
+        };
+        vec![column; count]
+    }
+
+    fn cut(limits: Limits, rows: &[Vec<Option<String>>], seq: u32, from: u64) -> Vec<Batch> {
+        let mut batcher = Batcher::new(limits, 2, seq, from);
+        let mut all = Vec::new();
+        for row in &rows[usize::try_from(from).unwrap()..] {
+            all.extend(batcher.push(row.iter().map(Option::as_deref)).unwrap());
+        }
+        all.extend(batcher.finish());
+        all
+    }
+
+    fn sized(sizes: &[usize]) -> Vec<Vec<Option<String>>> {
+        sizes
+            .iter()
+            .map(|size| vec![Some("x".repeat(*size)), None])
+            .collect()
+    }
+
+    fn lengths(batches: &[Batch]) -> Vec<usize> {
+        batches.iter().map(|batch| batch.rows.len()).collect()
+    }
+
+    #[test]
+    fn an_empty_result_is_one_empty_batch() {
+        assert_eq!(lengths(&cut(limits(10, 10), &[], 0, 0)), [0]);
+        // But reading on behind the last batch of a result gives none.
+        assert_eq!(lengths(&cut(limits(10, 10), &sized(&[1, 1]), 1, 2)), [0; 0]);
+    }
+
+    #[test]
+    fn rows_and_bytes_bound_a_batch() {
+        assert_eq!(
+            lengths(&cut(limits(2, 100), &sized(&[1; 5]), 0, 0)),
+            [2, 2, 1]
+        );
+        assert_eq!(lengths(&cut(limits(2, 100), &sized(&[1; 4]), 0, 0)), [2, 2]);
+        assert_eq!(
+            lengths(&cut(limits(9, 10), &sized(&[5, 5, 0, 1]), 0, 0)),
+            [3, 1]
+        );
+        // A row beyond the bytes of a batch is a batch of its own.
+        assert_eq!(
+            lengths(&cut(limits(9, 10), &sized(&[3, 50, 3, 3]), 0, 0)),
+            [1, 1, 2]
+        );
+        assert_eq!(
+            lengths(&cut(limits(9, 10), &sized(&[0, 50, 3]), 0, 0)),
+            [1, 1, 1]
+        );
+    }
+
+    #[test]
+    fn a_very_wide_result_has_fewer_rows_a_batch() {
+        let wide = columns(1_000, &"n".repeat(38));
+        let mut batcher = Batcher::new(fitted(limits(5_000, 1 << 20), &wide), wide.len(), 0, 0);
+        let row = vec![None; 1_000];
+        let first = (0..3_000).find_map(|_| batcher.push(row.iter().copied()).unwrap());
+        assert_eq!(first.unwrap().rows.len(), (6 << 20) / 48_000);
+    }
+
+    #[test]
+    fn a_row_beyond_four_mebibytes_is_refused_by_its_column() {
+        let mut batcher = Batcher::new(Limits::default(), 2, 0, 0);
+        let half = "x".repeat(Limits::ROW_BYTES / 2);
+        let row = [Some(half.as_str()), Some(half.as_str())];
+        assert_eq!(batcher.push(row.into_iter()), Ok(None));
+        let more = format!("{half}y");
+        assert_eq!(
+            batcher.push([Some(half.as_str()), Some(&more)].into_iter()),
+            Err(1)
+        );
+    }
+
+    #[test]
+    fn a_row_is_refused_that_a_message_would_write_in_more_than_twelve_mebibytes() {
+        let mut batcher = Batcher::new(Limits::default(), 2, 0, 0);
+        let (fits, passes) = ("\u{1}".repeat(2 << 20), "\u{1}".repeat((2 << 20) + 1));
+        assert_eq!(batcher.push([None, Some(&*fits)].into_iter()), Ok(None));
+        assert_eq!(batcher.push([None, Some(&*passes)].into_iter()), Err(1));
+        let quarter = "\u{1}".repeat(1 << 20);
+        let mut batcher = Batcher::new(Limits::default(), 4, 0, 0);
+        assert_eq!(batcher.push([Some(&*quarter); 4].into_iter()), Err(2));
+    }
+
+    proptest! {
+        #[test]
+        fn the_same_result_gives_the_same_batches_from_any_batch_on(
+            sizes in prop::collection::vec(0..30_usize, 0..60), batch_rows in 1..8_u32, batch_bytes in 1..60_u32,
+        ) {
+            let (rows, limits) = (sized(&sizes), limits(batch_rows, batch_bytes));
+            let all = cut(limits, &rows, 0, 0);
+            let sum: usize = lengths(&all).iter().sum();
+            prop_assert_eq!(sum, rows.len());
+            for (index, batch) in all.iter().enumerate() {
+                prop_assert_eq!(batch.seq as usize, index);
+                let rest = cut(limits, &rows, batch.seq, batch.first_row);
+                prop_assert_eq!(&rest[..], &all[index..]);
+                let behind = cut(limits, &rows, batch.seq + 1, batch.end());
+                prop_assert_eq!(&behind[..], &all[index + 1..]);
+                prop_assert!(batch.rows.len() <= batch_rows as usize);
+                prop_assert!(batch.rows.len() == 1 || batch.rows.text_bytes() <= batch_bytes as usize);
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The way through the CSV object in S3.
+
+use common::message::Cursor;
+
+use super::{ReadError, Reading};
+use crate::batching::Batcher;
+use crate::csv::{CsvError, Place, Problem, Tokenizer};
+use crate::outbox::Outbox;
+use crate::s3::ObjectReader;
+
+pub(super) async fn read(
+    mut object: ObjectReader,
+    reading: &Reading,
+    outbox: &Outbox,
+) -> Result<(), ReadError> {
+    let mut rows = Rows::new(reading, outbox);
+    while let Some(chunk) = object.next().await? {
+        rows.take(Some(&chunk)).await?;
+    }
+    rows.take(None).await?;
+    rows.finish().await
+}
+
+/// The rows of the object on their way into batches.
+struct Rows<'a> {
+    reading: &'a Reading,
+    outbox: &'a Outbox,
+    tokenizer: Tokenizer,
+    batcher: Batcher,
+    in_header: bool,
+}
+
+impl<'a> Rows<'a> {
+    fn new(reading: &'a Reading, outbox: &'a Outbox) -> Self {
+        let (columns, cursor) = (reading.columns.len(), &reading.cursor);
+        let in_header = cursor.offset == 0;
+        let tokenizer = if in_header {
+            Tokenizer::from_header(columns)
+        } else {
+            Tokenizer::from_row(columns, cursor.row, cursor.offset)
+        };
+        let batcher = reading.batcher();
+        Self {
+            reading,
+            outbox,
+            tokenizer,
+            batcher,
+            in_header,
+        }
+    }
+
+    /// Takes the next bytes; none at the end.
+    async fn take(&mut self, chunk: Option<&[u8]>) -> Result<(), ReadError> {
+        let mut rest = chunk.unwrap_or_default();
+        loop {
+            let offset = self.tokenizer.offset();
+            let record = match chunk {
+                Some(_) => self.tokenizer.read(&mut rest),
+                None => self.tokenizer.finish(),
+            };
+            let Some(record) = record.map_err(|error| named(self.reading, error))? else {
+                return Ok(());
+            };
+            if self.in_header {
+                self.reading.check_header(record.values())?;
+                self.in_header = false;
+                continue;
+            }
+            let row = self.batcher.row();
+            let full = self.batcher.push(record.values());
+            let full = full.map_err(|column| self.reading.row_too_large(row, column))?;
+            if let Some(batch) = full {
+                let next = Cursor {
+                    offset,
+                    row: batch.end(),
+                    seq: batch.seq + 1,
+                    page: None,
+                };
+                self.outbox.put(batch, next).await?;
+            }
+        }
+    }
+
+    async fn finish(self) -> Result<(), ReadError> {
+        if self.in_header {
+            return Err(self.reading.no_header("nothing"));
+        }
+        let offset = self.tokenizer.offset();
+        if let Some(batch) = self.batcher.finish() {
+            let next = Cursor {
+                offset,
+                row: batch.end(),
+                seq: batch.seq + 1,
+                page: None,
+            };
+            self.outbox.put(batch, next).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A row that is too long is the same failure on both ways.
+fn named(reading: &Reading, error: CsvError) -> ReadError {
+    match (error.place, error.problem) {
+        (Place::Row(row), Problem::TooLong { column }) => reading.row_too_large(row, column),
+        (Place::Header | Place::Row(_), _) => error.into(),
+    }
+}

@@ -1,0 +1,292 @@
+//! S3, and the only code that names its SDK: one object, read forward from any byte.
+//!
+//! What is read is one version of the object (`If-Match` with its `ETag`) and all of it: the SDK does
+//! not repeat a body that broke off, so that is done here, at the byte.
+
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::primitives::ByteStream;
+use bytes::Bytes;
+use common::service::backoff;
+use common::settings;
+use tokio::time::{sleep, timeout};
+
+use crate::aws::AwsError;
+
+/// The bytes of one request. A request costs some 50 ms; what is left of it is lost when the reader
+/// stops.
+const RANGE: u64 = 16 << 20;
+/// How long the next bytes of a body may take.
+const CHUNK: Duration = Duration::from_secs(20);
+/// Attempts to go on at one byte before the object counts as away.
+const ATTEMPTS: u32 = 6;
+/// Attempts to find an object whose query has just succeeded.
+const FIND_ATTEMPTS: u32 = 5;
+
+/// Access to objects.
+#[derive(Debug, Clone)]
+pub struct S3(Client);
+
+/// One version of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    pub bucket: String,
+    pub key: String,
+    pub etag: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A failure of reading an object.
+#[derive(Debug, thiserror::Error)]
+pub enum S3Error {
+    #[error(transparent)]
+    Aws(#[from] AwsError),
+    #[error(
+        "the result s3://{bucket}/{key} was replaced while it was being read: it is not the version {etag} any more; run the job again"
+    )]
+    Replaced {
+        bucket: String,
+        key: String,
+        etag: String,
+    },
+    #[error("{0:?} is no place in S3: s3://bucket/key was expected")]
+    Location(String),
+}
+
+/// `s3://bucket/key` into bucket and key.
+pub fn parse_location(location: &str) -> Result<(&str, &str), S3Error> {
+    (location.strip_prefix("s3://"))
+        .and_then(|rest| rest.split_once('/'))
+        .filter(|(bucket, key)| !bucket.is_empty() && !key.is_empty())
+        .ok_or_else(|| S3Error::Location(location.to_owned()))
+}
+
+impl S3 {
+    /// `path_style`: `http://host/bucket/key` instead of `http://bucket.host/key`. When not set it is
+    /// so for an endpoint of one's own, which rarely has a name for every bucket.
+    pub fn new(config: &SdkConfig, path_style: Option<bool>) -> Self {
+        let has_endpoint =
+            config.endpoint_url().is_some() || settings::variable("AWS_ENDPOINT_URL_S3").is_some();
+        let config = aws_sdk_s3::config::Builder::from(config)
+            .force_path_style(path_style.unwrap_or(has_endpoint))
+            .build();
+        Self(Client::from_conf(config))
+    }
+
+    /// Finds the current version of an object. One that is not there is looked for a little longer:
+    /// the query that wrote it may have ended a moment ago.
+    pub async fn find(&self, location: &str) -> Result<Object, S3Error> {
+        let (bucket, key) = parse_location(location)?;
+        let mut attempt = 0;
+        loop {
+            match self.look(bucket, key).await {
+                Err(error) if error.is_code("NoSuchKey") && attempt + 1 < FIND_ATTEMPTS => {
+                    sleep(backoff(attempt, Duration::from_millis(200), CHUNK)).await;
+                    attempt += 1;
+                }
+                found => return Ok(found?),
+            }
+        }
+    }
+
+    /// Asks for the first byte rather than for the head alone: an error of a HEAD has no code.
+    async fn look(&self, bucket: &str, key: &str) -> Result<Object, AwsError> {
+        let doing = || format!("opening s3://{bucket}/{key}");
+        let request = self
+            .0
+            .get_object()
+            .bucket(bucket)
+            .key(key)
+            .range("bytes=0-0");
+        let found = match request
+            .send()
+            .await
+            .map_err(|error| AwsError::of(doing(), &error))
+        {
+            // An object without bytes has no first one.
+            Err(error) if error.is_code("InvalidRange") => {
+                let (bucket, key) = (bucket.to_owned(), key.to_owned());
+                return Ok(Object {
+                    bucket,
+                    key,
+                    etag: String::new(),
+                    size: 0,
+                });
+            }
+            found => found?,
+        };
+        let size = found
+            .content_range()
+            .and_then(parse_content_range)
+            .map(|(_, size)| size);
+        let etag = found.e_tag().filter(|etag| !etag.is_empty());
+        let (Some(etag), Some(size)) = (etag, size) else {
+            return Err(AwsError::unavailable(
+                doing(),
+                "S3 gave no ETag or no size of it",
+            ));
+        };
+        let (bucket, key, etag) = (bucket.to_owned(), key.to_owned(), etag.to_owned());
+        Ok(Object {
+            bucket,
+            key,
+            etag,
+            size,
+        })
+    }
+
+    /// Reads `object` from byte `at` on.
+    pub fn read(&self, object: Object, at: u64) -> ObjectReader {
+        ObjectReader {
+            client: self.0.clone(),
+            object,
+            at,
+            body: None,
+            fruitless: 0,
+        }
+    }
+}
+
+/// The bytes of an object, in order and each once.
+#[derive(Debug)]
+pub struct ObjectReader {
+    client: Client,
+    object: Object,
+    /// The next byte.
+    at: u64,
+    body: Option<ByteStream>,
+    /// Requests since the last byte came.
+    fruitless: u32,
+}
+
+impl ObjectReader {
+    /// The next bytes; none at the object's end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, S3Error> {
+        let mut broken = "its body was empty".to_owned();
+        while self.at < self.object.size {
+            if self.body.is_none() {
+                self.pause(&broken).await?;
+                self.body = Some(self.request().await?);
+            }
+            let Some(body) = &mut self.body else { continue };
+            match timeout(CHUNK, body.next()).await {
+                Ok(Some(Ok(bytes))) if !bytes.is_empty() => return self.took(bytes).map(Some),
+                // The end of a range, or of an answer that was shorter than its range.
+                Ok(Some(Ok(_)) | None) => {}
+                Ok(Some(Err(error))) => broken = error.to_string(),
+                Err(_) => broken = format!("nothing came for {} s", CHUNK.as_secs()),
+            }
+            self.body = None;
+        }
+        Ok(None)
+    }
+
+    fn took(&mut self, bytes: Bytes) -> Result<Bytes, S3Error> {
+        self.fruitless = 0;
+        self.at += bytes.len() as u64;
+        if self.at > self.object.size {
+            let message = "more bytes came than the object has";
+            return Err(AwsError::unavailable(self.doing(), message).into());
+        }
+        Ok(bytes)
+    }
+
+    /// Waits before another request at the same byte, or gives up. Requests that fail are repeated
+    /// by the SDK; this is for bodies that break off.
+    async fn pause(&mut self, broken: &str) -> Result<(), S3Error> {
+        let attempt = self.fruitless;
+        if attempt >= ATTEMPTS {
+            return Err(AwsError::unavailable(self.doing(), broken).into());
+        }
+        if attempt > 0 {
+            tracing::debug!(
+                error = broken,
+                byte = self.at,
+                "a body broke off; reading on"
+            );
+            sleep(backoff(
+                attempt,
+                Duration::from_millis(100),
+                Duration::from_secs(5),
+            ))
+            .await;
+        }
+        self.fruitless += 1;
+        Ok(())
+    }
+
+    fn doing(&self) -> String {
+        let Object { bucket, key, .. } = &self.object;
+        format!("reading s3://{bucket}/{key} at byte {}", self.at)
+    }
+
+    /// Asks for the next range, and makes sure that it is of the same object.
+    async fn request(&self) -> Result<ByteStream, S3Error> {
+        let Object {
+            bucket,
+            key,
+            etag,
+            size,
+        } = &self.object;
+        let last = size.min(&(self.at + RANGE)) - 1;
+        let request = (self
+            .client
+            .get_object()
+            .bucket(bucket)
+            .key(key)
+            .if_match(etag))
+        .range(format!("bytes={}-{last}", self.at));
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| AwsError::of(self.doing(), &error));
+        let replaced = || S3Error::Replaced {
+            bucket: bucket.clone(),
+            key: key.clone(),
+            etag: etag.clone(),
+        };
+        let answer = match answer {
+            Err(error) if error.is_code("PreconditionFailed") => return Err(replaced()),
+            answer => answer?,
+        };
+        match answer.content_range().and_then(parse_content_range) {
+            Some((_, total)) if total != *size => Err(replaced()),
+            Some((start, _)) if start == self.at => Ok(answer.body),
+            _ => Err(AwsError::unavailable(self.doing(), "S3 answered with another range").into()),
+        }
+    }
+}
+
+/// First byte and size of `bytes 0-9/100`.
+fn parse_content_range(text: &str) -> Option<(u64, u64)> {
+    let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, _) = range.split_once('-')?;
+    Some((first.parse().ok()?, size.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_is_a_bucket_and_a_key() {
+        assert_eq!(
+            parse_location("s3://b/c/d e.csv").unwrap(),
+            ("b", "c/d e.csv")
+        );
+        for bad in ["", "s3://", "s3://b", "s3://b/", "s3:///k", "https://b/k"] {
+            assert!(parse_location(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_content_range_is_a_first_byte_and_a_size() {
+        assert_eq!(parse_content_range("bytes 5-9/100"), Some((5, 100)));
+        for bad in ["", "bytes */100", "bytes 5-9/*", "items 5-9/100"] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What an extractor does while it is connected: so many workers, each with a consumer and a
+//! publisher of its own, each with one task in hand.
+
+use std::time::Duration;
+
+use common::failpoint;
+use common::message::ExtractTask;
+use common::queue::{Consumer, Delivery, Outgoing, Publisher, QueueError};
+use common::service::{Fault, Session};
+use common::settings;
+use futures::future::try_join_all;
+use tracing::Instrument;
+
+use crate::athena::Athena;
+use crate::aws::{self, ConfigurationError};
+use crate::s3::S3;
+use crate::settings::Settings;
+use crate::work::{TURN, Worker};
+
+/// A task that has been delivered this often without an end is not worked on any more: it takes its
+/// extractors down.
+const DELIVERIES: u32 = 8;
+
+/// The clients of AWS.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    pub athena: Athena,
+    pub s3: S3,
+}
+
+impl Clients {
+    /// Reads the AWS configuration; makes no call.
+    pub async fn connect(settings: &Settings) -> Result<Self, ConfigurationError> {
+        let config = aws::configure().await?;
+        Ok(Self {
+            athena: Athena::new(&config),
+            s3: S3::new(&config, settings.s3_path_style),
+        })
+    }
+}
+
+/// Works on tasks until the session is to stop. What is in hand then is left to whoever receives it
+/// next.
+pub async fn run(session: &Session) -> Result<(), Fault> {
+    let settings: Settings =
+        settings::load().map_err(|error| Fault::Configuration(error.into()))?;
+    let clients = Clients::connect(&settings)
+        .await
+        .map_err(|error| Fault::Configuration(error.into()))?;
+    session.health.clear("aws");
+    let workers = (0..settings.tasks.get()).map(|_| consume(session, &settings, clients.clone()));
+    try_join_all(workers.map(Box::pin)).await.map(drop)
+}
+
+async fn consume(session: &Session, settings: &Settings, clients: Clients) -> Result<(), Fault> {
+    let mut consumer = Consumer::<ExtractTask>::open(&session.consuming, 1).await?;
+    let publisher = Publisher::open(&session.publishing).await?;
+    let mut worker = Worker {
+        settings,
+        clients,
+        publisher,
+        health: &session.health,
+        turn: TURN,
+    };
+    loop {
+        let delivery = tokio::select! {
+            biased;
+            () = session.stop.cancelled() => return Ok(()),
+            delivery = consumer.next() => delivery?,
+        };
+        let then = tokio::select! {
+            settled = handle(&mut worker, &delivery) => settled?,
+            () = session.stop.cancelled() => return Ok(()),
+            // Nothing more is delivered while this one is not acked, so that this can only be the
+            // channel's end. The task is somebody else's from now on.
+            lost = consumer.next() => {
+                lost?;
+                return Err(Fault::World(anyhow::anyhow!("the broker delivered more than it was asked for")));
+            }
+        };
+        failpoint::reach("before_ack").await;
+        delivery.ack().await?;
+        if let Some(error) = then {
+            return Err(error.into());
+        }
+    }
+}
+
+/// Works on a delivery until it can be acked. May give an error that ends the session after that.
+async fn handle(
+    worker: &mut Worker<'_>,
+    delivery: &Delivery<ExtractTask>,
+) -> Result<Option<QueueError>, QueueError> {
+    let deliveries = delivery.deliveries();
+    let problem = match delivery.read() {
+        Ok(task) if deliveries < DELIVERIES => {
+            let span =
+                tracing::info_span!("task", run.id = %task.run, job = task.job.name, deliveries);
+            // One that came back is handed on as soon as it came forward at all: its successor counts
+            // anew, so that only what makes no progress is ever given up. A broker that goes down
+            // again and again, and extractors that are killed, make a task come back too.
+            worker.turn = if delivery.is_suspect() {
+                Duration::ZERO
+            } else {
+                TURN
+            };
+            failpoint::reach("extract").await;
+            return Box::pin(worker.work(task)).instrument(span).await;
+        }
+        Ok(_) => format!(
+            "it was delivered {deliveries} times and never finished: it takes the extractor down"
+        ),
+        Err(unreadable) => unreadable.to_string(),
+    };
+    tracing::error!(
+        message.id = delivery.id(),
+        problem,
+        "task moved to etl.dead"
+    );
+    let dead = Outgoing::dead(delivery, "extractor", &problem, deliveries);
+    worker.publisher.publish(&[dead]).await.map(|()| None)
+}

@@ -1,0 +1,146 @@
+//! From the SQL to a result that can be read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::failpoint;
+use common::message::{Cursor, EventKind, ExtractTask, ResultLocation, TaskState};
+use common::schema;
+use common::service::backoff;
+use tokio::time::{Instant, sleep};
+
+use super::{Next, TURN, Worker};
+use crate::athena::{Execution, Query};
+use crate::aws::AwsErrorKind;
+use crate::batching::fitted;
+use crate::query::{Verdict, choose, judge, pause};
+use crate::trouble::Trouble;
+
+impl Worker<'_> {
+    /// Starts the query, or finds it started.
+    pub(super) async fn start(
+        &mut self,
+        task: &mut ExtractTask,
+        attempt: u32,
+    ) -> Result<Next, Trouble> {
+        let query = Query {
+            run: &task.run,
+            sql: &task.sql,
+            source: &task.source,
+            attempt,
+        };
+        let id = self.clients.athena.start(query).await?;
+        tracing::info!(query.id = id, query.attempt = attempt, "query started");
+        failpoint::reach("after_start").await;
+        let since = jiff::Timestamp::now();
+        let query_execution_id = id.clone();
+        task.state = TaskState::Waiting {
+            attempt,
+            query_execution_id,
+            since,
+        };
+        self.tell(
+            task,
+            EventKind::Started {
+                query_execution_id: id,
+            },
+        )
+        .await?;
+        Ok(Next::GoOn)
+    }
+
+    /// Looks at the query until it has ended or the turn is over.
+    pub(super) async fn wait(&mut self, task: &mut ExtractTask) -> Result<Next, Trouble> {
+        let TaskState::Waiting {
+            attempt,
+            query_execution_id: id,
+            since,
+        } = task.state.clone()
+        else {
+            return Ok(Next::GoOn);
+        };
+        let begun = Instant::now();
+        // By the clocks of whoever started it and of this machine; for pace and timeout only.
+        let waited =
+            || Duration::try_from(jiff::Timestamp::now().duration_since(since)).unwrap_or_default();
+        loop {
+            sleep(pause(waited())).await;
+            let execution = self.clients.athena.look(&id).await?;
+            match judge(&execution, &task.source, waited(), attempt) {
+                Verdict::Wait if begun.elapsed() < self.turn => {}
+                Verdict::Wait => return Ok(Next::HandOn),
+                Verdict::Read => return self.begin(task, &id, execution).await,
+                Verdict::Stop(reason) => {
+                    self.stop(&id).await?;
+                    return Err(Trouble::Run(reason));
+                }
+                Verdict::Again(reason) => {
+                    tracing::warn!(query.id = id, reason, "query failed; starting it again");
+                    sleep(backoff(attempt, Duration::from_secs(1), TURN)).await;
+                    task.state = TaskState::Start {
+                        attempt: attempt + 1,
+                    };
+                    return Ok(Next::GoOn);
+                }
+                Verdict::Fail(reason) => return Err(Trouble::Run(reason)),
+            }
+        }
+    }
+
+    /// A query that cannot be stopped does not keep the run from failing, unless it is AWS that is
+    /// away: then it is tried again, since it costs.
+    async fn stop(&self, id: &str) -> Result<(), Trouble> {
+        match self.clients.athena.stop(id).await {
+            Err(error) if error.kind == AwsErrorKind::Refused => {
+                tracing::warn!(query.id = id, %error, "the query could not be stopped");
+                Ok(())
+            }
+            stopped => Ok(stopped?),
+        }
+    }
+
+    /// Settles what is read and how, once and for all, before the first batch. It is written down by
+    /// a hand-off: the execution and the version of the object are part of what the batches are, and
+    /// whoever goes on after a crash must not choose others.
+    async fn begin(
+        &mut self,
+        task: &mut ExtractTask,
+        id: &str,
+        execution: Execution,
+    ) -> Result<Next, Trouble> {
+        let columns = self.clients.athena.columns(id).await?;
+        let job = &task.job;
+        schema::resolve(&job.columns, &columns, &job.target.key)
+            .map_err(|error| Trouble::Run(error.to_string()))?;
+        task.limits = fitted(task.limits, &columns);
+        let place = choose(task.source.results, execution.output_location);
+        let location = match place.map_err(|reason| Trouble::Run(reason.to_owned()))? {
+            None => ResultLocation::Pages,
+            Some(place) => {
+                let object = self.clients.s3.find(&place).await?;
+                let (bucket, key, etag, size) =
+                    (object.bucket, object.key, object.etag, object.size);
+                ResultLocation::S3 {
+                    bucket,
+                    key,
+                    etag,
+                    size,
+                }
+            }
+        };
+        let bytes_scanned = execution.bytes_scanned;
+        tracing::info!(
+            query.id = id,
+            query.bytes_scanned = bytes_scanned,
+            "query succeeded"
+        );
+        task.state = TaskState::Reading {
+            query_execution_id: id.to_owned(),
+            bytes_scanned,
+            location,
+            columns: Arc::new(columns),
+            cursor: Cursor::default(),
+        };
+        Ok(Next::HandOn)
+    }
+}

@@ -1,0 +1,161 @@
+//! An extractor between a stand-in cloud and a virtual host of its own, and what a test asks of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::Rows;
+use common::job::{JobSpec, Mode, Results, Source, Target};
+use common::message::{EventKind, ExtractTask, Limits, Message, RawBatch, RunEvent, TaskState};
+use common::queue::{self, Connection, Outgoing, Publisher};
+use common::settings::SecretUrl;
+use serde::de::DeserializeOwned;
+use testkit::cloud::Cloud;
+use testkit::process::{Process, Service};
+use testkit::servers::{Depth, Vhost, vhost};
+use testkit::wait_until;
+
+/// Generous: the machine may be busy compiling.
+pub(crate) const SOON: Duration = Duration::from_mins(1);
+
+pub(crate) struct Line {
+    pub(crate) cloud: Cloud,
+    pub(crate) vhost: Vhost,
+}
+
+impl Line {
+    /// A cloud and a virtual host with the queues, and nobody who works.
+    pub(crate) async fn new() -> Self {
+        let line = Self {
+            cloud: Cloud::start().await,
+            vhost: vhost().await,
+        };
+        queue::declare(&line.connect().await).await.unwrap();
+        line
+    }
+
+    /// The same with an extractor that is ready.
+    pub(crate) async fn started() -> (Self, Process) {
+        let line = Self::new().await;
+        let extractor = line.extractor().start().await;
+        (line, extractor)
+    }
+
+    pub(crate) fn extractor(&self) -> Service {
+        Service::new("extractor")
+            .envs(self.cloud.env())
+            .env("ETL_AMQP_URL", &self.vhost.amqp_url)
+    }
+
+    async fn connect(&self) -> Connection {
+        let url: url::Url = self.vhost.amqp_url.parse().unwrap();
+        Connection::open(&SecretUrl::from(url), "test")
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn publish(&self, messages: &[Outgoing]) {
+        let connection = self.connect().await;
+        let mut publisher = Publisher::open(&connection).await.unwrap();
+        publisher.publish(messages).await.unwrap();
+        connection.close().await;
+    }
+
+    pub(crate) async fn ask(&self, task: &ExtractTask) {
+        self.publish(&[Outgoing::of(task).unwrap()]).await;
+    }
+
+    async fn take<M: DeserializeOwned>(&self, queue: &str) -> Vec<M> {
+        let taken = self.vhost.take_all(queue).await;
+        taken
+            .iter()
+            .map(|message| serde_json::from_slice(&message.body).unwrap())
+            .collect()
+    }
+
+    /// Waits until a run has ended, and gives how. Takes all events off their queue.
+    pub(crate) async fn end_of(&self, run: &str) -> EventKind {
+        self.ends_of(run, 1).await.remove(0)
+    }
+
+    /// Waits until a run has ended so many times.
+    pub(crate) async fn ends_of(&self, run: &str, count: usize) -> Vec<EventKind> {
+        let mut ends = Vec::new();
+        wait_until(&format!("{count} ends of run {run}"), SOON, async || {
+            let events: Vec<RunEvent> = self.take("etl.events").await;
+            let of_run = events.into_iter().filter(|event| event.run.as_str() == run);
+            ends.extend(of_run.map(|event| event.kind).filter(|kind| {
+                matches!(kind, EventKind::Extracted { .. } | EventKind::Failed { .. })
+            }));
+            ends.len() >= count
+        })
+        .await;
+        ends
+    }
+
+    /// As [`Self::end_of`], for a run that fails: the reason.
+    pub(crate) async fn failure_of(&self, run: &str) -> String {
+        match self.end_of(run).await {
+            EventKind::Failed { reason } => reason,
+            other => panic!("run {run} should have failed: {other:?}"),
+        }
+    }
+
+    /// Takes all batches off `etl.raw`, in order of their seq.
+    pub(crate) async fn batches(&self) -> Vec<RawBatch> {
+        let mut batches: Vec<RawBatch> = self.take("etl.raw").await;
+        batches.sort_by_key(|batch| batch.id.clone());
+        batches
+    }
+
+    /// Waits until nothing is left of any task, ready or in hand, as the management API knows it.
+    pub(crate) async fn settled(&self) {
+        let nothing = Depth {
+            ready: 0,
+            unacked: 0,
+        };
+        wait_until("etl.extract to be empty", SOON, async || {
+            self.vhost.depth("etl.extract").await == nothing
+        })
+        .await;
+    }
+}
+
+/// The task that `etl run` would publish, for a job that adds the query's columns as they are.
+pub(crate) fn task(run: &str, sql: &str) -> ExtractTask {
+    ExtractTask {
+        run: run.parse().unwrap(),
+        generation: 0,
+        sql: sql.to_owned(),
+        source: Source {
+            database: "netflix".into(),
+            workgroup: None,
+            catalog: None,
+            output_location: None,
+            results: Results::Auto,
+            max_scanned: None,
+            timeout: Duration::from_mins(30),
+        },
+        job: Arc::new(JobSpec {
+            name: "clicks".into(),
+            target: Target {
+                table: "clicks".into(),
+                mode: Mode::Append,
+                key: vec![],
+            },
+            columns: vec![],
+        }),
+        limits: Limits::default(),
+        state: TaskState::Start { attempt: 1 },
+    }
+}
+
+/// All rows of the batches, which have to follow each other without a gap.
+pub(crate) fn rows_of(batches: &[RawBatch]) -> Vec<Vec<Option<String>>> {
+    let mut rows = Vec::new();
+    for (seq, batch) in batches.iter().enumerate() {
+        assert_eq!(batch.id.seq as usize, seq, "{}", Message::id(batch));
+        assert_eq!(batch.first_row, rows.len() as u64, "{}", Message::id(batch));
+        rows.extend(Rows::iter(&batch.rows).map(|row| row.to_vec()));
+    }
+    rows
+}

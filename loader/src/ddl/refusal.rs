@@ -1,0 +1,88 @@
+//! Why a target is refused, each time with the statement to run or the line to change.
+
+use common::schema::{SchemaError, quoted};
+
+/// Why rows cannot go to a target.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(
+        "the target is in the schema {schema:?}, which is not one of those that the loader may write to ({allowed}); name it in ETL_SCHEMAS or choose another"
+    )]
+    SchemaNotAllowed { schema: String, allowed: String },
+    #[error(
+        "the schema {schema:?} of the target does not exist; run: CREATE SCHEMA {}",
+        quoted(schema)
+    )]
+    SchemaMissing { schema: String },
+    #[error(
+        "the loader may not create the table {table}; run: GRANT CREATE ON SCHEMA {schema} TO {role}, or create the table yourself: {ddl}"
+    )]
+    MayNotCreate {
+        table: String,
+        schema: String,
+        role: String,
+        ddl: String,
+    },
+    #[error(
+        "the loader may not write to {table}; run: GRANT SELECT, INSERT, UPDATE ON {table} TO {role}"
+    )]
+    MayNotWrite { table: String, role: String },
+    #[error("the target cannot be used: {0}")]
+    Name(#[from] SchemaError),
+    #[error("the target {table} has no columns")]
+    NoColumns { table: String },
+    #[error("the columns of the target {table} name {column:?} twice")]
+    DuplicateColumn { table: String, column: String },
+    #[error("{table} is {kind}, and rows are loaded into tables only; choose another target")]
+    NotATable { table: String, kind: &'static str },
+    #[error(
+        "{table} is unlogged: a crash of Postgres would empty it while the ledger says that its rows are loaded; run: ALTER TABLE {table} SET LOGGED"
+    )]
+    Unlogged { table: String },
+    #[error(
+        "{table} has no column {column:?}; run: ALTER TABLE {table} ADD COLUMN {} {type_name}",
+        quoted(column)
+    )]
+    MissingColumn {
+        table: String,
+        column: String,
+        type_name: String,
+    },
+    #[error(
+        "the column {column:?} of {table} is {found}, and the job makes it {wanted}; declare it as {found:?} in the job, or run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}::{wanted}",
+        quoted(column),
+        quoted(column)
+    )]
+    OtherType {
+        table: String,
+        column: String,
+        found: String,
+        wanted: String,
+    },
+    #[error(
+        "the column {column:?} of {table} is computed by Postgres; name it otherwise in the job, or run: ALTER TABLE {table} ALTER COLUMN {} DROP EXPRESSION",
+        quoted(column)
+    )]
+    Generated { table: String, column: String },
+    #[error(
+        "the column {column:?} of {table} must not be NULL, has no default, and the job does not fill it; add it to the query, or run: ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL",
+        quoted(column)
+    )]
+    NeedsValue { table: String, column: String },
+    #[error(
+        "the job updates rows of {table} by {key}, which no unique constraint covers; run: ALTER TABLE {table} ADD UNIQUE ({key})"
+    )]
+    NoUniqueKey { table: String, key: String },
+    #[error("the job updates rows of {table} and names no key; add key = [..] to its target")]
+    NoKey { table: String },
+    #[error(
+        "the key column {column:?} of {table} is {type_name}, which Postgres cannot compare; CAST it to varchar in the SELECT"
+    )]
+    KeyType {
+        table: String,
+        column: String,
+        type_name: String,
+    },
+    #[error("the key column {column:?} of {table} is not among the columns of the batch")]
+    KeyMissing { table: String, column: String },
+}

@@ -1,0 +1,70 @@
+//! The loader's process: the service, or `loader migrate`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use common::service::{Service, install_tls, run};
+use common::{settings, telemetry};
+use loader::service::{LoaderService, LoaderSettings};
+
+/// Loads batches into PostgreSQL and keeps the books. Without a command: the service.
+///
+/// `ETL_DATABASE_URL` and `ETL_AMQP_URL` say where; `ETL_SCHEMAS` which schemas targets may be in
+/// (public); `ETL_MIGRATE=false` leaves the schema etl to `loader migrate`.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Creates the schema etl or brings it up to date, and exits.
+    Migrate,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let settings: Result<LoaderSettings, _> = settings::load();
+    match (arguments.command, settings) {
+        (None, Ok(settings)) => match LoaderService::new(settings) {
+            Ok(service) => {
+                run(
+                    Service {
+                        name: "loader",
+                        http_port: 9103,
+                        publishes: false,
+                    },
+                    async |session| service.session(session).await,
+                )
+                .await
+            }
+            Err(error) => failed(&error),
+        },
+        (Some(Command::Migrate), Ok(settings)) => migrate(&settings).await,
+        (_, Err(error)) => failed(&error.into()),
+    }
+}
+
+async fn migrate(settings: &LoaderSettings) -> ExitCode {
+    telemetry::start_logging();
+    install_tls();
+    match loader::migrate::run(&settings.database_url).await {
+        Ok(()) => {
+            tracing::info!(database = %settings.database_url, "schema etl is up to date");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "loader migrate failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    telemetry::start_logging();
+    tracing::error!(error = format!("{error:#}"), "the loader cannot start");
+    ExitCode::FAILURE
+}

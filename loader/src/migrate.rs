@@ -1,0 +1,77 @@
+//! The migrations of schema `etl`. Safe with several replicas at once, and with an older binary
+//! beside a newer schema; a role that may not create anything can use a schema that is up to date.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use common::settings::SecretUrl;
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::database;
+use crate::errors::cause;
+
+/// Which migrations were applied; beside the books, so that it goes where they go.
+const TABLE: &str = "etl.schema_migrations";
+
+/// How long another replica's migration is waited for.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+fn migrator() -> Migrator {
+    let mut migrator = sqlx::migrate!();
+    // A newer binary has been here; its migrations only add.
+    migrator.set_ignore_missing(true);
+    migrator.dangerous_set_table_name(TABLE);
+    migrator.create_schema("etl");
+    migrator
+}
+
+/// Whether every migration of this version has been applied.
+pub async fn is_current(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let known: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+        .bind(TABLE)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !known {
+        return Ok(false);
+    }
+    let select = AssertSqlSafe(format!(
+        "SELECT version, checksum FROM {TABLE} WHERE success"
+    ));
+    let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as(select).fetch_all(connection).await?;
+    Ok(migrator().iter().all(|one| {
+        applied
+            .iter()
+            .any(|(version, checksum)| *version == one.version && *checksum == *one.checksum)
+    }))
+}
+
+/// Applies what is missing.
+pub async fn run(url: &SecretUrl) -> anyhow::Result<()> {
+    let connected = database::connect(url, "etl loader migrate").await;
+    let mut connection =
+        connected.map_err(|error| anyhow::anyhow!("cannot connect to {url}: {}", cause(&error)))?;
+    run_on(&mut connection).await?;
+    connection.close().await.ok();
+    Ok(())
+}
+
+/// [`run`], on a connection of the caller's, which is not to be used again after an error.
+pub async fn run_on(connection: &mut PgConnection) -> anyhow::Result<()> {
+    // Bounds each wait for a lock, the migrator's own advisory lock included.
+    sqlx::query(AssertSqlSafe(format!(
+        "SET lock_timeout = '{}s'",
+        PATIENCE.as_secs()
+    )))
+    .execute(&mut *connection)
+    .await?;
+    match tokio::time::timeout(PATIENCE * 5, migrator().run_direct(None, connection, false)).await {
+        Ok(migrated) => migrated.context(
+            "cannot bring schema etl up to date; nothing of the failed migration was kept",
+        ),
+        Err(_) => anyhow::bail!(
+            "cannot bring schema etl up to date: it took longer than {} s; look for a lock in pg_stat_activity",
+            PATIENCE.as_secs() * 5
+        ),
+    }
+}

@@ -1,0 +1,248 @@
+//! The SQL that moves a batch into its target, written once for a target and its columns. Pure.
+//!
+//! `append` copies straight into the target. `upsert` copies into a staging table of the connection
+//! and merges from there: of each key the batch's last row, in the order of the keys (so that two
+//! loaders lock rows in the same order), and never over a row of a later batch.
+
+use common::job::{Mode, Target};
+use common::schema::{BATCH_COLUMN, TargetColumn, quoted};
+use sha2::{Digest, Sha256};
+
+use crate::ddl::{TableName, list, literal};
+
+/// A digest of what was checked of the table `pg_class c`, as an SQL expression. A cast to another
+/// type rounds silently, so that a table with another fingerprint has to be checked again.
+pub(crate) const FINGERPRINT: &str = "(SELECT encode(sha256(convert_to(concat_ws(' ', c.oid, c.relkind, c.relpersistence, \
+    string_agg(concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, quote_ident(attname)), ',' ORDER BY attnum)), 'UTF8')), 'hex') \
+    FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)";
+
+/// The statements for one target and its columns.
+#[derive(Debug)]
+pub struct Statements {
+    /// Keeps the table as it is until the transaction ends, and answers its fingerprint. Two
+    /// statements, so that the second one sees what the lock waited for.
+    pub lock: String,
+    /// The fingerprint of the table that the columns and the key were checked against.
+    pub fingerprint: String,
+    /// `COPY ... FROM STDIN`. The last value of a line is `_batch` (append) or the row's index in
+    /// its batch (upsert).
+    pub copy: String,
+    /// The name that Postgres' error context has for the table that is copied into.
+    pub copied_table: String,
+    /// The columns' names in that context, in the batch's order.
+    pub copied_columns: Vec<String>,
+    /// What upsert needs beyond.
+    pub merge: Option<Merge>,
+}
+
+/// The statements of an upsert.
+#[derive(Debug)]
+pub struct Merge {
+    /// Makes the connection's staging table, unless it has one; it is empty when a transaction begins.
+    pub create_stage: String,
+    /// Merges staged rows. $1: `_batch`; $2, $3: the range of rows, the end excluded.
+    pub merge: String,
+    /// Counts target rows with a staged key that came with earlier batches of the run. $1, $2: the
+    /// range of `_batch`, the end excluded.
+    pub count_earlier: String,
+    /// Counts the distinct staged keys, those whose target row is this batch's, and those whose
+    /// target row is a later batch's; and names those later batches. $1: `_batch`; $2: the rows that
+    /// are left out.
+    pub count_winners: String,
+    /// What serialises the merges into one target: `pg_advisory_xact_lock`.
+    pub lock_key: i64,
+    /// The target as SQL has it.
+    pub table: String,
+}
+
+impl Statements {
+    /// For a table that these columns made.
+    pub fn of(name: &TableName, target: &Target, columns: &[TargetColumn]) -> Self {
+        Self::of_table(name, target, columns, String::new())
+    }
+
+    /// For a table with this fingerprint, which the columns and the key were checked against.
+    pub fn of_table(
+        name: &TableName,
+        target: &Target,
+        columns: &[TargetColumn],
+        fingerprint: String,
+    ) -> Self {
+        let table = name.sql();
+        let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
+        let (copied_table, copied_columns) = match target.mode {
+            Mode::Append => (name.table.clone(), names.clone()),
+            Mode::Upsert => (
+                stage_name(name, columns, &fingerprint),
+                (0..columns.len())
+                    .map(|index| format!("c{index}"))
+                    .collect(),
+            ),
+        };
+        let (into, last) = match target.mode {
+            Mode::Append => (table.clone(), quoted(BATCH_COLUMN)),
+            Mode::Upsert => (format!("pg_temp.{}", quoted(&copied_table)), "n".to_owned()),
+        };
+        let copy = format!(
+            "COPY {into} ({}, {last}) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')",
+            list(&copied_columns)
+        );
+        let merge = (target.mode == Mode::Upsert)
+            .then(|| Merge::of(&table, &into, &names, &target.key, name));
+        let lock = format!(
+            "LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE; SELECT {FINGERPRINT} FROM pg_class c WHERE c.oid = {}::regclass",
+            literal(&table)
+        );
+        Self {
+            lock,
+            fingerprint,
+            copy,
+            copied_table,
+            copied_columns,
+            merge,
+        }
+    }
+}
+
+impl Merge {
+    fn of(table: &str, stage: &str, names: &[String], key: &[String], name: &TableName) -> Self {
+        let batch = quoted(BATCH_COLUMN);
+        let position = |column: &String| {
+            names
+                .iter()
+                .position(|name| name == column)
+                .unwrap_or_default()
+        };
+        let staged = |separator: &str, show: &dyn Fn(usize, &str) -> String| {
+            let all = names
+                .iter()
+                .enumerate()
+                .map(|(index, name)| show(index, &quoted(name)));
+            all.collect::<Vec<_>>().join(separator)
+        };
+        let keys = key
+            .iter()
+            .map(|column| format!("c{}", position(column)))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let joined = key
+            .iter()
+            .map(|column| format!("t.{} = s.c{}", quoted(column), position(column)));
+        let joined = joined.collect::<Vec<_>>().join(" AND ");
+        let updates: Vec<String> = names
+            .iter()
+            .filter(|name| !key.contains(name))
+            .map(|name| quoted(name))
+            .chain([batch.clone()])
+            .map(|column| format!("{column} = excluded.{column}"))
+            .collect();
+        Self {
+            create_stage: format!(
+                "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {}, 0 AS n FROM {table} WITH NO DATA",
+                stage.trim_start_matches("pg_temp."),
+                staged(", ", &|index, name| format!("{name} AS c{index}"))
+            ),
+            merge: format!(
+                "INSERT INTO {table} AS t ({}, {batch}) SELECT DISTINCT ON ({keys}) {}, $1::bigint FROM {stage} WHERE n >= $2 AND n < $3 \
+                 ORDER BY {keys}, n DESC ON CONFLICT ({}) DO UPDATE SET {} WHERE t.{batch} IS NULL OR t.{batch} <= excluded.{batch}",
+                list(names),
+                staged(", ", &|index, _| format!("c{index}")),
+                list(key),
+                updates.join(", ")
+            ),
+            count_earlier: format!(
+                "SELECT count(*) FROM (SELECT DISTINCT {keys} FROM {stage}) s JOIN {table} t ON {joined} WHERE t.{batch} >= $1 AND t.{batch} < $2"
+            ),
+            count_winners: format!(
+                "SELECT count(*), count(*) FILTER (WHERE t.{batch} = $1), count(*) FILTER (WHERE t.{batch} > $1), \
+                 coalesce(array_agg(DISTINCT t.{batch}) FILTER (WHERE t.{batch} > $1), '{{}}') \
+                 FROM (SELECT DISTINCT {keys} FROM {stage} WHERE n <> ALL($2::int[])) s LEFT JOIN {table} t ON {joined}"
+            ),
+            lock_key: lock_key("merge", &name.sql()),
+            table: table.to_owned(),
+        }
+    }
+}
+
+/// The key of an advisory lock on something, for one purpose.
+pub fn lock_key(purpose: &str, name: &str) -> i64 {
+    let digest = Sha256::digest(format!("etl {purpose} {name}"));
+    i64::from_be_bytes(digest[..8].try_into().unwrap_or_default())
+}
+
+/// The staging table for a target and its columns: another shape has another name, and so has that
+/// of a table that was altered, whose types the staging table took over.
+fn stage_name(name: &TableName, columns: &[TargetColumn], fingerprint: &str) -> String {
+    let mut hash = Sha256::new();
+    let table = [name.schema.as_str(), &name.table, fingerprint].map(str::to_owned);
+    let columns = columns
+        .iter()
+        .flat_map(|c| [c.name.clone(), c.pg_type.to_string()]);
+    for part in table.into_iter().chain(columns) {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let digest = format!("{:x}", hash.finalize());
+    format!("etl_stage_{}", &digest[..24])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statements(key: &[&str]) -> Statements {
+        let mode = if key.is_empty() {
+            Mode::Append
+        } else {
+            Mode::Upsert
+        };
+        let target = Target {
+            table: "t".into(),
+            mode,
+            key: key.iter().map(|key| (*key).into()).collect(),
+        };
+        let name = TableName::of(&target, &["public".into()]).unwrap();
+        let column = |name: &str| TargetColumn {
+            name: name.into(),
+            pg_type: "text".parse().unwrap(),
+            athena_type: "varchar".into(),
+        };
+        Statements::of(&name, &target, &[column("a\"b"), column("c1")])
+    }
+
+    #[test]
+    fn append_copies_into_the_target() {
+        let statements = statements(&[]);
+        assert_eq!(
+            statements.copy,
+            r#"COPY "public"."t" ("a""b", "c1", "_batch") FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')"#
+        );
+        assert!(statements.merge.is_none());
+    }
+
+    #[test]
+    fn upsert_copies_into_staging_and_merges_in_the_order_of_the_keys() {
+        let statements = statements(&["c1"]);
+        assert!(
+            statements.copy.starts_with("COPY pg_temp.\"etl_stage_"),
+            "{}",
+            statements.copy
+        );
+        let merge = statements.merge.unwrap();
+        assert!(
+            merge
+                .merge
+                .contains(r#"SELECT DISTINCT ON (c1) c0, c1, $1::bigint FROM pg_temp."etl_stage_"#),
+            "{}",
+            merge.merge
+        );
+        assert!(
+            merge.merge.ends_with(
+                r#"ORDER BY c1, n DESC ON CONFLICT ("c1") DO UPDATE SET "a""b" = excluded."a""b", "_batch" = excluded."_batch" WHERE t."_batch" IS NULL OR t."_batch" <= excluded."_batch""#
+            ),
+            "{}",
+            merge.merge
+        );
+        assert!(merge.count_earlier.contains(r#"t."c1" = s.c1"#));
+    }
+}

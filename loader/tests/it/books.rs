@@ -1,0 +1,403 @@
+//! Events, completion and the schema of the books.
+
+use common::message::EventKind;
+use loader::dead_letters::{DeadLetter, store};
+use loader::errors::{LoadError, Refused};
+use loader::events::{self, Noted};
+use loader::{completion, migrate};
+use testkit::servers::database;
+
+use crate::support::{
+    books, books_of, event, execute, extracted, loader, request, shape, text, url,
+};
+
+#[tokio::test]
+async fn several_replicas_migrate_at_once_and_again() {
+    let database = database().await;
+    let url = url(&database.url);
+    let migrate = || migrate::run(&url);
+    let (a, b, c, d) = tokio::join!(migrate(), migrate(), migrate(), migrate());
+    for migrated in [a, b, c, d, migrate().await] {
+        migrated.unwrap();
+    }
+    assert!(
+        migrate::is_current(&mut database.pool.acquire().await.unwrap())
+            .await
+            .unwrap()
+    );
+    // A newer version was here: an older one can go on.
+    execute(&database.pool, "INSERT INTO etl.schema_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', true, '', 0)").await;
+    migrate::run(&url).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
+    let database = books().await;
+    execute(&database.pool, "CREATE TABLE t (n bigint, _batch bigint)").await;
+    let role = format!("least_{}", database.name);
+    execute(
+        &database.pool,
+        &format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA etl TO {role};
+             GRANT SELECT, INSERT, UPDATE ON t TO {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC; REVOKE CREATE ON DATABASE {} FROM PUBLIC",
+            database.name
+        ),
+    )
+    .await;
+    let mut least = url::Url::parse(&database.url).unwrap();
+    least.set_username(&role).unwrap();
+    least.set_password(Some("x")).unwrap();
+    let loader = loader::load::Loader::new(&least.into(), vec!["public".into()]).unwrap();
+    assert!(
+        migrate::is_current(&mut loader.pool.acquire().await.unwrap())
+            .await
+            .unwrap()
+    );
+    request(&database.pool, "r").await;
+    loader
+        .handle(&shape("t", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    let missing = shape("missing", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
+    let refused = loader.handle(&missing).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("GRANT CREATE ON SCHEMA \"public\""),
+        "{refused}"
+    );
+    execute(
+        &database.pool,
+        &format!("CREATE TABLE closed (n bigint, _batch bigint); REVOKE ALL ON t FROM {role}"),
+    )
+    .await;
+    let closed = shape("closed", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
+    let refused = loader.handle(&closed).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("GRANT SELECT, INSERT, UPDATE"),
+        "{refused}"
+    );
+    // Privileges that get lost are waited for, and fill no dead letters.
+    let lost = shape("t", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
+    assert_eq!(
+        loader.handle(&lost).await.unwrap_err().verdict(),
+        loader::errors::Verdict::Pause
+    );
+    loader.pool.close().await;
+    execute(
+        &database.pool,
+        &format!("DROP OWNED BY {role}; DROP ROLE {role}"),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn events_in_any_order_and_twice_say_the_same() {
+    let database = books().await;
+    let loader = loader(&database);
+    let kinds = [
+        EventKind::Started {
+            query_execution_id: "query".into(),
+        },
+        EventKind::Progress {
+            batches: 1,
+            rows: 10,
+        },
+        EventKind::Progress {
+            batches: 2,
+            rows: 20,
+        },
+        EventKind::Extracted {
+            result_id: "query:pages".into(),
+            batches: 3,
+            rows: 30,
+            bytes_scanned: 99,
+        },
+    ];
+    for (run, order) in [("forward", [0, 1, 2, 3]), ("backward", [3, 2, 1, 0])] {
+        request(&database.pool, run).await;
+        for kind in order
+            .iter()
+            .chain(&order)
+            .map(|index| kinds[*index].clone())
+        {
+            assert_eq!(
+                events::handle(&loader.pool, &event(run, kind))
+                    .await
+                    .unwrap(),
+                Noted::Noted
+            );
+        }
+        let row = format!(
+            "SELECT concat_ws(' ', state, query_execution_id, result_id, batches_extracted, rows_extracted, batches_expected, rows_expected, bytes_scanned, late_messages)
+             FROM etl.runs WHERE run_id = '{run}'"
+        );
+        assert_eq!(
+            text(&database.pool, &row).await,
+            "running query query:pages 3 30 3 30 99 0"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_first_terminal_state_stays() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    let failed = |reason: &str| {
+        event(
+            "r",
+            EventKind::Failed {
+                reason: reason.into(),
+            },
+        )
+    };
+    assert_eq!(
+        events::handle(&loader.pool, &failed("no\0 table"))
+            .await
+            .unwrap(),
+        Noted::Noted
+    );
+    assert_eq!(
+        events::handle(&loader.pool, &failed("no\0 table"))
+            .await
+            .unwrap(),
+        Noted::Noted
+    );
+    assert_eq!(
+        events::handle(&loader.pool, &extracted("r", 1, 1))
+            .await
+            .unwrap(),
+        Noted::Late
+    );
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    assert_eq!(
+        completion::try_complete(&loader.pool, &"r".parse().unwrap())
+            .await
+            .unwrap(),
+        None
+    );
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT state || ' ' || failure || ' ' || late_messages FROM etl.runs"
+        )
+        .await,
+        "failed no\u{2400} table 2"
+    );
+}
+
+#[tokio::test]
+async fn another_result_or_count_of_the_same_run_is_refused() {
+    let database = books().await;
+    let loader = loader(&database);
+    request(&database.pool, "r").await;
+    events::handle(&loader.pool, &extracted("r", 2, 20))
+        .await
+        .unwrap();
+    let refused = async |event| match events::handle(&loader.pool, &event).await {
+        Err(LoadError::Refused(refused)) => refused,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(
+        refused(extracted("r", 2, 21)).await,
+        Refused::OtherCount { .. }
+    ));
+    let other = EventKind::Extracted {
+        result_id: "other".into(),
+        batches: 2,
+        rows: 20,
+        bytes_scanned: 1,
+    };
+    assert!(matches!(
+        refused(event("r", other)).await,
+        Refused::OtherResult { .. }
+    ));
+    assert!(matches!(
+        refused(extracted("nobody", 2, 20)).await,
+        Refused::UnknownRun { .. }
+    ));
+}
+
+#[tokio::test]
+async fn a_ledger_that_contradicts_the_count_fails_the_run_loudly() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
+    request(&database.pool, "short").await;
+    loader
+        .handle(&t.batch("short", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    events::handle(&loader.pool, &extracted("short", 1, 2))
+        .await
+        .unwrap();
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT state || ': ' || failure FROM etl.runs"
+        )
+        .await,
+        "failed: its batches have 1 rows, and the result has 2"
+    );
+    request(&database.pool, "beyond").await;
+    loader
+        .handle(&t.batch("beyond", 1, 1, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    events::handle(&loader.pool, &extracted("beyond", 1, 1))
+        .await
+        .unwrap();
+    assert!(
+        books_of(&database.pool, "beyond")
+            .await
+            .starts_with("failed")
+    );
+}
+
+#[tokio::test]
+async fn batches_whose_rows_do_not_follow_one_another_complete_no_run() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    for seq in 0..3 {
+        let batch = t.batch("r", seq, u64::from(seq), &[vec![Some("1")]]);
+        loader.handle(&batch).await.unwrap();
+    }
+    // As if two batches had been loaded at the same time, neither seeing the other.
+    execute(
+        &database.pool,
+        "UPDATE etl.batches SET first_row = 0 WHERE seq = 1",
+    )
+    .await;
+    events::handle(&loader.pool, &extracted("r", 3, 3))
+        .await
+        .unwrap();
+    let run = text(
+        &database.pool,
+        "SELECT state || ': ' || failure FROM etl.runs",
+    )
+    .await;
+    assert!(
+        run.starts_with("failed: batch 1 does not begin where the batches before it end"),
+        "{run}"
+    );
+}
+
+#[tokio::test]
+async fn a_failure_after_the_whole_result_was_published_changes_nothing() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    events::handle(&loader.pool, &extracted("r", 1, 1))
+        .await
+        .unwrap();
+    let failed = EventKind::Failed {
+        reason: "the other delivery's credentials expired".into(),
+    };
+    assert_eq!(
+        events::handle(&loader.pool, &event("r", failed))
+            .await
+            .unwrap(),
+        Noted::Late
+    );
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    assert_eq!(
+        books_of(&database.pool, "r").await,
+        "completed expected 1 extracted 1 loaded 1 collapsed 0 rejected 0 balanced"
+    );
+    // Nor does another count go unheard now that the run is over.
+    assert!(matches!(
+        events::handle(&loader.pool, &extracted("r", 2, 1)).await,
+        Err(LoadError::Refused(Refused::OtherCount { .. }))
+    ));
+    assert_eq!(
+        events::handle(&loader.pool, &extracted("r", 1, 1))
+            .await
+            .unwrap(),
+        Noted::Noted
+    );
+}
+
+/// Whoever resolves a dead letter that was read before it came again resolves nothing.
+#[tokio::test]
+async fn a_dead_letter_that_comes_again_is_another_one_to_who_read_it_before() {
+    let database = books().await;
+    let loader = loader(&database);
+    let letter = DeadLetter {
+        message_id: "r/0/0".into(),
+        stage: "loader".into(),
+        reason: "because".into(),
+        attempts: 1,
+        run: Some("r".into()),
+        job: None,
+        kind: "valid-batch.v1".into(),
+        queue: "etl.valid".into(),
+        headers: serde_json::json!({}),
+        body: b"body",
+        dead_at: None,
+    };
+    let resolve = async |received_at: &str| {
+        let resolve = format!(
+            "UPDATE etl.dead_letters SET resolved_at = now(), resolution = 'replayed' WHERE received_at = '{received_at}'"
+        );
+        execute(&database.pool, &resolve).await;
+        text(&database.pool, "SELECT count(*) FILTER (WHERE resolved_at IS NULL) || ' of ' || count(*) FROM etl.dead_letters").await
+    };
+    let received_at =
+        async || text(&database.pool, "SELECT received_at FROM etl.dead_letters").await;
+    store(&loader.pool, &letter).await.unwrap();
+    let read = received_at().await;
+    store(&loader.pool, &letter).await.unwrap();
+    assert_eq!(resolve(&read).await, "1 of 1");
+    assert_eq!(resolve(&received_at().await).await, "0 of 1");
+    store(&loader.pool, &letter).await.unwrap();
+    assert_eq!(resolve(&read).await, "1 of 1");
+}
+
+#[tokio::test]
+async fn the_sweep_finds_what_a_crash_left_open() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    request(&database.pool, "open").await;
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    // As if the process had died between the event's commit and the question whether the run is done.
+    execute(
+        &database.pool,
+        "UPDATE etl.runs SET batches_expected = 1, rows_expected = 1 WHERE run_id = 'r'",
+    )
+    .await;
+    let candidates = completion::candidates(&loader.pool).await.unwrap();
+    assert_eq!(candidates, ["r".parse().unwrap()]);
+    assert_eq!(
+        completion::try_complete(&loader.pool, &candidates[0])
+            .await
+            .unwrap()
+            .as_deref(),
+        Some("completed")
+    );
+}
+
+#[tokio::test]
+async fn the_ledger_takes_no_row_that_does_not_balance() {
+    let database = books().await;
+    request(&database.pool, "r").await;
+    for counts in ["10, 9, 0, 0, 0", "10, 5, 6, 5, 0", "1, -1, 0, 2, 0"] {
+        let insert = format!("INSERT INTO etl.batches VALUES ('r', 0, 0, 'h', 'q', 0, {counts})");
+        let refused = sqlx::query(sqlx::AssertSqlSafe(insert))
+            .execute(&database.pool)
+            .await;
+        let code = refused
+            .unwrap_err()
+            .as_database_error()
+            .and_then(|error| error.code().map(std::borrow::Cow::into_owned));
+        assert_eq!(code.as_deref(), Some("23514"), "{counts}");
+    }
+}

@@ -1,0 +1,210 @@
+//! Tables that exist: taken when rows fit into them, refused with the statement to run otherwise.
+
+use loader::errors::{LoadError, Refused};
+
+use crate::support::{books, execute, loader, request, shape, text};
+
+/// The sentence with which a batch for table `t (a text, n bigint)` is refused.
+async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
+    let database = books().await;
+    execute(&database.pool, ddl).await;
+    request(&database.pool, "r").await;
+    let batch =
+        shape(table, &["a text", "n bigint"], key).batch("r", 0, 0, &[vec![Some("x"), Some("1")]]);
+    let refused = loader(&database).handle(&batch).await.unwrap_err();
+    assert!(
+        matches!(refused, LoadError::Refused(Refused::Target(_))),
+        "{refused:?}"
+    );
+    assert_eq!(
+        text(&database.pool, "SELECT count(*) FROM etl.batches").await,
+        "0"
+    );
+    refused.to_string()
+}
+
+#[tokio::test]
+async fn a_table_without_the_batch_column_is_refused_with_the_alter_that_helps() {
+    let database = books().await;
+    execute(&database.pool, "CREATE TABLE t (a text, n bigint)").await;
+    request(&database.pool, "r").await;
+    let (loader, batch) = (
+        loader(&database),
+        shape("t", &["a text", "n bigint"], &[]).batch("r", 0, 0, &[vec![Some("x"), Some("1")]]),
+    );
+    let sentence = loader.handle(&batch).await.unwrap_err().to_string();
+    let (_, alter) = sentence.split_once("run: ").unwrap();
+    execute(&database.pool, alter).await;
+    loader.handle(&batch).await.unwrap();
+    assert_eq!(text(&database.pool, "SELECT count(*) FROM t").await, "1");
+}
+
+#[tokio::test]
+async fn what_is_no_table_for_rows_is_refused() {
+    for (ddl, part) in [
+        (
+            "CREATE VIEW t AS SELECT 'x'::text AS a, 1::bigint AS n, 1::bigint AS _batch",
+            "a view",
+        ),
+        (
+            "CREATE UNLOGGED TABLE t (a text, n bigint, _batch bigint)",
+            "SET LOGGED",
+        ),
+        (
+            "CREATE TABLE t (a text, n integer, _batch bigint)",
+            "ALTER COLUMN \"n\" TYPE bigint",
+        ),
+        (
+            "CREATE TABLE t (a text, n bigint GENERATED ALWAYS AS (1) STORED, _batch bigint)",
+            "computed by Postgres",
+        ),
+        (
+            "CREATE TABLE t (a text, n bigint, _batch bigint, must text NOT NULL)",
+            "DROP NOT NULL",
+        ),
+        ("CREATE SEQUENCE t", "not a table"),
+    ] {
+        let sentence = refusal(ddl, "t", &[]).await;
+        assert!(sentence.contains(part), "{sentence}");
+    }
+}
+
+#[tokio::test]
+async fn an_upsert_needs_its_key_to_be_unique() {
+    for ddl in [
+        "CREATE TABLE t (a text, n bigint, _batch bigint)",
+        "CREATE TABLE t (a text, n bigint, _batch bigint, UNIQUE (a, n))",
+        "CREATE TABLE t (a text, n bigint, _batch bigint); CREATE UNIQUE INDEX ON t (a) WHERE n > 0",
+        "CREATE TABLE t (a text, n bigint, _batch bigint); CREATE UNIQUE INDEX ON t (lower(a))",
+        "CREATE TABLE t (a text, n bigint, _batch bigint, UNIQUE (a) DEFERRABLE)",
+    ] {
+        let sentence = refusal(ddl, "t", &["a"]).await;
+        assert!(sentence.ends_with("ADD UNIQUE (\"a\")"), "{sentence}");
+    }
+}
+
+#[tokio::test]
+async fn other_schemas_than_the_allowed_ones_are_refused() {
+    for table in [
+        "etl.runs",
+        "pg_catalog.pg_class",
+        "pg_temp.t",
+        "elsewhere.t",
+        "information_schema.t",
+    ] {
+        let sentence = refusal("CREATE SCHEMA elsewhere", table, &[]).await;
+        assert!(
+            sentence.contains("may not") || sentence.contains("ETL_SCHEMAS"),
+            "{sentence}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_trigger_that_drops_rows_is_noticed() {
+    for (key, unique) in [(&[][..], ""), (&["a"], ", UNIQUE (a)")] {
+        let database = books().await;
+        execute(
+            &database.pool,
+            &format!(
+                "CREATE TABLE t (a text, n bigint, _batch bigint{unique});
+                 CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.a = 'y' THEN RETURN NULL; END IF; RETURN NEW; END $$;
+                 CREATE TRIGGER drop_it BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION drop_it()"
+            ),
+        )
+        .await;
+        request(&database.pool, "r").await;
+        let batch = shape("t", &["a text", "n bigint"], key).batch(
+            "r",
+            0,
+            0,
+            &[vec![Some("x"), Some("1")], vec![Some("y"), Some("1")]],
+        );
+        let refused = loader(&database).handle(&batch).await.unwrap_err();
+        assert!(
+            matches!(refused, LoadError::Refused(Refused::RowsVanished { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(
+            text(
+                &database.pool,
+                "SELECT (SELECT count(*) FROM t) + (SELECT count(*) FROM etl.batches)"
+            )
+            .await,
+            "0"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_partitioned_table_and_spare_columns_are_fine() {
+    let database = books().await;
+    execute(
+        &database.pool,
+        "CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY, n numeric, a varchar, _batch bigint, seen timestamptz NOT NULL DEFAULT now()) PARTITION BY RANGE (_batch);
+         CREATE TABLE t_all PARTITION OF t DEFAULT",
+    )
+    .await;
+    request(&database.pool, "r").await;
+    let batch = shape("t", &["a text", "n numeric(10,2)"], &[]).batch(
+        "r",
+        0,
+        0,
+        &[vec![Some("x"), Some("1.50")]],
+    );
+    loader(&database).handle(&batch).await.unwrap();
+    assert_eq!(
+        text(&database.pool, "SELECT string_agg(a || n, ' ') FROM t").await,
+        "x1.50"
+    );
+}
+
+#[tokio::test]
+async fn a_table_that_changes_under_way_is_looked_at_again() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["a text", "n bigint"], &[]));
+    request(&database.pool, "r").await;
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("x"), Some("1")]]))
+        .await
+        .unwrap();
+    execute(&database.pool, "DROP TABLE t").await;
+    let batch = t.batch("r", 1, 1, &[vec![Some("y"), Some("2")]]);
+    loader.handle(&batch).await.unwrap();
+    assert_eq!(
+        text(&database.pool, "SELECT string_agg(a, '') FROM t").await,
+        "y"
+    );
+}
+
+#[tokio::test]
+async fn a_type_that_was_altered_after_the_check_rounds_nothing() {
+    for key in [&[][..], &["k"]] {
+        let database = books().await;
+        let t = shape("t", &["k text", "n numeric(10,4)"], key);
+        let loader = loader(&database);
+        request(&database.pool, "r").await;
+        let first = t.batch("r", 0, 0, &[vec![Some("a"), Some("1.2345")]]);
+        loader.handle(&first).await.unwrap();
+        let second = t.batch("r", 1, 1, &[vec![Some("b"), Some("2.3456")]]);
+        for alter in [
+            "ALTER TABLE t ALTER n TYPE numeric(10,2)",
+            "ALTER TABLE t ALTER n TYPE numeric(10,4); ALTER TABLE t ADD must text NOT NULL DEFAULT ''; ALTER TABLE t ALTER must DROP DEFAULT",
+        ] {
+            execute(&database.pool, alter).await;
+            let refused = loader.handle(&second).await;
+            assert!(
+                matches!(refused, Err(LoadError::Refused(Refused::Target(_)))),
+                "{alter}: {refused:?}"
+            );
+        }
+        execute(
+            &database.pool,
+            "ALTER TABLE t DROP must; ALTER TABLE t ALTER n TYPE numeric",
+        )
+        .await;
+        loader.handle(&second).await.unwrap();
+        let rows = "SELECT string_agg(k || n, ' ' ORDER BY k) || (SELECT count(*) FROM etl.batches) FROM t";
+        assert_eq!(text(&database.pool, rows).await, "a1.2300 b2.34562");
+    }
+}

@@ -1,0 +1,200 @@
+//! Failures of the way to Postgres and of Postgres itself, at the moments that matter.
+
+use std::time::Duration;
+
+use loader::errors::Verdict;
+use loader::events::{self, Noted};
+use loader::ledger::{self, Lock};
+use loader::load::{Loader, Outcome};
+use testkit::relay::Relay;
+use testkit::wait_until;
+
+use crate::support::{books, execute, extracted, loader, request, shape, text, url};
+
+#[tokio::test]
+async fn a_commit_whose_answer_was_lost_is_found_in_the_ledger() {
+    let database = books().await;
+    let relay = Relay::to_url(&database.url).await;
+    let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
+    let t = shape("t", &["n bigint"], &[]);
+    request(&database.pool, "r").await;
+    // Everything that comes before the batch's own transaction is done by then.
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    relay.lose_reply(b"COMMIT\0");
+    let outcome = loader
+        .handle(&t.batch("r", 1, 1, &[vec![Some("2")]]))
+        .await
+        .unwrap();
+    assert!(relay.has_lost_reply());
+    assert!(matches!(outcome, Outcome::Loaded(_)));
+    assert_eq!(
+        loader
+            .handle(&t.batch("r", 1, 1, &[vec![Some("2")]]))
+            .await
+            .unwrap(),
+        Outcome::Duplicate
+    );
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT string_agg(n::text, ' ' ORDER BY n) FROM t"
+        )
+        .await,
+        "1 2"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_at_any_answer_loads_nothing_twice() {
+    let database = books().await;
+    let relay = Relay::to_url(&database.url).await;
+    let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
+    let t = shape("t", &["n bigint"], &["n"]);
+    request(&database.pool, "r").await;
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("0")]]))
+        .await
+        .unwrap();
+    for (seq, answer) in (1..).zip([
+        &b"BEGIN\0"[..],
+        b"SELECT 1\0",
+        b"INSERT 0 1\0",
+        b"LOCK TABLE\0",
+        b"COPY 2\0",
+        b"RELEASE\0",
+        b"COMMIT\0",
+    ]) {
+        let (one, two) = (seq.to_string(), (seq + 100).to_string());
+        let batch = t.batch(
+            "r",
+            seq,
+            u64::from(seq) * 2 - 1,
+            &[vec![Some(&one)], vec![Some(&two)]],
+        );
+        relay.lose_reply(answer);
+        match loader.handle(&batch).await {
+            Ok(outcome) => assert!(matches!(outcome, Outcome::Loaded(_)), "{outcome:?}"),
+            Err(error) => assert_eq!(error.verdict(), Verdict::Pause, "{error:?}"),
+        }
+        assert!(
+            relay.has_lost_reply(),
+            "{}",
+            String::from_utf8_lossy(answer)
+        );
+        loader.handle(&batch).await.unwrap();
+        let found = text(&database.pool, "SELECT count(*) || ' ' || (SELECT sum(rows_loaded) FROM etl.batches WHERE seq > 0) FROM t WHERE n > 0").await;
+        assert_eq!(found, format!("{0} {0}", seq * 2));
+    }
+}
+
+#[tokio::test]
+async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    execute(
+        &database.pool,
+        &format!(
+            "ALTER DATABASE {} SET default_transaction_read_only = on",
+            database.name
+        ),
+    )
+    .await;
+    execute(&database.pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'etl loader' AND datname = current_database()").await;
+    let batch = t.batch("r", 1, 1, &[vec![Some("2")]]);
+    wait_until(
+        "the loader to find the server read-only",
+        Duration::from_secs(10),
+        async || {
+            let error = loader.handle(&batch).await.unwrap_err();
+            assert_eq!(error.verdict(), Verdict::Pause, "{error:?}");
+            error.sentence().contains("25006")
+        },
+    )
+    .await;
+    execute(&database.pool, &format!("SET default_transaction_read_only = off; ALTER DATABASE {} RESET default_transaction_read_only", database.name)).await;
+    execute(&database.pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'etl loader' AND datname = current_database()").await;
+    wait_until("the loader to go on", Duration::from_secs(10), async || {
+        loader.handle(&batch).await.is_ok()
+    })
+    .await;
+    assert_eq!(text(&database.pool, "SELECT count(*) FROM t").await, "2");
+}
+
+#[tokio::test]
+async fn deadlocks_and_locks_are_tried_again() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    let mut locker = database.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE t")
+        .execute(&mut *locker)
+        .await
+        .unwrap();
+    let error = loader
+        .handle(&t.batch("r", 1, 1, &[vec![Some("1")]]))
+        .await
+        .unwrap_err();
+    assert_eq!(error.verdict(), Verdict::Retry);
+    assert!(
+        error.sentence().contains("pg_stat_activity"),
+        "{}",
+        error.sentence()
+    );
+    locker.rollback().await.unwrap();
+    loader
+        .handle(&t.batch("r", 1, 1, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+}
+
+/// Loaders hold a run's row shared, one after the other. An event that wants it alone must not have to wait until none does.
+#[tokio::test]
+async fn a_batch_that_comes_after_an_event_waits_for_it() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    let run = "r".parse().unwrap();
+    let mut other = database.pool.begin().await.unwrap();
+    ledger::find(&mut other, &run, Lock::Shared).await.unwrap();
+    let waiting = async |wanted: &str| {
+        wait_until(&format!("{wanted} to wait"), Duration::from_secs(8), async || {
+            text(&database.pool, "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await == wanted
+        })
+        .await;
+    };
+    let told = extracted("r", 2, 2);
+    let batch = t.batch("r", 1, 1, &[vec![Some("2")]]);
+    let event = events::handle(&loader.pool, &told);
+    let load = async {
+        waiting("1").await;
+        loader.handle(&batch).await
+    };
+    let release = async {
+        waiting("2").await;
+        other.commit().await
+    };
+    let (event, load, release) = tokio::join!(event, load, release);
+    assert_eq!(event.unwrap(), Noted::Noted);
+    assert!(matches!(load.unwrap(), Outcome::Loaded(_)));
+    release.unwrap();
+    assert_eq!(
+        text(&database.pool, "SELECT state FROM etl.runs").await,
+        "completed"
+    );
+}

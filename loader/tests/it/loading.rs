@@ -1,0 +1,395 @@
+//! Batches into a target, once each: whatever the values, however often and in whatever order.
+
+use common::message::RejectedRow;
+use loader::errors::{LoadError, Refused};
+use loader::events;
+use loader::load::Outcome;
+
+use crate::support::{
+    books, books_of, everything, execute, extracted, loader, request, shape, text, with_rejected,
+};
+
+#[tokio::test]
+async fn the_same_batch_twice_is_the_batch_once() {
+    let database = books().await;
+    let (loader, clicks) = (
+        loader(&database),
+        shape("clicks", &["url text", "n bigint"], &[]),
+    );
+    request(&database.pool, "r").await;
+    let batch = clicks.batch(
+        "r",
+        0,
+        0,
+        &[vec![Some("a"), Some("1")], vec![None, Some("2")]],
+    );
+    let batch = with_rejected(batch, "required", &[("url", None), ("n", Some("x\0y"))]);
+    assert!(matches!(
+        loader.handle(&batch).await.unwrap(),
+        Outcome::Loaded(_)
+    ));
+    events::handle(&loader.pool, &extracted("r", 1, 3))
+        .await
+        .unwrap();
+    let before = everything(&database.pool, "clicks").await;
+    assert_eq!(loader.handle(&batch).await.unwrap(), Outcome::Duplicate);
+    events::handle(&loader.pool, &extracted("r", 1, 3))
+        .await
+        .unwrap();
+    assert_eq!(everything(&database.pool, "clicks").await, before);
+    assert_eq!(
+        books_of(&database.pool, "r").await,
+        "completed expected 3 extracted 3 loaded 2 collapsed 0 rejected 1 balanced"
+    );
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT string_agg(coalesce(url, 'NULL') || n, ',' ORDER BY n) FROM clicks"
+        )
+        .await,
+        "a1,NULL2"
+    );
+    assert_eq!(
+        text(&database.pool, "SELECT raw FROM etl.rejected_rows").await,
+        r#"{"url":null,"n":"x\u0000y"}"#
+    );
+}
+
+#[tokio::test]
+async fn an_empty_result_makes_the_table_and_completes() {
+    let database = books().await;
+    let (loader, clicks) = (loader(&database), shape("clicks", &["url text"], &["url"]));
+    request(&database.pool, "r").await;
+    loader.handle(&clicks.batch("r", 0, 0, &[])).await.unwrap();
+    events::handle(&loader.pool, &extracted("r", 1, 0))
+        .await
+        .unwrap();
+    assert_eq!(
+        books_of(&database.pool, "r").await,
+        "completed expected 0 extracted 0 loaded 0 collapsed 0 rejected 0 balanced"
+    );
+    assert_eq!(
+        text(&database.pool, "SELECT count(*) FROM clicks").await,
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn whatever_text_a_value_is_it_comes_out_as_it_went_in() {
+    let database = books().await;
+    let (loader, values) = (loader(&database), shape("values", &["a text"], &[]));
+    let texts = [
+        "\\.",
+        "\\N",
+        "",
+        "a\tb\nc\rd\\",
+        "\\\\.",
+        "ä😀\u{2028}",
+        "\u{b}\u{8}\u{c}",
+        "NULL",
+        "\"",
+        "'",
+        "{}",
+    ];
+    request(&database.pool, "r").await;
+    let rows: Vec<_> = texts
+        .iter()
+        .map(|text| vec![Some(*text)])
+        .chain([vec![None]])
+        .collect();
+    loader
+        .handle(&values.batch("r", 0, 0, &rows))
+        .await
+        .unwrap();
+    let found: Vec<Option<String>> = sqlx::query_scalar("SELECT a FROM \"values\"")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(
+        found,
+        texts
+            .iter()
+            .map(|text| Some((*text).to_owned()))
+            .chain([None])
+            .collect::<Vec<_>>()
+    );
+}
+
+#[tokio::test]
+async fn hostile_names_are_names() {
+    let database = books().await;
+    let loader = loader(&database);
+    let name = r#"t"; DROP TABLE runs; --"#;
+    for (run, key) in [("append", &[][..]), ("upsert", &[r#"a"b, line 7"#])] {
+        execute(
+            &database.pool,
+            r#"DROP TABLE IF EXISTS "t""; DROP TABLE runs; --""#,
+        )
+        .await;
+        request(&database.pool, run).await;
+        let hostile = shape(
+            name,
+            &[
+                "a\"b, line 7 : text",
+                "c0 : text",
+                "n: x : bigint",
+                "select : text",
+            ],
+            key,
+        );
+        let rows = [
+            vec![Some("x"), Some("y"), Some("1"), None],
+            vec![Some("y"), None, Some("no number"), None],
+        ];
+        let Outcome::Loaded(counts) = loader
+            .handle(&hostile.batch(run, 0, 0, &rows))
+            .await
+            .unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!((counts.loaded, counts.rejected), (1, 1));
+        let blamed = text(
+            &database.pool,
+            &format!("SELECT column_name || raw FROM etl.rejected_rows WHERE run_id = '{run}'"),
+        )
+        .await;
+        assert_eq!(
+            blamed,
+            r#"n: x{"a\"b, line 7":"y","c0":null,"n: x":"no number","select":null}"#
+        );
+    }
+}
+
+#[tokio::test]
+async fn batches_complete_their_run_in_any_order_with_the_event() {
+    let database = books().await;
+    let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
+    for (run, order) in [
+        ("first", ["event", "2", "0", "1"]),
+        ("last", ["1", "2", "0", "event"]),
+        ("middle", ["2", "event", "1", "0"]),
+    ] {
+        request(&database.pool, run).await;
+        for (step, what) in order.iter().enumerate() {
+            match what.parse::<u32>() {
+                Ok(seq) => drop(
+                    loader
+                        .handle(&clicks.batch(run, seq, u64::from(seq), &[vec![Some("1")]]))
+                        .await
+                        .unwrap(),
+                ),
+                Err(_) => drop(
+                    events::handle(&loader.pool, &extracted(run, 3, 3))
+                        .await
+                        .unwrap(),
+                ),
+            }
+            let state = text(
+                &database.pool,
+                &format!("SELECT state FROM etl.runs WHERE run_id = '{run}'"),
+            )
+            .await;
+            assert_eq!(
+                state,
+                if step == 3 { "completed" } else { "running" },
+                "{run}: {what}"
+            );
+        }
+        assert_eq!(
+            books_of(&database.pool, run).await,
+            "completed expected 3 extracted 3 loaded 3 collapsed 0 rejected 0 balanced"
+        );
+    }
+    let batches = "SELECT count(DISTINCT _batch) = 9 AND bool_and(_batch >> 24 IN (SELECT run_no FROM etl.runs)) FROM clicks";
+    assert_eq!(text(&database.pool, batches).await, "true");
+}
+
+#[tokio::test]
+async fn two_loaders_that_get_every_batch_load_it_once() {
+    let database = books().await;
+    let (one, two) = (loader(&database), loader(&database));
+    request(&database.pool, "r").await;
+    let clicks = shape("clicks", &["n bigint"], &[]);
+    let batches: Vec<_> = (0..20)
+        .map(|seq| {
+            clicks.batch(
+                "r",
+                seq,
+                u64::from(seq) * 2,
+                &[vec![Some("1")], vec![Some("2")]],
+            )
+        })
+        .collect();
+    let forward = async {
+        for batch in &batches {
+            one.handle(batch).await.unwrap();
+        }
+    };
+    let backward = async {
+        for batch in batches.iter().rev().chain(&batches) {
+            two.handle(batch).await.unwrap();
+        }
+    };
+    let told = async {
+        events::handle(&two.pool, &extracted("r", 20, 40))
+            .await
+            .unwrap()
+    };
+    tokio::join!(forward, backward, told);
+    assert_eq!(
+        books_of(&database.pool, "r").await,
+        "completed expected 40 extracted 40 loaded 40 collapsed 0 rejected 0 balanced"
+    );
+    assert_eq!(
+        text(&database.pool, "SELECT count(*) FROM clicks").await,
+        "40"
+    );
+}
+
+#[tokio::test]
+async fn what_does_not_belong_to_the_run_is_refused_and_changes_nothing() {
+    let database = books().await;
+    let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    let batch = |seq| clicks.batch("r", seq, u64::from(seq), &[vec![Some("1")]]);
+    loader.handle(&batch(0)).await.unwrap();
+    let before = everything(&database.pool, "clicks").await;
+    let refused = async |batch| match loader.handle(&batch).await {
+        Err(LoadError::Refused(refused)) => refused,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(
+        refused(clicks.batch("r", 0, 0, &[vec![Some("2")]])).await,
+        Refused::OtherContent { .. }
+    ));
+    let mut other = batch(1);
+    other.result_id = "query:another-etag".into();
+    assert!(matches!(refused(other).await, Refused::OtherResult { .. }));
+    assert!(matches!(
+        refused(clicks.batch("nobody", 0, 0, &[])).await,
+        Refused::UnknownRun { .. }
+    ));
+    let mut ahead = batch(1);
+    ahead.id.generation = 1;
+    assert!(matches!(
+        refused(ahead).await,
+        Refused::FutureGeneration { .. }
+    ));
+    assert_eq!(everything(&database.pool, "clicks").await, before);
+
+    events::handle(&loader.pool, &extracted("r", 2, 2))
+        .await
+        .unwrap();
+    assert!(matches!(
+        refused(batch(2)).await,
+        Refused::BeyondResult { .. }
+    ));
+    loader.handle(&batch(1)).await.unwrap();
+    // Also when the run is over.
+    assert!(matches!(
+        refused(clicks.batch("r", 0, 0, &[vec![Some("2")]])).await,
+        Refused::OtherContent { .. }
+    ));
+    assert!(matches!(
+        refused(batch(2)).await,
+        Refused::BeyondResult { .. }
+    ));
+    let mut other = batch(2);
+    other.result_id = "query:another-etag".into();
+    assert!(matches!(refused(other).await, Refused::OtherResult { .. }));
+    assert_eq!(
+        books_of(&database.pool, "r").await,
+        "completed expected 2 extracted 2 loaded 2 collapsed 0 rejected 0 balanced"
+    );
+}
+
+#[tokio::test]
+async fn batches_that_were_cut_in_another_way_are_refused_and_change_nothing() {
+    let database = books().await;
+    let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    let batch =
+        |seq, first_row, rows| clicks.batch("r", seq, first_row, &vec![vec![Some("1")]; rows]);
+    loader.handle(&batch(2, 4, 1)).await.unwrap();
+    let before = everything(&database.pool, "clicks").await;
+    for (seq, first_row, rows) in [(0, 1, 1), (1, 2, 1), (1, 2, 3), (3, 4, 1), (3, 6, 1)] {
+        let refused = loader.handle(&batch(seq, first_row, rows)).await;
+        assert!(
+            matches!(refused, Err(LoadError::Refused(Refused::OutOfLine { .. }))),
+            "{seq} {first_row} {rows}: {refused:?}"
+        );
+    }
+    assert_eq!(everything(&database.pool, "clicks").await, before);
+    for fitting in [batch(3, 5, 1), batch(1, 2, 2), batch(0, 0, 2)] {
+        loader.handle(&fitting).await.unwrap();
+    }
+    events::handle(&loader.pool, &extracted("r", 4, 6))
+        .await
+        .unwrap();
+    assert_eq!(
+        books_of(&database.pool, "r").await,
+        "completed expected 6 extracted 6 loaded 6 collapsed 0 rejected 0 balanced"
+    );
+}
+
+#[tokio::test]
+async fn late_and_stale_batches_change_no_row() {
+    let database = books().await;
+    let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    loader
+        .handle(&clicks.batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    execute(&database.pool, "UPDATE etl.runs SET generation = 1").await;
+    assert_eq!(
+        loader
+            .handle(&clicks.batch("r", 1, 1, &[vec![Some("1")]]))
+            .await
+            .unwrap(),
+        Outcome::Stale
+    );
+    execute(
+        &database.pool,
+        "UPDATE etl.runs SET generation = 0, state = 'cancelled', finished_at = now()",
+    )
+    .await;
+    assert_eq!(
+        loader
+            .handle(&clicks.batch("r", 1, 1, &[vec![Some("1")]]))
+            .await
+            .unwrap(),
+        Outcome::Late
+    );
+    assert_eq!(
+        loader
+            .handle(&clicks.batch("r", 0, 0, &[vec![Some("1")]]))
+            .await
+            .unwrap(),
+        Outcome::Duplicate
+    );
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT late_messages || ' ' || (SELECT count(*) FROM clicks) FROM etl.runs"
+        )
+        .await,
+        "1 1"
+    );
+}
+
+#[tokio::test]
+async fn a_thousand_rejected_rows_are_all_in_quarantine() {
+    let database = books().await;
+    let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    let mut batch = clicks.batch("r", 1, 7, &[]);
+    for _ in 0..1000 {
+        batch = with_rejected(batch, "type", &[("n", Some("x"))]);
+    }
+    loader.handle(&batch).await.unwrap();
+    let rows: Vec<RejectedRow> = batch.rejected;
+    let found = text(&database.pool, "SELECT count(*) || ' ' || min(row_number) || ' ' || max(row_number) FROM etl.rejected_rows").await;
+    assert_eq!(found, format!("{} 7 1006", rows.len()));
+}

@@ -1,0 +1,17 @@
+//! The loader against a real Postgres and a real RabbitMQ. Each test has a database, and where it
+//! needs one a virtual host, of its own.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helper fails the test by panicking"
+)]
+
+mod books;
+mod existing;
+mod failures;
+mod hostile;
+mod loading;
+mod refused;
+mod service;
+mod support;
+mod upsert;

@@ -1,0 +1,219 @@
+//! Rows that Postgres refuses: each in quarantine with Postgres' reason, the rest of its batch
+//! loaded.
+
+use loader::load::Outcome;
+
+use crate::support::{Shape, Value, books, execute, loader, request, shape, text};
+
+/// Loads one batch into a table that was made by `ddl`, and answers which rows are in quarantine
+/// (number, column, SQLSTATE) and how many are in the table.
+async fn quarantined(ddl: &str, shape: Shape, rows: &[Vec<Value<'_>>]) -> (String, String) {
+    let database = books().await;
+    execute(&database.pool, ddl).await;
+    request(&database.pool, "r").await;
+    let batch = shape.batch("r", 1, 100, rows);
+    let Outcome::Loaded(counts) = loader(&database).handle(&batch).await.unwrap() else {
+        panic!("not loaded")
+    };
+    let rejected = text(
+        &database.pool,
+        "SELECT string_agg(concat_ws(':', row_number, column_name, substring(reason from '.....\\)$')), ' ' ORDER BY row_number) FROM etl.rejected_rows WHERE rule = 'postgres'",
+    )
+    .await;
+    let table = text(&database.pool, "SELECT count(*) FROM t").await;
+    assert_eq!(
+        counts.loaded + counts.rejected,
+        i64::try_from(rows.len()).unwrap()
+    );
+    assert_eq!((counts.loaded - counts.collapsed).to_string(), table);
+    (rejected, table)
+}
+
+const COLUMNS: &[&str] = &["k varchar(4)", "n integer"];
+
+fn mixed() -> Vec<Vec<Value<'static>>> {
+    vec![
+        vec![Some("a"), Some("1")],
+        vec![Some("too long"), Some("2")],
+        vec![Some("b"), Some("-5")],
+        vec![Some("c"), Some("no number")],
+        vec![Some("d"), None],
+        vec![Some("a\0b"), Some("6")],
+        vec![Some("e"), Some("99999999999")],
+        vec![Some("f"), Some("7")],
+        vec![Some("a"), Some("8")],
+    ]
+}
+
+const WANTED: &str = "101:k:22001) 102:23514) 103:n:22P02) 104:n:23502) 105:22021) 106:n:22003)";
+
+#[tokio::test]
+async fn append_finds_them_by_the_line() {
+    let ddl = "CREATE TABLE t (k varchar(4), n integer NOT NULL CHECK (n > 0), _batch bigint)";
+    let (rejected, table) = quarantined(ddl, shape("t", COLUMNS, &[]), &mixed()).await;
+    assert_eq!(
+        (
+            rejected.replace(":k:22021", ":22021").as_str(),
+            table.as_str()
+        ),
+        (WANTED, "3")
+    );
+}
+
+#[tokio::test]
+async fn upsert_finds_them_in_staging_and_by_halving() {
+    let ddl = "CREATE TABLE t (k varchar(4) PRIMARY KEY, n integer NOT NULL CHECK (n > 0), _batch bigint)";
+    let (rejected, table) = quarantined(ddl, shape("t", COLUMNS, &["k"]), &mixed()).await;
+    assert_eq!(
+        (
+            rejected.replace(":k:22021", ":22021").as_str(),
+            table.as_str()
+        ),
+        (WANTED, "2")
+    );
+}
+
+#[tokio::test]
+async fn foreign_keys_even_deferred_ones_refuse_their_row_only() {
+    for deferred in ["", "DEFERRABLE INITIALLY DEFERRED"] {
+        let ddl = format!(
+            "CREATE TABLE parent (n integer PRIMARY KEY); INSERT INTO parent VALUES (1), (2);
+             CREATE TABLE t (k text, n integer REFERENCES parent {deferred}, _batch bigint, UNIQUE (k))"
+        );
+        let rows: Vec<Vec<Value<'_>>> =
+            [("a", "1"), ("b", "3"), ("c", "2"), ("d", "1"), ("e", "4")]
+                .iter()
+                .map(|(k, n)| vec![Some(*k), Some(*n)])
+                .collect();
+        for key in [&[][..], &["k"]] {
+            let (rejected, table) =
+                quarantined(&ddl, shape("t", &["k text", "n integer"], key), &rows).await;
+            assert_eq!(
+                (rejected.as_str(), table.as_str()),
+                ("101:23503) 104:23503)", "3"),
+                "{deferred} {key:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_unique_index_refuses_the_later_row() {
+    let rows: Vec<Vec<Value<'_>>> = [("a", "1"), ("b", "1"), ("c", "2"), ("d", "3"), ("e", "2")]
+        .iter()
+        .map(|(k, n)| vec![Some(*k), Some(*n)])
+        .collect();
+    for (ddl, key) in [
+        (
+            "CREATE TABLE t (k text, n integer UNIQUE, _batch bigint)",
+            &[][..],
+        ),
+        (
+            "CREATE TABLE t (k text PRIMARY KEY, n integer UNIQUE, _batch bigint)",
+            &["k"],
+        ),
+    ] {
+        let (rejected, table) =
+            quarantined(ddl, shape("t", &["k text", "n integer"], key), &rows).await;
+        assert_eq!(
+            (rejected.as_str(), table.as_str()),
+            ("101:23505) 104:23505)", "3"),
+            "{key:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refused_row_leaves_its_keys_row_as_it_was() {
+    let database = books().await;
+    execute(
+        &database.pool,
+        "CREATE TABLE t (k text PRIMARY KEY, n integer CHECK (n > 0), _batch bigint)",
+    )
+    .await;
+    let (loader, table) = (
+        loader(&database),
+        shape("t", &["k text", "n integer"], &["k"]),
+    );
+    request(&database.pool, "r").await;
+    let row = |k, n| vec![Some(k), Some(n)];
+    loader
+        .handle(&table.batch("r", 0, 0, &[row("a", "1"), row("b", "1")]))
+        .await
+        .unwrap();
+    loader
+        .handle(&table.batch(
+            "r",
+            1,
+            2,
+            &[row("a", "-1"), row("b", "2"), row("c", "2"), row("c", "-2")],
+        ))
+        .await
+        .unwrap();
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT string_agg(k || n, ' ' ORDER BY k) FROM t"
+        )
+        .await,
+        "a1 b2 c2"
+    );
+    let books = "SELECT string_agg(concat_ws('/', rows_loaded, rows_collapsed, rows_rejected), ' ' ORDER BY seq) FROM etl.batches";
+    assert_eq!(text(&database.pool, books).await, "2/0/0 2/1/2");
+}
+
+#[tokio::test]
+async fn what_a_trigger_raises_refuses_the_row() {
+    let ddl = "CREATE TABLE t (k text PRIMARY KEY, n integer, _batch bigint);
+        CREATE FUNCTION no_threes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.n = 3 THEN RAISE EXCEPTION 'no threes'; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER no_threes BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION no_threes()";
+    let rows: Vec<Vec<Value<'_>>> = vec![
+        vec![Some("a"), Some("1")],
+        vec![Some("b"), Some("3")],
+        vec![Some("c"), Some("4")],
+    ];
+    for key in [&[][..], &["k"]] {
+        let (rejected, table) =
+            quarantined(ddl, shape("t", &["k text", "n integer"], key), &rows).await;
+        assert_eq!((rejected.as_str(), table.as_str()), ("101:P0001)", "2"));
+    }
+}
+
+#[tokio::test]
+async fn a_batch_of_which_every_other_row_is_refused_loads_the_others() {
+    let numbers: Vec<String> = (0..1000)
+        .map(|n| {
+            if n % 2 == 0 {
+                n.to_string()
+            } else {
+                format!("-{n}")
+            }
+        })
+        .collect();
+    let rows: Vec<_> = numbers.iter().map(|n| vec![Some(n.as_str())]).collect();
+    let columns = &["n integer"];
+    for (ddl, key) in [
+        (
+            "CREATE TABLE t (n integer CHECK (n >= 0), _batch bigint)",
+            &[][..],
+        ),
+        (
+            "CREATE TABLE t (n integer PRIMARY KEY CHECK (n >= 0), _batch bigint)",
+            &["n"],
+        ),
+    ] {
+        let (rejected, table) = quarantined(ddl, shape("t", columns, key), &rows).await;
+        assert_eq!((rejected.split(' ').count(), table.as_str()), (500, "500"));
+    }
+}
+
+#[tokio::test]
+async fn a_value_too_long_for_the_keys_index_refuses_its_row() {
+    // Not compressible, and beyond a third of an index page.
+    let long: String = (0..6000u32)
+        .map(|n| char::from_u32(0x4e00 + n.wrapping_mul(2_654_435_761) % 20_000).unwrap())
+        .collect();
+    let rows = vec![vec![Some("a")], vec![Some(long.as_str())]];
+    let (rejected, table) = quarantined("SELECT 1", shape("t", &["k text"], &["k"]), &rows).await;
+    assert_eq!((rejected.as_str(), table.as_str()), ("101:54000)", "1"));
+}

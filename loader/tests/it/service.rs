@@ -1,0 +1,516 @@
+//! The service as a process, with a broker: what it consumes, acks, dead-letters and survives.
+
+use std::time::Duration;
+
+use common::message::{Message, RunEvent, ValidBatch};
+use common::queue::{Connection, Outgoing, Publisher, declare};
+use testkit::process::{Process, Service};
+use testkit::relay::Relay;
+use testkit::servers::{Database, Vhost, database, private_postgres, vhost};
+use testkit::wait_until;
+
+use crate::support::{
+    Shape, books, books_of, event, execute, extracted, request, shape, text, url,
+};
+
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A loader process with a database and a virtual host around it.
+struct World {
+    database: Database,
+    vhost: Vhost,
+    loader: Process,
+    broker: Connection,
+}
+
+impl World {
+    async fn start() -> Self {
+        Self::with(database().await, &[]).await
+    }
+
+    async fn with(database: Database, environment: &[(&str, &str)]) -> Self {
+        common::service::install_tls();
+        let vhost = vhost().await;
+        let loader = service(&database, &vhost, environment).start().await;
+        let broker = Connection::open(&url(&vhost.amqp_url), "test")
+            .await
+            .unwrap();
+        Self {
+            database,
+            vhost,
+            loader,
+            broker,
+        }
+    }
+
+    async fn publish(&self, messages: &[Outgoing]) {
+        Publisher::open(&self.broker)
+            .await
+            .unwrap()
+            .publish(messages)
+            .await
+            .unwrap();
+    }
+
+    async fn until(&self, what: &str, sql: &str, wanted: &str) {
+        wait_until(what, PATIENCE, async || {
+            text(&self.database.pool, sql).await == wanted
+        })
+        .await;
+    }
+
+    /// Everything published so far has been handled: a batch behind it all has been, too.
+    async fn until_drained(&self) {
+        let pool = &self.database.pool;
+        request(pool, "marker").await;
+        self.publish(&[sent(&clicks().batch("marker", 0, 0, &[]))])
+            .await;
+        self.until(
+            "the marker",
+            "SELECT count(*) FROM etl.batches WHERE run_id = 'marker'",
+            "1",
+        )
+        .await;
+        wait_until("the loader's queues to be empty", PATIENCE, async || {
+            let (valid, events) = (
+                self.vhost.ready("etl.valid").await,
+                self.vhost.ready("etl.events").await,
+            );
+            valid + events + self.vhost.ready("etl.dead").await == 0
+        })
+        .await;
+    }
+}
+
+fn service(database: &Database, vhost: &Vhost, environment: &[(&str, &str)]) -> Service {
+    let service = Service::new("loader")
+        .env("ETL_DATABASE_URL", &database.url)
+        .env("ETL_AMQP_URL", &vhost.amqp_url);
+    service.envs(
+        environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+    )
+}
+
+fn sent(message: &impl Message) -> Outgoing {
+    Outgoing::of(message).unwrap()
+}
+
+fn clicks() -> Shape {
+    shape("clicks", &["n bigint"], &[])
+}
+
+fn batch(seq: u32) -> ValidBatch {
+    let number = seq.to_string();
+    clicks().batch("r", seq, u64::from(seq), &[vec![Some(number.as_str())]])
+}
+
+#[tokio::test]
+async fn batches_and_events_come_in_and_the_run_completes() {
+    let mut world = World::start().await;
+    request(&world.database.pool, "r").await;
+    let mut messages: Vec<Outgoing> = (0..30).rev().map(|seq| sent(&batch(seq))).collect();
+    messages.insert(7, sent(&extracted("r", 30, 30)));
+    messages.extend((0..30).map(|seq| sent(&batch(seq))));
+    world.publish(&messages).await;
+    wait_until("every delivery to be handled", PATIENCE, async || {
+        world.loader.metric("etl_batches_total").await == Some(60.0)
+            && world.loader.metric("etl_events_total").await == Some(1.0)
+    })
+    .await;
+    assert_eq!(
+        books_of(&world.database.pool, "r").await,
+        "completed expected 30 extracted 30 loaded 30 collapsed 0 rejected 0 balanced"
+    );
+    assert_eq!(
+        text(&world.database.pool, "SELECT count(*) FROM clicks").await,
+        "30"
+    );
+    assert_eq!(
+        world.loader.metric("etl_rows_loaded_total").await,
+        Some(30.0)
+    );
+    assert_eq!(
+        world.loader.terminate(Duration::from_secs(10)).await,
+        Some(0)
+    );
+}
+
+#[tokio::test]
+async fn what_nobody_can_load_is_among_the_dead_letters_with_its_reason() {
+    let world = World::start().await;
+    request(&world.database.pool, "r").await;
+    world.publish(&[sent(&batch(0))]).await;
+    world
+        .until("the first batch", "SELECT count(*) FROM etl.batches", "1")
+        .await;
+    let other = clicks().batch("r", 0, 0, &[vec![Some("7")]]);
+    let unknown = clicks().batch("nobody", 0, 0, &[vec![Some("7")]]);
+    world
+        .publish(&[
+            sent(&other),
+            sent(&unknown),
+            sent(&extracted("nobody", 1, 1)),
+            sent(&batch(1)),
+        ])
+        .await;
+    world.vhost.publish("etl.valid", b"not json").await;
+    let count = "SELECT count(*) FROM etl.dead_letters WHERE stage = 'loader' AND attempts > 0 AND dead_at IS NOT NULL";
+    world.until("four dead letters", count, "4").await;
+    world.until_drained().await;
+    let letters = "SELECT string_agg(concat_ws('|', message_id, run_id, queue, kind), ' ' ORDER BY message_id, queue) FROM etl.dead_letters WHERE message_id IS NOT NULL";
+    assert_eq!(
+        text(&world.database.pool, letters).await,
+        "nobody/0/0|nobody|etl.valid|valid-batch.v1 nobody/0/extracted|nobody|etl.events|run-event.v1 r/0/0|r|etl.valid|valid-batch.v1"
+    );
+    let body = "SELECT convert_from(body, 'UTF8') FROM etl.dead_letters WHERE message_id = 'r/0/0'";
+    assert_eq!(
+        text(&world.database.pool, body).await,
+        serde_json::to_string(&other).unwrap()
+    );
+    assert!(
+        text(
+            &world.database.pool,
+            "SELECT reason FROM etl.dead_letters WHERE message_id IS NULL"
+        )
+        .await
+        .contains("type")
+    );
+    // The rest went on.
+    world
+        .until("the batch behind them", "SELECT count(*) FROM clicks", "2")
+        .await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_delivered_twice_is_one() {
+    let world = World::start().await;
+    let headers = |at: &str| {
+        let mut table = lapin::types::FieldTable::default();
+        for (name, value) in [
+            ("run", "r"),
+            ("x-etl-stage", "transformer"),
+            ("x-etl-reason", "no\0 idea"),
+            ("x-etl-dead-at", at),
+            ("x-etl-queue", "etl.raw"),
+        ] {
+            table.insert(
+                name.into(),
+                lapin::types::AMQPValue::LongString(value.into()),
+            );
+        }
+        lapin::BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_headers(table)
+            .with_message_id("r/0/1".into())
+    };
+    for at in [
+        "2026-01-01T00:00:00Z",
+        "2026-01-01T00:00:00Z",
+        "2026-01-02T00:00:00Z",
+    ] {
+        world
+            .vhost
+            .publish_with("etl.dead", b"\x00\xff", headers(at))
+            .await;
+    }
+    // The third is behind the second.
+    let letters = "SELECT count(*) || min(reason) || min(stage) || min(queue) || min(run_id) || min(length(body)) FROM etl.dead_letters";
+    world
+        .until(
+            "two dead letters",
+            letters,
+            "2no\u{2400} ideatransformeretl.rawr2",
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn a_message_that_was_delivered_seven_times_in_vain_is_given_up_unprocessed() {
+    let (database, vhost) = (database().await, vhost().await);
+    common::service::install_tls();
+    let broker = Connection::open(&url(&vhost.amqp_url), "test")
+        .await
+        .unwrap();
+    declare(&broker).await.unwrap();
+    Publisher::open(&broker)
+        .await
+        .unwrap()
+        .publish(&[sent(&batch(0))])
+        .await
+        .unwrap();
+    for _ in 0..7 {
+        assert_eq!(vhost.peek_all("etl.valid").await.len(), 1);
+    }
+    let loader = service(&database, &vhost, &[]).start().await;
+    request(&database.pool, "r").await;
+    Publisher::open(&broker)
+        .await
+        .unwrap()
+        .publish(&[sent(&batch(1))])
+        .await
+        .unwrap();
+    let world = World {
+        database,
+        vhost,
+        loader,
+        broker,
+    };
+    world
+        .until(
+            "the innocent batch",
+            "SELECT count(*) FROM etl.batches",
+            "1",
+        )
+        .await;
+    world
+        .until(
+            "the poison among the dead letters",
+            "SELECT string_agg(message_id, ' ') FROM etl.dead_letters",
+            "r/0/0",
+        )
+        .await;
+    assert!(
+        text(&world.database.pool, "SELECT reason FROM etl.dead_letters")
+            .await
+            .contains("delivered 8 times")
+    );
+}
+
+/// Each loader that finds Postgres away costs a message a delivery; that many loaders make it look like
+/// one that kills its loaders.
+#[tokio::test]
+async fn a_message_that_came_back_often_while_postgres_was_away_is_loaded() {
+    let postgres = private_postgres().await;
+    let world = World::with(postgres.database().await, &[]).await;
+    request(&world.database.pool, "r").await;
+    postgres.kill9().await;
+    world.publish(&[sent(&batch(0))]).await;
+    wait_until("the loader to wait", PATIENCE, async || {
+        let readiness = world.loader.readiness().await;
+        readiness.is_some_and(|(ready, why)| !ready && why.contains("batches"))
+            && world.vhost.ready("etl.valid").await == 1
+    })
+    .await;
+    world.publish(&[sent(&batch(1))]).await;
+    for _ in 0..7 {
+        assert_eq!(world.vhost.peek_all("etl.valid").await.len(), 2);
+    }
+    postgres.restart().await;
+    let counts =
+        "SELECT count(*) || ' ' || (SELECT count(*) FROM etl.dead_letters) FROM etl.batches";
+    world.until("both batches", counts, "2 0").await;
+    world.until_drained().await;
+    assert_eq!(text(&world.database.pool, counts).await, "3 0");
+}
+
+#[tokio::test]
+async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
+    let (database, vhost) = (books().await, vhost().await);
+    let broker = Connection::open(&url(&vhost.amqp_url), "test")
+        .await
+        .unwrap();
+    declare(&broker).await.unwrap();
+    let mut publisher = Publisher::open(&broker).await.unwrap();
+    publisher.publish(&[sent(&batch(0))]).await.unwrap();
+    for _ in 0..7 {
+        assert_eq!(vhost.peek_all("etl.valid").await.len(), 1);
+    }
+    request(&database.pool, "r").await;
+    let relay = Relay::to_url(&database.url).await;
+    // The first transaction is the question whether Postgres answers.
+    relay.lose_reply(b"BEGIN\0");
+    let through_relay = relay.url_for(&database.url);
+    let _loader = service(
+        &database,
+        &vhost,
+        &[("ETL_DATABASE_URL", through_relay.as_str())],
+    )
+    .start()
+    .await;
+    wait_until("the batch", PATIENCE, async || {
+        let count =
+            "SELECT (SELECT count(*) FROM etl.batches) + (SELECT count(*) FROM etl.dead_letters)";
+        text(&database.pool, count).await == "1"
+    })
+    .await;
+    assert!(relay.has_lost_reply());
+    assert_eq!(
+        text(&database.pool, "SELECT count(*) FROM etl.dead_letters").await,
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn killed_at_any_point_of_a_load_it_loads_once() {
+    for point in ["mid_copy", "before_commit", "after_commit", "before_ack"] {
+        let mut world = World::with(database().await, &[("ETL_FAILPOINT", point)]).await;
+        request(&world.database.pool, "r").await;
+        world
+            .publish(&[
+                sent(&batch(0)),
+                sent(&batch(1)),
+                sent(&extracted("r", 2, 2)),
+            ])
+            .await;
+        wait_until(point, PATIENCE, async || {
+            world.loader.log().contains("failpoint reached")
+        })
+        .await;
+        world.loader.kill9().await;
+        world.loader = service(&world.database, &world.vhost, &[]).start().await;
+        world
+            .until(
+                "the run to complete",
+                "SELECT state FROM etl.runs WHERE run_id = 'r'",
+                "completed",
+            )
+            .await;
+        world.until_drained().await;
+        assert_eq!(
+            books_of(&world.database.pool, "r").await,
+            "completed expected 2 extracted 2 loaded 2 collapsed 0 rejected 0 balanced",
+            "{point}"
+        );
+        assert_eq!(
+            text(
+                &world.database.pool,
+                "SELECT string_agg(n::text, ' ' ORDER BY n) FROM clicks"
+            )
+            .await,
+            "0 1",
+            "{point}"
+        );
+        assert_eq!(
+            text(
+                &world.database.pool,
+                "SELECT count(*) FROM etl.dead_letters"
+            )
+            .await,
+            "0",
+            "{point}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
+    let postgres = private_postgres().await;
+    let world = World::with(postgres.database().await, &[]).await;
+    request(&world.database.pool, "r").await;
+    world.publish(&[sent(&batch(0))]).await;
+    world
+        .until("the first batch", "SELECT count(*) FROM etl.batches", "1")
+        .await;
+    postgres.kill9().await;
+    let mut messages: Vec<_> = (1..12).map(|seq| sent(&batch(seq))).collect();
+    messages.push(sent(&extracted("r", 12, 12)));
+    world.publish(&messages).await;
+    wait_until(
+        "the loader to say that it cannot work",
+        PATIENCE,
+        async || {
+            world.loader.readiness().await.is_some_and(|(ready, why)| {
+                !ready && why.contains("batches") && why.contains("events")
+            })
+        },
+    )
+    .await;
+    // Nothing is held meanwhile.
+    wait_until(
+        "every message to be back in its queue",
+        PATIENCE,
+        async || {
+            let (valid, events) = (
+                world.vhost.depth("etl.valid").await,
+                world.vhost.depth("etl.events").await,
+            );
+            (valid.ready, valid.unacked, events.ready, events.unacked) == (11, 0, 1, 0)
+        },
+    )
+    .await;
+    postgres.restart().await;
+    world
+        .until(
+            "the run to complete",
+            "SELECT state FROM etl.runs WHERE run_id = 'r'",
+            "completed",
+        )
+        .await;
+    world.until_drained().await;
+    assert_eq!(
+        text(
+            &world.database.pool,
+            "SELECT count(*) || ' ' || (SELECT count(*) FROM etl.dead_letters) FROM clicks"
+        )
+        .await,
+        "12 0"
+    );
+    wait_until("the loader to be ready", PATIENCE, async || {
+        world
+            .loader
+            .readiness()
+            .await
+            .is_some_and(|(ready, _)| ready)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_table_that_does_not_fit_does_not_hold_up_the_others() {
+    let world = World::start().await;
+    execute(&world.database.pool, "CREATE TABLE narrow (n bigint)").await;
+    request(&world.database.pool, "r").await;
+    let narrow = shape("narrow", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
+    world.publish(&[sent(&narrow), sent(&batch(0))]).await;
+    world
+        .until("the other batch", "SELECT count(*) FROM etl.batches", "1")
+        .await;
+    world.until("the dead letter", "SELECT count(*) FROM etl.dead_letters WHERE reason LIKE '%ADD COLUMN \"_batch\" bigint'", "1").await;
+}
+
+#[tokio::test]
+async fn wrong_settings_end_it_with_a_sentence() {
+    let (database, vhost) = (database().await, vhost().await);
+    for (name, value, part) in [
+        (
+            "ETL_DATABASE_URL",
+            database.url.replace(&database.name, "no_such_database"),
+            "no_such_database",
+        ),
+        ("ETL_DATABASE_URL", "mysql://x".to_owned(), "postgres://"),
+        ("ETL_MIGRATE", "false".to_owned(), "loader migrate"),
+    ] {
+        let finished = service(&database, &vhost, &[(name, &value)]).run().await;
+        assert_eq!(finished.code, Some(1), "{}", finished.stderr);
+        assert!(finished.stderr.contains(part), "{}", finished.stderr);
+    }
+    let finished = service(&database, &vhost, &[]).arg("migrate").run().await;
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let mut loader = service(&database, &vhost, &[("ETL_MIGRATE", "false")])
+        .start()
+        .await;
+    assert_eq!(loader.terminate(Duration::from_secs(10)).await, Some(0));
+}
+
+/// The events of a run that nobody asked for are of no use; that of one that failed is.
+#[tokio::test]
+async fn a_failed_run_says_why() {
+    let world = World::start().await;
+    request(&world.database.pool, "r").await;
+    let failed: RunEvent = event(
+        "r",
+        common::message::EventKind::Failed {
+            reason: "SYNTAX_ERROR: line 1".into(),
+        },
+    );
+    world.publish(&[sent(&failed)]).await;
+    world
+        .until(
+            "the run to fail",
+            "SELECT state || ' ' || failure FROM etl.runs",
+            "failed SYNTAX_ERROR: line 1",
+        )
+        .await;
+}

@@ -1,0 +1,204 @@
+//! What the tests share: a database with the books in it, runs, and batches by the row.
+
+use common::job::{Mode, Target};
+use common::message::{BatchId, ContentHash, EventKind, RejectedRow, RunEvent, RunId, ValidBatch};
+use common::schema::{ResultColumn, TargetColumn};
+use common::settings::SecretUrl;
+use common::{Rows, service};
+use loader::load::Loader;
+use sqlx::{AssertSqlSafe, PgPool};
+use testkit::servers::{Database, database};
+
+pub(crate) type Value<'a> = Option<&'a str>;
+
+/// The URL as the services have it.
+pub(crate) fn url(text: &str) -> SecretUrl {
+    url::Url::parse(text).unwrap().into()
+}
+
+/// An empty database with schema `etl` in it.
+pub(crate) async fn books() -> Database {
+    let database = database().await;
+    loader::migrate::run(&url(&database.url)).await.unwrap();
+    database
+}
+
+/// A loader into this database.
+pub(crate) fn loader(database: &Database) -> Loader {
+    service::install_tls();
+    Loader::new(&url(&database.url), vec!["public".to_owned()]).unwrap()
+}
+
+/// Writes the row that `etl run` writes.
+pub(crate) async fn request(pool: &PgPool, run: &str) {
+    sqlx::query("INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode) VALUES ($1, 'job', 'hash', '{}', 'SELECT 1', 't', 'append')")
+        .bind(run)
+        .execute(pool)
+        .await
+        .unwrap();
+}
+
+/// What a person would do by hand. The tests' user has the name of the books' schema, where its tables would go.
+pub(crate) async fn execute(pool: &PgPool, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(format!("SET search_path = public; {sql}")))
+        .execute(pool)
+        .await
+        .unwrap_or_else(|e| panic!("{sql}: {e}"));
+}
+
+/// One value, as text; NULL is an empty string.
+pub(crate) async fn text(pool: &PgPool, sql: &str) -> String {
+    let found: Option<String> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT ({sql})::text")))
+        .fetch_one(pool)
+        .await
+        .unwrap_or_else(|e| panic!("{sql}: {e}"));
+    found.unwrap_or_default()
+}
+
+/// A run's books: state, expected and extracted rows, loaded, collapsed, rejected, balanced.
+pub(crate) async fn books_of(pool: &PgPool, run: &str) -> String {
+    text(
+        pool,
+        &format!(
+            "SELECT concat_ws(' ', state, 'expected', rows_expected, 'extracted', rows_extracted, 'loaded', rows_loaded,
+                              'collapsed', rows_collapsed, 'rejected', rows_rejected, CASE WHEN balanced THEN 'balanced' END)
+             FROM etl.run_books WHERE run_id = '{run}'"
+        ),
+    )
+    .await
+}
+
+/// Everything that a second delivery must not change: every row of the books and of the table.
+pub(crate) async fn everything(pool: &PgPool, table: &str) -> String {
+    let mut all = String::new();
+    for table in [
+        "etl.runs",
+        "etl.batches",
+        "etl.rejected_rows",
+        "etl.dead_letters",
+        table,
+    ] {
+        all += &text(
+            pool,
+            &format!("SELECT string_agg(t::text, E'\\n' ORDER BY t::text) FROM {table} t"),
+        )
+        .await;
+    }
+    all
+}
+
+/// A job's shape, from which batches are made.
+#[derive(Clone)]
+pub(crate) struct Shape {
+    pub(crate) target: Target,
+    pub(crate) columns: Vec<TargetColumn>,
+}
+
+/// A target of these columns, `name type` each; with a key it is an upsert.
+pub(crate) fn shape(table: &str, columns: &[&str], key: &[&str]) -> Shape {
+    let mode = if key.is_empty() {
+        Mode::Append
+    } else {
+        Mode::Upsert
+    };
+    let columns = columns.iter().map(|column| {
+        let (name, pg_type) = column
+            .rsplit_once(" : ")
+            .unwrap_or_else(|| column.split_once(' ').unwrap());
+        TargetColumn {
+            name: name.into(),
+            pg_type: pg_type.parse().unwrap(),
+            athena_type: "varchar".into(),
+        }
+    });
+    Shape {
+        target: Target {
+            table: table.into(),
+            mode,
+            key: key.iter().map(|key| (*key).into()).collect(),
+        },
+        columns: columns.collect(),
+    }
+}
+
+impl Shape {
+    /// Batch `seq` of a run, whose rows begin at `first_row` of the result.
+    pub(crate) fn batch(
+        &self,
+        run: &str,
+        seq: u32,
+        first_row: u64,
+        values: &[Vec<Value<'_>>],
+    ) -> ValidBatch {
+        let mut rows = Rows::new(self.columns.len());
+        for row in values {
+            rows.push(row.iter().copied());
+        }
+        let columns: Vec<_> = self
+            .columns
+            .iter()
+            .map(|column| ResultColumn {
+                name: column.name.clone(),
+                type_name: column.athena_type.clone(),
+            })
+            .collect();
+        ValidBatch {
+            id: BatchId {
+                run: run.parse().unwrap(),
+                generation: 0,
+                seq,
+            },
+            first_row,
+            result_id: "query:pages".into(),
+            content_hash: ContentHash::of(&columns, &rows),
+            job: "job".into(),
+            target: self.target.clone(),
+            columns: self.columns.clone(),
+            row_offsets: (0..u32::try_from(values.len()).unwrap()).collect(),
+            rows,
+            rejected: Vec::new(),
+        }
+    }
+}
+
+/// Adds a row that the transformer rejected, behind the batch's rows.
+pub(crate) fn with_rejected(
+    mut batch: ValidBatch,
+    rule: &str,
+    raw: &[(&str, Value<'_>)],
+) -> ValidBatch {
+    let raw = raw
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned)));
+    batch.rejected.push(RejectedRow {
+        row: batch.first_row + batch.rows_extracted() as u64,
+        reject: common::message::Reject {
+            column: Some(batch.columns[0].name.clone()),
+            rule: rule.into(),
+            reason: "because".into(),
+        },
+        raw: raw.collect(),
+    });
+    batch
+}
+
+pub(crate) fn event(run: &str, kind: EventKind) -> RunEvent {
+    RunEvent {
+        run: run.parse::<RunId>().unwrap(),
+        generation: 0,
+        job: "job".into(),
+        kind,
+    }
+}
+
+pub(crate) fn extracted(run: &str, batches: u32, rows: u64) -> RunEvent {
+    event(
+        run,
+        EventKind::Extracted {
+            result_id: "query:pages".into(),
+            batches,
+            rows,
+            bytes_scanned: 10,
+        },
+    )
+}

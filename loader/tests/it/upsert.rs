@@ -1,0 +1,237 @@
+//! Upsert: the outcome and the books do not depend on the order in which batches commit.
+
+use common::message::ValidBatch;
+use loader::errors::{LoadError, Refused};
+use loader::events;
+
+use crate::support::{Shape, books, books_of, execute, extracted, loader, request, shape, text};
+
+/// All orders of the batches.
+fn orders(batches: &[ValidBatch]) -> Vec<Vec<&ValidBatch>> {
+    if batches.is_empty() {
+        return vec![Vec::new()];
+    }
+    let mut all = Vec::new();
+    for order in orders(&batches[1..]) {
+        for place in 0..=order.len() {
+            let mut longer = order.clone();
+            longer.insert(place, &batches[0]);
+            all.push(longer);
+        }
+    }
+    all
+}
+
+fn four_batches(prices: &Shape, run: &str) -> Vec<ValidBatch> {
+    let row = |key: &'static str, value: &'static str| vec![Some(key), Some(value)];
+    vec![
+        prices.batch(run, 0, 0, &[row("a", "1"), row("b", "1"), row("a", "2")]),
+        prices.batch(run, 1, 3, &[row("b", "3"), row("c", "3")]),
+        prices.batch(run, 2, 5, &[row("a", "4"), row("d", "4"), row("d", "5")]),
+        prices.batch(run, 3, 8, &[row("c", "6"), row("b", "6")]),
+    ]
+}
+
+#[tokio::test]
+async fn every_order_gives_the_same_table_and_the_same_books() {
+    let database = books().await;
+    let loader = loader(&database);
+    let count = orders(&four_batches(
+        &shape("t", &["k text", "v bigint"], &["k"]),
+        "r",
+    ))
+    .len();
+    assert_eq!(count, 24);
+    for number in 0..count {
+        let run = format!("r{number}");
+        request(&database.pool, &run).await;
+        let batches = four_batches(
+            &shape(&format!("t{number}"), &["k text", "v bigint"], &["k"]),
+            &run,
+        );
+        for (step, batch) in orders(&batches)[number].iter().enumerate() {
+            loader.handle(batch).await.unwrap();
+            // Delivered again at once, and an earlier one again.
+            loader.handle(batch).await.unwrap();
+            loader
+                .handle(orders(&batches)[number][step / 2])
+                .await
+                .unwrap();
+        }
+        events::handle(&loader.pool, &extracted(&run, 4, 10))
+            .await
+            .unwrap();
+        let rows = text(
+            &database.pool,
+            &format!(
+                "SELECT string_agg(k || v || ':' || (_batch & 255), ' ' ORDER BY k) FROM t{number}"
+            ),
+        )
+        .await;
+        assert_eq!(rows, "a4:2 b6:3 c6:3 d5:2", "order {number}");
+        assert_eq!(
+            books_of(&database.pool, &run).await,
+            "completed expected 10 extracted 10 loaded 10 collapsed 6 rejected 0 balanced",
+            "order {number}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_older_run_never_overwrites_a_newer_one() {
+    let database = books().await;
+    let (loader, prices) = (
+        loader(&database),
+        shape("t", &["k text", "v bigint"], &["k"]),
+    );
+    request(&database.pool, "older").await;
+    request(&database.pool, "newer").await;
+    loader
+        .handle(&prices.batch("newer", 0, 0, &[vec![Some("a"), Some("2")]]))
+        .await
+        .unwrap();
+    loader
+        .handle(&prices.batch(
+            "older",
+            7,
+            0,
+            &[vec![Some("a"), Some("1")], vec![Some("b"), Some("1")]],
+        ))
+        .await
+        .unwrap();
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT string_agg(k || v, ' ' ORDER BY k) FROM t"
+        )
+        .await,
+        "a2 b1"
+    );
+    // The row that lost to the newer run counts as collapsed.
+    assert_eq!(
+        books_of(&database.pool, "older").await,
+        "running expected extracted 2 loaded 2 collapsed 1 rejected 0"
+    );
+}
+
+/// A table that was copied or restored, or whose books were made anew.
+#[tokio::test]
+async fn a_row_loses_to_no_batch_that_the_books_do_not_know() {
+    let database = books().await;
+    // Of a later run than the books have, and of a batch of this run that they do not have.
+    execute(&database.pool, "CREATE TABLE t (k text PRIMARY KEY, v bigint, _batch bigint NOT NULL); INSERT INTO t VALUES ('a', 7, 99::bigint << 24), ('b', 8, 1 << 24 | 3)").await;
+    let (loader, prices) = (
+        loader(&database),
+        shape("t", &["k text", "v bigint"], &["k"]),
+    );
+    request(&database.pool, "r").await;
+    let batch = |key| prices.batch("r", 0, 0, &[vec![Some(key), Some("1")]]);
+    for key in ["a", "b"] {
+        let refused = loader.handle(&batch(key)).await;
+        assert!(
+            matches!(
+                refused,
+                Err(LoadError::Refused(Refused::UnknownWinner { .. }))
+            ),
+            "{key}: {refused:?}"
+        );
+    }
+    let sentence = loader.handle(&batch("a")).await.unwrap_err().to_string();
+    let (_, remedy) = sentence.split_once("run: ").unwrap();
+    let (remedy, _) = remedy.split_once(", then").unwrap();
+    execute(&database.pool, remedy).await;
+    loader.handle(&batch("a")).await.unwrap();
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT string_agg(k || v, ' ' ORDER BY k) FROM t"
+        )
+        .await,
+        "a1 b8"
+    );
+}
+
+#[tokio::test]
+async fn two_loaders_with_overlapping_keys_count_exactly() {
+    let database = books().await;
+    let (one, two) = (loader(&database), loader(&database));
+    let prices = shape("t", &["k bigint", "v bigint"], &["k"]);
+    request(&database.pool, "r").await;
+    let batches: Vec<_> = (0..24u32)
+        .map(|seq| {
+            let keys: Vec<String> = (0..50u32)
+                .map(|row| ((row * 7 + seq * 13) % 200).to_string())
+                .collect();
+            let seq_text = seq.to_string();
+            let rows: Vec<_> = keys
+                .iter()
+                .rev()
+                .map(|key| vec![Some(key.as_str()), Some(seq_text.as_str())])
+                .collect();
+            prices.batch("r", seq, u64::from(seq) * 50, &rows)
+        })
+        .collect();
+    let (left, right): (Vec<_>, Vec<_>) = batches.iter().partition(|batch| batch.id.seq % 3 == 0);
+    let first = async {
+        for batch in left.iter().rev() {
+            one.handle(batch).await.unwrap();
+        }
+    };
+    let second = async {
+        for batch in &right {
+            two.handle(batch).await.unwrap();
+        }
+    };
+    tokio::join!(first, second);
+    let wrong = "SELECT count(*) FROM t WHERE v <> (_batch & 255)";
+    assert_eq!(text(&database.pool, wrong).await, "0");
+    let keys = "SELECT (SELECT sum(rows_loaded - rows_collapsed) FROM etl.batches) = (SELECT count(*) FROM t)";
+    assert_eq!(text(&database.pool, keys).await, "true");
+}
+
+#[tokio::test]
+async fn rows_from_before_the_batch_column_are_overwritten() {
+    let database = books().await;
+    execute(&database.pool, "CREATE TABLE t (k text, v bigint, other text DEFAULT 'kept', CONSTRAINT k UNIQUE (k)); INSERT INTO t VALUES ('a', 0); ALTER TABLE t ADD COLUMN _batch bigint").await;
+    let (loader, prices) = (
+        loader(&database),
+        shape("t", &["v bigint", "k text"], &["k"]),
+    );
+    request(&database.pool, "r").await;
+    loader
+        .handle(&prices.batch("r", 0, 0, &[vec![Some("1"), Some("a")]]))
+        .await
+        .unwrap();
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT string_agg(k || v || other, ' ') FROM t"
+        )
+        .await,
+        "a1kept"
+    );
+    assert_eq!(
+        books_of(&database.pool, "r").await,
+        "running expected extracted 1 loaded 1 collapsed 0 rejected 0"
+    );
+}
+
+#[tokio::test]
+async fn a_key_alone_is_a_table_too() {
+    let database = books().await;
+    let (loader, keys) = (
+        loader(&database),
+        shape("t", &["a text", "b date"], &["b", "a"]),
+    );
+    request(&database.pool, "r").await;
+    let row = vec![Some("x"), Some("2018-04-02")];
+    loader
+        .handle(&keys.batch("r", 0, 0, &[row.clone(), row.clone()]))
+        .await
+        .unwrap();
+    loader.handle(&keys.batch("r", 1, 2, &[row])).await.unwrap();
+    assert_eq!(
+        books_of(&database.pool, "r").await,
+        "running expected extracted 3 loaded 3 collapsed 2 rejected 0"
+    );
+}

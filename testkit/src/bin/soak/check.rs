@@ -1,0 +1,127 @@
+//! What has to be so in the end. Each check is a sentence, and what is wrong where it does not hold.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::Soak;
+use crate::kills::Killed;
+use crate::runs::Run;
+use crate::source::{self, Mode, Sum};
+
+/// One sentence that has to be true.
+pub(crate) struct Check {
+    pub(crate) sentence: &'static str,
+    pub(crate) problem: Option<String>,
+}
+
+/// Makes all checks.
+pub(crate) async fn all(soak: &Soak, runs: &[Run], killed: &Killed) -> Vec<Check> {
+    let check = |sentence, problems: Vec<String>| Check {
+        sentence,
+        problem: (!problems.is_empty()).then(|| problems.join("; ")),
+    };
+    let ended = runs
+        .iter()
+        .filter_map(|run| Some(format!("{}: {}", run.id, run.problem.as_ref()?)))
+        .collect();
+    vec![
+        check("every run completed", ended),
+        check(
+            "`etl reconcile` says yes to every run",
+            reconciled(soak, runs).await,
+        ),
+        check(
+            "the tables hold what the source holds, row for row",
+            tables(soak, runs).await,
+        ),
+        check("each run asked Athena once", asked_once(soak, runs)),
+        check("`etl.dead_letters` is empty", dead_letters(soak).await),
+        check("the queues are drained", drained(soak).await),
+        check("no process ended by itself", killed.deserters.clone()),
+    ]
+}
+
+async fn reconciled(soak: &Soak, runs: &[Run]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for run in runs {
+        let done = soak.line.etl(&["reconcile", &run.id]).await;
+        if done.code != Some(0) {
+            problems.push(format!("{}: {}{}", run.id, done.stdout, done.stderr));
+        }
+    }
+    problems
+}
+
+/// Appended rows are those of each run; upserted ones those of the last run alone.
+async fn tables(soak: &Soak, runs: &[Run]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for mode in [Mode::Append, Mode::Upsert] {
+        let of_mode = runs.iter().filter(|run| run.mode == mode);
+        let wanted: BTreeMap<i64, Sum> = of_mode
+            .map(|run| (run.books["run_no"].as_i64().unwrap_or(-1), run.source))
+            .collect();
+        let wanted = match mode {
+            Mode::Append => wanted,
+            Mode::Upsert => wanted.into_iter().next_back().into_iter().collect(),
+        };
+        if wanted.is_empty() {
+            continue;
+        }
+        match source::loaded(&soak.line, mode).await {
+            Ok(found) => {
+                let found: BTreeMap<i64, Sum> = found.into_iter().collect();
+                if found != wanted {
+                    problems.push(format!(
+                        "{}: {found:?} where the source has {wanted:?}",
+                        source::table(mode)
+                    ));
+                }
+            }
+            Err(error) => problems.push(format!("{}: {error}", source::table(mode))),
+        }
+    }
+    problems
+}
+
+fn asked_once(soak: &Soak, runs: &[Run]) -> Vec<String> {
+    let started = soak.line.cloud.started().len();
+    if started == runs.len() {
+        Vec::new()
+    } else {
+        vec![format!("{started} queries for {} runs", runs.len())]
+    }
+}
+
+async fn dead_letters(soak: &Soak) -> Vec<String> {
+    let sql = "SELECT stage || ': ' || coalesce(message_id, '?') || ': ' || reason FROM etl.dead_letters ORDER BY id LIMIT 10";
+    let found: sqlx::Result<Vec<String>> = sqlx::query_scalar(sql)
+        .fetch_all(&soak.line.database.pool)
+        .await;
+    found.unwrap_or_else(|error| vec![error.to_string()])
+}
+
+/// The last acks, and events that say what is known, may still be under way.
+async fn drained(soak: &Soak) -> Vec<String> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let mut left = Vec::new();
+        for queue in [
+            "etl.extract",
+            "etl.raw",
+            "etl.valid",
+            "etl.events",
+            "etl.dead",
+        ] {
+            let depth = soak.line.vhost.depth(queue).await;
+            if depth.ready + depth.unacked > 0 {
+                left.push(format!("{queue}: {depth:?}"));
+            }
+        }
+        if left.is_empty() || Instant::now() > deadline {
+            return left;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}

@@ -1,0 +1,170 @@
+//! The killing: every few seconds one of eight processes, at random, by SIGKILL; started again after a moment.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use testkit::process::Process;
+use tokio::time::sleep;
+
+use crate::Soak;
+use crate::metrics::{self, Counters};
+
+/// The services, two of each.
+const SERVICES: [&str; 6] = [
+    "extractor",
+    "extractor",
+    "transformer",
+    "transformer",
+    "loader",
+    "loader",
+];
+
+/// What became of the processes.
+#[derive(Default)]
+pub(crate) struct Killed {
+    /// By what was killed.
+    pub(crate) kills: BTreeMap<&'static str, u32>,
+    /// Processes that ended though nobody had killed them.
+    pub(crate) deserters: Vec<String>,
+    pub(crate) counters: Counters,
+}
+
+/// A place in the line, and the process that is there now.
+struct Replica {
+    service: &'static str,
+    label: String,
+    process: Process,
+    seen: Counters,
+}
+
+/// Starts the services and kills until the time is over; then looks after them until the last run is over.
+pub(crate) async fn kill(soak: &Soak) -> Killed {
+    let mut dice = StdRng::seed_from_u64(soak.settings.seed);
+    let mut killed = Killed::default();
+    let mut replicas = start(soak).await;
+    // A broker that dies within half a second of a queue's declaration loses it: see `Broker::kill9`. So the first kill
+    // comes when all queues are there.
+    while Instant::now() < soak.until && !soak.over.load(Ordering::Relaxed) {
+        watched_pause(
+            soak,
+            &mut replicas,
+            &mut killed,
+            Duration::from_secs_f64(soak.settings.pause * dice.random_range(0.5..1.5)),
+        )
+        .await;
+        let away = Duration::from_millis(dice.random_range(100..2_000));
+        let kind = match dice.random_range(0..SERVICES.len() + 2) {
+            0 => {
+                soak.say(&format!("kill broker, away for {away:?}"));
+                soak.line.vhost.broker.kill9().await;
+                watched_pause(soak, &mut replicas, &mut killed, away).await;
+                soak.line.vhost.broker.restart().await;
+                "broker"
+            }
+            1 => {
+                soak.say(&format!("kill postgres, away for {away:?}"));
+                soak.line.database.server.kill9().await;
+                watched_pause(soak, &mut replicas, &mut killed, away).await;
+                soak.line.database.server.restart().await;
+                "postgres"
+            }
+            place => {
+                let replica = &mut replicas[place - 2];
+                soak.say(&format!("kill {}, away for {away:?}", replica.label));
+                replica.look().await;
+                replica.process.kill9().await;
+                replica.bury(soak, &mut killed);
+                sleep(away).await;
+                replica.process = soak.line.service(replica.service).spawn();
+                replica.service
+            }
+        };
+        *killed.kills.entry(kind).or_default() += 1;
+    }
+    soak.say("no more kills");
+    while !soak.over.load(Ordering::Relaxed) {
+        watched_pause(soak, &mut replicas, &mut killed, Duration::from_secs(1)).await;
+    }
+    for replica in &mut replicas {
+        replica.look().await;
+        replica.bury(soak, &mut killed);
+    }
+    killed
+}
+
+async fn start(soak: &Soak) -> Vec<Replica> {
+    let mut replicas = Vec::new();
+    for (place, service) in SERVICES.into_iter().enumerate() {
+        replicas.push(Replica {
+            service,
+            label: format!("{service}-{}", place % 2 + 1),
+            process: soak.line.service(service).spawn(),
+            seen: Counters::new(),
+        });
+    }
+    for replica in &mut replicas {
+        replica.process.await_ready().await;
+    }
+    replicas
+}
+
+/// Waits, looks at the counters, and starts again what ended by itself.
+async fn watched_pause(
+    soak: &Soak,
+    replicas: &mut [Replica],
+    killed: &mut Killed,
+    pause: Duration,
+) {
+    let end = Instant::now() + pause;
+    loop {
+        for replica in replicas.iter_mut() {
+            replica.look().await;
+            if replica.process.is_running() {
+                continue;
+            }
+            let log = replica.process.log();
+            let last: Vec<_> = log.lines().rev().take(3).collect();
+            let what = format!("{} ended by itself: {}", replica.label, last.join(" / "));
+            soak.say(&what);
+            // A port that was free when it was chosen: the soak's own mishap.
+            if !log.contains("Address already in use") {
+                killed.deserters.push(what);
+            }
+            replica.bury(soak, killed);
+            replica.process = soak.line.service(replica.service).spawn();
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        sleep(left.min(Duration::from_millis(500))).await;
+    }
+}
+
+impl Replica {
+    /// Notes what it has counted, if it answers.
+    async fn look(&mut self) {
+        let looking = tokio::time::timeout(Duration::from_secs(1), metrics::of(&self.process));
+        if let Ok(Some(counters)) = looking.await {
+            self.seen = counters;
+        }
+    }
+
+    /// Keeps what a process that has ended, or is about to, counted and logged.
+    fn bury(&mut self, soak: &Soak, killed: &mut Killed) {
+        metrics::add(&mut killed.counters, &std::mem::take(&mut self.seen));
+        let path = soak.settings.dir.join(format!("{}.log", self.label));
+        let mut file = OpenOptions::new().create(true).append(true).open(&path);
+        let kept = file
+            .as_mut()
+            .map(|file| file.write_all(self.process.log().as_bytes()));
+        if !matches!(kept, Ok(Ok(()))) {
+            soak.say(&format!("cannot write to {}", path.display()));
+        }
+    }
+}

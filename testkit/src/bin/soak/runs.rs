@@ -1,0 +1,160 @@
+//! The running: run after run until the time is over, asked for as an operator would, again when the broker or
+//! the database is away.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use serde_json::Value;
+use testkit::process::Finished;
+use tokio::time::sleep;
+
+use crate::Soak;
+use crate::source::{self, JOBS, Mode, Sum};
+
+/// A run whose books do not change for so long is stuck.
+const PATIENCE: Duration = Duration::from_mins(4);
+
+/// One run, as it ended.
+pub(crate) struct Run {
+    pub(crate) version: u64,
+    pub(crate) id: String,
+    pub(crate) mode: Mode,
+    pub(crate) way: &'static str,
+    pub(crate) took: Duration,
+    /// What the source holds.
+    pub(crate) source: Sum,
+    /// What `etl status --json` says.
+    pub(crate) books: Value,
+    pub(crate) problem: Option<String>,
+}
+
+/// Runs the jobs in turn, in so many lanes side by side. Ends early at the first run that does not end well: what comes
+/// later would only hide why.
+pub(crate) async fn run(soak: &Soak) -> Vec<Run> {
+    let next = AtomicU64::new(0);
+    let lanes = (0..soak.settings.lanes).map(|_| lane(soak, &next));
+    let mut runs: Vec<Run> = join_all(lanes).await.into_iter().flatten().collect();
+    runs.sort_by_key(|run| run.version);
+    soak.over.store(true, Ordering::Relaxed);
+    runs
+}
+
+async fn lane(soak: &Soak, next: &AtomicU64) -> Vec<Run> {
+    let mut runs = Vec::new();
+    while Instant::now() < soak.until && !soak.failed.load(Ordering::Relaxed) {
+        let version = next.fetch_add(1, Ordering::Relaxed) + 1;
+        let run = one(soak, version).await;
+        soak.say(&match &run.problem {
+            None => format!(
+                "{} is complete after {:.1} s",
+                run.id,
+                run.took.as_secs_f64()
+            ),
+            Some(problem) => format!("{}: {problem}", run.id),
+        });
+        if run.problem.is_some() {
+            soak.failed.store(true, Ordering::Relaxed);
+        }
+        runs.push(run);
+    }
+    runs
+}
+
+async fn one(soak: &Soak, version: u64) -> Run {
+    let place = usize::try_from(version - 1).expect("a soak has few runs");
+    let (job, mode, way) = JOBS[place % JOBS.len()];
+    let rows = soak.settings.rows;
+    source::answer(&soak.line, version, rows);
+    let id = format!("{job}-{version}");
+    let begun = Instant::now();
+    let set = format!("version={version}");
+    let ask = ["run", job, "--run-id", &id, "--set", &set, "--json"];
+    let (asked, source) = tokio::join!(
+        until_it_answers(soak, &ask),
+        source::expected(rows, version)
+    );
+    let (books, problem) = match asked {
+        Ok(_) => follow(soak, &id).await,
+        Err(problem) => (Value::Null, Some(problem)),
+    };
+    Run {
+        version,
+        id,
+        mode,
+        way,
+        took: begun.elapsed(),
+        source,
+        books,
+        problem,
+    }
+}
+
+/// Looks at the run until it is over; the books, and what is wrong.
+async fn follow(soak: &Soak, id: &str) -> (Value, Option<String>) {
+    let mut last = (Value::Null, Instant::now());
+    loop {
+        let books = match until_it_answers(soak, &["status", id, "--json"]).await {
+            Ok(done) => serde_json::from_str(&done.stdout).unwrap_or(Value::Null),
+            Err(problem) => return (last.0, Some(problem)),
+        };
+        if books["dead_letters"].as_i64() != Some(0) {
+            return (
+                books,
+                Some("messages of it are among the dead letters".to_owned()),
+            );
+        }
+        match books["state"].as_str().unwrap_or_default() {
+            "requested" | "running" => {}
+            "completed" if books["balanced"] == true => return (books, None),
+            state => {
+                let problem = format!("it is {state}: {}", books["failure"]);
+                return (books, Some(problem));
+            }
+        }
+        if books != last.0 {
+            last = (books, Instant::now());
+        } else if last.1.elapsed() > PATIENCE {
+            let problem = format!("nothing changed for {PATIENCE:?}: {}", last.0);
+            diagnose(soak).await;
+            return (last.0, Some(problem));
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Runs `etl` until it answers: exit code 1 is what it gives when the broker or the database is away.
+async fn until_it_answers(soak: &Soak, arguments: &[&str]) -> Result<Finished, String> {
+    let begun = Instant::now();
+    loop {
+        let done = soak.line.etl(arguments).await;
+        match done.code {
+            Some(0) => return Ok(done),
+            Some(1) if begun.elapsed() < PATIENCE => {}
+            _ => {
+                return Err(format!(
+                    "etl {arguments:?}: {:?}, {}",
+                    done.code, done.stderr
+                ));
+            }
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Writes down where things stand: the queues, as the broker has them.
+async fn diagnose(soak: &Soak) {
+    let vhost = &soak.line.vhost;
+    let arguments = [
+        "list_queues",
+        "-p",
+        &vhost.name,
+        "name",
+        "messages_ready",
+        "messages_unacknowledged",
+        "consumers",
+        "leader",
+        "state",
+    ];
+    soak.say(&vhost.broker.rabbitmqctl(&arguments).await);
+}

@@ -1,0 +1,240 @@
+//! An HTTP stand-in for Athena and S3, faithful where emulators are not: the CSV exactly as Athena writes it, pages of
+//! 1,000 rows whose first is the header, idempotent tokens, workgroup settings, states that take time, and every failure
+//! that a test may want, scripted. Results come from a generator or a file, so that ten million rows need no memory.
+//!
+//! Nothing is executed: a test says which answer a query gets. Signatures are not checked.
+
+mod answer;
+mod athena;
+mod csv;
+mod fault;
+mod result;
+mod s3;
+pub mod sample;
+mod server;
+mod state;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+pub use self::answer::{Answer, AthenaError, QueryState};
+pub use self::fault::{Fault, Op};
+pub use self::result::{Column, ResultSet, Row};
+pub use self::state::{Request, Workgroup};
+
+use self::server::Shared;
+use self::state::Object;
+
+/// A running stand-in; it ends, with all of its connections, when this is dropped.
+pub struct Cloud {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    server: JoinHandle<()>,
+}
+
+impl Cloud {
+    /// Starts one on a free port of 127.0.0.1, with the workgroup `primary` writing to `s3://results/prefix/`.
+    pub async fn start() -> Self {
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    /// Starts one at an address of the caller's choice.
+    pub async fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener
+            .unwrap_or_else(|e| panic!("the stand-in of AWS cannot listen on {address}: {e}"));
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
+        let shared = Arc::new(Shared::default());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the stand-in belongs to the test, which aborts it in Drop"
+        )]
+        let server = tokio::spawn(server::run(listener, Arc::clone(&shared)));
+        let cloud = Self {
+            address,
+            shared,
+            server,
+        };
+        cloud.workgroup(Workgroup::named("primary"));
+        cloud
+    }
+
+    /// `http://127.0.0.1:PORT`, for `AWS_ENDPOINT_URL`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The environment that makes an AWS SDK talk to this stand-in and to nothing else.
+    pub fn env(&self) -> Vec<(String, String)> {
+        [
+            ("AWS_ENDPOINT_URL", self.url().as_str()),
+            ("AWS_ACCESS_KEY_ID", "AKIATESTKIT"),
+            ("AWS_SECRET_ACCESS_KEY", "testkit"),
+            ("AWS_REGION", "eu-central-1"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+            ("AWS_CONFIG_FILE", "/dev/null"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
+            ("NO_PROXY", "127.0.0.1,localhost"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+    }
+
+    /// Queries whose SQL contains `part` get this answer. A later call wins over an earlier one.
+    pub fn answer(&self, part: &str, answer: Answer) {
+        self.shared.lock().answers.push((part.to_owned(), answer));
+    }
+
+    /// The next execution whose SQL contains `part` gets this answer, once, before any other way to answer.
+    pub fn answer_once(&self, part: &str, answer: Answer) {
+        self.shared.lock().once.push_back((part.to_owned(), answer));
+    }
+
+    /// Asks `handler` for the answer to each new execution's SQL; on `None` the answers by text are looked at.
+    pub fn on_sql(&self, handler: impl FnMut(&str) -> Option<Answer> + Send + 'static) {
+        self.shared.lock().handler = Some(Box::new(handler));
+    }
+
+    /// The answer to every other query.
+    pub fn otherwise(&self, answer: Answer) {
+        self.shared.lock().default = Some(answer);
+    }
+
+    /// Adds a workgroup, or replaces the one of its name.
+    pub fn workgroup(&self, workgroup: Workgroup) {
+        self.shared
+            .lock()
+            .workgroups
+            .insert(workgroup.name.clone(), workgroup);
+    }
+
+    /// The next request of `op` that has no fault yet meets this one: calls queue up.
+    pub fn fault(&self, op: Op, fault: Fault) {
+        self.faults(op, fault, 1);
+    }
+
+    /// `fault`, for so many requests.
+    pub fn faults(&self, op: Op, fault: Fault, times: usize) {
+        self.shared
+            .lock()
+            .faults
+            .entry(op)
+            .or_default()
+            .extend(std::iter::repeat_n(fault, times));
+    }
+
+    /// Every request of `op` meets this fault, after the queued ones are used up; `Fault::Pass` ends it.
+    pub fn always(&self, op: Op, fault: Fault) {
+        self.shared.lock().always.insert(op, fault);
+    }
+
+    /// Puts an object there, or replaces one; `name` is `bucket/key`.
+    pub fn put_object(&self, name: &str, bytes: &[u8]) {
+        self.shared
+            .lock()
+            .objects
+            .insert(name.to_owned(), Object::of_bytes(bytes));
+    }
+
+    /// Replaces the object of a finished query, so that its `ETag` is another one.
+    pub fn replace_result(&self, query_id: &str, result: ResultSet) {
+        let name = self.object_of(query_id);
+        self.shared
+            .lock()
+            .objects
+            .insert(name, Object::Result(result));
+    }
+
+    /// Deletes the object of a finished query: `NoSuchKey` from now on.
+    pub fn delete_result(&self, query_id: &str) {
+        let name = self.object_of(query_id);
+        self.shared.lock().objects.remove(&name);
+    }
+
+    /// `AccessDenied` for this `bucket/key` from now on.
+    pub fn deny(&self, name: &str) {
+        self.shared.lock().denied.insert(name.to_owned());
+    }
+
+    /// `bucket/key` of a query's result. Panics for managed results, which have none.
+    pub fn object_of(&self, query_id: &str) -> String {
+        let mut state = self.shared.lock();
+        let execution = state
+            .execution(query_id)
+            .unwrap_or_else(|| panic!("query {query_id} was never started"));
+        let output = execution
+            .output
+            .clone()
+            .unwrap_or_else(|| panic!("query {query_id} has managed results"));
+        output.trim_start_matches("s3://").to_owned()
+    }
+
+    /// The ids of the query executions, in order of their start. Repeated tokens start nothing.
+    pub fn started(&self) -> Vec<String> {
+        self.shared
+            .lock()
+            .executions
+            .iter()
+            .map(|e| e.id.clone())
+            .collect()
+    }
+
+    /// The state of each query execution, in order of their start.
+    pub fn states(&self) -> Vec<QueryState> {
+        self.shared
+            .lock()
+            .executions
+            .iter()
+            .map(|e| e.state)
+            .collect()
+    }
+
+    /// The SQL of each query execution, in order of their start.
+    pub fn statements(&self) -> Vec<String> {
+        let sql = |request: &serde_json::Value| {
+            request["QueryString"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        self.shared
+            .lock()
+            .executions
+            .iter()
+            .map(|e| sql(&e.request))
+            .collect()
+    }
+
+    /// The tokens of all StartQueryExecution requests, repetitions and refused ones included, in order.
+    pub fn tokens(&self) -> Vec<String> {
+        let of_start = |r: &Request| {
+            (r.op == Op::StartQueryExecution).then(|| r.token.clone().unwrap_or_default())
+        };
+        self.shared.lock().log.iter().filter_map(of_start).collect()
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.lock().log.clone()
+    }
+
+    /// How many requests of an operation came so far.
+    pub fn count(&self, op: Op) -> usize {
+        self.shared.lock().log.iter().filter(|r| r.op == op).count()
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}

@@ -1,0 +1,277 @@
+//! Athena's side of the stand-in: the operations that the extractor uses, with the rules of the API that matter to it
+//! (Amazon Athena API Reference): idempotent tokens, workgroup settings, states, pages whose first row is the header.
+
+mod pages;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::answer::{Answer, End, QueryState};
+use super::fault::{ErrorAnswer, Op, athena_error};
+use super::state::{Execution, State, Workgroup};
+
+type Answered = Result<Value, ErrorAnswer>;
+
+/// The longest query string, in bytes.
+const LONGEST_SQL: usize = 262_144;
+
+fn invalid(message: impl AsRef<str>) -> ErrorAnswer {
+    athena_error(400, "InvalidRequestException", message.as_ref())
+}
+
+fn text<'a>(request: &'a Value, name: &str) -> Option<&'a str> {
+    request.get(name).and_then(Value::as_str)
+}
+
+/// Serves one request.
+pub(crate) fn serve(state: &mut State, op: Op, request: &Value) -> Answered {
+    match op {
+        Op::StartQueryExecution => start(state, request),
+        Op::GetQueryExecution => get(state, request),
+        Op::BatchGetQueryExecution => Ok(batch_get(state, request)),
+        Op::StopQueryExecution => stop(state, request),
+        Op::GetQueryResults => pages::results(state, request),
+        Op::GetWorkGroup => get_workgroup(state, request),
+        Op::GetObject | Op::HeadObject | Op::PutObject => unreachable!("an operation of S3"),
+    }
+}
+
+fn start(state: &mut State, request: &Value) -> Answered {
+    let sql = text(request, "QueryString").unwrap_or_default();
+    if sql.trim().is_empty() || sql.len() > LONGEST_SQL {
+        return Err(invalid(format!(
+            "queryString has {} bytes; it must have 1 to {LONGEST_SQL}",
+            sql.len()
+        )));
+    }
+    let token = text(request, "ClientRequestToken").map(str::to_owned);
+    if token
+        .as_ref()
+        .is_some_and(|t| !(32..=128).contains(&t.len()))
+    {
+        return Err(invalid("clientRequestToken must have 32 to 128 characters"));
+    }
+    let mut same = request.clone();
+    if let Some(fields) = same.as_object_mut() {
+        fields.remove("ClientRequestToken");
+    }
+    if let Some(earlier) = state
+        .executions
+        .iter()
+        .find(|e| token.is_some() && e.token == token)
+    {
+        return if earlier.request == same {
+            Ok(json!({ "QueryExecutionId": earlier.id }))
+        } else {
+            Err(invalid("Idempotent parameters do not match"))
+        };
+    }
+    let workgroup = workgroup(state, text(request, "WorkGroup").unwrap_or("primary"))?;
+    let id = execution_id(state.executions.len());
+    let output = output_location(&workgroup, request, &id)?;
+    let answer = state.answer_to(sql).ok_or_else(|| {
+        invalid("the stand-in has no answer for this query: give it one with Cloud::answer or Cloud::otherwise")
+    })?;
+    if let End::Refused(message) = &answer.end {
+        return Err(invalid(message));
+    }
+    state
+        .executions
+        .push(execution(&id, token, same, &workgroup, output, answer));
+    Ok(json!({ "QueryExecutionId": id }))
+}
+
+fn execution(
+    id: &str,
+    token: Option<String>,
+    request: Value,
+    workgroup: &Workgroup,
+    output: Option<String>,
+    answer: Answer,
+) -> Execution {
+    let execution = Execution {
+        id: id.to_owned(),
+        token,
+        request,
+        workgroup: workgroup.name.clone(),
+        output,
+        managed: workgroup.managed_results,
+        polls: answer.polls.iter().copied().collect(),
+        answer,
+        state: QueryState::Queued,
+        reason: None,
+        was_running: false,
+        started: Instant::now(),
+        submitted: SystemTime::now(),
+        completed: None,
+    };
+    if execution.output.is_some() && execution.writes_ahead() {
+        let result = execution.answer.result.clone();
+        // Not a task: it writes a file and nobody waits for it but the polls, which look whether it is there.
+        std::thread::spawn(move || result.spool().size);
+    }
+    execution
+}
+
+/// The same ids in every process, one after the other, in the form of a UUID.
+fn execution_id(count: usize) -> String {
+    format!("00000000-0000-4000-8000-{:012x}", count + 1)
+}
+
+fn workgroup(state: &State, name: &str) -> Result<Workgroup, ErrorAnswer> {
+    let found = state
+        .workgroups
+        .get(name)
+        .ok_or_else(|| invalid(format!("WorkGroup {name} is not found.")))?;
+    if found.enabled {
+        Ok(found.clone())
+    } else {
+        Err(invalid(format!("WorkGroup {name} is disabled.")))
+    }
+}
+
+/// Where the result goes: nowhere with managed results, the workgroup's place when that is enforced, else the client's.
+fn output_location(
+    workgroup: &Workgroup,
+    request: &Value,
+    id: &str,
+) -> Result<Option<String>, ErrorAnswer> {
+    let asked = request
+        .pointer("/ResultConfiguration/OutputLocation")
+        .and_then(Value::as_str);
+    if workgroup.managed_results {
+        return if asked.is_some() {
+            Err(invalid(
+                "ResultConfiguration cannot be specified when the WorkGroup has managed query results enabled",
+            ))
+        } else {
+            Ok(None)
+        };
+    }
+    let own = workgroup.output_location.as_deref();
+    let folder = if workgroup.enforced {
+        own
+    } else {
+        asked.or(own)
+    };
+    let folder = folder.ok_or_else(|| {
+        invalid("No output location provided. An output location is required either through the Workgroup result configuration setting or as an API input.")
+    })?;
+    Ok(Some(format!("{}/{id}.csv", folder.trim_end_matches('/'))))
+}
+
+fn get(state: &mut State, request: &Value) -> Answered {
+    let id = text(request, "QueryExecutionId").unwrap_or_default();
+    let execution = state.poll(id).ok_or_else(|| not_found(id))?;
+    Ok(json!({ "QueryExecution": describe(execution) }))
+}
+
+fn not_found(id: &str) -> ErrorAnswer {
+    invalid(format!("QueryExecution {id} was not found"))
+}
+
+fn batch_get(state: &mut State, request: &Value) -> Value {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for id in request
+        .get("QueryExecutionIds")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        let id = id.as_str().unwrap_or_default();
+        match state.poll(id) {
+            Some(execution) => found.push(describe(execution)),
+            None => missing.push(json!({ "QueryExecutionId": id, "ErrorCode": "INVALID_INPUT", "ErrorMessage": "not found" })),
+        }
+    }
+    json!({ "QueryExecutions": found, "UnprocessedQueryExecutionIds": missing })
+}
+
+fn stop(state: &mut State, request: &Value) -> Answered {
+    let id = text(request, "QueryExecutionId").unwrap_or_default();
+    let execution = state.execution(id).ok_or_else(|| not_found(id))?;
+    execution.cancel("Query cancelled by user".to_owned());
+    Ok(json!({}))
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
+
+fn describe(execution: &Execution) -> Value {
+    let mut status = json!({
+        "State": execution.state.name(),
+        "SubmissionDateTime": seconds(execution.submitted),
+    });
+    if let Some(reason) = &execution.reason {
+        status["StateChangeReason"] = json!(reason);
+    }
+    if let Some(completed) = execution.completed {
+        status["CompletionDateTime"] = json!(seconds(completed));
+    }
+    if let (QueryState::Failed, End::Failed(error)) = (execution.state, &execution.answer.end) {
+        status["AthenaError"] = json!({
+            "ErrorCategory": error.category,
+            "ErrorType": error.error_type,
+            "Retryable": error.retryable,
+            "ErrorMessage": error.message,
+        });
+    }
+    let result = match &execution.output {
+        Some(location) => json!({ "OutputLocation": location }),
+        None => json!({}),
+    };
+    let took = execution
+        .started
+        .elapsed()
+        .max(Duration::from_millis(1))
+        .as_millis();
+    let scanned = if execution.was_running || execution.state.is_final() {
+        execution.answer.scanned
+    } else {
+        0
+    };
+    json!({
+        "QueryExecutionId": execution.id,
+        "Query": execution.request["QueryString"],
+        "StatementType": "DML",
+        "SubstatementType": "SELECT",
+        "WorkGroup": execution.workgroup,
+        "EngineVersion": { "SelectedEngineVersion": "AUTO", "EffectiveEngineVersion": "Athena engine version 3" },
+        "QueryExecutionContext": execution.request.get("QueryExecutionContext").unwrap_or(&json!({})),
+        "ResultConfiguration": result,
+        "ManagedQueryResultsConfiguration": { "Enabled": execution.managed },
+        "Status": status,
+        "Statistics": {
+            "DataScannedInBytes": scanned,
+            "EngineExecutionTimeInMillis": took,
+            "TotalExecutionTimeInMillis": took,
+            "QueryQueueTimeInMillis": 1,
+        },
+    })
+}
+
+fn get_workgroup(state: &mut State, request: &Value) -> Answered {
+    let name = text(request, "WorkGroup").unwrap_or_default();
+    let found = state
+        .workgroups
+        .get(name)
+        .ok_or_else(|| invalid(format!("WorkGroup {name} is not found.")))?;
+    let result = match &found.output_location {
+        Some(location) if !found.managed_results => json!({ "OutputLocation": location }),
+        _ => json!({}),
+    };
+    Ok(json!({ "WorkGroup": {
+        "Name": found.name,
+        "State": if found.enabled { "ENABLED" } else { "DISABLED" },
+        "Configuration": {
+            "EnforceWorkGroupConfiguration": found.enforced,
+            "ResultConfiguration": result,
+            "ManagedQueryResultsConfiguration": { "Enabled": found.managed_results },
+            "EngineVersion": { "SelectedEngineVersion": "AUTO", "EffectiveEngineVersion": "Athena engine version 3" },
+        },
+    } }))
+}

@@ -1,0 +1,229 @@
+//! The failures that a test can script, a queue per operation, and the exact form in which AWS reports each: a JSON body
+//! with `__type` from Athena, an XML document from S3.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// An operation of the stand-in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    StartQueryExecution,
+    GetQueryExecution,
+    BatchGetQueryExecution,
+    StopQueryExecution,
+    GetQueryResults,
+    GetWorkGroup,
+    GetObject,
+    HeadObject,
+    PutObject,
+}
+
+impl Op {
+    /// The Athena operation of an `X-Amz-Target`.
+    pub(crate) fn of_target(target: &str) -> Option<Self> {
+        Some(match target.strip_prefix("AmazonAthena.")? {
+            "StartQueryExecution" => Self::StartQueryExecution,
+            "GetQueryExecution" => Self::GetQueryExecution,
+            "BatchGetQueryExecution" => Self::BatchGetQueryExecution,
+            "StopQueryExecution" => Self::StopQueryExecution,
+            "GetQueryResults" => Self::GetQueryResults,
+            "GetWorkGroup" => Self::GetWorkGroup,
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn is_s3(self) -> bool {
+        matches!(self, Self::GetObject | Self::HeadObject | Self::PutObject)
+    }
+}
+
+/// What happens to one request instead of its being served, or on the way back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing: this request is served. For reaching the third request of an operation.
+    Pass,
+    /// Athena's modelled throttling: `TooManyRequestsException` with `Reason` `CONCURRENT_QUERY_LIMIT_EXCEEDED`.
+    TooManyRequests,
+    /// The other, un-modelled one: `ThrottlingException`, "Rate exceeded".
+    Throttling,
+    /// S3's throttling, 503.
+    SlowDown,
+    /// 500: `InternalServerException`, `InternalError`.
+    Internal,
+    /// 503 `ServiceUnavailable`.
+    Unavailable,
+    /// The session's credentials ran out: `ExpiredTokenException` from Athena, `ExpiredToken` from S3.
+    ExpiredToken,
+    /// `UnrecognizedClientException` from Athena, `InvalidAccessKeyId` from S3.
+    UnknownClient,
+    /// `AccessDeniedException`, `AccessDenied`.
+    AccessDenied,
+    /// 403: the client's clock is wrong.
+    RequestTimeTooSkewed,
+    /// The form that Athena's own endpoint gives a wrong clock: `InvalidSignatureException`, "Signature expired".
+    SignatureExpired,
+    /// 404 `NoSuchKey` from S3, `InvalidRequestException` from Athena.
+    NotFound,
+    /// 412: the object is not the one that If-Match names.
+    PreconditionFailed,
+    /// The request is served after this time.
+    Delay(Duration),
+    /// The request is taken and never answered.
+    NoAnswer,
+    /// The request is served, and the connection closed before anything of the answer is sent.
+    LoseAnswer,
+    /// The body breaks off after so many bytes, the connection is closed.
+    Truncate(u64),
+    /// The body stops after so many bytes, the connection stays open.
+    Stall(u64),
+    /// At most so many bytes are sent, and Content-Length says that this is all: fewer than the range asked for, no error.
+    Short(u64),
+    /// Any other error.
+    Other {
+        status: u16,
+        code: &'static str,
+        message: &'static str,
+    },
+}
+
+/// An answer that is an error.
+pub(crate) struct ErrorAnswer {
+    pub(crate) status: u16,
+    pub(crate) body: Bytes,
+}
+
+/// Status, code and message of an error.
+type Parts = (u16, &'static str, &'static str);
+
+impl Fault {
+    /// The error answer of this fault to an operation, if it is one.
+    pub(crate) fn answer(&self, op: Op) -> Option<ErrorAnswer> {
+        Some(if op.is_s3() {
+            let (status, code, message) = self.of_s3()?;
+            s3_error(status, code, message)
+        } else {
+            let (status, code, message) = self.of_athena()?;
+            athena_error(status, code, message)
+        })
+    }
+
+    fn of_athena(&self) -> Option<Parts> {
+        Some(match self {
+            Self::TooManyRequests => (
+                400,
+                "TooManyRequestsException",
+                "You have exceeded the limit for the number of queries you can run concurrently.",
+            ),
+            Self::Throttling | Self::SlowDown => (400, "ThrottlingException", "Rate exceeded"),
+            Self::Internal => (
+                500,
+                "InternalServerException",
+                "An internal error occurred.",
+            ),
+            Self::ExpiredToken => (
+                400,
+                "ExpiredTokenException",
+                "The security token included in the request is expired",
+            ),
+            Self::UnknownClient => (
+                400,
+                "UnrecognizedClientException",
+                "The security token included in the request is invalid.",
+            ),
+            Self::AccessDenied => (
+                400,
+                "AccessDeniedException",
+                "User: arn:aws:iam::123456789012:user/test is not authorized to perform this action",
+            ),
+            Self::NotFound => (
+                400,
+                "InvalidRequestException",
+                "QueryExecution was not found",
+            ),
+            other => return other.of_both(),
+        })
+    }
+
+    fn of_s3(&self) -> Option<Parts> {
+        Some(match self {
+            Self::TooManyRequests | Self::Throttling | Self::SlowDown => {
+                (503, "SlowDown", "Please reduce your request rate.")
+            }
+            Self::Internal => (
+                500,
+                "InternalError",
+                "We encountered an internal error. Please try again.",
+            ),
+            Self::ExpiredToken => (400, "ExpiredToken", "The provided token has expired."),
+            Self::UnknownClient => (
+                403,
+                "InvalidAccessKeyId",
+                "The AWS Access Key Id you provided does not exist in our records.",
+            ),
+            Self::AccessDenied => (403, "AccessDenied", "Access Denied"),
+            Self::NotFound => (404, "NoSuchKey", "The specified key does not exist."),
+            other => return other.of_both(),
+        })
+    }
+
+    fn of_both(&self) -> Option<Parts> {
+        match self {
+            Self::Unavailable => Some((
+                503,
+                "ServiceUnavailable",
+                "Service is unable to handle request.",
+            )),
+            Self::RequestTimeTooSkewed => Some((
+                403,
+                "RequestTimeTooSkewed",
+                "The difference between the request time and the current time is too large.",
+            )),
+            Self::SignatureExpired => Some((
+                403,
+                "InvalidSignatureException",
+                "Signature expired: 20240101T000000Z is now earlier than 20240101T005500Z (20240101T010000Z - 5 min.)",
+            )),
+            Self::PreconditionFailed => Some((
+                412,
+                "PreconditionFailed",
+                "At least one of the pre-conditions you specified did not hold",
+            )),
+            Self::Other {
+                status,
+                code,
+                message,
+            } => Some((*status, code, message)),
+            _ => None,
+        }
+    }
+}
+
+/// AWS JSON 1.1: `Message` for the errors that the service's model has, `message` for those of the front door.
+pub(crate) fn athena_error(status: u16, code: &str, message: &str) -> ErrorAnswer {
+    let body = match code {
+        "TooManyRequestsException" => {
+            serde_json::json!({ "__type": code, "Message": message, "Reason": "CONCURRENT_QUERY_LIMIT_EXCEEDED" })
+        }
+        "InvalidRequestException" => {
+            serde_json::json!({ "__type": code, "Message": message, "AthenaErrorCode": "INVALID_INPUT" })
+        }
+        "InternalServerException" => serde_json::json!({ "__type": code, "Message": message }),
+        _ => serde_json::json!({ "__type": code, "message": message }),
+    };
+    ErrorAnswer {
+        status,
+        body: body.to_string().into(),
+    }
+}
+
+pub(crate) fn s3_error(status: u16, code: &str, message: &str) -> ErrorAnswer {
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
+         <RequestId>TESTKIT</RequestId><HostId>testkit</HostId></Error>"
+    );
+    ErrorAnswer {
+        status,
+        body: body.into(),
+    }
+}

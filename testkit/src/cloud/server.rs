@@ -1,0 +1,326 @@
+//! The HTTP server of the stand-in: takes a request apart, applies the scripted fault, and has it served. Written on
+//! hyper itself because a fault may be that no answer comes at all, which a router cannot express.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt as _};
+use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Method, Response, header};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::fault::{ErrorAnswer, Fault, Op, athena_error};
+use super::state::{Object, Request, State};
+use super::{athena, s3};
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Bytes of an object that are read and sent at once.
+const CHUNK: u64 = 256 * 1024;
+
+#[derive(Default)]
+pub(crate) struct Shared(Mutex<State>);
+
+impl Shared {
+    /// The state, also after a test panicked while it held it.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The connection is to be closed without an answer.
+#[derive(Debug)]
+struct Closed;
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("closed without an answer, as scripted")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// Serves until it is dropped, and all of its connections with it.
+pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        connections.spawn(async move {
+            let service = service_fn(move |request| handle(Arc::clone(&shared), request));
+            // An error here is a client that went away, or a scripted fault.
+            hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+                .ok();
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn handle(
+    shared: Arc<Shared>,
+    request: hyper::Request<Incoming>,
+) -> Result<Response<Body>, Closed> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map_err(|_| Closed)?.to_bytes();
+    let Some(op) = operation(&parts.method, &parts.headers) else {
+        return Ok(error(
+            athena_error(
+                400,
+                "UnknownOperationException",
+                "the stand-in has no such operation",
+            ),
+            Op::GetWorkGroup,
+        ));
+    };
+    let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let name = percent_decoded(parts.uri.path().trim_start_matches('/'));
+    let fault = note(&shared, op, &parts.headers, &json, &name);
+    match &fault {
+        Fault::NoAnswer => std::future::pending().await,
+        Fault::Delay(time) => tokio::time::sleep(*time).await,
+        _ => {}
+    }
+    if let Some(answer) = fault.answer(op) {
+        return Ok(error(answer, op));
+    }
+    let answer = if op == Op::PutObject {
+        let etag = s3::put(&mut shared.lock(), &name, &body);
+        reply(200, &[("etag", &etag)], 0, stream::empty(), &fault)
+    } else if op.is_s3() {
+        get_object(&shared, op, &name, &parts.headers, &fault).await
+    } else {
+        match athena::serve(&mut shared.lock(), op, &json) {
+            Ok(value) => {
+                let body = Bytes::from(value.to_string());
+                let length = body.len() as u64;
+                reply(
+                    200,
+                    &[("content-type", "application/x-amz-json-1.1")],
+                    length,
+                    one(body),
+                    &fault,
+                )
+            }
+            Err(answer) => error(answer, op),
+        }
+    };
+    if fault == Fault::LoseAnswer {
+        Err(Closed)
+    } else {
+        Ok(answer)
+    }
+}
+
+fn operation(method: &Method, headers: &HeaderMap) -> Option<Op> {
+    if let Some(target) = text(headers, "x-amz-target") {
+        return Op::of_target(target);
+    }
+    match *method {
+        Method::GET => Some(Op::GetObject),
+        Method::HEAD => Some(Op::HeadObject),
+        Method::PUT => Some(Op::PutObject),
+        _ => None,
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Writes the request to the log, with the fault that it meets, and gives that.
+fn note(shared: &Shared, op: Op, headers: &HeaderMap, json: &Value, name: &str) -> Fault {
+    let field = |name: &str| json.get(name).and_then(Value::as_str).map(str::to_owned);
+    let mut state = shared.lock();
+    let fault = state.take_fault(op);
+    state.log.push(Request {
+        op,
+        at: Instant::now(),
+        token: field("ClientRequestToken"),
+        query_id: field("QueryExecutionId"),
+        object: op.is_s3().then(|| name.to_owned()),
+        range: text(headers, "range").map(str::to_owned),
+        if_match: text(headers, "if-match").map(str::to_owned),
+        fault: (fault != Fault::Pass).then(|| fault.clone()),
+    });
+    fault
+}
+
+async fn get_object(
+    shared: &Shared,
+    op: Op,
+    name: &str,
+    headers: &HeaderMap,
+    fault: &Fault,
+) -> Response<Body> {
+    let found = s3::find(&shared.lock(), name);
+    let object = match found {
+        Ok(object) => object,
+        Err(answer) => return error(answer, op),
+    };
+    let (if_match, range) = (
+        text(headers, "if-match").map(str::to_owned),
+        text(headers, "range").map(str::to_owned),
+    );
+    // A result that nobody asked for yet is written now.
+    let selected = tokio::task::spawn_blocking(move || {
+        s3::select(object, if_match.as_deref(), range.as_deref())
+    })
+    .await;
+    let found = match selected.expect("selecting bytes of an object does not panic") {
+        Ok(found) => found,
+        Err(answer) => return error(answer, op),
+    };
+    let (size, etag) = found.object.with(|spool| (spool.size, spool.etag.clone()));
+    let (status, mut range) = found.range.map_or((200, 0..size), |range| (206, range));
+    if let Fault::Short(most) = fault {
+        range.end = range.end.min(range.start + most);
+    }
+    let content_range = format!(
+        "bytes {}-{}/{size}",
+        range.start,
+        range.end.saturating_sub(1)
+    );
+    let mut fields = vec![
+        ("etag", etag.as_str()),
+        ("accept-ranges", "bytes"),
+        ("content-type", "binary/octet-stream"),
+        ("last-modified", "Mon, 02 Apr 2018 00:00:00 GMT"),
+    ];
+    if status == 206 {
+        fields.push(("content-range", &content_range));
+    }
+    let length = range.end - range.start;
+    let read = if op == Op::HeadObject { 0..0 } else { range };
+    reply(status, &fields, length, chunks(found.object, read), fault)
+}
+
+/// The bytes of a range, a chunk at a time, read when the connection takes them.
+fn chunks(
+    object: Object,
+    range: Range<u64>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::unfold((object, range), |(object, range)| async move {
+        if range.is_empty() {
+            return None;
+        }
+        let length = (range.end - range.start).min(CHUNK);
+        let read = object
+            .with(|spool| spool.read(range.start, usize::try_from(length).expect("a chunk fits")));
+        Some((
+            read.map(Bytes::from),
+            (object, range.start + length..range.end),
+        ))
+    })
+}
+
+fn one(body: Bytes) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::once(std::future::ready(Ok(body)))
+}
+
+fn error(answer: ErrorAnswer, op: Op) -> Response<Body> {
+    let (kind, body) = match op {
+        Op::HeadObject => ("application/xml", Bytes::new()),
+        op if op.is_s3() => ("application/xml", answer.body),
+        _ => ("application/x-amz-json-1.1", answer.body),
+    };
+    let length = body.len() as u64;
+    reply(
+        answer.status,
+        &[("content-type", kind)],
+        length,
+        one(body),
+        &Fault::Pass,
+    )
+}
+
+/// An answer of `length` bytes, of which a fault may keep some back.
+fn reply(
+    status: u16,
+    fields: &[(&str, &str)],
+    length: u64,
+    chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    fault: &Fault,
+) -> Response<Body> {
+    let body = match fault {
+        Fault::Truncate(bytes) => {
+            let broken = stream::once(async {
+                // hyper sends what it holds when the next part is not there yet, and drops it on an error.
+                tokio::task::yield_now().await;
+                Err(io::Error::other("broken off, as scripted"))
+            });
+            body(first(chunks, *bytes).chain(broken))
+        }
+        Fault::Stall(bytes) => body(first(chunks, *bytes).chain(stream::pending())),
+        _ => body(chunks),
+    };
+    let mut response = Response::builder()
+        .status(status)
+        .header(header::CONTENT_LENGTH, length);
+    response = response
+        .header("x-amz-request-id", "TESTKIT")
+        .header("x-amzn-requestid", "TESTKIT");
+    for (name, value) in fields {
+        response = response.header(*name, *value);
+    }
+    response.body(body).expect("the header fields are valid")
+}
+
+fn body(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Body {
+    BodyExt::boxed_unsync(StreamBody::new(chunks.map(|chunk| chunk.map(Frame::data))))
+}
+
+/// The first `most` bytes of a stream.
+fn first(
+    chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    most: u64,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    chunks.scan(most, |left, chunk| {
+        let cut = chunk.map(|bytes| {
+            let take = usize::try_from(*left)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            *left -= take as u64;
+            bytes.slice(..take)
+        });
+        std::future::ready(if matches!(&cut, Ok(bytes) if bytes.is_empty()) {
+            None
+        } else {
+            Some(cut)
+        })
+    })
+}
+
+/// A path as S3 means it: `%20` and its like decoded.
+fn percent_decoded(path: &str) -> String {
+    let bytes = path.as_bytes();
+    let (mut out, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let code = path
+            .get(at + 1..at + 3)
+            .and_then(|code| u8::from_str_radix(code, 16).ok());
+        match (bytes[at], code) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                at += 3;
+            }
+            (byte, _) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}

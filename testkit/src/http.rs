@@ -1,0 +1,122 @@
+//! A few lines of HTTP client for tests: one request, one connection, no TLS, no redirects.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use url::Url;
+
+/// Longer than anything that a test's servers take when they are alive.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Sends one request to an `http://` URL and reads the whole answer. User and password in the URL become basic
+/// authentication.
+///
+/// # Errors
+/// When nobody listens, the connection breaks, or the answer takes more than a minute.
+pub async fn send(
+    method: Method,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> std::io::Result<Response<Bytes>> {
+    let body = body.into();
+    let sent = tokio::time::timeout(PATIENCE, send_unbounded(method, url, headers, body)).await;
+    sent.unwrap_or_else(|_| {
+        Err(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            format!("no answer from {url}"),
+        ))
+    })
+}
+
+/// GET: the status and the body as text.
+///
+/// # Errors
+/// As [`send`].
+pub async fn get(url: &str) -> std::io::Result<(StatusCode, String)> {
+    let answer = send(Method::GET, url, &[], Bytes::new()).await?;
+    Ok((
+        answer.status(),
+        String::from_utf8_lossy(answer.body()).into_owned(),
+    ))
+}
+
+async fn send_unbounded(
+    method: Method,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> std::io::Result<Response<Bytes>> {
+    let url = Url::parse(url).map_err(std::io::Error::other)?;
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port_or_known_default().unwrap_or(80);
+    let stream = TcpStream::connect((host, port)).await?;
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(std::io::Error::other)?;
+    let target = url.query().map_or_else(
+        || url.path().to_owned(),
+        |query| format!("{}?{query}", url.path()),
+    );
+    let mut request = Request::builder()
+        .method(method)
+        .uri(target)
+        .header(header::HOST, format!("{host}:{port}"));
+    if !url.username().is_empty() {
+        request = request.header(
+            header::AUTHORIZATION,
+            basic(url.username(), url.password().unwrap_or_default()),
+        );
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request
+        .body(Full::new(body))
+        .map_err(std::io::Error::other)?;
+    // The connection moves on only while it is polled, and ends when the sender is gone.
+    let exchange = async move {
+        let (parts, body) = sender.send_request(request).await?.into_parts();
+        Ok(Response::from_parts(
+            parts,
+            body.collect().await?.to_bytes(),
+        ))
+    };
+    let (answer, _) = tokio::join!(exchange, connection);
+    answer.map_err(|e: hyper::Error| std::io::Error::other(e))
+}
+
+/// `Basic` and the credentials in base 64.
+fn basic(user: &str, password: &str) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let text = format!("{user}:{password}");
+    let mut out = String::from("Basic ");
+    for chunk in text.as_bytes().chunks(3) {
+        let at = |index: usize| u32::from(chunk.get(index).copied().unwrap_or(0));
+        let bits = at(0) << 16 | at(1) << 8 | at(2);
+        for place in 0..4 {
+            let letter = LETTERS[(bits >> (18 - 6 * place) & 63) as usize];
+            out.push(if place <= chunk.len() {
+                char::from(letter)
+            } else {
+                '='
+            });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_in_base_64() {
+        assert_eq!(basic("guest", "guest"), "Basic Z3Vlc3Q6Z3Vlc3Q=");
+        assert_eq!(basic("a", "b"), "Basic YTpi");
+        assert_eq!(basic("a", "bc"), "Basic YTpiYw==");
+    }
+}

@@ -1,0 +1,166 @@
+//! The whole line for a test: a stand-in cloud, a vhost, a database, the three services, and a folder of jobs.
+
+use std::fs;
+
+use crate::cloud::{Answer, Cloud, ResultSet};
+use crate::process::{Finished, Process, Service};
+use crate::servers::{Database, Vhost, database, vhost};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Drop it at the end: the services end, the vhost and the database go.
+pub struct Line {
+    pub cloud: Cloud,
+    pub vhost: Vhost,
+    pub database: Database,
+    pub jobs: TempDir,
+    pub services: Vec<Process>,
+}
+
+impl Line {
+    /// One replica of each service, ready.
+    pub async fn start() -> Self {
+        Self::with_replicas(1).await
+    }
+
+    /// So many replicas of each service, ready.
+    pub async fn with_replicas(replicas: usize) -> Self {
+        let mut line = Self::without_services().await;
+        for name in ["loader", "transformer", "extractor"] {
+            for _ in 0..replicas {
+                let service = line.service(name).start().await;
+                line.services.push(service);
+            }
+        }
+        line
+    }
+
+    /// Everything around the services.
+    pub async fn without_services() -> Self {
+        Self::on(vhost().await).await
+    }
+
+    /// Everything around the services, with a virtual host of the test's own broker.
+    pub async fn on(vhost: Vhost) -> Self {
+        let (cloud, database) = tokio::join!(Cloud::start(), database());
+        let jobs = tempfile::tempdir().expect("a temporary folder for jobs");
+        Self {
+            cloud,
+            vhost,
+            database,
+            jobs,
+            services: Vec::new(),
+        }
+    }
+
+    /// A program of the workspace, with this line's world around it.
+    pub fn service(&self, name: &str) -> Service {
+        Service::new(name)
+            .env("ETL_AMQP_URL", &self.vhost.amqp_url)
+            .env("ETL_DATABASE_URL", &self.database.url)
+            .env(
+                "ETL_JOBS",
+                self.jobs
+                    .path()
+                    .to_str()
+                    .expect("the folder's path is UTF-8"),
+            )
+            .envs(self.cloud.env())
+    }
+
+    /// Writes a job whose SQL is `SELECT * FROM NAME`, and lets the cloud answer it with `result`.
+    pub fn job(&self, name: &str, toml: &str, result: ResultSet) {
+        self.write_job(name, toml);
+        self.cloud
+            .answer(&format!("FROM {name}"), Answer::rows(result));
+    }
+
+    pub fn write_job(&self, name: &str, toml: &str) {
+        let source = "[source]\ndatabase = \"d\"\nsql = \"NAME.sql\"\n".replace("NAME", name);
+        let toml = if toml.contains("[source]") {
+            toml.to_owned()
+        } else {
+            source + toml
+        };
+        fs::write(self.jobs.path().join(format!("{name}.toml")), toml)
+            .expect("a job can be written");
+        fs::write(
+            self.jobs.path().join(format!("{name}.sql")),
+            format!("SELECT * FROM {name}"),
+        )
+        .expect("the SQL of a job can be written");
+    }
+
+    /// Runs `etl` to its end.
+    pub async fn etl(&self, arguments: &[&str]) -> Finished {
+        let command = arguments
+            .iter()
+            .fold(self.service("etl"), |command, argument| {
+                command.arg(argument)
+            });
+        command.run().await
+    }
+
+    /// `etl run JOB --run-id RUN --follow --json`, which has to end well: the run's books.
+    pub async fn run(&self, job: &str, run: &str) -> Value {
+        let done = self
+            .etl(&["run", job, "--run-id", run, "--follow", "--json"])
+            .await;
+        assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
+        serde_json::from_str(&done.stdout).expect("`etl run --json` prints JSON")
+    }
+
+    /// `etl reconcile RUN`, which has to say yes.
+    pub async fn assert_reconciled(&self, run: &str) {
+        let done = self.etl(&["reconcile", run]).await;
+        assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
+    }
+
+    /// One number out of the database.
+    pub async fn number(&self, sql: &str) -> i64 {
+        let query = sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned()));
+        query
+            .fetch_one(&self.database.pool)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// A table as text, a line a row, ordered.
+    pub async fn table(&self, columns: &str, table: &str) -> Vec<String> {
+        let sql = format!("SELECT row({columns})::text FROM {table} ORDER BY 1");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_all(&self.database.pool)
+            .await
+            .expect("the table can be read")
+    }
+
+    /// The books without what depends on the time of day.
+    pub async fn books(&self) -> Vec<String> {
+        let batches = "run_id, generation, seq, content_hash, rows_extracted, rows_loaded, rows_collapsed, rows_rejected, loaded_at";
+        let mut books = self
+            .table(
+                "run_id, state, generation, rows_expected, finished_at",
+                "etl.runs",
+            )
+            .await;
+        books.extend(self.table(batches, "etl.batches").await);
+        books.extend(
+            self.table(
+                "run_id, row_number, rule, reason, raw::text",
+                "etl.rejected_rows",
+            )
+            .await,
+        );
+        books
+    }
+
+    /// The sum of a service's counters that have this label.
+    pub async fn counted(&self, service: &Process, label: &str) -> f64 {
+        let metrics = crate::http::get(&format!("{}/metrics", service.http_url())).await;
+        let (_, text) = metrics.expect("the service serves its metrics");
+        let values = text.lines().filter(|line| line.contains(label));
+        values
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}

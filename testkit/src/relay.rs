@@ -1,0 +1,355 @@
+//! A TCP relay between a service and a server that can be made to fail as networks do, at run time: silence, a cut, or an
+//! answer that gets lost after the server has acted.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use url::Url;
+
+/// What the relay does with bytes and connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Passes everything on, both ways.
+    Pass,
+    /// Passes nothing on, in neither direction, and closes nothing; new connections are taken and stay silent. What is
+    /// sent meanwhile is passed on when the mode changes back, as TCP would.
+    Blackhole,
+    /// Closes every connection, and new ones at once.
+    Cut,
+    /// Passes on what the client sends, and throws away what the server answers.
+    DropReplies,
+}
+
+/// A running relay; it ends, with all of its connections, when this is dropped.
+#[derive(Debug)]
+pub struct Relay {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    mode: watch::Sender<Mode>,
+    /// Grows with each call of `cut_once`: a connection that began with another number is closed.
+    cuts: watch::Sender<u64>,
+    /// The answer that is to get lost, once.
+    lose: Mutex<Option<Vec<u8>>>,
+    connections: watch::Sender<usize>,
+}
+
+impl Relay {
+    /// Relays from a free port of 127.0.0.1 to `target`, such as `127.0.0.1:5432`. The server need not run yet.
+    pub async fn start(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("127.0.0.1 has a free port");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
+        let shared = Arc::new(Shared {
+            mode: watch::Sender::new(Mode::Pass),
+            cuts: watch::Sender::new(0),
+            lose: Mutex::new(None),
+            connections: watch::Sender::new(0),
+        });
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the relay belongs to the test, which aborts it in Drop"
+        )]
+        let server = tokio::spawn(accept(listener, target.to_owned(), Arc::clone(&shared)));
+        Self {
+            address,
+            shared,
+            server,
+        }
+    }
+
+    /// Relays to the server of a URL such as `amqp://user:password@host:port/vhost`.
+    pub async fn to_url(url: &str) -> Self {
+        let url = Url::parse(url).expect("a URL of a server");
+        let host = url.host_str().expect("the URL of a server has a host");
+        let port = url.port().expect("the URL of a test's server has a port");
+        Self::start(&format!("{host}:{port}")).await
+    }
+
+    /// The same URL, through the relay.
+    pub fn url_for(&self, original: &str) -> String {
+        let mut url = Url::parse(original).expect("a URL of a server");
+        url.set_host(Some("127.0.0.1"))
+            .expect("a URL with a host takes another");
+        url.set_port(Some(self.address.port()))
+            .expect("a URL with a host takes a port");
+        url.into()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Changes the mode, for connections that are open and for those to come.
+    pub fn set(&self, mode: Mode) {
+        self.shared.mode.send_replace(mode);
+    }
+
+    /// Closes the open connections; new ones are relayed as the mode says.
+    pub fn cut_once(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// The next bytes from the server that contain `pattern` are not passed on, and their connection is closed: the server
+    /// has acted, the client never hears of it. Happens once. A lost COMMIT of Postgres: `b"COMMIT\0"`.
+    pub fn lose_reply(&self, pattern: &[u8]) {
+        *self.lose() = Some(pattern.to_vec());
+    }
+
+    /// Whether the reply that [`Self::lose_reply`] names has been lost.
+    pub fn has_lost_reply(&self) -> bool {
+        self.lose().is_none()
+    }
+
+    /// How many connections are open now.
+    pub fn connections(&self) -> usize {
+        *self.shared.connections.borrow()
+    }
+
+    fn lose(&self) -> std::sync::MutexGuard<'_, Option<Vec<u8>>> {
+        self.shared
+            .lose
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, target: String, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok((client, _)) = listener.accept().await else {
+            continue;
+        };
+        let (target, shared) = (target.clone(), Arc::clone(&shared));
+        connections.spawn(async move {
+            shared.connections.send_modify(|open| *open += 1);
+            relay(client, &target, &shared).await;
+            shared.connections.send_modify(|open| *open -= 1);
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Relays one connection until either side or the relay closes it.
+async fn relay(client: TcpStream, target: &str, shared: &Shared) {
+    let (mut modes, mut cuts) = (shared.mode.subscribe(), shared.cuts.subscribe());
+    let talk = async {
+        // In a black hole not even the connection to the server comes about.
+        modes.wait_for(|mode| *mode != Mode::Blackhole).await.ok();
+        let Ok(server) = TcpStream::connect(target).await else {
+            return;
+        };
+        client.set_nodelay(true).ok();
+        server.set_nodelay(true).ok();
+        let ((from_client, to_client), (from_server, to_server)) =
+            (client.into_split(), server.into_split());
+        tokio::select! {
+            () = pump(from_client, to_server, shared, Direction::ToServer) => {}
+            () = pump(from_server, to_client, shared, Direction::ToClient) => {}
+        }
+    };
+    let mut cut_mode = shared.mode.subscribe();
+    tokio::select! {
+        _ = cut_mode.wait_for(|mode| *mode == Mode::Cut) => {}
+        _ = cuts.changed() => {}
+        () = talk => {}
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToServer,
+    ToClient,
+}
+
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    direction: Direction,
+) {
+    let mut modes = shared.mode.subscribe();
+    let mut buffer = vec![0; 64 * 1024];
+    // The end of what was passed on, since a pattern may lie across two reads.
+    let mut tail = Vec::new();
+    loop {
+        let length = match from.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => length,
+        };
+        let Ok(mode) = modes
+            .wait_for(|mode| *mode != Mode::Blackhole)
+            .await
+            .map(|mode| *mode)
+        else {
+            return;
+        };
+        if direction == Direction::ToClient {
+            if mode == Mode::DropReplies {
+                continue;
+            }
+            let passed_on = tail.len();
+            tail.extend_from_slice(&buffer[..length]);
+            if is_to_be_lost(shared, &tail, passed_on) {
+                return;
+            }
+            tail.drain(..tail.len().saturating_sub(64));
+        }
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// True once, for the bytes that contain the pattern. It has to end behind the bytes that were passed on already: an answer
+/// that the client has cannot get lost.
+fn is_to_be_lost(shared: &Shared, bytes: &[u8], passed_on: usize) -> bool {
+    let mut lose = shared.lose.lock().unwrap_or_else(PoisonError::into_inner);
+    lose.take_if(|pattern| {
+        let start = (passed_on + 1).saturating_sub(pattern.len());
+        bytes[start..]
+            .windows(pattern.len())
+            .any(|window| window == pattern.as_slice())
+    })
+    .is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::wait_until;
+
+    /// A server that answers each chunk with itself and counts what it got.
+    async fn echo() -> (String, Arc<Mutex<usize>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let received = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&received);
+        #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let count = Arc::clone(&count);
+                tokio::spawn(async move {
+                    let mut buffer = [0; 1024];
+                    while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+                        *count.lock().unwrap() += length;
+                        stream.write_all(&buffer[..length]).await.ok();
+                    }
+                });
+            }
+        });
+        (address, received)
+    }
+
+    /// What comes back for `text` within a short time: `None` for silence, `Some("")` for a closed connection.
+    async fn said(stream: &mut TcpStream, text: &str) -> Option<String> {
+        stream.write_all(text.as_bytes()).await.ok();
+        heard(stream).await
+    }
+
+    async fn heard(stream: &mut TcpStream) -> Option<String> {
+        let mut buffer = [0; 1024];
+        let read = tokio::time::timeout(Duration::from_millis(300), stream.read(&mut buffer))
+            .await
+            .ok()?;
+        Some(String::from_utf8_lossy(&buffer[..read.unwrap_or(0)]).into_owned())
+    }
+
+    #[tokio::test]
+    async fn passes_and_cuts() {
+        let (server, _) = echo().await;
+        let relay = Relay::start(&server).await;
+        let mut one = TcpStream::connect(relay.address()).await.unwrap();
+        assert_eq!(said(&mut one, "a").await.as_deref(), Some("a"));
+        relay.cut_once();
+        assert_eq!(heard(&mut one).await.as_deref(), Some(""));
+        let mut two = TcpStream::connect(relay.address()).await.unwrap();
+        assert_eq!(said(&mut two, "b").await.as_deref(), Some("b"));
+        relay.set(Mode::Cut);
+        assert_eq!(heard(&mut two).await.as_deref(), Some(""));
+        let mut three = TcpStream::connect(relay.address()).await.unwrap();
+        assert_eq!(heard(&mut three).await.as_deref(), Some(""));
+        wait_until("all to be closed", Duration::from_secs(5), async || {
+            relay.connections() == 0
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn is_silent_for_a_while() {
+        let (server, received) = echo().await;
+        let relay = Relay::start(&server).await;
+        let mut old = TcpStream::connect(relay.address()).await.unwrap();
+        assert_eq!(said(&mut old, "a").await.as_deref(), Some("a"));
+        relay.set(Mode::Blackhole);
+        assert_eq!(said(&mut old, "b").await, None);
+        let mut new = TcpStream::connect(relay.address()).await.unwrap();
+        assert_eq!(said(&mut new, "c").await, None);
+        assert_eq!(*received.lock().unwrap(), 1);
+        relay.set(Mode::Pass);
+        assert_eq!(heard(&mut old).await.as_deref(), Some("b"));
+        assert_eq!(heard(&mut new).await.as_deref(), Some("c"));
+    }
+
+    #[tokio::test]
+    async fn drops_replies_after_the_server_acted() {
+        let (server, received) = echo().await;
+        let relay = Relay::start(&server).await;
+        let mut stream = TcpStream::connect(relay.address()).await.unwrap();
+        relay.set(Mode::DropReplies);
+        assert_eq!(said(&mut stream, "abc").await, None);
+        assert_eq!(*received.lock().unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn loses_one_reply_and_the_connection_with_it() {
+        let (server, received) = echo().await;
+        let relay = Relay::start(&server).await;
+        relay.lose_reply(b"COMMIT");
+        let mut stream = TcpStream::connect(relay.address()).await.unwrap();
+        assert_eq!(
+            said(&mut stream, "INSERT CO").await.as_deref(),
+            Some("INSERT CO")
+        );
+        assert_eq!(said(&mut stream, "MMIT").await.as_deref(), Some(""));
+        assert_eq!(*received.lock().unwrap(), 13);
+        assert!(relay.has_lost_reply());
+        let mut stream = TcpStream::connect(relay.address()).await.unwrap();
+        assert_eq!(said(&mut stream, "COMMIT").await.as_deref(), Some("COMMIT"));
+        // What the client has cannot get lost.
+        relay.lose_reply(b"COMMIT");
+        assert_eq!(said(&mut stream, "next").await.as_deref(), Some("next"));
+        assert_eq!(said(&mut stream, "COMMIT").await.as_deref(), Some(""));
+    }
+
+    #[tokio::test]
+    async fn a_url_leads_through_the_relay() {
+        let relay = Relay::to_url("amqp://guest:guest@127.0.0.1:5/%2f").await;
+        let port = relay.address().port();
+        assert_eq!(
+            relay.url_for("amqp://guest:guest@localhost:5/%2f"),
+            format!("amqp://guest:guest@127.0.0.1:{port}/%2f")
+        );
+    }
+}

@@ -1,0 +1,37 @@
+//! Real servers for tests. [`vhost`] and [`database`] give each test a virtual host and a database of its own on the
+//! private servers that `deploy/local/with-servers` started; [`private_broker`] and [`private_postgres`] start an instance
+//! for one test alone, which may kill it.
+
+mod broker;
+mod postgres;
+mod script;
+mod vhost;
+
+pub use broker::{Broker, private_broker, shared_broker, vhost};
+pub use postgres::{Database, Postgres, database, private_postgres, shared_postgres};
+pub use vhost::{Depth, Message, Vhost};
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
+
+/// A name that no other test of this machine has: letters, digits and underscores, short enough for Postgres.
+fn unique_name(kind: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    format!("{kind}_{}_{}_{count}", std::process::id(), now.as_millis())
+}
+
+/// Runs a future to its end from `Drop`, where nothing can be awaited.
+fn block_on_elsewhere(future: impl Future<Output = ()> + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime can be made").block_on(future);
+    });
+    // A clean-up that failed is no failure of the test.
+    thread.join().ok();
+}

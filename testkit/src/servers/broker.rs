@@ -1,0 +1,213 @@
+//! A RabbitMQ node: its script, its management API, and new virtual hosts on it.
+//!
+//! Tests that only need a virtual host run on another broker, of another version say, when `ETL_TEST_OUTSIDE_AMQP_URL`
+//! (`amqp://user:password@host:port/%2f`, of an administrator) and `ETL_TEST_OUTSIDE_MANAGEMENT_URL` (`http://host:port`)
+//! name one:
+//!
+//! ```text
+//! docker run -d --rm --network host rabbitmq:4-management
+//! ```
+//!
+//! Tests that kill, stop or reconfigure their broker start one of their own, of the version that is installed here.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use serde_json::Value;
+
+use super::script::{Instance, variable_of};
+use super::unique_name;
+use super::vhost::Vhost;
+use crate::http;
+
+/// A virtual host of its own on the broker outside where there is one, else on the shared broker.
+pub async fn vhost() -> Vhost {
+    outside_broker().unwrap_or_else(shared_broker).vhost().await
+}
+
+/// The broker that `deploy/local/with-servers` started.
+pub fn shared_broker() -> Broker {
+    let instance = Instance::shared("rabbitmq", "ETL_TEST_BROKER_DIR");
+    Broker(Place::Local(Arc::new(instance)))
+}
+
+fn outside_broker() -> Option<Broker> {
+    let url = variable_of("ETL_TEST_OUTSIDE_AMQP_URL")?;
+    let management = variable_of("ETL_TEST_OUTSIDE_MANAGEMENT_URL");
+    Some(Broker(Place::Outside {
+        url,
+        management: management
+            .expect("ETL_TEST_OUTSIDE_MANAGEMENT_URL is set where ETL_TEST_OUTSIDE_AMQP_URL is"),
+    }))
+}
+
+/// A broker for this test alone; starting takes some seconds.
+pub async fn private_broker() -> Broker {
+    let instance = Instance::private("rabbitmq").await;
+    Broker(Place::Local(Arc::new(instance)))
+}
+
+/// A RabbitMQ node. A private one ends when the last clone, and the last of its virtual hosts, is dropped.
+#[derive(Clone, Debug)]
+pub struct Broker(Place);
+
+#[derive(Clone, Debug)]
+enum Place {
+    Local(Arc<Instance>),
+    Outside { url: String, management: String },
+}
+
+impl Broker {
+    /// `amqp://user:password@host:port/%2f`.
+    pub fn url(&self) -> String {
+        match &self.0 {
+            Place::Local(instance) => instance.read("url"),
+            Place::Outside { url, .. } => url.clone(),
+        }
+    }
+
+    /// Of the management API: `http://host:port`.
+    pub(super) fn management(&self) -> String {
+        match &self.0 {
+            Place::Local(instance) => instance.read("management"),
+            Place::Outside { management, .. } => management.clone(),
+        }
+    }
+
+    pub(super) fn is_private(&self) -> bool {
+        matches!(&self.0, Place::Local(instance) if instance.is_private())
+    }
+
+    fn instance(&self) -> &Instance {
+        match &self.0 {
+            Place::Local(instance) => instance,
+            Place::Outside { url, .. } => {
+                panic!("the broker at {url} is not this test's to command; use private_broker()")
+            }
+        }
+    }
+
+    /// Kills the node with SIGKILL. Private brokers only.
+    ///
+    /// Before that, the names of quorum queues are brought to disk. RabbitMQ 3.10.8 does so half a second after a queue was
+    /// declared, and one that is killed earlier comes back with the queue but without its log and its leader: what was
+    /// confirmed is gone, and the queue stays unusable. That is the broker's own weakness and not what tests are about.
+    pub async fn kill9(&self) {
+        self.rabbitmqctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."])
+            .await;
+        self.instance().kill9().await;
+    }
+
+    /// Stops it in good order, or as well as the script can.
+    pub async fn stop(&self) {
+        assert!(
+            self.is_private(),
+            "a shared broker is not to be stopped: other tests use it"
+        );
+        self.instance().run("stop").await;
+    }
+
+    /// Starts it again after [`Self::kill9`] or [`Self::stop`], at the same address with the same data.
+    pub async fn restart(&self) {
+        self.instance().run("start").await;
+    }
+
+    /// Runs `rabbitmqctl` against this node and gives its output. Panics when it fails.
+    pub async fn rabbitmqctl(&self, arguments: &[&str]) -> String {
+        let program = self.instance().dir().join("rabbitmqctl");
+        let output = tokio::process::Command::new(&program)
+            .arg("-q")
+            .args(arguments)
+            .output()
+            .await;
+        let output = output.unwrap_or_else(|e| panic!("cannot run {}: {e}", program.display()));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {arguments:?} failed: {errors}"
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// A new virtual host, in which the broker's own user may do everything. It is deleted when dropped, unless the test
+    /// failed.
+    pub async fn vhost(&self) -> Vhost {
+        let name = unique_name("test");
+        let vhost = Vhost {
+            amqp_url: with_vhost(&self.url(), &name),
+            broker: self.clone(),
+            connection: tokio::sync::Mutex::new(None),
+            name,
+        };
+        let created = self
+            .call(Method::PUT, &format!("vhosts/{}", vhost.name), Value::Null)
+            .await;
+        assert!(
+            created.0.is_success(),
+            "the broker did not create a virtual host: {created:?}"
+        );
+        let all = serde_json::json!({ "configure": ".*", "write": ".*", "read": ".*" });
+        let user = user_of(&self.url());
+        let granted = self
+            .call(
+                Method::PUT,
+                &format!("permissions/{}/{user}", vhost.name),
+                all,
+            )
+            .await;
+        assert!(
+            granted.0.is_success(),
+            "the broker did not grant {user} the new virtual host: {granted:?}"
+        );
+        vhost
+    }
+
+    /// Calls the management API at `/api/PATH`.
+    pub async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        call(&self.management(), &self.url(), method, path, body).await
+    }
+}
+
+/// The management API with the AMQP user's name and password.
+pub(super) async fn call(
+    management: &str,
+    amqp_url: &str,
+    method: Method,
+    path: &str,
+    body: Value,
+) -> (StatusCode, Value) {
+    let credentials = amqp_url
+        .split_once("://")
+        .and_then(|(_, rest)| rest.split_once('@'))
+        .map_or("", |(user, _)| user);
+    let url = management
+        .trim_end_matches('/')
+        .replacen("://", &format!("://{credentials}@"), 1);
+    let url = format!("{url}/api/{path}");
+    let body = if body.is_null() {
+        Bytes::new()
+    } else {
+        Bytes::from(body.to_string())
+    };
+    let answer = http::send(method, &url, &[("content-type", "application/json")], body).await;
+    let answer = answer
+        .unwrap_or_else(|e| panic!("the management API of the test broker does not answer: {e}"));
+    (
+        answer.status(),
+        serde_json::from_slice(answer.body()).unwrap_or(Value::Null),
+    )
+}
+
+fn user_of(amqp_url: &str) -> String {
+    url::Url::parse(amqp_url)
+        .map(|url| url.username().to_owned())
+        .expect("the broker's url file holds a URL")
+}
+
+/// The same URL with another virtual host.
+fn with_vhost(amqp_url: &str, vhost: &str) -> String {
+    let mut url = url::Url::parse(amqp_url).expect("the broker's url file holds a URL");
+    url.set_path(vhost);
+    url.into()
+}

@@ -1,0 +1,125 @@
+//! A Postgres cluster and databases on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool};
+
+use super::script::Instance;
+use super::{block_on_elsewhere, unique_name};
+
+/// An empty database of its own on the shared server.
+pub async fn database() -> Database {
+    shared_postgres().database().await
+}
+
+/// The server that `deploy/local/with-servers` started.
+pub fn shared_postgres() -> Postgres {
+    Postgres(Arc::new(Instance::shared(
+        "postgres",
+        "ETL_TEST_POSTGRES_DIR",
+    )))
+}
+
+/// A server for this test alone; starting takes some seconds.
+pub async fn private_postgres() -> Postgres {
+    Postgres(Arc::new(Instance::private("postgres").await))
+}
+
+/// A Postgres cluster. A private one ends when the last clone, and the last of its databases, is dropped.
+#[derive(Clone, Debug)]
+pub struct Postgres(Arc<Instance>);
+
+impl Postgres {
+    /// The URL of its first database, as a superuser.
+    pub fn url(&self) -> String {
+        self.0.read("url")
+    }
+
+    /// Kills the postmaster, as the kernel's out-of-memory killer would. Private servers only.
+    pub async fn kill9(&self) {
+        self.0.kill9().await;
+    }
+
+    /// Stops it in good order.
+    pub async fn stop(&self) {
+        assert!(
+            self.0.is_private(),
+            "a shared server is not to be stopped: other tests use it"
+        );
+        self.0.run("stop").await;
+    }
+
+    /// Starts it again after [`Self::kill9`] or [`Self::stop`], at the same address with the same data.
+    pub async fn restart(&self) {
+        self.0.run("start").await;
+    }
+
+    /// A new, empty database. It is dropped when this is, unless the test failed.
+    pub async fn database(&self) -> Database {
+        let name = unique_name("test");
+        let options: PgConnectOptions = self
+            .url()
+            .parse()
+            .expect("the server's url file holds a URL");
+        let mut admin = connect(&options).await;
+        // The name is made of letters, digits and underscores.
+        let created = admin
+            .execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
+            .await;
+        created.unwrap_or_else(|e| panic!("the test server did not create a database: {e}"));
+        admin.close().await.ok();
+        let mut url = url::Url::parse(&self.url()).expect("the server's url file holds a URL");
+        url.set_path(&name);
+        let pool = PgPoolOptions::new()
+            .max_connections(5)
+            .acquire_timeout(Duration::from_secs(20))
+            .connect_lazy_with(options.database(&name));
+        Database {
+            url: url.into(),
+            name,
+            pool,
+            server: self.clone(),
+        }
+    }
+}
+
+async fn connect(options: &PgConnectOptions) -> PgConnection {
+    options
+        .connect()
+        .await
+        .unwrap_or_else(|e| panic!("the test server does not take a connection: {e}"))
+}
+
+/// A database, which is dropped when this is, unless the test failed.
+#[derive(Debug)]
+pub struct Database {
+    pub name: String,
+    /// What to give a service as `ETL_DATABASE_URL`.
+    pub url: String,
+    /// At most five connections, made when they are needed.
+    pub pool: PgPool,
+    pub server: Postgres,
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.server.0.is_private() {
+            return;
+        }
+        let (name, options) = (
+            self.name.clone(),
+            self.server.url().parse::<PgConnectOptions>(),
+        );
+        block_on_elsewhere(async move {
+            if let Ok(mut admin) = options.expect("it was parsed before").connect().await {
+                // FORCE ends whatever connection the test left open.
+                let drop =
+                    sqlx::AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+                admin.execute(drop).await.ok();
+                admin.close().await.ok();
+            }
+        });
+    }
+}

@@ -1,0 +1,337 @@
+//! A virtual host of the test broker, with the few things that a test does to queues by hand.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use hyper::Method;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use serde_json::Value;
+use tokio::sync::Mutex;
+
+use super::block_on_elsewhere;
+use super::broker::{Broker, call};
+
+/// How full a queue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
+    pub ready: u64,
+    pub unacked: u64,
+}
+
+/// A message that a test took off a queue.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub body: Vec<u8>,
+    pub properties: BasicProperties,
+    pub routing_key: String,
+    pub redelivered: bool,
+}
+
+impl Message {
+    /// The header as text, whatever number or string it is.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let value = self.properties.headers().as_ref()?.inner().get(name)?;
+        Some(match value {
+            AMQPValue::LongString(text) => text.to_string(),
+            AMQPValue::ShortString(text) => text.to_string(),
+            AMQPValue::Boolean(value) => value.to_string(),
+            AMQPValue::ShortShortInt(n) => n.to_string(),
+            AMQPValue::ShortShortUInt(n) => n.to_string(),
+            AMQPValue::ShortInt(n) => n.to_string(),
+            AMQPValue::ShortUInt(n) => n.to_string(),
+            AMQPValue::LongInt(n) => n.to_string(),
+            AMQPValue::LongUInt(n) => n.to_string(),
+            AMQPValue::LongLongInt(n) => n.to_string(),
+            other => format!("{other:?}"),
+        })
+    }
+
+    pub fn message_id(&self) -> Option<&str> {
+        self.properties
+            .message_id()
+            .as_ref()
+            .map(lapin::types::ShortString::as_str)
+    }
+
+    /// The body as JSON. Panics when it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).expect("the body is JSON")
+    }
+}
+
+/// A virtual host, which is deleted when dropped, unless the test failed.
+#[derive(Debug)]
+pub struct Vhost {
+    pub name: String,
+    /// What to give a service as `ETL_AMQP_URL`.
+    pub amqp_url: String,
+    pub broker: Broker,
+    /// Of the helpers, made when the first of them is called.
+    pub(super) connection: Mutex<Option<Connection>>,
+}
+
+impl Vhost {
+    /// A new connection.
+    pub async fn connect(&self) -> Connection {
+        self.try_connect()
+            .await
+            .expect("the test broker takes a connection")
+    }
+
+    /// A new connection, or why the broker does not take one.
+    ///
+    /// # Errors
+    /// Those of lapin.
+    pub async fn try_connect(&self) -> lapin::Result<Connection> {
+        let properties = ConnectionProperties::default().with_connection_name("testkit".into());
+        Connection::connect(&self.amqp_url, properties).await
+    }
+
+    /// A channel of the connection that the helpers below share.
+    pub async fn channel(&self) -> Channel {
+        let mut shared = self.connection.lock().await;
+        if let Some(connection) = shared.as_ref().filter(|c| c.status().connected()) {
+            return connection
+                .create_channel()
+                .await
+                .expect("the test broker opens a channel");
+        }
+        let connection = self.connect().await;
+        let channel = connection
+            .create_channel()
+            .await
+            .expect("the test broker opens a channel");
+        *shared = Some(connection);
+        channel
+    }
+
+    /// Does this queue exist?
+    pub async fn exists(&self, queue: &str) -> bool {
+        self.declare_passively(queue).await.is_ok()
+    }
+
+    async fn declare_passively(&self, queue: &str) -> lapin::Result<u32> {
+        let channel = self.channel().await;
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let found = channel
+            .queue_declare(queue.into(), options, FieldTable::default())
+            .await;
+        if found.is_ok() {
+            channel.close(200, "done".into()).await.ok();
+        }
+        found.map(|queue| queue.message_count())
+    }
+
+    /// Messages that wait to be delivered, exact at the moment of the call. Panics when there is no such queue.
+    pub async fn ready(&self, queue: &str) -> u64 {
+        let found = self.declare_passively(queue).await;
+        found
+            .unwrap_or_else(|e| panic!("queue {queue} of {}: {e}", self.name))
+            .into()
+    }
+
+    /// Makes a durable quorum queue without further arguments.
+    pub async fn declare(&self, queue: &str) {
+        let mut arguments = FieldTable::default();
+        arguments.insert(
+            "x-queue-type".into(),
+            AMQPValue::LongString("quorum".into()),
+        );
+        let channel = self.channel().await;
+        let declared = channel
+            .queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments)
+            .await;
+        declared.unwrap_or_else(|e| panic!("queue {queue} of {}: {e}", self.name));
+        channel.close(200, "done".into()).await.ok();
+    }
+
+    /// Drops all ready messages.
+    pub async fn purge(&self, queue: &str) {
+        let channel = self.channel().await;
+        let purged = channel
+            .queue_purge(queue.into(), QueuePurgeOptions::default())
+            .await;
+        purged.unwrap_or_else(|e| panic!("purging {queue}: {e}"));
+        channel.close(200, "done".into()).await.ok();
+    }
+
+    /// Deletes the queue with what is in it.
+    pub async fn delete_queue(&self, queue: &str) {
+        let channel = self.channel().await;
+        let deleted = channel
+            .queue_delete(queue.into(), QueueDeleteOptions::default())
+            .await;
+        deleted.unwrap_or_else(|e| panic!("deleting {queue}: {e}"));
+        channel.close(200, "done".into()).await.ok();
+    }
+
+    /// Publishes these bytes, persistent, and waits for the confirm. Panics when the queue does not exist or refuses.
+    pub async fn publish(&self, queue: &str, body: &[u8]) {
+        self.publish_with(
+            queue,
+            body,
+            BasicProperties::default().with_delivery_mode(2),
+        )
+        .await;
+    }
+
+    /// `publish`, with properties and headers of the test's own.
+    pub async fn publish_with(&self, queue: &str, body: &[u8], properties: BasicProperties) {
+        let channel = self.channel().await;
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .expect("confirms can be turned on");
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let sent = channel
+            .basic_publish("".into(), queue.into(), options, body, properties)
+            .await;
+        let confirmed = sent
+            .expect("a message can be sent")
+            .await
+            .expect("the broker answers a publish");
+        assert_eq!(
+            confirmed,
+            Confirmation::Ack(None),
+            "the broker did not take a message for {queue}"
+        );
+        channel.close(200, "done".into()).await.ok();
+    }
+
+    /// Takes every ready message off the queue.
+    pub async fn take_all(&self, queue: &str) -> Vec<Message> {
+        let channel = self.channel().await;
+        let mut taken = Vec::new();
+        while let Some(got) = get(&channel, queue, true).await {
+            taken.push(got);
+        }
+        channel.close(200, "done".into()).await.ok();
+        taken
+    }
+
+    /// Reads every ready message and leaves it in the queue, where it counts as delivered once more.
+    pub async fn peek_all(&self, queue: &str) -> Vec<Message> {
+        let channel = self.channel().await;
+        let mut seen = Vec::new();
+        while let Some(got) = get(&channel, queue, false).await {
+            seen.push(got);
+        }
+        // Closing the channel gives them all back.
+        channel.close(200, "done".into()).await.ok();
+        seen
+    }
+
+    /// The first `count` messages of a stream, from its beginning. Panics when they do not come within ten seconds.
+    pub async fn read_stream(&self, stream: &str, count: usize) -> Vec<Message> {
+        let channel = self.channel().await;
+        channel
+            .basic_qos(100, BasicQosOptions::default())
+            .await
+            .expect("a prefetch can be set");
+        let mut arguments = FieldTable::default();
+        arguments.insert(
+            "x-stream-offset".into(),
+            AMQPValue::LongString("first".into()),
+        );
+        let consumer = channel
+            .basic_consume(
+                stream.into(),
+                "".into(),
+                BasicConsumeOptions::default(),
+                arguments,
+            )
+            .await;
+        let mut consumer = consumer.unwrap_or_else(|e| panic!("reading stream {stream}: {e}"));
+        let mut read = Vec::new();
+        while read.len() < count {
+            let next = tokio::time::timeout(Duration::from_secs(10), consumer.next()).await;
+            let Ok(Some(Ok(delivery))) = next else {
+                panic!("stream {stream} gave {} messages, not {count}", read.len());
+            };
+            delivery
+                .acker
+                .ack(BasicAckOptions::default())
+                .await
+                .expect("a delivery can be acked");
+            read.push(message(delivery));
+        }
+        channel.close(200, "done".into()).await.ok();
+        read
+    }
+
+    /// Ready and unacked as the management API knows them, which may be some seconds old; [`Self::ready`] is exact.
+    pub async fn depth(&self, queue: &str) -> Depth {
+        let (status, found) = self
+            .broker
+            .call(
+                Method::GET,
+                &format!("queues/{}/{queue}", self.name),
+                Value::Null,
+            )
+            .await;
+        assert!(
+            status.is_success(),
+            "the management API does not know queue {queue} of {}: {status}",
+            self.name
+        );
+        let count = |name: &str| found[name].as_u64().unwrap_or(0);
+        Depth {
+            ready: count("messages_ready"),
+            unacked: count("messages_unacknowledged"),
+        }
+    }
+
+    /// How many consumers the queue has, as the management API knows it.
+    pub async fn consumers(&self, queue: &str) -> u64 {
+        let (_, found) = self
+            .broker
+            .call(
+                Method::GET,
+                &format!("queues/{}/{queue}", self.name),
+                Value::Null,
+            )
+            .await;
+        found["consumers"].as_u64().unwrap_or(0)
+    }
+}
+
+async fn get(channel: &Channel, queue: &str, no_ack: bool) -> Option<Message> {
+    let got = channel
+        .basic_get(queue.into(), BasicGetOptions { no_ack })
+        .await;
+    got.unwrap_or_else(|e| panic!("reading {queue}: {e}"))
+        .map(|got| message(got.delivery))
+}
+
+fn message(delivery: lapin::message::Delivery) -> Message {
+    Message {
+        body: delivery.data,
+        properties: delivery.properties,
+        routing_key: delivery.routing_key.to_string(),
+        redelivered: delivery.redelivered,
+    }
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.broker.is_private() {
+            return;
+        }
+        let (management, amqp_url) = (self.broker.management(), self.broker.url());
+        let path = format!("vhosts/{}", self.name);
+        block_on_elsewhere(async move {
+            call(&management, &amqp_url, Method::DELETE, &path, Value::Null).await;
+        });
+    }
+}

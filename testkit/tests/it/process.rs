@@ -1,0 +1,64 @@
+//! Child processes, tried with the test kit's own program.
+
+use std::time::Duration;
+
+use testkit::process::Service;
+use testkit::{http, wait_for};
+
+#[tokio::test]
+async fn a_process_runs_is_measured_and_ends() {
+    let mut process = Service::new("cloud").arg("10").spawn();
+    let url = wait_for(
+        "the program to print its URL",
+        Duration::from_secs(20),
+        async || {
+            process
+                .log()
+                .lines()
+                .next()
+                .filter(|line| line.starts_with("http://"))
+                .map(str::to_owned)
+        },
+    )
+    .await;
+    assert_eq!(http::get(&format!("{url}/no/such")).await.unwrap().0, 404);
+    assert!(process.vm_hwm() > 1_000);
+    assert!(process.is_running());
+    assert_eq!(process.readiness().await, None);
+    assert_eq!(
+        process.terminate(Duration::from_secs(10)).await,
+        None,
+        "it does not handle SIGTERM"
+    );
+    assert!(!process.is_running());
+}
+
+#[tokio::test]
+async fn a_killed_process_is_gone() {
+    let mut process = Service::new("cloud").spawn();
+    process.kill9().await;
+    assert!(!process.is_running());
+}
+
+#[tokio::test]
+async fn a_command_is_run_to_its_end() {
+    let finished = Service::new("cloud").arg("many").run().await;
+    assert_eq!(finished.code, Some(1));
+    assert!(
+        finished.stderr.contains("the number of rows"),
+        "{finished:?}"
+    );
+    assert_eq!(finished.stdout, "");
+}
+
+#[tokio::test]
+#[should_panic(expected = "ended with exit status: 1 before it was ready")]
+async fn a_service_that_ends_is_not_waited_for() {
+    Service::new("cloud").arg("many").start().await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "cargo build --workspace")]
+async fn a_binary_that_was_not_built_is_asked_for() {
+    Service::new("no-such-service");
+}

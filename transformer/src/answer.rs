@@ -1,0 +1,147 @@
+//! What one delivery is answered with: a ValidBatch, or a dead letter with the reason. Pure.
+
+use common::message::{RawBatch, ValidBatch};
+use common::queue::{Delivery, Outgoing, QueueError, Unreadable, Unsendable};
+use common::service::Fault;
+
+use crate::rules::PlanError;
+use crate::transform::{Plans, transform};
+
+/// The stage's name in a dead letter.
+const STAGE: &str = "transformer";
+
+/// What can go wrong on the way from a delivery to its acknowledgement.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+    #[error("the job does not fit the rows: {0}; correct the job and run it again")]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Unsendable(#[from] Unsendable),
+    #[error(
+        "it was delivered {0} times without an end, so it takes the transformer down; it was not looked into again"
+    )]
+    GivenUp(u32),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// Whose fault a failure is.
+#[derive(Debug)]
+pub(crate) enum Blame {
+    /// The message is dead-lettered with this reason; nobody else's work is touched.
+    Message(String),
+    /// The session ends: the broker's fault or the configuration's. The message comes again.
+    Session(Fault),
+}
+
+impl From<Failure> for Blame {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Queue(error) => Self::Session(error.into()),
+            failure @ (Failure::Unreadable(_)
+            | Failure::Plan(_)
+            | Failure::Unsendable(_)
+            | Failure::GivenUp(_)) => Self::Message(failure.to_string()),
+        }
+    }
+}
+
+/// A delivery's answer, to be published before the delivery is acked.
+pub(crate) struct Answer {
+    pub(crate) outgoing: Outgoing,
+    pub(crate) counts: Counts,
+}
+
+/// What the metrics say of one delivery; empty for a dead letter.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) job: String,
+    pub(crate) rows: usize,
+    /// How many rows were rejected by each rule.
+    pub(crate) rejected: Vec<(String, u64)>,
+}
+
+/// Transforms the batch that a delivery carries.
+pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Fault> {
+    match transformed(plans, delivery) {
+        Ok(answer) => Ok(answer),
+        Err(failure) => match Blame::from(failure) {
+            Blame::Session(fault) => Err(fault),
+            Blame::Message(reason) => {
+                tracing::error!(
+                    message.id = delivery.id(),
+                    reason,
+                    "message given up; it will be in etl.dead_letters"
+                );
+                let outgoing = Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries());
+                Ok(Answer {
+                    outgoing,
+                    counts: Counts::default(),
+                })
+            }
+        },
+    }
+}
+
+fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Failure> {
+    if delivery.is_hopeless() {
+        return Err(Failure::GivenUp(delivery.deliveries() - 1));
+    }
+    let raw = delivery.read()?;
+    let span = tracing::info_span!("batch", run.id = %raw.id.run, batch.seq = raw.id.seq);
+    span.in_scope(|| {
+        let plan = plans.of(&raw)?;
+        let valid = transform(&plan, &raw);
+        let outgoing = Outgoing::of(&valid)?;
+        tracing::debug!(
+            batch.rows = valid.rows.len(),
+            batch.rejected = valid.rejected.len(),
+            "batch transformed"
+        );
+        Ok(Answer {
+            outgoing,
+            counts: Counts::of(&valid),
+        })
+    })
+}
+
+impl Counts {
+    fn of(batch: &ValidBatch) -> Self {
+        let mut rejected: Vec<(String, u64)> = Vec::new();
+        for row in &batch.rejected {
+            match rejected
+                .iter_mut()
+                .find(|(rule, _)| *rule == row.reject.rule)
+            {
+                Some((_, count)) => *count += 1,
+                None => rejected.push((row.reject.rule.clone(), 1)),
+            }
+        }
+        Self {
+            job: batch.job.clone(),
+            rows: batch.rows_extracted(),
+            rejected,
+        }
+    }
+
+    /// Adds to the process' metrics.
+    pub(crate) fn record(self) {
+        let Self {
+            job,
+            rows,
+            rejected,
+        } = self;
+        if job.is_empty() {
+            metrics::counter!("etl_messages_dead_total", "stage" => STAGE).increment(1);
+            return;
+        }
+        metrics::counter!("etl_batches_total", "job" => job.clone()).increment(1);
+        metrics::counter!("etl_rows_total", "job" => job.clone()).increment(rows as u64);
+        for (rule, count) in rejected {
+            metrics::counter!("etl_rows_rejected_total", "job" => job.clone(), "rule" => rule)
+                .increment(count);
+        }
+    }
+}

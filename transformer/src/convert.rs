@@ -1,0 +1,139 @@
+//! The text that Athena gives for a value, into the canonical text of a Postgres type, or a reason
+//! that a person understands.
+//!
+//! Lossless or loud: a value is never rounded, cut, stripped of its time zone or guessed at. What
+//! Postgres would accept and change (a zone into `timestamp`, nine digits of a second, `31 32 33`
+//! into `bytea`) is converted or refused here. Canonical is what Postgres shows for the value with
+//! `DateStyle ISO` and `TimeZone UTC`, apart from `char(n)`, which goes without its padding, and from
+//! `boolean` and the floating-point types, which keep Athena's spelling. `docs/types.md` has the
+//! whole matrix; a test compares it with this code.
+//!
+//! Values are mostly text and integers; those come back borrowed.
+
+mod binary;
+mod decimal;
+mod interval;
+mod json;
+mod moment;
+mod network;
+mod number;
+mod zone;
+
+use std::borrow::Cow;
+
+use common::schema::{AthenaType, PgType};
+
+pub(crate) use decimal::Decimal;
+pub(crate) use moment::Moment;
+
+/// What is wrong with a value; the rest of a sentence that begins with the value.
+type Problem = Cow<'static, str>;
+
+/// Of a refused value, this many characters are shown.
+const SHOWN_CHARACTERS: usize = 60;
+
+/// A value that is not one of its column's type: a sentence that says which value and what is
+/// wrong with it. It holds a value of a row, so it is for the quarantine and not for logs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unconvertible(String);
+
+/// Converts one value. The pair of types must be one that [`common::schema::resolve`] allows.
+///
+/// A `varchar` or `char` may become any type and must then be that type's text.
+pub fn convert(from: AthenaType, to: PgType, text: &str) -> Result<Cow<'_, str>, Unconvertible> {
+    convert_value(from, to, text).map_err(|problem| refused(text, &problem))
+}
+
+fn convert_value(from: AthenaType, to: PgType, text: &str) -> Result<Cow<'_, str>, Problem> {
+    match to {
+        PgType::Text | PgType::Varchar(None) => unlimited_text(text),
+        PgType::Varchar(Some(length)) => limited_text(from, text, length),
+        PgType::Char(length) => padded_text(text, length),
+        PgType::Boolean => boolean(text),
+        PgType::SmallInt => number::integer(from, text, i16::MIN.into(), i16::MAX.into(), to),
+        PgType::Integer => number::integer(from, text, i32::MIN.into(), i32::MAX.into(), to),
+        PgType::BigInt => number::integer(from, text, i64::MIN, i64::MAX, to),
+        PgType::Real => number::real(from, text),
+        PgType::Double => number::double(from, text),
+        PgType::Numeric(size) => number::numeric(text, size),
+        PgType::Date => moment::date(text),
+        PgType::Time => moment::time(text),
+        PgType::Timestamp => moment::timestamp(text),
+        PgType::TimestampTz => moment::timestamptz(text),
+        PgType::Interval => interval::interval(text),
+        PgType::Bytea => binary::bytea(from, text),
+        PgType::Json => json::json(text),
+        PgType::Jsonb => json::jsonb(text),
+        PgType::Uuid => network::uuid(text),
+        PgType::Inet => network::inet(text),
+    }
+}
+
+fn refused(text: &str, problem: &str) -> Unconvertible {
+    Unconvertible(format!("{} {problem}", shown(text)))
+}
+
+/// A value in quotes, cut where it is long, to begin a sentence with.
+pub(crate) fn shown(text: &str) -> String {
+    let mut characters = text.chars();
+    let first: String = characters.by_ref().take(SHOWN_CHARACTERS).collect();
+    match characters.count() {
+        0 => format!("{first:?}"),
+        rest => format!("{first:?} (and {rest} more characters)"),
+    }
+}
+
+fn unlimited_text(text: &str) -> Result<Cow<'_, str>, Problem> {
+    if text.contains('\0') {
+        return Err("has a NUL character, which Postgres cannot store in text".into());
+    }
+    Ok(text.into())
+}
+
+/// `varchar(n)`. The blanks with which Athena pads a `char` may be cut, as they mean nothing there;
+/// those of a `varchar` may not.
+fn limited_text(from: AthenaType, text: &str, length: u32) -> Result<Cow<'_, str>, Problem> {
+    if fits(text, length) {
+        return unlimited_text(text);
+    }
+    let unpadded = text.trim_end_matches(' ');
+    if from == AthenaType::Char && fits(unpadded, length) {
+        return unlimited_text(unpadded);
+    }
+    Err(too_long(text, length))
+}
+
+/// `char(n)`, without its trailing blanks: they are never significant in Postgres, which pads anew.
+fn padded_text(text: &str, length: u32) -> Result<Cow<'_, str>, Problem> {
+    let unpadded = text.trim_end_matches(' ');
+    if fits(unpadded, length) {
+        unlimited_text(unpadded)
+    } else {
+        Err(too_long(unpadded, length))
+    }
+}
+
+/// Whether the text has at most `length` characters. Postgres counts code points.
+fn fits(text: &str, length: u32) -> bool {
+    let length = length as usize;
+    text.len() <= length || text.chars().nth(length).is_none()
+}
+
+fn too_long(text: &str, length: u32) -> Problem {
+    format!(
+        "has {} characters, and the column holds {length}",
+        text.chars().count()
+    )
+    .into()
+}
+
+fn boolean(text: &str) -> Result<Cow<'_, str>, Problem> {
+    match text {
+        "true" | "false" => Ok(text.into()),
+        _ => Err("is neither true nor false".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

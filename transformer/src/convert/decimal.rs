@@ -1,0 +1,278 @@
+//! Exact decimal numbers as digits, without a float on the way.
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+/// A double goes up to 1.8E308 and down to 4.9E-324. Beyond this bound a text of ten bytes would
+/// stand for thousands of digits.
+const MAX_EXPONENT: i32 = 400;
+
+/// A number as it is written: `-`, digits, a fraction, an exponent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scanned<'a> {
+    negative: bool,
+    integer: &'a str,
+    fraction: &'a str,
+    exponent: Option<&'a str>,
+}
+
+impl<'a> Scanned<'a> {
+    /// Reads `-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?`: no blanks, no `+`, no bare point.
+    pub(super) fn read(text: &'a str) -> Option<Self> {
+        let (negative, unsigned) = match text.strip_prefix('-') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
+            Some((mantissa, exponent)) => (mantissa, Some(exponent)),
+            None => (unsigned, None),
+        };
+        let (integer, fraction) = match mantissa.split_once('.') {
+            Some((_, "")) => return None,
+            Some(parts) => parts,
+            None => (mantissa, ""),
+        };
+        let exponent_digits = exponent.map(|text| text.strip_prefix(['+', '-']).unwrap_or(text));
+        let fits = is_digits(integer)
+            && (fraction.is_empty() || is_digits(fraction))
+            && exponent_digits.is_none_or(is_digits);
+        fits.then_some(Self {
+            negative,
+            integer,
+            fraction,
+            exponent,
+        })
+    }
+
+    pub(super) fn is_zero(&self) -> bool {
+        self.integer
+            .bytes()
+            .chain(self.fraction.bytes())
+            .all(|digit| digit == b'0')
+    }
+}
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// A finite decimal number. Two are equal when their values are, however they were written.
+#[derive(Debug, Clone)]
+pub(crate) struct Decimal<'a> {
+    negative: bool,
+    /// Without leading zeros; empty for 0.
+    integer: Cow<'a, str>,
+    /// With the zeros that were written.
+    fraction: Cow<'a, str>,
+    /// The text is already how Postgres shows it, if the fraction stays as it is.
+    plain: bool,
+}
+
+impl<'a> Decimal<'a> {
+    /// Reads a number, with or without an exponent (of at most 400 in either direction).
+    pub(crate) fn parse(text: &'a str) -> Option<Self> {
+        let scanned = Scanned::read(text)?;
+        let (integer, fraction) = match scanned.exponent {
+            None => (
+                Cow::Borrowed(scanned.integer),
+                Cow::Borrowed(scanned.fraction),
+            ),
+            Some(exponent) => shifted(scanned.integer, scanned.fraction, exponent)?,
+        };
+        let significant = integer.trim_start_matches('0').len();
+        let written = integer.len();
+        let integer = match integer {
+            Cow::Borrowed(digits) => Cow::Borrowed(&digits[written - significant..]),
+            Cow::Owned(digits) => Cow::Owned(digits[written - significant..].to_owned()),
+        };
+        let negative = scanned.negative && !scanned.is_zero();
+        let plain = scanned.exponent.is_none()
+            && scanned.negative == negative
+            && written == significant.max(1);
+        Some(Self {
+            negative,
+            integer,
+            fraction,
+            plain,
+        })
+    }
+
+    /// The same number, independent of the text it was read from.
+    pub(crate) fn into_owned(self) -> Decimal<'static> {
+        Decimal {
+            negative: self.negative,
+            integer: Cow::Owned(self.integer.into_owned()),
+            fraction: Cow::Owned(self.fraction.into_owned()),
+            plain: self.plain,
+        }
+    }
+
+    /// The digits before the point; 0 for a number below one.
+    pub(super) fn integer_digits(&self) -> usize {
+        self.integer.len()
+    }
+
+    /// The digits after the point, as written.
+    pub(super) fn fraction_digits(&self) -> usize {
+        self.fraction.len()
+    }
+
+    /// The digits that a `numeric` with this many fraction digits needs to hold the number, or
+    /// `None` where the fraction has more significant digits than that.
+    pub(super) fn precision_at(&self, scale: usize) -> Option<usize> {
+        let fraction = self.fraction.trim_end_matches('0');
+        if fraction.len() > scale {
+            return None;
+        }
+        if !self.integer.is_empty() {
+            return Some(self.integer.len() + scale);
+        }
+        let leading_zeros = fraction.len() - fraction.trim_start_matches('0').len();
+        Some(if fraction.is_empty() {
+            0
+        } else {
+            scale - leading_zeros
+        })
+    }
+
+    /// The number as Postgres shows it, with `scale` digits after the point. `text` is what it was
+    /// parsed from. Only zeros of the fraction may be lost: see [`Self::precision_at`].
+    pub(super) fn show(&self, text: &'a str, scale: usize) -> Cow<'a, str> {
+        if self.plain && self.fraction.len() == scale {
+            return text.into();
+        }
+        let sign = if self.negative { "-" } else { "" };
+        let integer = if self.integer.is_empty() {
+            "0"
+        } else {
+            &self.integer
+        };
+        let fraction = &self.fraction[..self.fraction.len().min(scale)];
+        let point = if scale == 0 { "" } else { "." };
+        let zeros = scale - fraction.len();
+        format!("{sign}{integer}{point}{fraction}{:0<zeros$}", "").into()
+    }
+
+    /// One text for every spelling of the same value.
+    pub(crate) fn key(&self) -> String {
+        let scale = self.fraction.trim_end_matches('0').len();
+        let spelled = Self {
+            plain: false,
+            ..self.clone()
+        };
+        spelled.show("", scale).into_owned()
+    }
+}
+
+/// The digits on both sides of the point, once the point has moved by the exponent.
+fn shifted(
+    integer: &str,
+    fraction: &str,
+    exponent: &str,
+) -> Option<(Cow<'static, str>, Cow<'static, str>)> {
+    let exponent: i32 = exponent.parse().ok()?;
+    if exponent.abs() > MAX_EXPONENT {
+        return None;
+    }
+    let mut digits = format!("{integer}{fraction}");
+    let shift = usize::try_from(exponent.unsigned_abs()).ok()?;
+    let point = if exponent < 0 {
+        let missing = shift.saturating_sub(integer.len());
+        digits.insert_str(0, &"0".repeat(missing));
+        integer.len() + missing - shift
+    } else {
+        let missing = shift.saturating_sub(fraction.len());
+        digits.push_str(&"0".repeat(missing));
+        integer.len() + shift
+    };
+    let fraction = digits.split_off(point);
+    Some((digits.into(), fraction.into()))
+}
+
+impl Ord for Decimal<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let magnitude = || {
+            let integers =
+                (self.integer.len(), &*self.integer).cmp(&(other.integer.len(), &other.integer));
+            let fraction = self.fraction.trim_end_matches('0');
+            integers.then_with(|| fraction.cmp(other.fraction.trim_end_matches('0')))
+        };
+        match (self.negative, other.negative) {
+            (false, false) => magnitude(),
+            (true, true) => magnitude().reverse(),
+            (negative, other) => other.cmp(&negative),
+        }
+    }
+}
+
+impl PartialOrd for Decimal<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Decimal<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Decimal<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decimal(text: &str) -> Decimal<'_> {
+        Decimal::parse(text).unwrap_or_else(|| panic!("{text} is a decimal"))
+    }
+
+    #[test]
+    fn an_exponent_moves_the_point_and_nothing_else() {
+        for (text, wanted) in [
+            ("1.0E10", "10000000000"),
+            ("1.5E-3", "0.0015"),
+            ("123.45e1", "1234.5"),
+            ("0.00E5", "0"),
+            ("-0.0", "0"),
+            ("007.10", "7.1"),
+            ("12E-2", "0.12"),
+            ("-1e+2", "-100"),
+        ] {
+            assert_eq!(decimal(text).key(), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_none() {
+        for text in [
+            "", "-", "+1", " 1", "1 ", ".5", "5.", "1e", "1e+", "1e401", "0x1", "1,5", "--1",
+            "NaN", "١",
+        ] {
+            assert!(Decimal::parse(text).is_none(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn order_is_that_of_the_numbers(a in -100_000_i64..100_000, b in -100_000_i64..100_000, scale in 0_usize..5) {
+            let text = |n: i64| {
+                let digits = format!("{:0>6}", n.unsigned_abs());
+                let (integer, fraction) = digits.split_at(6 - scale);
+                let point = if scale == 0 { "" } else { "." };
+                format!("{}{integer}{point}{fraction}", if n < 0 { "-" } else { "" })
+            };
+            prop_assert_eq!(decimal(&text(a)).cmp(&decimal(&text(b))), a.cmp(&b));
+        }
+
+        #[test]
+        fn a_value_is_the_same_in_every_spelling(n in any::<i64>(), zeros in 0_usize..5) {
+            let plain = n.to_string();
+            let spelled = format!("{n}.{:0<zeros$}0E{zeros}", "");
+            let back = format!("{n}{:0<zeros$}E-{zeros}", "");
+            prop_assert_eq!(decimal(&back), decimal(&plain));
+            prop_assert_eq!(decimal(&spelled).key(), decimal(&format!("{n}{:0<zeros$}", "")).key());
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Whole batches: nothing is lost between the valid and the rejected rows.
+
+use common::job::{ColumnSpec, Mode, Rule, Target};
+use common::message::{BatchId, Message};
+use proptest::prelude::*;
+
+use super::*;
+
+const COLUMNS: &[(&str, &str)] = &[
+    ("country", "varchar"),
+    ("day", "varchar"),
+    ("visits", "bigint"),
+];
+
+fn job() -> JobSpec {
+    let column = |source: &str, name: Option<&str>, pg_type: &str, rules| ColumnSpec {
+        source: source.into(),
+        name: name.map(Into::into),
+        pg_type: Some(pg_type.parse().unwrap()),
+        rules,
+    };
+    JobSpec {
+        name: "clicks".into(),
+        target: Target {
+            table: "clicks".into(),
+            mode: Mode::Append,
+            key: vec![],
+        },
+        columns: vec![
+            column(
+                "country",
+                Some("country_code"),
+                "char(2)",
+                vec![Rule::NotEmpty(true), Rule::NoneOf(vec!["A1".into()])],
+            ),
+            column("day", None, "date", vec![Rule::Required(true)]),
+        ],
+    }
+}
+
+fn batch(rows: &[[Option<&str>; 3]]) -> RawBatch {
+    let mut all = Rows::new(3);
+    for row in rows {
+        all.push(*row);
+    }
+    let columns = COLUMNS.iter().map(|(name, type_name)| ResultColumn {
+        name: (*name).into(),
+        type_name: (*type_name).into(),
+    });
+    RawBatch {
+        id: BatchId {
+            run: "r".parse().unwrap(),
+            generation: 0,
+            seq: 3,
+        },
+        first_row: 300,
+        result_id: "q:pages".into(),
+        job: Arc::new(job()),
+        columns: Arc::new(columns.collect()),
+        rows: all,
+    }
+}
+
+fn transformed(rows: &[[Option<&str>; 3]]) -> ValidBatch {
+    let batch = batch(rows);
+    let plan = Plans::default().of(&batch).unwrap();
+    let valid = transform(&plan, &batch);
+    assert_eq!(valid.check(), Ok(()));
+    assert_eq!(valid.rows_extracted(), rows.len());
+    valid
+}
+
+#[test]
+fn bad_rows_are_named_and_good_ones_pass() {
+    let day = Some("2018-04-02");
+    let valid = transformed(&[
+        [Some("US"), day, Some("1")],
+        [Some("A1"), day, Some("2")],
+        [None, day, None],
+        [Some(""), day, Some("3")],
+        [Some("DE"), Some("2018-02-30"), Some("4")],
+        [Some("DE"), None, Some("5")],
+        [Some("FR"), day, Some("6")],
+    ]);
+    let rows: Vec<_> = valid
+        .rows
+        .iter()
+        .map(|row| {
+            row.iter()
+                .map(|value| value.unwrap_or("-").to_owned())
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
+        .collect();
+    assert_eq!(
+        rows,
+        ["US 2018-04-02 1", "- 2018-04-02 -", "FR 2018-04-02 6"]
+    );
+    assert_eq!(valid.row_offsets, [0, 2, 6]);
+    let rejected: Vec<_> = valid
+        .rejected
+        .iter()
+        .map(|row| {
+            (
+                row.row,
+                row.reject.column.as_deref(),
+                row.reject.rule.as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        rejected,
+        [
+            (301, Some("country_code"), "none_of"),
+            (303, Some("country_code"), "not_empty"),
+            (304, Some("day"), "type"),
+            (305, Some("day"), "required"),
+        ]
+    );
+    let raw = [("country", Some("A1")), ("day", day), ("visits", Some("2"))];
+    assert_eq!(
+        valid.rejected[0].raw,
+        raw.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)))
+    );
+    assert_eq!(
+        valid.rejected[2].reject.reason,
+        r#""2018-02-30" names a day that no calendar has; the column is date"#
+    );
+}
+
+#[test]
+fn an_empty_batch_stays_a_batch() {
+    let valid = transformed(&[]);
+    assert_eq!((valid.rows.len(), valid.rejected.len()), (0, 0));
+    assert_eq!(valid.columns.len(), 3);
+}
+
+#[test]
+fn the_hash_is_of_the_raw_rows() {
+    let raw = batch(&[[Some("A1"), None, Some("1")]]);
+    let plan = Plan::new(&raw.job, &raw.columns).unwrap();
+    let strict = transform(&plan, &raw);
+    let without_rules = JobSpec {
+        columns: vec![],
+        ..job()
+    };
+    let lax = transform(&Plan::new(&without_rules, &raw.columns).unwrap(), &raw);
+    assert_eq!(strict.content_hash, lax.content_hash);
+    assert_eq!((strict.rejected.len(), lax.rejected.len()), (1, 0));
+}
+
+#[test]
+fn a_job_that_does_not_fit_the_result_has_no_plan() {
+    let mut spec = job();
+    spec.columns[1].rules.push(Rule::Min("yesterday".into()));
+    let columns = batch(&[]).columns;
+    assert!(matches!(
+        Plan::new(&spec, &columns),
+        Err(PlanError::Rule { rule: "min", .. })
+    ));
+    assert!(matches!(
+        Plan::new(&job(), &columns[..1]),
+        Err(PlanError::Schema(_))
+    ));
+}
+
+#[test]
+fn plans_are_shared_by_equal_jobs_and_bounded() {
+    let mut plans = Plans::default();
+    let first = plans.of(&batch(&[])).unwrap();
+    assert!(
+        Arc::ptr_eq(&first, &plans.of(&batch(&[])).unwrap()),
+        "an equal job of another message"
+    );
+    for number in 0..2 * KEPT_PLANS {
+        let mut other = batch(&[]);
+        other.job = Arc::new(JobSpec {
+            name: number.to_string(),
+            ..job()
+        });
+        plans.of(&other).unwrap();
+        assert!(plans.0.len() <= KEPT_PLANS);
+    }
+}
+
+#[test]
+fn a_reason_stays_short_however_long_the_rule_is() {
+    let mut batch = batch(&[[None, Some("2018-04-02"), Some("1")]]);
+    let mut long = job();
+    long.columns[1].pg_type = None;
+    long.columns[1].rules = vec![Rule::Pattern("ä".repeat(5_000))];
+    batch.job = Arc::new(long);
+    let valid = transform(&Plans::default().of(&batch).unwrap(), &batch);
+    let reason = &valid.rejected[0].reject.reason;
+    assert!(
+        reason.contains("does not match the pattern") && reason.chars().count() == REASON_CHARS
+    );
+}
+
+proptest! {
+    #[test]
+    fn valid_and_rejected_are_all_rows(rows in prop::collection::vec(
+        prop::array::uniform3(prop::option::of(prop_oneof!["[A-Z0-9]{0,3}", "2018-0[0-9]-[0-3][0-9]", "-?[0-9]{1,20}", ".{0,8}"])), 0..60,
+    )) {
+        let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(Option::as_deref)).collect();
+        let valid = transformed(&rows);
+        for (offset, row) in valid.row_offsets.iter().zip(valid.rows.iter()) {
+            let raw = rows[*offset as usize];
+            prop_assert_eq!(row.get(0), raw[0].map(|text| text.trim_end_matches(' ')));
+            prop_assert_eq!(row.get(1), raw[1]);
+            prop_assert_eq!(row.get(2).map(str::parse::<i64>), raw[2].map(str::parse::<i64>));
+        }
+        for rejected in &valid.rejected {
+            let raw = rows[usize::try_from(rejected.row - valid.first_row).unwrap()];
+            let seen: Vec<_> = rejected.raw.iter().map(|(_, value)| value.as_deref()).collect();
+            prop_assert_eq!(&seen[..], &raw[..]);
+        }
+        // The same batch again gives the same batch.
+        prop_assert_eq!(transformed(&rows), valid);
+    }
+}

@@ -1,0 +1,119 @@
+//! What comes in and what goes out.
+
+use std::sync::Arc;
+
+use common::job::{JobSpec, Rule};
+use common::message::Message;
+use common::queue::QueueName;
+use testkit::wait_until;
+
+use crate::line::{Line, PATIENCE, batch};
+
+#[tokio::test]
+async fn two_deliveries_of_one_batch_give_the_same_batch() {
+    let line = Line::new().await;
+    let raw = batch(
+        0,
+        &[
+            [Some("DE"), Some("3")],
+            [Some(""), Some("4")],
+            [Some("FR"), Some("0")],
+            [None, None],
+        ],
+    );
+    line.publish(&[raw.clone(), raw]).await;
+    let transformer = line.transformer().start().await;
+    let valid = line.take_valid(2).await;
+    assert_eq!(valid[0], valid[1]);
+    assert_eq!(valid[0].check(), Ok(()));
+    assert_eq!(valid[0].row_offsets, [0, 3]);
+    let rules: Vec<_> = valid[0]
+        .rejected
+        .iter()
+        .map(|row| row.reject.rule.as_str())
+        .collect();
+    assert_eq!(rules, ["not_empty", "min"]);
+    // Counted after the acks.
+    wait_until("the metrics", PATIENCE, async || {
+        transformer.metric("etl_batches_total").await == Some(2.0)
+    })
+    .await;
+    assert_eq!(transformer.metric("etl_rows_total").await, Some(8.0));
+    assert_eq!(
+        transformer.metric("etl_rows_rejected_total").await,
+        Some(4.0)
+    );
+    line.end(transformer).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_transformed_is_dead_lettered_and_its_neighbours_are_not() {
+    let line = Line::new().await;
+    let mut unfit = batch(1, &[[Some("DE"), Some("3")]]);
+    let mut job = JobSpec::clone(&unfit.job);
+    job.columns[0].rules.push(Rule::Pattern("(".into()));
+    unfit.job = Arc::new(job);
+    line.publish(&[batch(0, &[[Some("DE"), Some("3")]]), unfit])
+        .await;
+    line.vhost
+        .publish(QueueName::Raw.name(), b"\xff not a batch")
+        .await;
+    line.publish(&[batch(2, &[[Some("FR"), Some("4")]]), batch(3, &[])])
+        .await;
+
+    let transformer = line.transformer().start().await;
+    let mut seqs: Vec<_> = line
+        .take_valid(3)
+        .await
+        .iter()
+        .map(|batch| batch.id.seq)
+        .collect();
+    seqs.sort_unstable();
+    assert_eq!(seqs, [0, 2, 3]);
+    let mut dead = line.take(QueueName::Dead, 2).await;
+    dead.sort_by_key(|message| message.body.len());
+    let reasons: Vec<_> = dead
+        .iter()
+        .map(|message| message.header("x-etl-reason").unwrap())
+        .collect();
+    assert_eq!(dead[0].body, b"\xff not a batch");
+    assert!(reasons[0].contains("raw-batch.v1"), "{}", reasons[0]);
+    assert_eq!(dead[1].message_id(), Some("run/0/1"));
+    assert!(
+        reasons[1].contains("pattern of column \"code\""),
+        "{}",
+        reasons[1]
+    );
+    for message in &dead {
+        assert_eq!(
+            message.header("x-etl-stage").as_deref(),
+            Some("transformer")
+        );
+        assert_eq!(
+            message.header("x-etl-queue").as_deref(),
+            Some(QueueName::Raw.name())
+        );
+    }
+    line.end(transformer).await;
+}
+
+#[tokio::test]
+async fn replicas_share_the_work() {
+    let line = Line::new().await;
+    let first = line.transformer().start().await;
+    let second = line.transformer().start().await;
+    let batches: Vec<_> = (0..60)
+        .map(|seq| batch(seq, &[[Some("DE"), Some("3")]]))
+        .collect();
+    line.publish(&batches).await;
+    let mut seqs: Vec<_> = line
+        .take_valid(60)
+        .await
+        .iter()
+        .map(|batch| batch.id.seq)
+        .collect();
+    seqs.sort_unstable();
+    assert!(seqs.into_iter().eq(0..60));
+    line.end(first).await;
+    line.end(second).await;
+}

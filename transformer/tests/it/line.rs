@@ -1,0 +1,119 @@
+//! A virtual host with a transformer's queues, batches to put in and what comes out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::Rows;
+use common::job::{ColumnSpec, JobSpec, Mode, Rule, Target};
+use common::message::{BatchId, RawBatch, ValidBatch};
+use common::queue::{self, Connection, Outgoing, Publisher, QueueName};
+use common::schema::ResultColumn;
+use testkit::process::{Process, Service};
+use testkit::servers::{Message, Vhost, vhost};
+use testkit::wait_until;
+
+/// How long anything here may take; the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+
+pub(crate) struct Line {
+    pub(crate) vhost: Vhost,
+    connection: Connection,
+}
+
+impl Line {
+    /// A virtual host with all queues declared.
+    pub(crate) async fn new() -> Self {
+        let vhost = vhost().await;
+        let url: url::Url = vhost.amqp_url.parse().unwrap();
+        let connection = Connection::open(&url.into(), "test").await.unwrap();
+        queue::declare(&connection).await.unwrap();
+        Self { vhost, connection }
+    }
+
+    pub(crate) fn transformer(&self) -> Service {
+        Service::new("transformer").env("ETL_AMQP_URL", &self.vhost.amqp_url)
+    }
+
+    pub(crate) async fn publish(&self, batches: &[RawBatch]) {
+        let mut publisher = Publisher::open(&self.connection).await.unwrap();
+        let window: Vec<_> = batches
+            .iter()
+            .map(|batch| Outgoing::of(batch).unwrap())
+            .collect();
+        publisher.publish(&window).await.unwrap();
+        publisher.close().await;
+    }
+
+    /// Waits until so many messages are ready in a queue, and takes them.
+    pub(crate) async fn take(&self, queue: QueueName, count: u64) -> Vec<Message> {
+        let what = format!("{count} messages in {}", queue.name());
+        wait_until(&what, PATIENCE, async || {
+            self.vhost.ready(queue.name()).await >= count
+        })
+        .await;
+        let taken = self.vhost.take_all(queue.name()).await;
+        assert_eq!(taken.len() as u64, count, "{}", queue.name());
+        taken
+    }
+
+    /// Waits for so many `ValidBatch`es.
+    pub(crate) async fn take_valid(&self, count: u64) -> Vec<ValidBatch> {
+        let taken = self.take(QueueName::Valid, count).await;
+        taken
+            .iter()
+            .map(|message| serde_json::from_slice(&message.body).unwrap())
+            .collect()
+    }
+
+    /// Ends a transformer in good order and sees that it left nothing behind in `etl.raw`.
+    pub(crate) async fn end(&self, mut transformer: Process) {
+        assert_eq!(transformer.terminate(PATIENCE).await, Some(0));
+        assert_eq!(
+            self.vhost.ready(QueueName::Raw.name()).await,
+            0,
+            "left in etl.raw"
+        );
+    }
+}
+
+/// A batch of a job that wants a `code` of two letters and a `count` of at least 1.
+pub(crate) fn batch(seq: u32, rows: &[[Option<&str>; 2]]) -> RawBatch {
+    let mut all = Rows::new(2);
+    for row in rows {
+        all.push(*row);
+    }
+    let column = |source: &str, pg_type: &str, rule| ColumnSpec {
+        source: source.into(),
+        name: None,
+        pg_type: Some(pg_type.parse().unwrap()),
+        rules: vec![rule],
+    };
+    let job = JobSpec {
+        name: "sample".into(),
+        target: Target {
+            table: "sample".into(),
+            mode: Mode::Append,
+            key: vec![],
+        },
+        columns: vec![
+            column("code", "char(2)", Rule::NotEmpty(true)),
+            column("count", "bigint", Rule::Min("1".into())),
+        ],
+    };
+    let column = |name: &str, type_name: &str| ResultColumn {
+        name: name.into(),
+        type_name: type_name.into(),
+    };
+    RawBatch {
+        id: BatchId {
+            run: "run".parse().unwrap(),
+            generation: 0,
+            seq,
+        },
+        first_row: u64::from(seq) * 100,
+        result_id: "q:pages".into(),
+        job: Arc::new(job),
+        columns: Arc::new(vec![column("code", "varchar"), column("count", "bigint")]),
+        rows: all,
+    }
+}
