@@ -6,6 +6,8 @@
 mod file;
 mod parameter;
 mod rule;
+mod target;
+mod window;
 
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use file::{Job, JobError};
 pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request};
 pub use rule::{Rule, Scalar};
+pub use target::{Duplicates, MIN_ROWS, MaxRejected, Mode, Publish, SchemaContract, Target};
+pub use window::{Bound, Comparison, Operand, Window};
 
 use crate::schema::PgType;
 
@@ -46,39 +50,6 @@ pub enum Results {
     S3,
     /// `GetQueryResults`, 1,000 rows a call.
     Api,
-}
-
-/// Where the rows go.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Target {
-    /// `table` or `schema.table`; the schema is `public` when absent.
-    pub table: String,
-    #[serde(default)]
-    pub mode: Mode,
-    /// The target columns that make a row the same row, for `upsert`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub key: Vec<String>,
-}
-
-impl Target {
-    /// The schema and the table's name in it.
-    pub fn schema_and_table(&self) -> (&str, &str) {
-        self.table
-            .split_once('.')
-            .unwrap_or(("public", &self.table))
-    }
-}
-
-/// What a batch does to the target.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Every row is added.
-    #[default]
-    Append,
-    /// A row replaces the one with the same key, unless that one came from a later batch.
-    Upsert,
 }
 
 /// What a job says about one column. A column of the result that is not declared keeps its name

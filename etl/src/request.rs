@@ -73,7 +73,7 @@ pub(crate) async fn run(arguments: &RunArguments) -> Result<bool, Failure> {
             generation: 0,
             sql: request.sql,
             source: job.source,
-            job: job.spec.into(),
+            job: request.spec.into(),
             limits: Limits::default(),
             state: TaskState::Start { attempt: 1 },
         };

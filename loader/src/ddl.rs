@@ -95,9 +95,9 @@ pub fn check_columns(
         }
     }
     match target.mode {
-        Mode::Append => Ok(()),
-        Mode::Upsert if target.key.is_empty() => Err(Refusal::NoKey { table }),
-        Mode::Upsert => target.key.iter().try_for_each(|key| {
+        Mode::Append | Mode::Replace => Ok(()),
+        Mode::Upsert | Mode::InsertOnly if target.key.is_empty() => Err(Refusal::NoKey { table }),
+        Mode::Upsert | Mode::InsertOnly => target.key.iter().try_for_each(|key| {
             match columns.iter().find(|column| column.name == *key) {
                 None => Err(Refusal::KeyMissing {
                     table: table.clone(),
@@ -126,7 +126,7 @@ pub fn create_table(
         .map(|column| format!("    {} {}", quoted(&column.name), column.pg_type))
         .collect();
     lines.push(format!("    {} bigint NOT NULL", quoted(BATCH_COLUMN)));
-    if target.mode == Mode::Upsert {
+    if target.mode.has_key() {
         lines.push(format!("    PRIMARY KEY ({})", list(&target.key)));
     }
     let table = name.sql();
@@ -193,7 +193,7 @@ pub fn check_table(
             column: other.name.clone(),
         });
     }
-    if target.mode == Mode::Upsert
+    if target.mode.has_key()
         && !found
             .unique
             .iter()
@@ -288,6 +288,7 @@ mod tests {
             table: table.into(),
             mode,
             key: key.iter().map(|key| (*key).into()).collect(),
+            ..Target::default()
         }
     }
 

@@ -71,8 +71,8 @@ impl Statements {
         let table = name.sql();
         let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
         let (copied_table, copied_columns) = match target.mode {
-            Mode::Append => (name.table.clone(), names.clone()),
-            Mode::Upsert => (
+            Mode::Append | Mode::Replace => (name.table.clone(), names.clone()),
+            Mode::Upsert | Mode::InsertOnly => (
                 stage_name(name, columns, &fingerprint),
                 (0..columns.len())
                     .map(|index| format!("c{index}"))
@@ -80,8 +80,10 @@ impl Statements {
             ),
         };
         let (into, last) = match target.mode {
-            Mode::Append => (table.clone(), quoted(BATCH_COLUMN)),
-            Mode::Upsert => (format!("pg_temp.{}", quoted(&copied_table)), "n".to_owned()),
+            Mode::Append | Mode::Replace => (table.clone(), quoted(BATCH_COLUMN)),
+            Mode::Upsert | Mode::InsertOnly => {
+                (format!("pg_temp.{}", quoted(&copied_table)), "n".to_owned())
+            }
         };
         let copy = format!(
             "COPY {into} ({}, {last}) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')",
@@ -200,6 +202,7 @@ mod tests {
             table: "t".into(),
             mode,
             key: key.iter().map(|key| (*key).into()).collect(),
+            ..Target::default()
         };
         let name = TableName::of(&target, &["public".into()]).unwrap();
         let column = |name: &str| TargetColumn {

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::parameter::render;
 use super::{
-    ColumnSpec, JobSpec, Mode, ParameterError, ParameterSpec, Request, Results, Source, Target,
+    ColumnSpec, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec, Publish,
+    Request, Results, SchemaContract, Source, Target, Window,
 };
 use crate::schema::{SchemaError, check_identifier};
 
@@ -28,6 +29,7 @@ const TIMEOUT: Duration = Duration::from_mins(30);
 pub struct Job {
     pub description: String,
     pub source: Source,
+    /// As the file has it. What travels is the spec of a [`Request`], whose parameters are filled in.
     pub spec: JobSpec,
     pub parameters: BTreeMap<String, ParameterSpec>,
     /// The SQL with `:name` where a parameter goes.
@@ -66,9 +68,26 @@ struct JobFile {
     source: SourceTable,
     #[serde(default)]
     parameters: BTreeMap<String, ParameterSpec>,
-    target: Target,
+    target: TargetTable,
     #[serde(default)]
     columns: Vec<ColumnSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetTable {
+    table: String,
+    #[serde(default)]
+    mode: Mode,
+    #[serde(default)]
+    key: Vec<String>,
+    publish: Option<Publish>,
+    #[serde(default)]
+    schema: SchemaContract,
+    replace_where: Option<String>,
+    min_rows: Option<u64>,
+    max_rejected: Option<MaxRejected>,
+    duplicates: Option<Duplicates>,
 }
 
 #[derive(Deserialize)]
@@ -113,7 +132,15 @@ impl Job {
 
     /// Fills in the parameters: what a run sets, and the defaults of the others.
     pub fn request(&self, set: &BTreeMap<String, String>) -> Result<Request, ParameterError> {
-        render(&self.sql, &self.parameters, set)
+        let rendered = render(&self.sql, &self.parameters, set)?;
+        let mut spec = self.spec.clone();
+        let window = spec.target.replace_where.as_ref();
+        spec.target.replace_where = window.map(|window| window.filled(&rendered.parameters));
+        Ok(Request {
+            sql: rendered.sql,
+            parameters: rendered.parameters,
+            spec,
+        })
     }
 
     /// A hash of all that the job says, in hex; two runs with the same hash and the same parameters
@@ -154,21 +181,7 @@ fn known_jobs(folder: &Path) -> String {
 
 fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     check_names(&file)?;
-    let target = &file.target;
-    match (target.mode, target.key.is_empty()) {
-        (Mode::Upsert, true) => {
-            return Err(
-                "mode = \"upsert\" needs key = [...], the columns that make a row the same row"
-                    .to_owned(),
-            );
-        }
-        (Mode::Append, false) => {
-            return Err(
-                "key = [...] belongs to mode = \"upsert\"; remove it or set the mode".to_owned(),
-            );
-        }
-        (Mode::Upsert, false) | (Mode::Append, true) => {}
-    }
+    let target = check_target(file.target, &file.columns, &file.parameters)?;
     let sql = sql.trim().trim_end_matches(';').trim_end().to_owned();
     if sql.is_empty() || sql.len() > SQL_BYTES {
         return Err(format!(
@@ -179,7 +192,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     let source = check_source(file.source)?;
     let spec = JobSpec {
         name: name.to_owned(),
-        target: file.target,
+        target,
         columns: file.columns,
     };
     Ok(Job {
@@ -195,7 +208,8 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
 fn check_names(file: &JobFile) -> Result<(), String> {
     let identifier =
         |name: &str| check_identifier(name).map_err(|error: SchemaError| error.to_string());
-    let (schema, table) = file.target.schema_and_table();
+    let table = &file.target.table;
+    let (schema, table) = table.split_once('.').unwrap_or(("public", table));
     identifier(schema)?;
     identifier(table)?;
     for (index, column) in file.columns.iter().enumerate() {
@@ -211,6 +225,82 @@ fn check_names(file: &JobFile) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Refuses settings that contradict one another, with the line to change.
+fn check_target(
+    target: TargetTable,
+    columns: &[ColumnSpec],
+    parameters: &BTreeMap<String, ParameterSpec>,
+) -> Result<Target, String> {
+    let mode = target.mode;
+    let is_replace = mode == Mode::Replace;
+    let belongs = |setting: &str, to: &str| {
+        Err(format!(
+            "{setting} belongs to mode = {to}, and the mode is \"{mode}\"; remove it or set the mode"
+        ))
+    };
+    if mode.has_key() && target.key.is_empty() {
+        return Err(format!(
+            "mode = \"{mode}\" needs key = [...], the columns that make a row the same row"
+        ));
+    }
+    if !mode.has_key() && !target.key.is_empty() {
+        return belongs("key = [...]", "\"upsert\" or \"insert_only\"");
+    }
+    if !mode.has_key() && target.duplicates.is_some() {
+        return belongs("duplicates", "\"upsert\" or \"insert_only\"");
+    }
+    if !is_replace && target.replace_where.is_some() {
+        return belongs("replace_where", "\"replace\"");
+    }
+    if !is_replace && target.min_rows.is_some() {
+        return belongs("min_rows", "\"replace\"");
+    }
+    if is_replace && target.publish == Some(Publish::Batch) {
+        return Err(
+            "mode = \"replace\" replaces all at once, which publish = \"batch\" contradicts; remove publish"
+                .to_owned(),
+        );
+    }
+    if target.max_rejected.is_some() && target.publish == Some(Publish::Batch) {
+        return Err(
+            "max_rejected holds a run before any of it is published, which publish = \"batch\" contradicts; remove one of the two"
+                .to_owned(),
+        );
+    }
+    let is_whole = is_replace || target.max_rejected.is_some();
+    let implied = if is_whole {
+        Publish::Run
+    } else {
+        Publish::Batch
+    };
+    let condition = target.replace_where.as_deref();
+    let window = condition.map(|condition| read_window(condition, columns, parameters));
+    Ok(Target {
+        table: target.table,
+        mode,
+        key: target.key,
+        publish: target.publish.unwrap_or(implied),
+        schema: target.schema,
+        replace_where: window.transpose()?,
+        min_rows: target.min_rows,
+        max_rejected: target.max_rejected,
+        duplicates: target.duplicates.unwrap_or_default(),
+    })
+}
+
+fn read_window(
+    condition: &str,
+    columns: &[ColumnSpec],
+    parameters: &BTreeMap<String, ParameterSpec>,
+) -> Result<Window, String> {
+    let window = Window::parse(condition)?;
+    window.check(parameters, |name| {
+        let is_it = |column: &&ColumnSpec| column.name.as_deref().unwrap_or(&column.source) == name;
+        columns.iter().find(is_it)?.pg_type
+    })?;
+    Ok(window)
 }
 
 fn check_source(source: SourceTable) -> Result<Source, String> {
@@ -336,6 +426,78 @@ rules = [{ not_empty = true }, { none_of = ["A1", "A2"] }]
         ] {
             let error = read(&CLICKS.replace(from, to)).unwrap_err();
             assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    /// The job with these lines in its target, and its column `day` besides.
+    fn with_target(lines: &str) -> Result<Job, String> {
+        let day = "\n[[columns]]\nsource = \"dt\"\nname = \"day\"\ntype = \"date\"\n[[columns]]\nsource = \"x\"\ntype = \"real\"\n[[columns]]\nsource = \"y\"\n";
+        let table = format!("table = \"clicks\"\n{lines}");
+        read(&(CLICKS.replace("table = \"clicks\"", &table) + day))
+    }
+
+    #[test]
+    fn a_replace_is_whole_and_takes_its_window_from_the_parameters() {
+        let job = with_target(
+            "mode = \"replace\"\nreplace_where = \"day >= :from\"\nmin_rows = 0\nmax_rejected = \"1%\"",
+        )
+        .unwrap();
+        assert_eq!(job.spec.target.publish, Publish::Run);
+        assert!(job.spec.target.check().is_err());
+        let set = BTreeMap::from([("from".to_owned(), "2018-04-05".to_owned())]);
+        let request = job.request(&set).unwrap();
+        assert_eq!(request.spec.target.check(), Ok(()));
+        let window = request.spec.target.replace_where.unwrap();
+        assert_eq!(window.to_string(), "day >= '2018-04-05'");
+        assert_eq!(request.spec.target.min_rows, Some(0));
+        // Another window is no other job.
+        assert_eq!(job.hash(), job.clone().hash());
+        let held = with_target("max_rejected = 10").unwrap().spec.target;
+        assert_eq!(held.publish, Publish::Run);
+        let plain = with_target("").unwrap().spec.target;
+        assert_eq!(plain.publish, Publish::Batch);
+    }
+
+    #[test]
+    fn settings_of_a_target_that_contradict_one_another_are_refused() {
+        for (lines, wanted) in [
+            ("mode = \"insert_only\"", "needs key"),
+            ("mode = \"replace\"\nkey = [\"a\"]", "belongs to mode"),
+            ("mode = \"replace\"\npublish = \"batch\"", "remove publish"),
+            (
+                "max_rejected = 1\npublish = \"batch\"",
+                "remove one of the two",
+            ),
+            ("max_rejected = \"1\u{2030}\"", "neither a number"),
+            ("min_rows = 1", "belongs to mode"),
+            ("duplicates = \"reject\"", "belongs to mode"),
+            ("replace_where = \"day = :from\"", "belongs to mode"),
+            (
+                "mode = \"replace\"\nreplace_where = \"day = :fro\"",
+                "uses :fro",
+            ),
+            (
+                "mode = \"replace\"\nreplace_where = \"dt = :from\"",
+                "column \"dt\"",
+            ),
+            (
+                "mode = \"replace\"\nreplace_where = \"y = :from\"",
+                "says a type",
+            ),
+            (
+                "mode = \"replace\"\nreplace_where = \"x = 1\"",
+                "which is real",
+            ),
+            (
+                "mode = \"replace\"\nreplace_where = \"day in (1)\"",
+                "supported are",
+            ),
+            ("mode = \"merge\"", "unknown variant"),
+            ("publish = \"never\"", "unknown variant"),
+            ("schema = \"melt\"", "unknown variant"),
+        ] {
+            let error = with_target(lines).unwrap_err();
+            assert!(error.contains(wanted), "{lines}: {error}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Scalar;
+use super::{JobSpec, Scalar};
 
 /// A parameter as a job declares it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,11 +32,20 @@ pub enum ParameterType {
     Timestamp,
 }
 
-/// What a run asks for: the SQL with its parameters filled in, and their values by name.
+/// What a run asks for: the SQL with its parameters filled in, their values by name, and the part of
+/// the job that travels, with the values that it takes from the parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub sql: String,
     pub parameters: BTreeMap<String, String>,
+    pub spec: JobSpec,
+}
+
+/// The SQL and the values that are in it.
+#[derive(Debug)]
+pub(super) struct Rendered {
+    pub(super) sql: String,
+    pub(super) parameters: BTreeMap<String, String>,
 }
 
 /// Why a request cannot be made of a job and the values given.
@@ -131,7 +140,7 @@ pub(super) fn render(
     sql: &str,
     declared: &BTreeMap<String, ParameterSpec>,
     set: &BTreeMap<String, String>,
-) -> Result<Request, ParameterError> {
+) -> Result<Rendered, ParameterError> {
     if let Some(name) = set.keys().find(|name| !declared.contains_key(*name)) {
         let known = declared
             .keys()
@@ -167,7 +176,7 @@ pub(super) fn render(
         values.insert(name.clone(), value.to_owned());
         literals.insert(name.as_str(), literal);
     }
-    Ok(Request {
+    Ok(Rendered {
         sql: substitute(sql, &literals)?,
         parameters: values,
     })

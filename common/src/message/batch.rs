@@ -162,6 +162,7 @@ impl Message for RawBatch {
     fn check(&self) -> Result<(), String> {
         check_seq(&self.id)?;
         check_place(self.first_row, self.rows.len())?;
+        self.job.target.check()?;
         if !self.rows.is_empty() && self.rows.width() != self.columns.len() {
             return Err(format!(
                 "rows of {} values for {} columns",
@@ -192,6 +193,7 @@ impl Message for ValidBatch {
     fn check(&self) -> Result<(), String> {
         check_seq(&self.id)?;
         check_place(self.first_row, self.rows_extracted())?;
+        self.target.check()?;
         if !self.rows.is_empty() && self.rows.width() != self.columns.len() {
             return Err(format!(
                 "rows of {} values for {} columns",
@@ -278,8 +280,7 @@ mod tests {
             job: "j".into(),
             target: Target {
                 table: "t".into(),
-                mode: crate::job::Mode::Append,
-                key: vec![],
+                ..Target::default()
             },
             columns: vec![TargetColumn {
                 name: "a".into(),

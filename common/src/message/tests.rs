@@ -95,6 +95,7 @@ fn job() -> JobSpec {
             table: "public.clicks".into(),
             mode: Mode::Upsert,
             key: vec!["c0".into()],
+            ..Target::default()
         },
         columns: vec![ColumnSpec {
             source: "c0".into(),

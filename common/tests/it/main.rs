@@ -34,7 +34,7 @@ fn task(run: &str, sql: &str) -> ExtractTask {
     let target = Target {
         table: "t".into(),
         mode: Mode::Append,
-        key: vec![],
+        ..Target::default()
     };
     ExtractTask {
         run: run.parse().unwrap(),

@@ -1,7 +1,7 @@
 //! Writing a run into the books, before anything of it is sent.
 
 use anyhow::{Context, anyhow};
-use common::job::{Job, Mode};
+use common::job::{Job, Publish};
 use common::message::RunId;
 use common::schema::TargetColumn;
 use sqlx::types::Json;
@@ -54,23 +54,25 @@ impl Books {
         request: &common::job::Request,
     ) -> Result<Requested, Failure> {
         let (schema, table) = job.spec.target.schema_and_table();
-        let mode = match job.spec.target.mode {
-            Mode::Append => "append",
-            Mode::Upsert => "upsert",
+        let publish = if job.spec.target.is_staged(0) {
+            Publish::Run
+        } else {
+            Publish::Batch
         };
         let hash = job.hash();
         let written = sqlx::query(
-            "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (run_id) DO NOTHING",
+            "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, publish)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (run_id) DO NOTHING",
         )
         .bind(run.as_str())
         .bind(&job.spec.name)
         .bind(&hash)
-        .bind(Json(&job.spec))
+        .bind(Json(&request.spec))
         .bind(Json(&request.parameters))
         .bind(&request.sql)
         .bind(format!("{schema}.{table}"))
-        .bind(mode)
+        .bind(job.spec.target.mode.name())
+        .bind(publish.name())
         .execute(&self.pool)
         .await
         .with_context(|| format!("cannot write the run {run} into the books"))?;

@@ -140,7 +140,7 @@ pub(crate) fn task(run: &str, sql: &str) -> ExtractTask {
             target: Target {
                 table: "clicks".into(),
                 mode: Mode::Append,
-                key: vec![],
+                ..Target::default()
             },
             columns: vec![],
         }),

@@ -127,7 +127,12 @@ fn whatever_a_name_is_the_table_has_it_and_nothing_else_happens() {
             let mode = if upsert { Mode::Upsert } else { Mode::Append };
             // The part before a full stop would be a schema.
             let table = table.replace('.', "_");
-            let target = Target { table, mode, key };
+            let target = Target {
+                table,
+                mode,
+                key,
+                ..Target::default()
+            };
             let name = TableName::of(&target, &["public".to_owned()]).unwrap();
             check_columns(&name, &target, &columns).unwrap();
             execute(connection, "BEGIN").await;

@@ -116,6 +116,7 @@ pub(crate) fn shape(table: &str, columns: &[&str], key: &[&str]) -> Shape {
             table: table.into(),
             mode,
             key: key.iter().map(|key| (*key).into()).collect(),
+            ..Target::default()
         },
         columns: columns.collect(),
     }

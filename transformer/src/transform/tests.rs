@@ -24,7 +24,7 @@ fn job() -> JobSpec {
         target: Target {
             table: "clicks".into(),
             mode: Mode::Append,
-            key: vec![],
+            ..Target::default()
         },
         columns: vec![
             column(

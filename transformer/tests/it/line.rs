@@ -93,7 +93,7 @@ pub(crate) fn batch(seq: u32, rows: &[[Option<&str>; 2]]) -> RawBatch {
         target: Target {
             table: "sample".into(),
             mode: Mode::Append,
-            key: vec![],
+            ..Target::default()
         },
         columns: vec![
             column("code", "char(2)", Rule::NotEmpty(true)),

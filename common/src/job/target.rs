@@ -1,0 +1,341 @@
+//! The target of a job: which table, what the rows do to it, and when they reach it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Window;
+
+/// Where the rows go, and how. Travels in every batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// `table` or `schema.table`; the schema is `public` when absent.
+    pub table: String,
+    #[serde(default)]
+    pub mode: Mode,
+    /// The target columns that make a row the same row, for `upsert` and `insert_only`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub publish: Publish,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub schema: SchemaContract,
+    /// The part of the table that a `replace` replaces; all of it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replace_where: Option<Window>,
+    /// A `replace` with fewer rows than this is held; [`MIN_ROWS`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_rows: Option<u64>,
+    /// A run with more rejected rows than this is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rejected: Option<MaxRejected>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub duplicates: Duplicates,
+}
+
+/// What `min_rows` is when a job does not say: an empty answer never empties a table unasked.
+pub const MIN_ROWS: u64 = 1;
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl Target {
+    /// The schema and the table's name in it.
+    pub fn schema_and_table(&self) -> (&str, &str) {
+        self.table
+            .split_once('.')
+            .unwrap_or(("public", &self.table))
+    }
+
+    /// Whether the rows of this generation of a run reach the target as a whole, in the transaction
+    /// that completes it. A replay does unless it can replace each batch by itself, which only
+    /// `append` can: a row of another mode may have lost to, or won over, a row of another batch.
+    pub fn is_staged(&self, generation: u32) -> bool {
+        self.publish == Publish::Run
+            || self.mode == Mode::Replace
+            || self.max_rejected.is_some()
+            || (generation > 0 && self.mode != Mode::Append)
+    }
+
+    /// The fewest rows with which a `replace` is published unasked.
+    pub fn fewest_rows(&self) -> u64 {
+        match self.mode {
+            Mode::Replace => self.min_rows.unwrap_or(MIN_ROWS),
+            Mode::Append | Mode::Upsert | Mode::InsertOnly => 0,
+        }
+    }
+
+    /// Refuses a target that may not travel: one whose window still waits for its parameters would
+    /// replace nobody knows what.
+    pub fn check(&self) -> Result<(), String> {
+        match &self.replace_where {
+            Some(window) if !window.is_filled() => Err(format!(
+                "a target whose replace_where still has parameters: {window}"
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// What the rows of a run do to the target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Every row is added.
+    #[default]
+    Append,
+    /// A row replaces the one with the same key, unless that one came from a later batch.
+    Upsert,
+    /// A row is added unless its key is there.
+    InsertOnly,
+    /// The run's rows replace the table, or a window of it.
+    Replace,
+}
+
+impl Mode {
+    /// As a job and the books write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Append => "append",
+            Self::Upsert => "upsert",
+            Self::InsertOnly => "insert_only",
+            Self::Replace => "replace",
+        }
+    }
+
+    /// Whether rows are told apart by a key.
+    pub fn has_key(self) -> bool {
+        match self {
+            Self::Upsert | Self::InsertOnly => true,
+            Self::Append | Self::Replace => false,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// When rows reach the target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Publish {
+    /// Each batch by itself, as it comes.
+    #[default]
+    Batch,
+    /// All of them at once, when the run is complete.
+    Run,
+}
+
+impl Publish {
+    /// As a job and the books write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::Run => "run",
+        }
+    }
+}
+
+/// What may be done to the target's columns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchemaContract {
+    /// A table that is missing is created; one that is there must have the columns.
+    #[default]
+    Create,
+    /// Also, columns that it lacks are added, nullable.
+    Evolve,
+    /// Nothing: a table that is missing or differs in any way is refused.
+    Freeze,
+}
+
+/// What becomes of a second row with a key within a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duplicates {
+    /// One of them wins: in an upsert the last, in an insert only the first.
+    #[default]
+    Last,
+    /// It is rejected, by the rule `duplicate_key`.
+    Reject,
+}
+
+/// How many rejected rows a run may have: a number, or a share of the rows that Athena returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "NumberOrText", into = "NumberOrText")]
+pub enum MaxRejected {
+    Rows(u64),
+    /// In parts of a million, so that it is exact: `1%` is 10,000.
+    PartsPerMillion(u32),
+}
+
+const MILLION: u32 = 1_000_000;
+
+impl MaxRejected {
+    /// Whether this many rejected rows are too many.
+    pub fn is_exceeded(self, rejected: u64, extracted: u64) -> bool {
+        match self {
+            Self::Rows(most) => rejected > most,
+            Self::PartsPerMillion(share) => {
+                u128::from(rejected) * u128::from(MILLION)
+                    > u128::from(extracted) * u128::from(share)
+            }
+        }
+    }
+}
+
+impl fmt::Display for MaxRejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rows(most) => write!(f, "{most}"),
+            Self::PartsPerMillion(share) => {
+                let (whole, rest) = (share / 10_000, share % 10_000);
+                if rest == 0 {
+                    return write!(f, "{whole}%");
+                }
+                let rest = format!("{rest:04}");
+                write!(f, "{whole}.{}%", rest.trim_end_matches('0'))
+            }
+        }
+    }
+}
+
+impl FromStr for MaxRejected {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let problem = || {
+            format!(
+                "max_rejected is {text:?}, which is neither a number of rows such as 100 nor a share such as \"1%\" or \"0.05%\" (at most four digits after the point)"
+            )
+        };
+        let Some(share) = text.trim().strip_suffix('%') else {
+            return text.trim().parse().map(Self::Rows).map_err(|_| problem());
+        };
+        let share = share.trim();
+        let (whole, rest) = share.split_once('.').unwrap_or((share, "0"));
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        if !is_number(whole) || !is_number(rest) || rest.len() > 4 {
+            return Err(problem());
+        }
+        let parts = format!("{whole}{rest:0<4}")
+            .parse()
+            .map_err(|_| problem())?;
+        if parts > MILLION {
+            return Err(problem());
+        }
+        Ok(Self::PartsPerMillion(parts))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum NumberOrText {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<NumberOrText> for MaxRejected {
+    type Error = String;
+
+    fn try_from(written: NumberOrText) -> Result<Self, String> {
+        match written {
+            NumberOrText::Number(most) => Ok(Self::Rows(most)),
+            NumberOrText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<MaxRejected> for NumberOrText {
+    fn from(limit: MaxRejected) -> Self {
+        match limit {
+            MaxRejected::Rows(most) => Self::Number(most),
+            MaxRejected::PartsPerMillion(_) => Self::Text(limit.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_exact_and_a_number_is_a_number() {
+        for (text, shown) in [
+            ("1%", "1%"),
+            ("0.05%", "0.05%"),
+            (" 12.5 % ", "12.5%"),
+            ("100%", "100%"),
+            ("0%", "0%"),
+            ("17", "17"),
+        ] {
+            let limit: MaxRejected = text.parse().unwrap();
+            assert_eq!(limit.to_string(), shown);
+            let json = serde_json::to_string(&limit).unwrap();
+            assert_eq!(serde_json::from_str::<MaxRejected>(&json).unwrap(), limit);
+        }
+        for bad in [
+            "",
+            "%",
+            "1.",
+            ".5%",
+            "101%",
+            "100.0001%",
+            "-1",
+            "1 percent",
+            "0.00001%",
+            "1e3",
+        ] {
+            let refused = bad.parse::<MaxRejected>().unwrap_err();
+            assert!(refused.contains("neither a number"), "{bad}");
+        }
+        let one: MaxRejected = "1%".parse().unwrap();
+        assert!(!one.is_exceeded(1, 100));
+        assert!(one.is_exceeded(2, 199));
+        assert!(!one.is_exceeded(0, 0));
+        assert!(!MaxRejected::Rows(3).is_exceeded(3, 3));
+        assert!(MaxRejected::Rows(3).is_exceeded(4, 1000));
+        assert!(!one.is_exceeded(u64::MAX / 100, u64::MAX));
+    }
+
+    #[test]
+    fn what_reaches_the_target_as_a_whole() {
+        let append = Target::default();
+        let upsert = Target {
+            mode: Mode::Upsert,
+            ..Target::default()
+        };
+        assert!(!append.is_staged(0) && !append.is_staged(3));
+        assert!(!upsert.is_staged(0) && upsert.is_staged(1));
+        let replace = Target {
+            mode: Mode::Replace,
+            ..Target::default()
+        };
+        assert!(replace.is_staged(0));
+        assert_eq!((replace.fewest_rows(), upsert.fewest_rows()), (1, 0));
+        let limited = Target {
+            max_rejected: Some(MaxRejected::Rows(0)),
+            ..Target::default()
+        };
+        assert!(limited.is_staged(0));
+        let whole = Target {
+            publish: Publish::Run,
+            ..Target::default()
+        };
+        assert!(whole.is_staged(0));
+    }
+
+    #[test]
+    fn what_was_written_before_these_settings_is_read_as_it_was() {
+        let old = r#"{"table":"t","mode":"upsert","key":["a"]}"#;
+        let target: Target = serde_json::from_str(old).unwrap();
+        assert_eq!(target.publish, Publish::Batch);
+        assert_eq!(serde_json::to_string(&target).unwrap(), old);
+    }
+}

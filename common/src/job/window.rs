@@ -1,0 +1,471 @@
+//! `replace_where`: the part of a table that a run replaces.
+//!
+//! A restricted condition, so that it can be checked before anything is sent, travels as data, and
+//! means the same to whoever checks a row and to whoever deletes the old ones: comparisons of a
+//! column with a `:parameter` or a literal, joined by `and`. A row whose column is NULL is outside.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::ParameterSpec;
+use crate::schema::PgType;
+
+/// What a condition may look like, for refusals.
+const SUPPORTED: &str = "supported are comparisons of a column with a :parameter, a number or a 'text' by =, <, <=, > or >=, `column between a and b`, and `and` between them";
+
+/// A conjunction of bounds; never empty.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Bound>", into = "Vec<Bound>")]
+pub struct Window(Vec<Bound>);
+
+/// One bound: `column op value`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Bound {
+    /// The target column.
+    pub column: String,
+    pub op: Comparison,
+    #[serde(flatten)]
+    pub operand: Operand,
+}
+
+/// How a column's value compares with a bound's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Comparison {
+    #[serde(rename = "=")]
+    Equal,
+    #[serde(rename = "<")]
+    Less,
+    #[serde(rename = "<=")]
+    AtMost,
+    #[serde(rename = ">")]
+    Greater,
+    #[serde(rename = ">=")]
+    AtLeast,
+}
+
+impl Comparison {
+    /// As SQL writes it.
+    pub fn sign(self) -> &'static str {
+        match self {
+            Self::Equal => "=",
+            Self::Less => "<",
+            Self::AtMost => "<=",
+            Self::Greater => ">",
+            Self::AtLeast => ">=",
+        }
+    }
+
+    /// Whether a value that compares so with the bound is inside.
+    pub fn holds(self, ordering: std::cmp::Ordering) -> bool {
+        match self {
+            Self::Equal => ordering.is_eq(),
+            Self::Less => ordering.is_lt(),
+            Self::AtMost => ordering.is_le(),
+            Self::Greater => ordering.is_gt(),
+            Self::AtLeast => ordering.is_ge(),
+        }
+    }
+}
+
+/// What a column is compared with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operand {
+    /// A value, as text of the column's type.
+    Value(String),
+    /// A parameter of the job, which a request fills in. Never travels.
+    Parameter(String),
+}
+
+impl Bound {
+    /// The value; empty while it is a parameter, which a window that travels has none of.
+    pub fn value(&self) -> &str {
+        match &self.operand {
+            Operand::Value(value) => value,
+            Operand::Parameter(_) => "",
+        }
+    }
+}
+
+impl TryFrom<Vec<Bound>> for Window {
+    type Error = String;
+
+    fn try_from(bounds: Vec<Bound>) -> Result<Self, String> {
+        if bounds.is_empty() {
+            return Err("a window without a bound would be the whole table".to_owned());
+        }
+        Ok(Self(bounds))
+    }
+}
+
+impl From<Window> for Vec<Bound> {
+    fn from(window: Window) -> Self {
+        window.0
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, bound) in self.0.iter().enumerate() {
+            let and = if index == 0 { "" } else { " and " };
+            write!(f, "{and}{} {} ", bound.column, bound.op.sign())?;
+            match &bound.operand {
+                Operand::Value(value) => write!(f, "'{}'", value.replace('\'', "''"))?,
+                Operand::Parameter(name) => write!(f, ":{name}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Window {
+    /// Reads a condition.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let tokens = tokens(text)?;
+        let mut reader = Reader {
+            tokens: &tokens,
+            at: 0,
+        };
+        let mut bounds = Vec::new();
+        loop {
+            reader.comparison(&mut bounds)?;
+            match reader.next() {
+                None => return Ok(Self(bounds)),
+                Some(token) if token.is_word("and") => {}
+                Some(token) => return Err(unsupported(&token.shown())),
+            }
+        }
+    }
+
+    pub fn bounds(&self) -> &[Bound] {
+        &self.0
+    }
+
+    /// Whether every bound has its value.
+    pub fn is_filled(&self) -> bool {
+        let is_value = |bound: &Bound| matches!(bound.operand, Operand::Value(_));
+        self.0.iter().all(is_value)
+    }
+
+    /// Fills the parameters in. The values were checked against their types.
+    #[must_use]
+    pub fn filled(&self, values: &BTreeMap<String, String>) -> Self {
+        let bounds = self.0.iter().cloned().map(|mut bound| {
+            if let Operand::Parameter(name) = &bound.operand
+                && let Some(value) = values.get(name)
+            {
+                bound.operand = Operand::Value(value.clone());
+            }
+            bound
+        });
+        Self(bounds.collect())
+    }
+
+    /// Refuses a parameter that the job does not declare, a column whose type it does not declare,
+    /// and a type that the transformer and Postgres might compare in different ways.
+    pub(super) fn check(
+        &self,
+        parameters: &BTreeMap<String, ParameterSpec>,
+        declared_type: impl Fn(&str) -> Option<PgType>,
+    ) -> Result<(), String> {
+        for bound in &self.0 {
+            if let Operand::Parameter(name) = &bound.operand
+                && !parameters.contains_key(name)
+            {
+                return Err(format!(
+                    "replace_where uses :{name}, which the job does not declare; add it under [parameters]"
+                ));
+            }
+            let column = &bound.column;
+            let Some(pg_type) = declared_type(column) else {
+                return Err(format!(
+                    "replace_where compares the column {column:?}, for which no [[columns]] entry says a type; add one with this name and its type, so that the bounds are compared as that type"
+                ));
+            };
+            if !is_comparable(pg_type) {
+                return Err(format!(
+                    "replace_where compares the column {column:?}, which is {pg_type}; it can compare integers, numeric, text, date and timestamp columns"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a bound of this type means the same everywhere. (`real` has NaN, `char` is padded.)
+fn is_comparable(pg_type: PgType) -> bool {
+    matches!(
+        pg_type,
+        PgType::SmallInt
+            | PgType::Integer
+            | PgType::BigInt
+            | PgType::Numeric(_)
+            | PgType::Text
+            | PgType::Varchar(_)
+            | PgType::Date
+            | PgType::Timestamp
+            | PgType::TimestampTz
+    )
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    Word(String),
+    Quoted(String),
+    Parameter(String),
+    Text(String),
+    Number(String),
+    Sign(&'static str),
+}
+
+impl Token {
+    fn is_word(&self, word: &str) -> bool {
+        matches!(self, Self::Word(found) if found.eq_ignore_ascii_case(word))
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Word(text) | Self::Number(text) => text.clone(),
+            Self::Quoted(text) => format!("\"{text}\""),
+            Self::Parameter(name) => format!(":{name}"),
+            Self::Text(text) => format!("'{text}'"),
+            Self::Sign(sign) => (*sign).to_owned(),
+        }
+    }
+}
+
+fn unsupported(what: &str) -> String {
+    format!("replace_where has {what} where it cannot be; {SUPPORTED}")
+}
+
+/// Words of SQL that would otherwise be read as a column.
+const RESERVED: [&str; 9] = [
+    "or", "not", "in", "is", "like", "null", "true", "false", "exists",
+];
+
+struct Reader<'a> {
+    tokens: &'a [Token],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn next(&mut self) -> Option<&'a Token> {
+        let token = self.tokens.get(self.at);
+        self.at += 1;
+        token
+    }
+
+    fn expected(&mut self, what: &str) -> Result<&'a Token, String> {
+        let missing = || format!("replace_where ends where {what} should follow; {SUPPORTED}");
+        self.next().ok_or_else(missing)
+    }
+
+    /// `column op operand`, or `column between operand and operand`.
+    fn comparison(&mut self, bounds: &mut Vec<Bound>) -> Result<(), String> {
+        let column = match self.expected("a column")? {
+            Token::Quoted(name) => name.clone(),
+            Token::Word(word)
+                if !RESERVED
+                    .iter()
+                    .any(|reserved| word.eq_ignore_ascii_case(reserved)) =>
+            {
+                word.clone()
+            }
+            other => return Err(unsupported(&other.shown())),
+        };
+        let mut bound = |op, operand| {
+            let column = column.clone();
+            bounds.push(Bound {
+                column,
+                op,
+                operand,
+            });
+        };
+        match self.expected("a comparison")? {
+            Token::Sign(sign) => {
+                let op = match *sign {
+                    "=" => Comparison::Equal,
+                    "<" => Comparison::Less,
+                    "<=" => Comparison::AtMost,
+                    ">" => Comparison::Greater,
+                    ">=" => Comparison::AtLeast,
+                    other => return Err(unsupported(other)),
+                };
+                bound(op, self.operand()?);
+            }
+            word if word.is_word("between") => {
+                bound(Comparison::AtLeast, self.operand()?);
+                let and = self.expected("`and`")?;
+                if !and.is_word("and") {
+                    return Err(unsupported(&and.shown()));
+                }
+                bound(Comparison::AtMost, self.operand()?);
+            }
+            other => return Err(unsupported(&other.shown())),
+        }
+        Ok(())
+    }
+
+    fn operand(&mut self) -> Result<Operand, String> {
+        match self.expected("a :parameter or a literal")? {
+            Token::Parameter(name) => Ok(Operand::Parameter(name.clone())),
+            Token::Text(value) | Token::Number(value) => Ok(Operand::Value(value.clone())),
+            other => Err(unsupported(&other.shown())),
+        }
+    }
+}
+
+fn tokens(text: &str) -> Result<Vec<Token>, String> {
+    let mut all = Vec::new();
+    let mut rest = text.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let (token, length) = match first {
+            '"' | '\'' => {
+                let (value, length) = quoted(rest, first)
+                    .ok_or_else(|| format!("replace_where has a {first} that is not closed"))?;
+                let token = if first == '"' {
+                    Token::Quoted(value)
+                } else {
+                    Token::Text(value)
+                };
+                (token, length)
+            }
+            ':' => {
+                let name = word(&rest[1..]);
+                if name.is_empty() {
+                    return Err(unsupported(":"));
+                }
+                (Token::Parameter(name.to_owned()), 1 + name.len())
+            }
+            '<' | '>' | '=' | '!' => sign(rest),
+            _ if first.is_ascii_digit() || first == '-' => {
+                let end = rest[1..]
+                    .find(|c: char| !c.is_ascii_digit() && c != '.')
+                    .map_or(rest.len(), |end| end + 1);
+                let number = &rest[..end];
+                if number == "-" {
+                    return Err(unsupported("-"));
+                }
+                (Token::Number(number.to_owned()), end)
+            }
+            _ if !word(rest).is_empty() => (Token::Word(word(rest).to_owned()), word(rest).len()),
+            other => return Err(unsupported(&other.to_string())),
+        };
+        all.push(token);
+        rest = rest[length..].trim_start();
+    }
+    Ok(all)
+}
+
+fn sign(text: &str) -> (Token, usize) {
+    let known = ["<=", ">=", "<>", "!=", "<", ">", "=", "!"];
+    let found = known.into_iter().find(|sign| text.starts_with(sign));
+    let found = found.unwrap_or("!");
+    (Token::Sign(found), found.len())
+}
+
+/// The word that a text starts with, perhaps none.
+fn word(text: &str) -> &str {
+    let end = text
+        .find(|c: char| !c.is_alphanumeric() && c != '_')
+        .unwrap_or(text.len());
+    &text[..end]
+}
+
+/// What stands in quotes at the start of a text, doubled ones being one, and how long it is there.
+fn quoted(text: &str, quote: char) -> Option<(String, usize)> {
+    let mut value = String::new();
+    let mut chars = text.char_indices().skip(1).peekable();
+    while let Some((at, c)) = chars.next() {
+        if c != quote {
+            value.push(c);
+        } else if chars.next_if(|(_, next)| *next == quote).is_some() {
+            value.push(quote);
+        } else {
+            return Some((value, at + 1));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        Window::parse(text).unwrap().to_string()
+    }
+
+    #[test]
+    fn conditions_are_read_as_bounds() {
+        for (text, wanted) in [
+            (
+                "date between :from and :to",
+                "date >= :from and date <= :to",
+            ),
+            (
+                "  \"Day \"\"x\"\"\" >= '2018-04-02' AND n<10",
+                "Day \"x\" >= '2018-04-02' and n < '10'",
+            ),
+            (
+                "site = 'it''s' and n > -1.5",
+                "site = 'it''s' and n > '-1.5'",
+            ),
+            (
+                "d BETWEEN '2018-01-01' and :to and n <= :n",
+                "d >= '2018-01-01' and d <= :to and n <= :n",
+            ),
+        ] {
+            assert_eq!(shown(text), wanted);
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_with_what_is() {
+        for (text, part) in [
+            ("", "a column should follow"),
+            ("date", "a comparison should follow"),
+            ("date >", "a literal should follow"),
+            ("date between :from", "`and` should follow"),
+            ("date between :from or :to", "has or"),
+            ("date = :from or date = :to", "has or"),
+            ("not date = :from", "has not"),
+            ("date in (:from)", "has ("),
+            ("date <> :from", "has <>"),
+            ("date != :from", "has !="),
+            ("date = other", "has other"),
+            ("date = date '2018-04-02'", "has date"),
+            (":from <= date", "has :from"),
+            ("lower(a) = 'x'", "has ("),
+            ("date = 'x", "not closed"),
+            ("a = 1; DROP TABLE t", "has ;"),
+            ("a = 1 -- x", "has -"),
+            ("a = :", "has :"),
+        ] {
+            let refused = Window::parse(text).unwrap_err();
+            assert!(refused.contains(part), "{text}: {refused}");
+            assert!(
+                refused.contains("supported") || refused.contains("closed"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn values_are_filled_in_and_travel_as_data() {
+        let window = Window::parse("date between :from and '2018-04-08'").unwrap();
+        assert!(!window.is_filled());
+        let values = BTreeMap::from([("from".to_owned(), "2018-04-02".to_owned())]);
+        let filled = window.filled(&values);
+        assert!(filled.is_filled());
+        let json = serde_json::to_string(&filled).unwrap();
+        assert_eq!(
+            json,
+            r#"[{"column":"date","op":">=","value":"2018-04-02"},{"column":"date","op":"<=","value":"2018-04-08"}]"#
+        );
+        assert_eq!(serde_json::from_str::<Window>(&json).unwrap(), filled);
+        assert!(serde_json::from_str::<Window>("[]").is_err());
+    }
+}
