@@ -28,6 +28,7 @@ check:
 test:
 	@deploy/local/setup
 	$(MAKE) check
+	deploy/local/test-deploy
 	deploy/local/test-demo
 	deploy/local/with-servers cargo test --workspace
 

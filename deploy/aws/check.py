@@ -1,0 +1,101 @@
+"""Checks the permissions that the stack gives.
+
+    python check.py
+
+The extractor's policy allows the operations of Athena that the extractor's code calls, every one and no other; and of S3
+at least those that it calls. What Athena does in S3 and Glue in the caller's name no code of ours shows: these actions are
+listed with their sources in docs/aws.md, and the list must be what the template has.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import boto3
+import yaml
+from botocore import xform_name
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+# The policies by the headings that docs/aws.md has for them.
+# What may be allowed before the code calls it.
+OPTIONAL = {"athena:GetWorkGroup"}
+POLICIES = {"ExtractorPolicy": "The extractor", "SeedPolicy": "Whoever uploads data", "CrawlerRole": "The crawler"}
+
+
+class Template(yaml.SafeLoader):
+    """CloudFormation's YAML; of its functions, only that they are there."""
+
+
+Template.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
+
+
+def actions_of(resource: dict) -> set[str]:
+    properties = resource["Properties"]
+    documents = [properties["PolicyDocument"]] if "PolicyDocument" in properties else []
+    documents += [policy["PolicyDocument"] for policy in properties.get("Policies", [])]
+    found: set[str] = set()
+    for document in documents:
+        for statement in document["Statement"]:
+            action = statement["Action"]
+            found |= {action} if isinstance(action, str) else set(action)
+    return found
+
+
+def operations_called(service: str) -> set[str]:
+    """The service's operations that are called in files that name its SDK, by AWS' own list of operations."""
+    client = boto3.client(service, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    sources = [file.read_text() for file in ROOT.glob("extractor/src/**/*.rs")]
+    code = "\n".join(source for source in sources if f"aws_sdk_{service}" in source)
+    return {
+        f"{service}:{name}"
+        for name in client.meta.service_model.operation_names
+        if re.search(rf"\.{xform_name(name)}\(\)", code)
+    }
+
+
+def listed(heading: str) -> set[str]:
+    """The actions in the first column of the table below a heading of docs/aws.md."""
+    page = (ROOT / "docs/aws.md").read_text()
+    section = re.search(rf"^### {heading}$(.*?)(?=^##|\Z)", page, re.S | re.M)
+    if not section:
+        return set()
+    cells = re.findall(r"^\| (`[^|]+) \|", section[1], re.M)
+    return set(re.findall(r"`(\w+:\w+)`", " ".join(cells)))
+
+
+def compare(what: str, here: str, found: set[str], there: str, expected: set[str]) -> list[str]:
+    problems = []
+    if more := sorted(found - expected):
+        problems.append(f"{what}: {here}, not {there}: {', '.join(more)}")
+    if less := sorted(expected - found):
+        problems.append(f"{what}: {there}, not {here}: {', '.join(less)}")
+    return problems
+
+
+def main() -> None:
+    resources = yaml.load((HERE / "template.yaml").read_text(), Loader=Template)["Resources"]
+    allowed = {name: actions_of(resources[name]) for name in POLICIES}
+    extractor = allowed["ExtractorPolicy"]
+    called = operations_called("athena") | (OPTIONAL & extractor)
+    problems = compare(
+        "Athena", "allowed by the extractor's policy", {a for a in extractor if a.startswith("athena:")}, "called by its code", called
+    )
+    reads = operations_called("s3")
+    if not called or not reads or (more := sorted(reads - extractor)):
+        problems.append(f"S3: called by the extractor's code, not allowed: {', '.join(more or ['nothing was found'])}")
+    for name, heading in POLICIES.items():
+        problems += compare(heading, "in the template", allowed[name], "in docs/aws.md", listed(heading))
+    for action in set().union(*allowed.values()):
+        if "*" in action:
+            problems.append(f"{action} is more than anybody needs")
+    if problems:
+        sys.exit("aws/check.py:\n  " + "\n  ".join(problems))
+    print(
+        f"aws/check.py: {', '.join(sorted(called | reads))} are called and allowed; "
+        f"{sum(map(len, allowed.values()))} actions are listed with their sources"
+    )
+
+
+if __name__ == "__main__":
+    main()

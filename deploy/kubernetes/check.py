@@ -1,0 +1,283 @@
+"""Checks the manifests of this folder without a cluster.
+
+    python check.py
+
+Each object against the schemas of two versions of Kubernetes, strictly: a field that is not known is an error. KEDA's
+against what its scaler of RabbitMQ reads. Then that the names agree with the program: every setting is one that this
+program reads, every port is served, every probe is answered, every queue is there, every reference leads somewhere. Last,
+the CronJob's script is run, to see what it would ask for.
+
+It follows kustomize only as far as these files go. Where kubectl is installed, what it makes of the example is checked, too.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import kubernetes_validate
+import yaml
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+# The oldest with everything that is used here (a CronJob's time zone, the label with a Job's name), and the newest known.
+VERSIONS = ["1.28", "1.37"]
+# Given from outside, as base/kustomization.yaml says.
+SECRETS = {"etl-rabbitmq": {"url"}, "etl-postgres": {"url"}}
+# No settings of ours: the AWS SDK's, and the one of the script in daily.yaml.
+FOREIGN = {"AWS_REGION", "JOB_NAME"}
+# KEDA's scaler for RabbitMQ with protocol amqp ("RabbitMQ Queue" in its documentation).
+TRIGGER = {"protocol", "queueName", "mode", "value"}
+
+problems: list[str] = []
+
+
+def complain(where: str, what: str) -> None:
+    problems.append(f"{where}: {what}")
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text()
+
+
+def collect(folder: Path) -> tuple[list[dict], dict[str, set[str]]]:
+    """The objects that a kustomization lists, and the keys of the ConfigMaps that it generates."""
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    objects, maps = [], {}
+    for entry in kustomization.get("resources", []) + kustomization.get("components", []):
+        path = (folder / entry).resolve()
+        if path.is_dir():
+            inner, inner_maps = collect(path)
+            objects += inner
+            maps |= inner_maps
+        else:
+            objects += [found for found in yaml.safe_load_all(path.read_text()) if found]
+    for generated in kustomization.get("configMapGenerator", []):
+        keys = set(generated.get("files", [])) | {pair.split("=", 1)[0] for pair in generated.get("literals", [])}
+        for file in generated.get("files", []):
+            if not (folder / file).is_file():
+                complain(str(folder), f"{file} is not there")
+        maps[generated["name"]] = keys
+    return objects, maps
+
+
+def settings_of(program: str) -> set[str]:
+    """The variables that a program reads, by the README's table of settings and by the code."""
+    known = re.search(r"const KNOWN: &\[&str\] = &\[(.*?)\];", read("common/src/settings.rs"), re.S)
+    in_code = {f"ETL_{name.upper()}" for name in re.findall(r'"(\w+)"', known[1])}
+    for file in ROOT.glob("*/src/**/*.rs"):
+        in_code |= set(re.findall(r'variable\("(ETL_\w+)"\)', file.read_text()))
+    services = {"extractor", "transformer", "loader"}
+    found = set()
+    for name, readers in re.findall(r"^\| `(ETL_\w+)` \| ([^|]+) \|", read("README.md"), re.M):
+        readers = {reader.strip() for reader in readers.split(",")}
+        if program in readers or "all" in readers or ("services" in readers and program in services):
+            found.add(name)
+    return found & in_code
+
+
+def pod_of(found: dict) -> dict | None:
+    kind, spec = found["kind"], found.get("spec", {})
+    if kind == "CronJob":
+        spec = spec["jobTemplate"]["spec"]
+    return spec["template"] if kind in ("Deployment", "Job", "CronJob") else None
+
+
+def check_pod(where: str, template: dict, accounts: set[str], maps: dict[str, set[str]]) -> None:
+    pod = template["spec"]
+    security = pod.get("securityContext", {})
+    if security.get("runAsNonRoot") is not True or security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        complain(where, "it may run as root, or without a seccomp profile")
+    user = re.search(r"^USER (\d+):(\d+)$", read("deploy/Dockerfile"), re.M)
+    if [str(security.get("runAsUser")), str(security.get("runAsGroup"))] != [user[1], user[2]]:
+        complain(where, f"it does not run as the image's user {user[1]}:{user[2]}")
+    if pod.get("serviceAccountName") not in accounts:
+        complain(where, f"there is no service account {pod.get('serviceAccountName')!r}")
+    if pod.get("automountServiceAccountToken") is not False:
+        complain(where, "it gets a token of Kubernetes, which it does not need")
+    for volume in pod.get("volumes", []):
+        if (name := volume.get("configMap", {}).get("name")) not in maps:
+            complain(where, f"the volume {volume['name']} is of no ConfigMap that is made here: {name}")
+    for container in pod["containers"]:
+        check_container(where, pod, template.get("metadata", {}), container, maps)
+
+
+def check_container(where: str, pod: dict, metadata: dict, container: dict, maps: dict[str, set[str]]) -> None:
+    program = re.sub(r"^.*/etl-|:.*$", "", container["image"]).removeprefix("etl-")
+    targets = re.findall(r"^FROM \S+ AS (\w+)$", read("deploy/Dockerfile"), re.M)
+    if program not in targets:
+        complain(where, f"deploy/Dockerfile has no target {program!r} for the image {container['image']}")
+    security = container.get("securityContext", {})
+    if (
+        security.get("allowPrivilegeEscalation") is not False
+        or security.get("readOnlyRootFilesystem") is not True
+        or security.get("capabilities") != {"drop": ["ALL"]}
+    ):
+        complain(where, "its container may do more than it needs")
+    resources = container.get("resources", {})
+    if set(resources.get("requests", {})) != {"cpu", "memory"} or "memory" not in resources.get("limits", {}):
+        complain(where, "its requests and its limit of memory are not set")
+    variables = check_variables(where, program, container, maps)
+    service = program in ("extractor", "transformer", "loader") and not container.get("args")
+    if not service:
+        return
+    needed = {"ETL_AMQP_URL", "ETL_HTTP_ADDR"} | ({"ETL_DATABASE_URL"} if program == "loader" else set())
+    if missing := needed - set(variables):
+        complain(where, f"{', '.join(sorted(missing))} is not set")
+    check_ports(where, container, metadata, variables.get("ETL_HTTP_ADDR") or "")
+    deadline = int((variables.get("ETL_SHUTDOWN_DEADLINE") or "20s").removesuffix("s"))
+    if pod.get("terminationGracePeriodSeconds", 30) <= deadline:
+        complain(where, f"it is killed before its shutdown deadline of {deadline} s")
+
+
+def check_variables(where: str, program: str, container: dict, maps: dict[str, set[str]]) -> dict[str, str | None]:
+    """Every variable is a setting of the program, and every reference leads somewhere. Gives the values known here."""
+    variables: dict[str, str | None] = {}
+    for source in container.get("envFrom", []):
+        name = source["configMapRef"]["name"]
+        for pair in literals().get(name, []):
+            variables[pair.split("=", 1)[0]] = pair.split("=", 1)[1]
+        if name not in maps:
+            complain(where, f"there is no ConfigMap {name}")
+    for variable in container.get("env", []):
+        variables[variable["name"]] = variable.get("value")
+        source = variable.get("valueFrom", {})
+        if secret := source.get("secretKeyRef"):
+            if secret["key"] not in SECRETS.get(secret["name"], set()):
+                complain(where, f"{variable['name']} is of a Secret that base/kustomization.yaml does not name: {secret}")
+        if reference := source.get("configMapKeyRef"):
+            if reference["key"] not in maps.get(reference["name"], set()):
+                complain(where, f"{variable['name']} is of a ConfigMap that is not made: {reference}")
+    for name in sorted(set(variables) - settings_of(program) - FOREIGN):
+        complain(where, f"{program} does not read {name}, by the README and common/src/settings.rs")
+    if "AWS_REGION" in variables and "AWS_REGION" not in read("extractor/src/aws.rs"):
+        complain(where, "the extractor does not know AWS_REGION any more")
+    return variables
+
+
+def literals() -> dict[str, list[str]]:
+    found = {}
+    for file in HERE.glob("*/kustomization.yaml"):
+        for generated in yaml.safe_load(file.read_text()).get("configMapGenerator", []):
+            found[generated["name"]] = generated.get("literals", [])
+    return found
+
+
+def check_ports(where: str, container: dict, metadata: dict, address: str) -> None:
+    """The port is where the service serves, and the probes ask what it answers, by that name."""
+    ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+    if list(ports.values()) != [int(address.rpartition(":")[2] or 0)]:
+        complain(where, f"its ports are {ports}, but ETL_HTTP_ADDR is {address!r}")
+    served = set(re.findall(r'\.route\(\s*"(/\w+)"', read("common/src/lifecycle.rs")))
+    for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        asked = container.get(probe, {}).get("httpGet", {})
+        if asked.get("port") not in ports or asked.get("path") != path or path not in served:
+            complain(where, f"its {probe} asks {asked}; {path} on the port http is what it should")
+    annotations = metadata.get("annotations", {})
+    scraped = [annotations.get(f"prometheus.io/{key}") for key in ("port", "path")]
+    if scraped != [str(ports.get("http")), "/metrics"] or "/metrics" not in served:
+        complain(where, f"Prometheus is told {scraped}")
+
+
+def check_keda(where: str, found: dict, deployments: set[str], authentications: set[str]) -> None:
+    spec = found["spec"]
+    allowed = {"scaleTargetRef", "pollingInterval", "minReplicaCount", "maxReplicaCount", "advanced", "triggers"}
+    if unknown := set(spec) - allowed:
+        complain(where, f"unknown to this check: {', '.join(sorted(unknown))}")
+    if spec["scaleTargetRef"] != {"name": found["metadata"]["name"]} or spec["scaleTargetRef"]["name"] not in deployments:
+        complain(where, f"it scales {spec['scaleTargetRef']}, which is no Deployment of its name")
+    if not 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]:
+        complain(where, "its numbers of replicas")
+    queues = set(re.findall(r'=> "(etl\.\w+)"', read("common/src/queue/topology.rs")))
+    for trigger in spec["triggers"]:
+        metadata = trigger["metadata"]
+        if trigger["type"] != "rabbitmq" or set(metadata) != TRIGGER:
+            complain(where, f"a trigger that is not read as it is meant: {trigger}")
+        elif metadata["queueName"] not in queues:
+            complain(where, f"there is no queue {metadata['queueName']}, only {', '.join(sorted(queues))}")
+        elif (metadata["protocol"], metadata["mode"]) != ("amqp", "QueueLength") or not float(metadata["value"]) > 0:
+            complain(where, f"KEDA would refuse {metadata}")
+        if any(not isinstance(value, str) for value in metadata.values()):
+            complain(where, "the metadata of a trigger are texts; put numbers in quotes")
+        if trigger["authenticationRef"]["name"] not in authentications:
+            complain(where, f"there is no TriggerAuthentication {trigger['authenticationRef']}")
+
+
+def check_objects(objects: list[dict], maps: dict[str, set[str]], what: str) -> None:
+    names = lambda kind: {found["metadata"]["name"] for found in objects if found["kind"] == kind}  # noqa: E731
+    for found in objects:
+        where = f"{what}: {found['kind']} {found['metadata']['name']}"
+        if found["apiVersion"].startswith("keda.sh/"):
+            if found["kind"] == "ScaledObject":
+                check_keda(where, found, names("Deployment"), names("TriggerAuthentication"))
+            else:
+                for reference in found["spec"]["secretTargetRef"]:
+                    if reference["key"] not in SECRETS.get(reference["name"], set()) or reference["parameter"] != "host":
+                        complain(where, f"a reference that leads nowhere: {reference}")
+            continue
+        for version in VERSIONS:
+            try:
+                kubernetes_validate.validate(found, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                complain(where, f"Kubernetes {version} would refuse it: {error.message} at {list(error.path)}")
+        if template := pod_of(found):
+            check_pod(where, template, names("ServiceAccount"), maps)
+
+
+def check_jobs(maps: dict[str, set[str]]) -> None:
+    there = {file.name for file in (ROOT / "jobs").iterdir() if file.suffix in (".toml", ".sql")}
+    if maps.get("etl-jobs") != there:
+        complain("jobs/kustomization.yaml", f"it lists {sorted(maps.get('etl-jobs', set()))}, the folder has {sorted(there)}")
+
+
+def check_daily(objects: list[dict]) -> None:
+    """Runs the CronJob's script with an etl that only says how it was called."""
+    pod = next(pod_of(found) for found in objects if found["kind"] == "CronJob")["spec"]
+    container = pod["containers"][0]
+    # 2026-11-24T03:00Z, so that the day asked for is the 23rd, however late the pod starts.
+    minutes = 1795489200 // 60
+    with tempfile.TemporaryDirectory() as folder:
+        fake = Path(folder) / "etl"
+        fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        fake.chmod(0o755)
+        for job, day in ((f"etl-daily-{minutes}", "2026-11-23"), ("by-hand", None), ("again-2", None)):
+            ran = subprocess.run(
+                [*container["command"], *container["args"]],
+                env={"PATH": f"{folder}:/usr/bin:/bin", "JOB_NAME": job}, capture_output=True, text=True,
+            )
+            asked = ran.stdout.split("\n")[:-1]
+            day = day or asked[3].removeprefix("from=")
+            wanted = ["run", "most_visited_url", "--set", f"from={day}", "--set", f"to={day}"]
+            wanted += ["--run-id", f"most_visited_url-{day}", "--follow"]
+            if ran.returncode or asked != wanted or not re.fullmatch(r"20[0-9-]{8}", day):
+                complain("CronJob etl-daily", f"as {job} it asks {asked} {ran.stderr}")
+
+
+def main() -> None:
+    objects, maps = collect(HERE / "example")
+    check_objects(objects, maps, "manifest")
+    check_jobs(maps)
+    check_daily(objects)
+    rendered = 0
+    if kubectl := shutil.which("kubectl"):
+        ran = subprocess.run([kubectl, "kustomize", str(HERE / "example")], capture_output=True, text=True)
+        if ran.returncode:
+            complain("kubectl kustomize", ran.stderr)
+        else:
+            made = list(yaml.safe_load_all(ran.stdout))
+            made_maps = {f["metadata"]["name"]: set(f["data"]) for f in made if f["kind"] == "ConfigMap"}
+            # Of the values that its ConfigMaps have, only the names are looked at again.
+            check_objects(made, made_maps, "rendered")
+            rendered = len(made)
+    if problems:
+        sys.exit("kubernetes/check.py:\n  " + "\n  ".join(problems))
+    print(
+        f"kubernetes/check.py: {len(objects)} objects are valid in Kubernetes {' and '.join(VERSIONS)}"
+        + (f", and so are the {rendered} that kubectl makes of them" if rendered else "; no kubectl here to render them")
+    )
+
+
+if __name__ == "__main__":
+    main()
