@@ -2,11 +2,13 @@
 //! one to the wrong queue does not compile, and is checked again when it is read.
 
 mod batch;
+mod control;
 mod event;
 mod identity;
 mod task;
 
 pub use batch::{ContentHash, RawBatch, Reject, RejectedRow, ValidBatch};
+pub use control::{Control, Order};
 pub use event::{EventKind, RunEvent};
 pub use identity::{BatchId, InvalidRunId, RunId};
 pub use task::{Cursor, ExtractTask, Limits, ResultLocation, TaskState};

@@ -11,7 +11,9 @@ mod archive;
 mod cautious;
 mod connection;
 mod consumer;
+mod control;
 mod publisher;
+mod stream;
 mod topology;
 
 use std::time::Duration;
@@ -20,6 +22,7 @@ pub use archive::ArchiveReader;
 pub use cautious::CautiousConsumer;
 pub use connection::{Connection, ConnectionEvent};
 pub use consumer::{Consumer, Dead, Death, Delivery, RawDelivery, Unreadable};
+pub use control::ControlReader;
 pub use publisher::{Outgoing, Publisher, Unsendable};
 pub use topology::{QueueName, declare, message_count};
 

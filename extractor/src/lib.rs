@@ -7,6 +7,7 @@
 pub mod athena;
 pub mod aws;
 pub mod batching;
+mod cancelled;
 pub mod csv;
 pub mod outbox;
 mod query;

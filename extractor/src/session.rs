@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use common::failpoint;
 use common::message::ExtractTask;
-use common::queue::{Consumer, Delivery, Outgoing, Publisher, QueueError};
+use common::queue::{Consumer, ControlReader, Delivery, Outgoing, Publisher, QueueError};
 use common::service::{Fault, Session};
 use common::settings;
-use futures::future::try_join_all;
+use futures::future::{try_join, try_join_all};
 use tracing::Instrument;
 
 use crate::athena::Athena;
 use crate::aws::{self, ConfigurationError};
+use crate::cancelled::Cancelled;
 use crate::s3::S3;
 use crate::settings::Settings;
 use crate::work::{TURN, Worker};
@@ -48,11 +49,43 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
         .await
         .map_err(|error| Fault::Configuration(error.into()))?;
     session.health.clear("aws");
-    let workers = (0..settings.tasks.get()).map(|_| consume(session, &settings, clients.clone()));
-    try_join_all(workers.map(Box::pin)).await.map(drop)
+    // Before the first task: one of a run that was cancelled meanwhile must not reach Athena.
+    let cancelled = Cancelled::new();
+    let obey = |control| cancelled.obey(control);
+    let orders = tokio::select! {
+        () = session.stop.cancelled() => return Ok(()),
+        opened = ControlReader::open(&session.consuming, &session.publishing, obey) => opened?,
+    };
+    let workers = (0..settings.tasks.get())
+        .map(|_| consume(session, &settings, clients.clone(), cancelled.clone()));
+    let workers = try_join_all(workers.map(Box::pin));
+    try_join(Box::pin(follow(session, orders, &cancelled)), workers)
+        .await
+        .map(drop)
 }
 
-async fn consume(session: &Session, settings: &Settings, clients: Clients) -> Result<(), Fault> {
+/// Takes note of every order, for as long as the session lives.
+async fn follow(
+    session: &Session,
+    mut orders: ControlReader,
+    cancelled: &Cancelled,
+) -> Result<(), Fault> {
+    loop {
+        let order = tokio::select! {
+            () = session.stop.cancelled() => return Ok(()),
+            order = orders.next() => order?,
+        };
+        tracing::info!(run.id = %order.run, "run cancelled");
+        cancelled.obey(order);
+    }
+}
+
+async fn consume(
+    session: &Session,
+    settings: &Settings,
+    clients: Clients,
+    cancelled: Cancelled,
+) -> Result<(), Fault> {
     let mut consumer = Consumer::<ExtractTask>::open(&session.consuming, 1).await?;
     let publisher = Publisher::open(&session.publishing).await?;
     let mut worker = Worker {
@@ -60,6 +93,7 @@ async fn consume(session: &Session, settings: &Settings, clients: Clients) -> Re
         clients,
         publisher,
         health: &session.health,
+        cancelled,
         turn: TURN,
     };
     loop {
@@ -93,7 +127,8 @@ async fn handle(
 ) -> Result<Option<QueueError>, QueueError> {
     let deliveries = delivery.deliveries();
     let problem = match delivery.read() {
-        Ok(task) if deliveries < DELIVERIES => {
+        // A cancelled one is only put away, however often it took its extractor down.
+        Ok(task) if deliveries < DELIVERIES || worker.cancelled.has(&task) => {
             let span =
                 tracing::info_span!("task", run.id = %task.run, job = task.job.name, deliveries);
             // One that came back is handed on as soon as it came forward at all: its successor counts
@@ -105,7 +140,7 @@ async fn handle(
                 TURN
             };
             failpoint::reach("extract").await;
-            return Box::pin(worker.work(task)).instrument(span).await;
+            return Box::pin(worker.work(task, delivery)).instrument(span).await;
         }
         Ok(_) => format!(
             "it was delivered {deliveries} times and never finished: it takes the extractor down"

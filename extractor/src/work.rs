@@ -4,6 +4,7 @@
 //! A delivery is never held for long: waiting and reading are handed on every few seconds, so that
 //! the broker does not take this extractor for dead and a crash loses little.
 
+mod ending;
 mod reading;
 mod waiting;
 
@@ -11,11 +12,12 @@ use std::time::Duration;
 
 use common::lifecycle::Health;
 use common::message::{EventKind, ExtractTask, RunEvent, TaskState};
-use common::queue::{Outgoing, Publisher, QueueError};
+use common::queue::{Outgoing, Publisher, QueueError, RawDelivery};
 use common::service::backoff;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::aws::{AwsError, AwsErrorKind};
+use crate::cancelled::Cancelled;
 use crate::session::Clients;
 use crate::settings::Settings;
 use crate::trouble::Trouble;
@@ -42,6 +44,7 @@ pub(crate) struct Worker<'a> {
     pub(crate) clients: Clients,
     pub(crate) publisher: Publisher<'a>,
     pub(crate) health: &'a Health,
+    pub(crate) cancelled: Cancelled,
     /// How long the delivery in hand may be held while it comes forward: [`TURN`] at most.
     pub(crate) turn: Duration,
 }
@@ -54,31 +57,42 @@ impl Worker<'_> {
     pub(crate) async fn work(
         &mut self,
         mut task: ExtractTask,
+        delivery: &RawDelivery,
     ) -> Result<Option<QueueError>, QueueError> {
         let held = Instant::now();
         let mut failures = 0;
+        // Somebody who died, or whose request got no answer, may have asked Athena.
+        let mut asked = attempt(&task).filter(|_| delivery.deliveries() > 1);
         loop {
-            match Box::pin(self.step(&mut task)).await {
+            let stepped = if self.cancelled.has(&task) {
+                self.put_away(&task, asked).await
+            } else {
+                asked = attempt(&task);
+                Box::pin(self.step(&mut task)).await
+            };
+            match stepped {
                 Ok(next) => {
                     self.health.clear("aws");
                     failures = 0;
                     match next {
                         Next::GoOn => {}
-                        Next::HandOn => return self.hand_on(&task).await.map(|()| None),
+                        Next::HandOn => return self.hand_on(&task, delivery).await.map(|()| None),
                         Next::Done => return Ok(None),
                     }
                 }
-                Err(Trouble::Run(reason)) => return self.fail(&task, reason).await.map(|()| None),
+                Err(Trouble::Run(reason)) => {
+                    return self.fail(&task, delivery, reason).await.map(|()| None);
+                }
                 Err(Trouble::Queue(full @ QueueError::Full { .. })) => {
-                    self.hand_on(&task).await?;
+                    self.hand_on(&task, delivery).await?;
                     return Ok(Some(full));
                 }
                 Err(Trouble::Queue(error)) => return Err(error),
                 Err(Trouble::World(error)) => {
-                    self.endure(&error, failures).await;
+                    self.endure(&task, &error, failures).await;
                     failures += 1;
                     if held.elapsed() > PATIENCE {
-                        self.hand_on(&task).await?;
+                        self.hand_on(&task, delivery).await?;
                         self.health.clear("aws");
                         return Ok(None);
                     }
@@ -87,24 +101,44 @@ impl Worker<'_> {
         }
     }
 
+    /// Ends early, with the task as it is, when its run is cancelled.
     async fn step(&mut self, task: &mut ExtractTask) -> Result<Next, Trouble> {
-        match task.state {
-            TaskState::Start { attempt } => self.start(task, attempt).await,
-            TaskState::Waiting { .. } => self.wait(task).await,
-            TaskState::Reading { .. } => self.read(task).await,
+        let is_start = attempt(task).is_some();
+        let (cancelled, run) = (self.cancelled.clone(), task.run.clone());
+        let cancelled = cancelled.until(&run, task.generation);
+        let step = async {
+            match task.state {
+                TaskState::Start { attempt } => self.start(task, attempt).await,
+                TaskState::Waiting { .. } => self.wait(task).await,
+                TaskState::Reread { .. } => self.reread(task).await,
+                TaskState::Reading { .. } => self.read(task).await,
+            }
+        };
+        // What was asked of Athena is waited for: only who knows the execution can stop it.
+        if is_start {
+            return step.await;
         }
+        tokio::select! {
+            biased;
+            () = cancelled => {}
+            next = step => return next,
+        }
+        self.publisher.renew().await?;
+        Ok(Next::GoOn)
     }
 
     /// Says that AWS cannot be used now, and waits a little.
-    async fn endure(&mut self, error: &AwsError, failures: u32) {
+    async fn endure(&mut self, task: &ExtractTask, error: &AwsError, failures: u32) {
         tracing::warn!(%error, "AWS cannot be used now; trying again");
         self.health.not_ready("aws", error.to_string());
-        sleep(backoff(
-            failures,
-            Duration::from_secs(1),
-            Duration::from_secs(30),
-        ))
-        .await;
+        let pause = backoff(failures, Duration::from_secs(1), Duration::from_secs(30));
+        if self.cancelled.has(task) {
+            sleep(pause).await;
+        } else {
+            let cancelled = self.cancelled.until(&task.run, task.generation);
+            // Whichever it was is seen at the next step.
+            timeout(pause, cancelled).await.unwrap_or(());
+        }
         if error.kind == AwsErrorKind::ExpiredCredentials {
             match Clients::connect(self.settings).await {
                 Ok(clients) => self.clients = clients,
@@ -115,18 +149,16 @@ impl Worker<'_> {
 
     /// Publishes the task as it is now. What it replaces is acked only after that: a crash in
     /// between leaves two tasks, which can only publish the same batches.
-    async fn hand_on(&mut self, task: &ExtractTask) -> Result<(), QueueError> {
+    async fn hand_on(
+        &mut self,
+        task: &ExtractTask,
+        delivery: &RawDelivery,
+    ) -> Result<(), QueueError> {
         match Outgoing::of(task) {
             Ok(successor) => self.publisher.publish(&[successor]).await,
             // Only a task that never should have been read.
-            Err(error) => self.fail(task, error.to_string()).await,
+            Err(error) => self.fail(task, delivery, error.to_string()).await,
         }
-    }
-
-    async fn fail(&mut self, task: &ExtractTask, reason: String) -> Result<(), QueueError> {
-        tracing::error!(reason, "run failed");
-        let event = event(task, EventKind::Failed { reason });
-        self.publisher.publish(&[event]).await
     }
 
     async fn tell(&mut self, task: &ExtractTask, kind: EventKind) -> Result<(), QueueError> {
@@ -134,12 +166,27 @@ impl Worker<'_> {
     }
 }
 
+/// The attempt at the query that Athena is to be asked for.
+fn attempt(task: &ExtractTask) -> Option<u32> {
+    match task.state {
+        TaskState::Start { attempt } => Some(attempt),
+        TaskState::Waiting { .. } | TaskState::Reread { .. } | TaskState::Reading { .. } => None,
+    }
+}
+
 fn event(task: &ExtractTask, kind: EventKind) -> Outgoing {
-    let event = RunEvent {
+    outgoing(&run_event(task, kind))
+}
+
+fn run_event(task: &ExtractTask, kind: EventKind) -> RunEvent {
+    RunEvent {
         run: task.run.clone(),
         generation: task.generation,
         job: task.job.name.clone(),
         kind,
-    };
-    Outgoing::of(&event).expect("an event is small and consistent")
+    }
+}
+
+fn outgoing(event: &RunEvent) -> Outgoing {
+    Outgoing::of(event).expect("an event is small and consistent")
 }

@@ -7,6 +7,7 @@ ALTER TABLE etl.runs
     ADD COLUMN held_because  text,
     ADD COLUMN approved_at   timestamptz,
     ADD COLUMN requested_by  text,
+    ADD COLUMN result_location text,
     ADD COLUMN decided_by    text,
     ADD COLUMN decision      text,
     ADD CONSTRAINT runs_publish_known CHECK (publish IN ('batch', 'run')),
@@ -26,6 +27,7 @@ COMMENT ON COLUMN etl.runs.published_at IS 'When the rows of a run that is publi
 COMMENT ON COLUMN etl.runs.held_because IS 'Why the run is held, or was, for a person.';
 COMMENT ON COLUMN etl.runs.approved_at IS 'When a person approved the held run; it is then published although it was held.';
 COMMENT ON COLUMN etl.runs.requested_by IS 'The user who asked for the run.';
+COMMENT ON COLUMN etl.runs.result_location IS 'The object in S3 that Athena wrote the result to, as s3://bucket/key; NULL for a result that was read as pages.';
 COMMENT ON COLUMN etl.runs.decided_by IS 'The user who cancelled, approved or discarded the run.';
 COMMENT ON COLUMN etl.runs.decision IS 'What that person decided, and why where it was said.';
 

@@ -120,11 +120,12 @@ async fn apply(tx: &mut PgConnection, run: &Run, event: &RunEvent) -> Result<(),
         .bind(id)
         .bind(integer("the number of batches", *batches)?)
         .bind(bigint("the number of rows", *rows)?),
-        EventKind::Extracted { result_id, batches, rows, bytes_scanned } => {
+        EventKind::Extracted { result_id, batches, rows, bytes_scanned, result_location } => {
             check_extracted(run, result_id, *batches, *rows)?;
             sqlx::query(
                 "UPDATE etl.runs SET state = 'running', started_at = coalesce(started_at, now()), extracted_at = coalesce(extracted_at, now()),
-                     result_id = $2, batches_expected = $3, rows_expected = $4, bytes_scanned = $5, batches_extracted = $3, rows_extracted = $4
+                     result_id = $2, batches_expected = $3, rows_expected = $4, bytes_scanned = $5, batches_extracted = $3, rows_extracted = $4,
+                     result_location = coalesce($6, result_location)
                  WHERE run_id = $1",
             )
             .bind(id)
@@ -132,6 +133,7 @@ async fn apply(tx: &mut PgConnection, run: &Run, event: &RunEvent) -> Result<(),
             .bind(integer("the number of batches", *batches)?)
             .bind(bigint("the number of rows", *rows)?)
             .bind(bigint("the bytes scanned", *bytes_scanned)?)
+            .bind(result_location.as_deref().map(storable))
         }
         EventKind::Failed { reason } => {
             tracing::warn!(run.id = id, "run failed");

@@ -29,6 +29,9 @@ pub enum EventKind {
         batches: u32,
         rows: u64,
         bytes_scanned: u64,
+        /// `s3://bucket/key` of the object that was read; none for a result that has no object.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        result_location: Option<String>,
     },
     /// The run has no result, for a cause that holds for every replica.
     Failed { reason: String },

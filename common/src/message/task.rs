@@ -66,6 +66,12 @@ pub enum TaskState {
         query_execution_id: String,
         since: jiff::Timestamp,
     },
+    /// A result that was read before is wanted once more, by a replay: this one and no other, and
+    /// without another query.
+    Reread {
+        query_execution_id: String,
+        result_id: String,
+    },
     /// The result is there and is being read.
     Reading {
         query_execution_id: String,
@@ -105,23 +111,36 @@ pub struct Cursor {
     pub page: Option<(String, u64)>,
 }
 
+impl ResultLocation {
+    /// The name of this version of the execution's result.
+    pub fn result_id(&self, query_execution_id: &str) -> String {
+        match self {
+            Self::S3 { etag, .. } => format!("{query_execution_id}:{}", etag.trim_matches('"')),
+            Self::Pages => format!("{query_execution_id}:pages"),
+        }
+    }
+
+    /// `s3://bucket/key`, where the result is an object.
+    pub fn object(&self) -> Option<String> {
+        match self {
+            Self::S3 { bucket, key, .. } => Some(format!("s3://{bucket}/{key}")),
+            Self::Pages => None,
+        }
+    }
+}
+
 impl TaskState {
     /// Which result is being read: the execution with the object's `ETag`, or with `pages`.
     pub fn result_id(&self) -> Option<String> {
-        let Self::Reading {
-            query_execution_id,
-            location,
-            ..
-        } = self
-        else {
-            return None;
-        };
-        Some(match location {
-            ResultLocation::S3 { etag, .. } => {
-                format!("{query_execution_id}:{}", etag.trim_matches('"'))
-            }
-            ResultLocation::Pages => format!("{query_execution_id}:pages"),
-        })
+        match self {
+            Self::Start { .. } | Self::Waiting { .. } => None,
+            Self::Reread { result_id, .. } => Some(result_id.clone()),
+            Self::Reading {
+                query_execution_id,
+                location,
+                ..
+            } => Some(location.result_id(query_execution_id)),
+        }
     }
 }
 
@@ -133,6 +152,7 @@ impl Message for ExtractTask {
         let point = match &self.state {
             TaskState::Start { attempt } => format!("start-{attempt}"),
             TaskState::Waiting { attempt, .. } => format!("wait-{attempt}"),
+            TaskState::Reread { .. } => "reread".to_owned(),
             TaskState::Reading { cursor, .. } => format!("read-{}", cursor.seq),
         };
         format!("{}/{}/{point}", self.run, self.generation)
@@ -166,9 +186,13 @@ impl Message for ExtractTask {
             {
                 Err(format!("batch {} from row {} on", cursor.seq, cursor.row))
             }
-            TaskState::Start { .. } | TaskState::Waiting { .. } | TaskState::Reading { .. } => {
-                Ok(())
+            TaskState::Reread { .. } if self.generation == 0 => {
+                Err("a result to be read again for the first time".to_owned())
             }
+            TaskState::Start { .. }
+            | TaskState::Waiting { .. }
+            | TaskState::Reread { .. }
+            | TaskState::Reading { .. } => Ok(()),
         }
     }
 }

@@ -32,6 +32,7 @@ fn read_as_everything(body: &[u8]) {
     read::<RawBatch>(body, raw_adds_up);
     read::<ValidBatch>(body, valid_adds_up);
     read::<RunEvent>(body, event_adds_up);
+    read::<Control>(body, |_| {});
 }
 
 fn task_adds_up(task: &ExtractTask) {
@@ -258,7 +259,8 @@ fn event() -> impl Strategy<Value = RunEvent> {
             result_id: "q:pages".into(),
             batches,
             rows,
-            bytes_scanned: 1
+            bytes_scanned: 1,
+            result_location: (rows % 2 == 0).then(|| "s3://b/k".into()),
         }),
         ".{0,9}".prop_map(|reason| EventKind::Failed { reason }),
     ];
@@ -277,6 +279,11 @@ fn message() -> impl Strategy<Value = Value> {
         raw_batch().prop_map(|message| json!(message)),
         valid_batch().prop_map(|message| json!(message)),
         event().prop_map(|message| json!(message)),
+        (0..9_u32).prop_map(|generation| json!(Control::cancel(
+            "run-1".parse().unwrap(),
+            generation,
+            "clicks"
+        ))),
     ]
 }
 

@@ -62,10 +62,7 @@ impl<M: Message> Consumer<M> {
     /// The next delivery; waits for it. A stream that ends is an error. Dropping the future loses
     /// nothing.
     pub async fn next(&mut self) -> Result<Delivery<M>, QueueError> {
-        self.next_raw().await.map(|raw| Delivery {
-            raw,
-            message: PhantomData,
-        })
+        self.next_raw().await.map(Delivery::from)
     }
 
     /// A delivery that is already here.
@@ -178,6 +175,15 @@ impl<M> Delivery<M> {
     /// message comes again, and the ledger knows it.
     pub async fn ack(self) -> Result<(), QueueError> {
         self.raw.ack().await
+    }
+}
+
+impl<M> From<RawDelivery> for Delivery<M> {
+    fn from(raw: RawDelivery) -> Self {
+        Self {
+            raw,
+            message: PhantomData,
+        }
     }
 }
 

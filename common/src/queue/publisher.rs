@@ -11,7 +11,7 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Connection, QueueError, QueueName, RawDelivery, message_count, within};
-use crate::message::{Message, RawBatch};
+use crate::message::Message;
 use crate::service::backoff;
 
 /// How long a confirm may take. Longer than a broker's pause, shorter than its patience with an
@@ -61,6 +61,9 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
+    /// The type of a mark in a stream.
+    pub const MARKER: &'static str = "marker.v1";
+
     /// A message to its type's queue.
     pub fn of<M: Message>(message: &M) -> Result<Self, Unsendable> {
         let (kind, id) = (M::KIND, message.id());
@@ -89,10 +92,10 @@ impl Outgoing {
         Ok(Self::new(M::QUEUE, id, body, properties))
     }
 
-    /// The same batch to the archive, which keeps it for replays.
+    /// The same batch, or the same event, to the archive, which keeps it for replays.
     #[must_use]
-    pub fn archived(batch: &RawBatch, sent: &Self) -> Self {
-        debug_assert_eq!(batch.id(), sent.id);
+    pub fn archived<M: Message>(message: &M, sent: &Self) -> Self {
+        debug_assert_eq!(message.id(), sent.id);
         Self {
             queue: QueueName::Archive,
             id: sent.id.clone(),
@@ -115,8 +118,17 @@ impl Outgoing {
 
     /// A mark in the archive: whoever reads it up to here has read all that was there before.
     pub fn marker(id: &str) -> Self {
-        let properties = BasicProperties::default().with_type("marker.v1".into());
-        Self::new(QueueName::Archive, id.to_owned(), Vec::new(), properties)
+        Self::mark(QueueName::Archive, id)
+    }
+
+    /// As [`Self::marker`], in the stream of orders.
+    pub(super) fn control_marker(id: &str) -> Self {
+        Self::mark(QueueName::Control, id)
+    }
+
+    fn mark(stream: QueueName, id: &str) -> Self {
+        let properties = BasicProperties::default().with_type(Self::MARKER.into());
+        Self::new(stream, id.to_owned(), Vec::new(), properties)
     }
 
     /// A delivery to `etl.dead`, its body and headers as they were, with what happened: the stage,
@@ -164,7 +176,10 @@ impl Outgoing {
         let queue = QueueName::ALL
             .into_iter()
             .find(|known| known.name() == queue)?;
-        if matches!(queue, QueueName::Archive | QueueName::Dead) {
+        if matches!(
+            queue,
+            QueueName::Archive | QueueName::Control | QueueName::Dead
+        ) {
             return None;
         }
         let mut own = FieldTable::default();
@@ -342,6 +357,14 @@ impl<'a> Publisher<'a> {
             }
         }
         Ok(answers)
+    }
+
+    /// A channel anew, after a publish was given up half-way: what it did not wait for is answered on
+    /// the old one.
+    pub async fn renew(&mut self) -> Result<(), QueueError> {
+        let old = std::mem::replace(self, Self::open(self.connection).await?);
+        old.close().await;
+        Ok(())
     }
 
     /// Waits until the broker takes messages: one to a queue that is not there has to come back.

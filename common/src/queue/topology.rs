@@ -18,6 +18,8 @@ pub enum QueueName {
     Events,
     /// A stream that keeps every raw batch: what a replay reads.
     Archive,
+    /// A small stream of orders about runs, which every extractor reads and follows.
+    Control,
     /// What could not be processed, with the reason.
     Dead,
 }
@@ -31,6 +33,12 @@ const ARCHIVE_BYTES: i64 = 20 << 30;
 const ARCHIVE_AGE: &str = "7D";
 const ARCHIVE_SEGMENT_BYTES: i64 = 64 << 20;
 
+/// What the stream of orders keeps: tens of thousands of them, read within a second. Whoever has
+/// forgotten one works in vain, and the books have the last word.
+const CONTROL_BYTES: i64 = 8 << 20;
+const CONTROL_AGE: &str = "30D";
+const CONTROL_SEGMENT_BYTES: i64 = 1 << 20;
+
 /// Deliveries after which the broker itself gives up on a message. Services dead-letter a message
 /// long before, with a reason; this is for the one that kills its process every time.
 const DELIVERY_LIMIT: i64 = 50;
@@ -38,9 +46,10 @@ const DELIVERY_LIMIT: i64 = 50;
 impl QueueName {
     /// In the order in which they are declared: what others dead-letter to comes first, since a
     /// message that is dead-lettered to a queue that is not there is gone.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Dead,
         Self::Archive,
+        Self::Control,
         Self::Extract,
         Self::Raw,
         Self::Valid,
@@ -54,6 +63,7 @@ impl QueueName {
             Self::Valid => "etl.valid",
             Self::Events => "etl.events",
             Self::Archive => "etl.archive",
+            Self::Control => "etl.control",
             Self::Dead => "etl.dead",
         }
     }
@@ -65,13 +75,18 @@ impl QueueName {
         };
         let text = |value: &str| AMQPValue::LongString(value.into());
         match self {
-            Self::Archive => {
+            Self::Archive | Self::Control => {
+                let (age, bytes, segment) = if self == Self::Archive {
+                    (ARCHIVE_AGE, ARCHIVE_BYTES, ARCHIVE_SEGMENT_BYTES)
+                } else {
+                    (CONTROL_AGE, CONTROL_BYTES, CONTROL_SEGMENT_BYTES)
+                };
                 set("x-queue-type", text("stream"));
-                set("x-max-age", text(ARCHIVE_AGE));
-                set("x-max-length-bytes", AMQPValue::LongLongInt(ARCHIVE_BYTES));
+                set("x-max-age", text(age));
+                set("x-max-length-bytes", AMQPValue::LongLongInt(bytes));
                 set(
                     "x-stream-max-segment-size-bytes",
-                    AMQPValue::LongLongInt(ARCHIVE_SEGMENT_BYTES),
+                    AMQPValue::LongLongInt(segment),
                 );
             }
             Self::Dead => {

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use common::failpoint;
 use common::message::{EventKind, ExtractTask, TaskState};
+use common::queue::Outgoing;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Next, PATIENCE, Worker, event};
+use super::{Next, PATIENCE, Worker, event, outgoing, run_event};
 use crate::outbox::{self, Inbox, Labels};
 use crate::read::{ReadError, Reading};
 use crate::trouble::Trouble;
@@ -105,6 +106,7 @@ impl Worker<'_> {
             TaskState::Reading {
                 cursor,
                 bytes_scanned,
+                location,
                 ..
             },
             Some(result_id),
@@ -113,16 +115,20 @@ impl Worker<'_> {
             return Ok(Next::GoOn);
         };
         let (batches, rows, bytes_scanned) = (cursor.seq, cursor.row, *bytes_scanned);
-        self.tell(
+        let event = run_event(
             task,
             EventKind::Extracted {
                 result_id,
                 batches,
                 rows,
                 bytes_scanned,
+                result_location: location.object(),
             },
-        )
-        .await?;
+        );
+        let sent = outgoing(&event);
+        // Also to the archive: books that were restored to an earlier time lack it like the batches.
+        let archived = Outgoing::archived(&event, &sent);
+        self.publisher.publish(&[archived, sent]).await?;
         tracing::info!(batches, rows, "result extracted");
         Ok(Next::Done)
     }

@@ -4,31 +4,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::failpoint;
+use common::job::Results;
 use common::message::{Cursor, EventKind, ExtractTask, ResultLocation, TaskState};
 use common::schema;
 use common::service::backoff;
 use tokio::time::{Instant, sleep};
 
 use super::{Next, TURN, Worker};
-use crate::athena::{Execution, Query};
+use crate::athena::{Execution, ExecutionState, Query};
 use crate::aws::AwsErrorKind;
 use crate::batching::fitted;
 use crate::query::{Verdict, choose, judge, pause};
 use crate::trouble::Trouble;
 
 impl Worker<'_> {
+    pub(super) fn query(task: &ExtractTask, attempt: u32) -> Query<'_> {
+        Query {
+            run: &task.run,
+            sql: &task.sql,
+            source: &task.source,
+            attempt,
+        }
+    }
+
     /// Starts the query, or finds it started.
     pub(super) async fn start(
         &mut self,
         task: &mut ExtractTask,
         attempt: u32,
     ) -> Result<Next, Trouble> {
-        let query = Query {
-            run: &task.run,
-            sql: &task.sql,
-            source: &task.source,
-            attempt,
-        };
+        let query = Self::query(task, attempt);
         let id = self.clients.athena.start(query).await?;
         tracing::info!(query.id = id, query.attempt = attempt, "query started");
         failpoint::reach("after_start").await;
@@ -69,7 +74,10 @@ impl Worker<'_> {
             match judge(&execution, &task.source, waited(), attempt) {
                 Verdict::Wait if begun.elapsed() < self.turn => {}
                 Verdict::Wait => return Ok(Next::HandOn),
-                Verdict::Read => return self.begin(task, &id, execution).await,
+                Verdict::Read => {
+                    let results = task.source.results;
+                    return self.begin(task, &id, execution, results).await;
+                }
                 Verdict::Stop(reason) => {
                     self.stop(&id).await?;
                     return Err(Trouble::Run(reason));
@@ -87,9 +95,32 @@ impl Worker<'_> {
         }
     }
 
+    /// Finds a result that was read before: the one that the replay names, without another query.
+    pub(super) async fn reread(&mut self, task: &mut ExtractTask) -> Result<Next, Trouble> {
+        let TaskState::Reread {
+            query_execution_id: id,
+            result_id,
+        } = task.state.clone()
+        else {
+            return Ok(Next::GoOn);
+        };
+        let execution = self.clients.athena.look(&id).await?;
+        if execution.state != ExecutionState::Succeeded {
+            return Err(Trouble::Run(format!(
+                "the query {id} has no result in Athena"
+            )));
+        }
+        let results = if result_id == ResultLocation::Pages.result_id(&id) {
+            Results::Api
+        } else {
+            Results::Auto
+        };
+        self.begin(task, &id, execution, results).await
+    }
+
     /// A query that cannot be stopped does not keep the run from failing, unless it is AWS that is
     /// away: then it is tried again, since it costs.
-    async fn stop(&self, id: &str) -> Result<(), Trouble> {
+    pub(super) async fn stop(&self, id: &str) -> Result<(), Trouble> {
         match self.clients.athena.stop(id).await {
             Err(error) if error.kind == AwsErrorKind::Refused => {
                 tracing::warn!(query.id = id, %error, "the query could not be stopped");
@@ -107,13 +138,14 @@ impl Worker<'_> {
         task: &mut ExtractTask,
         id: &str,
         execution: Execution,
+        results: Results,
     ) -> Result<Next, Trouble> {
         let columns = self.clients.athena.columns(id).await?;
         let job = &task.job;
         schema::resolve(&job.columns, &columns, &job.target.key)
             .map_err(|error| Trouble::Run(error.to_string()))?;
         task.limits = fitted(task.limits, &columns);
-        let place = choose(task.source.results, execution.output_location);
+        let place = choose(results, execution.output_location);
         let location = match place.map_err(|reason| Trouble::Run(reason.to_owned()))? {
             None => ResultLocation::Pages,
             Some(place) => {
@@ -128,6 +160,12 @@ impl Worker<'_> {
                 }
             }
         };
+        let found = location.result_id(id);
+        if let Some(wanted) = task.state.result_id().filter(|wanted| *wanted != found) {
+            return Err(Trouble::Run(format!(
+                "the result of query {id} is not the one that the run was loaded from: it is {found} now, and was {wanted}; ask for a new run"
+            )));
+        }
         let bytes_scanned = execution.bytes_scanned;
         tracing::info!(
             query.id = id,

@@ -103,7 +103,9 @@ async fn a_fork_from_any_checkpoint_publishes_the_same_batches() {
                         result_id: result_id.clone(),
                         batches: total,
                         rows,
-                        bytes_scanned: 7
+                        bytes_scanned: 7,
+                        result_location: object_etag
+                            .map(|_| format!("s3://{}", line.cloud.object_of(id))),
                     }
                 );
                 assert!(

@@ -7,8 +7,10 @@
 )]
 
 mod aws;
+mod cancel;
 mod hand_off;
 mod line;
 mod paths;
 mod query;
 mod refused;
+mod reread;

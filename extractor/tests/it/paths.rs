@@ -32,6 +32,7 @@ async fn both_paths_give_every_row_in_the_same_batches() {
                 batches: count,
                 rows: total,
                 bytes_scanned,
+                result_location,
             } = end
             else {
                 panic!("{end:?}")
@@ -40,6 +41,8 @@ async fn both_paths_give_every_row_in_the_same_batches() {
                 (count as usize, total, bytes_scanned),
                 (batches.len(), rows, 1_234_567)
             );
+            let object = format!("s3://{}", line.cloud.object_of(&id));
+            assert_eq!(result_location, (results != Results::Api).then_some(object));
             assert!(
                 batches.iter().all(|batch| batch.result_id == result_id),
                 "{result_id}"

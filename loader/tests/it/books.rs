@@ -110,6 +110,7 @@ async fn events_in_any_order_and_twice_say_the_same() {
             batches: 3,
             rows: 30,
             bytes_scanned: 99,
+            result_location: Some("s3://results/query.csv".into()),
         },
     ];
     for (run, order) in [("forward", [0, 1, 2, 3]), ("backward", [3, 2, 1, 0])] {
@@ -209,6 +210,7 @@ async fn another_result_or_count_of_the_same_run_is_refused() {
         batches: 2,
         rows: 20,
         bytes_scanned: 1,
+        result_location: None,
     };
     assert!(matches!(
         refused(event("r", other)).await,

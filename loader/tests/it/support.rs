@@ -200,6 +200,7 @@ pub(crate) fn extracted(run: &str, batches: u32, rows: u64) -> RunEvent {
             batches,
             rows,
             bytes_scanned: 10,
+            result_location: None,
         },
     )
 }
