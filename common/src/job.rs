@@ -3,6 +3,7 @@
 //! Read by `etl` (and by the extractor's `sample`) alone. From there the job travels with the work:
 //! the task carries the SQL and the [`Source`], every batch the [`JobSpec`].
 
+mod column;
 mod file;
 mod parameter;
 mod rule;
@@ -13,13 +14,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use column::{Case, ColumnSpec, EpochUnit, Mask, Unfit};
 pub use file::{Job, JobError};
 pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request};
 pub use rule::{Rule, Scalar};
 pub use target::{Duplicates, MIN_ROWS, MaxRejected, Mode, Publish, SchemaContract, Target};
 pub use window::{Bound, Comparison, Operand, Window};
-
-use crate::schema::PgType;
 
 /// What Athena is asked with, apart from the SQL itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,22 +52,6 @@ pub enum Results {
     Api,
 }
 
-/// What a job says about one column. A column of the result that is not declared keeps its name
-/// and gets the default type.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ColumnSpec {
-    /// The column's name in the result.
-    pub source: String,
-    /// Its name in the target; the same when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
-    pub pg_type: Option<PgType>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub rules: Vec<Rule>,
-}
-
 /// The part of a job that every batch carries: what the transformer and the loader need.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,4 +61,31 @@ pub struct JobSpec {
     pub target: Target,
     #[serde(default)]
     pub columns: Vec<ColumnSpec>,
+}
+
+impl JobSpec {
+    /// The spec with the time of the run's request in the columns that want it, so that it may travel. A
+    /// replay takes the time that `etl.runs` has, and so gives the same rows.
+    #[must_use]
+    pub fn asked_at(&self, requested_at: jiff::Timestamp) -> Self {
+        let mut spec = self.clone();
+        for column in spec.columns.iter_mut().filter(|column| column.requested_at) {
+            column.constant = Some(requested_at.to_string().into());
+        }
+        spec
+    }
+
+    /// Refuses a spec that may not travel: one that still waits for what a run fills in.
+    pub fn check(&self) -> Result<(), String> {
+        self.target.check()?;
+        let is_unfilled =
+            |column: &&ColumnSpec| column.source.is_none() && column.constant.is_none();
+        match self.columns.iter().find(is_unfilled) {
+            None => Ok(()),
+            Some(column) => Err(format!(
+                "a job whose column {:?} is not filled in",
+                column.target_name()
+            )),
+        }
+    }
 }

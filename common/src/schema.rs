@@ -5,12 +5,13 @@
 //! converted is the transformer's.
 
 mod athena;
+mod matrix;
 mod postgres;
 mod resolve;
 
 pub use athena::{AthenaType, UnknownAthenaType};
 pub use postgres::{PgType, UnknownPgType, quoted};
-pub use resolve::{BATCH_COLUMN, ResolvedColumn, SchemaError, check_identifier, resolve};
+pub use resolve::{BATCH_COLUMN, Origin, ResolvedColumn, SchemaError, check_identifier, resolve};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,6 @@ pub struct TargetColumn {
     pub name: String,
     #[serde(rename = "type")]
     pub pg_type: PgType,
-    /// The Athena type of the source, for the column's comment.
+    /// The Athena type of the source, for the column's comment; empty where the job is the source.
     pub athena_type: String,
 }

@@ -37,12 +37,14 @@ fn default_jobs() -> PathBuf {
 pub(crate) async fn run(arguments: &RunArguments) -> Result<bool, Failure> {
     let settings: Settings = settings::load().map_err(Failure::misuse)?;
     let job = Job::read(&settings.jobs, &arguments.job).map_err(Failure::misuse)?;
-    transformer::check_rules(&job.spec.columns)
-        .with_context(|| format!("cannot run the job {}", job.spec.name))
-        .map_err(Failure::Misuse)?;
     let set = assignments(&arguments.set)?;
     let request = job
         .request(&set)
+        .with_context(|| format!("cannot run the job {}", job.spec.name))
+        .map_err(Failure::Misuse)?;
+    // The time is that of the books, later; any will do for a check.
+    let asked = request.spec.asked_at(jiff::Timestamp::now());
+    transformer::check_job(&asked)
         .with_context(|| format!("cannot run the job {}", job.spec.name))
         .map_err(Failure::Misuse)?;
     let books = Books::open().await?;
@@ -57,7 +59,7 @@ pub(crate) async fn run(arguments: &RunArguments) -> Result<bool, Failure> {
         .unwrap_or_else(|| new_run_id(&job.spec.name));
     // One that is in the books was checked when it was asked for, and may only be looked at now.
     if !books.knows(&run).await? {
-        books.check_target(&job, &schemas).await?;
+        books.check_target(&asked, &schemas).await?;
     }
     let broker = Broker::open().await?;
     let known = match books.request(&run, &job, &request).await? {
@@ -73,7 +75,10 @@ pub(crate) async fn run(arguments: &RunArguments) -> Result<bool, Failure> {
             generation: 0,
             sql: request.sql,
             source: job.source,
-            job: request.spec.into(),
+            job: request
+                .spec
+                .asked_at(books.requested_at(&run).await?)
+                .into(),
             limits: Limits::default(),
             state: TaskState::Start { attempt: 1 },
         };

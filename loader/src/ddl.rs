@@ -130,12 +130,9 @@ pub fn create_table(
         lines.push(format!("    PRIMARY KEY ({})", list(&target.key)));
     }
     let table = name.sql();
-    let comments = columns.iter().map(|column| {
-        (
-            column.name.as_str(),
-            format!("From Athena's {}.", column.athena_type),
-        )
-    });
+    let comments = columns
+        .iter()
+        .map(|column| (column.name.as_str(), origin(column)));
     let batch = (
         BATCH_COLUMN,
         "The batch that the row came with: etl.runs.run_no << 24 | etl.batches.seq.".to_owned(),
@@ -153,6 +150,14 @@ pub fn create_table(
         literal(&format!("Loaded by the job {job}.")),
         comments.collect::<String>()
     )
+}
+
+/// Where a column's values come from, for its comment.
+fn origin(column: &TargetColumn) -> String {
+    match column.athena_type.as_str() {
+        "" => "From the job: the same for all rows of a run.".to_owned(),
+        athena_type => format!("From Athena's {athena_type}."),
+    }
 }
 
 /// Whether rows of these columns can go to a table that exists. Further columns of the table are

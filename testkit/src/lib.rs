@@ -11,6 +11,7 @@ pub mod line;
 pub mod process;
 pub mod relay;
 pub mod servers;
+pub mod values;
 mod wait;
 
 pub use wait::{wait_for, wait_until};

@@ -11,7 +11,10 @@
 //! Values are mostly text and integers; those come back borrowed.
 
 mod binary;
+mod calendar;
 mod decimal;
+mod epoch;
+mod format;
 mod interval;
 mod json;
 mod moment;
@@ -21,7 +24,10 @@ mod zone;
 
 use std::borrow::Cow;
 
+use common::job::{ColumnSpec, EpochUnit};
 use common::schema::{AthenaType, PgType};
+
+use format::Format;
 
 pub(crate) use decimal::Decimal;
 pub(crate) use moment::Moment;
@@ -32,20 +38,107 @@ type Problem = Cow<'static, str>;
 /// Of a refused value, this many characters are shown.
 const SHOWN_CHARACTERS: usize = 60;
 
+/// What becomes of digits that the type does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Excess {
+    Refuse,
+    /// The job says `round = true`.
+    Round,
+}
+
 /// A value that is not one of its column's type: a sentence that says which value and what is
 /// wrong with it. It holds a value of a row, so it is for the quarantine and not for logs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unconvertible(String);
+#[error("{shown} {problem}")]
+pub struct Unconvertible {
+    shown: String,
+    problem: Problem,
+}
+
+impl Unconvertible {
+    /// What is wrong, without the value.
+    pub(crate) fn problem(&self) -> &str {
+        &self.problem
+    }
+}
+
+/// How the values of a column are converted.
+#[derive(Debug, Clone)]
+pub(crate) struct Conversion {
+    from: AthenaType,
+    to: PgType,
+    reading: Reading,
+    excess: Excess,
+}
+
+#[derive(Debug, Clone)]
+enum Reading {
+    /// As Athena or Postgres writes values of the type.
+    Plain,
+    Written(Format),
+    Counted(EpochUnit),
+}
+
+impl Conversion {
+    /// The conversion that a job asks for, or what is wrong with its format. The pair of types and the
+    /// settings must be ones that [`common::schema::resolve`] allows.
+    pub(crate) fn new(from: AthenaType, to: PgType, spec: &ColumnSpec) -> Result<Self, String> {
+        let reading = match (&spec.format, spec.epoch) {
+            (Some(format), _) => Reading::Written(Format::parse(format, to)?),
+            (None, Some(unit)) => Reading::Counted(unit),
+            (None, None) => Reading::Plain,
+        };
+        let excess = if spec.round {
+            Excess::Round
+        } else {
+            Excess::Refuse
+        };
+        Ok(Self {
+            from,
+            to,
+            reading,
+            excess,
+        })
+    }
+
+    /// Converts one value.
+    pub(crate) fn convert<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, Unconvertible> {
+        let converted = match &self.reading {
+            Reading::Plain => convert_value(self.from, self.to, text, self.excess),
+            Reading::Written(format) => format.read(text, self.excess),
+            Reading::Counted(unit) => epoch::counted(text, *unit, self.to, self.excess),
+        };
+        converted.map_err(|problem| Unconvertible {
+            shown: shown(text),
+            problem,
+        })
+    }
+}
+
+/// Refuses a format that means nothing for the type; for a job whose query did not run yet.
+pub(crate) fn check_format(format: &str, to: PgType) -> Result<(), String> {
+    Format::parse(format, to).map(drop)
+}
 
 /// Converts one value. The pair of types must be one that [`common::schema::resolve`] allows.
 ///
 /// A `varchar` or `char` may become any type and must then be that type's text.
 pub fn convert(from: AthenaType, to: PgType, text: &str) -> Result<Cow<'_, str>, Unconvertible> {
-    convert_value(from, to, text).map_err(|problem| refused(text, &problem))
+    let plain = Conversion {
+        from,
+        to,
+        reading: Reading::Plain,
+        excess: Excess::Refuse,
+    };
+    plain.convert(text)
 }
 
-fn convert_value(from: AthenaType, to: PgType, text: &str) -> Result<Cow<'_, str>, Problem> {
+fn convert_value(
+    from: AthenaType,
+    to: PgType,
+    text: &str,
+    excess: Excess,
+) -> Result<Cow<'_, str>, Problem> {
     match to {
         PgType::Text | PgType::Varchar(None) => unlimited_text(text),
         PgType::Varchar(Some(length)) => limited_text(from, text, length),
@@ -56,11 +149,11 @@ fn convert_value(from: AthenaType, to: PgType, text: &str) -> Result<Cow<'_, str
         PgType::BigInt => number::integer(from, text, i64::MIN, i64::MAX, to),
         PgType::Real => number::real(from, text),
         PgType::Double => number::double(from, text),
-        PgType::Numeric(size) => number::numeric(text, size),
+        PgType::Numeric(size) => number::numeric(text, size, excess),
         PgType::Date => moment::date(text),
-        PgType::Time => moment::time(text),
-        PgType::Timestamp => moment::timestamp(text),
-        PgType::TimestampTz => moment::timestamptz(text),
+        PgType::Time => moment::time(text, excess),
+        PgType::Timestamp => moment::timestamp(text, excess),
+        PgType::TimestampTz => moment::timestamptz(text, excess),
         PgType::Interval => interval::interval(text),
         PgType::Bytea => binary::bytea(from, text),
         PgType::Json => json::json(text),
@@ -68,10 +161,6 @@ fn convert_value(from: AthenaType, to: PgType, text: &str) -> Result<Cow<'_, str
         PgType::Uuid => network::uuid(text),
         PgType::Inet => network::inet(text),
     }
-}
-
-fn refused(text: &str, problem: &str) -> Unconvertible {
-    Unconvertible(format!("{} {problem}", shown(text)))
 }
 
 /// A value in quotes, cut where it is long, to begin a sentence with.

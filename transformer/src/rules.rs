@@ -5,16 +5,19 @@
 //! the order in which they are written; the first that is broken is the row's reject.
 
 mod order;
+mod window;
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-use common::job::{ColumnSpec, Rule, Scalar};
+use common::job::{ColumnSpec, JobSpec, Rule, Scalar};
 use common::schema::{AthenaType, PgType, SchemaError};
 use regex::{Regex, RegexBuilder};
 
-use crate::convert::{convert, shown};
+use crate::column::constant;
+use crate::convert::{check_format, convert, shown};
 use order::{Bound, key};
+pub(crate) use window::{Inside, Place};
 
 /// A compiled pattern may take this much memory; a job has a few of them.
 const PATTERN_BYTES: usize = 1 << 20;
@@ -33,26 +36,61 @@ pub enum PlanError {
         rule: &'static str,
         problem: String,
     },
+    #[error("the {setting} of column {column:?} cannot be used: {problem}; correct the job")]
+    Setting {
+        column: String,
+        setting: &'static str,
+        problem: String,
+    },
 }
 
-/// Refuses rules that no batch could be checked with: a pattern that is no regular expression, a
-/// bound that is not of the column's type, a rule that means nothing for the type.
-///
-/// Of a column without a declared type only the patterns can be looked at before the query ran.
-pub fn check_rules(columns: &[ColumnSpec]) -> Result<(), PlanError> {
-    for column in columns {
-        let name = column.name.as_deref().unwrap_or(&column.source);
-        match column.pg_type {
-            Some(pg_type) => drop(Checks::compile(name, pg_type, &column.rules)?),
-            None => column.rules.iter().try_for_each(|rule| match rule {
-                Rule::Pattern(pattern) => compile_pattern(pattern)
-                    .map(drop)
-                    .map_err(|problem| refused(name, rule, problem)),
-                _ => Ok(()),
-            })?,
+impl PlanError {
+    pub(crate) fn setting(column: &str, setting: &'static str, problem: String) -> Self {
+        Self::Setting {
+            column: column.to_owned(),
+            setting,
+            problem,
         }
     }
-    Ok(())
+}
+
+/// Refuses a job that no batch could be made with: a pattern that is no regular expression, a bound
+/// or a constant that is not of the column's type, a rule or a format that means nothing for the type.
+/// What a run fills in has to be filled in: see [`common::job::Request`].
+///
+/// Of a column without a declared type only the patterns can be looked at before the query ran.
+pub fn check_job(job: &JobSpec) -> Result<(), PlanError> {
+    job.columns.iter().try_for_each(check_column)?;
+    let window = job.target.replace_where.as_ref();
+    Inside::compile(window, |name| {
+        let column = job.columns.iter().find(|one| one.target_name() == name)?;
+        Some(Place {
+            position: 0,
+            pg_type: column.declared_type()?,
+            masked: column.mask.is_some(),
+        })
+    })
+    .map(drop)
+}
+
+fn check_column(column: &ColumnSpec) -> Result<(), PlanError> {
+    let name = column.target_name();
+    if let (Some(format), Some(pg_type)) = (&column.format, column.pg_type) {
+        check_format(format, pg_type)
+            .map_err(|problem| PlanError::setting(name, "format", problem))?;
+    }
+    if let (Some(value), Some(pg_type)) = (&column.constant, column.declared_type()) {
+        constant(name, pg_type, value.as_str())?;
+    }
+    match column.declared_type() {
+        Some(pg_type) => Checks::compile(name, pg_type, &column.rules).map(drop),
+        None => column.rules.iter().try_for_each(|rule| match rule {
+            Rule::Pattern(pattern) => compile_pattern(pattern)
+                .map(drop)
+                .map_err(|problem| refused(name, rule, problem)),
+            _ => Ok(()),
+        }),
+    }
 }
 
 fn refused(column: &str, rule: &Rule, problem: String) -> PlanError {

@@ -6,17 +6,11 @@ use std::sync::Arc;
 
 use common::job::JobSpec;
 use common::message::{ContentHash, RawBatch, Reject, RejectedRow, ValidBatch};
-use common::schema::{AthenaType, PgType, ResultColumn, TargetColumn, resolve};
+use common::schema::{ResolvedColumn, ResultColumn, TargetColumn, resolve};
 use common::{Row, Rows};
 
-use crate::convert::convert;
-use crate::rules::{Checks, PlanError};
-
-/// The rule's name of a value that is not one of its column's type.
-const TYPE_RULE: &str = "type";
-
-/// A reason is a sentence, and a batch may have thousands of them. A job's pattern in it may be long.
-const REASON_CHARS: usize = 300;
+use crate::column::Column;
+use crate::rules::{Inside, Place, PlanError};
 
 /// A process meets a few jobs; a stream of ever new ones must not fill its memory.
 const KEPT_PLANS: usize = 64;
@@ -26,39 +20,37 @@ const KEPT_PLANS: usize = 64;
 pub struct Plan {
     columns: Vec<Column>,
     targets: Vec<TargetColumn>,
-}
-
-#[derive(Debug, Clone)]
-struct Column {
-    /// The position among the result's columns.
-    source: usize,
-    name: String,
-    from: AthenaType,
-    to: PgType,
-    checks: Checks,
+    inside: Inside,
 }
 
 impl Plan {
-    /// Resolves the job's columns against the result's and compiles their rules.
+    /// Resolves the job's columns against the result's and compiles what the job says of them.
     pub fn new(job: &JobSpec, result: &[ResultColumn]) -> Result<Self, PlanError> {
         let resolved = resolve(&job.columns, result, &job.target.key)?;
-        let mut plan = Self {
-            columns: Vec::with_capacity(resolved.len()),
-            targets: Vec::with_capacity(resolved.len()),
+        let place = |name: &str| {
+            let named = |column: &ResolvedColumn| column.target.name == name;
+            let position = resolved.iter().position(named)?;
+            Some(Place {
+                position,
+                pg_type: resolved[position].target.pg_type,
+                masked: resolved[position].spec.mask.is_some(),
+            })
         };
-        for column in resolved {
-            let (name, to) = (column.target.name.clone(), column.target.pg_type);
-            let checks = Checks::compile(&name, to, &column.rules)?;
-            plan.columns.push(Column {
-                source: column.source,
-                name,
-                from: column.athena_type,
-                to,
-                checks,
-            });
-            plan.targets.push(column.target);
+        Ok(Self {
+            inside: Inside::compile(job.target.replace_where.as_ref(), place)?,
+            columns: resolved.iter().map(Column::new).collect::<Result<_, _>>()?,
+            targets: resolved.into_iter().map(|column| column.target).collect(),
+        })
+    }
+
+    /// The row by itself for the quarantine, with the mask in place of each value that is masked.
+    fn raw(&self, batch: &RawBatch, row: Row<'_>) -> Vec<(String, Option<String>)> {
+        let mut values = row.to_vec();
+        for (position, value) in self.columns.iter().filter_map(|column| column.hidden(row)) {
+            values[position] = value;
         }
-        Ok(plan)
+        let names = batch.columns.iter().map(|column| column.name.clone());
+        names.zip(values).collect()
     }
 }
 
@@ -96,19 +88,11 @@ pub fn transform(plan: &Plan, batch: &RawBatch) -> ValidBatch {
                 rows.push(values.iter().map(Option::as_deref));
                 row_offsets.push(offset);
             }
-            Err(reject) => {
-                let raw = batch
-                    .columns
-                    .iter()
-                    .map(|column| column.name.clone())
-                    .zip(row.to_vec())
-                    .collect();
-                rejected.push(RejectedRow {
-                    row: batch.first_row + u64::from(offset),
-                    reject,
-                    raw,
-                });
-            }
+            Err(reject) => rejected.push(RejectedRow {
+                row: batch.first_row + u64::from(offset),
+                reject,
+                raw: plan.raw(batch, row),
+            }),
         }
     }
     ValidBatch {
@@ -127,36 +111,18 @@ pub fn transform(plan: &Plan, batch: &RawBatch) -> ValidBatch {
 
 /// Fills `values` with the target's values of one row, or says why there are none.
 fn convert_row<'a>(
-    plan: &Plan,
+    plan: &'a Plan,
     row: Row<'a>,
     values: &mut Vec<Option<Cow<'a, str>>>,
 ) -> Result<(), Reject> {
     values.clear();
     for column in &plan.columns {
-        let reject = |rule: &str, reason: String| Reject {
-            column: Some(column.name.clone()),
-            rule: rule.to_owned(),
-            reason: reason.chars().take(REASON_CHARS).collect(),
-        };
-        let value = match row
-            .get(column.source)
-            .map(|text| convert(column.from, column.to, text))
-        {
-            None => None,
-            Some(Ok(value)) => Some(value),
-            Some(Err(problem)) => {
-                return Err(reject(
-                    TYPE_RULE,
-                    format!("{problem}; the column is {}", column.to),
-                ));
-            }
-        };
-        if let Some(broken) = column.checks.first_broken(value.as_deref()) {
-            return Err(reject(broken.rule, broken.reason));
-        }
-        values.push(value);
+        values.push(column.value(row)?);
     }
-    Ok(())
+    match plan.inside.check(values) {
+        None => Ok(()),
+        Some(reject) => Err(reject),
+    }
 }
 
 #[cfg(test)]

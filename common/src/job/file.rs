@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::parameter::render;
+use super::parameter::{plain, render};
 use super::{
     ColumnSpec, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec, Publish,
     Request, Results, SchemaContract, Source, Target, Window,
@@ -136,6 +136,13 @@ impl Job {
         let mut spec = self.spec.clone();
         let window = spec.target.replace_where.as_ref();
         spec.target.replace_where = window.map(|window| window.filled(&rendered.parameters));
+        for column in &mut spec.columns {
+            if let Some(name) = &column.parameter {
+                let (value, parameter_type) = plain(name, &self.parameters, &rendered.parameters)?;
+                column.constant = Some(value.into());
+                column.pg_type.get_or_insert(parameter_type.pg_type());
+            }
+        }
         Ok(Request {
             sql: rendered.sql,
             parameters: rendered.parameters,
@@ -204,7 +211,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     })
 }
 
-/// Names that Postgres takes, and no source twice.
+/// Names that Postgres takes, and no column twice.
 fn check_names(file: &JobFile) -> Result<(), String> {
     let identifier =
         |name: &str| check_identifier(name).map_err(|error: SchemaError| error.to_string());
@@ -213,14 +220,35 @@ fn check_names(file: &JobFile) -> Result<(), String> {
     identifier(schema)?;
     identifier(table)?;
     for (index, column) in file.columns.iter().enumerate() {
-        identifier(column.name.as_deref().unwrap_or(&column.source))?;
-        if file.columns[..index]
-            .iter()
-            .any(|other| other.source == column.source)
+        let name = column.target_name();
+        column.check().map_err(|unfit| {
+            let (setting, problem) = (unfit.setting, unfit.problem);
+            let which = if name.is_empty() {
+                format!("number {}", index + 1)
+            } else {
+                format!("{name:?}")
+            };
+            format!("the [[columns]] {which} cannot have this {setting}: {problem}")
+        })?;
+        identifier(name)?;
+        let earlier = &file.columns[..index];
+        if let Some(source) = &column.source
+            && earlier
+                .iter()
+                .any(|other| other.source.as_ref() == Some(source))
         {
             return Err(format!(
-                "two [[columns]] have the source {:?}; remove one",
-                column.source
+                "two [[columns]] have the source {source:?}; remove one"
+            ));
+        }
+        if earlier.iter().any(|other| other.target_name() == name) {
+            return Err(format!("two [[columns]] are named {name:?}; rename one"));
+        }
+        if let Some(parameter) = &column.parameter
+            && !file.parameters.contains_key(parameter)
+        {
+            return Err(format!(
+                "the [[columns]] {name:?} wants the parameter {parameter:?}, which the job does not declare; add it under [parameters]"
             ));
         }
     }
@@ -297,8 +325,13 @@ fn read_window(
 ) -> Result<Window, String> {
     let window = Window::parse(condition)?;
     window.check(parameters, |name| {
-        let is_it = |column: &&ColumnSpec| column.name.as_deref().unwrap_or(&column.source) == name;
-        columns.iter().find(is_it)?.pg_type
+        let is_it = |column: &&ColumnSpec| column.target_name() == name;
+        let column = columns.iter().find(is_it)?;
+        let parameter = column.parameter.as_ref();
+        let of_parameter = parameter.and_then(|name| parameters.get(name));
+        column
+            .declared_type()
+            .or(of_parameter.map(|parameter| parameter.parameter_type.pg_type()))
     })?;
     Ok(window)
 }
@@ -342,6 +375,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::PgType;
 
     const CLICKS: &str = r#"
 description = "Clicks"
@@ -394,6 +428,33 @@ rules = [{ not_empty = true }, { none_of = ["A1", "A2"] }]
     }
 
     #[test]
+    fn a_run_fills_in_what_is_the_same_in_its_rows() {
+        let added = "\n[[columns]]\nname = \"day\"\nparameter = \"from\"\n[[columns]]\nname = \"asked\"\nrequested_at = true\n";
+        let job = read(&(CLICKS.to_owned() + added)).unwrap();
+        let at = "2018-04-09T10:11:12.123456Z".parse().unwrap();
+        let set = BTreeMap::from([("from".to_owned(), "2018-04-05".to_owned())]);
+        let asked = job.request(&set).unwrap().spec;
+        assert!(asked.check().unwrap_err().contains("\"asked\""));
+        let spec = asked.asked_at(at);
+        assert_eq!(spec.check(), Ok(()));
+        let filled: Vec<_> = spec.columns[1..]
+            .iter()
+            .map(|column| {
+                let text = column.constant.as_ref().unwrap().as_str();
+                (text, column.declared_type().unwrap())
+            })
+            .collect();
+        let wanted = [
+            ("2018-04-05", PgType::Date),
+            ("2018-04-09T10:11:12.123456Z", PgType::TimestampTz),
+        ];
+        assert_eq!(filled, wanted);
+        // A replay of the run.
+        assert_eq!(job.request(&set).unwrap().spec.asked_at(at), spec);
+        assert_eq!(job.spec.columns[1].constant, None);
+    }
+
+    #[test]
     fn a_typo_is_refused_with_its_line() {
         let error = read(&CLICKS.replace("database =", "databse =")).unwrap_err();
         assert!(
@@ -423,6 +484,22 @@ rules = [{ not_empty = true }, { none_of = ["A1", "A2"] }]
             ("10 GB", "10 parsecs", "not a size"),
             ("char(2)", "chr(2)", "is not known here"),
             ("country_code\"\ntype", "_batch\"\ntype", "loader's own"),
+            (
+                "char(2)\"",
+                "char(2)\"\nround = true",
+                "cannot have this round",
+            ),
+            ("char(2)\"", "char(2)\"\nmask = \"redact\"", "holds 2"),
+            (
+                "[target]",
+                "[[columns]]\nname = \"day\"\nparameter = \"form\"\n[target]",
+                "\"form\", which the job does not declare",
+            ),
+            (
+                "[target]",
+                "[[columns]]\nname = \"country_code\"\nconstant = \"x\"\n[target]",
+                "two [[columns]] are named",
+            ),
         ] {
             let error = read(&CLICKS.replace(from, to)).unwrap_err();
             assert!(error.contains(wanted), "{error}");

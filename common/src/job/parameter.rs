@@ -9,6 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{JobSpec, Scalar};
+use crate::schema::PgType;
 
 /// A parameter as a job declares it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,8 +62,30 @@ pub enum ParameterError {
         parameter_type: ParameterType,
         value: String,
     },
-    #[error("the SQL uses :{0}, which the job does not declare; add it under [parameters]")]
+    #[error("the job uses :{0}, which it does not declare; add it under [parameters]")]
     Undeclared(String),
+}
+
+impl ParameterSpec {
+    /// What a run sets, else the default.
+    fn value<'a>(
+        &'a self,
+        name: &str,
+        set: &'a BTreeMap<String, String>,
+    ) -> Result<&'a str, ParameterError> {
+        let given = set.get(name).map(String::as_str);
+        given
+            .or(self.default.as_ref().map(Scalar::as_str))
+            .ok_or_else(|| ParameterError::Missing(name.to_owned()))
+    }
+
+    fn invalid(&self, name: &str, value: &str) -> ParameterError {
+        ParameterError::Invalid {
+            name: name.to_owned(),
+            parameter_type: self.parameter_type,
+            value: value.to_owned(),
+        }
+    }
 }
 
 impl ParameterType {
@@ -98,18 +121,29 @@ impl ParameterType {
                 let date = value.parse::<jiff::civil::Date>().ok()?;
                 (date.to_string() == value).then(|| format!("DATE '{value}'"))
             }
-            Self::Timestamp => {
-                // The parser would read over a zone or an offset, and the literal has none.
-                let has_zone = value.get(10..)?.contains(['+', '-', 'Z', 'z', '[']);
-                let stamp = value
-                    .parse::<jiff::civil::DateTime>()
-                    .ok()
-                    .filter(|_| !has_zone)?;
-                Some(format!(
-                    "TIMESTAMP '{}'",
-                    stamp.to_string().replace('T', " ")
-                ))
-            }
+            Self::Timestamp => Some(format!("TIMESTAMP '{}'", read_timestamp(value)?)),
+        }
+    }
+
+    /// The value as Postgres reads it; none when the text is not one.
+    fn plain(self, value: &str) -> Option<String> {
+        self.literal(value)?;
+        match self {
+            Self::Timestamp => read_timestamp(value),
+            Self::Integer => value.parse::<i64>().ok().map(|number| number.to_string()),
+            _ => Some(value.to_owned()),
+        }
+    }
+
+    /// The type of a column that holds the value.
+    pub(super) fn pg_type(self) -> PgType {
+        match self {
+            Self::Text => PgType::Text,
+            Self::Integer => PgType::BigInt,
+            Self::Decimal => PgType::Numeric(None),
+            Self::Boolean => PgType::Boolean,
+            Self::Date => PgType::Date,
+            Self::Timestamp => PgType::Timestamp,
         }
     }
 }
@@ -127,12 +161,36 @@ impl fmt::Display for ParameterType {
     }
 }
 
+/// `2018-04-02 13:00:00`. The parser would read over a zone or an offset, and the literal has none.
+fn read_timestamp(value: &str) -> Option<String> {
+    let has_zone = value.get(10..)?.contains(['+', '-', 'Z', 'z', '[']);
+    let stamp = value.parse::<jiff::civil::DateTime>().ok();
+    stamp
+        .filter(|_| !has_zone)
+        .map(|stamp| stamp.to_string().replace('T', " "))
+}
+
 fn is_decimal(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
     let all_digits =
         |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     all_digits(whole) && all_digits(fraction)
+}
+
+/// One parameter's value as Postgres reads it, and its type.
+pub(super) fn plain(
+    name: &str,
+    declared: &BTreeMap<String, ParameterSpec>,
+    set: &BTreeMap<String, String>,
+) -> Result<(String, ParameterType), ParameterError> {
+    let spec = declared
+        .get(name)
+        .ok_or_else(|| ParameterError::Undeclared(name.to_owned()))?;
+    let value = spec.value(name, set)?;
+    let plain = spec.parameter_type.plain(value);
+    let plain = plain.ok_or_else(|| spec.invalid(name, value))?;
+    Ok((plain, spec.parameter_type))
 }
 
 /// Fills a job's SQL with the values that a run sets and the defaults of the others.
@@ -160,19 +218,9 @@ pub(super) fn render(
     let mut values = BTreeMap::new();
     let mut literals = BTreeMap::new();
     for (name, spec) in declared {
-        let given = set
-            .get(name)
-            .map(String::as_str)
-            .or(spec.default.as_ref().map(Scalar::as_str));
-        let value = given.ok_or_else(|| ParameterError::Missing(name.clone()))?;
-        let literal =
-            spec.parameter_type
-                .literal(value)
-                .ok_or_else(|| ParameterError::Invalid {
-                    name: name.clone(),
-                    parameter_type: spec.parameter_type,
-                    value: value.to_owned(),
-                })?;
+        let value = spec.value(name, set)?;
+        let literal = spec.parameter_type.literal(value);
+        let literal = literal.ok_or_else(|| spec.invalid(name, value))?;
         values.insert(name.clone(), value.to_owned());
         literals.insert(name.as_str(), literal);
     }

@@ -67,6 +67,12 @@ impl From<Scalar> for String {
     }
 }
 
+impl From<String> for Scalar {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl From<&str> for Scalar {
     fn from(text: &str) -> Self {
         Self(text.to_owned())

@@ -162,7 +162,7 @@ impl Message for RawBatch {
     fn check(&self) -> Result<(), String> {
         check_seq(&self.id)?;
         check_place(self.first_row, self.rows.len())?;
-        self.job.target.check()?;
+        self.job.check()?;
         if !self.rows.is_empty() && self.rows.width() != self.columns.len() {
             return Err(format!(
                 "rows of {} values for {} columns",

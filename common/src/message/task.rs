@@ -170,7 +170,7 @@ impl Message for ExtractTask {
         if self.sql.is_empty() {
             return Err("a task without SQL".to_owned());
         }
-        self.job.target.check()?;
+        self.job.check()?;
         if self.limits.batch_rows == 0
             || self.limits.batch_bytes == 0
             || self.limits.batch_bytes as usize > Limits::ROW_BYTES

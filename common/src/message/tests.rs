@@ -99,10 +99,11 @@ fn job() -> JobSpec {
             ..Target::default()
         },
         columns: vec![ColumnSpec {
-            source: "c0".into(),
+            source: Some("c0".into()),
             name: Some("c0".into()),
             pg_type: Some(PgType::Char(2)),
             rules: vec![Rule::Required(true), Rule::NoneOf(vec!["A1".into()])],
+            ..ColumnSpec::default()
         }],
     }
 }

@@ -37,6 +37,26 @@ pub enum AthenaType {
     Row,
 }
 
+impl AthenaType {
+    /// Whether its values are free text.
+    pub fn is_text(self) -> bool {
+        matches!(self, Self::Char | Self::Varchar)
+    }
+
+    /// Whether the text of its values is a number with every digit that the number has.
+    pub fn is_exact_number(self) -> bool {
+        matches!(
+            self,
+            Self::TinyInt
+                | Self::SmallInt
+                | Self::Integer
+                | Self::BigInt
+                | Self::Decimal(..)
+                | Self::Double
+        )
+    }
+}
+
 /// A type that this version does not know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the Athena type {0:?} is not known")]

@@ -5,8 +5,11 @@
 //! job along. Declared columns refine; a column that is not declared keeps its name and gets the
 //! default type, so that no column is lost for want of a line in the job.
 
+use std::collections::HashSet;
+
+use super::matrix::{default_type, is_lossless};
 use super::{AthenaType, PgType, ResultColumn, TargetColumn};
-use crate::job::{ColumnSpec, Rule};
+use crate::job::{ColumnSpec, Rule, Unfit};
 
 /// Postgres cuts identifiers beyond this many bytes, silently (`NAMEDATALEN` - 1).
 const IDENTIFIER_BYTES: usize = 63;
@@ -17,12 +20,25 @@ pub const BATCH_COLUMN: &str = "_batch";
 /// A target column and where its values come from.
 #[derive(Debug, Clone)]
 pub struct ResolvedColumn {
-    /// The position of the source among the result's columns, from 0.
-    pub source: usize,
-    pub source_name: String,
-    pub athena_type: AthenaType,
+    pub origin: Origin,
     pub target: TargetColumn,
+    /// What the job says about it; of a column that it does not declare, only the source.
+    pub spec: ColumnSpec,
+    /// The job's rules, and `required` for a key.
     pub rules: Vec<Rule>,
+}
+
+/// Where the values of a target column come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A column of the result.
+    Result {
+        /// Its position, from 0.
+        position: usize,
+        athena_type: AthenaType,
+    },
+    /// The job: the same text for every row of a run.
+    Job(String),
 }
 
 /// Why a result cannot be loaded as a job says. Each says what to change.
@@ -41,7 +57,9 @@ pub enum SchemaError {
     DuplicateSource(String),
     #[error("column {0} of the query has no name; give it an alias: SELECT ... AS some_name")]
     EmptySource(usize),
-    #[error("two columns of the job are named {0:?} in the target; rename one")]
+    #[error(
+        "two columns are named {0:?} in the target; rename one: name = ... in the job, or AS ... in the SELECT"
+    )]
     DuplicateTarget(String),
     #[error("the column {name:?} has the Athena type {type_name}, whose text form cannot be read back; write CAST({quoted} AS JSON) AS {quoted} in the SELECT", quoted = super::quoted(name))]
     Unreadable { name: String, type_name: String },
@@ -58,6 +76,16 @@ pub enum SchemaError {
         pg_type: PgType,
         default: PgType,
     },
+    #[error("the column {name:?} cannot have {setting}: {problem}; correct the job")]
+    Setting {
+        name: String,
+        setting: &'static str,
+        problem: String,
+    },
+    #[error(
+        "the column {0:?} is filled in when a run is asked for, and was not; ask for the run with `etl run`"
+    )]
+    Unfilled(String),
     #[error("the key column {0:?} is not among the columns; correct target.key")]
     MissingKey(String),
     #[error(
@@ -86,30 +114,36 @@ pub fn check_identifier(name: &str) -> Result<(), SchemaError> {
     })
 }
 
-/// The target's columns in the order of the result's. Key columns are `required`.
+/// The target's columns: the result's in their order, then those that the job adds. Key columns are
+/// `required`.
 pub fn resolve(
     declared: &[ColumnSpec],
     result: &[ResultColumn],
     key: &[String],
 ) -> Result<Vec<ResolvedColumn>, SchemaError> {
     check_sources(declared, result)?;
-    let mut columns = Vec::with_capacity(result.len());
-    for (source, from) in result.iter().enumerate() {
-        let spec = declared.iter().find(|spec| spec.source == from.name);
-        columns.push(resolve_one(source, from, spec, key)?);
-    }
-    for (index, column) in columns.iter().enumerate() {
-        if columns[..index]
+    let mut columns: Vec<ResolvedColumn> = Vec::with_capacity(result.len() + declared.len());
+    for (position, from) in result.iter().enumerate() {
+        let spec = declared
             .iter()
-            .any(|other| other.target.name == column.target.name)
-        {
-            return Err(SchemaError::DuplicateTarget(column.target.name.clone()));
+            .find(|spec| spec.source.as_ref() == Some(&from.name));
+        columns.push(of_result(position, from, spec)?);
+    }
+    for spec in declared.iter().filter(|spec| spec.source.is_none()) {
+        columns.push(of_job(spec)?);
+    }
+    let mut names = HashSet::new();
+    for column in &mut columns {
+        let name = &column.target.name;
+        check_identifier(name)?;
+        if !names.insert(name.clone()) {
+            return Err(SchemaError::DuplicateTarget(name.clone()));
+        }
+        if key.contains(name) && !column.rules.contains(&Rule::Required(true)) {
+            column.rules.insert(0, Rule::Required(true));
         }
     }
-    match key
-        .iter()
-        .find(|key| !columns.iter().any(|column| column.target.name == **key))
-    {
+    match key.iter().find(|key| !names.contains(*key)) {
         Some(key) => Err(SchemaError::MissingKey(key.clone())),
         None => Ok(columns),
     }
@@ -127,13 +161,15 @@ fn check_sources(declared: &[ColumnSpec], result: &[ResultColumn]) -> Result<(),
             return Err(SchemaError::DuplicateSource(column.name.clone()));
         }
     }
-    match declared
+    let returns = |source: &str| result.iter().any(|column| column.name == source);
+    let missing = declared
         .iter()
-        .find(|spec| !result.iter().any(|column| column.name == spec.source))
-    {
+        .filter_map(|spec| spec.source.as_deref())
+        .find(|source| !returns(source));
+    match missing {
         None => Ok(()),
-        Some(spec) => Err(SchemaError::MissingSource {
-            source_name: spec.source.clone(),
+        Some(source) => Err(SchemaError::MissingSource {
+            source_name: source.to_owned(),
             returned: result
                 .iter()
                 .map(|column| column.name.as_str())
@@ -143,11 +179,10 @@ fn check_sources(declared: &[ColumnSpec], result: &[ResultColumn]) -> Result<(),
     }
 }
 
-fn resolve_one(
-    source: usize,
+fn of_result(
+    position: usize,
     from: &ResultColumn,
     spec: Option<&ColumnSpec>,
-    key: &[String],
 ) -> Result<ResolvedColumn, SchemaError> {
     let (name, type_name) = (from.name.clone(), from.type_name.clone());
     let Ok(athena_type) = type_name.parse::<AthenaType>() else {
@@ -156,8 +191,14 @@ fn resolve_one(
     let Some(default) = default_type(athena_type) else {
         return Err(SchemaError::Unreadable { name, type_name });
     };
-    let pg_type = spec.and_then(|spec| spec.pg_type).unwrap_or(default);
-    if !is_lossless(athena_type, pg_type) {
+    let spec = spec.cloned().unwrap_or_else(|| ColumnSpec {
+        source: Some(name.clone()),
+        ..ColumnSpec::default()
+    });
+    let pg_type = spec.declared_type().unwrap_or(default);
+    spec.check_types(Some(athena_type), Some(pg_type))
+        .map_err(|unfit| unusable(&name, unfit))?;
+    if !is_lossless(athena_type, pg_type, &spec) {
         return Err(SchemaError::Lossy {
             name,
             type_name,
@@ -165,81 +206,43 @@ fn resolve_one(
             default,
         });
     }
-    let target_name = spec
-        .and_then(|spec| spec.name.clone())
-        .unwrap_or_else(|| name.clone());
-    check_identifier(&target_name)?;
-    let mut rules = spec.map(|spec| spec.rules.clone()).unwrap_or_default();
-    if key.contains(&target_name) && !rules.contains(&Rule::Required(true)) {
-        rules.insert(0, Rule::Required(true));
-    }
-    let target = TargetColumn {
-        name: target_name,
-        pg_type,
-        athena_type: type_name,
+    Ok(ResolvedColumn {
+        origin: Origin::Result {
+            position,
+            athena_type,
+        },
+        target: TargetColumn {
+            name: spec.target_name().to_owned(),
+            pg_type,
+            athena_type: type_name,
+        },
+        rules: spec.rules.clone(),
+        spec,
+    })
+}
+
+fn of_job(spec: &ColumnSpec) -> Result<ResolvedColumn, SchemaError> {
+    let name = spec.target_name().to_owned();
+    let (Some(value), Some(pg_type)) = (&spec.constant, spec.declared_type()) else {
+        return Err(SchemaError::Unfilled(name));
     };
     Ok(ResolvedColumn {
-        source,
-        source_name: name,
-        athena_type,
-        target,
-        rules,
+        origin: Origin::Job(value.as_str().to_owned()),
+        target: TargetColumn {
+            name,
+            pg_type,
+            athena_type: String::new(),
+        },
+        rules: Vec::new(),
+        spec: spec.clone(),
     })
 }
 
-/// The Postgres type that holds every value of an Athena type; none where the text form that
-/// Athena returns cannot be read back.
-fn default_type(athena: AthenaType) -> Option<PgType> {
-    Some(match athena {
-        AthenaType::Boolean => PgType::Boolean,
-        AthenaType::TinyInt | AthenaType::SmallInt => PgType::SmallInt,
-        AthenaType::Integer => PgType::Integer,
-        AthenaType::BigInt => PgType::BigInt,
-        AthenaType::Real => PgType::Real,
-        AthenaType::Double => PgType::Double,
-        AthenaType::Decimal(precision, scale) => PgType::Numeric(Some((precision, scale))),
-        AthenaType::Char | AthenaType::Varchar => PgType::Text,
-        // Not jsonb, which drops duplicate keys and cannot hold \u0000.
-        AthenaType::Json => PgType::Json,
-        AthenaType::Date => PgType::Date,
-        AthenaType::Time => PgType::Time,
-        AthenaType::Timestamp => PgType::Timestamp,
-        AthenaType::TimestampTz => PgType::TimestampTz,
-        AthenaType::Varbinary => PgType::Bytea,
-        AthenaType::Uuid => PgType::Uuid,
-        AthenaType::IpAddress => PgType::Inet,
-        AthenaType::IntervalDayToSecond | AthenaType::IntervalYearToMonth => PgType::Interval,
-        AthenaType::Array | AthenaType::Map | AthenaType::Row => return None,
-    })
-}
-
-/// Whether every value of the Athena type either becomes the same value in the Postgres type or is
-/// refused row by row; never rounded, cut or stripped of its zone.
-fn is_lossless(athena: AthenaType, postgres: PgType) -> bool {
-    use AthenaType as A;
-    use PgType as P;
-    let is_text = matches!(postgres, P::Text | P::Varchar(_) | P::Char(_));
-    let is_integer = matches!(postgres, P::SmallInt | P::Integer | P::BigInt);
-    match athena {
-        A::Char | A::Varchar => true,
-        A::Boolean => is_text || postgres == P::Boolean,
-        A::TinyInt | A::SmallInt => {
-            is_text || is_integer || matches!(postgres, P::Numeric(_) | P::Real | P::Double)
-        }
-        A::Integer => is_text || is_integer || matches!(postgres, P::Numeric(_) | P::Double),
-        A::BigInt | A::Decimal(..) => is_text || is_integer || matches!(postgres, P::Numeric(_)),
-        A::Real => is_text || matches!(postgres, P::Real | P::Double | P::Numeric(None)),
-        A::Double => is_text || matches!(postgres, P::Double | P::Numeric(None)),
-        A::Json => is_text || matches!(postgres, P::Json | P::Jsonb),
-        A::Date => is_text || postgres == P::Date,
-        A::Time => is_text || postgres == P::Time,
-        A::Timestamp => is_text || postgres == P::Timestamp,
-        A::TimestampTz => is_text || postgres == P::TimestampTz,
-        A::Varbinary => is_text || postgres == P::Bytea,
-        A::Uuid => is_text || postgres == P::Uuid,
-        A::IpAddress => is_text || postgres == P::Inet,
-        A::IntervalDayToSecond | A::IntervalYearToMonth => is_text || postgres == P::Interval,
-        A::Array | A::Map | A::Row => false,
+fn unusable(name: &str, unfit: Unfit) -> SchemaError {
+    SchemaError::Setting {
+        name: name.to_owned(),
+        setting: unfit.setting,
+        problem: unfit.problem,
     }
 }
 
@@ -299,6 +302,29 @@ mod tests {
     }
 
     #[test]
+    fn what_the_job_adds_comes_last_and_may_be_a_key() {
+        let specs = declared(
+            "[[columns]]\nname = \"tenant\"\nconstant = \"acme\"\n[[columns]]\nsource = \"n\"\ntype = \"numeric\"\n",
+        );
+        let key = ["tenant".to_owned(), "n".to_owned()];
+        let columns = resolve(&specs, &result(&[("n", "bigint")]), &key).unwrap();
+        assert_eq!(columns[1].origin, Origin::Job("acme".to_owned()));
+        assert_eq!(columns[1].target.pg_type, PgType::Text);
+        let taken = result(&[("tenant", "varchar"), ("n", "bigint")]);
+        assert!(matches!(
+            resolve(&specs, &taken, &[]),
+            Err(SchemaError::DuplicateTarget(_))
+        ));
+    }
+
+    #[test]
+    fn a_number_of_a_point_in_time_becomes_a_timestamptz() {
+        let specs = declared("[[columns]]\nsource = \"t\"\nepoch = \"ms\"\n");
+        let columns = resolve(&specs, &result(&[("t", "bigint")]), &[]).unwrap();
+        assert_eq!(columns[0].target.pg_type, PgType::TimestampTz);
+    }
+
+    #[test]
     fn what_cannot_be_loaded_is_refused_with_what_to_write() {
         let refused = |specs: &[ColumnSpec], columns: &[(&str, &str)], key: &[&str]| {
             let key: Vec<_> = key.iter().map(|k| (*k).to_owned()).collect();
@@ -319,6 +345,25 @@ mod tests {
         assert!(
             refused(&lossy, &[("t", "timestamp with time zone")], &[]).contains("without loss")
         );
+        for (settings, type_name, part) in [
+            ("trim = true", "bigint", "cannot have trim"),
+            ("case = \"upper\"", "json", "cannot have case"),
+            ("epoch = \"ms\"", "boolean", "cannot have epoch"),
+            ("epoch = \"ms\"", "real", "cannot have epoch"),
+            ("round = true", "bigint", "cannot have round"),
+            ("mask = \"sha256\"", "bigint", "type = \"text\""),
+            (
+                "type = \"date\"\nformat = \"%Y%m%d\"",
+                "bigint",
+                "cannot have format",
+            ),
+        ] {
+            let specs = declared(&format!("[[columns]]\nsource = \"t\"\n{settings}\n"));
+            let error = refused(&specs, &[("t", type_name)], &[]);
+            assert!(error.contains(part), "{settings}: {error}");
+        }
+        let unfilled = declared("[[columns]]\nname = \"day\"\nparameter = \"from\"\n");
+        assert!(refused(&unfilled, &[("t", "date")], &[]).contains("etl run"));
         assert!(refused(&lossy, &[("u", "bigint")], &[]).contains("does not return"));
         let twice = declared("[[columns]]\nsource = \"t\"\nname = \"u\"\n");
         assert!(refused(&twice, &[("t", "date"), ("u", "date")], &[]).contains("rename one"));

@@ -1,7 +1,7 @@
 //! Writing a run into the books, before anything of it is sent.
 
 use anyhow::{Context, anyhow};
-use common::job::{Job, Publish};
+use common::job::{Job, JobSpec, Publish};
 use common::message::RunId;
 use common::schema::TargetColumn;
 use sqlx::types::Json;
@@ -28,22 +28,39 @@ impl Books {
     }
 
     /// Refuses a job whose rows could not be loaded, as far as that can be known before the query ran.
-    pub(crate) async fn check_target(&self, job: &Job, schemas: &[String]) -> Result<(), Failure> {
-        let declared = job.spec.columns.iter().filter_map(|column| {
+    pub(crate) async fn check_target(
+        &self,
+        spec: &JobSpec,
+        schemas: &[String],
+    ) -> Result<(), Failure> {
+        let declared = spec.columns.iter().filter_map(|column| {
             Some(TargetColumn {
-                name: column.name.clone().unwrap_or_else(|| column.source.clone()),
-                pg_type: column.pg_type?,
+                name: column.target_name().to_owned(),
+                pg_type: column.declared_type()?,
                 athena_type: String::new(),
             })
         });
         let declared: Vec<_> = declared.collect();
-        let target = &job.spec.target;
+        let target = &spec.target;
         let refused = loader::target::inspect(&self.pool, target, &declared, schemas)
             .await
             .with_context(|| format!("cannot look at the target {}", target.table))?;
         refused
-            .with_context(|| format!("cannot run the job {}", job.spec.name))
+            .with_context(|| format!("cannot run the job {}", spec.name))
             .map_err(Failure::Misuse)
+    }
+
+    /// When the run was asked for, to the microsecond.
+    pub(crate) async fn requested_at(&self, run: &RunId) -> Result<jiff::Timestamp, Failure> {
+        let text: String = sqlx::query_scalar(
+            r#"SELECT to_char(requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') FROM etl.runs WHERE run_id = $1"#,
+        )
+        .bind(run.as_str())
+        .fetch_one(&self.pool)
+        .await
+        .with_context(|| format!("cannot read when the run {run} was asked for"))?;
+        let time = text.parse().context("a run in the books has no time")?;
+        Ok(time)
     }
 
     /// Writes a run into the books, before anything of it is sent.

@@ -7,6 +7,9 @@ use std::cmp::Ordering;
 /// stand for thousands of digits.
 const MAX_EXPONENT: i32 = 400;
 
+/// Whole numbers of more digits than this are not made.
+const MAX_SHIFTED_DIGITS: i64 = 30;
+
 /// A number as it is written: `-`, digits, a fraction, an exponent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scanned<'a> {
@@ -153,6 +156,66 @@ impl<'a> Decimal<'a> {
         format!("{sign}{integer}{point}{fraction}{:0<zeros$}", "").into()
     }
 
+    /// The number with at most `scale` digits after the point, to the nearest; a half goes away from
+    /// zero, as in Postgres.
+    pub(super) fn rounded(&self, scale: usize) -> Decimal<'static> {
+        let kept = &self.fraction[..self.fraction.len().min(scale)];
+        let up = self.fraction.as_bytes().get(scale) >= Some(&b'5');
+        let mut digits = format!("0{}{kept}", self.integer).into_bytes();
+        if up {
+            // The zero in front stops the carry.
+            for digit in digits.iter_mut().rev() {
+                *digit = if *digit == b'9' { b'0' } else { *digit + 1 };
+                if *digit != b'0' {
+                    break;
+                }
+            }
+        }
+        let mut digits: String = digits.into_iter().map(char::from).collect();
+        let fraction = digits.split_off(digits.len() - kept.len());
+        let integer = digits.trim_start_matches('0').to_owned();
+        let is_zero = integer.is_empty() && fraction.bytes().all(|digit| digit == b'0');
+        Decimal {
+            negative: self.negative && !is_zero,
+            integer: integer.into(),
+            fraction: fraction.into(),
+            plain: false,
+        }
+    }
+
+    /// The number times ten to the power of `shift` as a whole number, to the nearest, a half going
+    /// up; and whether it is exact. None where it has too many digits for any use.
+    pub(super) fn shifted(&self, shift: i32) -> Option<(i128, bool)> {
+        let digits = format!("{}{}", self.integer, self.fraction);
+        let point = i64::try_from(self.integer.len()).ok()? + i64::from(shift);
+        let mut whole: String = digits
+            .chars()
+            .take(usize::try_from(point).unwrap_or(0))
+            .collect();
+        let rest = &digits[whole.len()..];
+        let missing = usize::try_from(point).unwrap_or(0) - whole.len();
+        if point > MAX_SHIFTED_DIGITS {
+            return None;
+        }
+        whole.push_str(&"0".repeat(missing));
+        let magnitude: i128 = if whole.is_empty() {
+            0
+        } else {
+            whole.parse().ok()?
+        };
+        let is_exact = rest.bytes().all(|digit| digit == b'0');
+        // What is left over begins below the first decimal place where the point moved past the digits.
+        let first = if point < 0 {
+            b'0'
+        } else {
+            *rest.as_bytes().first().unwrap_or(&b'0')
+        };
+        let is_half = first == b'5' && rest[1..].bytes().all(|digit| digit == b'0');
+        let up = first >= b'5' && !(is_half && self.negative);
+        let magnitude = magnitude + i128::from(up);
+        Some((if self.negative { -magnitude } else { magnitude }, is_exact))
+    }
+
     /// One text for every spelling of the same value.
     pub(crate) fn key(&self) -> String {
         let scale = self.fraction.trim_end_matches('0').len();
@@ -252,6 +315,38 @@ mod tests {
         ] {
             assert!(Decimal::parse(text).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn rounding_is_to_the_nearest() {
+        for (text, scale, wanted) in [
+            ("1.005", 2, "1.01"),
+            ("1.0049999", 2, "1"),
+            ("-1.5", 0, "-2"),
+            ("-0.4", 0, "0"),
+            ("0.5", 0, "1"),
+            ("99.995", 2, "100"),
+            ("12", 2, "12"),
+            ("9E-1", 0, "1"),
+        ] {
+            assert_eq!(decimal(text).rounded(scale).key(), wanted, "{text}");
+        }
+        for (text, shift, wanted) in [
+            ("1522627200", 6, (1_522_627_200_000_000, true)),
+            ("1.5E9", 3, (1_500_000_000_000, true)),
+            ("-0.0000015", 6, (-1, false)),
+            ("-0.0000016", 6, (-2, false)),
+            ("0.0000015", 6, (2, false)),
+            ("1500", -3, (2, false)),
+            ("-1500", -3, (-1, false)),
+            ("499", -3, (0, false)),
+            ("50", -3, (0, false)),
+            ("0", -3, (0, true)),
+            ("1000", -3, (1, true)),
+        ] {
+            assert_eq!(decimal(text).shifted(shift), Some(wanted), "{text}");
+        }
+        assert_eq!(decimal("1E30").shifted(0), None);
     }
 
     proptest! {

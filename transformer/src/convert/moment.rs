@@ -6,7 +6,10 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use super::{Problem, zone};
+use common::schema::PgType;
+
+use super::calendar::{days_of, from_days, next_day};
+use super::{Excess, Problem, zone};
 
 /// Midnight of the first day that Postgres knows, 4714-11-24 BC.
 const FIRST: Moment = Moment {
@@ -21,15 +24,18 @@ const LAST_DATE_YEAR: i32 = 5_874_897;
 const LAST_TIMESTAMP_YEAR: i32 = 294_276;
 
 const MICROS: u64 = 1_000_000;
+const DAY: u64 = 86_400 * MICROS;
 
 const NOT_A_DATE: Problem = Cow::Borrowed("is not a date written YYYY-MM-DD");
 const NOT_A_TIME: Problem = Cow::Borrowed("is not a time written HH:MM:SS");
 const NOT_A_TIMESTAMP: Problem = Cow::Borrowed("is not a timestamp written YYYY-MM-DD HH:MM:SS");
-const NO_SUCH_DAY: Problem = Cow::Borrowed("names a day that no calendar has");
-const NO_SUCH_TIME: Problem = Cow::Borrowed("names a time of day that no clock shows");
-const TOO_EXACT: Problem =
+pub(super) const NO_SUCH_DAY: Problem = Cow::Borrowed("names a day that no calendar has");
+pub(super) const NO_SUCH_TIME: Problem = Cow::Borrowed("names a time of day that no clock shows");
+pub(super) const TOO_EXACT: Problem =
     Cow::Borrowed("has more than 6 digits of a second, which Postgres would round");
-const OUT_OF_RANGE: Problem = Cow::Borrowed("is out of the range that Postgres can store");
+pub(super) const OUT_OF_RANGE: Problem =
+    Cow::Borrowed("is out of the range that Postgres can store");
+const NEXT_DAY: Problem = Cow::Borrowed("is 24:00:00 when it is rounded, which no clock shows");
 
 /// A point of the calendar without a zone. Year 0 is 1 BC. A time of day alone is of year 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,16 +60,68 @@ impl Moment {
             if !text.contains(':') {
                 return read_date(text, era).ok();
             }
-            let micros = read_time(text).ok()?.micros;
+            let micros = read_time(text, Excess::Refuse).ok()?.micros;
             return Some(Self {
                 micros,
                 ..Self::default()
             });
         };
         Some(Self {
-            micros: read_time(time).ok()?.micros,
+            micros: read_time(time, Excess::Refuse).ok()?.micros,
             ..read_date(date, era).ok()?
         })
+    }
+
+    /// The moment that many microseconds after 1970-01-01 00:00:00, in the same zone.
+    pub(super) fn of_micros(micros: i128) -> Option<Self> {
+        let days = i64::try_from(micros.div_euclid(DAY.into())).ok()?;
+        Some(Self {
+            micros: u64::try_from(micros.rem_euclid(DAY.into())).ok()?,
+            ..from_days(days)?
+        })
+    }
+
+    /// The same moment where its seconds were rounded up to 24:00:00.
+    pub(super) fn carried(self) -> Self {
+        if self.micros < DAY {
+            return self;
+        }
+        Self {
+            micros: self.micros - DAY,
+            ..next_day(self)
+        }
+    }
+
+    /// The moment as Postgres shows it in a column of a type that a job may give a `format` for.
+    pub(super) fn show(self, to: PgType, zone: &str) -> Result<String, Problem> {
+        match to {
+            PgType::Date => self.show_as_date(),
+            PgType::Time => self.show_as_time(),
+            PgType::TimestampTz => {
+                let utc = zone::to_utc(self.carried(), zone)?;
+                Ok(in_range(utc)?.show_timestamp("+00"))
+            }
+            _ => Ok(in_range(self.carried())?.show_timestamp("")),
+        }
+    }
+
+    fn show_as_date(self) -> Result<String, Problem> {
+        if self < FIRST || self.year > LAST_DATE_YEAR {
+            return Err(OUT_OF_RANGE);
+        }
+        let mut shown = String::with_capacity(16);
+        self.show_date(&mut shown);
+        shown.push_str(self.era());
+        Ok(shown)
+    }
+
+    fn show_as_time(self) -> Result<String, Problem> {
+        if self.micros >= DAY {
+            return Err(NEXT_DAY);
+        }
+        let mut shown = String::with_capacity(16);
+        self.show_time(&mut shown);
+        Ok(shown)
     }
 
     /// The date as Postgres shows it, without the era.
@@ -107,33 +165,38 @@ impl Moment {
 pub(super) fn date(text: &str) -> Result<Cow<'_, str>, Problem> {
     let (date, era) = split_era(text);
     let moment = read_date(date, era)?;
-    if moment < FIRST || moment.year > LAST_DATE_YEAR {
-        return Err(OUT_OF_RANGE);
-    }
-    if is_plain_year(text) {
+    if moment >= FIRST && is_plain_year(text) {
         return Ok(text.into());
     }
-    let mut shown = String::with_capacity(16);
-    moment.show_date(&mut shown);
-    shown.push_str(moment.era());
-    Ok(shown.into())
+    Ok(moment.show_as_date()?.into())
 }
 
 /// `HH:MM:SS`, with or without a fraction.
-pub(super) fn time(text: &str) -> Result<Cow<'_, str>, Problem> {
-    let time = read_time(text)?;
-    Ok(text[..time.length].into())
+pub(super) fn time(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> {
+    let time = read_time(text, excess)?;
+    if let Some(length) = time.length {
+        return Ok(text[..length].into());
+    }
+    let moment = Moment {
+        micros: time.micros,
+        ..Moment::default()
+    };
+    Ok(moment.show_as_time()?.into())
 }
 
 /// A date and a time of day. A text with a zone is refused: Postgres would drop the zone.
-pub(super) fn timestamp(text: &str) -> Result<Cow<'_, str>, Problem> {
+pub(super) fn timestamp(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> {
     let parts = Parts::of(text)?;
     if !parts.zone.is_empty() {
         return Err("has a time zone, which timestamp would drop; use timestamptz".into());
     }
-    let (moment, length) = parts.read()?;
+    let (moment, length) = parts.read(excess)?;
     let moment = in_range(moment)?;
-    if is_plain_year(text) && parts.era.is_empty() && parts.separator == b' ' {
+    if let Some(length) = length
+        && is_plain_year(text)
+        && parts.era.is_empty()
+        && parts.separator == b' '
+    {
         return Ok(text[..parts.date.len() + 1 + length].into());
     }
     Ok(moment.show_timestamp("").into())
@@ -141,12 +204,12 @@ pub(super) fn timestamp(text: &str) -> Result<Cow<'_, str>, Problem> {
 
 /// A date, a time of day and a zone, shown in UTC. A text without a zone is refused, since any would
 /// be a guess.
-pub(super) fn timestamptz(text: &str) -> Result<Cow<'_, str>, Problem> {
+pub(super) fn timestamptz(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> {
     let parts = Parts::of(text)?;
     if parts.zone.is_empty() {
         return Err("has no time zone, and timestamptz needs one".into());
     }
-    let (moment, _) = parts.read()?;
+    let (moment, _) = parts.read(excess)?;
     let moment = in_range(zone::to_utc(moment, parts.zone)?)?;
     Ok(moment.show_timestamp("+00").into())
 }
@@ -203,8 +266,9 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// The moment that the clock showed, and the length of the time's text without superfluous zeros.
-    fn read(&self) -> Result<(Moment, usize), Problem> {
+    /// The moment that the clock showed, and the length of the time's text without superfluous zeros,
+    /// unless it was rounded.
+    fn read(&self, excess: Excess) -> Result<(Moment, Option<usize>), Problem> {
         let unclear = |problem: Problem| {
             if problem == NOT_A_DATE || problem == NOT_A_TIME {
                 NOT_A_TIMESTAMP
@@ -213,14 +277,12 @@ impl<'a> Parts<'a> {
             }
         };
         let date = read_date(self.date, self.era).map_err(unclear)?;
-        let time = read_time(self.time).map_err(unclear)?;
-        Ok((
-            Moment {
-                micros: time.micros,
-                ..date
-            },
-            time.length,
-        ))
+        let time = read_time(self.time, excess).map_err(unclear)?;
+        let moment = Moment {
+            micros: time.micros,
+            ..date
+        };
+        Ok((moment.carried(), time.length))
     }
 }
 
@@ -257,24 +319,15 @@ fn read_date(text: &str, era: &str) -> Result<Moment, Problem> {
     })
 }
 
-/// The days of a month in the proleptic Gregorian calendar, as Java, SQL and Postgres have it.
-fn days_of(year: i32, month: u32) -> u32 {
-    match month {
-        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
-        2 => 28,
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    }
-}
-
 struct TimeOfDay {
     micros: u64,
-    /// The bytes of its text that matter: without zeros at the end of the fraction.
-    length: usize,
+    /// The bytes of its text that matter: without zeros at the end of the fraction. None where it was
+    /// rounded.
+    length: Option<usize>,
 }
 
 /// Reads `HH:MM:SS` and a fraction of at most 12 digits, of which 6 may be other than zero.
-fn read_time(text: &str) -> Result<TimeOfDay, Problem> {
+fn read_time(text: &str, excess: Excess) -> Result<TimeOfDay, Problem> {
     let bytes = text.as_bytes();
     let is_shaped = bytes.len() >= 8 && bytes[2] == b':' && bytes[5] == b':';
     if !is_shaped {
@@ -297,24 +350,34 @@ fn read_time(text: &str) -> Result<TimeOfDay, Problem> {
     if hour > 23 || minute > 59 || second > 59 {
         return Err(NO_SUCH_TIME);
     }
-    let significant = fraction.len()
-        - fraction
-            .iter()
-            .rev()
-            .take_while(|digit| **digit == b'0')
-            .count();
-    if significant > 6 {
+    let significant = fraction.len() - trailing_zeros(fraction);
+    Ok(TimeOfDay {
+        micros: (hour * 3600 + minute * 60 + second) * MICROS + read_fraction(fraction, excess)?,
+        length: match significant {
+            0 => Some(8),
+            1..=6 => Some(9 + significant),
+            _ => None,
+        },
+    })
+}
+
+/// The digits of a fraction of a second as microseconds; a whole second where they round up to one.
+pub(super) fn read_fraction(digits: &[u8], excess: Excess) -> Result<u64, Problem> {
+    let significant = digits.len() - trailing_zeros(digits);
+    if significant > 6 && excess == Excess::Refuse {
         return Err(TOO_EXACT);
     }
-    let digits = fraction.iter().copied().chain(std::iter::repeat(b'0'));
-    let micros = digits
+    let padded = digits.iter().copied().chain(std::iter::repeat(b'0'));
+    let micros = padded
         .take(6)
         .fold(0, |micros, digit| micros * 10 + u64::from(digit - b'0'));
-    let length = if significant == 0 { 8 } else { 9 + significant };
-    Ok(TimeOfDay {
-        micros: (hour * 3600 + minute * 60 + second) * MICROS + micros,
-        length,
-    })
+    let up = digits.get(6).is_some_and(|digit| *digit >= b'5');
+    Ok(micros + u64::from(up))
+}
+
+fn trailing_zeros(digits: &[u8]) -> usize {
+    let zeros = digits.iter().rev().take_while(|digit| **digit == b'0');
+    zeros.count()
 }
 
 /// Up to nine digits.

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use common::schema::{AthenaType, PgType};
 
-use super::Problem;
 use super::decimal::{Decimal, Scanned};
+use super::{Excess, Problem};
 
 /// Digits before and after the point that a `numeric` without precision can hold: PostgreSQL
 /// documentation, "Numeric Types".
@@ -67,8 +67,13 @@ fn out_of_range(to: PgType) -> Problem {
 }
 
 /// `numeric(p,s)`, exact: a number whose digits do not fit is refused, only zeros at the end of the
-/// fraction may go. Without precision and scale also `NaN` and the infinities (Postgres 14 or later).
-pub(super) fn numeric(text: &str, size: Option<(u32, u32)>) -> Result<Cow<'_, str>, Problem> {
+/// fraction may go, or digits that the job has rounded. Without precision and scale also `NaN` and the
+/// infinities (Postgres 14 or later).
+pub(super) fn numeric(
+    text: &str,
+    size: Option<(u32, u32)>,
+    excess: Excess,
+) -> Result<Cow<'_, str>, Problem> {
     if size.is_none() && is_special(text) {
         return Ok(text.into());
     }
@@ -79,6 +84,10 @@ pub(super) fn numeric(text: &str, size: Option<(u32, u32)>) -> Result<Cow<'_, st
             return Err("has more digits than numeric can hold".into());
         }
         return Ok(number.show(text, number.fraction_digits()));
+    };
+    let number = match number.precision_at(scale as usize) {
+        None if excess == Excess::Round => number.rounded(scale as usize),
+        _ => number,
     };
     match number.precision_at(scale as usize) {
         None => {

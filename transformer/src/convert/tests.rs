@@ -1,13 +1,13 @@
 //! The whole matrix of types, value by value, and `docs/types.md` compared with it.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use common::job::ColumnSpec;
 use common::schema::{ResultColumn, resolve};
 use proptest::prelude::*;
 
 use super::*;
+use crate::documented::assert_documented;
 
 /// Every Athena type, as its metadata writes it.
 const ATHENA: &[&str] = &[
@@ -210,10 +210,9 @@ fn postgres(text: &str) -> PgType {
 /// The type that a column becomes when the job asks for `wanted`.
 fn resolved(from: &str, wanted: Option<&str>) -> Option<PgType> {
     let spec = ColumnSpec {
-        source: "a".into(),
-        name: None,
+        source: Some("a".into()),
         pg_type: wanted.map(postgres),
-        rules: vec![],
+        ..ColumnSpec::default()
     };
     let result = [ResultColumn {
         name: "a".into(),
@@ -316,19 +315,7 @@ fn tables() -> String {
 
 #[test]
 fn the_documentation_has_the_same_tables() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let document = std::fs::read_to_string(root.join("docs/types.md")).unwrap();
-    let (begin, end) = ("<!-- tables: begin -->\n", "<!-- tables: end -->\n");
-    let (before, rest) = document.split_once(begin).unwrap();
-    let (written, after) = rest.split_once(end).unwrap();
-    let wanted = tables();
-    if written != wanted {
-        let corrected = root.join("target/types.md");
-        std::fs::write(&corrected, format!("{before}{begin}{wanted}{end}{after}")).unwrap();
-        panic!(
-            "docs/types.md differs from the code; see what changed, then copy target/types.md over it"
-        );
-    }
+    assert_documented("tables", &tables());
 }
 
 proptest! {

@@ -223,18 +223,47 @@ fn a_rule_that_cannot_be_used_is_the_jobs_fault() {
 #[test]
 fn a_job_is_checked_before_its_query_ran() {
     let column = |pg_type: Option<&str>, toml: &str| ColumnSpec {
-        source: "s".into(),
-        name: None,
+        source: Some("s".into()),
         pg_type: pg_type.map(|text| text.parse().unwrap()),
         rules: rules(toml),
+        ..ColumnSpec::default()
+    };
+    let check_columns = |columns: &[ColumnSpec]| {
+        check_job(&JobSpec {
+            name: "j".into(),
+            target: common::job::Target::default(),
+            columns: columns.to_vec(),
+        })
     };
     assert_eq!(
-        check_rules(&[
+        check_columns(&[
             column(Some("bigint"), "{ min = 3 }"),
             column(None, "{ min = 3 }")
         ]),
         Ok(())
     );
-    assert!(check_rules(&[column(Some("bigint"), r#"{ min = "x" }"#)]).is_err());
-    assert!(check_rules(&[column(None, r#"{ pattern = "(" }"#)]).is_err());
+    assert!(check_columns(&[column(Some("bigint"), r#"{ min = "x" }"#)]).is_err());
+    assert!(check_columns(&[column(None, r#"{ pattern = "(" }"#)]).is_err());
+    for (settings, part) in [
+        (
+            "name = \"n\"\nconstant = \"x\"\ntype = \"bigint\"",
+            "not an integer",
+        ),
+        (
+            "name = \"n\"\nrequested_at = true\nconstant = \"2018-04-02T00:00:00Z\"\ntype = \"timestamp\"",
+            "would drop",
+        ),
+        (
+            "source = \"s\"\nformat = \"%d.%m\"\ntype = \"date\"",
+            "needs a year",
+        ),
+        (
+            "source = \"s\"\nepoch = \"ms\"\nrules = [{ min = 3 }]",
+            "timestamp",
+        ),
+    ] {
+        let column: ColumnSpec = toml::from_str(settings).unwrap();
+        let error = check_columns(&[column]).unwrap_err().to_string();
+        assert!(error.contains(part), "{settings}: {error}");
+    }
 }

@@ -5,6 +5,7 @@ use common::message::{BatchId, Message};
 use proptest::prelude::*;
 
 use super::*;
+use crate::column::REASON_CHARS;
 
 const COLUMNS: &[(&str, &str)] = &[
     ("country", "varchar"),
@@ -14,10 +15,11 @@ const COLUMNS: &[(&str, &str)] = &[
 
 fn job() -> JobSpec {
     let column = |source: &str, name: Option<&str>, pg_type: &str, rules| ColumnSpec {
-        source: source.into(),
+        source: Some(source.into()),
         name: name.map(Into::into),
         pg_type: Some(pg_type.parse().unwrap()),
         rules,
+        ..ColumnSpec::default()
     };
     JobSpec {
         name: "clicks".into(),
@@ -195,6 +197,125 @@ fn a_reason_stays_short_however_long_the_rule_is() {
     assert!(
         reason.contains("does not match the pattern") && reason.chars().count() == REASON_CHARS
     );
+}
+
+/// The job with more columns, as a job's file has them.
+fn with_columns(toml: &str) -> JobSpec {
+    #[derive(serde::Deserialize)]
+    struct Columns {
+        columns: Vec<ColumnSpec>,
+    }
+    let columns = toml::from_str::<Columns>(toml).unwrap().columns;
+    JobSpec { columns, ..job() }
+}
+
+#[test]
+fn what_the_job_adds_is_in_every_row_and_masks_are_in_the_quarantine_too() {
+    let spec = with_columns(
+        r#"
+        [[columns]]
+        source = "country"
+        mask = "last4"
+        rules = [{ none_of = ["0000-1111-2222"] }]
+        [[columns]]
+        name = "tenant"
+        constant = "acme"
+        [[columns]]
+        name = "asked"
+        requested_at = true
+        "#,
+    );
+    let asked = spec.asked_at("2018-04-09T10:11:12Z".parse().unwrap());
+    let mut batch = batch(&[
+        [Some("3333-4444-5555"), Some("a"), Some("1")],
+        [Some("0000-1111-2222"), Some("b"), Some("2")],
+        [Some("3333-4444-5555"), Some("c"), Some("x")],
+        [None, None, None],
+    ]);
+    batch.job = Arc::new(asked);
+    let valid = transform(&Plans::default().of(&batch).unwrap(), &batch);
+    assert_eq!(valid.check(), Ok(()));
+    let names: Vec<_> = valid
+        .columns
+        .iter()
+        .map(|column| column.name.as_str())
+        .collect();
+    assert_eq!(names, ["country", "day", "visits", "tenant", "asked"]);
+    let rows: Vec<_> = valid
+        .rows
+        .iter()
+        .map(|row| row.to_vec().join_shown())
+        .collect();
+    let wanted = [
+        "****5555 a 1 acme 2018-04-09 10:11:12+00",
+        "- - - acme 2018-04-09 10:11:12+00",
+    ];
+    assert_eq!(rows, wanted);
+    let raw: Vec<_> = valid
+        .rejected
+        .iter()
+        .map(|row| {
+            let values: Vec<_> = row.raw.iter().map(|(_, value)| value.clone()).collect();
+            values.join_shown()
+        })
+        .collect();
+    assert_eq!(raw, ["****2222 b 2", "****5555 c x"]);
+    let sent = serde_json::to_string(&valid).unwrap();
+    assert!(
+        !sent.contains("0000-1111") && !sent.contains("3333-4444"),
+        "{sent}"
+    );
+    // Without the time there is nothing to load.
+    batch.job = Arc::new(spec);
+    let error = Plans::default().of(&batch).unwrap_err().to_string();
+    assert!(error.contains("\"asked\""), "{error}");
+}
+
+#[test]
+fn a_row_outside_of_what_the_run_replaces_is_rejected() {
+    let mut spec = with_columns(
+        "[[columns]]\nsource = \"day\"\nname = \"date\"\ntype = \"date\"\n[[columns]]\nsource = \"country\"\nmask = \"redact\"",
+    );
+    spec.target.mode = Mode::Replace;
+    let window = |text: &str| Some(common::job::Window::parse(text).unwrap());
+    spec.target.replace_where = window("date between '2018-04-02' and '2018-04-08'");
+    let mut batch = batch(&[
+        [Some("secret"), Some("2018-04-08"), Some("1")],
+        [Some("secret"), Some("2018-04-09"), Some("2")],
+        [Some("secret"), None, Some("3")],
+    ]);
+    batch.job = Arc::new(spec.clone());
+    let valid = transform(&Plans::default().of(&batch).unwrap(), &batch);
+    assert_eq!(valid.row_offsets, [0]);
+    for row in &valid.rejected {
+        assert_eq!(row.reject.rule, "replace_where");
+        assert_eq!(row.reject.column.as_deref(), Some("date"));
+        assert_eq!(row.raw[0].1.as_deref(), Some("***"));
+    }
+    for (condition, part) in [
+        ("country = 'x'", "masked"),
+        ("nobody = 1", "not among the columns"),
+        ("visits = 'x'", "not an integer"),
+    ] {
+        spec.target.replace_where = window(condition);
+        batch.job = Arc::new(spec.clone());
+        let error = Plans::default().of(&batch).unwrap_err().to_string();
+        assert!(error.contains(part), "{condition}: {error}");
+    }
+}
+
+trait Shown {
+    fn join_shown(&self) -> String;
+}
+
+impl Shown for Vec<Option<String>> {
+    fn join_shown(&self) -> String {
+        let values: Vec<_> = self
+            .iter()
+            .map(|value| value.as_deref().unwrap_or("-"))
+            .collect();
+        values.join(" ")
+    }
 }
 
 proptest! {

@@ -83,10 +83,10 @@ pub(crate) fn batch(seq: u32, rows: &[[Option<&str>; 2]]) -> RawBatch {
         all.push(*row);
     }
     let column = |source: &str, pg_type: &str, rule| ColumnSpec {
-        source: source.into(),
-        name: None,
+        source: Some(source.into()),
         pg_type: Some(pg_type.parse().unwrap()),
         rules: vec![rule],
+        ..ColumnSpec::default()
     };
     let job = JobSpec {
         name: "sample".into(),

@@ -1,0 +1,541 @@
+//! Dates and times as a job says that they are written: `%d.%m.%Y`.
+//!
+//! The letters are those of `strftime`. A value has to be written exactly so: nothing is skipped, no
+//! blank is optional, and a weekday that is not the date's is refused. A format that leaves open what
+//! the column needs, or reads what the column would drop, is refused before the first row.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use common::schema::PgType;
+
+use super::calendar::{days_of, weekday};
+use super::moment::{NO_SUCH_DAY, NO_SUCH_TIME, read_digits, read_fraction};
+use super::{Excess, Moment, Problem};
+
+const MONTHS: [&str; 12] = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+];
+const WEEKDAYS: [&str; 7] = [
+    "monday",
+    "tuesday",
+    "wednesday",
+    "thursday",
+    "friday",
+    "saturday",
+    "sunday",
+];
+
+/// The letters that a format may have.
+const LETTERS: &str = "%Y %y %m %b %B %d %a %A %H %I %p %M %S %f %z %Z %F %T %R %%, and %-m, %-d, %-H and %-I \
+                       for numbers without a leading zero";
+
+/// A format, taken apart.
+#[derive(Debug, Clone)]
+pub(crate) struct Format {
+    to: PgType,
+    pieces: Vec<Piece>,
+    written: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    Literal(char),
+    /// Two digits, or one or two.
+    Number {
+        field: Field,
+        padded: bool,
+    },
+    Year,
+    MonthName {
+        short: bool,
+    },
+    Weekday {
+        short: bool,
+    },
+    HalfDay,
+    Fraction,
+    Offset,
+    Zone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    YearOfCentury,
+    Month,
+    Day,
+    Hour,
+    HourOfHalfDay,
+    Minute,
+    Second,
+}
+
+/// What a text was found to say.
+#[derive(Debug, Default)]
+struct Found<'a> {
+    year: Option<i32>,
+    month: u32,
+    day: u32,
+    weekday: Option<usize>,
+    hour: u64,
+    is_afternoon: Option<bool>,
+    minute: u64,
+    second: u64,
+    micros: u64,
+    zone: &'a str,
+}
+
+impl Format {
+    /// Reads a format for a column of this type, or says what is wrong with it.
+    pub(crate) fn parse(written: &str, to: PgType) -> Result<Self, String> {
+        let expanded = written
+            .replace("%F", "%Y-%m-%d")
+            .replace("%T", "%H:%M:%S")
+            .replace("%R", "%H:%M");
+        let mut pieces = Vec::new();
+        let mut rest = expanded.chars();
+        while let Some(next) = rest.next() {
+            pieces.push(if next == '%' {
+                letter(&mut rest)?
+            } else {
+                Piece::Literal(next)
+            });
+        }
+        check(&pieces, to)?;
+        Ok(Self {
+            to,
+            pieces,
+            written: written.to_owned(),
+        })
+    }
+
+    /// The text in the column's type.
+    pub(crate) fn read(&self, text: &str, excess: Excess) -> Result<Cow<'static, str>, Problem> {
+        let mut found = Found::default();
+        let mut rest = text;
+        for piece in &self.pieces {
+            rest = piece
+                .read(rest, &mut found, excess)?
+                .ok_or_else(|| self.not_written_so())?;
+        }
+        if !rest.is_empty() {
+            return Err(self.not_written_so());
+        }
+        found.moment()?.show(self.to, found.zone).map(Cow::Owned)
+    }
+
+    fn not_written_so(&self) -> Problem {
+        format!("is not written as {self}").into()
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written)
+    }
+}
+
+/// The piece after a `%`.
+fn letter(rest: &mut std::str::Chars<'_>) -> Result<Piece, String> {
+    let mut next = rest.next();
+    let padded = next != Some('-');
+    if !padded {
+        next = rest.next();
+    }
+    let number = |field| Piece::Number { field, padded };
+    Ok(match (next, padded) {
+        (Some('m'), _) => number(Field::Month),
+        (Some('d'), _) => number(Field::Day),
+        (Some('H'), _) => number(Field::Hour),
+        (Some('I'), _) => number(Field::HourOfHalfDay),
+        (Some('y'), true) => number(Field::YearOfCentury),
+        (Some('M'), true) => number(Field::Minute),
+        (Some('S'), true) => number(Field::Second),
+        (Some('Y'), true) => Piece::Year,
+        (Some('b'), true) => Piece::MonthName { short: true },
+        (Some('B'), true) => Piece::MonthName { short: false },
+        (Some('a'), true) => Piece::Weekday { short: true },
+        (Some('A'), true) => Piece::Weekday { short: false },
+        (Some('p'), true) => Piece::HalfDay,
+        (Some('f'), true) => Piece::Fraction,
+        (Some('z'), true) => Piece::Offset,
+        (Some('Z'), true) => Piece::Zone,
+        (Some('%'), true) => Piece::Literal('%'),
+        (other, _) => {
+            let sign = if padded { "" } else { "-" };
+            let other = other.map(String::from).unwrap_or_default();
+            return Err(format!(
+                "%{sign}{other} is not known; it may have {LETTERS}"
+            ));
+        }
+    })
+}
+
+/// Refuses what leaves the moment open, or the column would drop.
+fn check(pieces: &[Piece], to: PgType) -> Result<(), String> {
+    let count =
+        |wanted: &dyn Fn(&Piece) -> bool| pieces.iter().filter(|piece| wanted(piece)).count();
+    let of = |field: Field| {
+        count(&|piece| matches!(piece, Piece::Number { field: one, .. } if *one == field))
+    };
+    let year = count(&|piece| *piece == Piece::Year) + of(Field::YearOfCentury);
+    let month = of(Field::Month) + count(&|piece| matches!(piece, Piece::MonthName { .. }));
+    let day = of(Field::Day);
+    let weekday = count(&|piece| matches!(piece, Piece::Weekday { .. }));
+    let half_day = count(&|piece| *piece == Piece::HalfDay);
+    let hour = of(Field::Hour) + of(Field::HourOfHalfDay);
+    let (minute, second) = (of(Field::Minute), of(Field::Second));
+    let fraction = count(&|piece| *piece == Piece::Fraction);
+    let zone = count(&|piece| matches!(piece, Piece::Offset | Piece::Zone));
+    let parts = [
+        year, month, day, weekday, half_day, hour, minute, second, fraction, zone,
+    ];
+    if parts.iter().any(|count| *count > 1) {
+        return Err("it has a part of a date or a time twice".to_owned());
+    }
+    let wants_date = to != PgType::Time;
+    let wants_time = to != PgType::Date;
+    if wants_date && year + month + day < 3 {
+        return Err(format!(
+            "{to} needs a year, a month and a day, and it has not all of them"
+        ));
+    }
+    if !wants_date && year + month + day + weekday > 0 {
+        return Err("time would drop the date that it has".to_owned());
+    }
+    if wants_time && hour == 0 {
+        return Err(format!("{to} needs an hour, and it has none"));
+    }
+    if !wants_time && parts[4..].iter().any(|count| *count > 0) {
+        return Err("date would drop the time that it has".to_owned());
+    }
+    if of(Field::HourOfHalfDay) != half_day {
+        return Err("%I and %p go together".to_owned());
+    }
+    if hour < minute || minute < second || second < fraction {
+        return Err("it has a part of a time without the greater one before it".to_owned());
+    }
+    match (to, zone) {
+        (PgType::TimestampTz, 0) => Err("timestamptz needs a time zone, %z or %Z".to_owned()),
+        (PgType::TimestampTz, _) | (_, 0) => check_borders(pieces),
+        _ => Err(format!("{to} would drop the time zone that it has")),
+    }
+}
+
+/// Refuses a part of any length that runs into what follows.
+fn check_borders(pieces: &[Piece]) -> Result<(), String> {
+    for pair in pieces.windows(2) {
+        let begins_with_digit = match pair[1] {
+            Piece::Literal(c) => c.is_ascii_digit(),
+            Piece::Number { .. } | Piece::Year | Piece::Fraction => true,
+            _ => false,
+        };
+        let runs_on = match pair[0] {
+            Piece::Number { padded: false, .. } | Piece::Fraction => begins_with_digit,
+            Piece::Offset | Piece::Zone => !matches!(pair[1], Piece::Literal(c) if !is_of_zone(c)),
+            _ => false,
+        };
+        if runs_on {
+            return Err("it has a part of any length that runs into the next".to_owned());
+        }
+    }
+    Ok(())
+}
+
+fn is_of_zone(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | ':' | '/' | '_')
+}
+
+impl Piece {
+    /// Reads the piece off the front of a text, and gives the rest; none where the text begins with
+    /// something else.
+    fn read<'a>(
+        self,
+        text: &'a str,
+        found: &mut Found<'a>,
+        excess: Excess,
+    ) -> Result<Option<&'a str>, Problem> {
+        Ok(match self {
+            Self::Literal(c) => text.strip_prefix(c),
+            Self::Year => digits(text, 4, 4).map(|(year, rest)| {
+                found.year = Some(year.cast_signed());
+                rest
+            }),
+            Self::Number { field, padded } => {
+                let least = if padded { 2 } else { 1 };
+                digits(text, least, 2).map(|(number, rest)| {
+                    found.set(field, number);
+                    rest
+                })
+            }
+            Self::MonthName { short } => name(text, &MONTHS, short).map(|(index, rest)| {
+                found.month = index + 1;
+                rest
+            }),
+            Self::Weekday { short } => name(text, &WEEKDAYS, short).map(|(index, rest)| {
+                found.weekday = Some(index as usize);
+                rest
+            }),
+            Self::HalfDay => text.split_at_checked(2).and_then(|(half, rest)| {
+                found.is_afternoon = match half {
+                    "AM" | "am" => Some(false),
+                    "PM" | "pm" => Some(true),
+                    _ => return None,
+                };
+                Some(rest)
+            }),
+            Self::Fraction => {
+                let length = text.bytes().take_while(u8::is_ascii_digit).count();
+                if !(1..=12).contains(&length) {
+                    return Ok(None);
+                }
+                found.micros = read_fraction(&text.as_bytes()[..length], excess)?;
+                Some(&text[length..])
+            }
+            Self::Offset | Self::Zone => {
+                let (zone, rest) =
+                    text.split_at(text.find(|c| !is_of_zone(c)).unwrap_or(text.len()));
+                let is_offset = zone.starts_with(['+', '-']) || zone == "Z";
+                let fits = !zone.is_empty() && (self == Self::Zone || is_offset);
+                found.zone = zone;
+                fits.then_some(rest)
+            }
+        })
+    }
+}
+
+/// A number of this many digits at the front of a text, as many as there are.
+fn digits(text: &str, least: usize, most: usize) -> Option<(u32, &str)> {
+    let length = text
+        .bytes()
+        .take(most)
+        .take_while(u8::is_ascii_digit)
+        .count();
+    if length < least {
+        return None;
+    }
+    Some((read_digits(&text.as_bytes()[..length])?, &text[length..]))
+}
+
+/// One of the names at the front of a text, or its first three letters, in any case.
+fn name<'a>(text: &'a str, names: &[&str], short: bool) -> Option<(u32, &'a str)> {
+    (0..).zip(names).find_map(|(index, name)| {
+        let name = if short { &name[..3] } else { name };
+        let (start, rest) = text.split_at_checked(name.len())?;
+        start.eq_ignore_ascii_case(name).then_some((index, rest))
+    })
+}
+
+impl Found<'_> {
+    fn set(&mut self, field: Field, number: u32) {
+        match field {
+            // As POSIX has it: 69 to 99 are of the 20th century.
+            Field::YearOfCentury => {
+                let century = if number < 69 { 2000 } else { 1900 };
+                self.year = Some(century + number.cast_signed());
+            }
+            Field::Month => self.month = number,
+            Field::Day => self.day = number,
+            Field::Hour => self.hour = number.into(),
+            // 12 AM is midnight; 0 and 13 are no hours of a half day.
+            Field::HourOfHalfDay => {
+                self.hour = match number {
+                    12 => 0,
+                    1..12 => number.into(),
+                    _ => u64::MAX / 2,
+                }
+            }
+            Field::Minute => self.minute = number.into(),
+            Field::Second => self.second = number.into(),
+        }
+    }
+
+    fn moment(&self) -> Result<Moment, Problem> {
+        let mut moment = Moment::default();
+        if let Some(year) = self.year {
+            let is_day = (1..=12).contains(&self.month)
+                && (1..=days_of(year, self.month)).contains(&self.day);
+            let small = |number: u32| u8::try_from(number).map_err(|_| NO_SUCH_DAY);
+            if !is_day {
+                return Err(NO_SUCH_DAY);
+            }
+            moment = Moment {
+                year,
+                month: small(self.month)?,
+                day: small(self.day)?,
+                micros: 0,
+            };
+            if self.weekday.is_some_and(|named| named != weekday(moment)) {
+                return Err("names another day of the week than the date has".into());
+            }
+        }
+        let hour = self.hour
+            + if self.is_afternoon == Some(true) {
+                12
+            } else {
+                0
+            };
+        if hour > 23 || self.minute > 59 || self.second > 59 {
+            return Err(NO_SUCH_TIME);
+        }
+        let seconds = (hour * 60 + self.minute) * 60 + self.second;
+        moment.micros = seconds * 1_000_000 + self.micros;
+        Ok(moment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(format: &str, to: &str, text: &str) -> Result<String, String> {
+        let format = Format::parse(format, to.parse().unwrap())?;
+        let read = format.read(text, Excess::Refuse);
+        read.map(Cow::into_owned).map_err(Cow::into_owned)
+    }
+
+    #[test]
+    fn what_is_written_so_is_read() {
+        for (format, to, text, wanted) in [
+            ("%d.%m.%Y", "date", "02.04.2018", "2018-04-02"),
+            ("%Y%m%d", "date", "20180402", "2018-04-02"),
+            ("%-d/%-m/%y", "date", "2/4/18", "2018-04-02"),
+            ("%y%m%d", "date", "690101", "1969-01-01"),
+            ("%a, %d %b %Y", "date", "Mon, 02 Apr 2018", "2018-04-02"),
+            ("%A %-d %B %Y", "date", "monday 2 APRIL 2018", "2018-04-02"),
+            ("%H%M", "time", "1330", "13:30:00"),
+            ("%I:%M %p", "time", "12:05 AM", "00:05:00"),
+            ("%I:%M %p", "time", "12:05 pm", "12:05:00"),
+            ("%Y%m%d%H", "timestamp", "2018040213", "2018-04-02 13:00:00"),
+            (
+                "%FT%T.%f",
+                "timestamp",
+                "2018-04-02T13:00:01.25",
+                "2018-04-02 13:00:01.25",
+            ),
+            (
+                "%d/%b/%Y:%T %z",
+                "timestamptz",
+                "02/Apr/2018:13:00:01 -0700",
+                "2018-04-02 20:00:01+00",
+            ),
+            (
+                "%F %R %Z",
+                "timestamptz",
+                "2018-04-02 13:00 Europe/Berlin",
+                "2018-04-02 11:00:00+00",
+            ),
+            (
+                "%FT%TZ",
+                "timestamp",
+                "2018-04-02T13:00:01Z",
+                "2018-04-02 13:00:01",
+            ),
+            ("100%% %F", "date", "100% 2018-04-02", "2018-04-02"),
+        ] {
+            assert_eq!(
+                read(format, to, text).as_deref(),
+                Ok(wanted),
+                "{format} {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_written_otherwise_is_refused() {
+        for (format, to, text, part) in [
+            ("%d.%m.%Y", "date", "2.4.2018", "is not written as %d.%m.%Y"),
+            ("%d.%m.%Y", "date", "02.04.2018 ", "is not written as"),
+            ("%d.%m.%Y", "date", " 02.04.2018", "is not written as"),
+            ("%d.%m.%Y", "date", "02.04.18", "is not written as"),
+            ("%d.%m.%Y", "date", "30.02.2018", "no calendar"),
+            ("%d.%m.%Y", "date", "00.01.2018", "no calendar"),
+            ("%d.%m.%Y", "date", "01.13.2018", "no calendar"),
+            ("%a %F", "date", "Tue 2018-04-02", "another day of the week"),
+            ("%d %b %Y", "date", "02 Avr 2018", "is not written as"),
+            ("%d %b %Y", "date", "02 April 2018", "is not written as"),
+            ("%T", "time", "23:59:60", "no clock"),
+            ("%T", "time", "24:00:00", "no clock"),
+            ("%I %p", "time", "13 PM", "no clock"),
+            ("%I %p", "time", "00 AM", "no clock"),
+            ("%T.%f", "time", "10:00:00.1234567", "more than 6 digits"),
+            (
+                "%F %T %z",
+                "timestamptz",
+                "2018-04-02 10:00:00 UTC",
+                "is not written as",
+            ),
+            (
+                "%F %T %Z",
+                "timestamptz",
+                "2018-04-02 10:00:00 Mars/Base",
+                "time zone",
+            ),
+            (
+                "%F %T %Z",
+                "timestamptz",
+                "2017-11-05 01:30:00 America/Los_Angeles",
+                "twice",
+            ),
+        ] {
+            let error = read(format, to, text).unwrap_err();
+            assert!(error.contains(part), "{format} {text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_format_that_does_not_fit_is_refused_at_once() {
+        for (format, to, part) in [
+            ("%d.%m", "date", "needs a year"),
+            ("", "date", "needs a year"),
+            ("%F %H", "date", "would drop the time"),
+            ("%F", "timestamp", "needs an hour"),
+            ("%F %H", "time", "would drop the date"),
+            ("%F %T %z", "timestamp", "would drop the time zone"),
+            ("%F %T", "timestamptz", "needs a time zone"),
+            ("%I:%M", "time", "go together"),
+            ("%H %p", "time", "go together"),
+            ("%H:%S", "time", "greater one"),
+            ("%F %Y", "date", "twice"),
+            ("%-d%m%Y", "date", "runs into"),
+            ("%H:%M:%S.%f%z", "time", "would drop the time zone"),
+            ("%F %T.%f%Y", "timestamp", "twice"),
+            ("%Q", "date", "%Q is not known"),
+            ("%F %", "date", "% is not known"),
+            ("%-Y", "date", "%-Y is not known"),
+        ] {
+            let error = read(format, to, "").unwrap_err();
+            assert!(error.contains(part), "{format}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_date_comes_back(days in -700_000_i64..2_900_000) {
+            let date = super::super::calendar::from_days(days).unwrap();
+            let (year, month, day) = (date.year, date.month, date.day);
+            prop_assume!((1..=9999).contains(&year));
+            let iso = format!("{year:04}-{month:02}-{day:02}");
+            prop_assert_eq!(read("%d %B, %Y", "date", &format!("{day:02} {}, {year:04}", MONTHS[usize::from(month) - 1])).unwrap(), iso.clone());
+            prop_assert_eq!(read("%Y%m%d", "date", &iso.replace('-', "")).unwrap(), iso);
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(format in "(%-?[YymbBdaAHIpMSfzZFTR%]|\\PC){0,9}", text in "\\PC{0,24}", to in prop::sample::select(vec!["date", "time", "timestamp", "timestamptz"])) {
+            drop(read(&format, to, &text));
+        }
+    }
+}
