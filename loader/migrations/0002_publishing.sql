@@ -3,6 +3,7 @@
 ALTER TABLE etl.runs
     ADD COLUMN publish       text NOT NULL DEFAULT 'batch',
     ADD COLUMN target_window text NOT NULL DEFAULT '',
+    ADD COLUMN target_bounds jsonb,
     ADD COLUMN published_at  timestamptz,
     ADD COLUMN held_because  text,
     ADD COLUMN approved_at   timestamptz,
@@ -21,8 +22,12 @@ ALTER TABLE etl.runs
 
 COMMENT ON COLUMN etl.runs.mode IS 'What the rows do to the target: append, upsert, insert_only or replace.';
 COMMENT ON COLUMN etl.runs.state IS 'requested, running, held (a person decides: etl approve, etl discard), then one of completed, failed, cancelled, superseded. The first of these four stays until a replay.';
+-- Which newer runs a replace has to give way to.
+CREATE INDEX runs_published ON etl.runs (target_table, run_no) WHERE published_at IS NOT NULL;
+
 COMMENT ON COLUMN etl.runs.publish IS 'When rows reach the target: batch (each batch by itself) or run (all of them in the completing transaction).';
-COMMENT ON COLUMN etl.runs.target_window IS 'What part of the target a replace replaces, as an SQL condition; empty for the whole table.';
+COMMENT ON COLUMN etl.runs.target_window IS 'What part of the target a published replace replaced, as an SQL condition; empty for the whole table.';
+COMMENT ON COLUMN etl.runs.target_bounds IS 'The same as data, written when the run is published: an older run whose window overlaps is superseded.';
 COMMENT ON COLUMN etl.runs.published_at IS 'When the rows of a run that is published as a whole reached the target.';
 COMMENT ON COLUMN etl.runs.held_because IS 'Why the run is held, or was, for a person.';
 COMMENT ON COLUMN etl.runs.approved_at IS 'When a person approved the held run; it is then published although it was held.';

@@ -91,7 +91,16 @@ pub async fn transaction<T>(
     pool: &PgPool,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
 ) -> Result<T, sqlx::Error> {
-    bounded(async {
+    transaction_within(TRANSACTION, pool, work).await
+}
+
+/// [`transaction`], which may take this long.
+pub(crate) async fn transaction_within<T>(
+    limit: Duration,
+    pool: &PgPool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
+    within(limit, async {
         let mut held = Held::acquire(pool).await?;
         let mut tx = held.begin().await?;
         let done = work(&mut tx).await?;
@@ -106,7 +115,14 @@ pub async fn transaction<T>(
 pub async fn bounded<T, E: From<sqlx::Error>>(
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    match tokio::time::timeout(TRANSACTION, work).await {
+    within(TRANSACTION, work).await
+}
+
+async fn within<T, E: From<sqlx::Error>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match tokio::time::timeout(limit, work).await {
         Ok(done) => done,
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
     }

@@ -3,11 +3,13 @@
 //! Every identifier is quoted and was checked for its length, since Postgres cuts longer ones
 //! silently; a refusal is a sentence with the statement that would help.
 
+mod contract;
 mod refusal;
 
 use common::job::{Mode, Target};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, check_identifier, quoted};
 
+pub use contract::{Change, Known, decide};
 pub use refusal::Refusal;
 
 /// A table's name, whose parts were checked.
@@ -42,9 +44,9 @@ impl TableName {
     }
 }
 
-/// Schemas that no setting opens: Postgres' own, and the books'.
+/// Schemas that no setting opens: Postgres' own, and those of the books.
 pub fn is_reserved(schema: &str) -> bool {
-    schema.starts_with("pg_") || matches!(schema, "information_schema" | "etl")
+    schema.starts_with("pg_") || matches!(schema, "information_schema" | "etl" | "etl_staging")
 }
 
 /// What the catalog says of a table that exists.
@@ -130,25 +132,34 @@ pub fn create_table(
         lines.push(format!("    PRIMARY KEY ({})", list(&target.key)));
     }
     let table = name.sql();
-    let comments = columns
-        .iter()
-        .map(|column| (column.name.as_str(), origin(column)));
-    let batch = (
-        BATCH_COLUMN,
-        "The batch that the row came with: etl.runs.run_no << 24 | etl.batches.seq.".to_owned(),
-    );
-    let comments = comments.chain([batch]).map(|(column, text)| {
+    let comments = columns.iter().map(|column| comment_on(&table, column));
+    // Rows are written in the order of their batches, more or less, so that the smallest of indexes
+    // finds those of a batch or a run. Not where rows are updated, which an index on this column
+    // would make slower for every one of them.
+    let index = if matches!(target.mode, Mode::Append | Mode::InsertOnly) {
         format!(
-            "COMMENT ON COLUMN {table}.{} IS {};\n",
-            quoted(column),
-            literal(&text)
+            "CREATE INDEX ON {table} USING brin ({}) WITH (pages_per_range = 32);\n",
+            quoted(BATCH_COLUMN)
         )
-    });
+    } else {
+        String::new()
+    };
     format!(
-        "CREATE TABLE {table} (\n{}\n);\nCOMMENT ON TABLE {table} IS {};\n{}",
+        "CREATE TABLE {table} (\n{}\n);\n{index}COMMENT ON TABLE {table} IS {};\n{}COMMENT ON COLUMN {table}.{} IS {};\n",
         lines.join(",\n"),
         literal(&format!("Loaded by the job {job}.")),
-        comments.collect::<String>()
+        comments.collect::<String>(),
+        quoted(BATCH_COLUMN),
+        literal("The batch that the row came with: etl.runs.run_no << 24 | etl.batches.seq."),
+    )
+}
+
+/// The statement that says where a column's values come from.
+fn comment_on(table: &str, column: &TargetColumn) -> String {
+    format!(
+        "COMMENT ON COLUMN {table}.{} IS {};\n",
+        quoted(&column.name),
+        literal(&origin(column))
     )
 }
 
@@ -333,6 +344,7 @@ mod tests {
         );
         for bad in [
             "etl.runs",
+            "etl_staging.s_1_0",
             "pg_temp.t",
             "pg_catalog.pg_class",
             "information_schema.t",

@@ -75,6 +75,8 @@ pub enum LoadError {
         doing: &'static str,
         source: sqlx::Error,
     },
+    #[error("the run {run} could not be completed")]
+    Completion { run: String, source: sqlx::Error },
     #[error(transparent)]
     Refused(#[from] Refused),
 }
@@ -132,6 +134,10 @@ pub enum Refused {
     )]
     UnknownWinner { table: String, number: i64 },
     #[error(
+        "rows of {table} came with a batch that these books do not know (_batch is {number}) and count as newer than this run's; the table or the schema etl was copied, restored or made anew; run: UPDATE {table} SET _batch = 0 WHERE NOT EXISTS (SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE (r.run_no << 24 | b.seq) = _batch), then approve the run"
+    )]
+    UnknownNewer { table: String, number: i64 },
+    #[error(
         "the batch {id} has the rows from {first_row} to {end} (excluded) of the result, which {contradiction}; the result was cut into batches in two ways, and rows would be loaded twice or not at all; it was not loaded"
     )]
     OutOfLine {
@@ -140,6 +146,14 @@ pub enum Refused {
         end: u64,
         contradiction: String,
     },
+    #[error(
+        "the batch has another target or other columns than the batches of generation {generation} of the run {run} that are staged; the job changed while the run was under way: replay the whole run, so that all of it is loaded as the job is now"
+    )]
+    OtherShape { run: String, generation: i32 },
+    #[error(
+        "the staging table {table} is in the books and not in the database, so that rows of the run that were waiting there are lost; replay the whole run, then drop this dead letter"
+    )]
+    StagingGone { table: String },
     #[error("{what} is {value}, beyond what the books can hold")]
     OutOfRange { what: &'static str, value: u64 },
     #[error(
@@ -188,6 +202,12 @@ impl LoadError {
                 Class::World | Class::Message | Class::Configuration => Verdict::Pause,
                 Class::Row => Verdict::Dead,
             },
+            // What speaks against publishing a run holds it. Whatever else it is, the batch that is in
+            // hand is loaded and not to blame.
+            Self::Completion { source, .. } => match classify(source) {
+                Class::Conflict => Verdict::Retry,
+                Class::World | Class::Row | Class::Message | Class::Configuration => Verdict::Pause,
+            },
             Self::Target { source, .. } => match classify(source) {
                 Class::Conflict => Verdict::Retry,
                 Class::World | Class::Configuration => Verdict::Pause,
@@ -201,7 +221,9 @@ impl LoadError {
     pub fn sentence(&self) -> String {
         match self {
             Self::Refused(refused) => refused.to_string(),
-            Self::Books { source, .. } | Self::Target { source, .. } => {
+            Self::Books { source, .. }
+            | Self::Target { source, .. }
+            | Self::Completion { source, .. } => {
                 format!("{self}: {}{}", cause(source), remedy(source))
             }
         }
@@ -230,6 +252,22 @@ pub(crate) fn cause(error: &sqlx::Error) -> String {
         sqlx::Error::Configuration(error) | sqlx::Error::Tls(error) => error.to_string(),
         other => other.to_string(),
     }
+}
+
+/// Why a run could not be published, with what is to blame and without a row's values.
+pub(crate) fn held_because(error: &sqlx::Error) -> String {
+    let named = error.as_database_error().map_or_else(String::new, |error| {
+        let constraint = error
+            .constraint()
+            .map(|name| format!(", by the constraint {name}"));
+        let table = error.table().map(|name| format!(", in the table {name}"));
+        [table, constraint].into_iter().flatten().collect()
+    });
+    format!(
+        "{}{named}{}; nothing of the run was published: mend the table and approve the run, or discard it",
+        cause(error),
+        remedy(error)
+    )
 }
 
 /// What a person can do, where that is known.

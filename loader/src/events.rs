@@ -4,7 +4,7 @@
 use common::message::{EventKind, RunEvent};
 use sqlx::{PgConnection, PgPool};
 
-use crate::completion::try_complete;
+use crate::completion;
 use crate::database::{Held, bounded};
 use crate::errors::{LoadError, Refused};
 use crate::ledger::{self, Lock, Run, Standing, bigint, integer};
@@ -38,7 +38,7 @@ pub async fn handle(pool: &PgPool, event: &RunEvent) -> Result<Noted, LoadError>
     if noted == Noted::Late {
         ledger::count_late(pool, &event.run).await?;
     }
-    try_complete(pool, &event.run).await?;
+    completion::ask(pool, &event.run).await?;
     Ok(noted)
 }
 
@@ -50,7 +50,7 @@ async fn note(pool: &PgPool, event: &RunEvent) -> Result<Noted, LoadError> {
         Standing::Stale => Noted::Stale,
         Standing::Over => {
             // Another count of a run that is complete by the first one is to be heard.
-            if run.state == "completed"
+            if run.is_counted()
                 && let EventKind::Extracted {
                     result_id,
                     batches,

@@ -54,9 +54,15 @@ impl Run {
         }
     }
 
-    /// Whether the run has come to a terminal state.
+    /// Whether nothing is expected of the run any more: it came to a terminal state, or is held with
+    /// all of its batches.
     pub fn is_over(&self) -> bool {
         !matches!(self.state.as_str(), "requested" | "running")
+    }
+
+    /// Whether the ledger has every batch of its result.
+    pub fn is_counted(&self) -> bool {
+        matches!(self.state.as_str(), "completed" | "held" | "superseded")
     }
 
     /// Refuses a batch that is of no part of the run's result.
@@ -86,6 +92,16 @@ impl Run {
     pub fn batch_number(&self, seq: u32) -> i64 {
         self.run_no << 24 | i64::from(seq)
     }
+
+    /// What the batches of this run write into `_batch`, as a range whose end is excluded.
+    pub fn batch_numbers(&self) -> (i64, i64) {
+        batch_numbers(self.run_no)
+    }
+}
+
+/// What the batches of a run write into `_batch`, as a range whose end is excluded.
+pub fn batch_numbers(run_no: i64) -> (i64, i64) {
+    (run_no << 24, (run_no + 1) << 24)
 }
 
 /// A `u32` as Postgres' integer.

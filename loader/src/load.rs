@@ -10,7 +10,7 @@ use crate::errors::LoadError;
 use crate::ledger::{self, Counts, Lock, Standing, bigint};
 use crate::statements::Statements;
 use crate::target::Targets;
-use crate::{quarantine, rows};
+use crate::{completion, quarantine, rows};
 
 /// What became of a delivery of a batch. In each case it can be acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ async fn attempt(
     targets: &Targets,
     batch: &ValidBatch,
 ) -> Result<Outcome, LoadError> {
-    let mut statements = targets.known(&batch.target, &batch.columns);
+    let mut statements = targets.known(batch);
     let mut tries = 0;
     loop {
         tries += 1;
@@ -87,8 +87,7 @@ async fn attempt(
             Step::Changed => targets.forget(&batch.target),
         }
         ledger::pin_result(pool, batch).await?;
-        let prepared = targets.prepare(pool, &batch.target, &batch.columns, &batch.job);
-        statements = Some(prepared.await?);
+        statements = Some(targets.prepare(pool, batch).await?);
     }
 }
 
@@ -158,9 +157,9 @@ async fn write(
             return Ok(Step::Settled(Outcome::Duplicate));
         }
         Standing::Over => {
-            // A completed run has every batch of its result, so that this one is of no part of it;
-            // whoever says otherwise is to be heard.
-            if run.state == "completed" {
+            // A run that was counted has every batch of its result, so that this one is of no part of
+            // it; whoever says otherwise is to be heard.
+            if run.is_counted() {
                 run.check_result(batch)?;
             }
             return Ok(Step::Settled(Outcome::Late));
@@ -219,7 +218,7 @@ impl Loader {
     pub async fn handle(&self, batch: &ValidBatch) -> Result<Outcome, LoadError> {
         let outcome = load(&self.pool, &self.targets, batch).await?;
         failpoint::reach("after_commit").await;
-        crate::completion::try_complete(&self.pool, &batch.id.run).await?;
+        completion::ask(&self.pool, &batch.id.run).await?;
         Ok(outcome)
     }
 }

@@ -62,6 +62,17 @@ pub(crate) async fn write(
     run: &Run,
 ) -> Result<Written, LoadError> {
     let number = run.batch_number(batch.id.seq);
+    let target = Target {
+        table: &batch.target.table,
+    };
+    if batch.id.generation > 0
+        && let Some(supersede) = &statements.supersede
+    {
+        let deleted = sqlx::query(AssertSqlSafe(supersede.clone())).bind(number);
+        let deleted = deleted.execute(&mut *tx).await;
+        deleted
+            .map_err(|error| target.failed("rid of the rows of an earlier generation", error))?;
+    }
     if batch.rows.is_empty() {
         return Ok(Written::default());
     }
@@ -73,9 +84,6 @@ pub(crate) async fn write(
             number.unsigned_abs()
         }
     });
-    let target = Target {
-        table: &batch.target.table,
-    };
     if let Some(merge) = &statements.merge {
         let created = tx.execute(AssertSqlSafe(merge.create_stage.clone())).await;
         created.map_err(|error| target.failed("given a staging table", error))?;
@@ -102,9 +110,9 @@ pub(crate) async fn write(
 }
 
 /// Merges what was staged, and answers how many of the accepted rows collapsed: those that lost
-/// within the batch or to a later one, and those of this run's earlier batches that it replaced.
-/// So the sum over a run does not depend on the order in which its batches commit. A row may only
-/// lose to a batch that the books know.
+/// within the batch or to another one, and those of this run's other batches that it replaced. So
+/// the sum over a run does not depend on the order in which its batches commit. A row of an upsert
+/// may only lose to a batch that the books know.
 async fn merge_staged(
     tx: &mut PgConnection,
     merge: &Merge,
@@ -121,9 +129,7 @@ async fn merge_staged(
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-    let earlier_before = count_earlier(tx, merge, run, number)
-        .await
-        .map_err(failed)?;
+    let beaten_before = count_beaten(tx, merge, run, number).await.map_err(failed)?;
     let (mut affected, mut statements_done) = (0, 0);
     let merged = in_parts(tx, batch, statements, refused, async |tx, rows| {
         let bounds = |bound: usize| i32::try_from(bound).unwrap_or(i32::MAX);
@@ -141,11 +147,9 @@ async fn merge_staged(
     let accepted = batch.rows.len() - refused.len();
     // The usual case: all at once, and no key twice.
     if refused.is_empty() && statements_done == 1 && affected == accepted as u64 {
-        return Ok(earlier_before);
+        return Ok(beaten_before);
     }
-    let earlier_after = count_earlier(tx, merge, run, number)
-        .await
-        .map_err(failed)?;
+    let beaten_after = count_beaten(tx, merge, run, number).await.map_err(failed)?;
     let left_out: Vec<i32> = refused
         .iter()
         .filter_map(|row| i32::try_from(row.index).ok())
@@ -167,18 +171,19 @@ async fn merge_staged(
         return Err(Refused::UnknownWinner { table, number }.into());
     }
     let accepted = i64::try_from(accepted).unwrap_or(i64::MAX);
-    Ok(accepted - own + earlier_before - earlier_after)
+    Ok(accepted - own + beaten_before - beaten_after)
 }
 
-async fn count_earlier(
+async fn count_beaten(
     tx: &mut PgConnection,
     merge: &Merge,
     run: &Run,
     number: i64,
 ) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar(AssertSqlSafe(merge.count_earlier.clone()))
-        .bind(run.batch_number(0))
-        .bind(number)
+    let (from, to) = merge.beaten(run, number);
+    sqlx::query_scalar(AssertSqlSafe(merge.count_beaten.clone()))
+        .bind(from)
+        .bind(to)
         .fetch_one(tx)
         .await
 }

@@ -17,13 +17,13 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::errors::{Class, cause, classify};
+use crate::errors::{Class, LoadError, Verdict, cause, classify};
 use crate::load::Loader;
-use crate::{completion, database, migrate};
+use crate::{completion, database, migrate, staging};
 use common::queue::Publisher;
 
-/// How often open runs are looked at, whether or not a message came.
-const SWEEP: Duration = Duration::from_secs(10);
+/// How often open runs are looked at, whether or not a message came: an approved run waits for it.
+const SWEEP: Duration = Duration::from_secs(2);
 
 /// The loader's settings, beside those of every service.
 #[derive(Debug, Clone, Deserialize)]
@@ -187,17 +187,12 @@ fn connecting(url: &SecretUrl, error: &sqlx::Error) -> Fault {
     }
 }
 
-/// Completes runs whose last commit was not followed by the question whether they are done. Also how
-/// a loader that has nothing to load notices that Postgres is away.
+/// Completes runs whose last commit was not followed by the question whether they are done, publishes
+/// those that were approved, and drops what nothing can come of. Also how a loader that has nothing
+/// to load notices that Postgres is away.
 async fn sweep(pool: &PgPool, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
     while timeout(SWEEP, stop.cancelled()).await.is_err() {
-        let swept = async {
-            for run in completion::candidates(pool).await? {
-                completion::try_complete(pool, &run).await?;
-            }
-            Ok::<_, crate::errors::LoadError>(())
-        };
-        match swept.await {
+        match sweep_once(pool).await {
             Ok(()) => health.clear("database"),
             Err(error) => {
                 let why = error.sentence();
@@ -207,4 +202,23 @@ async fn sweep(pool: &PgPool, health: &Health, stop: &CancellationToken) -> Resu
         }
     }
     Ok(())
+}
+
+/// What keeps one run from its end keeps no other; the first such cause is told at the end.
+async fn sweep_once(pool: &PgPool) -> Result<(), LoadError> {
+    let mut outcome = Ok(());
+    for run in completion::candidates(pool).await? {
+        let asked = completion::ask(pool, &run).await;
+        outcome = outcome.and(asked.map(drop));
+    }
+    let cleaned = staging::clean_up(pool).await;
+    outcome
+        .and(cleaned.map(drop))
+        .or_else(|error| match error.verdict() {
+            Verdict::Pause => Err(error),
+            Verdict::Retry | Verdict::RetryThenDead | Verdict::Dead => {
+                tracing::warn!(error = error.sentence(), "this has to be tried again");
+                Ok(())
+            }
+        })
 }

@@ -1,14 +1,20 @@
 //! The SQL that moves a batch into its target, written once for a target and its columns. Pure.
 //!
-//! `append` copies straight into the target. `upsert` copies into a staging table of the connection
-//! and merges from there: of each key the batch's last row, in the order of the keys (so that two
-//! loaders lock rows in the same order), and never over a row of a later batch.
+//! `append` copies straight into the target. `upsert` and `insert_only` copy into a staging table of
+//! the connection and merge from there ([`merge`]). A run that is published as a whole copies into a
+//! table of its own ([`publish`]).
+
+pub mod merge;
+pub(crate) mod overlap;
+pub mod publish;
 
 use common::job::{Mode, Target};
 use common::schema::{BATCH_COLUMN, TargetColumn, quoted};
 use sha2::{Digest, Sha256};
 
-use crate::ddl::{TableName, list, literal};
+use crate::ddl::{TableName, list};
+
+pub use merge::Merge;
 
 /// A digest of what was checked of the table `pg_class c`, as an SQL expression. A cast to another
 /// type rounds silently, so that a table with another fingerprint has to be checked again.
@@ -31,28 +37,11 @@ pub struct Statements {
     pub copied_table: String,
     /// The columns' names in that context, in the batch's order.
     pub copied_columns: Vec<String>,
-    /// What upsert needs beyond.
+    /// Takes the rows away that an earlier generation of the batch wrote. $1: `_batch`. Only where a
+    /// replay replaces each batch by itself.
+    pub supersede: Option<String>,
+    /// What a target whose rows have a key needs beyond.
     pub merge: Option<Merge>,
-}
-
-/// The statements of an upsert.
-#[derive(Debug)]
-pub struct Merge {
-    /// Makes the connection's staging table, unless it has one; it is empty when a transaction begins.
-    pub create_stage: String,
-    /// Merges staged rows. $1: `_batch`; $2, $3: the range of rows, the end excluded.
-    pub merge: String,
-    /// Counts target rows with a staged key that came with earlier batches of the run. $1, $2: the
-    /// range of `_batch`, the end excluded.
-    pub count_earlier: String,
-    /// Counts the distinct staged keys, those whose target row is this batch's, and those whose
-    /// target row is a later batch's; and names those later batches. $1: `_batch`; $2: the rows that
-    /// are left out.
-    pub count_winners: String,
-    /// What serialises the merges into one target: `pg_advisory_xact_lock`.
-    pub lock_key: i64,
-    /// The target as SQL has it.
-    pub table: String,
 }
 
 impl Statements {
@@ -89,79 +78,20 @@ impl Statements {
             "COPY {into} ({}, {last}) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')",
             list(&copied_columns)
         );
-        let merge = (target.mode == Mode::Upsert)
-            .then(|| Merge::of(&table, &into, &names, &target.key, name));
-        let lock = format!(
-            "LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE; SELECT {FINGERPRINT} FROM pg_class c WHERE c.oid = {}::regclass",
-            literal(&table)
-        );
+        let merge = target
+            .mode
+            .has_key()
+            .then(|| Merge::of(name, target, &into, &names));
+        let supersede = (target.mode == Mode::Append)
+            .then(|| format!("DELETE FROM {table} WHERE {} = $1", quoted(BATCH_COLUMN)));
         Self {
-            lock,
+            lock: publish::lock(&table),
+            supersede,
             fingerprint,
             copy,
             copied_table,
             copied_columns,
             merge,
-        }
-    }
-}
-
-impl Merge {
-    fn of(table: &str, stage: &str, names: &[String], key: &[String], name: &TableName) -> Self {
-        let batch = quoted(BATCH_COLUMN);
-        let position = |column: &String| {
-            names
-                .iter()
-                .position(|name| name == column)
-                .unwrap_or_default()
-        };
-        let staged = |separator: &str, show: &dyn Fn(usize, &str) -> String| {
-            let all = names
-                .iter()
-                .enumerate()
-                .map(|(index, name)| show(index, &quoted(name)));
-            all.collect::<Vec<_>>().join(separator)
-        };
-        let keys = key
-            .iter()
-            .map(|column| format!("c{}", position(column)))
-            .collect::<Vec<_>>()
-            .join(", ");
-        let joined = key
-            .iter()
-            .map(|column| format!("t.{} = s.c{}", quoted(column), position(column)));
-        let joined = joined.collect::<Vec<_>>().join(" AND ");
-        let updates: Vec<String> = names
-            .iter()
-            .filter(|name| !key.contains(name))
-            .map(|name| quoted(name))
-            .chain([batch.clone()])
-            .map(|column| format!("{column} = excluded.{column}"))
-            .collect();
-        Self {
-            create_stage: format!(
-                "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {}, 0 AS n FROM {table} WITH NO DATA",
-                stage.trim_start_matches("pg_temp."),
-                staged(", ", &|index, name| format!("{name} AS c{index}"))
-            ),
-            merge: format!(
-                "INSERT INTO {table} AS t ({}, {batch}) SELECT DISTINCT ON ({keys}) {}, $1::bigint FROM {stage} WHERE n >= $2 AND n < $3 \
-                 ORDER BY {keys}, n DESC ON CONFLICT ({}) DO UPDATE SET {} WHERE t.{batch} IS NULL OR t.{batch} <= excluded.{batch}",
-                list(names),
-                staged(", ", &|index, _| format!("c{index}")),
-                list(key),
-                updates.join(", ")
-            ),
-            count_earlier: format!(
-                "SELECT count(*) FROM (SELECT DISTINCT {keys} FROM {stage}) s JOIN {table} t ON {joined} WHERE t.{batch} >= $1 AND t.{batch} < $2"
-            ),
-            count_winners: format!(
-                "SELECT count(*), count(*) FILTER (WHERE t.{batch} = $1), count(*) FILTER (WHERE t.{batch} > $1), \
-                 coalesce(array_agg(DISTINCT t.{batch}) FILTER (WHERE t.{batch} > $1), '{{}}') \
-                 FROM (SELECT DISTINCT {keys} FROM {stage} WHERE n <> ALL($2::int[])) s LEFT JOIN {table} t ON {joined}"
-            ),
-            lock_key: lock_key("merge", &name.sql()),
-            table: table.to_owned(),
         }
     }
 }
@@ -246,6 +176,6 @@ mod tests {
             "{}",
             merge.merge
         );
-        assert!(merge.count_earlier.contains(r#"t."c1" = s.c1"#));
+        assert!(merge.count_beaten.contains(r#"t."c1" = s.c1"#));
     }
 }

@@ -5,14 +5,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::job::Target;
+use common::job::{Mode, Target};
+use common::message::{RunId, ValidBatch};
 use common::schema::TargetColumn;
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
 use crate::database::transaction;
-use crate::ddl::{self, ExistingColumn, ExistingTable, Refusal, TableName};
+use crate::ddl::{self, Change, ExistingColumn, ExistingTable, Known, Refusal, TableName};
 use crate::errors::{LoadError, Refused};
+use crate::staging;
 use crate::statements::{FINGERPRINT, Statements, lock_key};
 
 /// How long after a batch was given up its target is not tried with patience again.
@@ -26,8 +28,44 @@ pub struct Targets {
     prepared: Mutex<Prepared>,
 }
 
-/// The statements for each target and its columns.
-type Prepared = HashMap<(Target, Vec<TargetColumn>), Arc<Statements>>;
+/// How many of them are kept: each run that is published as a whole has its own.
+const KEPT: usize = 256;
+
+type Prepared = HashMap<Place, Arc<Statements>>;
+
+/// Where the rows of a batch go: a target with these columns, or the staging table of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Place {
+    target: Target,
+    columns: Vec<TargetColumn>,
+    staged: Option<(RunId, u32)>,
+}
+
+impl Place {
+    fn of(batch: &ValidBatch) -> Self {
+        let staged = batch.target.is_staged(batch.id.generation);
+        Self {
+            target: if staged {
+                batch.target.clone()
+            } else {
+                shape(&batch.target)
+            },
+            columns: batch.columns.clone(),
+            staged: staged.then(|| (batch.id.run.clone(), batch.id.generation)),
+        }
+    }
+}
+
+/// What of a target matters to whoever writes a batch into it.
+fn shape(target: &Target) -> Target {
+    Target {
+        table: target.table.clone(),
+        mode: target.mode,
+        key: target.key.clone(),
+        schema: target.schema,
+        ..Target::default()
+    }
+}
 
 impl Targets {
     pub fn new(allowed_schemas: Vec<String>) -> Self {
@@ -38,43 +76,50 @@ impl Targets {
         }
     }
 
-    /// The statements for a target, which is created or checked the first time. `job` is named in
-    /// the new table's comment.
+    /// The statements for a batch, whose target is created or checked the first time.
     pub async fn prepare(
         &self,
         pool: &PgPool,
-        target: &Target,
-        columns: &[TargetColumn],
-        job: &str,
+        batch: &ValidBatch,
     ) -> Result<Arc<Statements>, LoadError> {
-        if let Some(known) = self.known(target, columns) {
+        if let Some(known) = self.known(batch) {
             return Ok(known);
         }
+        let (target, columns) = (&batch.target, &batch.columns);
         let name = TableName::of(target, &self.allowed_schemas).map_err(Refused::from)?;
         ddl::check_columns(&name, target, columns).map_err(Refused::from)?;
         let checked = transaction(pool, async |tx: &mut PgConnection| {
-            create_or_check(tx, &name, target, columns, job).await
+            create_or_check(tx, &name, target, columns, &batch.job).await
         });
         let fingerprint = checked
             .await
             .map_err(|source| LoadError::target(name.sql(), "created or checked", source))?
             .map_err(Refused::from)?;
-        let statements = Arc::new(Statements::of_table(&name, target, columns, fingerprint));
-        self.prepared()
-            .insert((target.clone(), columns.to_vec()), Arc::clone(&statements));
+        let place = Place::of(batch);
+        let statements = if place.staged.is_some() {
+            staging::prepare(pool, batch).await?
+        } else {
+            Statements::of_table(&name, target, columns, fingerprint)
+        };
+        let statements = Arc::new(statements);
+        let mut prepared = self.prepared();
+        if prepared.len() >= KEPT {
+            prepared.clear();
+        }
+        prepared.insert(place, Arc::clone(&statements));
         Ok(statements)
     }
 
-    /// The statements for a target that was prepared before.
-    pub fn known(&self, target: &Target, columns: &[TargetColumn]) -> Option<Arc<Statements>> {
-        self.prepared()
-            .get(&(target.clone(), columns.to_vec()))
-            .map(Arc::clone)
+    /// The statements for a batch whose target was prepared before.
+    pub fn known(&self, batch: &ValidBatch) -> Option<Arc<Statements>> {
+        self.prepared().get(&Place::of(batch)).map(Arc::clone)
     }
 
     /// Looks again the next time, since the table is not what it was.
     pub fn forget(&self, target: &Target) {
-        self.prepared().retain(|(known, _), _| known != target);
+        let target = shape(target);
+        self.prepared()
+            .retain(|known, _| shape(&known.target) != target);
     }
 
     /// A batch was given up for this target: the next ones are not tried again and again, so that
@@ -83,14 +128,14 @@ impl Targets {
         self.ailing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(target.clone(), Instant::now());
+            .insert(shape(target), Instant::now());
     }
 
     /// Whether that was a moment ago.
     pub fn is_ailing(&self, target: &Target) -> bool {
         let ailing = self.ailing.lock().unwrap_or_else(PoisonError::into_inner);
         ailing
-            .get(target)
+            .get(&shape(target))
             .is_some_and(|since| since.elapsed() < AILING)
     }
 
@@ -100,41 +145,54 @@ impl Targets {
 }
 
 /// Refuses a target that cannot be loaded into, without touching it: for whoever is about to ask
-/// for a run. A table that is not there yet is fine where it can be created. `columns` are those
-/// that the job declares with a type; what else the query returns is not known yet.
+/// for a run.
 pub async fn inspect(
     pool: &PgPool,
     target: &Target,
     columns: &[TargetColumn],
     allowed_schemas: &[String],
 ) -> Result<Result<(), Refusal>, sqlx::Error> {
+    let planned = plan(pool, target, columns, allowed_schemas, "").await?;
+    Ok(planned.map(drop))
+}
+
+/// What would be done to a target, or why it is refused, as this connection's role could do it;
+/// nothing is touched. `columns` are those that the job declares with a type; what else the query
+/// returns is not known yet.
+pub async fn plan(
+    pool: &PgPool,
+    target: &Target,
+    columns: &[TargetColumn],
+    allowed_schemas: &[String],
+    job: &str,
+) -> Result<Result<Change, Refusal>, sqlx::Error> {
     let name = match TableName::of(target, allowed_schemas) {
         Ok(name) => name,
         Err(refusal) => return Ok(Err(refusal)),
     };
     transaction(pool, async |tx: &mut PgConnection| {
-        if let Some(mut found) = look_up(tx, &name).await? {
-            // A column that the job does not declare may well be one that the query returns.
-            found
-                .table
-                .columns
-                .iter_mut()
-                .for_each(|column| column.not_null = false);
-            return Ok(ddl::check_table(&name, target, columns, &found.table));
+        let found = look_up(tx, &name).await?;
+        let table = found.as_ref().map(|found| &found.table);
+        match ddl::decide(&name, target, columns, Known::Declared, job, table) {
+            Ok(change) => check_privileges(tx, &name, target, found.as_ref(), change).await,
+            Err(refusal) => Ok(Err(refusal)),
         }
-        let schema: Option<i32> =
-            sqlx::query_scalar("SELECT 1 FROM pg_namespace WHERE nspname = $1")
-                .bind(&name.schema)
-                .fetch_optional(tx)
-                .await?;
-        Ok(schema.map(drop).ok_or_else(|| Refusal::SchemaMissing {
-            schema: name.schema.clone(),
-        }))
     })
     .await
 }
 
-/// The fingerprint of the table that was created or found fit.
+/// Checks a table against the columns again, in the transaction that is about to write to it.
+pub(crate) async fn check_again(
+    tx: &mut PgConnection,
+    name: &TableName,
+    target: &Target,
+    columns: &[TargetColumn],
+) -> Result<Result<(), Refusal>, sqlx::Error> {
+    let found = look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?;
+    Ok(ddl::check_table(name, target, columns, &found.table))
+}
+
+/// The fingerprint of the table that was created, changed or found fit.
 async fn create_or_check(
     tx: &mut PgConnection,
     name: &TableName,
@@ -142,69 +200,100 @@ async fn create_or_check(
     columns: &[TargetColumn],
     job: &str,
 ) -> Result<Result<String, Refusal>, sqlx::Error> {
-    // Another loader may be creating it at this moment; IF NOT EXISTS alone does not prevent the
-    // error that the second of two gets.
+    // Another loader may be creating or altering it at this moment; IF NOT EXISTS alone does not
+    // prevent the error that the second of two gets.
     sqlx::query("SELECT pg_advisory_xact_lock($1)")
         .bind(lock_key("create", &name.sql()))
         .execute(&mut *tx)
         .await?;
-    let Some(found) = look_up(tx, name).await? else {
-        if let Err(refusal) = create(tx, name, target, columns, job).await? {
-            return Ok(Err(refusal));
-        }
-        let created = look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?;
-        return Ok(Ok(created.fingerprint));
+    let found = look_up(tx, name).await?;
+    let table = found.as_ref().map(|found| &found.table);
+    let change = match ddl::decide(name, target, columns, Known::All, job, table) {
+        Ok(change) => check_privileges(tx, name, target, found.as_ref(), change).await?,
+        Err(refusal) => Err(refusal),
     };
-    if let Err(refusal) = ddl::check_table(name, target, columns, &found.table) {
-        return Ok(Err(refusal));
+    let change = match change {
+        Ok(change) => change,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let table = name.sql();
+    match change {
+        Change::Nothing => {}
+        Change::Create { ddl } => {
+            tx.execute(AssertSqlSafe(ddl)).await?;
+            tracing::info!(target.table = table, job.name = job, "target created");
+        }
+        Change::Add { columns, ddl } => {
+            tx.execute(AssertSqlSafe(ddl)).await?;
+            let columns = columns.join(", ");
+            tracing::info!(
+                target.table = table,
+                target.columns = columns,
+                job.name = job,
+                "columns added to the target"
+            );
+        }
     }
-    let (may_write, role): (bool, String) = sqlx::query_as(
-        "SELECT has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'INSERT') AND has_table_privilege($1, 'UPDATE'), current_user::text",
+    let now = look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?;
+    Ok(Ok(now.fingerprint))
+}
+
+/// Whether this connection's role may do what is to be done, and write the rows then.
+async fn check_privileges(
+    tx: &mut PgConnection,
+    name: &TableName,
+    target: &Target,
+    found: Option<&Found>,
+    change: Change,
+) -> Result<Result<Change, Refusal>, sqlx::Error> {
+    let table = name.sql();
+    let Some(found) = found else {
+        return may_create(tx, name, change).await;
+    };
+    let (may_write, may_delete, is_owner, role): (bool, bool, bool, String) = sqlx::query_as(
+        "SELECT has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE'),
+                has_table_privilege(oid, 'DELETE'), pg_has_role(relowner, 'USAGE'), current_user::text FROM pg_class WHERE oid = $1",
     )
     .bind(found.oid)
     .fetch_one(tx)
     .await?;
-    Ok(if may_write {
-        Ok(found.fingerprint)
+    let (may_write, privileges) = if target.mode == Mode::Replace {
+        (may_write && may_delete, "SELECT, INSERT, UPDATE, DELETE")
     } else {
-        Err(Refusal::MayNotWrite {
-            table: name.sql(),
+        (may_write, "SELECT, INSERT, UPDATE")
+    };
+    Ok(match change {
+        _ if !may_write => Err(Refusal::MayNotWrite {
+            table,
             role,
-        })
+            privileges,
+        }),
+        Change::Add { ddl, .. } if !is_owner => Err(Refusal::MayNotAlter { table, role, ddl }),
+        change => Ok(change),
     })
 }
 
-async fn create(
+async fn may_create(
     tx: &mut PgConnection,
     name: &TableName,
-    target: &Target,
-    columns: &[TargetColumn],
-    job: &str,
-) -> Result<Result<(), Refusal>, sqlx::Error> {
-    let found: Option<(bool, String)> = sqlx::query_as("SELECT has_schema_privilege(oid, 'CREATE'), current_user::text FROM pg_namespace WHERE nspname = $1")
+    change: Change,
+) -> Result<Result<Change, Refusal>, sqlx::Error> {
+    let schema: Option<(bool, String)> = sqlx::query_as("SELECT has_schema_privilege(oid, 'CREATE'), current_user::text FROM pg_namespace WHERE nspname = $1")
         .bind(&name.schema)
         .fetch_optional(&mut *tx)
         .await?;
-    let sql = ddl::create_table(name, target, columns, job);
-    match found {
-        None => Ok(Err(Refusal::SchemaMissing {
+    Ok(match (schema, change) {
+        (None, _) => Err(Refusal::SchemaMissing {
             schema: name.schema.clone(),
-        })),
-        Some((false, role)) => {
-            let (table, schema) = (name.sql(), common::schema::quoted(&name.schema));
-            Ok(Err(Refusal::MayNotCreate {
-                table,
-                schema,
-                role,
-                ddl: sql,
-            }))
-        }
-        Some((true, _)) => {
-            tx.execute(AssertSqlSafe(sql)).await?;
-            tracing::info!(target.table = name.sql(), job.name = job, "target created");
-            Ok(Ok(()))
-        }
-    }
+        }),
+        (Some((false, role)), Change::Create { ddl }) => Err(Refusal::MayNotCreate {
+            table: name.sql(),
+            schema: common::schema::quoted(&name.schema),
+            role,
+            ddl,
+        }),
+        (Some(_), change) => Ok(change),
+    })
 }
 
 /// A relation as the catalog has it.

@@ -15,7 +15,7 @@ pub enum Refusal {
     )]
     SchemaMissing { schema: String },
     #[error(
-        "the loader may not create the table {table}; run: GRANT CREATE ON SCHEMA {schema} TO {role}, or create the table yourself: {ddl}"
+        "the role {role} may not create the table {table}; run: GRANT CREATE ON SCHEMA {schema} TO {role}, or create the table yourself: {ddl}"
     )]
     MayNotCreate {
         table: String,
@@ -24,9 +24,41 @@ pub enum Refusal {
         ddl: String,
     },
     #[error(
-        "the loader may not write to {table}; run: GRANT SELECT, INSERT, UPDATE ON {table} TO {role}"
+        "the role {role} may not write to {table}; run: GRANT {privileges} ON {table} TO {role}"
     )]
-    MayNotWrite { table: String, role: String },
+    MayNotWrite {
+        table: String,
+        role: String,
+        privileges: &'static str,
+    },
+    #[error(
+        "the role {role} may not add columns to {table}, which it does not own; have its owner run: {ddl}"
+    )]
+    MayNotAlter {
+        table: String,
+        role: String,
+        ddl: String,
+    },
+    #[error(
+        "{table} does not exist, and schema = \"freeze\" lets the loader create nothing; set schema = \"create\", or run: {ddl}"
+    )]
+    FrozenMissing { table: String, ddl: String },
+    #[error(
+        "the column {column:?} of {table} is {found} and the job makes it {wanted}, and schema = \"freeze\" allows no difference; declare it as {found:?} in the job, or run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}::{wanted}",
+        quoted(column),
+        quoted(column)
+    )]
+    FrozenType {
+        table: String,
+        column: String,
+        found: String,
+        wanted: String,
+    },
+    #[error(
+        "{table} has the column {column:?}, which the job does not fill, and schema = \"freeze\" allows no difference; add it to the query, set schema = \"create\", or run: ALTER TABLE {table} DROP COLUMN {}",
+        quoted(column)
+    )]
+    FrozenColumn { table: String, column: String },
     #[error("the target cannot be used: {0}")]
     Name(#[from] SchemaError),
     #[error("the target {table} has no columns")]
@@ -70,10 +102,12 @@ pub enum Refusal {
     )]
     NeedsValue { table: String, column: String },
     #[error(
-        "the job updates rows of {table} by {key}, which no unique constraint covers; run: ALTER TABLE {table} ADD UNIQUE ({key})"
+        "the job tells rows of {table} apart by {key}, which no unique constraint covers; run: ALTER TABLE {table} ADD UNIQUE ({key})"
     )]
     NoUniqueKey { table: String, key: String },
-    #[error("the job updates rows of {table} and names no key; add key = [..] to its target")]
+    #[error(
+        "the job tells rows of {table} apart by a key and names none; add key = [..] to its target"
+    )]
     NoKey { table: String },
     #[error(
         "the key column {column:?} of {table} is {type_name}, which Postgres cannot compare; CAST it to varchar in the SELECT"

@@ -7,11 +7,14 @@
 )]
 
 mod books;
+mod contracts;
 mod existing;
 mod failures;
 mod hostile;
 mod loading;
+mod modes;
 mod refused;
 mod service;
 mod support;
 mod upsert;
+mod whole;

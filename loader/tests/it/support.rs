@@ -183,6 +183,37 @@ pub(crate) fn with_rejected(
     batch
 }
 
+/// The same batch in another generation of its run.
+pub(crate) fn with_generation(batch: &ValidBatch, generation: u32) -> ValidBatch {
+    let mut batch = batch.clone();
+    batch.id.generation = generation;
+    batch
+}
+
+/// What `etl replay` writes before it sends a whole run again.
+pub(crate) async fn replayed(pool: &PgPool, run: &str) {
+    sqlx::query("UPDATE etl.runs SET generation = generation + 1, state = 'running', finished_at = NULL WHERE run_id = $1")
+        .bind(run)
+        .execute(pool)
+        .await
+        .unwrap();
+}
+
+/// What `etl approve` writes.
+pub(crate) async fn approved(pool: &PgPool, run: &str) {
+    sqlx::query("UPDATE etl.runs SET state = 'running', approved_at = now(), decided_by = 'me', decision = 'approved' WHERE run_id = $1 AND state = 'held'")
+        .bind(run)
+        .execute(pool)
+        .await
+        .unwrap();
+}
+
+/// The run says when it was published.
+pub(crate) async fn whole(pool: &PgPool, run: &str) {
+    let published = format!("SELECT published_at IS NOT NULL FROM etl.runs WHERE run_id = '{run}'");
+    assert_eq!(text(pool, &published).await, "true");
+}
+
 pub(crate) fn event(run: &str, kind: EventKind) -> RunEvent {
     RunEvent {
         run: run.parse::<RunId>().unwrap(),

@@ -1,0 +1,102 @@
+//! Whether two windows of a table have anything in common. Pure, but for the comparison of values,
+//! which Postgres does as their types have it.
+
+use common::job::{Bound, Comparison, Window};
+use common::schema::{PgType, TargetColumn};
+use serde::{Deserialize, Serialize};
+
+use super::publish::collation;
+use crate::ddl::literal;
+
+/// A bound with the type that its value has: what the books keep of a window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TypedBound {
+    pg_type: PgType,
+    #[serde(flatten)]
+    bound: Bound,
+}
+
+/// The bounds of a window; none for the whole table.
+pub(crate) fn typed(window: Option<&Window>, columns: &[TargetColumn]) -> Vec<TypedBound> {
+    let bounds = window.map(Window::bounds).unwrap_or_default().iter();
+    let typed = bounds.map(|bound| {
+        let column = columns.iter().find(|column| column.name == bound.column);
+        TypedBound {
+            pg_type: column.map_or(PgType::Text, |column| column.pg_type),
+            bound: bound.clone(),
+        }
+    });
+    typed.collect()
+}
+
+/// A condition on constants: whether there could be a row in both windows. Each lower bound of a
+/// column has to be below each upper one, whichever window it is of. A column whose type was another
+/// one then says nothing, so that the windows rather count as overlapping.
+pub(crate) fn overlap(one: &[TypedBound], other: &[TypedBound]) -> String {
+    let all: Vec<&TypedBound> = one.iter().chain(other).collect();
+    let mut conditions = vec!["true".to_owned()];
+    for lower in all.iter().filter(|bound| is_lower(bound)) {
+        let of_column = all.iter().filter(|bound| {
+            bound.bound.column == lower.bound.column && bound.pg_type == lower.pg_type
+        });
+        for upper in of_column.filter(|bound| is_upper(bound)) {
+            let is_strict =
+                lower.bound.op == Comparison::Greater || upper.bound.op == Comparison::Less;
+            let (pg_type, sign) = (lower.pg_type, if is_strict { "<" } else { "<=" });
+            conditions.push(format!(
+                "{}::{pg_type}{} {sign} {}::{pg_type}",
+                literal(lower.bound.value()),
+                collation(pg_type),
+                literal(upper.bound.value())
+            ));
+        }
+    }
+    conditions.join(" AND ")
+}
+
+fn is_lower(bound: &TypedBound) -> bool {
+    match bound.bound.op {
+        Comparison::Equal | Comparison::Greater | Comparison::AtLeast => true,
+        Comparison::Less | Comparison::AtMost => false,
+    }
+}
+
+fn is_upper(bound: &TypedBound) -> bool {
+    match bound.bound.op {
+        Comparison::Equal | Comparison::Less | Comparison::AtMost => true,
+        Comparison::Greater | Comparison::AtLeast => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounds(condition: &str, pg_type: &str) -> Vec<TypedBound> {
+        let column = |name: &str, pg_type: &str| TargetColumn {
+            name: name.into(),
+            pg_type: pg_type.parse().unwrap(),
+            athena_type: String::new(),
+        };
+        let window = Window::parse(condition).unwrap();
+        typed(Some(&window), &[column("d", pg_type), column("s", "text")])
+    }
+
+    #[test]
+    fn each_lower_bound_is_compared_with_each_upper_one_of_its_column() {
+        let week = bounds("d between '1' and '7' and s = 'x'", "integer");
+        let later = bounds("d > '7'", "integer");
+        assert_eq!(
+            overlap(&week, &later),
+            "true AND '1'::integer <= '7'::integer AND 'x'::text COLLATE \"C\" <= 'x'::text AND '7'::integer < '7'::integer"
+        );
+        assert_eq!(overlap(&[], &later), "true");
+        // Another type: nothing can be said.
+        assert_eq!(overlap(&bounds("d < '1'", "date"), &later), "true");
+        let json = serde_json::to_string(&later).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Vec<TypedBound>>(&json).unwrap(),
+            later
+        );
+    }
+}

@@ -1,0 +1,268 @@
+//! Schema contracts: what may be done to a target, and by which role.
+
+use common::job::{Mode, SchemaContract};
+use common::message::ValidBatch;
+use loader::ddl::Change;
+use loader::errors::{LoadError, Refused};
+use loader::target;
+use sqlx::PgPool;
+
+use crate::support::{Shape, books, execute, loader, request, shape, text, url};
+
+fn evolving(columns: &[&str]) -> Shape {
+    let mut shape = shape("t", columns, &[]);
+    shape.target.schema = SchemaContract::Evolve;
+    shape
+}
+
+async fn columns(pool: &PgPool) -> String {
+    text(pool, "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0").await
+}
+
+/// Many times, since what is to be seen is a matter of moments.
+#[tokio::test]
+async fn of_two_loaders_and_a_schema_change_one_adds_the_column_and_both_go_on() {
+    let database = books().await;
+    let (pool, one, two) = (&database.pool, loader(&database), loader(&database));
+    for round in 0..5 {
+        execute(pool, "DROP TABLE IF EXISTS t").await;
+        let (old, new) = (format!("old{round}"), format!("new{round}"));
+        request(pool, &old).await;
+        request(pool, &new).await;
+        let (short, long) = (
+            evolving(&["a text"]),
+            evolving(&["b bigint", "a text", "c date"]),
+        );
+        let short = |seq: u32| short.batch(&old, seq, u64::from(seq), &[vec![Some("x")]]);
+        let row = vec![Some("1"), Some("y"), Some("2018-04-02")];
+        let long = |seq: u32| long.batch(&new, seq, u64::from(seq), std::slice::from_ref(&row));
+        // Both know the table as it is.
+        one.handle(&short(0)).await.unwrap();
+        two.handle(&short(1)).await.unwrap();
+        let all = |loader, batches: Vec<ValidBatch>| load_all(loader, batches);
+        let (left, right) = tokio::join!(
+            all(&one, vec![short(2), long(0), short(4), long(2)]),
+            all(&two, vec![long(1), short(3), long(3), short(5)]),
+        );
+        left.unwrap();
+        right.unwrap();
+        assert_eq!(
+            columns(pool).await,
+            "a text, _batch bigint, b bigint, c date"
+        );
+        let rows = "SELECT string_agg(concat_ws('', a, b, c), ' ' ORDER BY a, _batch) FROM t";
+        assert_eq!(
+            text(pool, rows).await,
+            "x x x x x x y12018-04-02 y12018-04-02 y12018-04-02 y12018-04-02"
+        );
+        let comment = "SELECT col_description('t'::regclass, 3)";
+        assert_eq!(text(pool, comment).await, "From Athena's varchar.");
+    }
+}
+
+async fn load_all(
+    loader: &loader::load::Loader,
+    batches: Vec<ValidBatch>,
+) -> Result<(), LoadError> {
+    for batch in batches {
+        loader.handle(&batch).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_column_that_another_run_staged_without_is_null_there() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    request(pool, "old").await;
+    request(pool, "new").await;
+    let mut old = evolving(&["a text"]);
+    old.target.publish = common::job::Publish::Run;
+    loader
+        .handle(&old.batch("old", 0, 0, &[vec![Some("x")]]))
+        .await
+        .unwrap();
+    let new = evolving(&["a text", "b bigint"]);
+    loader
+        .handle(&new.batch("new", 0, 0, &[vec![Some("y"), Some("1")]]))
+        .await
+        .unwrap();
+    loader::events::handle(&loader.pool, &crate::support::extracted("old", 1, 1))
+        .await
+        .unwrap();
+    let rows = "SELECT string_agg(a || coalesce(b::text, ' NULL'), ' ' ORDER BY a) FROM t";
+    assert_eq!(text(pool, rows).await, "x NULL y1");
+}
+
+async fn refusal(ddl: &str, shape: &Shape) -> String {
+    let database = books().await;
+    execute(&database.pool, ddl).await;
+    request(&database.pool, "r").await;
+    let values: Vec<_> = shape.columns.iter().map(|_| Some("1")).collect();
+    let batch = shape.batch("r", 0, 0, &[values]);
+    let refused = loader(&database).handle(&batch).await.unwrap_err();
+    assert!(
+        matches!(refused, LoadError::Refused(Refused::Target(_))),
+        "{refused:?}"
+    );
+    refused.to_string()
+}
+
+#[tokio::test]
+async fn a_frozen_schema_is_refused_for_any_difference_with_the_statement_to_run() {
+    let mut frozen = shape("t", &["a text", "n bigint"], &[]);
+    frozen.target.schema = SchemaContract::Freeze;
+    for (ddl, part) in [
+        ("SELECT", "CREATE TABLE \"public\".\"t\""),
+        (
+            "CREATE TABLE t (a text, _batch bigint)",
+            "ADD COLUMN \"n\" bigint",
+        ),
+        (
+            "CREATE TABLE t (a varchar, n bigint, _batch bigint)",
+            "TYPE text USING",
+        ),
+        (
+            "CREATE TABLE t (a text, n bigint, more text, _batch bigint)",
+            "DROP COLUMN \"more\"",
+        ),
+    ] {
+        let sentence = refusal(ddl, &frozen).await;
+        assert!(sentence.contains(part), "{sentence}");
+    }
+    let database = books().await;
+    execute(
+        &database.pool,
+        "CREATE TABLE t (n bigint, a text, _batch bigint)",
+    )
+    .await;
+    request(&database.pool, "r").await;
+    let batch = frozen.batch("r", 0, 0, &[vec![Some("x"), Some("1")]]);
+    loader(&database).handle(&batch).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_evolving_schema_changes_no_type_and_adds_no_batch_column() {
+    for (ddl, part) in [
+        (
+            "CREATE TABLE t (a text, n integer, _batch bigint)",
+            "ALTER COLUMN \"n\" TYPE bigint",
+        ),
+        ("CREATE TABLE t (a text)", "ADD COLUMN \"_batch\" bigint"),
+        (
+            "CREATE TABLE t (a text, must text NOT NULL, _batch bigint)",
+            "DROP NOT NULL",
+        ),
+        (
+            "CREATE VIEW t AS SELECT 'x'::text AS a, 1::bigint AS _batch",
+            "a view",
+        ),
+    ] {
+        let sentence = refusal(ddl, &evolving(&["a text", "n bigint"])).await;
+        assert!(sentence.contains(part), "{sentence}");
+    }
+    let mut keyed = evolving(&["a text", "n bigint"]);
+    keyed.target.mode = Mode::Upsert;
+    keyed.target.key = vec!["n".into()];
+    let sentence = refusal("CREATE TABLE t (a text, _batch bigint)", &keyed).await;
+    assert!(sentence.contains("ADD UNIQUE (\"n\")"), "{sentence}");
+}
+
+/// Before Athena is asked: as the role of whoever asks.
+#[tokio::test]
+async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
+    let database = books().await;
+    let pool = &database.pool;
+    let role = format!("guest_{}", database.name);
+    execute(
+        pool,
+        &format!(
+            "CREATE TABLE t (a text, _batch bigint); CREATE TABLE mine (a text, _batch bigint);
+             CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT SELECT, INSERT, UPDATE ON mine TO {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        ),
+    )
+    .await;
+    let mut guest = url::Url::parse(&database.url).unwrap();
+    guest.set_username(&role).unwrap();
+    guest.set_password(Some("x")).unwrap();
+    let guest = loader::database::pool(&url(guest.as_str()), "guest").unwrap();
+    let schemas = ["public".to_owned()];
+    let planned = async |pool: &PgPool, table: &str, shape: &Shape| {
+        let mut target = shape.target.clone();
+        target.table = table.into();
+        let answer = target::plan(pool, &target, &shape.columns, &schemas, "job").await;
+        answer.unwrap().map_err(|refusal| refusal.to_string())
+    };
+    let (plain, more) = (
+        shape("t", &["a text"], &[]),
+        evolving(&["a text", "b bigint"]),
+    );
+    let mut replace = plain.clone();
+    replace.target.mode = Mode::Replace;
+    assert_eq!(planned(&guest, "mine", &plain).await, Ok(Change::Nothing));
+    for (table, shape, part) in [
+        (
+            "t",
+            &plain,
+            "GRANT SELECT, INSERT, UPDATE ON \"public\".\"t\"",
+        ),
+        ("mine", &replace, "GRANT SELECT, INSERT, UPDATE, DELETE ON"),
+        (
+            "mine",
+            &more,
+            "have its owner run: ALTER TABLE \"public\".\"mine\" ADD COLUMN \"b\" bigint",
+        ),
+        ("new", &plain, "GRANT CREATE ON SCHEMA \"public\""),
+    ] {
+        let refused = planned(&guest, table, shape).await.unwrap_err();
+        assert!(refused.contains(part), "{refused}");
+    }
+    // And as the owner it would work; nothing of it was done.
+    assert!(
+        matches!(planned(pool, "mine", &more).await, Ok(Change::Add { columns, .. }) if columns == ["b"])
+    );
+    assert!(matches!(
+        planned(pool, "new", &plain).await,
+        Ok(Change::Create { .. })
+    ));
+    assert_eq!(columns(pool).await, "a text, _batch bigint");
+    assert_eq!(
+        text(pool, "SELECT to_regclass('public.new') IS NULL").await,
+        "true"
+    );
+    guest.close().await;
+    execute(pool, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn a_created_table_says_what_it_is() {
+    let database = books().await;
+    let pool = &database.pool;
+    for (mode, key, indexes) in [
+        (Mode::Append, &[][..], "t__batch_idx brin"),
+        (Mode::Upsert, &["a"], "t_pkey btree"),
+        (Mode::InsertOnly, &["a"], "t__batch_idx brin t_pkey btree"),
+        (Mode::Replace, &[], ""),
+    ] {
+        execute(pool, "DROP TABLE IF EXISTS t").await;
+        let mut shape = shape("t", &["a text"], key);
+        shape.target.mode = mode;
+        shape.columns[0].athena_type = "varchar(7)".into();
+        let name = loader::ddl::TableName::of(&shape.target, &["public".to_owned()]).unwrap();
+        execute(
+            pool,
+            &loader::ddl::create_table(&name, &shape.target, &shape.columns, "it's"),
+        )
+        .await;
+        assert_eq!(
+            text(pool, "SELECT obj_description('t'::regclass)").await,
+            "Loaded by the job it's."
+        );
+        assert_eq!(
+            text(pool, "SELECT col_description('t'::regclass, 1)").await,
+            "From Athena's varchar(7)."
+        );
+        let found = "SELECT string_agg(relname || ' ' || amname, ' ' ORDER BY relname) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam WHERE indrelid = 't'::regclass";
+        assert_eq!(text(pool, found).await, indexes, "{mode}");
+    }
+}

@@ -1,0 +1,492 @@
+//! Every mode, whichever way its batches come: the same table and the same books.
+
+use common::job::{Duplicates, Mode, Publish, Target, Window};
+use common::message::ValidBatch;
+use loader::events;
+use loader::load::Outcome;
+use sqlx::PgPool;
+use testkit::servers::Database;
+
+use crate::support::{
+    Shape, books, books_of, execute, extracted, loader, replayed, request, shape, text, whole,
+    with_generation, with_rejected,
+};
+
+/// A way to load a target, and what its table is afterwards: key, value and seq of each row.
+#[derive(Clone)]
+struct Way {
+    name: &'static str,
+    target: Target,
+    table: &'static str,
+    /// Of seven accepted rows.
+    collapsed: u32,
+}
+
+/// Two rows were in each table before: `a` with 100, inside of the window, and `z` outside of it.
+const APPENDED: &str = "a1:0 a3:0 a6:2 a100: b2:0 b4:1 c5:1 d7:2 z900:";
+const UPSERTED: &str = "a6:2 b4:1 c5:1 d7:2 z900:";
+const INSERTED: &str = "a100: b2:0 c5:1 d7:2 z900:";
+const REPLACED: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2";
+const REPLACED_WINDOW: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2 z900:";
+
+fn ways() -> Vec<Way> {
+    use Publish::{Batch, Run};
+    let keyed = |mode, publish| Target {
+        mode,
+        publish,
+        key: vec!["k".into()],
+        ..Target::default()
+    };
+    let plain = |mode, publish| Target {
+        mode,
+        publish,
+        ..Target::default()
+    };
+    let window = Window::parse("d between '2018-04-02' and '2018-04-05'").unwrap();
+    let way = |name, target, table, collapsed| Way {
+        name,
+        target,
+        table,
+        collapsed,
+    };
+    vec![
+        way("append", plain(Mode::Append, Batch), APPENDED, 0),
+        way("append_run", plain(Mode::Append, Run), APPENDED, 0),
+        way("upsert", keyed(Mode::Upsert, Batch), UPSERTED, 3),
+        way("upsert_run", keyed(Mode::Upsert, Run), UPSERTED, 3),
+        way("insert", keyed(Mode::InsertOnly, Batch), INSERTED, 4),
+        way("insert_run", keyed(Mode::InsertOnly, Run), INSERTED, 4),
+        way("replace", plain(Mode::Replace, Run), REPLACED, 0),
+        way(
+            "replace_window",
+            Target {
+                replace_where: Some(window),
+                ..plain(Mode::Replace, Run)
+            },
+            REPLACED_WINDOW,
+            0,
+        ),
+    ]
+}
+
+impl Way {
+    fn shape(&self, table: &str) -> Shape {
+        let mut shape = shape(table, &["k text", "d date", "v bigint"], &[]);
+        shape.target = Target {
+            table: table.into(),
+            ..self.target.clone()
+        };
+        shape
+    }
+
+    fn batches(&self, table: &str, run: &str) -> Vec<ValidBatch> {
+        let shape = self.shape(table);
+        let row = |key: &'static str, day: &'static str, value: &'static str| {
+            vec![Some(key), Some(day), Some(value)]
+        };
+        let first = [
+            row("a", "2018-04-02", "1"),
+            row("b", "2018-04-02", "2"),
+            row("a", "2018-04-02", "3"),
+        ];
+        let first = with_rejected(shape.batch(run, 0, 0, &first), "min", &[("k", Some("a"))]);
+        let second = [row("b", "2018-04-03", "4"), row("c", "2018-04-03", "5")];
+        let third = [row("a", "2018-04-04", "6"), row("d", "2018-04-05", "7")];
+        vec![
+            first,
+            shape.batch(run, 1, 4, &second),
+            shape.batch(run, 2, 6, &third),
+        ]
+    }
+
+    /// A run and its table, with rows of another time in it.
+    async fn prepared(&self, pool: &PgPool, case: &str) -> (String, Vec<ValidBatch>) {
+        let (table, run) = (
+            format!("{}_{case}", self.name),
+            format!("{}-{case}", self.name),
+        );
+        let key = if self.target.key.is_empty() {
+            ""
+        } else {
+            " PRIMARY KEY"
+        };
+        execute(
+            pool,
+            &format!(
+                "CREATE TABLE {table} (k text{key}, d date, v bigint, _batch bigint);
+                 INSERT INTO {table} VALUES ('a', '2018-04-02', 100), ('z', '2018-04-09', 900)"
+            ),
+        )
+        .await;
+        request(pool, &run).await;
+        let batches = self.batches(&table, &run);
+        (run, batches)
+    }
+
+    async fn assert_right(&self, pool: &PgPool, case: &str) {
+        let (table, run) = (
+            format!("{}_{case}", self.name),
+            format!("{}-{case}", self.name),
+        );
+        let rows = text(pool, &content(&table)).await;
+        assert_eq!(rows, self.table, "{table}");
+        assert_eq!(
+            books_of(pool, &run).await,
+            format!(
+                "completed expected 8 extracted 8 loaded 7 collapsed {} rejected 1 balanced",
+                self.collapsed
+            ),
+            "{table}"
+        );
+        let live = format!(
+            "SELECT count(*) FROM etl.rejected_rows JOIN etl.runs r USING (run_id, generation) WHERE run_id = '{run}'"
+        );
+        assert_eq!(text(pool, &live).await, "1", "{table}");
+    }
+}
+
+fn content(table: &str) -> String {
+    format!("SELECT string_agg(concat(k, v, ':', _batch & 255), ' ' ORDER BY k, v) FROM {table}")
+}
+
+/// Runs a case for every way, each in a database of its own.
+async fn every_way(case: impl AsyncFn(Way, Database)) {
+    for way in ways() {
+        Box::pin(case(way, books().await)).await;
+    }
+}
+
+#[tokio::test]
+async fn in_order_in_reverse_and_after_the_event() {
+    every_way(async |way, database| {
+        let (pool, loader) = (&database.pool, loader(&database));
+        let (run, batches) = way.prepared(pool, "fresh").await;
+        for batch in &batches {
+            loader.handle(batch).await.unwrap();
+        }
+        events::handle(&loader.pool, &extracted(&run, 3, 8))
+            .await
+            .unwrap();
+        way.assert_right(pool, "fresh").await;
+
+        let (run, batches) = way.prepared(pool, "reverse").await;
+        events::handle(&loader.pool, &extracted(&run, 3, 8))
+            .await
+            .unwrap();
+        for batch in batches.iter().rev() {
+            loader.handle(batch).await.unwrap();
+        }
+        way.assert_right(pool, "reverse").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn delivered_again_at_any_point_it_changes_nothing() {
+    every_way(async |way, database| {
+        let (pool, loader) = (&database.pool, loader(&database));
+        let (run, batches) = way.prepared(pool, "again").await;
+        for (place, batch) in batches.iter().enumerate() {
+            loader.handle(batch).await.unwrap();
+            for before in &batches[..=place] {
+                assert_eq!(loader.handle(before).await.unwrap(), Outcome::Duplicate);
+            }
+        }
+        for _ in 0..2 {
+            events::handle(&loader.pool, &extracted(&run, 3, 8))
+                .await
+                .unwrap();
+            for batch in &batches {
+                assert_eq!(loader.handle(batch).await.unwrap(), Outcome::Duplicate);
+            }
+            way.assert_right(pool, "again").await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_loaders_at_once() {
+    Box::pin(every_way(async |way, database| {
+        let (pool, one, two) = (&database.pool, loader(&database), loader(&database));
+        for round in 0..3 {
+            let case = format!("two{round}");
+            let (run, batches) = way.prepared(pool, &case).await;
+            let told = extracted(&run, 3, 8);
+            let (a, b, c, d) = tokio::join!(
+                one.handle(&batches[2]),
+                two.handle(&batches[0]),
+                async {
+                    one.handle(&batches[1]).await?;
+                    one.handle(&batches[0]).await
+                },
+                events::handle(&two.pool, &told),
+            );
+            a.unwrap();
+            b.unwrap();
+            c.unwrap();
+            d.unwrap();
+            // Of several that may complete it one is in the way of the others: the sweep asks again.
+            for run in loader::completion::candidates(&one.pool).await.unwrap() {
+                loader::completion::ask(&one.pool, &run).await.unwrap();
+            }
+            way.assert_right(pool, &case).await;
+        }
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn a_replay_gives_what_the_run_gave_however_far_it_had_come() {
+    every_way(async |way, database| {
+        let (pool, loader) = (&database.pool, loader(&database));
+        for loaded in 0..=3 {
+            let case = format!("replay{loaded}");
+            let (run, batches) = way.prepared(pool, &case).await;
+            for batch in &batches[..loaded] {
+                loader.handle(batch).await.unwrap();
+            }
+            events::handle(&loader.pool, &extracted(&run, 3, 8)).await.unwrap();
+            for generation in 1..=2 {
+                replayed(pool, &run).await;
+                for batch in batches.iter().rev() {
+                    assert_eq!(loader.handle(batch).await.unwrap(), Outcome::Stale);
+                    let batch = with_generation(batch, generation);
+                    assert!(matches!(loader.handle(&batch).await.unwrap(), Outcome::Loaded(_)));
+                    assert_eq!(loader.handle(&batch).await.unwrap(), Outcome::Duplicate);
+                }
+                way.assert_right(pool, &case).await;
+            }
+            loader::staging::clean_up(&loader.pool).await.unwrap();
+            let left = "SELECT count(*) + (SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging') FROM etl.staging";
+            assert_eq!(text(pool, left).await, "0", "{case}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
+    every_way(async |way, database| {
+        let (pool, loader) = (&database.pool, loader(&database));
+        let (run, batches) = way.prepared(pool, "rules").await;
+        for batch in &batches {
+            loader.handle(batch).await.unwrap();
+        }
+        events::handle(&loader.pool, &extracted(&run, 3, 8))
+            .await
+            .unwrap();
+        replayed(pool, &run).await;
+        let mut batches: Vec<_> = batches
+            .iter()
+            .map(|batch| with_generation(batch, 1))
+            .collect();
+        // Now `c` and `d` are rejected.
+        for (batch, raw) in [(1, "c"), (2, "d")] {
+            let fewer = way.shape(&format!("{}_rules", way.name)).batch(
+                &run,
+                batch,
+                batches[batch as usize].first_row,
+                &[batches[batch as usize]
+                    .rows
+                    .row(0)
+                    .to_vec()
+                    .iter()
+                    .map(Option::as_deref)
+                    .collect()],
+            );
+            let fewer = with_rejected(fewer, "max", &[("k", Some(raw))]);
+            batches[batch as usize] = with_generation(&fewer, 1);
+        }
+        for batch in &batches {
+            loader.handle(batch).await.unwrap();
+        }
+        let wanted: Vec<_> = way
+            .table
+            .split(' ')
+            .filter(|row| !row.starts_with(['c', 'd']))
+            .collect();
+        let rows = text(pool, &content(&format!("{}_rules", way.name))).await;
+        assert_eq!(rows, wanted.join(" "), "{}", way.name);
+        assert!(
+            books_of(pool, &run)
+                .await
+                .starts_with("completed expected 8 extracted 8 loaded 5"),
+            "{}",
+            way.name
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_partial_replay_leaves_the_other_batches_where_they_are() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let way = ways().remove(0);
+    let (run, batches) = way.prepared(pool, "part").await;
+    for batch in &batches {
+        loader.handle(batch).await.unwrap();
+    }
+    events::handle(&loader.pool, &extracted(&run, 3, 8))
+        .await
+        .unwrap();
+    replayed(pool, &run).await;
+    // What etl replay --seq 1..1 does, in the same transaction.
+    let carried =
+        format!("UPDATE etl.batches SET generation = 1 WHERE run_id = '{run}' AND seq <> 1");
+    execute(pool, &carried).await;
+    let rejected =
+        format!("SELECT count(*) FROM etl.rejected_rows WHERE run_id = '{run}' AND generation = 1");
+    assert_eq!(text(pool, &rejected).await, "1");
+    let kept =
+        "SELECT string_agg(ctid::text, ' ' ORDER BY ctid) FROM append_part WHERE _batch & 255 <> 1";
+    let before = text(pool, kept).await;
+    assert_eq!(
+        loader
+            .handle(&with_generation(&batches[0], 1))
+            .await
+            .unwrap(),
+        Outcome::Duplicate
+    );
+    // The neighbours are still the neighbours.
+    let mut out_of_line = with_generation(&batches[1], 1);
+    out_of_line.first_row = 5;
+    assert!(loader.handle(&out_of_line).await.is_err());
+    loader
+        .handle(&with_generation(&batches[1], 1))
+        .await
+        .unwrap();
+    assert_eq!(text(pool, kept).await, before);
+    way.assert_right(pool, "part").await;
+}
+
+#[tokio::test]
+async fn another_run_of_the_same_rows() {
+    every_way(async |way, database| {
+        let (pool, loader) = (&database.pool, loader(&database));
+        let (first, batches) = way.prepared(pool, "twice").await;
+        let table = format!("{}_twice", way.name);
+        let again = way.batches(&table, "again");
+        for (run, batches) in [(first.as_str(), &batches), ("again", &again)] {
+            if run == "again" {
+                request(pool, run).await;
+            }
+            for batch in batches {
+                loader.handle(batch).await.unwrap();
+            }
+            events::handle(&loader.pool, &extracted(run, 3, 8)).await.unwrap();
+        }
+        let rows = text(pool, &content(&table)).await;
+        if way.target.mode == Mode::Append {
+            let count = format!("SELECT count(*) FROM {table}");
+            assert_eq!(text(pool, &count).await, "16", "{table}");
+        } else {
+            assert_eq!(rows, way.table, "{table}");
+        }
+        // An insert only changes nothing the second time; the others leave the newer run's rows.
+        let whose = format!("SELECT count(*) FROM {table} WHERE _batch >> 24 = (SELECT run_no FROM etl.runs WHERE run_id = 'again')");
+        let wanted = match way.target.mode {
+            Mode::Append | Mode::Replace => "7",
+            Mode::Upsert => "4",
+            Mode::InsertOnly => "0",
+        };
+        assert_eq!(text(pool, &whose).await, wanted, "{table}");
+        // And the older run, replayed, takes nothing from the newer one.
+        let before = text(pool, &format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t")).await;
+        replayed(pool, &first).await;
+        for batch in &batches {
+            loader.handle(&with_generation(batch, 1)).await.unwrap();
+        }
+        let after = text(pool, &format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t")).await;
+        assert_eq!(after, before, "{table}");
+        let state = format!("SELECT state FROM etl.runs WHERE run_id = '{first}'");
+        let wanted = if way.target.mode == Mode::Replace { "superseded" } else { "completed" };
+        assert_eq!(text(pool, &state).await, wanted, "{table}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_an_insert_only_every_order_keeps_the_first_row_of_a_key() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let orders = [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ];
+    for (number, order) in orders.iter().enumerate() {
+        let table = format!("t{number}");
+        let mut keys = shape(&table, &["k text", "v bigint"], &["k"]);
+        keys.target.mode = Mode::InsertOnly;
+        keys.target.duplicates = Duplicates::Last;
+        let run = format!("r{number}");
+        request(pool, &run).await;
+        let row = |key: &'static str, value: &'static str| vec![Some(key), Some(value)];
+        let batches = [
+            keys.batch(&run, 0, 0, &[row("a", "1"), row("a", "2")]),
+            keys.batch(&run, 1, 2, &[row("b", "3"), row("a", "4")]),
+            keys.batch(&run, 2, 4, &[row("b", "5"), row("c", "6"), row("c", "7")]),
+        ];
+        for index in order {
+            loader.handle(&batches[*index]).await.unwrap();
+        }
+        events::handle(&loader.pool, &extracted(&run, 3, 7))
+            .await
+            .unwrap();
+        let rows = text(
+            pool,
+            &format!(
+                "SELECT string_agg(k || v || ':' || (_batch & 255), ' ' ORDER BY k) FROM {table}"
+            ),
+        )
+        .await;
+        assert_eq!(rows, "a1:0 b3:1 c6:2", "{order:?}");
+        assert_eq!(
+            books_of(pool, &run).await,
+            "completed expected 7 extracted 7 loaded 7 collapsed 4 rejected 0 balanced",
+            "{order:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
+    for way in ways()
+        .into_iter()
+        .filter(|way| way.target.publish == Publish::Run)
+    {
+        let database = books().await;
+        let (pool, loader) = (&database.pool, loader(&database));
+        let (run, batches) = way.prepared(pool, "polled").await;
+        let table = format!("{}_polled", way.name);
+        let before = text(pool, &content(&table)).await;
+        let watch = async {
+            let mut seen = Vec::new();
+            loop {
+                let now = text(pool, &content(&table)).await;
+                if seen.last() != Some(&now) {
+                    seen.push(now.clone());
+                }
+                if now == way.table {
+                    return seen;
+                }
+            }
+        };
+        let load = async {
+            for batch in &batches {
+                loader.handle(batch).await.unwrap();
+            }
+            events::handle(&loader.pool, &extracted(&run, 3, 8))
+                .await
+                .unwrap();
+        };
+        let (seen, ()) = tokio::join!(watch, load);
+        assert_eq!(seen, [before, way.table.to_owned()], "{table}");
+        whole(pool, &run).await;
+    }
+}

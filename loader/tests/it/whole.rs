@@ -1,0 +1,480 @@
+//! Runs that are published as a whole: what holds them, what supersedes them, and what is left.
+
+use common::job::{MaxRejected, Mode, Publish, Target, Window};
+use common::message::{EventKind, ValidBatch};
+use loader::errors::{LoadError, Refused};
+use loader::load::{Loader, Outcome};
+use loader::{completion, events, staging};
+use sqlx::PgPool;
+
+use crate::support::{
+    Shape, Value, approved, books, books_of, event, execute, extracted, loader, replayed, request,
+    shape, text, with_generation, with_rejected,
+};
+
+/// A table `t (d date, v bigint)` whose rows of these days are replaced; all of them without days.
+fn replacing(days: Option<(&str, &str)>) -> Shape {
+    let mut shape = shape("t", &["d date", "v bigint"], &[]);
+    let window = days.map(|(from, to)| format!("d between '2018-04-{from}' and '2018-04-{to}'"));
+    shape.target = Target {
+        table: "t".into(),
+        mode: Mode::Replace,
+        publish: Publish::Run,
+        replace_where: window.map(|window| Window::parse(&window).unwrap()),
+        ..Target::default()
+    };
+    shape
+}
+
+/// Loads a run of one batch, a row a day.
+async fn load(loader: &Loader, shape: &Shape, run: &str, rows: &[(&str, &str)]) -> ValidBatch {
+    let days: Vec<_> = rows
+        .iter()
+        .map(|(day, _)| format!("2018-04-{day}"))
+        .collect();
+    let values: Vec<Vec<Value<'_>>> = days
+        .iter()
+        .zip(rows)
+        .map(|(day, (_, value))| vec![Some(day.as_str()), Some(*value)])
+        .collect();
+    let batch = shape.batch(run, 0, 0, &values);
+    loader.handle(&batch).await.unwrap();
+    let told = extracted(run, 1, rows.len() as u64);
+    events::handle(&loader.pool, &told).await.unwrap();
+    batch
+}
+
+async fn table(pool: &PgPool) -> String {
+    text(
+        pool,
+        "SELECT string_agg(extract(day FROM d) || ':' || v, ' ' ORDER BY d, v) FROM t",
+    )
+    .await
+}
+
+async fn state(pool: &PgPool, run: &str) -> String {
+    text(pool, &format!("SELECT concat_ws(' ', state, held_because, failure) FROM etl.runs WHERE run_id = '{run}'")).await
+}
+
+/// What the loader's sweep does.
+async fn sweep(loader: &Loader) {
+    for run in completion::candidates(&loader.pool).await.unwrap() {
+        completion::ask(&loader.pool, &run).await.unwrap();
+    }
+    staging::clean_up(&loader.pool).await.unwrap();
+}
+
+async fn assert_nothing_staged(loader: &Loader) {
+    staging::clean_up(&loader.pool).await.unwrap();
+    let left = "SELECT count(*) || ' ' || (SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging') FROM etl.staging";
+    assert_eq!(text(&loader.pool, left).await, "0 0");
+}
+
+#[tokio::test]
+async fn an_empty_answer_empties_no_table_unasked() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let t = replacing(None);
+    for run in ["full", "empty", "asked"] {
+        request(pool, run).await;
+    }
+    load(&loader, &t, "full", &[("02", "1")]).await;
+    load(&loader, &t, "empty", &[]).await;
+    let held = state(pool, "empty").await;
+    assert!(
+        held.starts_with("held it has 0 rows, and a replace needs 1 (min_rows)"),
+        "{held}"
+    );
+    assert_eq!(table(pool).await, "2:1");
+    // A later delivery and the sweep leave it to a person.
+    load(&loader, &t, "empty", &[]).await;
+    sweep(&loader).await;
+    assert_eq!(state(pool, "empty").await, held);
+    assert_eq!(text(pool, "SELECT count(*) FROM etl.staging").await, "1");
+    approved(pool, "empty").await;
+    sweep(&loader).await;
+    assert_eq!(table(pool).await, "");
+    assert!(
+        state(pool, "empty")
+            .await
+            .starts_with("completed it has 0 rows")
+    );
+    let mut unasked = replacing(None);
+    unasked.target.min_rows = Some(0);
+    load(&loader, &unasked, "asked", &[]).await;
+    assert_eq!(state(pool, "asked").await, "completed");
+    assert_nothing_staged(&loader).await;
+}
+
+#[tokio::test]
+async fn too_many_rejected_rows_hold_a_run_until_a_person_says() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    for (run, limit, is_held) in [
+        ("few", MaxRejected::Rows(1), false),
+        ("many", MaxRejected::Rows(0), true),
+        ("half", "50%".parse().unwrap(), false),
+        ("less", "49.9999%".parse().unwrap(), true),
+    ] {
+        let mut t = shape(&format!("t_{run}"), &["v bigint"], &[]);
+        t.target.max_rejected = Some(limit);
+        request(pool, run).await;
+        let batch = with_rejected(
+            t.batch(run, 0, 0, &[vec![Some("1")]]),
+            "min",
+            &[("v", None)],
+        );
+        loader.handle(&batch).await.unwrap();
+        let rows = format!("SELECT count(*) FROM t_{run}");
+        assert_eq!(
+            text(pool, &rows).await,
+            "0",
+            "not before the run is complete"
+        );
+        events::handle(&loader.pool, &extracted(run, 1, 2))
+            .await
+            .unwrap();
+        let found = state(pool, run).await;
+        assert_eq!(
+            found.starts_with("held 1 of its 2 rows were rejected, and max_rejected is "),
+            is_held,
+            "{found}"
+        );
+        assert_eq!(text(pool, &rows).await, if is_held { "0" } else { "1" });
+        if is_held {
+            assert_eq!(loader.handle(&batch).await.unwrap(), Outcome::Duplicate);
+            approved(pool, run).await;
+            sweep(&loader).await;
+            assert_eq!(text(pool, &rows).await, "1");
+        }
+        assert!(books_of(pool, run).await.starts_with("completed"), "{run}");
+        assert!(
+            books_of(pool, run)
+                .await
+                .ends_with("loaded 1 collapsed 0 rejected 1 balanced")
+        );
+    }
+    assert_nothing_staged(&loader).await;
+}
+
+#[tokio::test]
+async fn rows_that_postgres_refuses_at_the_end_hold_the_run_and_are_not_lost() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    execute(
+        pool,
+        "CREATE TABLE t (d date, v bigint CONSTRAINT small CHECK (v < 10), _batch bigint); INSERT INTO t VALUES ('2018-04-02', 1)",
+    )
+    .await;
+    request(pool, "r").await;
+    let batch = load(
+        &loader,
+        &replacing(None),
+        "r",
+        &[("03", "5"), ("03", "5000")],
+    )
+    .await;
+    let held = state(pool, "r").await;
+    assert!(
+        held.starts_with("held Postgres refused it with SQLSTATE 23514, in the table t, by the constraint small; nothing of the run was published"),
+        "{held}"
+    );
+    // The row's value is in no sentence.
+    assert!(!held.contains("5000"));
+    assert_eq!(table(pool).await, "2:1");
+    // Approved too early: it is held again, and asks for a new word.
+    approved(pool, "r").await;
+    sweep(&loader).await;
+    assert_eq!(state(pool, "r").await, held);
+    sweep(&loader).await;
+    execute(pool, "ALTER TABLE t DROP CONSTRAINT small").await;
+    sweep(&loader).await;
+    assert_eq!(table(pool).await, "2:1");
+    approved(pool, "r").await;
+    sweep(&loader).await;
+    assert_eq!(table(pool).await, "3:5 3:5000");
+    assert_eq!(loader.handle(&batch).await.unwrap(), Outcome::Duplicate);
+    assert_eq!(
+        books_of(pool, "r").await,
+        "completed expected 2 extracted 2 loaded 2 collapsed 0 rejected 0 balanced"
+    );
+}
+
+#[tokio::test]
+async fn a_target_that_no_longer_fits_holds_the_run() {
+    for (change, part) in [
+        ("DROP TABLE t", "does not exist"),
+        ("ALTER TABLE t ALTER v TYPE smallint", "TYPE bigint"),
+        ("ALTER TABLE t ADD must text NOT NULL DEFAULT ''; ALTER TABLE t ALTER must DROP DEFAULT", "DROP NOT NULL"),
+        ("ALTER TABLE t RENAME TO u; CREATE VIEW t AS SELECT * FROM u", "a view"),
+        (
+            "CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+             CREATE TRIGGER drop_it BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION drop_it()",
+            "stored 0 of the 1 rows",
+        ),
+    ] {
+        let database = books().await;
+        let (pool, loader) = (&database.pool, loader(&database));
+        request(pool, "r").await;
+        let t = replacing(None);
+        loader
+            .handle(&t.batch("r", 0, 0, &[vec![Some("2018-04-02"), Some("1")]]))
+            .await
+            .unwrap();
+        execute(pool, change).await;
+        events::handle(&loader.pool, &extracted("r", 1, 1)).await.unwrap();
+        let held = state(pool, "r").await;
+        assert!(held.starts_with("held ") && held.contains(part), "{change}: {held}");
+    }
+}
+
+#[tokio::test]
+async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    for run in ["older", "newer", "newest"] {
+        request(pool, run).await;
+    }
+    let t = replacing(Some(("02", "08")));
+    let batch = load(&loader, &t, "newer", &[("03", "2")]).await;
+    load(&loader, &t, "older", &[("03", "1"), ("04", "1")]).await;
+    let found = state(pool, "older").await;
+    assert!(
+        found.starts_with("superseded the run newer, which was asked for later"),
+        "{found}"
+    );
+    assert_eq!(table(pool).await, "3:2");
+    assert_eq!(
+        books_of(pool, "older").await,
+        "superseded expected 2 extracted 2 loaded 2 collapsed 0 rejected 0 balanced"
+    );
+    assert_nothing_staged(&loader).await;
+    // Newer ones replace it, and so does a replay as long as it is the newest.
+    replayed(pool, "newer").await;
+    loader.handle(&with_generation(&batch, 1)).await.unwrap();
+    assert_eq!(state(pool, "newer").await, "completed");
+    load(&loader, &t, "newest", &[("05", "3")]).await;
+    assert_eq!(table(pool).await, "5:3");
+    replayed(pool, "newer").await;
+    loader.handle(&with_generation(&batch, 2)).await.unwrap();
+    assert!(state(pool, "newer").await.starts_with("superseded"));
+    assert_eq!(table(pool).await, "5:3");
+}
+
+/// Also where the newer one left the window empty, so that no row of it shows that it was there.
+#[tokio::test]
+async fn windows_that_overlap_are_the_newer_runs_and_others_are_left_alone() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    for run in ["week", "other", "third", "day", "empty"] {
+        request(pool, run).await;
+    }
+    load(
+        &loader,
+        &replacing(Some(("04", "04"))),
+        "day",
+        &[("04", "1")],
+    )
+    .await;
+    load(
+        &loader,
+        &replacing(Some(("10", "12"))),
+        "other",
+        &[("11", "2")],
+    )
+    .await;
+    assert_eq!(table(pool).await, "4:1 11:2");
+    load(
+        &loader,
+        &replacing(Some(("02", "08"))),
+        "week",
+        &[("02", "3"), ("04", "3")],
+    )
+    .await;
+    assert!(
+        state(pool, "week")
+            .await
+            .starts_with("superseded the run day")
+    );
+    assert_eq!(table(pool).await, "4:1 11:2");
+    let mut none = replacing(Some(("20", "21")));
+    none.target.min_rows = Some(0);
+    load(&loader, &none, "empty", &[]).await;
+    load(
+        &loader,
+        &replacing(Some(("19", "20"))),
+        "third",
+        &[("19", "4")],
+    )
+    .await;
+    let third = state(pool, "third").await;
+    assert!(third.starts_with("superseded the run empty"), "{third}");
+}
+
+#[tokio::test]
+async fn rows_outside_of_the_window_hold_the_run() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    request(pool, "r").await;
+    load(
+        &loader,
+        &replacing(Some(("02", "08"))),
+        "r",
+        &[("02", "1"), ("09", "1")],
+    )
+    .await;
+    let held = state(pool, "r").await;
+    assert!(
+        held.starts_with("held 1 of its 2 rows are outside of replace_where"),
+        "{held}"
+    );
+}
+
+#[tokio::test]
+async fn rows_newer_than_the_books_know_hold_a_replace() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    execute(pool, "CREATE TABLE t (d date, v bigint, _batch bigint); INSERT INTO t VALUES ('2018-04-02', 7, 99::bigint << 24)").await;
+    request(pool, "r").await;
+    load(&loader, &replacing(None), "r", &[("03", "1")]).await;
+    let held = state(pool, "r").await;
+    let (_, remedy) = held.split_once("run: ").unwrap();
+    let (remedy, _) = remedy.split_once(", then approve").unwrap();
+    execute(pool, remedy).await;
+    approved(pool, "r").await;
+    sweep(&loader).await;
+    assert_eq!(table(pool).await, "3:1");
+}
+
+#[tokio::test]
+async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let t = replacing(None);
+    let batch = |run| t.batch(run, 0, 0, &[vec![Some("2018-04-02"), Some("1")]]);
+    for run in ["failed", "cancelled", "replayed", "open"] {
+        request(pool, run).await;
+        loader.handle(&batch(run)).await.unwrap();
+    }
+    assert_eq!(text(pool, "SELECT count(*) FROM etl.staging").await, "4");
+    let failed = event(
+        "failed",
+        EventKind::Failed {
+            reason: "no".into(),
+        },
+    );
+    events::handle(&loader.pool, &failed).await.unwrap();
+    execute(
+        pool,
+        "UPDATE etl.runs SET state = 'cancelled', finished_at = now() WHERE run_id = 'cancelled'",
+    )
+    .await;
+    replayed(pool, "replayed").await;
+    staging::clean_up(&loader.pool).await.unwrap();
+    assert_eq!(
+        text(pool, "SELECT string_agg(run_id, ' ') FROM etl.staging").await,
+        "open"
+    );
+    assert_eq!(
+        text(
+            pool,
+            "SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging'"
+        )
+        .await,
+        "1"
+    );
+    assert_eq!(table(pool).await, "");
+    // Two at once are in nobody's way.
+    events::handle(&loader.pool, &extracted("open", 1, 1))
+        .await
+        .unwrap();
+    let (one, two) = tokio::join!(
+        staging::clean_up(&loader.pool),
+        staging::clean_up(&loader.pool)
+    );
+    assert_eq!(one.unwrap() + two.unwrap(), 1);
+    assert_eq!(table(pool).await, "2:1");
+}
+
+#[tokio::test]
+async fn a_failed_run_is_put_through_again_as_another_generation() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let t = replacing(None);
+    let batch = t.batch("r", 0, 0, &[vec![Some("2018-04-02"), Some("1")]]);
+    request(pool, "r").await;
+    loader.handle(&batch).await.unwrap();
+    let failed = EventKind::Failed {
+        reason: "no".into(),
+    };
+    events::handle(&loader.pool, &event("r", failed))
+        .await
+        .unwrap();
+    assert_nothing_staged(&loader).await;
+    replayed(pool, "r").await;
+    loader.handle(&with_generation(&batch, 1)).await.unwrap();
+    let mut told = extracted("r", 1, 1);
+    told.generation = 1;
+    events::handle(&loader.pool, &told).await.unwrap();
+    assert_eq!(table(pool).await, "2:1");
+    assert_eq!(state(pool, "r").await, "completed");
+    assert_nothing_staged(&loader).await;
+}
+
+#[tokio::test]
+async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    request(pool, "r").await;
+    let row = vec![Some("2018-04-02"), Some("1")];
+    loader
+        .handle(&replacing(None).batch("r", 0, 0, std::slice::from_ref(&row)))
+        .await
+        .unwrap();
+    let other = replacing(Some(("02", "08"))).batch("r", 1, 1, std::slice::from_ref(&row));
+    let refused = loader.handle(&other).await;
+    assert!(
+        matches!(refused, Err(LoadError::Refused(Refused::OtherShape { .. }))),
+        "{refused:?}"
+    );
+    // By batch into the table, while the rest is staged: what is staged is not all there is.
+    let mut plain = replacing(None);
+    plain.target.mode = Mode::Append;
+    plain.target.publish = Publish::Batch;
+    loader
+        .handle(&plain.batch("r", 1, 1, &[row]))
+        .await
+        .unwrap();
+    events::handle(&loader.pool, &extracted("r", 2, 2))
+        .await
+        .unwrap();
+    let held = state(pool, "r").await;
+    assert!(
+        held.starts_with("held the ledger says that 2 rows were accepted, and 1 are staged"),
+        "{held}"
+    );
+    execute(pool, "DROP TABLE etl_staging.s_1_0").await;
+    replayed(pool, "r").await;
+    execute(pool, "UPDATE etl.staging SET generation = 1").await;
+    let lost = with_generation(&replacing(None).batch("r", 0, 0, &[]), 1);
+    let refused = loader.handle(&lost).await;
+    assert!(
+        matches!(
+            refused,
+            Err(LoadError::Refused(Refused::StagingGone { .. }))
+        ),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_approval_is_of_the_generation_that_was_held() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    request(pool, "r").await;
+    let batch = load(&loader, &replacing(None), "r", &[]).await;
+    approved(pool, "r").await;
+    replayed(pool, "r").await;
+    loader.handle(&with_generation(&batch, 1)).await.unwrap();
+    assert!(state(pool, "r").await.starts_with("held it has 0 rows"));
+}
