@@ -4,6 +4,7 @@
 //! moments, text by Unicode code point. NULL passes every rule but `required`. Rules are checked in
 //! the order in which they are written; the first that is broken is the row's reject.
 
+mod duplicates;
 mod order;
 mod window;
 
@@ -16,6 +17,7 @@ use regex::{Regex, RegexBuilder};
 
 use crate::column::constant;
 use crate::convert::{check_format, convert, shown};
+pub(crate) use duplicates::{KeyColumns, Seen};
 use order::{Bound, key};
 pub(crate) use window::{Inside, Place};
 

@@ -10,7 +10,7 @@ use common::schema::{ResolvedColumn, ResultColumn, TargetColumn, resolve};
 use common::{Row, Rows};
 
 use crate::column::Column;
-use crate::rules::{Inside, Place, PlanError};
+use crate::rules::{Inside, KeyColumns, Place, PlanError, Seen};
 
 /// A process meets a few jobs; a stream of ever new ones must not fill its memory.
 const KEPT_PLANS: usize = 64;
@@ -21,6 +21,8 @@ pub struct Plan {
     columns: Vec<Column>,
     targets: Vec<TargetColumn>,
     inside: Inside,
+    /// The key, when a second row of it in a batch is rejected.
+    key: Option<KeyColumns>,
 }
 
 impl Plan {
@@ -36,10 +38,14 @@ impl Plan {
                 masked: resolved[position].spec.mask.is_some(),
             })
         };
+        let inside = Inside::compile(job.target.replace_where.as_ref(), place)?;
+        let columns = resolved.iter().map(Column::new).collect::<Result<_, _>>()?;
+        let targets: Vec<_> = resolved.into_iter().map(|column| column.target).collect();
         Ok(Self {
-            inside: Inside::compile(job.target.replace_where.as_ref(), place)?,
-            columns: resolved.iter().map(Column::new).collect::<Result<_, _>>()?,
-            targets: resolved.into_iter().map(|column| column.target).collect(),
+            inside,
+            columns,
+            key: KeyColumns::of(&job.target, &targets),
+            targets,
         })
     }
 
@@ -82,8 +88,9 @@ pub fn transform(plan: &Plan, batch: &RawBatch) -> ValidBatch {
     let mut row_offsets = Vec::with_capacity(batch.rows.len());
     let mut rejected = Vec::new();
     let mut values = Vec::with_capacity(plan.columns.len());
+    let mut seen = Seen::default();
     for (offset, row) in (0..).zip(batch.rows.iter()) {
-        match convert_row(plan, row, &mut values) {
+        match convert_row(plan, row, &mut seen, &mut values) {
             Ok(()) => {
                 rows.push(values.iter().map(Option::as_deref));
                 row_offsets.push(offset);
@@ -113,13 +120,15 @@ pub fn transform(plan: &Plan, batch: &RawBatch) -> ValidBatch {
 fn convert_row<'a>(
     plan: &'a Plan,
     row: Row<'a>,
+    seen: &mut Seen,
     values: &mut Vec<Option<Cow<'a, str>>>,
 ) -> Result<(), Reject> {
     values.clear();
     for column in &plan.columns {
         values.push(column.value(row)?);
     }
-    match plan.inside.check(values) {
+    let duplicate = || plan.key.as_ref()?.check(seen, values);
+    match plan.inside.check(values).or_else(duplicate) {
         None => Ok(()),
         Some(reject) => Err(reject),
     }

@@ -11,6 +11,7 @@ mod contracts;
 mod existing;
 mod failures;
 mod hostile;
+mod killed;
 mod loading;
 mod modes;
 mod refused;

@@ -14,9 +14,9 @@ use crate::support::{
 
 /// A way to load a target, and what its table is afterwards: key, value and seq of each row.
 #[derive(Clone)]
-struct Way {
+pub(crate) struct Way {
     name: &'static str,
-    target: Target,
+    pub(crate) target: Target,
     table: &'static str,
     /// Of seven accepted rows.
     collapsed: u32,
@@ -29,7 +29,7 @@ const INSERTED: &str = "a100: b2:0 c5:1 d7:2 z900:";
 const REPLACED: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2";
 const REPLACED_WINDOW: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2 z900:";
 
-fn ways() -> Vec<Way> {
+pub(crate) fn ways() -> Vec<Way> {
     use Publish::{Batch, Run};
     let keyed = |mode, publish| Target {
         mode,
@@ -100,7 +100,7 @@ impl Way {
     }
 
     /// A run and its table, with rows of another time in it.
-    async fn prepared(&self, pool: &PgPool, case: &str) -> (String, Vec<ValidBatch>) {
+    pub(crate) async fn prepared(&self, pool: &PgPool, case: &str) -> (String, Vec<ValidBatch>) {
         let (table, run) = (
             format!("{}_{case}", self.name),
             format!("{}-{case}", self.name),
@@ -123,7 +123,7 @@ impl Way {
         (run, batches)
     }
 
-    async fn assert_right(&self, pool: &PgPool, case: &str) {
+    pub(crate) async fn assert_right(&self, pool: &PgPool, case: &str) {
         let (table, run) = (
             format!("{}_{case}", self.name),
             format!("{}-{case}", self.name),

@@ -1,0 +1,109 @@
+//! Loaders that die at the worst moments, one after the other, over runs of every mode at once: the
+//! next one makes of it what one that lives would have made.
+
+use std::time::Duration;
+
+use common::message::Message;
+use common::queue::{Connection, Outgoing, Publisher, declare};
+use testkit::process::Service;
+use testkit::servers::{Database, Vhost, vhost};
+use testkit::wait_until;
+
+use crate::modes::ways;
+use crate::support::{books, extracted, text, url};
+
+const PATIENCE: Duration = Duration::from_mins(2);
+
+fn sent(message: &impl Message) -> Outgoing {
+    Outgoing::of(message).unwrap()
+}
+
+fn service(database: &Database, vhost: &Vhost) -> Service {
+    Service::new("loader")
+        .env("ETL_DATABASE_URL", &database.url)
+        .env("ETL_AMQP_URL", &vhost.amqp_url)
+}
+
+#[tokio::test]
+async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
+    common::service::install_tls();
+    let (database, vhost) = (books().await, vhost().await);
+    let broker = Connection::open(&url(&vhost.amqp_url), "test")
+        .await
+        .unwrap();
+    declare(&broker).await.unwrap();
+    let mut publisher = Publisher::open(&broker).await.unwrap();
+    for way in ways() {
+        let (run, batches) = way.prepared(&database.pool, "killed").await;
+        let mut messages: Vec<_> = batches.iter().map(sent).collect();
+        messages.insert(1, sent(&extracted(&run, 3, 8)));
+        publisher.publish(&messages).await.unwrap();
+    }
+    // In the middle of a batch's rows, before and after its commit; and of the transaction that
+    // publishes a run: before its first change, with all of them made, and after its commit.
+    for point in [
+        "mid_copy@3",
+        "before_commit@3",
+        "after_commit@2",
+        "before_publish",
+        "mid_publish",
+        "before_publish@2",
+        "after_publish@2",
+    ] {
+        let mut loader = service(&database, &vhost)
+            .env("ETL_FAILPOINT", &format!("{point}=exit"))
+            .spawn();
+        let status = loader.wait(PATIENCE).await;
+        assert_eq!(status.code(), Some(99), "{point}\n{}", loader.log());
+    }
+    let _loader = service(&database, &vhost).start().await;
+    let open = "SELECT count(*) FROM etl.runs WHERE state <> 'completed'";
+    wait_until("every run to complete", PATIENCE, async || {
+        text(&database.pool, open).await == "0"
+    })
+    .await;
+    for way in ways() {
+        way.assert_right(&database.pool, "killed").await;
+    }
+    wait_until("the staging tables to go", PATIENCE, async || {
+        let left = "SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging'";
+        text(&database.pool, left).await == "0"
+    })
+    .await;
+    assert_eq!(
+        text(&database.pool, "SELECT count(*) FROM etl.dead_letters").await,
+        "0"
+    );
+}
+
+/// The sweep of a loader that gets no message.
+#[tokio::test]
+async fn an_approved_run_is_published_within_seconds() {
+    common::service::install_tls();
+    let (database, vhost) = (books().await, vhost().await);
+    let broker = Connection::open(&url(&vhost.amqp_url), "test")
+        .await
+        .unwrap();
+    declare(&broker).await.unwrap();
+    let _loader = service(&database, &vhost).start().await;
+    let mut way = ways().remove(0);
+    way.target.max_rejected = Some(common::job::MaxRejected::Rows(0));
+    let (run, batches) = way.prepared(&database.pool, "held").await;
+    let mut messages: Vec<_> = batches.iter().map(sent).collect();
+    messages.push(sent(&extracted(&run, 3, 8)));
+    let mut publisher = Publisher::open(&broker).await.unwrap();
+    publisher.publish(&messages).await.unwrap();
+    let state = "SELECT state FROM etl.runs";
+    wait_until("the run to be held", PATIENCE, async || {
+        text(&database.pool, state).await == "held"
+    })
+    .await;
+    crate::support::approved(&database.pool, &run).await;
+    wait_until(
+        "the run to be published",
+        Duration::from_secs(20),
+        async || text(&database.pool, state).await == "completed",
+    )
+    .await;
+    way.assert_right(&database.pool, "held").await;
+}

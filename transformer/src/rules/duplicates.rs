@@ -1,0 +1,125 @@
+//! `duplicates = "reject"`: of the rows of a batch with one key only the first is valid. Batches are not
+//! compared with one another: each is transformed by itself, whoever gets it and whenever.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+
+use common::job::{Duplicates, Target};
+use common::message::Reject;
+use common::schema::{PgType, TargetColumn};
+
+use super::order::key;
+
+/// The rule's name.
+const DUPLICATE_RULE: &str = "duplicate_key";
+
+/// The columns of the key, when a second row with the same values is rejected.
+#[derive(Debug, Clone)]
+pub(crate) struct KeyColumns(Vec<(usize, PgType)>);
+
+/// The keys of a batch so far.
+#[derive(Debug, Default)]
+pub(crate) struct Seen(HashSet<String>);
+
+impl KeyColumns {
+    /// `None` when a job has nothing against duplicates.
+    pub(crate) fn of(target: &Target, columns: &[TargetColumn]) -> Option<Self> {
+        let position = |name: &String| {
+            let position = columns.iter().position(|column| column.name == *name)?;
+            Some((position, columns[position].pg_type))
+        };
+        let is_wanted = target.duplicates == Duplicates::Reject && !target.key.is_empty();
+        is_wanted.then(|| Self(target.key.iter().filter_map(position).collect()))
+    }
+
+    /// Rejects a row whose key another one had.
+    pub(crate) fn check<T: AsRef<str>>(
+        &self,
+        seen: &mut Seen,
+        values: &[Option<T>],
+    ) -> Option<Reject> {
+        let mut all = String::new();
+        for (position, pg_type) in &self.0 {
+            // A row without a value in its key breaks the rule that requires one.
+            let value = values.get(*position)?.as_ref()?.as_ref();
+            let value = key(*pg_type, value);
+            // Postgres does not see the blanks at the end of a char(n).
+            let value = match pg_type {
+                PgType::Char(_) => value.trim_end_matches(' '),
+                _ => &value,
+            };
+            // With its length before it: two parts never read as two others.
+            // Writing to a String cannot fail.
+            write!(all, "{}:{value}", value.len()).ok();
+        }
+        if seen.0.insert(all) {
+            return None;
+        }
+        Some(Reject {
+            column: None,
+            rule: DUPLICATE_RULE.to_owned(),
+            reason: "a row before it in the same batch has the same key".to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::job::Mode;
+
+    use super::*;
+
+    fn verdicts(
+        types: &[&str],
+        duplicates: Duplicates,
+        rows: &[&[Option<&str>]],
+    ) -> Option<Vec<bool>> {
+        let columns: Vec<_> = types
+            .iter()
+            .enumerate()
+            .map(|(index, pg_type)| TargetColumn {
+                name: format!("c{index}"),
+                pg_type: pg_type.parse().unwrap(),
+                athena_type: "varchar".into(),
+            })
+            .collect();
+        let target = Target {
+            mode: Mode::Upsert,
+            key: columns.iter().map(|column| column.name.clone()).collect(),
+            duplicates,
+            ..Target::default()
+        };
+        let key = KeyColumns::of(&target, &columns)?;
+        let mut seen = Seen::default();
+        let verdicts = rows.iter().map(|row| key.check(&mut seen, row).is_none());
+        Some(verdicts.collect())
+    }
+
+    #[test]
+    fn the_second_row_of_a_key_is_rejected_and_no_other() {
+        let rows: &[&[Option<&str>]] = &[
+            &[Some("1"), Some("23")],
+            &[Some("12"), Some("3")],
+            &[Some("1"), Some("23")],
+            &[Some("1"), None],
+            &[Some("1"), None],
+            &[Some("1:2"), Some("3")],
+        ];
+        assert_eq!(verdicts(&["text", "text"], Duplicates::Last, rows), None);
+        assert_eq!(
+            verdicts(&["text", "text"], Duplicates::Reject, rows),
+            Some(vec![true, true, false, true, true, true])
+        );
+    }
+
+    #[test]
+    fn keys_are_equal_when_postgres_says_so() {
+        let twice = |pg_type: &str, one: &str, other: &str| {
+            let rows: &[&[Option<&str>]] = &[&[Some(one)], &[Some(other)]];
+            verdicts(&[pg_type], Duplicates::Reject, rows)
+        };
+        assert_eq!(twice("numeric", "1.50", "1.5"), Some(vec![true, false]));
+        assert_eq!(twice("char(3)", "a", "a "), Some(vec![true, false]));
+        assert_eq!(twice("text", "a", "a "), Some(vec![true, true]));
+    }
+}
