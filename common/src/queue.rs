@@ -12,6 +12,7 @@ mod cautious;
 mod connection;
 mod consumer;
 mod control;
+pub mod inspect;
 mod publisher;
 mod stream;
 mod topology;

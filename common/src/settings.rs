@@ -18,6 +18,7 @@ const KNOWN: &[&str] = &[
     "http_addr",
     "jobs",
     "migrate",
+    "price_per_tb",
     "schemas",
     "s3_path_style",
     "shutdown_deadline",

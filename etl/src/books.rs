@@ -1,10 +1,15 @@
 //! The books in Postgres, as `etl` reads and writes them: SQL is in the files below, and nowhere else.
 
+mod decisions;
+mod health;
 mod letters;
+mod lock;
 mod missing;
+mod prune;
 mod rejects;
 mod request;
 mod runs;
+mod target;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,11 +21,15 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::time::timeout;
 
+pub(crate) use decisions::{GivenUp, Rows};
+pub(crate) use health::Server;
 pub(crate) use letters::{DeadLetter, Letter};
 pub(crate) use missing::{ranges, shown};
-pub(crate) use rejects::RejectedRow;
-pub(crate) use request::Requested;
-pub(crate) use runs::Run;
+pub(crate) use prune::{Prune, Pruned};
+pub(crate) use rejects::{RejectCount, RejectedRow};
+pub(crate) use request::{Requested, Rival};
+pub(crate) use runs::{Filter, Run};
+pub(crate) use target::TargetPlan;
 
 use crate::Failure;
 
@@ -38,14 +47,27 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    /// Connects to the database that `ETL_DATABASE_URL` names.
+    /// Connects to the database that `ETL_DATABASE_URL` names, and makes sure that it has books.
     pub(crate) async fn open() -> Result<Self, Failure> {
-        let settings: Settings = settings::load().map_err(Failure::misuse)?;
-        let url = settings.database_url.ok_or_else(|| {
-            Failure::misuse(anyhow!(
-                "ETL_DATABASE_URL is not set; set it to postgres://user:password@host:5432/database"
-            ))
-        })?;
+        let books = Self::connect().await?;
+        let (migrated,): (bool,) =
+            sqlx::query_as("SELECT to_regclass('etl.run_books') IS NOT NULL")
+                .fetch_one(&books.pool)
+                .await
+                .context("cannot look for the books")?;
+        if !migrated {
+            let url = database_url()?;
+            return Err(anyhow!(
+                "the database {url} has no books yet; run `loader migrate`, or start a loader"
+            )
+            .into());
+        }
+        Ok(books)
+    }
+
+    /// Connects to the database that `ETL_DATABASE_URL` names.
+    pub(crate) async fn connect() -> Result<Self, Failure> {
+        let url = database_url()?;
         let options = PgConnectOptions::from_str(url.expose().as_str())
             .with_context(|| format!("ETL_DATABASE_URL ({url}) is not the URL of a database"))
             .map_err(Failure::Misuse)?
@@ -64,17 +86,15 @@ impl Books {
             .max_connections(2)
             .acquire_timeout(CONNECT)
             .connect_lazy_with(options);
-        let (migrated,): (bool,) =
-            sqlx::query_as("SELECT to_regclass('etl.run_books') IS NOT NULL")
-                .fetch_one(&pool)
-                .await
-                .context("cannot look for the books")?;
-        if !migrated {
-            return Err(anyhow!(
-                "the database {url} has no books yet; run `loader migrate`, or start a loader"
-            )
-            .into());
-        }
         Ok(Self { pool })
     }
+}
+
+fn database_url() -> Result<SecretUrl, Failure> {
+    let settings: Settings = settings::load().map_err(Failure::misuse)?;
+    settings.database_url.ok_or_else(|| {
+        Failure::misuse(anyhow!(
+            "ETL_DATABASE_URL is not set; set it to postgres://user:password@host:5432/database"
+        ))
+    })
 }

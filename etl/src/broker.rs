@@ -1,13 +1,68 @@
 //! The broker, as far as `etl` needs it: to send a task or a message once more, and to read the archive.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use common::queue::{self, ArchiveReader, Connection, Outgoing, Publisher, RawDelivery};
+use common::queue::{
+    self, ArchiveReader, Connection, Outgoing, Publisher, QueueName, RawDelivery, inspect,
+};
 use common::service::ServiceSettings;
 use common::settings;
+use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::Failure;
+
+/// How long somebody who only looks waits for the broker.
+const GLANCE: Duration = Duration::from_secs(3);
+
+/// What waits in a queue.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Depth {
+    pub(crate) queue: &'static str,
+    /// Those that a service has in hand are not among them.
+    pub(crate) messages: u32,
+    pub(crate) consumers: u32,
+}
+
+/// What waits in each work queue, or why that cannot be known now. Declares nothing.
+pub(crate) async fn depths() -> Result<Vec<Depth>, String> {
+    let looked = timeout(GLANCE, async {
+        let settings: ServiceSettings = settings::load().map_err(anyhow::Error::from)?;
+        let connection = Connection::open(&settings.amqp_url, "etl status").await?;
+        let queues = depths_on(&connection).await;
+        connection.close().await;
+        queues
+    });
+    match looked.await {
+        Ok(Ok(depths)) => Ok(depths),
+        Ok(Err(error)) => Err(format!("{error:#}")),
+        Err(_) => Err(format!(
+            "the broker did not answer within {} s",
+            GLANCE.as_secs()
+        )),
+    }
+}
+
+async fn depths_on(connection: &Connection) -> anyhow::Result<Vec<Depth>> {
+    let mut depths = Vec::new();
+    for queue in [
+        QueueName::Extract,
+        QueueName::Raw,
+        QueueName::Valid,
+        QueueName::Events,
+        QueueName::Dead,
+    ] {
+        if let Some(state) = inspect::look(connection, queue).await? {
+            depths.push(Depth {
+                queue: queue.name(),
+                messages: state.messages,
+                consumers: state.consumers,
+            });
+        }
+    }
+    Ok(depths)
+}
 
 /// A connection to the broker, with the queues declared.
 pub(crate) struct Broker {

@@ -1,7 +1,15 @@
 //! What `etl` can be asked, as clap reads it.
 
+mod ask;
+mod look;
+
 use clap::{Args, Parser, Subcommand};
-use common::message::RunId;
+
+pub(crate) use ask::{BackfillArguments, Bound, PlanArguments, RunArguments};
+pub(crate) use look::{
+    ApproveArguments, CancelArguments, DiscardArguments, PruneArguments, RunsArguments, State,
+    StatusArguments,
+};
 
 /// Athena results into PostgreSQL: asks for runs, follows them, and proves them.
 ///
@@ -20,20 +28,28 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show what a run would do: the SQL, the columns, the target's DDL. Nothing is written or sent.
+    #[command(after_help = "Example: etl plan most_visited_url --set from=2018-04-02")]
+    Plan(PlanArguments),
     /// Ask for a run of a job.
     #[command(
-        after_help = "Example: etl run most_visited_url --set from=2018-04-02 --set to=2018-04-08 --follow"
+        after_help = "Example: etl run most_visited_url --set from=2018-04-02 --set to=2018-04-08 --follow --wait-timeout 1h"
     )]
     Run(RunArguments),
-    /// Show a run, or the latest runs.
-    #[command(after_help = "Example: etl status most_visited_url-20180409 --json")]
-    Status {
-        /// The run, or the beginning of its name where only one run begins so.
-        run: Option<String>,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Ask for a run for each window of a range of days, the last day not included.
+    ///
+    /// The same command again goes on where it stopped: every window has one run, whose name follows from the job,
+    /// the range and the window.
+    #[command(
+        after_help = "Example: etl backfill clicks --from 2018-04-01 --to 2018-05-01 --every 1d --parallel 3"
+    )]
+    Backfill(BackfillArguments),
+    /// List the latest runs.
+    #[command(after_help = "Example: etl runs --job clicks --state failed --limit 50")]
+    Runs(RunsArguments),
+    /// Show a run: how far it is, how fast, what waits in the queues, what it cost.
+    #[command(after_help = "Example: etl status most_visited_url-20180409 --watch")]
+    Status(StatusArguments),
     /// Prove that every row of a run is accounted for; all runs when none is named.
     #[command(after_help = "Example: etl reconcile daily-2018-04-09 && echo complete")]
     Reconcile {
@@ -43,6 +59,17 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Give a run up: its query is stopped, and what is still on its way is not loaded.
+    ///
+    /// Rows that are in the target already stay there unless --undo removes them.
+    #[command(after_help = "Example: etl cancel daily-2018-04-09 --undo --why 'the wrong week'")]
+    Cancel(CancelArguments),
+    /// Publish a run that is held, although it was held.
+    #[command(after_help = "Example: etl approve daily-2018-04-09 --follow")]
+    Approve(ApproveArguments),
+    /// Give a run up that is held: none of its rows reaches the target.
+    #[command(after_help = "Example: etl discard daily-2018-04-09 --why 'half of it was rejected'")]
+    Discard(DiscardArguments),
     /// Send archived batches of a run again, without asking Athena.
     #[command(after_help = "Example: etl replay daily-2018-04-09 --missing")]
     Replay {
@@ -56,6 +83,22 @@ pub(crate) enum Command {
     /// Look at messages that no stage could handle, and send them again.
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Check the broker, the database, the queues and the jobs: a line each, with the remedy.
+    #[command(after_help = "Example: etl doctor")]
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget old rejected values and bodies of dead letters; runs and batches stay.
+    #[command(after_help = "Example: etl prune --older-than 30d --dry-run")]
+    Prune(PruneArguments),
+    /// Print the completions for a shell.
+    #[command(after_help = "Example: etl completion bash > /etc/bash_completion.d/etl")]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Show the rows of a run that were rejected, and why.
     #[command(after_help = "Example: etl rejects clicks-20180409 --limit 5")]
     Rejects {
@@ -102,31 +145,6 @@ pub(crate) struct ReplayArguments {
     pub(crate) all: bool,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct RunArguments {
-    /// The job: the name of a file in `ETL_JOBS`, without .toml.
-    pub(crate) job: String,
-    /// Set a parameter of the job; the others have their defaults.
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_assignment)]
-    pub(crate) set: Vec<(String, String)>,
-    /// A name for the run. Asking again under the same name is asking once.
-    #[arg(long, value_name = "ID")]
-    pub(crate) run_id: Option<RunId>,
-    /// Stay until the run is over, and exit with 0 only if it is complete.
-    #[arg(long)]
-    pub(crate) follow: bool,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-fn parse_assignment(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("a parameter is set as NAME=VALUE, such as from=2018-04-02".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,15 +156,32 @@ mod tests {
     }
 
     #[test]
-    fn an_assignment_keeps_what_stands_after_the_first_sign() {
-        assert_eq!(
-            parse_assignment("a=b=c").unwrap(),
-            ("a".to_owned(), "b=c".to_owned())
-        );
-        assert_eq!(
-            parse_assignment("a=").unwrap(),
-            ("a".to_owned(), String::new())
-        );
-        assert!(parse_assignment("a").is_err() && parse_assignment("=a").is_err());
+    fn every_command_has_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        let mut names = Vec::new();
+        walk(&command, "etl", &mut names);
+        assert!(names.len() > 15, "{names:?}");
+    }
+
+    fn walk(command: &clap::Command, path: &str, names: &mut Vec<String>) {
+        let below: Vec<_> = command
+            .get_subcommands()
+            .filter(|below| below.get_name() != "help")
+            .collect();
+        for below in &below {
+            walk(below, &format!("{path} {}", below.get_name()), names);
+        }
+        if below.is_empty() {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains(&format!("Example: {path}")),
+                "`{path} --help` has no example of itself: {help:?}"
+            );
+            names.push(path.to_owned());
+        }
     }
 }

@@ -16,8 +16,20 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How long a run may wait for an extractor before the user is told what may be wrong.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Follows a run until it is over, or stuck on a dead letter that somebody has to look at.
-pub(crate) async fn to_the_end(books: &Books, run: &str) -> Result<Run, Failure> {
+/// Why following ended.
+pub(crate) enum End {
+    /// The run is over, or waits for a person: it is held, or one of its messages was given up.
+    There(Run),
+    /// So long was waited, and the run goes on.
+    TooLong(Run, Duration),
+}
+
+/// Follows a run until it is over or waits for a person, or for as long as `patience` says.
+pub(crate) async fn to_the_end(
+    books: &Books,
+    run: &str,
+    patience: Option<Duration>,
+) -> Result<End, Failure> {
     let mut view = if stderr().is_terminal() {
         View::bars()
     } else {
@@ -28,9 +40,13 @@ pub(crate) async fn to_the_end(books: &Books, run: &str) -> Result<Run, Failure>
     loop {
         let state = books.exactly(run).await?;
         view.show(&state);
-        if state.is_over() || state.dead_letters > 0 {
+        if state.is_over() || state.waits_for_a_person() {
             view.close();
-            return Ok(state);
+            return Ok(End::There(state));
+        }
+        if let Some(patience) = patience.filter(|patience| started.elapsed() >= *patience) {
+            view.close();
+            return Ok(End::TooLong(state, patience));
         }
         if state.state == "requested" && !warned && started.elapsed() > PATIENCE {
             view.say("nothing has happened yet; are an extractor and a loader running, on the same broker and database?");

@@ -3,18 +3,26 @@
 //! Results go to standard output, everything else to standard error. The exit code is 0 only when
 //! what was asked for is true, 1 when it is not, and 2 when the command itself cannot be right.
 
+mod backfill;
 mod books;
 mod broker;
 mod cli;
 mod dead;
+mod decide;
+mod doctor;
 mod follow;
+mod jobs;
+mod plan;
+mod prune;
 mod replay;
 mod report;
 mod request;
+mod run;
+mod status;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::books::Books;
 use crate::cli::{Cli, Command};
@@ -40,7 +48,7 @@ impl Failure {
 async fn main() -> ExitCode {
     common::telemetry::start_logging_of_a_command();
     common::service::install_tls();
-    match run(Cli::parse()).await {
+    match answer(Cli::parse()).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(Failure::Untrue(error)) => {
@@ -55,24 +63,29 @@ async fn main() -> ExitCode {
 }
 
 /// Runs a command; the answer is whether what was asked for is true.
-async fn run(cli: Cli) -> Result<bool, Failure> {
+async fn answer(cli: Cli) -> Result<bool, Failure> {
     match cli.command {
-        Command::Run(arguments) => request::run(&arguments).await,
-        Command::Status { run, json } => {
-            let books = Books::open().await?;
-            match run {
-                Some(name) => report::status(&books.find(&name).await?, json)?,
-                None => report::runs(&books.latest().await?, json)?,
-            }
+        Command::Plan(arguments) => plan::plan(&arguments).await,
+        Command::Run(arguments) => run::run(&arguments).await,
+        Command::Backfill(arguments) => backfill::run(&arguments).await,
+        Command::Runs(arguments) => status::runs(&arguments).await,
+        Command::Status(arguments) => status::status(&arguments).await,
+        Command::Cancel(arguments) => decide::cancel(&arguments).await,
+        Command::Approve(arguments) => decide::approve(&arguments).await,
+        Command::Discard(arguments) => decide::discard(&arguments).await,
+        Command::Doctor { json } => doctor::doctor(json).await,
+        Command::Prune(arguments) => prune::prune(&arguments).await,
+        Command::Completion { shell } => {
+            report::completion(shell, &mut Cli::command())?;
             Ok(true)
         }
         Command::Reconcile { run, json } => {
             let books = Books::open().await?;
-            let runs = match run {
-                Some(name) => vec![books.exactly(&name).await?],
+            let runs = match &run {
+                Some(name) => vec![books.exactly(name).await?],
                 None => books.all().await?,
             };
-            report::reconcile(&books, &runs, json).await
+            report::reconcile(&books, &runs, run.is_some(), json).await
         }
         Command::Replay { run, missing: _ } => replay::missing(&run).await,
         Command::Dead(command) => dead::run(command).await,

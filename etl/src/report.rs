@@ -1,10 +1,18 @@
 //! What `etl` prints: tables for people, JSON for scripts, both on standard output.
 
+mod backfill;
 mod dead;
+mod decision;
+mod doctor;
+mod plan;
+mod prune;
 mod reconcile;
 mod rejects;
 mod run;
 mod runs;
+#[cfg(test)]
+mod samples;
+mod status;
 
 use std::io::{Write, stdout};
 
@@ -13,11 +21,17 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::HumanCount;
 use serde::Serialize;
 
+pub(crate) use backfill::{WindowReport, backfilled};
 pub(crate) use dead::{dead_letter, dead_letters, nothing_missing, replayed, restored};
+pub(crate) use decision::{approved, cancelled, discarded};
+pub(crate) use doctor::{Finding, examined};
+pub(crate) use plan::{Plan, PlannedColumn, PlannedSource, planned};
+pub(crate) use prune::pruned;
 pub(crate) use reconcile::reconcile;
 pub(crate) use rejects::rejects;
-pub(crate) use run::{outcome, requested, status};
+pub(crate) use run::{outcome, requested};
 pub(crate) use runs::runs;
+pub(crate) use status::{Price, Status, status, watched};
 
 use crate::Failure;
 
@@ -35,6 +49,16 @@ fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// The completions for a shell, from the command's own definition.
+pub(crate) fn completion(
+    shell: clap_complete::Shell,
+    command: &mut clap::Command,
+) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, command, "etl", &mut script);
+    print(String::from_utf8_lossy(&script).trim_end())
 }
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
@@ -67,4 +91,15 @@ fn shortened(text: &str, most: usize) -> String {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
+}
+
+/// A table as a terminal of this width shows it, without the spaces at the ends of its lines.
+#[cfg(test)]
+fn on_a_terminal(mut table: Table, width: u16) -> String {
+    table.force_no_tty().set_width(width);
+    let lines: Vec<_> = table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
+    lines.join("\n")
 }

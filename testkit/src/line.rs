@@ -101,10 +101,10 @@ impl Line {
         command.run().await
     }
 
-    /// `etl run JOB --run-id RUN --follow --json`, which has to end well: the run's books.
+    /// `etl run JOB --run-id RUN --again --follow --json`, which has to end well: the run's books.
     pub async fn run(&self, job: &str, run: &str) -> Value {
         let done = self
-            .etl(&["run", job, "--run-id", run, "--follow", "--json"])
+            .etl(&["run", job, "--run-id", run, "--again", "--follow", "--json"])
             .await;
         assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
         serde_json::from_str(&done.stdout).expect("`etl run --json` prints JSON")

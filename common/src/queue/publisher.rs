@@ -22,7 +22,7 @@ const CONFIRM: Duration = Duration::from_mins(1);
 const FULL: Duration = Duration::from_secs(20);
 
 /// RabbitMQ's largest message is 16 MiB since 4.0; a larger one closes the channel.
-const MAX_BODY: usize = 15 << 20;
+pub(super) const MAX_BODY: usize = 15 << 20;
 
 /// PERSISTENT, the delivery mode of the AMQP specification that survives a restart of the broker.
 const PERSISTENT: u8 = 2;

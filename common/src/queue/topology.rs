@@ -68,7 +68,7 @@ impl QueueName {
         }
     }
 
-    fn arguments(self) -> FieldTable {
+    pub(super) fn arguments(self) -> FieldTable {
         let mut table = FieldTable::default();
         let mut set = |name: &str, value: AMQPValue| {
             table.insert(name.into(), value);

@@ -1,9 +1,10 @@
 //! Writing a run into the books, before anything of it is sent.
 
 use anyhow::{Context, anyhow};
-use common::job::{Job, JobSpec, Publish};
+use common::job::{Job, Mode, Publish};
 use common::message::RunId;
-use common::schema::TargetColumn;
+use common::settings::variable;
+use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::{Books, Run};
@@ -12,9 +13,56 @@ use crate::Failure;
 /// What became of the wish to write a run into the books.
 pub(crate) enum Requested {
     New,
-    /// The same request was made before.
+    /// The same request was made before, under this name.
     Known(Box<Run>),
+    /// It was made under another name, and nothing was written.
+    Refused(Rival),
 }
+
+/// A run of the same job with the same parameters that speaks against another one.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Rival {
+    pub(crate) run_id: String,
+    pub(crate) state: String,
+    /// Whether the job was another version of itself.
+    pub(crate) is_of_older_job: bool,
+}
+
+impl Rival {
+    /// Whether it is still to come to its end.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.state != "completed"
+    }
+
+    /// Why it is in the way, and what to do.
+    pub(crate) fn sentence(&self) -> String {
+        let Self {
+            run_id,
+            state,
+            is_of_older_job,
+        } = self;
+        if self.goes_on() {
+            return format!(
+                "the run {run_id} of the same job with the same parameters is {state}; wait for it, or give it up with `etl cancel {run_id}`; nothing was sent"
+            );
+        }
+        let older = if *is_of_older_job {
+            " by an older version of the job"
+        } else {
+            ""
+        };
+        format!(
+            "the run {run_id} has loaded the same{older}, and in mode append another run adds its rows again; ask with --again if that is what you want; nothing was sent"
+        )
+    }
+}
+
+/// A run of the same job and parameters that is under way or, in mode append, was loaded.
+const RIVAL: &str = "
+    SELECT run_id, state, job_hash <> $3 AS is_of_older_job FROM etl.runs
+    WHERE job = $1 AND parameters = $2
+      AND (state IN ('requested', 'running', 'held') OR $4 AND state = 'completed' AND target_table = $5)
+    ORDER BY state = 'completed', run_no DESC LIMIT 1";
 
 impl Books {
     /// Whether a run of this name was asked for.
@@ -25,29 +73,6 @@ impl Books {
             .await
             .context("cannot read the books")?;
         Ok(known)
-    }
-
-    /// Refuses a job whose rows could not be loaded, as far as that can be known before the query ran.
-    pub(crate) async fn check_target(
-        &self,
-        spec: &JobSpec,
-        schemas: &[String],
-    ) -> Result<(), Failure> {
-        let declared = spec.columns.iter().filter_map(|column| {
-            Some(TargetColumn {
-                name: column.target_name().to_owned(),
-                pg_type: column.declared_type()?,
-                athena_type: String::new(),
-            })
-        });
-        let declared: Vec<_> = declared.collect();
-        let target = &spec.target;
-        let refused = loader::target::inspect(&self.pool, target, &declared, schemas)
-            .await
-            .with_context(|| format!("cannot look at the target {}", target.table))?;
-        refused
-            .with_context(|| format!("cannot run the job {}", spec.name))
-            .map_err(Failure::Misuse)
     }
 
     /// When the run was asked for, to the microsecond.
@@ -63,43 +88,73 @@ impl Books {
         Ok(time)
     }
 
-    /// Writes a run into the books, before anything of it is sent.
+    /// What speaks against a run of this job, before anybody asks for it.
+    pub(crate) async fn rival(
+        &self,
+        job: &Job,
+        request: &common::job::Request,
+        again: bool,
+    ) -> Result<Option<Rival>, Failure> {
+        let mut connection = self.pool.acquire().await.context("cannot read the books")?;
+        let rival = rival(&mut connection, job, request, again).await;
+        Ok(rival.context("cannot read the books")?)
+    }
+
+    /// Writes a run into the books, before anything of it is sent. Of two who ask at the same moment
+    /// for the same job one waits here for the other, and sees what that one wrote. `again`: although
+    /// the same rows were appended before.
     pub(crate) async fn request(
         &self,
         run: &RunId,
         job: &Job,
         request: &common::job::Request,
+        again: bool,
     ) -> Result<Requested, Failure> {
-        let (schema, table) = job.spec.target.schema_and_table();
-        let publish = if job.spec.target.is_staged(0) {
-            Publish::Run
-        } else {
-            Publish::Batch
-        };
-        let hash = job.hash();
-        let written = sqlx::query(
-            "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, publish)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (run_id) DO NOTHING",
-        )
-        .bind(run.as_str())
-        .bind(&job.spec.name)
-        .bind(&hash)
-        .bind(Json(&request.spec))
-        .bind(Json(&request.parameters))
-        .bind(&request.sql)
-        .bind(format!("{schema}.{table}"))
-        .bind(job.spec.target.mode.name())
-        .bind(publish.name())
-        .execute(&self.pool)
-        .await
-        .with_context(|| format!("cannot write the run {run} into the books"))?;
-        if written.rows_affected() == 1 {
-            return Ok(Requested::New);
+        let doing = || format!("cannot write the run {run} into the books");
+        let mut tx = self.pool.begin().await.with_context(doing)?;
+        sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('etl run ' || $1, 0))")
+            .bind(&job.spec.name)
+            .execute(&mut *tx)
+            .await
+            .with_context(doing)?;
+        let known: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT FROM etl.runs WHERE run_id = $1)")
+                .bind(run.as_str())
+                .fetch_one(&mut *tx)
+                .await
+                .with_context(doing)?;
+        if known {
+            drop(tx);
+            return self.known(run, job, request).await;
         }
+        let rival = rival(&mut tx, job, request, again)
+            .await
+            .with_context(doing)?;
+        if let Some(rival) = rival {
+            return Ok(Requested::Refused(rival));
+        }
+        let is_new = insert(&mut tx, run, job, request)
+            .await
+            .with_context(doing)?;
+        tx.commit().await.with_context(doing)?;
+        if is_new {
+            Ok(Requested::New)
+        } else {
+            // Another job's run of this name came in between.
+            self.known(run, job, request).await
+        }
+    }
+
+    async fn known(
+        &self,
+        run: &RunId,
+        job: &Job,
+        request: &common::job::Request,
+    ) -> Result<Requested, Failure> {
         let known = self.exactly(run.as_str()).await?;
         if known.job != job.spec.name
             || known.parameters != request.parameters
-            || known.job_hash != hash
+            || known.job_hash != job.hash()
         {
             return Err(Failure::misuse(anyhow!(
                 "the run {run} was asked for before, with another job, other parameters or an older version of the job; choose another --run-id"
@@ -107,4 +162,52 @@ impl Books {
         }
         Ok(Requested::Known(Box::new(known)))
     }
+}
+
+async fn rival(
+    connection: &mut PgConnection,
+    job: &Job,
+    request: &common::job::Request,
+    again: bool,
+) -> Result<Option<Rival>, sqlx::Error> {
+    let (schema, table) = job.spec.target.schema_and_table();
+    sqlx::query_as(RIVAL)
+        .bind(&job.spec.name)
+        .bind(Json(&request.parameters))
+        .bind(job.hash())
+        .bind(job.spec.target.mode == Mode::Append && !again)
+        .bind(format!("{schema}.{table}"))
+        .fetch_optional(connection)
+        .await
+}
+
+async fn insert(
+    tx: &mut PgConnection,
+    run: &RunId,
+    job: &Job,
+    request: &common::job::Request,
+) -> Result<bool, sqlx::Error> {
+    let (schema, table) = job.spec.target.schema_and_table();
+    let publish = if job.spec.target.is_staged(0) {
+        Publish::Run
+    } else {
+        Publish::Batch
+    };
+    let written = sqlx::query(
+        "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, publish, requested_by)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (run_id) DO NOTHING",
+    )
+    .bind(run.as_str())
+    .bind(&job.spec.name)
+    .bind(job.hash())
+    .bind(Json(&request.spec))
+    .bind(Json(&request.parameters))
+    .bind(&request.sql)
+    .bind(format!("{schema}.{table}"))
+    .bind(job.spec.target.mode.name())
+    .bind(publish.name())
+    .bind(variable("USER"))
+    .execute(tx)
+    .await?;
+    Ok(written.rows_affected() == 1)
 }

@@ -10,7 +10,7 @@ use super::Books;
 use crate::Failure;
 
 /// A run with its sums. Times are RFC 3339 in UTC.
-#[derive(Debug, Clone, FromRow, Serialize)]
+#[derive(Debug, Clone, Default, FromRow, Serialize)]
 #[expect(
     clippy::struct_field_names,
     reason = "the books' own names, and those of the JSON"
@@ -25,6 +25,8 @@ pub(crate) struct Run {
     pub(crate) parameters: BTreeMap<String, String>,
     pub(crate) target_table: String,
     pub(crate) mode: String,
+    /// When rows reach the target: `batch`, or `run` for all of them at once.
+    pub(crate) publish: String,
     pub(crate) state: String,
     pub(crate) generation: i32,
     pub(crate) query_execution_id: Option<String>,
@@ -47,14 +49,34 @@ pub(crate) struct Run {
     /// Every batch is in the ledger, and extracted = loaded + rejected + dropped.
     pub(crate) balanced: bool,
     pub(crate) failure: Option<String>,
+    pub(crate) held_because: Option<String>,
+    pub(crate) requested_by: Option<String>,
+    pub(crate) decided_by: Option<String>,
+    pub(crate) decision: Option<String>,
     pub(crate) requested_at: String,
+    pub(crate) started_at: Option<String>,
+    pub(crate) published_at: Option<String>,
     pub(crate) finished_at: Option<String>,
+    /// Since the request, up to its end or now; by the database's clock.
+    #[serde(skip)]
+    pub(crate) seconds: f64,
+    /// The same, since Athena has its query.
+    #[serde(skip)]
+    pub(crate) working_seconds: Option<f64>,
 }
 
 impl Run {
-    /// Whether the run is over.
+    /// Whether the run is over, for good unless somebody replays it. A held one is not.
     pub(crate) fn is_over(&self) -> bool {
-        !matches!(self.state.as_str(), "requested" | "running")
+        matches!(
+            self.state.as_str(),
+            "completed" | "failed" | "cancelled" | "superseded"
+        )
+    }
+
+    /// Whether nothing moves until a person acts: it is held, or one of its messages was given up.
+    pub(crate) fn waits_for_a_person(&self) -> bool {
+        self.state == "held" || (!self.is_over() && self.dead_letters > 0)
     }
 
     /// Whether every row that Athena returned is accounted for.
@@ -63,72 +85,145 @@ impl Run {
     }
 }
 
-const RUNS: &str = r#"
-    SELECT r.run_id, r.run_no, r.job, r.job_hash, r.parameters, r.target_table, r.mode, r.state, r.generation,
+/// Which runs to list.
+#[derive(Debug, Default)]
+pub(crate) struct Filter<'a> {
+    pub(crate) job: Option<&'a str>,
+    /// These states; any when empty.
+    pub(crate) states: &'a [&'a str],
+    /// Only those that a dead letter keeps from going on.
+    pub(crate) only_stuck: bool,
+    pub(crate) limit: u32,
+}
+
+/// What is read of a run `r` and its sums `b`, with the number of its rejected rows `q`.
+const COLUMNS: &str = r#"
+    SELECT r.run_id, r.run_no, r.job, r.job_hash, r.parameters, r.target_table, r.mode, r.publish, r.state, r.generation,
            r.query_execution_id, r.result_id, r.bytes_scanned, r.batches_expected, r.rows_expected,
            greatest(r.rows_extracted, b.rows_extracted) AS rows_read,
            b.batches, b.rows_extracted, b.rows_loaded, b.rows_collapsed, b.rows_rejected, b.rows_dropped,
-           b.dead_letters, r.late_messages, r.failure,
-           b.balanced AND b.rows_rejected = (SELECT count(*) FROM etl.rejected_rows q
-               WHERE q.run_id = r.run_id AND q.generation = r.generation) AS balanced,
+           b.dead_letters, r.late_messages, r.failure, r.held_because, r.requested_by, r.decided_by, r.decision,
+           b.balanced AND b.rows_rejected = q.rows AS balanced,
            to_char(r.requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS requested_at,
-           to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS finished_at
-    FROM etl.runs r JOIN etl.run_books b USING (run_id)
+           to_char(r.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS started_at,
+           to_char(r.published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS published_at,
+           to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS finished_at,
+           extract(epoch FROM coalesce(r.finished_at, now()) - r.requested_at)::float8 AS seconds,
+           extract(epoch FROM coalesce(r.finished_at, now()) - r.started_at)::float8 AS working_seconds
 "#;
+
+/// A few runs, each through the index of its batches. `chosen` names them.
+pub(super) fn a_few(chosen: &str) -> String {
+    format!(
+        "WITH chosen AS MATERIALIZED ({chosen}) {COLUMNS}
+         FROM chosen JOIN etl.runs r USING (run_id) JOIN etl.run_books b USING (run_id)
+         CROSS JOIN LATERAL (
+             SELECT count(*) AS rows FROM etl.rejected_rows WHERE run_id = r.run_id AND generation = r.generation
+         ) q ORDER BY r.run_no DESC"
+    )
+}
+
+/// All runs, each table read once: the view would go through the ledger's index ten thousand times.
+pub(super) fn all_of_them() -> String {
+    format!(
+        "WITH ledger AS (
+             SELECT run_id, generation, count(*) AS batches, max(seq) AS last_seq, sum(rows_loaded)::bigint AS rows_loaded,
+                    sum(rows_collapsed)::bigint AS rows_collapsed, sum(rows_rejected)::bigint AS rows_rejected,
+                    sum(rows_dropped)::bigint AS rows_dropped, sum(rows_extracted)::bigint AS rows_extracted
+             FROM etl.batches GROUP BY run_id, generation),
+         quarantine AS (SELECT run_id, generation, count(*) AS rows FROM etl.rejected_rows GROUP BY run_id, generation),
+         letters AS (SELECT run_id, count(*) AS letters FROM etl.dead_letters WHERE resolved_at IS NULL GROUP BY run_id)
+         {COLUMNS} FROM etl.runs r
+         LEFT JOIN ledger USING (run_id, generation) LEFT JOIN quarantine USING (run_id, generation) LEFT JOIN letters USING (run_id)
+         CROSS JOIN LATERAL (SELECT coalesce(quarantine.rows, 0) AS rows) q
+         CROSS JOIN LATERAL (
+             SELECT coalesce(ledger.batches, 0) AS batches, coalesce(ledger.rows_extracted, 0) AS rows_extracted,
+                    coalesce(ledger.rows_loaded, 0) AS rows_loaded, coalesce(ledger.rows_collapsed, 0) AS rows_collapsed,
+                    coalesce(ledger.rows_rejected, 0) AS rows_rejected, coalesce(ledger.rows_dropped, 0) AS rows_dropped,
+                    coalesce(letters.letters, 0) AS dead_letters,
+                    (r.batches_expected IS NOT NULL AND ledger.batches = r.batches_expected
+                     AND ledger.last_seq = r.batches_expected - 1 AND ledger.rows_extracted = r.rows_expected
+                     AND ledger.rows_extracted = ledger.rows_loaded + ledger.rows_rejected + ledger.rows_dropped) IS TRUE AS balanced
+         ) b ORDER BY r.run_no"
+    )
+}
 
 impl Books {
     /// The run of this name and of no other: for whatever proves or changes something.
     pub(crate) async fn exactly(&self, name: &str) -> Result<Run, Failure> {
-        let found = self
-            .read(format!("{RUNS} WHERE r.run_id = $1"), name)
-            .await?;
-        found.into_iter().next().ok_or_else(|| {
-            Failure::misuse(anyhow!(
-                "there is no run {name:?}; `etl status` lists the latest"
-            ))
-        })
+        let query = a_few("SELECT $1::text AS run_id");
+        let found = sqlx::query_as(AssertSqlSafe(query))
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await;
+        found.context(UNREADABLE)?.ok_or_else(|| no_such_run(name))
     }
 
     /// The run of this name, or the only one whose name begins so: for looking only.
     pub(crate) async fn find(&self, name: &str) -> Result<Run, Failure> {
-        let query = format!(
-            "{RUNS} WHERE r.run_id = $1 OR $1 <> '' AND starts_with(r.run_id, $1) ORDER BY r.run_id = $1 DESC, r.run_no LIMIT 4"
-        );
-        let mut found: Vec<Run> = self.read(query, name).await?;
-        if found.first().is_some_and(|run| run.run_id == name) || found.len() == 1 {
-            return Ok(found.swap_remove(0));
+        let names: Vec<String> = sqlx::query_scalar(
+            "SELECT run_id FROM etl.runs WHERE run_id = $1 OR $1 <> '' AND starts_with(run_id, $1)
+             ORDER BY run_id = $1 DESC, run_no LIMIT 4",
+        )
+        .bind(name)
+        .fetch_all(&self.pool)
+        .await
+        .context(UNREADABLE)?;
+        match names.as_slice() {
+            [] => Err(no_such_run(name)),
+            [first, ..] if first == name || names.len() == 1 => self.exactly(first).await,
+            _ => Err(Failure::misuse(anyhow!(
+                "{name:?} is the beginning of several runs: {}; say more of the name",
+                names.join(", ")
+            ))),
         }
-        if found.is_empty() {
-            return Err(Failure::misuse(anyhow!(
-                "there is no run {name:?}; `etl status` lists the latest"
-            )));
-        }
-        let names: Vec<_> = found.into_iter().map(|run| run.run_id).collect();
-        Err(Failure::misuse(anyhow!(
-            "{name:?} is the beginning of several runs: {}; say more of the name",
-            names.join(", ")
-        )))
     }
 
     /// The latest runs, the newest first.
-    pub(crate) async fn latest(&self) -> Result<Vec<Run>, Failure> {
-        self.read(
-            format!("{RUNS} WHERE $1 = '' ORDER BY r.run_no DESC LIMIT 20"),
-            "",
-        )
-        .await
+    pub(crate) async fn latest(&self, filter: &Filter<'_>) -> Result<Vec<Run>, Failure> {
+        let query = a_few(
+            "SELECT run_id FROM etl.runs r WHERE ($1::text IS NULL OR job = $1) AND (cardinality($2::text[]) = 0 OR state = ANY ($2))
+             AND (NOT $3 OR EXISTS (SELECT FROM etl.dead_letters d WHERE d.run_id = r.run_id AND d.resolved_at IS NULL))
+             ORDER BY run_no DESC LIMIT $4",
+        );
+        let runs = sqlx::query_as(AssertSqlSafe(query))
+            .bind(filter.job)
+            .bind(filter.states)
+            .bind(filter.only_stuck)
+            .bind(i64::from(filter.limit))
+            .fetch_all(&self.pool)
+            .await;
+        Ok(runs.context(UNREADABLE)?)
+    }
+
+    /// Those of these runs that were asked for, by name.
+    pub(crate) async fn named(&self, names: &[String]) -> Result<BTreeMap<String, Run>, Failure> {
+        let query = a_few("SELECT run_id FROM etl.runs WHERE run_id = ANY ($1)");
+        let runs: Vec<Run> = sqlx::query_as(AssertSqlSafe(query))
+            .bind(names)
+            .fetch_all(&self.pool)
+            .await
+            .context(UNREADABLE)?;
+        Ok(runs
+            .into_iter()
+            .map(|run| (run.run_id.clone(), run))
+            .collect())
     }
 
     /// Every run, the oldest first.
     pub(crate) async fn all(&self) -> Result<Vec<Run>, Failure> {
-        self.read(format!("{RUNS} WHERE $1 = '' ORDER BY r.run_no"), "")
-            .await
+        let runs = sqlx::query_as(AssertSqlSafe(all_of_them()))
+            .fetch_all(&self.pool)
+            .await;
+        Ok(runs.context(UNREADABLE)?)
     }
+}
 
-    async fn read(&self, query: String, name: &str) -> Result<Vec<Run>, Failure> {
-        let query = sqlx::query_as(AssertSqlSafe(query)).bind(name);
-        Ok(query.fetch_all(&self.pool).await.context(
-            "cannot read the books; is the schema etl of this version (`loader migrate`)?",
-        )?)
-    }
+const UNREADABLE: &str =
+    "cannot read the books; is the schema etl of this version (`loader migrate`)?";
+
+pub(super) fn no_such_run(name: &str) -> Failure {
+    Failure::misuse(anyhow!(
+        "there is no run {name:?}; `etl runs` lists the latest"
+    ))
 }

@@ -1,14 +1,95 @@
 //! `etl reconcile`: the proof that every row is accounted for.
 
+use comfy_table::Table;
 use serde_json::json;
 
 use super::{align_numbers, note, number, print, print_json, table};
 use crate::Failure;
 use crate::books::{Books, Run, shown};
 
-/// `etl reconcile`: true when every run that is over balances, and the one that was named is over.
-pub(crate) async fn reconcile(books: &Books, runs: &[Run], json: bool) -> Result<bool, Failure> {
-    let mut reports = Vec::new();
+/// Up to this many runs each has its line.
+const FEW: usize = 100;
+
+/// What a run's books prove.
+struct Verdict<'a> {
+    run: &'a Run,
+    missing: Vec<(i32, i32)>,
+    is_true: bool,
+    text: String,
+}
+
+/// `etl reconcile`: true when every run that is over balances, and the one that was `named` is complete.
+pub(crate) async fn reconcile(
+    books: &Books,
+    runs: &[Run],
+    named: bool,
+    json: bool,
+) -> Result<bool, Failure> {
+    if runs.is_empty() {
+        note(
+            "there are no runs in these books, and so nothing is proven; is ETL_DATABASE_URL right?",
+        );
+        if json {
+            print_json(&json!([]))?;
+        }
+        return Ok(false);
+    }
+    let mut verdicts = Vec::with_capacity(runs.len());
+    for run in runs {
+        // One that balances has all of its batches.
+        let missing = if run.balanced {
+            Vec::new()
+        } else {
+            books.missing(run).await?
+        };
+        let (is_true, text) = verdict(run, &missing, named);
+        verdicts.push(Verdict {
+            run,
+            missing,
+            is_true,
+            text,
+        });
+    }
+    if json {
+        let reports = verdicts.iter().map(|one| {
+            json!({ "run": one.run, "missing": one.missing, "verdict": one.text, "balanced": one.is_true })
+        });
+        print_json(&reports.collect::<Vec<_>>())?;
+    } else {
+        let shown = worth_a_line(&verdicts);
+        if !shown.is_empty() {
+            print(&list(&shown).to_string())?;
+        }
+        if !named {
+            print(&summary(&verdicts))?;
+        }
+    }
+    Ok(verdicts.iter().all(|one| one.is_true))
+}
+
+/// Of many runs only those that are not simply complete: nobody reads ten thousand lines.
+fn worth_a_line<'a>(verdicts: &'a [Verdict<'a>]) -> Vec<&'a Verdict<'a>> {
+    let few = verdicts.len() <= FEW;
+    let shown = verdicts.iter().filter(|one| few || !one.run.is_complete());
+    shown.collect()
+}
+
+fn summary(verdicts: &[Verdict<'_>]) -> String {
+    let count = |is: fn(&Verdict<'_>) -> bool| {
+        let found = verdicts.iter().filter(|one| is(one)).count();
+        number(i64::try_from(found).unwrap_or(i64::MAX))
+    };
+    format!(
+        "{} runs: {} complete, {} not over, {} over without a row to prove, {} WRONG",
+        count(|_| true),
+        count(|one| one.run.is_complete()),
+        count(|one| one.is_true && !one.run.is_over()),
+        count(|one| one.is_true && one.run.is_over() && !one.run.is_complete()),
+        count(|one| !one.is_true)
+    )
+}
+
+fn list(verdicts: &[&Verdict<'_>]) -> Table {
     let mut table = table(&[
         "run",
         "state",
@@ -19,11 +100,7 @@ pub(crate) async fn reconcile(books: &Books, runs: &[Run], json: bool) -> Result
         "batches",
         "verdict",
     ]);
-    let mut all_true = true;
-    for run in runs {
-        let missing = books.missing(run).await?;
-        let (is_true, verdict) = verdict(run, &missing, runs.len() == 1);
-        all_true &= is_true;
+    for Verdict { run, text, .. } in verdicts {
         let expected = run
             .batches_expected
             .map_or_else(|| "?".to_owned(), |expected| number(expected.into()));
@@ -35,59 +112,146 @@ pub(crate) async fn reconcile(books: &Books, runs: &[Run], json: bool) -> Result
             number(run.rows_rejected),
             number(run.rows_dropped),
             format!("{} of {expected}", number(run.batches)),
-            verdict.clone(),
+            text.clone(),
         ]);
-        reports.push(
-            json!({ "run": run, "missing": missing, "verdict": verdict, "balanced": is_true }),
-        );
     }
     align_numbers(&mut table, 2..7);
-    if runs.is_empty() {
-        note(
-            "there are no runs in these books, and so nothing is proven; is ETL_DATABASE_URL right?",
-        );
-    }
-    if json {
-        print_json(&reports)?;
-    } else if runs.is_empty() {
-        return Ok(false);
-    } else {
-        print(&table.to_string())?;
-    }
-    Ok(all_true && !runs.is_empty())
+    table
 }
 
-/// Whether a run's books balance, and what to say of it.
+/// Whether a run's books balance, and what to say of it. What is not over, or is over without a row
+/// in the target, is no contradiction; but whoever asks about it alone asks whether it is complete.
 fn verdict(run: &Run, missing: &[(i32, i32)], alone: bool) -> (bool, String) {
+    let loaded = number(run.rows_loaded);
     match run.state.as_str() {
-        "completed" if run.is_complete() => (true, "extracted = loaded + rejected".to_owned()),
-        state @ ("failed" | "cancelled") if run.rows_loaded == 0 => {
-            (!alone, format!("{state}, no row of it is in the target"))
-        }
-        state @ ("failed" | "cancelled") => {
-            let loaded = number(run.rows_loaded);
-            (
-                false,
-                format!("{state}, and {loaded} rows of it are in the target"),
-            )
-        }
-        "requested" | "running" if run.dead_letters == 0 => (!alone, "not over yet".to_owned()),
-        _ => {
-            let mut problems = Vec::new();
-            if run.dead_letters > 0 {
-                problems.push(format!("{} dead letters", number(run.dead_letters)));
-            }
-            if !missing.is_empty() {
-                problems.push(format!(
-                    "missing batches {}; `etl replay {} --missing` sends them again",
-                    shown(missing),
-                    run.run_id
-                ));
-            }
-            if !run.balanced && missing.is_empty() {
-                problems.push("the rows do not add up".to_owned());
-            }
-            (false, format!("NOT BALANCED: {}", problems.join("; ")))
+        "completed" if run.is_complete() => (true, balance(run)),
+        "failed" | "cancelled" if run.rows_loaded == 0 => (
+            !alone,
+            format!("{}, no row of it is in the target", run.state),
+        ),
+        "failed" => (
+            false,
+            format!(
+                "failed, and {loaded} rows of it are in the target; `etl cancel {} --undo` removes them",
+                run.run_id
+            ),
+        ),
+        // Somebody was told of these rows, and has left them there.
+        "cancelled" => (
+            !alone,
+            format!("cancelled, and {loaded} rows of it are in the target"),
+        ),
+        "superseded" if run.dead_letters == 0 => (
+            !alone,
+            "superseded by a later run, no row of it is in the target".to_owned(),
+        ),
+        "held" if run.dead_letters == 0 => (
+            !alone,
+            format!(
+                "held: {}",
+                run.held_because.as_deref().unwrap_or("no reason was given")
+            ),
+        ),
+        "requested" | "running" if run.dead_letters == 0 => (
+            !alone,
+            match shown(missing) {
+                seqs if !seqs.is_empty() => {
+                    format!("not over yet, batches {seqs} are still to come")
+                }
+                _ => "not over yet".to_owned(),
+            },
+        ),
+        _ => (false, contradiction(run, missing)),
+    }
+}
+
+fn balance(run: &Run) -> String {
+    if run.rows_dropped > 0 {
+        "extracted = loaded + rejected + dropped".to_owned()
+    } else {
+        "extracted = loaded + rejected".to_owned()
+    }
+}
+
+fn contradiction(run: &Run, missing: &[(i32, i32)]) -> String {
+    let mut problems = Vec::new();
+    if run.dead_letters > 0 {
+        problems.push(format!("{} dead letters", number(run.dead_letters)));
+    }
+    if !missing.is_empty() {
+        problems.push(format!(
+            "missing batches {}; `etl replay {} --missing` sends them again",
+            shown(missing),
+            run.run_id
+        ));
+    }
+    if !run.balanced && missing.is_empty() {
+        problems.push("the rows do not add up".to_owned());
+    }
+    format!("NOT BALANCED: {}", problems.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{on_a_terminal, samples};
+
+    #[test]
+    fn every_state_has_its_verdict() {
+        let runs = samples::runs();
+        let gone = Run {
+            run_id: "a-run-with-a-gap".into(),
+            balanced: false,
+            batches: 36,
+            ..samples::completed()
+        };
+        let stays = Run {
+            run_id: "a-failed-run-with-rows".into(),
+            state: "failed".into(),
+            failure: Some("why".into()),
+            balanced: false,
+            ..samples::completed()
+        };
+        let all: Vec<_> = runs.iter().chain([&gone, &stays]).collect();
+        let verdicts: Vec<_> = all
+            .iter()
+            .map(|run| {
+                let missing = if run.batches_expected.is_some() && !run.balanced && run.is_over() {
+                    vec![(3, 3), (36, 37)]
+                } else {
+                    Vec::new()
+                };
+                let (is_true, text) = verdict(run, &missing, false);
+                Verdict {
+                    run,
+                    missing,
+                    is_true,
+                    text,
+                }
+            })
+            .collect();
+        let shown = on_a_terminal(list(&worth_a_line(&verdicts)), 150);
+        insta::assert_snapshot!(format!("{shown}\n{}", summary(&verdicts)));
+        let truths: Vec<_> = verdicts
+            .iter()
+            .map(|one| (one.run.run_id.as_str(), one.is_true))
+            .collect();
+        let untrue: Vec<_> = truths
+            .iter()
+            .filter(|(_, is)| !is)
+            .map(|(id, _)| *id)
+            .collect();
+        assert_eq!(
+            untrue,
+            ["a-stuck-run", "a-run-with-a-gap", "a-failed-run-with-rows"]
+        );
+    }
+
+    #[test]
+    fn a_run_that_is_asked_about_alone_has_to_be_complete() {
+        for run in samples::runs() {
+            let (is_true, _) = verdict(&run, &[], true);
+            assert_eq!(is_true, run.state == "completed", "{}", run.run_id);
         }
     }
 }

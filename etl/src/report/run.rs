@@ -1,12 +1,12 @@
-//! How a run is told of where it ends, and in `etl status RUN`.
+//! How a run ended, for whoever asked for it or followed it.
 
 use common::message::RunId;
-use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::{note, number, print, print_json};
 use crate::Failure;
 use crate::books::{Books, Run};
+use crate::follow::End;
 
 /// What `etl run` answers without `--follow`: the run's name alone, for a script.
 pub(crate) fn requested(run: &RunId, json: bool) -> Result<(), Failure> {
@@ -17,20 +17,24 @@ pub(crate) fn requested(run: &RunId, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// The end of `etl run --follow`: true when every row is accounted for.
-pub(crate) async fn outcome(books: &Books, run: &Run, json: bool) -> Result<bool, Failure> {
+/// The end of `--follow`: true when every row is accounted for.
+pub(crate) async fn outcome(books: &Books, end: &End, json: bool) -> Result<bool, Failure> {
+    let (run, waited) = match end {
+        End::There(run) => (run, None),
+        End::TooLong(run, waited) => (run, Some(*waited)),
+    };
     if json {
         print_json(run)?;
-        return Ok(run.is_complete());
+    } else {
+        print(&ending(run))?;
     }
-    let id = &run.run_id;
-    match run.state.as_str() {
-        "completed" => print(&format!("run {id} completed{}\n{}", took(run), sums(run)))?,
-        "failed" => print(&format!(
-            "run {id} failed: {}",
-            run.failure.as_deref().unwrap_or("no reason was given")
-        ))?,
-        state => print(&format!("run {id} is {state}\n{}", sums(run)))?,
+    if let Some(waited) = waited {
+        let id = &run.run_id;
+        note(&format!(
+            "the run {id} is still {} after {}; it goes on, and `etl status {id} --watch` follows it",
+            run.state,
+            humantime::format_duration(waited)
+        ));
     }
     if run.dead_letters > 0 {
         note(&format!(
@@ -48,15 +52,51 @@ pub(crate) async fn outcome(books: &Books, run: &Run, json: bool) -> Result<bool
     }
     if run.state == "completed" && run.rows_rejected > 0 {
         note(&format!(
-            "{} rows were rejected; `etl rejects {id}` shows why",
-            number(run.rows_rejected)
+            "{} rows were rejected; `etl rejects {}` shows why",
+            number(run.rows_rejected),
+            run.run_id
         ));
     }
-    Ok(run.is_complete())
+    Ok(run.is_complete() && waited.is_none())
+}
+
+/// How a run stands, in a sentence and its sums.
+fn ending(run: &Run) -> String {
+    let id = &run.run_id;
+    match run.state.as_str() {
+        "completed" => format!("run {id} completed{}\n  {}", took(run), sums(run)),
+        "failed" => format!(
+            "run {id} failed: {}",
+            run.failure.as_deref().unwrap_or("no reason was given")
+        ),
+        "held" => format!(
+            "run {id} is held, and none of its rows is in {}: {}\n  {}\n  `etl approve {id}` publishes it all the same, `etl discard {id} --why ...` gives it up",
+            run.target_table,
+            run.held_because.as_deref().unwrap_or("no reason was given"),
+            sums(run)
+        ),
+        "cancelled" => format!("run {id} is cancelled{}\n  {}", by_whom(run), sums(run)),
+        "superseded" => format!(
+            "run {id} is superseded: a later run has replaced the same rows of {}, and none of its own was published\n  {}",
+            run.target_table,
+            sums(run)
+        ),
+        state => format!("run {id} is {state}\n  {}", sums(run)),
+    }
+}
+
+/// Who decided about a run that is cancelled, and what and why.
+pub(super) fn by_whom(run: &Run) -> String {
+    let who = run.decided_by.as_ref().map(|who| format!(" by {who}"));
+    // That it is cancelled was said.
+    let what = run.decision.as_deref().filter(|what| *what != "cancelled");
+    let what = what.map(|what| what.strip_prefix("cancelled: ").unwrap_or(what));
+    let what = what.map(|what| format!(": {what}"));
+    format!("{}{}", who.unwrap_or_default(), what.unwrap_or_default())
 }
 
 /// `extracted = loaded + rejected`, and whether it is so.
-fn sums(run: &Run) -> String {
+pub(super) fn sums(run: &Run) -> String {
     let collapsed = if run.rows_collapsed > 0 {
         format!(
             " ({} collapsed into another row of the same key)",
@@ -71,7 +111,7 @@ fn sums(run: &Run) -> String {
         String::new()
     };
     format!(
-        "  {} rows extracted = {} loaded{collapsed} + {} rejected{dropped}: {}",
+        "{} rows extracted = {} loaded{collapsed} + {} rejected{dropped}: {}",
         number(run.rows_expected.unwrap_or(run.rows_read)),
         number(run.rows_loaded),
         number(run.rows_rejected),
@@ -82,98 +122,35 @@ fn sums(run: &Run) -> String {
 fn balance(run: &Run) -> &'static str {
     match (run.balanced, run.is_over()) {
         (true, _) => "balanced",
+        // It was ended before its end, and the ledger has what came until then.
+        (false, true) if matches!(run.state.as_str(), "cancelled" | "failed") => "not complete",
         (false, true) => "NOT BALANCED",
         (false, false) => "not over yet",
     }
 }
 
-fn took(run: &Run) -> String {
-    let time = |text: &str| text.parse::<jiff::Timestamp>().ok();
-    let span = run
-        .finished_at
-        .as_deref()
-        .and_then(time)
-        .zip(time(&run.requested_at))
-        .map(|(end, start)| end.duration_since(start));
-    span.map(|span| format!(" in {:.1} s", span.as_secs_f64()))
-        .unwrap_or_default()
+/// ` in 5.5 s`, of a run that is over.
+pub(super) fn took(run: &Run) -> String {
+    if run.finished_at.is_some() {
+        format!(" in {:.1} s", run.seconds)
+    } else {
+        String::new()
+    }
 }
 
-/// `etl status RUN`.
-pub(crate) fn status(run: &Run, json: bool) -> Result<(), Failure> {
-    if json {
-        return print_json(run);
-    }
-    let parameters = run
-        .parameters
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect::<Vec<_>>()
-        .join(" ");
-    let batches = match run.batches_expected {
-        Some(expected) => format!("{} of {}", number(run.batches), number(expected.into())),
-        None => format!("{}, of how many is not known yet", number(run.batches)),
-    };
-    let mut lines: Vec<(&str, String)> = vec![
-        (
-            "run",
-            format!(
-                "{} (number {}, generation {})",
-                run.run_id, run.run_no, run.generation
-            ),
-        ),
-        ("job", format!("{} {parameters}", run.job)),
-        ("target", format!("{} ({})", run.target_table, run.mode)),
-        ("state", format!("{}{}", run.state, took(run))),
-        ("requested", run.requested_at.clone()),
-        (
-            "query",
-            run.query_execution_id
-                .clone()
-                .unwrap_or_else(|| "not started".to_owned()),
-        ),
-        ("batches", batches),
-        ("rows", sums(run).trim_start().to_owned()),
-    ];
-    lines.extend(remarks(run));
-    print(
-        &lines
-            .iter()
-            .map(|(name, value)| format!("{name:>10}  {}", value.trim_end()))
-            .collect::<Vec<_>>()
-            .join("\n"),
-    )
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::samples;
 
-/// What is only said of a run when there is something to say.
-fn remarks(run: &Run) -> Vec<(&'static str, String)> {
-    let mut lines = Vec::new();
-    if let Some(bytes) = run.bytes_scanned {
-        lines.push((
-            "scanned",
-            HumanBytes(u64::try_from(bytes).unwrap_or(0)).to_string(),
-        ));
+    #[test]
+    fn every_end_is_a_sentence_with_what_to_do() {
+        let all: Vec<_> = samples::runs().iter().map(ending).collect();
+        insta::assert_snapshot!(all.join("\n\n"));
     }
-    if let Some(failure) = &run.failure {
-        lines.push(("failure", failure.clone()));
+
+    #[test]
+    fn as_json() {
+        insta::assert_snapshot!(serde_json::to_string_pretty(&samples::completed()).unwrap());
     }
-    if run.dead_letters > 0 {
-        lines.push((
-            "stuck",
-            format!(
-                "{} dead letters (`etl dead list`)",
-                number(run.dead_letters)
-            ),
-        ));
-    }
-    if run.late_messages > 0 {
-        lines.push((
-            "late",
-            format!(
-                "{} messages came after the run was over and changed nothing",
-                number(run.late_messages)
-            ),
-        ));
-    }
-    lines
 }

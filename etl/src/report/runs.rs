@@ -1,17 +1,27 @@
 //! Lists of runs.
 
+use comfy_table::Table;
+
 use super::{align_numbers, number, print, print_json, table};
 use crate::Failure;
 use crate::books::Run;
 
-/// `etl status`: the latest runs, a line each.
-pub(crate) fn runs(runs: &[Run], json: bool) -> Result<(), Failure> {
+/// `etl runs`: a line each.
+pub(crate) fn runs(runs: &[Run], is_filtered: bool, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&runs);
     }
     if runs.is_empty() {
-        return print("no runs yet; `etl run JOB` asks for one");
+        return print(if is_filtered {
+            "no such runs"
+        } else {
+            "no runs yet; `etl run JOB` asks for one"
+        });
     }
+    print(&list(runs).to_string())
+}
+
+fn list(runs: &[Run]) -> Table {
     let mut table = table(&[
         "run",
         "state",
@@ -45,5 +55,19 @@ pub(crate) fn runs(runs: &[Run], json: bool) -> Result<(), Failure> {
         ]);
     }
     align_numbers(&mut table, 2..5);
-    print(&table.to_string())
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{on_a_terminal, samples};
+
+    #[test]
+    fn on_a_terminal_of_any_width() {
+        for width in [120, 70] {
+            let shown = on_a_terminal(list(&samples::runs()), width);
+            insta::assert_snapshot!(format!("runs_{width}"), shown);
+        }
+    }
 }

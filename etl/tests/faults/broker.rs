@@ -43,7 +43,8 @@ impl Run {
     fn start(line: &Line, id: &'static str, rows: u64) -> Self {
         line.job("clicks", JOB, sample::clicks(rows));
         let command = line.service("etl").arg("run").arg("clicks");
-        let follow = command.arg("--run-id").arg(id).arg("--follow").spawn();
+        let command = command.arg("--run-id").arg(id).arg("--again");
+        let follow = command.arg("--follow").spawn();
         Self { id, rows, follow }
     }
 

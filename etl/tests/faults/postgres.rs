@@ -51,7 +51,9 @@ async fn execute(line: &Line, sql: &str) {
 
 /// Asks for a run that cannot go on, sees that the loader says why, takes away what is in its way, and sees it complete.
 async fn assert_waits(line: &Line, loader: &Process, why: &[&str], mend: &str) {
-    let asked = line.etl(&["run", "clicks", "--run-id", "meanwhile"]).await;
+    let asked = line
+        .etl(&["run", "clicks", "--run-id", "meanwhile", "--again"])
+        .await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     wait_until(&format!("the loader to speak of {why:?}"), PATIENCE, async || {
         matches!(loader.readiness().await, Some((false, text)) if why.iter().all(|word| text.contains(word)))

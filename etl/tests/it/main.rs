@@ -2,7 +2,14 @@
 //! against a stand-in for Athena and S3.
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
+mod asking;
+mod backfill;
+mod cancel;
 mod dead;
+mod doctor;
+mod held;
+mod many;
+mod plan;
 mod refusals;
 mod replay;
 mod sizes;

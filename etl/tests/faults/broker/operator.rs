@@ -177,6 +177,9 @@ async fn a_task_that_was_deleted_leaves_its_run_open_and_others_go_on() {
     service(&mut line, "extractor").signal(Signal::CONT);
     await_consumed(&line.vhost, "etl.extract").await;
     assert_ne!(state(&line, "lost").await, "completed");
+    // While it is not over, another run of the same is not taken.
+    let given_up = line.etl(&["cancel", "lost"]).await;
+    assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
     Run::start(&line, "next", 1_000).ends_well(&line).await;
     drop(lost);
 }

@@ -1,0 +1,88 @@
+//! The target of a job, as it is and as a run would find it.
+
+use anyhow::Context;
+use common::job::JobSpec;
+use common::schema::TargetColumn;
+use loader::ddl::Change;
+use serde::Serialize;
+
+use super::Books;
+use crate::Failure;
+
+/// What the first batch of a run would do to its target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "action")]
+pub(crate) enum TargetPlan {
+    /// Nothing.
+    Fits,
+    Creates {
+        statements: Vec<String>,
+    },
+    Alters {
+        statements: Vec<String>,
+    },
+    Refused {
+        why: String,
+    },
+}
+
+/// The columns that a job declares with a type; what else the query returns is not known yet.
+fn declared(spec: &JobSpec) -> Vec<TargetColumn> {
+    let columns = spec.columns.iter().filter_map(|column| {
+        Some(TargetColumn {
+            name: column.target_name().to_owned(),
+            pg_type: column.declared_type()?,
+            athena_type: String::new(),
+        })
+    });
+    columns.collect()
+}
+
+/// The statements without the comments on each column, which follow them.
+fn statements(ddl: &str) -> Vec<String> {
+    let end = ddl.find(";\nCOMMENT ON").unwrap_or(ddl.len());
+    vec![ddl[..end].trim_end_matches(';').to_owned() + ";"]
+}
+
+impl Books {
+    /// Refuses a job whose rows could not be loaded, as far as that can be known before the query ran.
+    pub(crate) async fn check_target(
+        &self,
+        spec: &JobSpec,
+        schemas: &[String],
+    ) -> Result<(), Failure> {
+        let target = &spec.target;
+        let refused = loader::target::inspect(&self.pool, target, &declared(spec), schemas)
+            .await
+            .with_context(|| format!("cannot look at the target {}", target.table))?;
+        refused
+            .with_context(|| format!("cannot run the job {}", spec.name))
+            .map_err(Failure::Misuse)
+    }
+
+    /// What would become of the target. Changes nothing.
+    pub(crate) async fn plan_target(
+        &self,
+        spec: &JobSpec,
+        schemas: &[String],
+    ) -> Result<TargetPlan, Failure> {
+        let target = &spec.target;
+        let columns = declared(spec);
+        let doing = || format!("cannot look at the target {}", target.table);
+        let planned = loader::target::plan(&self.pool, target, &columns, schemas, &spec.name)
+            .await
+            .with_context(doing)?;
+        Ok(match planned {
+            Ok(Change::Nothing) => TargetPlan::Fits,
+            Ok(Change::Create { ddl }) => TargetPlan::Creates {
+                statements: statements(&ddl),
+            },
+            Ok(Change::Add { ddl, .. }) => TargetPlan::Alters {
+                statements: statements(&ddl),
+            },
+            Err(refusal) => TargetPlan::Refused {
+                why: refusal.to_string(),
+            },
+        })
+    }
+}

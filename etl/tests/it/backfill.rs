@@ -1,0 +1,312 @@
+//! A range of days, a window at a time: no day twice, none missing, and where it stopped it goes on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use testkit::cloud::{Answer, sample};
+use testkit::line::Line;
+use testkit::wait_until;
+
+const JOB: &str = "[source]\ndatabase = \"d\"\nsql = \"clicks.sql\"\n[parameters]\nfrom = { type = \"date\" }\nto = { type = \"date\" }\n[target]\ntable = \"clicks\"\n";
+
+const APRIL: [&str; 8] = [
+    "backfill",
+    "clicks",
+    "--from",
+    "2018-04-01",
+    "--to",
+    "2018-05-01",
+    "--every",
+    "1d",
+];
+
+async fn line() -> Line {
+    let line = Line::start().await;
+    line.job("clicks", JOB, sample::clicks(100));
+    std::fs::write(
+        line.jobs.path().join("clicks.sql"),
+        "SELECT * FROM clicks WHERE dt BETWEEN :from AND :to",
+    )
+    .unwrap();
+    line
+}
+
+fn with<'a>(command: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [command, more].concat()
+}
+
+/// How often Athena was asked for each day.
+fn days(line: &Line) -> BTreeMap<String, usize> {
+    let mut days = BTreeMap::new();
+    for sql in line.cloud.statements() {
+        let bounds: Vec<_> = sql
+            .split("DATE '")
+            .skip(1)
+            .map(|rest| &rest[..10])
+            .collect();
+        assert_eq!(bounds[0], bounds[1], "a day is a window of its own: {sql}");
+        *days.entry(bounds[0].to_owned()).or_default() += 1;
+    }
+    days
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_days_that_kill_9_interrupts_are_asked_for_once_each() {
+    let line = line().await;
+    let arguments = with(&APRIL, &["--parallel", "3"]);
+    let start = || {
+        let command = line.service("etl");
+        arguments
+            .iter()
+            .fold(command, |command, argument| command.arg(argument))
+            .spawn()
+    };
+    for done in [4, 11] {
+        let mut backfill = start();
+        wait_until(
+            "some windows to be done",
+            Duration::from_mins(2),
+            async || {
+                line.number("SELECT count(*) FROM etl.runs WHERE state = 'completed'")
+                    .await
+                    >= done
+            },
+        )
+        .await;
+        backfill.kill9().await;
+        let open = "SELECT count(*) FROM etl.runs WHERE finished_at IS NULL";
+        assert!(line.number(open).await <= 3, "more than three at a time");
+    }
+    let asked = line.number("SELECT count(*) FROM etl.runs").await;
+    assert!(asked < 30, "it was interrupted: {asked}");
+    let done = line.etl(&arguments).await;
+    assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
+    assert!(
+        done.stdout
+            .contains("30 of 30 windows loaded: 3,000 rows extracted, 3,000 loaded"),
+        "{}",
+        done.stdout
+    );
+    let days = days(&line);
+    assert_eq!(days.len(), 30);
+    assert_eq!(
+        (
+            days.keys().next().unwrap().as_str(),
+            days.keys().last().unwrap().as_str()
+        ),
+        ("2018-04-01", "2018-04-30")
+    );
+    assert!(days.values().all(|times| *times == 1), "{days:?}");
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 3_000);
+    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 30);
+    // Once more changes nothing.
+    let books = line.books().await;
+    let again = line.etl(&with(&arguments, &["--json"])).await;
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    let json: serde_json::Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 30);
+    assert_eq!(line.books().await, books);
+    assert_eq!(
+        line.cloud.started().len(),
+        30,
+        "Athena was asked thirty times"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn a_window_that_fails_stops_the_rest_and_is_asked_for_again_on_demand() {
+    let line = line().await;
+    line.cloud.answer_once(
+        "DATE '2018-04-03'",
+        Answer::failed_by_user("SYNTAX_ERROR: no"),
+    );
+    let five = [
+        "backfill",
+        "clicks",
+        "--from",
+        "2018-04-01",
+        "--to",
+        "2018-04-06",
+        "--every",
+        "1d",
+    ];
+    let failed = line.etl(&five).await;
+    assert_eq!(failed.code, Some(1), "{}", failed.stdout);
+    for word in ["SYNTAX_ERROR", "--retry", "clicks-20180403-"] {
+        assert!(failed.stderr.contains(word), "{}", failed.stderr);
+    }
+    assert!(failed.stdout.contains("not begun"), "{}", failed.stdout);
+    assert!(
+        failed.stdout.contains("2 of 5 windows loaded"),
+        "{}",
+        failed.stdout
+    );
+    // It does not begin another while one is lost.
+    assert_eq!(line.etl(&five).await.code, Some(1));
+    assert_eq!(line.cloud.started().len(), 3);
+    let going = line.etl(&with(&five, &["--keep-going"])).await;
+    assert_eq!(going.code, Some(1));
+    assert!(
+        going.stdout.contains("4 of 5 windows loaded"),
+        "{}",
+        going.stdout
+    );
+    let retried = line.etl(&with(&five, &["--retry"])).await;
+    assert_eq!(retried.code, Some(0), "{}", retried.stderr);
+    assert_eq!(
+        line.number("SELECT count(*) FROM etl.runs WHERE run_id LIKE 'clicks-20180403-%.2' AND state = 'completed'").await,
+        1
+    );
+    assert_eq!(line.etl(&with(&five, &["--retry"])).await.code, Some(0));
+    assert_eq!(line.cloud.started().len(), 6);
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 500);
+    // A day that another run has appended is not appended again.
+    let day = [
+        "--set",
+        "from=2018-04-06",
+        "--set",
+        "to=2018-04-06",
+        "--follow",
+    ];
+    assert_eq!(
+        line.etl(&with(&["run", "clicks"], &day)).await.code,
+        Some(0)
+    );
+    let wider = [
+        "backfill",
+        "clicks",
+        "--from",
+        "2018-04-05",
+        "--to",
+        "2018-04-08",
+        "--every",
+        "1d",
+    ];
+    let wider = line.etl(&wider).await;
+    assert_eq!(wider.code, Some(0), "{}", wider.stderr);
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 700);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_of_weeks_and_months_cover_every_day_whichever_way_the_job_counts() {
+    let line = line().await;
+    let weeks = line.etl(&[
+        "backfill",
+        "clicks",
+        "--from",
+        "2018-04-01",
+        "--to",
+        "2018-04-17",
+        "--every",
+        "1w",
+    ]);
+    assert_eq!(weeks.await.code, Some(0));
+    let exclusive = line.etl(&[
+        "backfill",
+        "clicks",
+        "--from",
+        "2018-01-01",
+        "--to",
+        "2018-03-01",
+        "--every",
+        "1mo",
+        "--to-is",
+        "exclusive",
+    ]);
+    assert_eq!(exclusive.await.code, Some(0));
+    let bounds: Vec<String> = line
+        .cloud
+        .statements()
+        .iter()
+        .map(|sql| sql.split_once("BETWEEN ").unwrap().1.replace("DATE ", ""))
+        .collect();
+    assert_eq!(
+        bounds,
+        [
+            "'2018-04-01' AND '2018-04-07'",
+            "'2018-04-08' AND '2018-04-14'",
+            "'2018-04-15' AND '2018-04-16'",
+            "'2018-01-01' AND '2018-02-01'",
+            "'2018-02-01' AND '2018-03-01'",
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
+    let line = line().await;
+    let range = |from, to| {
+        [
+            "backfill", "clicks", "--every", "1d", "--from", from, "--to", to,
+        ]
+    };
+    let april = range("2018-04-01", "2018-04-03");
+    for (arguments, code, word) in [
+        (
+            range("2018-04-03", "2018-04-01").to_vec(),
+            2,
+            "no day in it",
+        ),
+        (
+            range("2018-04-01", "2018-04-01").to_vec(),
+            2,
+            "no day in it",
+        ),
+        (range("2018-04-31", "2018-05-01").to_vec(), 2, "2018-04-31"),
+        (with(&april, &["--param-names", "since,to"]), 2, "since"),
+        (with(&april, &["--set", "to=2018-04-01"]), 2, "\"to\""),
+        (with(&april, &["--set", "x=1"]), 2, "\"x\""),
+        (with(&april, &["--parallel", "0"]), 2, "parallel"),
+    ] {
+        let refused = line.etl(&arguments).await;
+        assert_eq!(
+            refused.code,
+            Some(code),
+            "{arguments:?}: {}",
+            refused.stderr
+        );
+        assert!(
+            refused.stderr.contains(word),
+            "{arguments:?}: {}",
+            refused.stderr
+        );
+        assert_eq!(refused.stdout, "");
+    }
+    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert!(line.cloud.started().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_backfill_is_worked_on_once_at_a_time() {
+    let line = line().await;
+    line.cloud.answer("FROM clicks", Answer::queued_for_ever());
+    let two = [
+        "backfill",
+        "clicks",
+        "--from",
+        "2018-04-01",
+        "--to",
+        "2018-04-03",
+        "--every",
+        "1d",
+    ];
+    let first = two
+        .iter()
+        .fold(line.service("etl"), |command, argument| {
+            command.arg(argument)
+        })
+        .spawn();
+    wait_until("the first window", Duration::from_mins(1), async || {
+        line.number("SELECT count(*) FROM etl.runs").await == 1
+    })
+    .await;
+    let second = line.etl(&two).await;
+    assert_eq!(second.code, Some(1), "{}", second.stdout);
+    assert!(
+        second.stderr.contains("another `etl backfill`"),
+        "{}",
+        second.stderr
+    );
+    drop(first);
+}

@@ -1,0 +1,232 @@
+//! A run that is given up: its query is stopped, what is still on its way changes nothing, and the rows that were loaded
+//! stay or go.
+
+use std::time::Duration;
+
+use testkit::cloud::{Answer, Op, QueryState, sample};
+use testkit::line::Line;
+use testkit::process::Signal;
+use testkit::wait_until;
+
+const APPEND: &str = "[target]\ntable = \"clicks\"\n";
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+async fn state(line: &Line, run: &str) -> String {
+    let select = sqlx::query_scalar("SELECT state FROM etl.runs WHERE run_id = $1");
+    select
+        .bind(run)
+        .fetch_one(&line.database.pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_query_of_a_cancelled_run_is_stopped() {
+    let line = Line::start().await;
+    line.job("clicks", APPEND, sample::clicks(10));
+    line.cloud
+        .answer_once("FROM clicks", Answer::queued_for_ever());
+    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    wait_until("Athena to have the query", PATIENCE, async || {
+        state(&line, "daily").await == "running"
+    })
+    .await;
+    let cancelled = line
+        .etl(&["cancel", "daily", "--undo", "--why", "the wrong week"])
+        .await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
+    assert!(
+        cancelled
+            .stdout
+            .contains("is cancelled; none of its rows is in public.clicks"),
+        "{}",
+        cancelled.stdout
+    );
+    wait_until("the query to be stopped", PATIENCE, async || {
+        line.cloud.states() == [QueryState::Cancelled]
+    })
+    .await;
+    assert_eq!(line.cloud.count(Op::StopQueryExecution), 1);
+    wait_until("the task to be gone", PATIENCE, async || {
+        let depth = line.vhost.depth("etl.extract").await;
+        depth.ready + depth.unacked == 0
+    })
+    .await;
+    assert_eq!(state(&line, "daily").await, "cancelled");
+    let decided = line
+        .table("decision, finished_at IS NOT NULL, failure", "etl.runs")
+        .await;
+    assert_eq!(decided, ["(\"cancelled: the wrong week\",t,)"]);
+    assert_eq!(
+        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        0
+    );
+    // Asking again tells the extractors once more; the books stay as they are.
+    let books = line.books().await;
+    let again = line.etl(&["cancel", "daily"]).await;
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    assert!(
+        again.stdout.contains("was cancelled before"),
+        "{}",
+        again.stdout
+    );
+    assert_eq!(line.books().await, books);
+    assert_eq!(line.etl(&["reconcile", "daily"]).await.code, Some(1));
+    assert_eq!(line.etl(&["reconcile"]).await.code, Some(0));
+    line.run("clicks", "next").await;
+}
+
+/// A run that has loaded some of its batches, and whose others wait for the transformer.
+async fn half_loaded(line: &mut Line, job: &str) -> i64 {
+    line.job("clicks", job, sample::clicks(60_000));
+    line.services[1].signal(Signal::STOP);
+    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    wait_until("the whole result to be read", PATIENCE, async || {
+        line.number("SELECT count(*) FROM etl.runs WHERE batches_expected > 20")
+            .await
+            == 1
+    })
+    .await;
+    line.services[1].signal(Signal::CONT);
+    wait_until("some batches to be loaded", PATIENCE, async || {
+        line.number("SELECT count(*) FROM etl.batches").await > 1
+    })
+    .await;
+    line.services[1].signal(Signal::STOP);
+    line.number("SELECT run_no FROM etl.runs").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_were_loaded_go_and_what_comes_late_changes_nothing() {
+    let mut line = Line::start().await;
+    let run_no = half_loaded(&mut line, APPEND).await;
+    wait_until("what was transformed to be loaded", PATIENCE, async || {
+        line.vhost.depth("etl.valid").await.unacked + line.vhost.ready("etl.valid").await == 0
+    })
+    .await;
+    assert_eq!(state(&line, "daily").await, "running");
+    // Rows of others, which have no batch of this run.
+    let others = format!(
+        "INSERT INTO clicks (url, _batch) VALUES ('before', {}), ('after', {})",
+        (run_no << 24) - 1,
+        (run_no + 1) << 24
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(others))
+        .execute(&line.database.pool)
+        .await
+        .unwrap();
+    let loaded = line
+        .number("SELECT sum(rows_loaded)::bigint FROM etl.batches")
+        .await;
+    let cancelled = line.etl(&["cancel", "daily", "--undo", "--json"]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
+    let json: serde_json::Value = serde_json::from_str(&cancelled.stdout).unwrap();
+    assert_eq!(json["rows_removed"], loaded, "{json}");
+    assert_eq!(
+        line.number("SELECT count(*) FROM clicks").await,
+        2,
+        "those of others"
+    );
+    line.services[1].signal(Signal::CONT);
+    wait_until(
+        "everything late to be taken and forgotten",
+        PATIENCE,
+        async || {
+            let mut left = 0;
+            for queue in ["etl.raw", "etl.valid"] {
+                let depth = line.vhost.depth(queue).await;
+                left += depth.ready + depth.unacked;
+            }
+            left == 0 && line.number("SELECT late_messages FROM etl.runs").await > 5
+        },
+    )
+    .await;
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 2);
+    let ledger = line
+        .number("SELECT sum(rows_dropped)::bigint FROM etl.batches WHERE rows_loaded = 0 AND dropped_by <> '' AND drop_reason = 'cancelled'")
+        .await;
+    assert_eq!(ledger, loaded, "what was loaded is dropped, by name");
+    assert_eq!(state(&line, "daily").await, "cancelled");
+    assert_eq!(
+        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        0
+    );
+    line.run("clicks", "next").await;
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 60_002);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_stay_unless_it_is_said_and_those_of_an_upsert_cannot_go() {
+    let mut line = Line::start().await;
+    let upsert = "[target]\ntable = \"clicks\"\nmode = \"upsert\"\nkey = [\"url\"]\n";
+    half_loaded(&mut line, upsert).await;
+    let books = line.books().await;
+    let refused = line.etl(&["cancel", "daily", "--undo"]).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
+    assert!(
+        refused.stderr.contains("without --undo"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(line.books().await, books, "nothing was changed");
+    let cancelled = line.etl(&["cancel", "daily"]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
+    assert!(
+        cancelled.stdout.contains("and stay there"),
+        "{}",
+        cancelled.stdout
+    );
+    assert!(line.number("SELECT count(*) FROM clicks").await > 0);
+    let status = line.etl(&["status", "daily"]).await;
+    assert!(status.stdout.contains("cancelled in"), "{}", status.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_or_unknown_is_refused_and_left_alone() {
+    let line = Line::start().await;
+    line.job("clicks", APPEND, sample::clicks(10));
+    line.run("clicks", "daily").await;
+    line.cloud
+        .answer_once("FROM clicks", Answer::failed_by_user("no"));
+    let failed = line
+        .etl(&["run", "clicks", "--again", "--run-id", "failed", "--follow"])
+        .await;
+    assert_eq!(failed.code, Some(1));
+    let books = line.books().await;
+    for (arguments, code, word) in [
+        (&["cancel", "daily"][..], 1, "is completed"),
+        (&["cancel", "daily", "--undo"], 1, "is completed"),
+        (&["cancel", "failed"], 1, "has failed"),
+        (&["cancel", "dail"], 2, "no run \"dail\""),
+        (&["cancel", "a/b"], 2, "not a run id"),
+        (&["approve", "daily"], 1, "not held"),
+        (&["discard", "daily", "--why", "no"], 1, "not held"),
+        (&["discard", "daily"], 2, "--why"),
+        (&["approve", "nobody"], 2, "no run"),
+        (&["status", "nobody"], 2, "no run"),
+        (&["status", "--watch"], 2, "RUN"),
+        (&["runs", "--state", "sleeping"], 2, "sleeping"),
+        (&["runs", "--limit", "0"], 2, "limit"),
+        (&["prune"], 2, "--older-than"),
+        (&["prune", "--older-than", "soon"], 2, "older-than"),
+        (&["completion", "cmd"], 2, "cmd"),
+    ] {
+        let refused = line.etl(arguments).await;
+        assert_eq!(
+            refused.code,
+            Some(code),
+            "{arguments:?}: {}",
+            refused.stderr
+        );
+        assert!(
+            refused.stderr.contains(word),
+            "{arguments:?}: {}",
+            refused.stderr
+        );
+        assert_eq!(refused.stdout, "", "{arguments:?}");
+    }
+    assert_eq!(line.books().await, books, "nothing was changed");
+}

@@ -1,0 +1,240 @@
+//! `etl doctor` finds what is wrong and says what to do; `etl prune` forgets what is old and nothing that is needed.
+
+use testkit::cloud::sample;
+use testkit::line::Line;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_well_is_found_well() {
+    let line = Line::start().await;
+    line.job(
+        "clicks",
+        "[target]\ntable = \"clicks\"\n",
+        sample::clicks(1),
+    );
+    let done = line.etl(&["doctor"]).await;
+    assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
+    for said in [
+        "PostgreSQL",
+        "schema etl is of this version",
+        "it takes messages of 15 MiB",
+        "etl.raw is as",
+        "1 consumer of etl.extract",
+        "clicks can be read",
+        "rabbitmqctl eval",
+    ] {
+        assert!(done.stdout.contains(said), "{said}: {}", done.stdout);
+    }
+    assert!(
+        !done.stdout.contains("WRONG") && !done.stdout.contains("warning"),
+        "{}",
+        done.stdout
+    );
+    for queue in [
+        "etl.extract",
+        "etl.raw",
+        "etl.valid",
+        "etl.events",
+        "etl.dead",
+    ] {
+        assert_eq!(
+            line.vhost.ready(queue).await,
+            0,
+            "it leaves nothing in {queue}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_named_with_the_remedy() {
+    let line = Line::without_services().await;
+    // Before anything was started: nothing is declared, and looking declares nothing.
+    let done = line.etl(&["doctor"]).await;
+    assert_eq!(done.code, Some(1), "{}", done.stdout);
+    for said in ["loader migrate", "etl.raw is not there yet", "ETL_JOBS"] {
+        assert!(done.stdout.contains(said), "{said}: {}", done.stdout);
+    }
+    assert!(!line.vhost.exists("etl.raw").await);
+    // A queue of somebody else's making, a job with a typo, a target that does not fit.
+    line.vhost.declare("etl.raw").await;
+    let migrated = line.service("loader").arg("migrate").run().await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    line.write_job("typo", "[target]\ntabel = \"clicks\"\n");
+    line.write_job("elsewhere", "[target]\ntable = \"secret.clicks\"\n");
+    line.write_job("fits", "[target]\ntable = \"clicks\"\n");
+    let done = line.etl(&["doctor", "--json"]).await;
+    assert_eq!(done.code, Some(1), "{}", done.stdout);
+    let found: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    let wrong: Vec<String> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|one| one["level"] == "wrong")
+        .map(|one| format!("{} {}", one["what"], one["text"]))
+        .collect();
+    assert_eq!(wrong.len(), 3, "{wrong:#?}");
+    assert!(
+        wrong[0].contains("etl.raw has other arguments") && wrong[0].contains("x-dead-letter"),
+        "{wrong:#?}"
+    );
+    assert!(
+        wrong[1].contains("elsewhere") && wrong[1].contains("ETL_SCHEMAS"),
+        "{wrong:#?}"
+    );
+    assert!(
+        wrong[2].contains("typo") && wrong[2].contains("tabel"),
+        "{wrong:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_broker_and_database_it_says_so_and_goes_on() {
+    let line = Line::without_services().await;
+    let closed = testkit::process::free_port();
+    let done = line
+        .service("etl")
+        .arg("doctor")
+        .env(
+            "ETL_AMQP_URL",
+            &format!("amqp://guest:secret@127.0.0.1:{closed}/%2f"),
+        )
+        .env(
+            "ETL_DATABASE_URL",
+            &format!("postgres://etl:secret@127.0.0.1:{closed}/etl"),
+        )
+        .run()
+        .await;
+    assert_eq!(done.code, Some(1));
+    for said in ["ETL_AMQP_URL", "ETL_DATABASE_URL"] {
+        assert!(done.stdout.contains(said), "{said}: {}", done.stdout);
+    }
+    assert!(!done.stdout.contains("secret"), "{}", done.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_only_read_is_told_what_to_be_granted() {
+    let line = Line::without_services().await;
+    let migrated = line.service("loader").arg("migrate").run().await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    let role = format!("reader_{}", line.database.name);
+    let grant = format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA etl TO {role};
+         GRANT SELECT ON ALL TABLES IN SCHEMA etl TO {role}; REVOKE CREATE ON SCHEMA public FROM public"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(grant))
+        .execute(&line.database.pool)
+        .await
+        .unwrap();
+    let mut url = url::Url::parse(&line.database.url).unwrap();
+    url.set_username(&role).unwrap();
+    url.set_password(Some("x")).unwrap();
+    let done = line
+        .service("etl")
+        .arg("doctor")
+        .env("ETL_DATABASE_URL", url.as_str())
+        .run()
+        .await;
+    let drop_role = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(drop_role))
+        .execute(&line.database.pool)
+        .await
+        .unwrap();
+    assert_eq!(done.code, Some(1), "{}", done.stdout);
+    for said in [
+        format!("GRANT INSERT ON etl.runs TO \"{role}\""),
+        format!("GRANT CREATE ON SCHEMA \"public\" TO \"{role}\""),
+    ] {
+        assert!(done.stdout.contains(&said), "{said}: {}", done.stdout);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn old_values_are_forgotten_and_what_is_still_needed_is_not() {
+    let line = Line::without_services().await;
+    let migrated = line.service("loader").arg("migrate").run().await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    let books = "
+        INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode, state, batches_expected, rows_expected, requested_at, finished_at)
+        SELECT name, 'clicks', 'h', '{}', 'SELECT 1', 'public.clicks', 'append', state, 1, 1, now() - age, CASE WHEN state = 'completed' THEN now() - age END
+        FROM (VALUES ('old', 'completed', interval '40 days'), ('new', 'completed', '2 days'), ('open', 'running', '40 days')) AS r (name, state, age);
+        INSERT INTO etl.batches (run_id, generation, seq, content_hash, result_id, first_row, rows_extracted, rows_loaded, rows_rejected)
+        SELECT run_id, 0, 0, 'h', 'q', 0, 1, 0, 1 FROM etl.runs;
+        INSERT INTO etl.rejected_rows (run_id, generation, seq, row_number, rule, reason, raw, rejected_at)
+        SELECT run_id, 0, 0, 0, 'required', 'why', '{}', requested_at FROM etl.runs;
+        INSERT INTO etl.dead_letters (digest, stage, reason, run_id, body, received_at, resolved_at, resolution)
+        VALUES ('a', 'loader', 'resolved long ago', 'old', 'x', now() - interval '50 days', now() - interval '40 days', 'replayed'),
+               ('b', 'loader', 'resolved a moment ago', 'old', 'x', now() - interval '50 days', now(), 'replayed'),
+               ('c', 'loader', 'of a run that is over', 'old', 'x', now() - interval '50 days', NULL, NULL),
+               ('d', 'loader', 'of a run that waits for it', 'open', 'x', now() - interval '50 days', NULL, NULL),
+               ('e', 'loader', 'of no run', NULL, 'x', now() - interval '50 days', NULL, NULL)";
+    sqlx::raw_sql(books)
+        .execute(&line.database.pool)
+        .await
+        .unwrap();
+    let kept = async || {
+        (
+            line.table("run_id", "etl.rejected_rows WHERE raw IS NOT NULL")
+                .await,
+            line.table("digest", "etl.dead_letters WHERE body IS NOT NULL")
+                .await,
+        )
+    };
+    let all = kept().await;
+    let dry = line
+        .etl(&["prune", "--older-than", "30d", "--dry-run"])
+        .await;
+    assert_eq!(dry.code, Some(0), "{}", dry.stderr);
+    assert!(
+        dry.stdout.contains(
+            "would forget the values of 1 rejected rows and the bodies of 1 dead letters"
+        ),
+        "{}",
+        dry.stdout
+    );
+    assert_eq!(kept().await, all);
+    let pruned = line.etl(&["prune", "--older-than", "30d", "--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&pruned.stdout).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!({ "rejected_values": 1, "dead_letter_bodies": 1 })
+    );
+    assert_eq!(
+        kept().await,
+        (
+            vec!["(new)".to_owned(), "(open)".to_owned()],
+            ["(b)", "(c)", "(d)", "(e)"].map(str::to_owned).to_vec()
+        )
+    );
+    let more = line
+        .etl(&["prune", "--older-than", "30d", "--unresolved"])
+        .await;
+    assert_eq!(more.code, Some(0), "{}", more.stderr);
+    assert_eq!(kept().await.1, ["(b)", "(d)"]);
+    assert_eq!(
+        line.number("SELECT count(*) FROM etl.runs").await
+            + line.number("SELECT count(*) FROM etl.batches").await,
+        6,
+        "runs and batches stay"
+    );
+    assert_eq!(
+        line.number("SELECT count(*) FROM etl.rejected_rows").await,
+        3
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn completions_come_from_the_definition_of_the_command() {
+    let line = Line::without_services().await;
+    for shell in ["bash", "zsh", "fish"] {
+        let done = line.etl(&["completion", shell]).await;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        for word in ["backfill", "--param-names", "reconcile", "doctor"] {
+            let word = if shell == "fish" {
+                word.trim_start_matches("--")
+            } else {
+                word
+            };
+            assert!(done.stdout.contains(word), "{shell} does not know {word}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A run with too many rejected rows is held: nothing of it is in the target until a person decides, one way or the other.
+
+use std::time::Duration;
+
+use testkit::cloud::sample;
+use testkit::line::Line;
+use testkit::wait_until;
+
+/// Some 2 % of the sample's clicks have no country.
+const JOB: &str = "[target]\ntable = \"clicks\"\npublish = \"run\"\nmax_rejected = \"1%\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }, { not_empty = true }]\n";
+
+const STAGING: &str = "SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging'";
+
+async fn held(line: &Line, run: &str) {
+    let done = line
+        .etl(&["run", "clicks", "--again", "--run-id", run, "--follow"])
+        .await;
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    for said in [
+        "is held, and none of its rows",
+        "max_rejected",
+        "etl approve",
+        "etl discard",
+    ] {
+        assert!(done.stdout.contains(said), "{said}: {}", done.stdout);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn a_held_run_is_approved_and_another_discarded() {
+    let line = Line::start().await;
+    line.job("clicks", JOB, sample::clicks(5_000));
+    held(&line, "first").await;
+    let in_target = "SELECT CASE WHEN to_regclass('clicks') IS NULL THEN 0
+        ELSE (xpath('/row/c/text()', query_to_xml('SELECT count(*) AS c FROM clicks', false, true, '')))[1]::text::bigint END";
+    assert_eq!(line.number(in_target).await, 0);
+    let status = line.etl(&["status", "first"]).await;
+    assert!(status.stdout.contains("state  held: "), "{}", status.stdout);
+    assert!(
+        line.etl(&["runs", "--state", "held"])
+            .await
+            .stdout
+            .contains("first")
+    );
+    assert_eq!(line.etl(&["reconcile", "first"]).await.code, Some(1));
+    assert_eq!(
+        line.etl(&["reconcile"]).await.code,
+        Some(0),
+        "it is not over yet"
+    );
+    // It is still to be decided about, and so the same is not asked for again, nor is it stopped.
+    let refused = line.etl(&["run", "clicks", "--again"]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("is held"), "{}", refused.stderr);
+    let refused = line.etl(&["cancel", "first"]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.stderr.contains("etl discard first"),
+        "{}",
+        refused.stderr
+    );
+
+    let approved = line
+        .etl(&[
+            "approve",
+            "first",
+            "--why",
+            "the source is like that",
+            "--follow",
+        ])
+        .await;
+    assert_eq!(
+        approved.code,
+        Some(0),
+        "{}{}",
+        approved.stdout,
+        approved.stderr
+    );
+    line.assert_reconciled("first").await;
+    let loaded = line.number("SELECT count(*) FROM clicks").await;
+    let ledger = line
+        .number("SELECT sum(rows_loaded)::bigint FROM etl.batches")
+        .await;
+    assert!(loaded > 4_000 && loaded == ledger, "{loaded} and {ledger}");
+    assert_eq!(
+        line.etl(&["approve", "first"]).await.code,
+        Some(1),
+        "once is enough"
+    );
+
+    held(&line, "second").await;
+    let discarded = line.etl(&["discard", "second", "--why", "too many"]).await;
+    assert_eq!(discarded.code, Some(0), "{}", discarded.stderr);
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, loaded);
+    let decided = line.table("state, decision", "etl.runs").await;
+    assert_eq!(
+        decided,
+        [
+            "(cancelled,\"discarded: too many\")",
+            "(completed,\"approved: the source is like that\")"
+        ]
+    );
+    let dropped = "SELECT sum(rows_dropped)::bigint FROM etl.batches WHERE run_id = 'second' AND rows_loaded = 0 AND drop_reason = 'discarded: too many'";
+    assert_eq!(line.number(dropped).await, loaded);
+    assert_eq!(line.etl(&["reconcile"]).await.code, Some(0));
+    assert_eq!(
+        line.etl(&["discard", "second", "--why", "no"]).await.code,
+        Some(1)
+    );
+    wait_until(
+        "the staging tables to be dropped",
+        Duration::from_mins(1),
+        async || line.number(STAGING).await == 0,
+    )
+    .await;
+}

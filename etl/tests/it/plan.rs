@@ -1,0 +1,80 @@
+//! `etl plan` says what a run would do, and does nothing.
+
+use testkit::cloud::sample;
+use testkit::line::Line;
+
+const JOB: &str = "description = \"Clicks\"\n[source]\ndatabase = \"d\"\nsql = \"clicks.sql\"\n[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\n\
+    [target]\ntable = \"clicks\"\nmode = \"upsert\"\nkey = [\"url\"]\n[[columns]]\nsource = \"url\"\ntype = \"text\"\nrules = [{ not_empty = true }]\n[[columns]]\nsource = \"visits\"\ntype = \"bigint\"\nrules = [{ min = 1 }]\n";
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn everything_is_said_and_nothing_is_done() {
+    let line = Line::without_services().await;
+    let migrated = line.service("loader").arg("migrate").run().await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    line.job("clicks", JOB, sample::clicks(1));
+    std::fs::write(
+        line.jobs.path().join("clicks.sql"),
+        "SELECT * FROM clicks WHERE dt >= :from",
+    )
+    .unwrap();
+    // There is no broker in its world.
+    let plan = async |more: &[&str]| {
+        let closed = testkit::process::free_port();
+        let command = line.service("etl").env(
+            "ETL_AMQP_URL",
+            &format!("amqp://guest:guest@127.0.0.1:{closed}/%2f"),
+        );
+        let command = ["plan", "clicks"]
+            .iter()
+            .chain(more)
+            .fold(command, |command, argument| command.arg(argument));
+        command.run().await
+    };
+    let new = plan(&["--set", "from=2018-04-05"]).await;
+    assert_eq!(new.code, Some(0), "{}", new.stderr);
+    for said in [
+        "WHERE dt >= DATE '2018-04-05'",
+        "CREATE TABLE \"public\".\"clicks\"",
+        "PRIMARY KEY (\"url\")",
+        "not_empty",
+        "min = ",
+        "upsert",
+        "bigint",
+    ] {
+        assert!(new.stdout.contains(said), "{said}: {}", new.stdout);
+    }
+    assert_eq!(
+        line.number("SELECT count(*) FROM pg_tables WHERE tablename = 'clicks'")
+            .await,
+        0
+    );
+    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
+    let json: serde_json::Value = serde_json::from_str(&plan(&["--json"]).await.stdout).unwrap();
+    assert_eq!(json["target"]["action"], "creates", "{json}");
+    assert_eq!(json["parameters"]["from"], "2018-04-02");
+
+    let execute = async |sql: &str| {
+        let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()))
+            .execute(&line.database.pool)
+            .await;
+        done.unwrap();
+    };
+    execute("CREATE TABLE clicks (url text PRIMARY KEY, visits bigint, _batch bigint NOT NULL)")
+        .await;
+    let fits = plan(&["--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&fits.stdout).unwrap();
+    assert_eq!(
+        (fits.code, &json["target"]["action"]),
+        (Some(0), &"fits".into())
+    );
+    execute("ALTER TABLE clicks ALTER visits TYPE integer").await;
+    let refused = plan(&[]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(
+        refused.stdout.contains("REFUSED") && refused.stdout.contains("ALTER TABLE"),
+        "{}",
+        refused.stdout
+    );
+    assert_eq!(plan(&["--set", "from=x"]).await.code, Some(2));
+}
