@@ -1,7 +1,7 @@
 # The commands of this project. Everything they install, start and write is below .local/ (LOCAL_DIR moves it), except
 # packages, which they install by apt when they are missing.
 
-.PHONY: help demo stop clean-local test check test-notebook soak
+.PHONY: help demo stop clean-local test check test-notebook test-compose soak
 
 help:
 	@echo 'make demo         the whole pipeline on this machine, on sample data, without an AWS account'
@@ -9,6 +9,7 @@ help:
 	@echo 'make clean-local  ends it and deletes its data'
 	@echo 'make test         formatting, lints, documentation, the demo, and all tests'
 	@echo 'make test-notebook  executes docs/confirm_load.ipynb on what the demo loaded'
+	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
 	@echo 'make soak         the line under kill -9 for SOAK_MINUTES (10), then hostile input for ten more'
 
 demo:
@@ -36,6 +37,10 @@ test:
 # make test does the same in a demo of its own.
 test-notebook: demo
 	@deploy/local/test-notebook
+
+# Apart from test, since it needs a Docker engine, and to compile everything once more for the images.
+test-compose:
+	@deploy/compose/test
 
 # The report is .local/soak/report.md; testkit/src/bin/soak says what it does.
 soak:

@@ -65,10 +65,13 @@ pub struct JobSpec {
 
 impl JobSpec {
     /// The spec with the time of the run's request in the columns that want it, so that it may travel. A
-    /// replay takes the time that `etl.runs` has, and so gives the same rows.
+    /// replay takes the time that `etl.runs` has, and so gives the same rows. What is below a
+    /// microsecond is left out: Postgres has no place for it.
     #[must_use]
     pub fn asked_at(&self, requested_at: jiff::Timestamp) -> Self {
         let mut spec = self.clone();
+        let micros = jiff::Timestamp::from_microsecond(requested_at.as_microsecond());
+        let requested_at = micros.unwrap_or(requested_at);
         for column in spec.columns.iter_mut().filter(|column| column.requested_at) {
             column.constant = Some(requested_at.to_string().into());
         }

@@ -91,6 +91,16 @@ pub async fn serve_http(
 ) -> anyhow::Result<()> {
     let listener = bind(address).await?;
     tracing::info!(http.addr = %listener.local_addr()?, "serving /healthz, /readyz and /metrics");
+    let is_ready = health.clone();
+    let render = move || {
+        let ready = if is_ready.report().is_empty() {
+            1.0
+        } else {
+            0.0
+        };
+        metrics::gauge!("etl_ready").set(ready);
+        std::future::ready(metrics.render())
+    };
     let ready = move || {
         let report = health.report();
         let status = if report.is_empty() {
@@ -110,10 +120,7 @@ pub async fn serve_http(
     let app = Router::new()
         .route("/healthz", get(|| std::future::ready("alive\n")))
         .route("/readyz", get(ready))
-        .route(
-            "/metrics",
-            get(move || std::future::ready(metrics.render())),
-        );
+        .route("/metrics", get(render));
     axum::serve(listener, app)
         .await
         .context("the HTTP server for health and metrics stopped")

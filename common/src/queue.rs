@@ -22,13 +22,16 @@ use std::time::Duration;
 pub use archive::ArchiveReader;
 pub use cautious::CautiousConsumer;
 pub use connection::{Connection, ConnectionEvent};
-pub use consumer::{Consumer, Dead, Death, Delivery, RawDelivery, Unreadable};
+pub use consumer::{Consumer, Dead, Death, Delivery, RawDelivery, Unreadable, read_body};
 pub use control::ControlReader;
 pub use publisher::{Outgoing, Publisher, Unsendable};
 pub use topology::{QueueName, declare, message_count};
 
 /// How long a call to the broker may take before it counts as failed.
 const CALL: Duration = Duration::from_secs(20);
+
+/// The header that carries a trace's context (W3C Trace Context).
+const TRACEPARENT: &str = "traceparent";
 
 /// A failure of the broker, of the way to it, or of what was asked of it.
 #[derive(Debug, thiserror::Error)]

@@ -25,6 +25,8 @@ pub struct Service {
     /// Whether publishing is its work: such a one starts when the broker takes messages. One that
     /// takes messages away goes on while the broker is short of memory or disk: that is what helps it.
     pub publishes: bool,
+    /// What it consumes, and says the depth of.
+    pub consumes: &'static [QueueName],
 }
 
 /// The settings that every service has.
@@ -103,7 +105,8 @@ async fn run_until_stopped(
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
 ) -> anyhow::Result<()> {
     let settings: ServiceSettings = settings::load()?;
-    let metrics = telemetry::start_metrics(service.name)?;
+    let metrics = telemetry::start_metrics(service.name, service.consumes)?;
+    let traces = telemetry::trace::start(service.name)?;
     install_tls();
     let health = Health::default();
     health.not_ready("broker", "connecting");
@@ -115,10 +118,14 @@ async fn run_until_stopped(
     // To the very end: how a service stops is what somebody may want to look at.
     let http = tracker.spawn(serve_http(address, health.clone(), metrics));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), broker = %settings.amqp_url, "{} starts", service.name);
-    tokio::select! {
+    let ended = tokio::select! {
         ended = supervise(service, &settings, &health, &stop, session) => ended,
         served = http => served.context("the HTTP server crashed")?,
+    };
+    if let Some(traces) = traces {
+        traces.finish().await;
     }
+    ended
 }
 
 /// Installs ring as the provider of TLS. lapin's connector would else look for one by itself.
@@ -154,6 +161,7 @@ async fn supervise(
             Err(Fault::World(error)) => {
                 let why = format!("{error:#}");
                 tracing::warn!(error = why, "cannot work now; trying again");
+                telemetry::retried("broker", 1);
                 health.only("broker", why);
             }
         }
@@ -207,7 +215,14 @@ async fn attempt(
             }
             session(&state).await
         };
-        watched(work, &state, stop, settings.shutdown_deadline).await
+        watched(
+            work,
+            &state,
+            stop,
+            settings.shutdown_deadline,
+            service.consumes,
+        )
+        .await
     };
     if let Err(Fault::World(error)) = &outcome
         && let Some(QueueError::Full { queue, messages }) = error.downcast_ref()
@@ -239,9 +254,11 @@ async fn watched(
     session: &Session,
     stop: &CancellationToken,
     patience: Duration,
+    consumes: &[QueueName],
 ) -> Result<(), Fault> {
     let mut lost = None;
     let watch = watch(session);
+    let measure = measure(session, consumes);
     let deadline = async {
         stop.cancelled().await;
         session
@@ -249,7 +266,7 @@ async fn watched(
             .not_ready("stop", "finishing what is in hand");
         sleep(patience).await;
     };
-    tokio::pin!(work, watch, deadline);
+    tokio::pin!(work, watch, deadline, measure);
     let outcome = loop {
         tokio::select! {
             outcome = &mut work => break outcome,
@@ -257,6 +274,7 @@ async fn watched(
                 lost = Some(why);
                 session.stop.cancel();
             }
+            never = &mut measure => match never {},
             () = &mut deadline => break Err(Fault::World(anyhow::anyhow!("what was in hand was not finished within {patience:?}; it will be delivered again"))),
         }
     };
@@ -265,6 +283,27 @@ async fn watched(
             "the connection to the broker was lost: {why}"
         ))),
         (outcome, _) => outcome,
+    }
+}
+
+/// How often the depth of a queue is looked at.
+const DEPTH: Duration = Duration::from_secs(10);
+
+/// Says how deep the queues are. A broker that does not let this user look costs the metric only.
+async fn measure(session: &Session, queues: &[QueueName]) -> std::convert::Infallible {
+    loop {
+        for queue in queues {
+            match queue::message_count(&session.consuming, *queue).await {
+                Ok(messages) => {
+                    metrics::gauge!("etl_queue_messages", "queue" => queue.name())
+                        .set(f64::from(messages));
+                }
+                Err(error) => {
+                    tracing::debug!(queue.name = queue.name(), %error, "depth not known");
+                }
+            }
+        }
+        sleep(DEPTH).await;
     }
 }
 

@@ -8,7 +8,13 @@ use std::io::{IsTerminal, stderr};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
+use crate::queue::QueueName;
 use crate::settings::variable;
+
+mod catalogue;
+pub mod trace;
+
+pub use catalogue::{Kind, METRICS, Metric, retried, stage_label};
 
 /// Starts logging. A reader of the log that has gone away costs the log and nothing else. lapin and the AWS SDK are only heard when they warn.
 pub fn start_logging() {
@@ -43,10 +49,13 @@ pub fn start_logging_of_a_command() {
 }
 
 /// Starts collecting metrics; the handle renders them as Prometheus reads them.
-pub fn start_metrics(service: &'static str) -> anyhow::Result<PrometheusHandle> {
-    let handle = PrometheusBuilder::new()
-        .add_global_label("service", service)
-        .install_recorder()?;
+pub fn start_metrics(
+    service: &'static str,
+    consumes: &[QueueName],
+) -> anyhow::Result<PrometheusHandle> {
+    let builder = PrometheusBuilder::new().add_global_label("service", service);
+    let handle = catalogue::with_buckets(builder)?.install_recorder()?;
+    catalogue::describe(service, consumes);
     metrics::gauge!("etl_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
 }

@@ -1,15 +1,18 @@
 //! The books in Postgres, as `etl` reads and writes them: SQL is in the files below, and nowhere else.
 
 mod decisions;
+mod given_up;
 mod health;
 mod letters;
 mod lock;
 mod missing;
 mod prune;
 mod rejects;
+mod replays;
 mod request;
 mod runs;
 mod target;
+mod trace;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -22,14 +25,17 @@ use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::time::timeout;
 
 pub(crate) use decisions::{GivenUp, Rows};
+pub(crate) use given_up::ReplayGivenUp;
 pub(crate) use health::Server;
-pub(crate) use letters::{DeadLetter, Letter};
-pub(crate) use missing::{ranges, shown};
+pub(crate) use letters::{DeadLetter, Dropped, DroppedBatch, Letter};
+pub(crate) use missing::shown;
 pub(crate) use prune::{Prune, Pruned};
-pub(crate) use rejects::{RejectCount, RejectedRow};
+pub(crate) use rejects::{Generation, RejectCount, RejectFilter, RejectedRow};
+pub(crate) use replays::{Claims, NewReplay, Subject};
 pub(crate) use request::{Requested, Rival};
 pub(crate) use runs::{Filter, Run};
 pub(crate) use target::TargetPlan;
+pub(crate) use trace::{Origin, TracedRow};
 
 use crate::Failure;
 

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use common::queue::{
-    self, ArchiveReader, Connection, Outgoing, Publisher, QueueName, RawDelivery, inspect,
+    self, ArchiveReader, Connection, Outgoing, Publisher, QueueError, QueueName, RawDelivery,
+    inspect,
 };
 use common::service::ServiceSettings;
 use common::settings;
@@ -12,6 +13,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::Failure;
+use crate::report::note;
 
 /// How long somebody who only looks waits for the broker.
 const GLANCE: Duration = Duration::from_secs(3);
@@ -97,6 +99,14 @@ impl Broker {
         Ok(())
     }
 
+    /// For whoever sends so much that a queue may fill up with it.
+    pub(crate) async fn sender(&self) -> anyhow::Result<Sender<'_>> {
+        Ok(Sender {
+            publisher: Publisher::open(&self.connection).await?,
+            has_waited: false,
+        })
+    }
+
     /// Reads the archive from a time on up to now, and hands each message to `look`, until that says
     /// that it has seen enough.
     pub(crate) async fn read_archive(
@@ -119,5 +129,33 @@ impl Broker {
 
     pub(crate) async fn close(self) {
         self.connection.close().await;
+    }
+}
+
+/// Sends many messages, and waits where a queue is full.
+pub(crate) struct Sender<'a> {
+    publisher: Publisher<'a>,
+    has_waited: bool,
+}
+
+impl Sender<'_> {
+    /// Returns when the broker has the messages, however long the stage behind the queue takes.
+    pub(crate) async fn send(&mut self, messages: &[Outgoing]) -> anyhow::Result<()> {
+        loop {
+            match self.publisher.publish(messages).await {
+                // Those that were taken are sent again: whoever reads them knows them by their identity.
+                Err(full @ QueueError::Full { .. }) => {
+                    if !self.has_waited {
+                        note(&format!("{full}; waiting for it"));
+                    }
+                    self.has_waited = true;
+                }
+                answer => return Ok(answer?),
+            }
+        }
+    }
+
+    pub(crate) async fn close(self) {
+        self.publisher.close().await;
     }
 }

@@ -2,13 +2,19 @@
 
 mod ask;
 mod look;
+mod repair;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 pub(crate) use ask::{BackfillArguments, Bound, PlanArguments, RunArguments};
 pub(crate) use look::{
     ApproveArguments, CancelArguments, DiscardArguments, PruneArguments, RunsArguments, State,
     StatusArguments,
+};
+
+pub(crate) use repair::{
+    DeadCommand, ExportFormat, LetterFilter, RejectsArguments, ReplayArguments,
+    ReplayLettersArguments, TraceArguments,
 };
 
 /// Athena results into PostgreSQL: asks for runs, follows them, and proves them.
@@ -70,16 +76,8 @@ pub(crate) enum Command {
     /// Give a run up that is held: none of its rows reaches the target.
     #[command(after_help = "Example: etl discard daily-2018-04-09 --why 'half of it was rejected'")]
     Discard(DiscardArguments),
-    /// Send archived batches of a run again, without asking Athena.
-    #[command(after_help = "Example: etl replay daily-2018-04-09 --missing")]
-    Replay {
-        /// The run's whole name.
-        run: String,
-        /// The batches that the books lack: lost with a queue, or with a database that was restored to
-        /// an earlier time.
-        #[arg(long, required = true)]
-        missing: bool,
-    },
+    /// Put batches of runs through again, with the job as it is now and without asking Athena.
+    Replay(ReplayArguments),
     /// Look at messages that no stage could handle, and send them again.
     #[command(subcommand)]
     Dead(DeadCommand),
@@ -99,50 +97,10 @@ pub(crate) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Show the rows of a run that were rejected, and why.
-    #[command(after_help = "Example: etl rejects clicks-20180409 --limit 5")]
-    Rejects {
-        /// The run, or the beginning of its name where only one run begins so.
-        run: String,
-        /// The most rows to list.
-        #[arg(long, default_value_t = 20)]
-        limit: u32,
-        /// Print JSON: one array, every row with its raw values.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum DeadCommand {
-    /// List the dead letters that nobody has dealt with.
-    #[command(after_help = "Example: etl dead list --json")]
-    List {
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Show one dead letter with the beginning of its body.
-    #[command(after_help = "Example: etl dead show 17")]
-    Show {
-        /// Its number, as the list has it.
-        id: i64,
-    },
-    /// Send dead letters back to the queues that they came from, once the cause is mended. Their
-    /// identity stays, so that nothing can be loaded twice.
-    #[command(after_help = "Example: etl dead replay 17 18")]
-    Replay(ReplayArguments),
-}
-
-#[derive(Debug, Args)]
-#[group(required = true)]
-pub(crate) struct ReplayArguments {
-    /// Their numbers, as the list has them.
-    #[arg(conflicts_with = "all")]
-    pub(crate) ids: Vec<i64>,
-    /// All that nobody has dealt with.
-    #[arg(long)]
-    pub(crate) all: bool,
+    /// Show the rows that were rejected, and why.
+    Rejects(RejectsArguments),
+    /// From a row of a target table to its batch, run, query and result.
+    Trace(TraceArguments),
 }
 
 #[cfg(test)]

@@ -14,15 +14,19 @@ mod follow;
 mod jobs;
 mod plan;
 mod prune;
+mod rejects;
 mod replay;
 mod report;
 mod request;
 mod run;
+mod seqs;
 mod status;
+mod trace;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use common::telemetry::trace as telemetry;
 
 use crate::books::Books;
 use crate::cli::{Cli, Command};
@@ -48,7 +52,19 @@ impl Failure {
 async fn main() -> ExitCode {
     common::telemetry::start_logging_of_a_command();
     common::service::install_tls();
-    match answer(Cli::parse()).await {
+    let cli = Cli::parse();
+    let traces = match telemetry::start("etl") {
+        Ok(traces) => traces,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::from(2);
+        }
+    };
+    let done = answer(cli).await;
+    if let Some(traces) = traces {
+        traces.finish().await;
+    }
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(Failure::Untrue(error)) => {
@@ -87,14 +103,10 @@ async fn answer(cli: Cli) -> Result<bool, Failure> {
             };
             report::reconcile(&books, &runs, run.is_some(), json).await
         }
-        Command::Replay { run, missing: _ } => replay::missing(&run).await,
+        Command::Replay(arguments) => replay::run(&arguments).await,
         Command::Dead(command) => dead::run(command).await,
-        Command::Rejects { run, limit, json } => {
-            let books = Books::open().await?;
-            let run = books.find(&run).await?;
-            report::rejects(&books, &run, limit, json).await?;
-            Ok(true)
-        }
+        Command::Rejects(arguments) => rejects::run(&arguments).await,
+        Command::Trace(arguments) => trace::run(&arguments).await,
     }
 }
 

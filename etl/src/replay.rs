@@ -1,126 +1,242 @@
-//! `etl replay`: batches from the archive once more, without asking Athena.
+//! `etl replay`: batches of a run once more, without asking Athena.
+//!
+//! Everything that can be wrong is found first: the run's state, the job, and whether the archive holds
+//! all that is asked for. Then the new generation is written into the books, and only then is anything
+//! sent. A replay that dies in between is resumed by asking again.
 
-use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+mod archive;
+mod checks;
+mod missing;
+mod reread;
+mod send;
+
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use common::message::{BatchId, RunId};
-use common::queue::{Outgoing, RawDelivery};
-use serde::Deserialize;
+use common::failpoint;
+use common::job::{Job, JobSpec};
+use common::settings::variable;
 
 use crate::Failure;
-use crate::books::{Books, Run, ranges};
+use crate::books::{Books, Claims, NewReplay, Subject};
 use crate::broker::Broker;
-use crate::report;
+use crate::cli::ReplayArguments;
+use crate::jobs::Jobs;
+use crate::seqs::Seqs;
+use crate::{follow, report};
 
-/// How long before the request the archive is entered: the clocks of this machine, of the database
-/// and of the broker are not the same.
-const MARGIN: Duration = Duration::from_mins(10);
+/// Which batches of a run are put through again.
+#[derive(Debug, Clone)]
+enum Part {
+    Whole,
+    These(Seqs),
+    WithRejects,
+}
 
-/// Sends the batches that the books lack, in the same generation: those that were loaded after all
-/// are known to the ledger. Sends nothing when the archive does not have them all.
-pub(crate) async fn missing(name: &str) -> Result<bool, Failure> {
+/// A replay that passed every check, and nothing has been changed for.
+struct Ready {
+    subject: Subject,
+    seqs: Seqs,
+    partial: bool,
+    /// Whether an unfinished replay goes on, in its own generation.
+    resumes: bool,
+    job_hash: String,
+    spec: Arc<JobSpec>,
+}
+
+/// Runs `etl replay`.
+pub(crate) async fn run(arguments: &ReplayArguments) -> Result<bool, Failure> {
     let books = Books::open().await?;
-    let run = books.exactly(name).await?;
-    check(&run)?;
-    let missing = books.missing(&run).await?;
-    let wanted = wanted(&run, &missing)?;
-    if wanted.is_empty() {
-        return report::nothing_missing(&run.run_id).map(|()| true);
+    let names = match (&arguments.run, &arguments.job) {
+        (Some(run), _) => vec![run.clone()],
+        (None, Some(job)) => several(&books, arguments, job).await?,
+        (None, None) => Vec::new(),
+    };
+    if names.is_empty() {
+        return report::nothing_to_replay(arguments.json).map(|()| true);
     }
-    let since = requested(&run)?;
+    if arguments.missing {
+        return missing::run(&books, &names, arguments).await;
+    }
+    if arguments.from_athena {
+        reread::run(&books, &names, arguments).await?;
+    } else {
+        archived(&books, &names, arguments).await?;
+    }
+    if !arguments.follow {
+        return Ok(true);
+    }
+    let mut all_true = true;
+    for name in &names {
+        let over = follow::to_the_end(&books, name, None).await?;
+        all_true &= report::outcome(&books, &over, arguments.json).await?;
+    }
+    Ok(all_true)
+}
+
+/// The runs that `--job` and the times mean. Those that never got a result have nothing to replay.
+async fn several(
+    books: &Books,
+    arguments: &ReplayArguments,
+    job: &str,
+) -> Result<Vec<String>, Failure> {
+    let (Some(since), until) = (arguments.since, arguments.until) else {
+        return Ok(Vec::new());
+    };
+    if until.is_some_and(|until| until <= since) {
+        return Err(Failure::misuse(anyhow!(
+            "--until has to be later than --since; it is the first moment that is not meant any more"
+        )));
+    }
+    let mut names = Vec::new();
+    for name in books.runs_between(job, since, until).await? {
+        let run = books.exactly(&name).await?;
+        let has_nothing = match run.state.as_str() {
+            "cancelled" | "superseded" => true,
+            "failed" => run.batches_expected.is_none() && !arguments.from_athena,
+            _ => false,
+        };
+        if has_nothing {
+            report::note(&format!("{name} is {} and is left out", run.state));
+        } else {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Replays from the archive: all runs are checked before the first is changed.
+async fn archived(
+    books: &Books,
+    names: &[String],
+    arguments: &ReplayArguments,
+) -> Result<(), Failure> {
+    let part = match (&arguments.seq, arguments.rejected_only) {
+        (Some(seqs), _) => Part::These(seqs.clone()),
+        (None, true) => Part::WithRejects,
+        (None, false) => Part::Whole,
+    };
     let broker = Broker::open().await?;
-    let mut gone = wanted.clone();
-    let look = broker.read_archive(since, async |message| {
-        if gone.contains(message.id()) && is_of_result(&run, &message) {
-            gone.remove(message.id());
+    // Until all of them are sent.
+    let mut claims = books.claims().await?;
+    let mut replays = Vec::with_capacity(names.len());
+    for name in names {
+        match ready(books, &mut claims, name, &part, arguments.force).await? {
+            Some(replay) => {
+                archive::prove(&broker, &replay).await?;
+                replays.push(replay);
+            }
+            None => report::nothing_rejected(name),
         }
-        Ok(gone.is_empty())
-    });
-    look.await.context("cannot read the archive")?;
-    if !gone.is_empty() {
-        let seqs = gone
-            .iter()
-            .filter_map(|id| id.rsplit('/').next()?.parse().ok());
-        let gap = ranges(seqs);
-        return Err(anyhow!(
-            "the archive no longer has the batches {gap} of the run {}; nothing was sent: ask for a new run",
-            run.run_id
-        )
-        .into());
     }
-    let mut left = wanted.clone();
-    let send = broker.read_archive(since, async |message| {
-        if left.contains(message.id()) && is_of_result(&run, &message) {
-            left.remove(message.id());
-            broker.send(&[Outgoing::restored(&message)]).await?;
-        }
-        Ok(left.is_empty())
-    });
-    send.await
-        .context("not all batches could be sent again; ask again")?;
+    for replay in replays {
+        let (name, batches) = (replay.subject.id().to_owned(), replay.seqs.count());
+        let generation = put_through(books, &broker, replay).await?;
+        report::replayed_run(&name, batches, generation, arguments.json)?;
+    }
     broker.close().await;
-    report::restored(&run.run_id, wanted.len())?;
-    Ok(true)
-}
-
-/// Whether an archived batch is of the result that the run is loaded from. A run that was forked may
-/// have left batches of another one in the archive.
-fn is_of_result(run: &Run, message: &RawDelivery) -> bool {
-    #[derive(Deserialize)]
-    struct Batch {
-        result_id: String,
-    }
-    let batch = serde_json::from_slice::<Batch>(message.body());
-    batch.is_ok_and(|batch| {
-        run.result_id
-            .as_ref()
-            .is_none_or(|id| *id == batch.result_id)
-    })
-}
-
-fn check(run: &Run) -> Result<(), Failure> {
-    let id = &run.run_id;
-    if matches!(run.state.as_str(), "failed" | "cancelled") {
-        return Err(Failure::misuse(anyhow!(
-            "the run {id} is {}; ask for a new one",
-            run.state
-        )));
-    }
-    if run.batches_expected.is_none() {
-        return Err(Failure::misuse(anyhow!(
-            "the extractor has not said yet how many batches the run {id} has, so that it is not known which are missing"
-        )));
-    }
     Ok(())
 }
 
-/// The identities of the batches in these ranges.
-fn wanted(run: &Run, missing: &[(i32, i32)]) -> Result<BTreeSet<String>, Failure> {
-    let name: RunId = run
-        .run_id
-        .parse()
-        .context("a run in the books has a name that is none")?;
-    let generation = u32::try_from(run.generation).unwrap_or_default();
-    let seqs = missing.iter().flat_map(|(from, to)| *from..=*to);
-    let ids = seqs.filter_map(|seq| u32::try_from(seq).ok()).map(|seq| {
-        let run = name.clone();
-        BatchId {
-            run,
-            generation,
-            seq,
+/// All checks but that of the archive. None when `--rejected-only` finds nothing to do.
+async fn ready(
+    books: &Books,
+    claims: &mut Claims,
+    name: &str,
+    part: &Part,
+    force: bool,
+) -> Result<Option<Ready>, Failure> {
+    claims.take(name).await?;
+    let subject = books.subject(name).await?;
+    checks::state(&subject, force)?;
+    let batches = checks::extracted(&subject)?;
+    let (job, spec) = job_now(&subject)?;
+    checks::job(&subject, &spec)?;
+    let asked = match part {
+        Part::Whole => Seqs::first(batches),
+        Part::These(seqs) => {
+            checks::within(&subject, seqs, batches)?;
+            seqs.clone()
         }
-        .to_string()
-    });
-    Ok(ids.collect())
+        Part::WithRejects => books.batches_with_rejects(&subject.run).await?,
+    };
+    if asked.is_empty() && subject.unfinished().is_none() {
+        return Ok(None);
+    }
+    let whole = Seqs::first(batches);
+    let may_be_partial = checks::supersedes_by_batch(&subject, &spec);
+    let seqs = if may_be_partial { asked } else { whole.clone() };
+    if !may_be_partial && !matches!(part, Part::Whole) {
+        report::note(&format!(
+            "the whole run is replayed: rows of a run in mode {}{} are not independent of its other batches",
+            spec.target.mode,
+            checks::published_as_a_whole(&spec),
+        ));
+    }
+    let resumes = checks::resumes(&subject, "archive", &seqs, &job.hash())?;
+    Ok(Some(Ready {
+        partial: seqs != whole,
+        seqs,
+        resumes,
+        job_hash: job.hash(),
+        spec,
+        subject,
+    }))
 }
 
-fn requested(run: &Run) -> Result<SystemTime, Failure> {
-    let at: jiff::Timestamp = run
-        .requested_at
-        .parse()
-        .context("a run in the books has no time")?;
-    Ok(SystemTime::from(at)
-        .checked_sub(MARGIN)
-        .unwrap_or(SystemTime::UNIX_EPOCH))
+/// The job as its file is now, with the parameters and the time of the run's request.
+fn job_now(subject: &Subject) -> Result<(Job, Arc<JobSpec>), Failure> {
+    let job = Jobs::load()?.read(&subject.run.job)?;
+    let doing = || format!("cannot replay {} with the job as it is now", subject.id());
+    let request = job
+        .request(&subject.run.parameters)
+        .with_context(doing)
+        .map_err(Failure::Misuse)?;
+    let spec = request.spec.asked_at(subject.requested_at);
+    transformer::check_job(&spec)
+        .with_context(doing)
+        .map_err(Failure::Misuse)?;
+    let spec = Arc::new(spec);
+    Ok((job, spec))
+}
+
+/// Writes the replay down, unless one goes on, and sends it.
+async fn put_through(books: &Books, broker: &Broker, replay: Ready) -> Result<u32, Failure> {
+    let subject = &replay.subject;
+    let generation = if replay.resumes {
+        subject.generation()
+    } else {
+        let by = user();
+        let new = NewReplay {
+            source: "archive",
+            seqs: &replay.seqs,
+            partial: replay.partial,
+            job_hash: &replay.job_hash,
+            spec: &replay.spec,
+            publish: checks::publish(&replay.spec),
+            by: &by,
+        };
+        books.begin_replay(subject, &new).await?
+    };
+    failpoint::reach("replay_recorded").await;
+    let new = send::Batches {
+        subject,
+        seqs: &replay.seqs,
+        generation,
+        spec: &replay.spec,
+    };
+    send::from_archive(broker, &new).await.with_context(|| {
+        format!(
+            "the replay of {} is unfinished: ask for it again, and it goes on",
+            subject.id()
+        )
+    })?;
+    failpoint::reach("replay_sent").await;
+    books.replay_sent(subject.id(), generation).await?;
+    Ok(generation)
+}
+
+/// Who asks, for the books.
+fn user() -> String {
+    variable("USER").unwrap_or_else(|| "somebody".to_owned())
 }

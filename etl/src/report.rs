@@ -8,11 +8,13 @@ mod plan;
 mod prune;
 mod reconcile;
 mod rejects;
+mod replay;
 mod run;
 mod runs;
 #[cfg(test)]
 mod samples;
 mod status;
+mod trace;
 
 use std::io::{Write, stdout};
 
@@ -22,16 +24,20 @@ use indicatif::HumanCount;
 use serde::Serialize;
 
 pub(crate) use backfill::{WindowReport, backfilled};
-pub(crate) use dead::{dead_letter, dead_letters, nothing_missing, replayed, restored};
+pub(crate) use dead::{dead_letter, dead_letters, dropped_batch, dropped_letter, replayed};
 pub(crate) use decision::{approved, cancelled, discarded};
 pub(crate) use doctor::{Finding, examined};
 pub(crate) use plan::{Plan, PlannedColumn, PlannedSource, planned};
 pub(crate) use prune::pruned;
 pub(crate) use reconcile::reconcile;
 pub(crate) use rejects::rejects;
+pub(crate) use replay::{
+    nothing_missing, nothing_rejected, nothing_to_replay, replayed_run, reread, restored,
+};
 pub(crate) use run::{outcome, requested};
 pub(crate) use runs::runs;
 pub(crate) use status::{Price, Status, status, watched};
+pub(crate) use trace::trace;
 
 use crate::Failure;
 

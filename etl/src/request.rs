@@ -4,6 +4,7 @@ use anyhow::Context;
 use common::job::{Job, JobSpec, Request};
 use common::message::{ExtractTask, Limits, RunId, TaskState};
 use common::queue::Outgoing;
+use common::telemetry::trace::Span;
 
 use crate::Failure;
 use crate::books::{Books, Requested, Rival, Run};
@@ -60,7 +61,9 @@ async fn send(
         limits: Limits::default(),
         state: TaskState::Start { attempt: 1 },
     };
+    let trace = Span::begin("run", None).with("run.id", run.as_str());
     let message = Outgoing::of(&task).context("cannot ask for this run")?;
+    let message = message.traced(trace.context());
     broker.send(&[message]).await.with_context(|| {
         format!("the run {run} is in the books, but it is not known whether its task was sent; ask again with --run-id {run}")
     })?;

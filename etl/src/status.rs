@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use crate::Failure;
-use crate::books::{Books, Filter};
+use crate::books::{Books, Filter, Generation, RejectFilter};
 use crate::broker;
 use crate::cli::{RunsArguments, StatusArguments};
 use crate::report::{self, Price, Status};
@@ -77,7 +77,9 @@ fn price() -> Result<Option<Price>, Failure> {
 
 async fn look(books: &Books, run: &str, price: Option<Price>) -> Result<Status, Failure> {
     let run = books.exactly(run).await?;
-    let rejects = books.reject_counts(&run).await?;
+    let rejects = books
+        .reject_counts(&[Generation::from(&run)], RejectFilter::default())
+        .await?;
     // The books are here, whether the broker is or not.
     let queues = broker::depths().await;
     Ok(Status::new(run, rejects, queues, price))

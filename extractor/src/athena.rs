@@ -2,11 +2,14 @@
 //!
 //! What comes out is plain data; every error is an [`AwsError`] that says what follows from it.
 
+use std::fmt;
+
 use aws_config::SdkConfig;
 use aws_sdk_athena::Client;
 use aws_sdk_athena::types::{
-    AthenaError, ColumnInfo, QueryExecution, QueryExecutionContext, QueryExecutionState,
-    QueryExecutionStatistics, ResultConfiguration, ResultSet, Row, StatementType,
+    AthenaError, ColumnInfo, ManagedQueryResultsConfiguration, QueryExecution,
+    QueryExecutionContext, QueryExecutionState, QueryExecutionStatistics, ResultConfiguration,
+    ResultSet, Row, StatementType, WorkGroupConfiguration, WorkGroupState,
 };
 use common::job::Source;
 use common::message::RunId;
@@ -64,6 +67,35 @@ pub struct QueryFailure {
     pub error_type: Option<i32>,
     /// Whether Athena thinks that another attempt may work.
     pub is_retryable: bool,
+}
+
+/// What a workgroup says of the queries in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workgroup {
+    pub name: String,
+    pub enabled: bool,
+    /// `s3://bucket/prefix/`.
+    pub output_location: Option<String>,
+    /// A query's own output location is ignored.
+    pub enforced: bool,
+    /// Athena keeps results itself: there is no object.
+    pub managed_results: bool,
+    /// The most that a query may scan, in bytes.
+    pub scan_limit: Option<i64>,
+}
+
+impl fmt::Display for Workgroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.enabled { "enabled" } else { "disabled" };
+        write!(f, "{}: {state}", self.name)?;
+        if self.enforced {
+            f.write_str(", its settings outrank a job's")?;
+        }
+        if let Some(limit) = self.scan_limit {
+            write!(f, ", a query may scan {limit} bytes")?;
+        }
+        Ok(())
+    }
 }
 
 /// A page of a result.
@@ -147,6 +179,38 @@ impl Athena {
             .query_execution()
             .map(describe)
             .ok_or_else(|| AwsError::unavailable(doing(), "Athena gave no description of it"))
+    }
+
+    /// What a workgroup says of the queries in it.
+    pub async fn workgroup(&self, name: &str) -> Result<Workgroup, AwsError> {
+        let doing = || format!("looking at the workgroup {name}");
+        let found = self
+            .0
+            .get_work_group()
+            .work_group(name)
+            .send()
+            .await
+            .map_err(|error| AwsError::of(doing(), &error))?;
+        let found = found
+            .work_group
+            .ok_or_else(|| AwsError::unavailable(doing(), "Athena gave no description of it"))?;
+        let settings = found.configuration();
+        let result = settings.and_then(WorkGroupConfiguration::result_configuration);
+        let managed =
+            settings.and_then(WorkGroupConfiguration::managed_query_results_configuration);
+        Ok(Workgroup {
+            name: name.to_owned(),
+            enabled: found.state() != Some(&WorkGroupState::Disabled),
+            output_location: result
+                .and_then(ResultConfiguration::output_location)
+                .filter(|location| !location.is_empty())
+                .map(str::to_owned),
+            enforced: settings
+                .and_then(WorkGroupConfiguration::enforce_work_group_configuration)
+                .unwrap_or(false),
+            managed_results: managed.is_some_and(ManagedQueryResultsConfiguration::enabled),
+            scan_limit: settings.and_then(WorkGroupConfiguration::bytes_scanned_cutoff_per_query),
+        })
     }
 
     /// Stops the execution. One that has ended stays as it is.

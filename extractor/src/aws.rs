@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, SdkConfig};
+use aws_config::BehaviorVersion;
+pub use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_http_client::Connector;
@@ -30,6 +31,18 @@ const ATTEMPT: Duration = Duration::from_mins(1);
 const OPERATION: Duration = Duration::from_mins(3);
 /// Attempts of one call: about half a minute of throttling.
 const ATTEMPTS: u32 = 8;
+/// The same for somebody who waits at a terminal.
+const ATTEMPTS_OF_A_COMMAND: u32 = 3;
+const OPERATION_OF_A_COMMAND: Duration = Duration::from_secs(20);
+
+/// How long a call may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as waiting may help.
+    Service,
+    /// Until a person wants to know.
+    Command,
+}
 
 /// AWS cannot be used at all, until somebody changes a setting.
 #[derive(Debug, thiserror::Error)]
@@ -47,17 +60,21 @@ pub enum ConfigurationError {
 /// Reads the configuration and makes sure that there are a region and credentials. Credentials that
 /// are there but wrong show at the first call; a provider that is away (a role's endpoint that
 /// does not answer) is not a matter of configuration, and the calls will say so.
-pub async fn configure() -> Result<SdkConfig, ConfigurationError> {
+pub async fn configure(patience: Patience) -> Result<SdkConfig, ConfigurationError> {
+    let (attempts, operation) = match patience {
+        Patience::Service => (ATTEMPTS, OPERATION),
+        Patience::Command => (ATTEMPTS_OF_A_COMMAND, OPERATION_OF_A_COMMAND),
+    };
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT)
         .read_timeout(READ)
         .operation_attempt_timeout(ATTEMPT)
-        .operation_timeout(OPERATION)
+        .operation_timeout(operation)
         .build();
     let config = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http_client())
         .timeout_config(timeouts)
-        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+        .retry_config(RetryConfig::standard().with_max_attempts(attempts))
         .load()
         .await;
     if config
@@ -82,6 +99,29 @@ pub async fn configure() -> Result<SdkConfig, ConfigurationError> {
         }
     }
     Ok(config)
+}
+
+/// Whose credentials are used, as far as it can be told without a call to AWS, or why there are none.
+pub async fn identity(config: &SdkConfig) -> Result<String, String> {
+    let Some(provider) = config.credentials_provider() else {
+        return Err("no provider of credentials is configured".to_owned());
+    };
+    match provider.provide_credentials().await {
+        Ok(credentials) => {
+            let key = credentials.access_key_id();
+            let end = key.char_indices().nth_back(3).map_or(0, |(at, _)| at);
+            Ok(format!("access key ...{}", &key[end..]))
+        }
+        Err(error) => Err(DisplayErrorContext(&error).to_string()),
+    }
+}
+
+/// The action in AWS's own words for a denial, such as `athena:GetWorkGroup` in 'User: .. is not
+/// authorized to perform: athena:GetWorkGroup on resource: ..'.
+pub fn denied_action(message: &str) -> Option<&str> {
+    let rest = message.split_once("not authorized to perform: ")?.1;
+    let action = rest.split([' ', ',']).next()?;
+    action.contains(':').then_some(action)
 }
 
 /// HTTP with ring as its TLS and the proxy of the environment; the SDK's own client would bring
@@ -194,12 +234,29 @@ impl AwsError {
         })
     }
 
+    /// Whether a permission is missing, and not the credentials wrong.
+    pub fn is_denied(&self) -> bool {
+        ["AccessDeniedException", "AccessDenied", "NotAuthorized"]
+            .into_iter()
+            .any(|code| self.is_code(code))
+    }
+
     pub fn is_code(&self, code: &str) -> bool {
         self.code.as_deref() == Some(code)
     }
 }
 
 impl AwsErrorKind {
+    /// As the cause of a retry, in metrics.
+    pub fn cause(self) -> &'static str {
+        match self {
+            Self::Throttled => "aws_throttled",
+            Self::Unavailable | Self::Refused => "aws_unavailable",
+            Self::ExpiredCredentials => "aws_expired_credentials",
+            Self::ClockSkew => "aws_clock_skew",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Throttled => "throttled",
@@ -305,6 +362,17 @@ mod tests {
             );
         }
         assert_eq!(classify(None, None, None), AwsErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn a_denial_names_its_action() {
+        let message = "User: arn:aws:iam::1:user/x is not authorized to perform: s3:ListBucket on resource: \"arn\" because ...";
+        assert_eq!(denied_action(message), Some("s3:ListBucket"));
+        assert_eq!(denied_action("Access Denied (AccessDenied)"), None);
+        assert_eq!(
+            denied_action("User: x is not authorized to perform: this"),
+            None
+        );
     }
 
     #[test]

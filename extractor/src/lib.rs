@@ -8,6 +8,7 @@ pub mod athena;
 pub mod aws;
 pub mod batching;
 mod cancelled;
+pub mod command;
 pub mod csv;
 pub mod outbox;
 mod query;

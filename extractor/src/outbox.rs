@@ -10,6 +10,7 @@ use common::job::JobSpec;
 use common::message::{BatchId, Cursor, RawBatch, RunId};
 use common::queue::Outgoing;
 use common::schema::ResultColumn;
+use common::telemetry::trace::{Context, Span};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::batching::Batch;
@@ -28,6 +29,8 @@ pub struct Labels {
     pub result_id: String,
     pub job: Arc<JobSpec>,
     pub columns: Arc<Vec<ResultColumn>>,
+    /// What the spans of the batches are below.
+    pub trace: Option<Context>,
 }
 
 /// The reader's end.
@@ -49,6 +52,7 @@ struct Ready {
     text_bytes: u64,
     next: Cursor,
     room: OwnedSemaphorePermit,
+    span: Span,
 }
 
 /// Batches that are published together.
@@ -61,6 +65,8 @@ pub struct Window {
     pub text_bytes: u64,
     /// Held until the window is dropped.
     room: Vec<OwnedSemaphorePermit>,
+    /// They end when the window is dropped: once it is confirmed.
+    spans: Vec<Span>,
 }
 
 pub fn channel(labels: Labels) -> (Outbox, Inbox) {
@@ -85,7 +91,12 @@ impl Outbox {
             result_id,
             job,
             columns,
+            trace,
         } = self.labels.clone();
+        let span = Span::begin("publish", trace)
+            .with("run.id", run.as_str())
+            .with_number("batch.seq", batch.seq.into())
+            .with_number("batch.rows", batch.rows.len() as u64);
         let text_bytes = batch.rows.text_bytes() as u64;
         let batch = RawBatch {
             id: BatchId {
@@ -99,7 +110,7 @@ impl Outbox {
             columns,
             rows: batch.rows,
         };
-        let raw = Outgoing::of(&batch)?;
+        let raw = Outgoing::of(&batch)?.traced(span.context());
         let archived = Outgoing::archived(&batch, &raw);
         drop(batch);
         let bytes = raw.bytes() + archived.bytes();
@@ -113,6 +124,7 @@ impl Outbox {
             text_bytes,
             next,
             room,
+            span,
         };
         self.sender.send(ready).map_err(|_| ReadError::Closed)
     }
@@ -131,6 +143,7 @@ impl Inbox {
             window.next = batch.next;
             window.messages.extend(batch.messages);
             window.room.push(batch.room);
+            window.spans.push(batch.span);
             ready = if bytes < WINDOW {
                 self.0.try_recv().ok()
             } else {

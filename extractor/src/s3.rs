@@ -92,6 +92,13 @@ impl S3 {
         }
     }
 
+    /// Whether an object could be read; `NoSuchKey` when there is none at this place.
+    pub async fn probe(&self, location: &str) -> Result<(), S3Error> {
+        let (bucket, key) = parse_location(location)?;
+        self.look(bucket, key).await?;
+        Ok(())
+    }
+
     /// Asks for the first byte rather than for the head alone: an error of a HEAD has no code.
     async fn look(&self, bucket: &str, key: &str) -> Result<Object, AwsError> {
         let doing = || format!("opening s3://{bucket}/{key}");

@@ -8,11 +8,12 @@ use common::message::ExtractTask;
 use common::queue::{Consumer, ControlReader, Delivery, Outgoing, Publisher, QueueError};
 use common::service::{Fault, Session};
 use common::settings;
+use common::telemetry::trace::Span;
 use futures::future::{try_join, try_join_all};
 use tracing::Instrument;
 
 use crate::athena::Athena;
-use crate::aws::{self, ConfigurationError};
+use crate::aws::{self, ConfigurationError, Patience};
 use crate::cancelled::Cancelled;
 use crate::s3::S3;
 use crate::settings::Settings;
@@ -32,11 +33,15 @@ pub struct Clients {
 impl Clients {
     /// Reads the AWS configuration; makes no call.
     pub async fn connect(settings: &Settings) -> Result<Self, ConfigurationError> {
-        let config = aws::configure().await?;
-        Ok(Self {
-            athena: Athena::new(&config),
-            s3: S3::new(&config, settings.s3_path_style),
-        })
+        let config = aws::configure(Patience::Service).await?;
+        Ok(Self::of(&config, settings))
+    }
+
+    pub fn of(config: &aws::SdkConfig, settings: &Settings) -> Self {
+        Self {
+            athena: Athena::new(config),
+            s3: S3::new(config, settings.s3_path_style),
+        }
     }
 }
 
@@ -94,6 +99,7 @@ async fn consume(
         publisher,
         health: &session.health,
         cancelled,
+        trace: None,
         turn: TURN,
     };
     loop {
@@ -139,6 +145,14 @@ async fn handle(
             } else {
                 TURN
             };
+            // Asked for by somebody who traces nothing, the trace begins here.
+            let begun = match delivery.trace() {
+                Some(_) => None,
+                None => Some(Span::begin("run", None).with("run.id", task.run.as_str())),
+            };
+            worker.trace = delivery
+                .trace()
+                .or_else(|| begun.as_ref().and_then(Span::context));
             failpoint::reach("extract").await;
             return Box::pin(worker.work(task, delivery)).instrument(span).await;
         }

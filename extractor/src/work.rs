@@ -14,6 +14,8 @@ use common::lifecycle::Health;
 use common::message::{EventKind, ExtractTask, RunEvent, TaskState};
 use common::queue::{Outgoing, Publisher, QueueError, RawDelivery};
 use common::service::backoff;
+use common::telemetry::retried;
+use common::telemetry::trace::Context;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::aws::{AwsError, AwsErrorKind};
@@ -45,6 +47,8 @@ pub(crate) struct Worker<'a> {
     pub(crate) publisher: Publisher<'a>,
     pub(crate) health: &'a Health,
     pub(crate) cancelled: Cancelled,
+    /// The span that the run's work is below.
+    pub(crate) trace: Option<Context>,
     /// How long the delivery in hand may be held while it comes forward: [`TURN`] at most.
     pub(crate) turn: Duration,
 }
@@ -130,6 +134,7 @@ impl Worker<'_> {
     /// Says that AWS cannot be used now, and waits a little.
     async fn endure(&mut self, task: &ExtractTask, error: &AwsError, failures: u32) {
         tracing::warn!(%error, "AWS cannot be used now; trying again");
+        retried(error.kind.cause(), 1);
         self.health.not_ready("aws", error.to_string());
         let pause = backoff(failures, Duration::from_secs(1), Duration::from_secs(30));
         if self.cancelled.has(task) {
@@ -155,14 +160,20 @@ impl Worker<'_> {
         delivery: &RawDelivery,
     ) -> Result<(), QueueError> {
         match Outgoing::of(task) {
-            Ok(successor) => self.publisher.publish(&[successor]).await,
+            Ok(successor) => {
+                self.publisher
+                    .publish(&[successor.traced(self.trace)])
+                    .await
+            }
             // Only a task that never should have been read.
             Err(error) => self.fail(task, delivery, error.to_string()).await,
         }
     }
 
     async fn tell(&mut self, task: &ExtractTask, kind: EventKind) -> Result<(), QueueError> {
-        self.publisher.publish(&[event(task, kind)]).await
+        self.publisher
+            .publish(&[event(task, kind).traced(self.trace)])
+            .await
     }
 }
 

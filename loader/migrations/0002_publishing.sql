@@ -11,6 +11,7 @@ ALTER TABLE etl.runs
     ADD COLUMN result_location text,
     ADD COLUMN decided_by    text,
     ADD COLUMN decision      text,
+    ADD COLUMN limits        jsonb,
     ADD CONSTRAINT runs_publish_known CHECK (publish IN ('batch', 'run')),
     ADD CONSTRAINT runs_held_has_a_reason CHECK (state <> 'held' OR held_because IS NOT NULL),
     DROP CONSTRAINT runs_state_known,
@@ -34,6 +35,7 @@ COMMENT ON COLUMN etl.runs.approved_at IS 'When a person approved the held run; 
 COMMENT ON COLUMN etl.runs.requested_by IS 'The user who asked for the run.';
 COMMENT ON COLUMN etl.runs.result_location IS 'The object in S3 that Athena wrote the result to, as s3://bucket/key; NULL for a result that was read as pages.';
 COMMENT ON COLUMN etl.runs.decided_by IS 'The user who cancelled, approved or discarded the run.';
+COMMENT ON COLUMN etl.runs.limits IS 'What bounds a batch of the run: whoever reads its result again has to cut the same batches.';
 COMMENT ON COLUMN etl.runs.decision IS 'What that person decided, and why where it was said.';
 
 ALTER TABLE etl.batches
@@ -48,6 +50,8 @@ ALTER TABLE etl.rejected_rows
     DROP CONSTRAINT rejected_rows_run_id_generation_seq_fkey,
     ADD CONSTRAINT rejected_rows_of_a_batch FOREIGN KEY (run_id, generation, seq)
         REFERENCES etl.batches (run_id, generation, seq) ON UPDATE CASCADE;
+
+COMMENT ON COLUMN etl.rejected_rows.raw IS 'The row''s values by column, in the result''s order: as Athena gave them, or in the form that Postgres refused; of a masked column, the mask. json, not jsonb, which would refuse the NUL that a row may have been rejected for. NULL once pruned.';
 
 CREATE SCHEMA etl_staging;
 COMMENT ON SCHEMA etl_staging IS 'Rows of runs that reach their target as a whole: one table for each run and generation, gone when the run is over.';
@@ -74,13 +78,17 @@ CREATE TABLE etl.replays (
     seqs         int4multirange NOT NULL,
     job_hash     text NOT NULL,
     job_spec     jsonb NOT NULL,
+    state_before text NOT NULL,
     requested_by text NOT NULL,
     requested_at timestamptz NOT NULL DEFAULT now(),
     sent_at      timestamptz,
+    given_up     text,
     UNIQUE (run_id, generation)
 );
 
 COMMENT ON TABLE etl.replays IS 'Each time that a run was put through again. Written, and the run''s generation raised, before the first message is sent; one that was not sent to its end is resumed.';
 COMMENT ON COLUMN etl.replays.seqs IS 'The batches that are put through again; the others were carried forward.';
 COMMENT ON COLUMN etl.replays.job_spec IS 'The job as it was at the time of the replay.';
+COMMENT ON COLUMN etl.replays.state_before IS 'The run''s state when it was asked for.';
+COMMENT ON COLUMN etl.replays.given_up IS 'Why it came to nothing: the batches that it had not put through keep what an earlier generation made of them.';
 COMMENT ON COLUMN etl.replays.sent_at IS 'When the last message of it was sent; NULL while it is unfinished.';

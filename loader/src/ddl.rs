@@ -138,7 +138,7 @@ pub fn create_table(
     // would make slower for every one of them.
     let index = if matches!(target.mode, Mode::Append | Mode::InsertOnly) {
         format!(
-            "CREATE INDEX ON {table} USING brin ({}) WITH (pages_per_range = 32);\n",
+            "CREATE INDEX ON {table} USING brin ({}) WITH (pages_per_range = 32, autosummarize = on);\n",
             quoted(BATCH_COLUMN)
         )
     } else {

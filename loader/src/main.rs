@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use common::queue::QueueName;
 use common::service::{Service, install_tls, run};
 use common::{settings, telemetry};
 use loader::service::{LoaderService, LoaderSettings};
@@ -36,6 +37,7 @@ async fn main() -> ExitCode {
                         name: "loader",
                         http_port: 9103,
                         publishes: false,
+                        consumes: &[QueueName::Valid, QueueName::Events, QueueName::Dead],
                     },
                     async |session| service.session(session).await,
                 )

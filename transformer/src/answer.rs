@@ -3,6 +3,7 @@
 use common::message::{RawBatch, ValidBatch};
 use common::queue::{Delivery, Outgoing, QueueError, Unreadable, Unsendable};
 use common::service::Fault;
+use common::telemetry::trace::Span;
 
 use crate::rules::PlanError;
 use crate::transform::{Plans, transform};
@@ -90,11 +91,14 @@ fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answe
         return Err(Failure::GivenUp(delivery.deliveries() - 1));
     }
     let raw = delivery.read()?;
+    let trace = Span::begin("transform", delivery.trace())
+        .with("run.id", raw.id.run.as_str())
+        .with_number("batch.seq", raw.id.seq.into());
     let span = tracing::info_span!("batch", run.id = %raw.id.run, batch.seq = raw.id.seq);
     span.in_scope(|| {
         let plan = plans.of(&raw)?;
         let valid = transform(&plan, &raw);
-        let outgoing = Outgoing::of(&valid)?;
+        let outgoing = Outgoing::of(&valid)?.traced(trace.context());
         tracing::debug!(
             batch.rows = valid.rows.len(),
             batch.rejected = valid.rejected.len(),
@@ -134,11 +138,15 @@ impl Counts {
             rejected,
         } = self;
         if job.is_empty() {
-            metrics::counter!("etl_messages_dead_total", "stage" => STAGE).increment(1);
             return;
         }
-        metrics::counter!("etl_batches_total", "job" => job.clone()).increment(1);
-        metrics::counter!("etl_rows_total", "job" => job.clone()).increment(rows as u64);
+        let bad: u64 = rejected.iter().map(|(_, count)| count).sum();
+        metrics::counter!("etl_batches_total", "job" => job.clone(), "result" => "transformed")
+            .increment(1);
+        for (result, count) in [("valid", rows as u64 - bad), ("rejected", bad)] {
+            metrics::counter!("etl_rows_transformed_total", "job" => job.clone(), "result" => result)
+                .increment(count);
+        }
         for (rule, count) in rejected {
             metrics::counter!("etl_rows_rejected_total", "job" => job.clone(), "rule" => rule)
                 .increment(count);

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use common::queue::QueueName;
 use common::service::{self, Service};
 
 /// Converts the rows of every batch to the target's types and checks the job's rules on them.
@@ -18,6 +19,7 @@ async fn main() -> ExitCode {
         name: "transformer",
         http_port: 9102,
         publishes: true,
+        consumes: &[QueueName::Raw],
     };
     service::run(service, transformer::session::run).await
 }

@@ -431,7 +431,7 @@ rules = [{ not_empty = true }, { none_of = ["A1", "A2"] }]
     fn a_run_fills_in_what_is_the_same_in_its_rows() {
         let added = "\n[[columns]]\nname = \"day\"\nparameter = \"from\"\n[[columns]]\nname = \"asked\"\nrequested_at = true\n";
         let job = read(&(CLICKS.to_owned() + added)).unwrap();
-        let at = "2018-04-09T10:11:12.123456Z".parse().unwrap();
+        let at = "2018-04-09T10:11:12.123456789Z".parse().unwrap();
         let set = BTreeMap::from([("from".to_owned(), "2018-04-05".to_owned())]);
         let asked = job.request(&set).unwrap().spec;
         assert!(asked.check().unwrap_err().contains("\"asked\""));

@@ -54,7 +54,8 @@ pub struct RejectedRow {
     /// The row's ordinal in the result, from 0.
     pub row: u64,
     pub reject: Reject,
-    /// The names of the result's columns and the row's raw values, in the result's order.
+    /// The names of the result's columns and the row's raw values, in the result's order; of a masked
+    /// column, the mask.
     pub raw: Vec<(String, Option<String>)>,
 }
 

@@ -7,8 +7,9 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 
-use super::{Connection, QueueError, QueueName, within};
+use super::{Connection, QueueError, QueueName, TRACEPARENT, within};
 use crate::message::{Message, RunId};
+use crate::telemetry::trace::Context;
 
 /// Why a delivery cannot be read: the message's own fault, whoever reads it.
 #[derive(Debug, thiserror::Error)]
@@ -142,22 +143,25 @@ impl<M> Consumer<M> {
 impl<M: Message> Delivery<M> {
     /// The message, checked.
     pub fn read(&self) -> Result<M, Unreadable> {
-        let found = self.raw.kind();
-        if found != M::KIND {
-            return Err(Unreadable::Kind {
-                found: found.to_owned(),
-                wanted: M::KIND,
-            });
-        }
-        let unreadable = |problem: String| Unreadable::Body {
-            kind: M::KIND,
-            problem,
-        };
-        let message: M = serde_json::from_slice(self.raw.body())
-            .map_err(|error| unreadable(describe(&error)))?;
-        message.check().map_err(unreadable)?;
-        Ok(message)
+        read_body(self.raw.kind(), self.raw.body())
     }
+}
+
+/// A message of this type from its AMQP `type` and its body, checked.
+pub fn read_body<M: Message>(kind: &str, body: &[u8]) -> Result<M, Unreadable> {
+    if kind != M::KIND {
+        return Err(Unreadable::Kind {
+            found: kind.to_owned(),
+            wanted: M::KIND,
+        });
+    }
+    let unreadable = |problem: String| Unreadable::Body {
+        kind: M::KIND,
+        problem,
+    };
+    let message: M = serde_json::from_slice(body).map_err(|error| unreadable(describe(&error)))?;
+    message.check().map_err(unreadable)?;
+    Ok(message)
 }
 
 /// Where and of what kind a JSON error is. serde's own text may quote a value of a row.
@@ -229,6 +233,11 @@ impl RawDelivery {
     /// The run in the headers, where there is one.
     pub fn run(&self) -> Option<RunId> {
         self.header("run")?.parse().ok()
+    }
+
+    /// The span that it comes from, where there is one.
+    pub fn trace(&self) -> Option<Context> {
+        self.header(TRACEPARENT)?.parse().ok()
     }
 
     /// How often this message has been delivered, this time included.

@@ -7,12 +7,13 @@ use std::time::Duration;
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Connection, QueueError, QueueName, RawDelivery, message_count, within};
+use super::{Connection, QueueError, QueueName, RawDelivery, TRACEPARENT, message_count, within};
 use crate::message::Message;
 use crate::service::backoff;
+use crate::telemetry::trace::Context;
 
 /// How long a confirm may take. Longer than a broker's pause, shorter than its patience with an
 /// unacked delivery.
@@ -206,6 +207,17 @@ impl Outgoing {
         }
     }
 
+    /// Says which span of which trace it comes from; without one it begins nothing.
+    #[must_use]
+    pub fn traced(mut self, context: Option<Context>) -> Self {
+        if let Some(context) = context {
+            let mut headers = self.properties.headers().clone().unwrap_or_default();
+            headers.insert(TRACEPARENT.into(), text(&context.to_string()));
+            self.properties = self.properties.with_headers(headers);
+        }
+        self
+    }
+
     /// The length of the body in bytes, for windows.
     pub fn bytes(&self) -> usize {
         self.body.len()
@@ -281,6 +293,7 @@ impl<'a> Publisher<'a> {
             }
             metrics::counter!("etl_publishes_refused_total", "queue" => refused.name())
                 .increment(answers.nacked.len() as u64);
+            crate::telemetry::retried("queue_full", answers.nacked.len() as u64);
             pending = answers.nacked;
             sleep(backoff(
                 attempt,
@@ -292,13 +305,12 @@ impl<'a> Publisher<'a> {
         unreachable!("the attempts have no end")
     }
 
-    /// One go at the messages at `pending`. Which were refused is decided after all have answered:
-    /// lapin may hand a returned message to the confirm of another one of the window.
-    async fn publish_once(
+    /// Sends the messages at `pending`; each is still to be confirmed.
+    async fn send(
         &self,
         window: &[Outgoing],
         pending: &[usize],
-    ) -> Result<Answers, QueueError> {
+    ) -> Result<Vec<(usize, PublisherConfirm)>, QueueError> {
         let mut confirms = Vec::with_capacity(pending.len());
         for index in pending {
             let Outgoing {
@@ -323,6 +335,18 @@ impl<'a> Publisher<'a> {
                 within(&format!("publishing to {}", queue.name()), sent).await?,
             ));
         }
+        Ok(confirms)
+    }
+
+    /// One go at the messages at `pending`. Which were refused is decided after all have answered:
+    /// lapin may hand a returned message to the confirm of another one of the window.
+    async fn publish_once(
+        &self,
+        window: &[Outgoing],
+        pending: &[usize],
+    ) -> Result<Answers, QueueError> {
+        let started = Instant::now();
+        let confirms = self.send(window, pending).await?;
         let mut answers = Answers::default();
         for (index, confirm) in confirms {
             let queue = window[index].queue.name();
@@ -340,7 +364,10 @@ impl<'a> Publisher<'a> {
                     });
                 }
                 Ok(Err(source)) => return Err(QueueError::broker(doing(), source)),
-                Ok(Ok(Confirmation::Ack(None))) => {}
+                Ok(Ok(Confirmation::Ack(None))) => {
+                    metrics::histogram!("etl_confirm_seconds", "queue" => queue)
+                        .record(started.elapsed());
+                }
                 Ok(Ok(Confirmation::Ack(Some(returned)))) => answers.returned(&returned),
                 Ok(Ok(Confirmation::Nack(returned))) => {
                     if let Some(returned) = returned {

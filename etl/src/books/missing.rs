@@ -26,20 +26,6 @@ impl Books {
     }
 }
 
-/// `0..3, 7`: seqs in order as inclusive ranges, the first twenty of them.
-pub(crate) fn ranges(seqs: impl IntoIterator<Item = i32>) -> String {
-    let mut seqs: Vec<i32> = seqs.into_iter().collect();
-    seqs.sort_unstable();
-    let mut ranges: Vec<(i32, i32)> = Vec::new();
-    for seq in seqs {
-        match ranges.last_mut() {
-            Some((_, last)) if *last + 1 == seq => *last = seq,
-            _ => ranges.push((seq, seq)),
-        }
-    }
-    shown(&ranges)
-}
-
 /// The first twenty ranges as text.
 pub(crate) fn shown(ranges: &[(i32, i32)]) -> String {
     let mut text: Vec<_> = ranges
@@ -57,16 +43,4 @@ pub(crate) fn shown(ranges: &[(i32, i32)]) -> String {
         text.push(format!("and {} ranges more", ranges.len() - text.len()));
     }
     text.join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn seqs_are_shown_as_ranges() {
-        assert_eq!(ranges([7, 0, 2, 1]), "0..2, 7");
-        assert_eq!(ranges([]), "");
-        assert!(ranges((0..100).map(|n| n * 2)).ends_with("and 80 ranges more"));
-    }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, anyhow};
 use common::job::{Job, Mode, Publish};
-use common::message::RunId;
+use common::message::{Limits, RunId};
 use common::settings::variable;
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -194,8 +194,8 @@ async fn insert(
         Publish::Batch
     };
     let written = sqlx::query(
-        "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, publish, requested_by)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (run_id) DO NOTHING",
+        "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, publish, requested_by, limits)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (run_id) DO NOTHING",
     )
     .bind(run.as_str())
     .bind(&job.spec.name)
@@ -207,6 +207,7 @@ async fn insert(
     .bind(job.spec.target.mode.name())
     .bind(publish.name())
     .bind(variable("USER"))
+    .bind(Json(Limits::default()))
     .execute(tx)
     .await?;
     Ok(written.rows_affected() == 1)

@@ -1,58 +1,63 @@
-//! `etl rejects`: the quarantine.
+//! `etl rejects`: the quarantine, for people.
 
-use super::{align_numbers, note, number, print, print_json, shortened, table};
+use super::{align_numbers, note, number, print, shortened, table};
 use crate::Failure;
-use crate::books::{Books, RejectedRow, Run};
+use crate::books::{RejectCount, RejectedRow};
 
-/// `etl rejects RUN`.
-pub(crate) async fn rejects(
-    books: &Books,
-    run: &Run,
-    limit: u32,
-    json: bool,
+/// How many rows broke which rule, and the first of them. `whose`: a run, or a job.
+pub(crate) fn rejects(
+    whose: &str,
+    is_job: bool,
+    counts: &[RejectCount],
+    rows: &[RejectedRow],
 ) -> Result<(), Failure> {
-    if json {
-        return print_json(&books.rejected_rows(run, None).await?);
-    }
-    let counts = books.reject_counts(run).await?;
     if counts.is_empty() {
-        return print(&format!("no row of {} was rejected", run.run_id));
+        return print(&format!("no row of {whose} was rejected"));
     }
-    let mut summary = table(&["column", "rule", "rows"]);
-    for count in &counts {
-        summary.add_row([
+    let mut header = vec!["column", "rule", "rows"];
+    header.extend(is_job.then_some("runs"));
+    let mut summary = table(&header);
+    for count in counts {
+        let mut line = vec![
             count.column_name.clone().unwrap_or_default(),
             count.rule.clone(),
             number(count.rows),
-        ]);
+        ];
+        line.extend(is_job.then(|| number(count.runs)));
+        summary.add_row(line);
     }
-    align_numbers(&mut summary, 2..3);
+    align_numbers(&mut summary, 2..4);
     print(&summary.to_string())?;
-    let mut listed = table(&["row", "column", "rule", "reason", "raw values"]);
-    for row in books.rejected_rows(run, Some(limit)).await? {
-        let RejectedRow {
-            row_number,
-            column_name,
-            rule,
-            reason,
-            raw,
-            ..
-        } = row;
-        let raw = raw.map_or_else(|| "pruned".to_owned(), |raw| raw.0.get().to_owned());
-        listed.add_row([
-            number(row_number),
-            column_name.unwrap_or_default(),
-            rule,
-            reason,
-            shortened(&raw, 200),
-        ]);
+    if !rows.is_empty() {
+        print("")?;
+        list(is_job, rows)?;
     }
-    print(&listed.to_string())?;
-    if run.rows_rejected > i64::from(limit) {
+    let all: i64 = counts.iter().map(|count| count.rows).sum();
+    if all > i64::try_from(rows.len()).unwrap_or(i64::MAX) {
         note(&format!(
-            "the first {limit} of {}; --limit shows more, --json all",
-            number(run.rows_rejected)
+            "the first {} of {}; --limit shows more, --rule and --column choose, --export csv or json gives all",
+            rows.len(),
+            number(all)
         ));
     }
     Ok(())
+}
+
+fn list(is_job: bool, rows: &[RejectedRow]) -> Result<(), Failure> {
+    let mut header: Vec<_> = is_job.then_some("run").into_iter().collect();
+    header.extend(["row", "column", "rule", "reason", "raw values"]);
+    let mut listed = table(&header);
+    for row in rows {
+        let raw = row.raw.as_ref().map_or("pruned", |raw| raw.0.get());
+        let mut line: Vec<_> = is_job.then(|| row.run_id.clone()).into_iter().collect();
+        line.extend([
+            number(row.row_number),
+            row.column_name.clone().unwrap_or_default(),
+            row.rule.clone(),
+            row.reason.clone(),
+            shortened(raw, 200),
+        ]);
+        listed.add_row(line);
+    }
+    print(&listed.to_string())
 }

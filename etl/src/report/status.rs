@@ -320,11 +320,13 @@ mod tests {
                 column_name: Some("country_code".into()),
                 rule: "none_of".into(),
                 rows: run.rows_rejected,
+                runs: 1,
             },
             RejectCount {
                 column_name: None,
                 rule: "postgres".into(),
                 rows: 3,
+                runs: 1,
             },
         ];
         Status::new(run, rejects, queues, Price::per_tb(5.0))

@@ -1,5 +1,7 @@
 //! What was dead-lettered can be sent again once the cause is mended, and then the run completes.
 
+mod dropped;
+
 use std::time::Duration;
 
 use testkit::cloud::sample;

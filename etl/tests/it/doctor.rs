@@ -18,7 +18,7 @@ async fn a_line_that_is_well_is_found_well() {
         "schema etl is of this version",
         "it takes messages of 15 MiB",
         "etl.raw is as",
-        "1 consumer of etl.extract",
+        "of etl.extract",
         "clicks can be read",
         "rabbitmqctl eval",
     ] {

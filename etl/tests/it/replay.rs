@@ -1,84 +1,60 @@
-//! Batches that were lost with a queue come back from the archive, and Athena is not asked again.
+//! Replays: rows come in that a rule was too strict for, lost batches come back, and Athena is asked once.
+
+mod corrected;
+mod gap;
+mod lost;
+mod several;
+mod unfinished;
 
 use std::time::Duration;
 
-use testkit::cloud::sample;
 use testkit::line::Line;
+use testkit::process::Finished;
 use testkit::wait_until;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn batches_that_an_operator_purged_are_sent_again_from_the_archive() {
-    let mut line = Line::start().await;
-    line.job(
-        "clicks",
-        "[target]\ntable = \"clicks\"\n",
-        sample::clicks(20_000),
-    );
-    let batches = 9;
-    line.services[0].kill9().await;
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
-    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    wait_until(
-        "every batch to wait for a loader",
-        Duration::from_secs(30),
-        async || line.vhost.ready("etl.valid").await == batches,
-    )
-    .await;
-    line.vhost.purge("etl.valid").await;
-    line.services[0] = line.service("loader").start().await;
-    wait_until(
-        "the loader to know how many there are",
-        Duration::from_secs(30),
-        async || {
-            line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 9")
-                .await
-                == 1
-        },
-    )
-    .await;
-    let lost = line.etl(&["reconcile", "daily"]).await;
-    assert_eq!(lost.code, Some(1), "{}", lost.stdout);
+/// All that a target holds of the clicks, but for what tells which batch wrote it.
+const ROWS: &str = "dt, country, url, visits, seconds, seen_at";
 
-    let replayed = line.etl(&["replay", "daily", "--missing"]).await;
-    assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
-    assert!(replayed.stdout.contains("9 batches"), "{}", replayed.stdout);
-    wait_until("the run to complete", Duration::from_secs(30), async || {
-        line.etl(&["reconcile", "daily"]).await.code == Some(0)
-    })
-    .await;
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
-    assert_eq!(line.cloud.started().len(), 1, "Athena was asked once");
-
-    let books = line.books().await;
-    let again = line.etl(&["replay", "daily", "--missing"]).await;
-    assert!(
-        again.stdout.contains("no batch of daily is missing"),
-        "{}",
-        again.stdout
+/// `etl` with these arguments, which has to succeed.
+async fn succeeds(line: &Line, arguments: &[&str]) -> Finished {
+    let done = line.etl(arguments).await;
+    assert_eq!(
+        done.code,
+        Some(0),
+        "{arguments:?}\n{}\n{}",
+        done.stdout,
+        done.stderr
     );
-    assert_eq!(line.books().await, books);
+    done
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_gap_in_the_archive_is_named_and_nothing_is_sent() {
-    let line = Line::start().await;
-    line.job(
-        "clicks",
-        "[target]\ntable = \"clicks\"\n",
-        sample::clicks(1_000),
-    );
-    line.run("clicks", "daily").await;
-    let forgotten = "DELETE FROM etl.batches; UPDATE etl.runs SET state = 'running', finished_at = NULL, batches_expected = 3";
-    sqlx::raw_sql(forgotten)
-        .execute(&line.database.pool)
-        .await
-        .unwrap();
-    let refused = line.etl(&["replay", "daily", "--missing"]).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
-    assert!(
-        refused.stderr.contains("1..2") && refused.stderr.contains("nothing was sent"),
-        "{}",
-        refused.stderr
-    );
-    assert_eq!(line.number("SELECT count(*) FROM etl.batches").await, 0);
+/// `etl` with these arguments, which has to refuse with this code and these words, and change nothing.
+async fn refuses(line: &Line, arguments: &[&str], code: i32, words: &[&str]) {
+    let before = (line.books().await, replays(line).await);
+    let done = line.etl(arguments).await;
+    assert_eq!(done.code, Some(code), "{arguments:?}: {}", done.stderr);
+    for word in words {
+        assert!(
+            done.stderr.contains(word),
+            "{arguments:?} does not say {word:?}: {}",
+            done.stderr
+        );
+    }
+    assert_eq!((line.books().await, replays(line).await), before);
+}
+
+async fn replays(line: &Line) -> Vec<String> {
+    line.table(
+        "run_id, generation, source, seqs, requested_by, sent_at IS NOT NULL",
+        "etl.replays",
+    )
+    .await
+}
+
+/// Waits until the run is complete and proven.
+async fn completes(line: &Line, run: &str) {
+    wait_until("the run to complete", Duration::from_mins(1), async || {
+        line.etl(&["reconcile", run]).await.code == Some(0)
+    })
+    .await;
 }

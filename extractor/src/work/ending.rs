@@ -20,7 +20,7 @@ impl Worker<'_> {
     ) -> Result<(), QueueError> {
         if task.generation == 0 {
             tracing::error!(reason, "run failed");
-            let event = event(task, EventKind::Failed { reason });
+            let event = event(task, EventKind::Failed { reason }).traced(self.trace);
             return self.publisher.publish(&[event]).await;
         }
         let reason = format!("the result cannot be read again: {reason}");

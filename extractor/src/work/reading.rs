@@ -43,14 +43,15 @@ impl Worker<'_> {
                     batches: next.seq,
                     rows: next.row,
                 };
-                window.messages.push(event(task, progress));
+                window
+                    .messages
+                    .push(event(task, progress).traced(self.trace));
             }
             self.publisher.publish(&window.messages).await?;
             failpoint::reach("after_window").await;
             if let TaskState::Reading { cursor, .. } = &mut task.state {
-                metrics::counter!("etl_rows_extracted_total").increment(next.row - cursor.row);
-                metrics::counter!("etl_batches_extracted_total")
-                    .increment(u64::from(next.seq - cursor.seq));
+                let (rows, batches) = (next.row - cursor.row, next.seq - cursor.seq);
+                count(&task.job.name, rows, batches, window.text_bytes);
                 *cursor = next;
             }
             bytes += window.text_bytes;
@@ -86,6 +87,7 @@ impl Worker<'_> {
             result_id,
             job: Arc::clone(&task.job),
             columns: Arc::clone(&columns),
+            trace: self.trace,
         });
         let reading = Reading {
             query_execution_id,
@@ -125,11 +127,22 @@ impl Worker<'_> {
                 result_location: location.object(),
             },
         );
-        let sent = outgoing(&event);
+        let sent = outgoing(&event).traced(self.trace);
         // Also to the archive: books that were restored to an earlier time lack it like the batches.
         let archived = Outgoing::archived(&event, &sent);
         self.publisher.publish(&[archived, sent]).await?;
         tracing::info!(batches, rows, "result extracted");
         Ok(Next::Done)
+    }
+}
+
+/// What was confirmed, in metrics.
+fn count(job: &str, rows: u64, batches: u32, bytes: u64) {
+    for (name, count) in [
+        ("etl_rows_extracted_total", rows),
+        ("etl_batches_extracted_total", batches.into()),
+        ("etl_bytes_extracted_total", bytes),
+    ] {
+        metrics::counter!(name, "job" => job.to_owned()).increment(count);
     }
 }

@@ -8,6 +8,8 @@ use common::job::Results;
 use common::message::{Cursor, EventKind, ExtractTask, ResultLocation, TaskState};
 use common::schema;
 use common::service::backoff;
+use common::telemetry::retried;
+use common::telemetry::trace::Span;
 use tokio::time::{Instant, sleep};
 
 use super::{Next, TURN, Worker};
@@ -75,6 +77,11 @@ impl Worker<'_> {
                 Verdict::Wait if begun.elapsed() < self.turn => {}
                 Verdict::Wait => return Ok(Next::HandOn),
                 Verdict::Read => {
+                    Span::begin_at("query", self.trace, Some(since.into()))
+                        .with("run.id", task.run.as_str())
+                        .with("query.id", &id)
+                        .with_number("query.bytes_scanned", execution.bytes_scanned)
+                        .end();
                     let results = task.source.results;
                     return self.begin(task, &id, execution, results).await;
                 }
@@ -84,6 +91,7 @@ impl Worker<'_> {
                 }
                 Verdict::Again(reason) => {
                     tracing::warn!(query.id = id, reason, "query failed; starting it again");
+                    retried("query", 1);
                     sleep(backoff(attempt, Duration::from_secs(1), TURN)).await;
                     task.state = TaskState::Start {
                         attempt: attempt + 1,

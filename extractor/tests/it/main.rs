@@ -8,6 +8,7 @@
 
 mod aws;
 mod cancel;
+mod commands;
 mod hand_off;
 mod line;
 mod paths;

@@ -1,12 +1,14 @@
 //! The consuming loops: take a delivery, handle it, settle it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use common::failpoint;
 use common::message::{Message, RunEvent, ValidBatch};
 use common::queue::{CautiousConsumer, Consumer, Delivery, Outgoing, Publisher, RawDelivery};
 use common::service::{Fault, Session};
+use common::telemetry::stage_label;
+use common::telemetry::trace::Span;
 use sqlx::PgConnection;
 use tokio::sync::Mutex;
 use tracing::Instrument as _;
@@ -58,6 +60,9 @@ impl Deliveries<'_> {
         batch: &ValidBatch,
     ) -> Result<(), Fault> {
         let started = Instant::now();
+        let trace = Span::begin("load", delivery.trace())
+            .with("run.id", batch.id.run.as_str())
+            .with_number("batch.seq", batch.id.seq.into());
         let patient = !self.loader.targets.is_ailing(&batch.target);
         match persevere(&self.session.stop, patient, async || {
             self.loader.handle(batch).await
@@ -66,6 +71,7 @@ impl Deliveries<'_> {
         {
             Ok(outcome) => {
                 note(batch, outcome, started);
+                trace.with("batch.result", outcome.name()).end();
                 failpoint::reach("before_ack").await;
                 delivery.ack().await?;
                 Ok(())
@@ -140,7 +146,7 @@ impl Deliveries<'_> {
                 let pool = &self.loader.pool;
                 match persevere(stop, true, async || store(pool, &letter).await).await {
                     Ok(()) => {
-                        metrics::counter!("etl_dead_letters_total", "stage" => letter.stage.clone()).increment(1);
+                        metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&letter.stage)).increment(1);
                         delivery.ack().await?;
                     }
                     Err(GivenUp::Stopping) => break,
@@ -253,13 +259,17 @@ impl Deliveries<'_> {
 /// A batch that was handled, in metrics and in the log.
 fn note(batch: &ValidBatch, outcome: Outcome, started: Instant) {
     let elapsed = started.elapsed();
-    metrics::counter!("etl_batches_total", "result" => outcome.name()).increment(1);
+    metrics::counter!("etl_batches_total", "job" => batch.job.clone(), "result" => outcome.name())
+        .increment(1);
     metrics::histogram!("etl_load_seconds").record(elapsed.as_secs_f64());
     let Outcome::Loaded(counts) = outcome else {
         tracing::debug!(batch.result = outcome.name(), "batch not loaded again");
         return;
     };
-    metrics::counter!("etl_rows_loaded_total").increment(counts.loaded.unsigned_abs());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    metrics::gauge!("etl_last_commit_timestamp_seconds").set(now.unwrap_or_default().as_secs_f64());
+    metrics::counter!("etl_rows_loaded_total", "job" => batch.job.clone())
+        .increment(counts.loaded.unsigned_abs());
     let rejected = |rule: &str, rows: u64| {
         metrics::counter!("etl_rows_rejected_total", "job" => batch.job.clone(), "rule" => rule.to_owned()).increment(rows);
     };

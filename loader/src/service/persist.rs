@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use common::lifecycle::Health;
 use common::service::backoff;
+use common::telemetry::retried;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +62,12 @@ pub(super) async fn persevere<T>(
                 _ => return Err(GivenUp::Dead { error, attempts }),
             },
         };
+        let cause = if error.verdict() == Verdict::Retry {
+            "conflict"
+        } else {
+            "table"
+        };
+        retried(cause, 1);
         tracing::debug!(error = error.sentence(), attempts, "trying again in place");
         if timeout(pause, stop.cancelled()).await.is_ok() {
             return Err(GivenUp::Stopping);
@@ -95,6 +102,7 @@ pub(super) async fn wait_for_postgres(
         {
             return;
         }
+        retried("database", 1);
         error = match work().await {
             Err(error) if matches!(error.verdict(), Verdict::Pause | Verdict::Retry) => error,
             Ok(()) | Err(_) => break,

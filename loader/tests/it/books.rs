@@ -31,6 +31,7 @@ async fn several_replicas_migrate_at_once_and_again() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
     let database = books().await;
     execute(&database.pool, "CREATE TABLE t (n bigint, _batch bigint)").await;
@@ -58,6 +59,25 @@ async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
         .handle(&shape("t", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]))
         .await
         .unwrap();
+    // A run that is published as a whole needs a little more.
+    execute(
+        &database.pool,
+        &format!("GRANT USAGE, CREATE ON SCHEMA etl_staging TO {role}; GRANT DELETE ON etl.staging, t TO {role}"),
+    )
+    .await;
+    request(&database.pool, "whole").await;
+    let mut whole = shape("t", &["n bigint"], &[]);
+    whole.target.mode = common::job::Mode::Replace;
+    loader
+        .handle(&whole.batch("whole", 0, 0, &[vec![Some("2")]]))
+        .await
+        .unwrap();
+    events::handle(&loader.pool, &extracted("whole", 1, 1))
+        .await
+        .unwrap();
+    assert_eq!(loader::staging::clean_up(&loader.pool).await.unwrap(), 1);
+    let rows = "SELECT string_agg(n::text, ' ') FROM t";
+    assert_eq!(text(&database.pool, rows).await, "2");
     let missing = shape("missing", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
     let refused = loader.handle(&missing).await.unwrap_err().to_string();
     assert!(

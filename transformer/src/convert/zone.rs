@@ -19,9 +19,16 @@ pub(super) fn to_utc(moment: Moment, zone: &str) -> Result<Moment, Problem> {
     if matches!(zone, "UTC" | "Z" | "GMT") {
         return Ok(moment);
     }
+    let offset = if zone.starts_with(['+', '-']) {
+        Some(read_offset(zone).ok_or(UNKNOWN_ZONE)?)
+    } else {
+        None
+    };
+    if offset == Some(Offset::UTC) {
+        return Ok(moment);
+    }
     let clock = to_jiff(moment).ok_or(TOO_FAR)?;
-    let timestamp = if zone.starts_with(['+', '-']) {
-        let offset = read_offset(zone).ok_or(UNKNOWN_ZONE)?;
+    let timestamp = if let Some(offset) = offset {
         offset.to_timestamp(clock).map_err(|_| TOO_FAR)?
     } else {
         let zone = TimeZone::get(zone).map_err(|_| UNKNOWN_ZONE)?;

@@ -38,7 +38,10 @@ async fn two_deliveries_of_one_batch_give_the_same_batch() {
         transformer.metric("etl_batches_total").await == Some(2.0)
     })
     .await;
-    assert_eq!(transformer.metric("etl_rows_total").await, Some(8.0));
+    assert_eq!(
+        transformer.metric("etl_rows_transformed_total").await,
+        Some(8.0)
+    );
     assert_eq!(
         transformer.metric("etl_rows_rejected_total").await,
         Some(4.0)

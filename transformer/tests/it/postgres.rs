@@ -17,6 +17,7 @@ fn examples() -> Vec<Example> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/types.md");
     let document = std::fs::read_to_string(path).unwrap();
     let (_, table) = document.split_once("| Athena's text |").unwrap();
+    let (table, _) = table.split_once("<!-- tables: end -->").unwrap();
     let lines = table.lines().filter_map(|line| {
         let cells: Vec<_> = line
             .trim_matches('|')

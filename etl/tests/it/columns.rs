@@ -1,0 +1,347 @@
+//! What a job says about its columns, through the whole line: masks that nothing after the transformer can see through,
+//! columns that the job adds, and settings that are refused.
+
+use std::collections::BTreeMap;
+
+use testkit::cloud::{Answer, ResultSet};
+use testkit::line::Line;
+
+/// Card numbers that nobody may see: in rows that load, in rows that break a rule of their own or of another column, in one
+/// with a NUL, and in one that Postgres refuses.
+const CARDS: [&str; 6] = [
+    "4111-2222-3333-1001",
+    "4111-2222-3333-1002",
+    "4111-2222-3333-1003",
+    "4111-2222-3333-1004",
+    "4111-2222\0-3333-1005",
+    "4111-2222-3333-1006",
+];
+
+const MASKED: &str = r#"
+[target]
+table = "cards"
+[[columns]]
+source = "card"
+mask = "MASK"
+trim = true
+rules = [{ pattern = ".*[^2]" }]
+[[columns]]
+source = "phone"
+type = "text"
+mask = "sha256"
+[[columns]]
+source = "amount"
+rules = [{ min = 0 }]
+"#;
+
+fn cards() -> ResultSet {
+    let rows: Vec<Vec<Option<String>>> = CARDS
+        .iter()
+        .zip(["1", "2", "-3", "4", "5", "666"])
+        .map(|(card, amount)| {
+            vec![
+                Some(format!(" {card}")),
+                Some("491234567".to_owned()),
+                Some(amount.to_owned()),
+            ]
+        })
+        .chain([vec![None, None, Some("7".to_owned())]])
+        .collect();
+    let columns = [
+        ("card", "varchar"),
+        ("phone", "bigint"),
+        ("amount", "bigint"),
+    ];
+    let columns = columns.map(|(name, kind)| testkit::cloud::Column::new(name, kind));
+    ResultSet::of(columns.to_vec(), rows)
+}
+
+/// Everything that Postgres has, as text: every table of every schema that is not the server's own.
+async fn everything(line: &Line) -> String {
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
+    )
+    .fetch_all(&line.database.pool)
+    .await
+    .unwrap();
+    let mut all = String::new();
+    for table in tables {
+        let rows: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+            "SELECT row_to_json(t)::text FROM {table} t"
+        )))
+        .fetch_all(&line.database.pool)
+        .await
+        .unwrap();
+        all.push_str(&rows.join("\n"));
+    }
+    all
+}
+
+#[track_caller]
+fn assert_hidden(text: &str, place: &str) {
+    for secret in ["4111-2222", "3333-100", "491234567"] {
+        if let Some(at) = text.find(secret) {
+            let from = (0..=at.saturating_sub(80))
+                .rev()
+                .find(|from| text.is_char_boundary(*from));
+            panic!(
+                "{secret} is in {place}: ...{}",
+                &text[from.unwrap_or(0)..at + secret.len()]
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn masked_values_are_nowhere_in_clear_after_the_transformer() {
+    for mask in ["sha256", "redact", "last4"] {
+        let mut line = Line::without_services().await;
+        let logged = |line: &Line, name| {
+            line.service(name)
+                .env(
+                    "ETL_LOG",
+                    "info,common=trace,extractor=trace,transformer=trace,loader=trace",
+                )
+                .start()
+        };
+        let mut loader = line.service("loader").start().await;
+        line.services.push(logged(&line, "transformer").await);
+        line.services.push(logged(&line, "extractor").await);
+        // Postgres refuses a row that the transformer could not know to be bad.
+        sqlx::raw_sql("CREATE TABLE cards (card text, phone text, amount bigint CHECK (amount <> 666), _batch bigint NOT NULL)")
+            .execute(&line.database.pool)
+            .await
+            .unwrap();
+        line.job("cards", &MASKED.replace("MASK", mask), cards());
+        loader.kill9().await;
+        let asked = line.etl(&["run", "cards", "--run-id", "cards"]).await;
+        assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+        let patience = std::time::Duration::from_mins(1);
+        testkit::wait_until("the batch to wait for a loader", patience, async || {
+            line.vhost.ready("etl.valid").await == 1
+        })
+        .await;
+        let waiting = line.vhost.take_all("etl.valid").await;
+        let body = String::from_utf8(waiting[0].body.clone()).unwrap();
+        assert_hidden(&body, "etl.valid");
+        assert!(body.contains("masked"), "{body}");
+
+        // The archive has the batch, and it is masked again.
+        line.services.push(logged(&line, "loader").await);
+        testkit::wait_until("the batch to be missed", patience, async || {
+            line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
+                .await
+                == 1
+        })
+        .await;
+        let replayed = line.etl(&["replay", "cards", "--missing"]).await;
+        assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
+        testkit::wait_until("the run to complete", patience, async || {
+            line.etl(&["reconcile", "cards"]).await.code == Some(0)
+        })
+        .await;
+        let kept = line
+            .table("row_number, column_name, rule", "etl.rejected_rows")
+            .await;
+        assert_eq!(kept.len(), 4, "{kept:?}");
+        assert!(
+            kept[0].starts_with("(1,card,pattern") && kept[1].starts_with("(2,amount,min"),
+            "{kept:?}"
+        );
+        assert!(
+            kept[2].starts_with("(4,card,type") && kept[3].contains("postgres"),
+            "{kept:?}"
+        );
+        assert_eq!(
+            line.number("SELECT count(*) FROM cards WHERE card IS NULL AND phone IS NULL")
+                .await,
+            1
+        );
+        let equal = "SELECT count(DISTINCT phone) FROM cards";
+        assert_eq!(line.number(equal).await, 1, "equal values have equal masks");
+
+        assert_hidden(&everything(&line).await, "Postgres");
+        for command in [
+            &["rejects", "cards", "--json"][..],
+            &["rejects", "cards"],
+            &["status", "cards", "--json"],
+        ] {
+            assert_hidden(&line.etl(command).await.stdout, "the output of etl");
+        }
+        for service in &line.services {
+            assert_hidden(&service.log(), "a log");
+        }
+    }
+}
+
+const ADDED: &str = r#"
+[parameters]
+from = { type = "date", default = "2018-04-02" }
+[target]
+table = "added"
+mode = "upsert"
+key = ["tenant", "n"]
+[[columns]]
+source = "n"
+type = "numeric"
+[[columns]]
+name = "tenant"
+constant = "acme"
+[[columns]]
+name = "first_day"
+parameter = "from"
+[[columns]]
+name = "asked"
+requested_at = true
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_job_adds_is_the_runs_own_however_often_its_batches_come() {
+    let line = Line::start().await;
+    line.write_job("added", ADDED);
+    let result = ResultSet::table(&[("n", "bigint")], &[&[Some("1")], &[Some("2")]]);
+    line.cloud.answer("FROM added", Answer::rows(result));
+    let run = [
+        "run",
+        "added",
+        "--run-id",
+        "one",
+        "--set",
+        "from=2018-04-05",
+        "--follow",
+    ];
+    let done = line.etl(&run).await;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    // The same request, and a request that is lost on the way and made again, is the same run.
+    assert_eq!(line.etl(&run).await.code, Some(0));
+    let same = "SELECT count(*) FROM added a JOIN etl.runs r ON r.run_no = a._batch >> 24
+                WHERE a.asked = r.requested_at AND a.tenant = 'acme' AND a.first_day = date '2018-04-05'";
+    assert_eq!(line.number(same).await, 2);
+    let comment = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'added'::regclass AND col_description(attrelid, attnum) LIKE 'From the job%'";
+    assert_eq!(line.number(comment).await, 3);
+    let types: BTreeMap<String, String> = sqlx::query_as::<_, (String, String)>(
+        "SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'added'::regclass AND attnum > 0",
+    )
+    .fetch_all(&line.database.pool)
+    .await
+    .unwrap()
+    .into_iter()
+    .collect();
+    for (column, wanted) in [
+        ("tenant", "text"),
+        ("first_day", "date"),
+        ("asked", "timestamp with time zone"),
+        ("n", "numeric"),
+    ] {
+        assert_eq!(types[column], wanted, "{column}");
+    }
+}
+
+/// A job's columns that cannot be, and a word of the reason.
+const IMPOSSIBLE: [(&str, &str); 9] = [
+    (
+        "source = \"n\"\nmask = \"sha256\"\ntype = \"bigint\"",
+        "mask",
+    ),
+    ("source = \"n\"\ntype = \"text\"\nformat = \"%Y\"", "format"),
+    (
+        "source = \"n\"\ntype = \"date\"\nformat = \"%d.%m\"",
+        "needs a year",
+    ),
+    ("source = \"n\"\ntype = \"bigint\"\nround = true", "round"),
+    (
+        "name = \"m\"\nconstant = \"x\"\ntype = \"bigint\"",
+        "not an integer",
+    ),
+    (
+        "name = \"m\"\nrequested_at = true\ntype = \"timestamp\"",
+        "would drop",
+    ),
+    ("name = \"m\"\nparameter = \"p\"", "[parameters]"),
+    ("name = \"m\"", "source"),
+    ("source = \"n\"\ncase = \"title\"", "line"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_job_alone_shows_to_be_wrong_is_refused_before_anything_is_sent() {
+    let line = Line::start().await;
+    for (number, (column, part)) in IMPOSSIBLE.iter().enumerate() {
+        let name = format!("wrong{number}");
+        line.write_job(
+            &name,
+            &format!("[target]\ntable = \"t\"\n[[columns]]\n{column}\n"),
+        );
+        let done = line.etl(&["run", &name]).await;
+        assert_eq!(done.code, Some(2), "{column}: {}", done.stderr);
+        assert!(done.stderr.contains(part), "{column}: {}", done.stderr);
+    }
+    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert!(line.cloud.started().is_empty());
+}
+
+/// A job's columns, the result's (name and type), and what the refusal says.
+type Case = (
+    &'static str,
+    &'static [(&'static str, &'static str)],
+    &'static str,
+);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_result_shows_to_be_wrong_fails_the_run_before_the_first_batch() {
+    let line = Line::start().await;
+    let columns = |toml: &str| format!("[target]\ntable = \"t\"\n{toml}");
+    let cases: [Case; 8] = [
+        (
+            "",
+            &[("a", "bigint"), ("a", "bigint")],
+            "give one of them an alias: SELECT ... AS another_name",
+        ),
+        (
+            "",
+            &[("a", "bigint"), ("", "bigint")],
+            "give it an alias: SELECT ... AS some_name",
+        ),
+        (
+            "",
+            &[("a", "hologram")],
+            "the Athena type hologram, which is not known here",
+        ),
+        (
+            "",
+            &[("tags", "map(varchar,integer)")],
+            "CAST(\"tags\" AS JSON) AS \"tags\"",
+        ),
+        (
+            "[[columns]]\nsource = \"a\"\nmask = \"redact\"\n",
+            &[("a", "bigint")],
+            "write type = \"text\"",
+        ),
+        (
+            "[[columns]]\nsource = \"a\"\ntrim = true\n",
+            &[("a", "bigint")],
+            "cannot have trim",
+        ),
+        (
+            "[[columns]]\nsource = \"a\"\ntype = \"timestamp\"\n",
+            &[("a", "timestamp with time zone")],
+            "without loss",
+        ),
+        (
+            "[[columns]]\nname = \"a\"\nconstant = \"x\"\n",
+            &[("a", "bigint")],
+            "two columns are named \"a\"",
+        ),
+    ];
+    for (number, (toml, result, part)) in cases.iter().enumerate() {
+        let name = format!("late{number}");
+        line.job(&name, &columns(toml), ResultSet::table(result, &[]));
+        let done = line
+            .etl(&["run", &name, "--run-id", &name, "--follow"])
+            .await;
+        assert_eq!(done.code, Some(1), "{part}: {}", done.stderr);
+        assert!(done.stdout.contains(part), "{part}: {}", done.stdout);
+    }
+    assert_eq!(line.number("SELECT count(*) FROM etl.batches").await, 0);
+    assert_eq!(line.vhost.ready("etl.raw").await, 0);
+}

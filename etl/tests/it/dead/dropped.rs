@@ -1,0 +1,164 @@
+//! What a person gives up is in the books with that person's name and reason, and the run completes without it.
+
+use std::time::Duration;
+
+use testkit::cloud::sample;
+use testkit::line::Line;
+use testkit::wait_until;
+
+/// Waits until the run is complete and proven.
+async fn completes(line: &Line, run: &str) {
+    wait_until("the run to complete", Duration::from_mins(1), async || {
+        line.etl(&["reconcile", run]).await.code == Some(0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
+    let mut line = Line::start().await;
+    line.job(
+        "clicks",
+        "[target]\ntable = \"clicks\"\n",
+        sample::clicks(5_000),
+    );
+    // The run has no row yet when somebody makes a table that does not fit.
+    line.services[0].kill9().await;
+    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
+    made.execute(&line.database.pool).await.unwrap();
+    line.services[0] = line.service("loader").start().await;
+    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    wait_until(
+        "all batches to be dead letters",
+        Duration::from_mins(2),
+        async || line.number(letters).await == 3,
+    )
+    .await;
+
+    for (filter, found) in [
+        (&["--run", "daily"][..], 3),
+        (&["--job", "clicks", "--stage", "loader"], 3),
+        (&["--run", "nightly"], 0),
+        (&["--stage", "transformer"], 0),
+    ] {
+        let listed = line
+            .etl(&[&["dead", "list", "--json"], filter].concat())
+            .await;
+        let listed: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+        assert_eq!(listed.as_array().unwrap().len(), found, "{filter:?}");
+    }
+    let listed = line.etl(&["dead", "list", "--limit", "2"]).await;
+    assert!(
+        listed.stdout.contains("daily/0/") && listed.stdout.contains(" s "),
+        "{}",
+        listed.stdout
+    );
+    assert!(
+        listed.stderr.contains("the first 2 of 3"),
+        "{}",
+        listed.stderr
+    );
+
+    let number = "SELECT id FROM etl.dead_letters WHERE message_id = 'daily/0/1'";
+    let id = line.number(number).await.to_string();
+    let why = line.etl(&["dead", "drop", &id]).await;
+    assert_eq!(why.code, Some(2), "{}", why.stderr);
+    let done = line
+        .etl(&["dead", "drop", &id, "--why", "the source was wrong"])
+        .await;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let rows = line.number("SELECT rows_dropped FROM etl.batches").await;
+    assert!(
+        rows > 0
+            && done
+                .stdout
+                .contains(&format!("{rows} rows of batch 1 of daily")),
+        "{}",
+        done.stdout
+    );
+    let twice = line.etl(&["dead", "drop", &id, "--why", "again"]).await;
+    assert_eq!(twice.code, Some(1), "{}", twice.stderr);
+    assert!(
+        twice.stderr.contains("was dealt with: dropped by somebody"),
+        "{}",
+        twice.stderr
+    );
+
+    let dropped = sqlx::query("DROP TABLE public.clicks");
+    dropped.execute(&line.database.pool).await.unwrap();
+    let replayed = line
+        .etl(&["dead", "replay", "--all", "--run", "daily"])
+        .await;
+    assert_eq!(
+        (replayed.code, replayed.stdout.trim()),
+        (Some(0), "2 dead letters sent again"),
+        "{}",
+        replayed.stderr
+    );
+    completes(&line, "daily").await;
+    assert_eq!(
+        line.number("SELECT count(*) FROM clicks").await,
+        5_000 - rows
+    );
+    let written = line
+        .table(
+            "seq, rows_extracted = rows_dropped, dropped_by, drop_reason",
+            "etl.batches WHERE rows_dropped > 0",
+        )
+        .await;
+    assert_eq!(written, ["(1,t,somebody,\"the source was wrong\")"]);
+    let shown = line.etl(&["status", "daily", "--json"]).await;
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(
+        (&shown["state"], &shown["rows_dropped"], &shown["balanced"]),
+        (&"completed".into(), &rows.into(), &true.into())
+    );
+
+    // The letter comes once more: the ledger has its batch, and nothing changes.
+    let books = line.books().await;
+    assert_eq!(line.etl(&["dead", "replay", &id]).await.code, Some(0));
+    wait_until(
+        "the duplicate to be refused",
+        Duration::from_secs(30),
+        async || {
+            line.counted(&line.services[0], "result=\"duplicate\"")
+                .await
+                >= 1.0
+        },
+    )
+    .await;
+    assert_eq!(line.books().await, books);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_what_is_no_batch_only_the_letter_is_dealt_with() {
+    let line = Line::start().await;
+    line.vhost
+        .publish("etl.raw", b"\xff\x00 not a message")
+        .await;
+    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    wait_until("a dead letter", Duration::from_secs(30), async || {
+        line.number(letters).await == 1
+    })
+    .await;
+    let id = line
+        .number("SELECT id FROM etl.dead_letters")
+        .await
+        .to_string();
+    let done = line.etl(&["dead", "drop", &id, "--why", "a test"]).await;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(
+        done.stdout.contains("only the letter is dealt with"),
+        "{}",
+        done.stdout
+    );
+    assert_eq!(line.number(letters).await, 0);
+    assert_eq!(
+        line.etl(&["dead", "drop", "4711", "--why", "x"]).await.code,
+        Some(2)
+    );
+    assert_eq!(line.etl(&["dead", "show", &id]).await.code, Some(0));
+}

@@ -1,0 +1,167 @@
+//! How a job's rows reach its table, along the whole line.
+
+use std::time::Duration;
+
+use testkit::cloud::ResultSet;
+use testkit::line::Line;
+use testkit::wait_until;
+
+/// A job whose days are replaced.
+const REPLACE: &str = r#"
+[parameters]
+from = { type = "date", default = "2018-04-02" }
+to = { type = "date", default = "2018-04-04" }
+[target]
+table = "visits"
+mode = "replace"
+replace_where = "day between :from and :to"
+[[columns]]
+source = "dt"
+name = "day"
+type = "date"
+"#;
+
+fn visits(rows: &[(&str, &str)]) -> ResultSet {
+    let rows: Vec<[Option<&str>; 2]> = rows.iter().map(|(day, n)| [Some(*day), Some(*n)]).collect();
+    let rows: Vec<&[Option<&str>]> = rows.iter().map(<[_; 2]>::as_slice).collect();
+    ResultSet::table(&[("dt", "varchar"), ("n", "bigint")], &rows)
+}
+
+async fn table(line: &Line) -> String {
+    line.table("day, n", "visits").await.join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_is_replaced_by_each_run_and_the_rest_is_left_alone() {
+    let line = Line::start().await;
+    let first = [
+        ("2018-04-02", "1"),
+        ("2018-04-04", "2"),
+        ("2018-04-09", "3"),
+    ];
+    line.job("first", REPLACE, visits(&first));
+    let later = REPLACE.replace("-02\"", "-09\"").replace("-04\"", "-09\"");
+    line.job("later", &later, visits(&[("2018-04-09", "4")]));
+    line.job("second", REPLACE, visits(&[("2018-04-03", "5")]));
+    line.job("empty", REPLACE, visits(&[]));
+    let run = line.run("later", "later").await;
+    assert_eq!(run["rows_loaded"], 1, "{run}");
+    let run = line.run("first", "first").await;
+    assert_eq!(
+        (&run["rows_loaded"], &run["rows_rejected"]),
+        (&2.into(), &1.into()),
+        "{run}"
+    );
+    let rejects = line.etl(&["rejects", "first"]).await;
+    assert!(
+        rejects.stdout.contains("replace_where"),
+        "{}",
+        rejects.stdout
+    );
+    assert_eq!(
+        table(&line).await,
+        "(2018-04-02,1) (2018-04-04,2) (2018-04-09,4)"
+    );
+    // The rows that the answer no longer has are gone, which an upsert would leave behind.
+    line.run("second", "second").await;
+    assert_eq!(table(&line).await, "(2018-04-03,5) (2018-04-09,4)");
+    for run in ["later", "first", "second"] {
+        line.assert_reconciled(run).await;
+    }
+    // An empty answer replaces nothing until somebody says so.
+    let asked = line.etl(&["run", "empty", "--run-id", "empty"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    let state = async |wanted: &str| {
+        let sql =
+            format!("SELECT count(*) FROM etl.runs WHERE run_id = 'empty' AND state = '{wanted}'");
+        wait_until(
+            &format!("the run to be {wanted}"),
+            Duration::from_mins(1),
+            async || line.number(&sql).await == 1,
+        )
+        .await;
+    };
+    state("held").await;
+    assert_eq!(table(&line).await, "(2018-04-03,5) (2018-04-09,4)");
+    sqlx::query(
+        "UPDATE etl.runs SET state = 'running', approved_at = now() WHERE run_id = 'empty'",
+    )
+    .execute(&line.database.pool)
+    .await
+    .unwrap();
+    state("completed").await;
+    assert_eq!(table(&line).await, "(2018-04-09,4)");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_or_the_last_row_of_a_key_or_none_after_the_first() {
+    let line = Line::start().await;
+    let rows = [
+        ("2018-04-02", "1"),
+        ("2018-04-02", "2"),
+        ("2018-04-03", "3"),
+    ];
+    for (job, target, wanted, rejected) in [
+        (
+            "last",
+            "mode = \"upsert\"",
+            "(2018-04-02,2) (2018-04-03,3)",
+            0,
+        ),
+        (
+            "one",
+            "mode = \"insert_only\"\npublish = \"run\"",
+            "(2018-04-02,1) (2018-04-03,3)",
+            0,
+        ),
+        (
+            "none",
+            "mode = \"upsert\"\nduplicates = \"reject\"",
+            "(2018-04-02,1) (2018-04-03,3)",
+            1,
+        ),
+    ] {
+        let toml = format!(
+            "[target]\ntable = \"{job}\"\n{target}\nkey = [\"day\"]\n[[columns]]\nsource = \"dt\"\nname = \"day\"\ntype = \"date\"\n"
+        );
+        line.job(job, &toml, visits(&rows));
+        let run = line.run(job, job).await;
+        assert_eq!(run["rows_rejected"], rejected, "{job}: {run}");
+        assert_eq!(line.table("day, n", job).await.join(" "), wanted, "{job}");
+        line.assert_reconciled(job).await;
+    }
+    let rejects = line.etl(&["rejects", "none"]).await;
+    assert!(
+        rejects.stdout.contains("duplicate_key"),
+        "{}",
+        rejects.stdout
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_does_not_fit_is_refused_before_athena_is_asked() {
+    let line = Line::without_services().await;
+    let _loader = line.service("loader").start().await;
+    for sql in [
+        "CREATE VIEW public.seen AS SELECT date '2018-04-02' AS day, 1::bigint AS _batch",
+        "CREATE TABLE public.short (n bigint, _batch bigint)",
+    ] {
+        sqlx::query(sql).execute(&line.database.pool).await.unwrap();
+    }
+    for (table, contract, part) in [
+        ("seen", "create", "a view"),
+        ("short", "create", "ADD COLUMN \"day\" date"),
+        ("nothing", "freeze", "CREATE TABLE \"public\".\"nothing\""),
+    ] {
+        let toml = REPLACE.replace(
+            "\"visits\"",
+            &format!("\"{table}\"\nschema = \"{contract}\""),
+        );
+        line.job("refused", &toml, visits(&[]));
+        let refused = line.etl(&["run", "refused"]).await;
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(refused.stderr.contains(part), "{}", refused.stderr);
+    }
+    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert!(line.cloud.started().is_empty());
+}

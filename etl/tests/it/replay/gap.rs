@@ -1,0 +1,72 @@
+//! What the archive no longer holds is named and nothing is changed; the extractor reads the result again, and Athena is
+//! still asked once.
+
+use testkit::cloud::sample;
+use testkit::line::Line;
+
+use super::{ROWS, completes, refuses, succeeds};
+
+const JOB: &str = "[target]\ntable = \"clicks\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_refused_for_a_gap_is_done_from_athena() {
+    let line = Line::start().await;
+    let strict =
+        format!("{JOB}[[columns]]\nsource = \"country\"\nrules = [{{ required = true }}]\n");
+    line.job("clicks", &strict, sample::clicks(20_000));
+    line.run("clicks", "daily").await;
+    line.write_job("clicks", JOB);
+
+    // Retention took the head of the stream: only the last four batches are left of it.
+    let kept = line.vhost.read_stream("etl.archive", 9).await.split_off(5);
+    line.vhost.delete_queue("etl.archive").await;
+    refuses(
+        &line,
+        &["replay", "daily"],
+        1,
+        &["batches 0..8", "nothing was changed"],
+    )
+    .await;
+    for message in kept {
+        let properties = message.properties.clone();
+        line.vhost
+            .publish_with("etl.archive", &message.body, properties)
+            .await;
+    }
+    refuses(
+        &line,
+        &["replay", "daily"],
+        1,
+        &["batches 0..4", "nothing was changed", "--from-athena"],
+    )
+    .await;
+    refuses(
+        &line,
+        &["replay", "daily", "--seq", "4..6"],
+        1,
+        &["batches 4 ", "nothing was changed"],
+    )
+    .await;
+    // What is asked for is there.
+    succeeds(&line, &["replay", "daily", "--seq", "6..8", "--follow"]).await;
+
+    let again = succeeds(&line, &["replay", "daily", "--from-athena", "--follow"]).await;
+    assert!(
+        again.stdout.contains("read again, as generation 2"),
+        "{}",
+        again.stdout
+    );
+    line.assert_reconciled("daily").await;
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
+    assert_eq!(line.cloud.started().len(), 1, "Athena was asked once");
+
+    // What was read again is in the archive again.
+    let rows = line.table(&format!("{ROWS}, _batch"), "clicks").await;
+    succeeds(&line, &["replay", "daily", "--follow"]).await;
+    completes(&line, "daily").await;
+    assert!(line.table(&format!("{ROWS}, _batch"), "clicks").await == rows);
+    assert_eq!(
+        line.number("SELECT generation::bigint FROM etl.runs").await,
+        3
+    );
+}

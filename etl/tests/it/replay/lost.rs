@@ -1,0 +1,174 @@
+//! What the books lack comes back in the same generation: lost with a queue, or with a database that was restored to an
+//! earlier time and has forgotten it.
+
+use std::time::Duration;
+
+use testkit::cloud::sample;
+use testkit::line::Line;
+use testkit::wait_until;
+
+use super::{ROWS, completes, refuses, succeeds};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_that_an_operator_purged_are_sent_again_from_the_archive() {
+    let mut line = Line::start().await;
+    line.job(
+        "clicks",
+        "[target]\ntable = \"clicks\"\n",
+        sample::clicks(20_000),
+    );
+    let batches = 9;
+    line.services[0].kill9().await;
+    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    wait_until(
+        "every batch to wait for a loader",
+        Duration::from_secs(30),
+        async || line.vhost.ready("etl.valid").await == batches,
+    )
+    .await;
+    line.vhost.purge("etl.valid").await;
+    line.services[0] = line.service("loader").start().await;
+    wait_until(
+        "the loader to know how many there are",
+        Duration::from_secs(30),
+        async || {
+            line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 9")
+                .await
+                == 1
+        },
+    )
+    .await;
+    let lost = line.etl(&["reconcile", "daily"]).await;
+    assert_eq!(lost.code, Some(1), "{}", lost.stdout);
+
+    let replayed = line.etl(&["replay", "daily", "--missing"]).await;
+    assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
+    assert!(replayed.stdout.contains("9 batches"), "{}", replayed.stdout);
+    wait_until("the run to complete", Duration::from_secs(30), async || {
+        line.etl(&["reconcile", "daily"]).await.code == Some(0)
+    })
+    .await;
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
+    assert_eq!(line.cloud.started().len(), 1, "Athena was asked once");
+
+    let books = line.books().await;
+    let again = line.etl(&["replay", "daily", "--missing"]).await;
+    assert!(
+        again.stdout.contains("no batch of daily is missing"),
+        "{}",
+        again.stdout
+    );
+    assert_eq!(line.books().await, books);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_in_the_archive_is_named_and_nothing_is_sent() {
+    let line = Line::start().await;
+    line.job(
+        "clicks",
+        "[target]\ntable = \"clicks\"\n",
+        sample::clicks(1_000),
+    );
+    line.run("clicks", "daily").await;
+    let forgotten = "DELETE FROM etl.batches; UPDATE etl.runs SET state = 'running', finished_at = NULL, batches_expected = 3";
+    sqlx::raw_sql(forgotten)
+        .execute(&line.database.pool)
+        .await
+        .unwrap();
+    let refused = line.etl(&["replay", "daily", "--missing"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(
+        refused.stderr.contains("1..2") && refused.stderr.contains("nothing was sent"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(line.number("SELECT count(*) FROM etl.batches").await, 0);
+}
+
+/// The database as it was a moment after the run was asked for, or after some of its batches were loaded.
+async fn restore(line: &Line, kept: &str) {
+    let forget = format!(
+        "DELETE FROM clicks WHERE NOT (_batch & 16777215 IN ({kept}));
+         DELETE FROM etl.rejected_rows WHERE NOT seq IN ({kept});
+         DELETE FROM etl.batches WHERE NOT seq IN ({kept});
+         UPDATE etl.runs SET state = CASE WHEN EXISTS (SELECT FROM etl.batches) THEN 'running' ELSE 'requested' END, finished_at = NULL,
+             batches_expected = NULL, rows_expected = NULL, batches_extracted = 0, rows_extracted = 0, bytes_scanned = NULL, extracted_at = NULL,
+             result_id = (SELECT max(result_id) FROM etl.batches), result_location = NULL, query_execution_id = NULL"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(forget))
+        .execute(&line.database.pool)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restored_database_has_forgotten_comes_back_with_the_end_of_the_result() {
+    let line = Line::start().await;
+    let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
+    line.job("clicks", strict, sample::clicks(20_000));
+    let run = line.run("clicks", "daily").await;
+    let rows = line.table(&format!("{ROWS}, _batch"), "clicks").await;
+    // The job of that time, not the one of today: what was lost comes back as it was.
+    line.write_job("clicks", "[target]\ntable = \"clicks\"\n");
+    for (kept, lost) in [("1, 4, 8", 6), ("-1", 9)] {
+        restore(&line, kept).await;
+        assert_eq!(line.etl(&["reconcile", "daily"]).await.code, Some(1));
+        refuses(&line, &["replay", "daily"], 1, &["--missing"]).await;
+        let back = succeeds(&line, &["replay", "daily", "--missing", "--follow"]).await;
+        let said = format!("{lost} batches of daily sent again");
+        assert!(back.stdout.contains(&said), "{}", back.stdout);
+        line.assert_reconciled("daily").await;
+        let now = succeeds(&line, &["status", "daily", "--json"]).await.stdout;
+        let now: serde_json::Value = serde_json::from_str(&now).unwrap();
+        for sum in [
+            "rows_loaded",
+            "rows_rejected",
+            "rows_expected",
+            "batches_expected",
+            "result_id",
+            "bytes_scanned",
+            "generation",
+        ] {
+            assert_eq!(now[sum], run[sum], "{kept}: {sum}");
+        }
+        assert!(
+            line.table(&format!("{ROWS}, _batch"), "clicks").await == rows,
+            "{kept}"
+        );
+    }
+    assert_eq!(line.cloud.started().len(), 1, "Athena was asked once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replay_lost_comes_back_with_the_replays_job() {
+    let mut line = Line::start().await;
+    let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
+    line.job("clicks", strict, sample::clicks(20_000));
+    line.run("clicks", "daily").await;
+    line.write_job("clicks", "[target]\ntable = \"clicks\"\n");
+    line.services[0].kill9().await;
+    succeeds(&line, &["replay", "daily"]).await;
+    wait_until(
+        "every batch to wait for a loader",
+        Duration::from_mins(1),
+        async || line.vhost.ready("etl.valid").await == 9,
+    )
+    .await;
+    line.vhost.purge("etl.valid").await;
+    line.services[0] = line.service("loader").start().await;
+    // Whatever the job says by now: one generation has one job.
+    line.write_job("clicks", strict);
+    succeeds(&line, &["replay", "daily", "--missing", "--follow"]).await;
+    completes(&line, "daily").await;
+    assert_eq!(
+        line.number("SELECT generation::bigint FROM etl.runs").await,
+        1
+    );
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
+    assert_eq!(
+        line.number("SELECT count(*) FROM etl.rejected_rows WHERE generation = 1")
+            .await,
+        0
+    );
+}

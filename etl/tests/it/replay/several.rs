@@ -1,0 +1,122 @@
+//! All runs of a job that were asked for in a span of time.
+
+use testkit::cloud::sample;
+use testkit::line::Line;
+
+use super::{refuses, succeeds};
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
+    let line = Line::start().await;
+    let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
+    line.job("clicks", strict, sample::clicks(5_000));
+    line.job(
+        "others",
+        "[target]\ntable = \"others\"\n",
+        sample::clicks(10),
+    );
+    for (job, run) in [
+        ("clicks", "one"),
+        ("clicks", "two"),
+        ("others", "other"),
+        ("clicks", "three"),
+        ("clicks", "four"),
+    ] {
+        let again = ["run", job, "--run-id", run, "--again", "--follow"];
+        let asked = line.etl(&again).await;
+        if asked.code == Some(2) {
+            line.run(job, run).await;
+        }
+    }
+    for (run, day) in [
+        ("one", 1),
+        ("two", 2),
+        ("other", 2),
+        ("three", 3),
+        ("four", 4),
+    ] {
+        let moved = format!(
+            "UPDATE etl.runs SET requested_at = '2018-04-0{day} 00:00Z' WHERE run_id = '{run}'"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(moved))
+            .execute(&line.database.pool)
+            .await
+            .unwrap();
+    }
+    sqlx::raw_sql("UPDATE etl.runs SET state = 'cancelled' WHERE run_id = 'three'")
+        .execute(&line.database.pool)
+        .await
+        .unwrap();
+    let rejected =
+        "SELECT coalesce(sum(rows_rejected), 0)::bigint FROM etl.run_books WHERE run_id = ";
+    assert!(line.number(&format!("{rejected}'two'")).await > 0);
+
+    line.write_job("clicks", "[target]\ntable = \"clicks\"\n");
+    let job = ["replay", "--job", "clicks"];
+    let ask = |rest: &[&'static str]| [&job[..], rest].concat();
+    refuses(&line, &ask(&[]), 2, &["--since"]).await;
+    refuses(&line, &ask(&["--since", "yesterday"]), 2, &["2018-04-02"]).await;
+    refuses(
+        &line,
+        &ask(&["--since", "2018-04-02", "--until", "2018-04-02"]),
+        2,
+        &["--until"],
+    )
+    .await;
+    refuses(
+        &line,
+        &ask(&["--since", "2018-04-02", "--seq", "1"]),
+        2,
+        &["--seq"],
+    )
+    .await;
+    let none = succeeds(&line, &ask(&["--since", "2019-01-01"])).await;
+    assert!(
+        none.stdout.contains("no run of this job"),
+        "{}",
+        none.stdout
+    );
+
+    let sent = succeeds(
+        &line,
+        &ask(&["--since", "2018-04-02", "--until", "2018-04-04", "--follow"]),
+    )
+    .await;
+    assert!(
+        sent.stdout.contains("batches of two sent again"),
+        "{}",
+        sent.stdout
+    );
+    assert!(
+        sent.stderr.contains("three is cancelled and is left out"),
+        "{}",
+        sent.stderr
+    );
+    let generations = line.table("run_id, generation", "etl.runs").await;
+    assert_eq!(
+        generations,
+        ["(four,0)", "(one,0)", "(other,0)", "(three,0)", "(two,1)"]
+    );
+    assert_eq!(line.number(&format!("{rejected}'two'")).await, 0);
+    line.assert_reconciled("two").await;
+    assert_eq!(
+        line.number("SELECT count(*) FROM clicks JOIN etl.runs ON run_no = _batch >> 24 WHERE run_id = 'two'").await,
+        5_000
+    );
+
+    // One of them cannot be replayed: none is.
+    sqlx::raw_sql(
+        "UPDATE etl.runs SET state = 'running', finished_at = NULL WHERE run_id = 'four'",
+    )
+    .execute(&line.database.pool)
+    .await
+    .unwrap();
+    refuses(
+        &line,
+        &ask(&["--since", "2018-04-01"]),
+        1,
+        &["the run four is running"],
+    )
+    .await;
+}

@@ -1,0 +1,84 @@
+//! From a row of a target table to the query and the object that it came from.
+
+use serde_json::Value;
+use testkit::cloud::sample;
+use testkit::line::Line;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_leads_to_its_batch_run_query_and_object() {
+    let line = Line::start().await;
+    let job = "[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\n[target]\ntable = \"clicks\"\n";
+    line.job("clicks", job, sample::clicks(5_000));
+    let run = line.run("clicks", "daily").await;
+    let url = sample::clicks(5_000).row(4_321)[2].clone().unwrap();
+    let condition = format!("url = '{}' -- a comment", url.replace('\'', "''"));
+    let trace = ["trace", "--table", "clicks", "--where", &condition];
+    let shown = line.etl(&trace).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+    let query = run["query_execution_id"].as_str().unwrap();
+    let object = line.number("SELECT count(*) FROM etl.runs WHERE result_location LIKE 's3://%' || query_execution_id || '%'").await;
+    assert_eq!(object, 1);
+    for word in [
+        query,
+        run["result_id"].as_str().unwrap(),
+        "daily",
+        "s3://",
+        "SELECT * FROM clicks",
+        "from=2018-04-02",
+        "2 of the run",
+    ] {
+        assert!(shown.stdout.contains(word), "no {word:?}: {}", shown.stdout);
+    }
+    let json = line.etl(&[&trace[..], &["--json"]].concat()).await;
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["rows"][0]["row"]["url"], url.as_str());
+    let origin = &json["origins"][0];
+    assert_eq!(origin["run_id"], "daily");
+    let first = origin["first_row"].as_i64().unwrap();
+    let end = first + origin["rows_extracted"].as_i64().unwrap();
+    assert!((first..end).contains(&4_321), "{origin}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_only_reads_and_says_what_it_does_not_find() {
+    let line = Line::start().await;
+    line.job(
+        "clicks",
+        "[target]\ntable = \"clicks\"\n",
+        sample::clicks(10),
+    );
+    line.run("clicks", "daily").await;
+    sqlx::raw_sql("CREATE TABLE plain (a text); CREATE SEQUENCE counter")
+        .execute(&line.database.pool)
+        .await
+        .unwrap();
+    let trace = async |table: &str, condition: &str| {
+        line.etl(&["trace", "--table", table, "--where", condition])
+            .await
+    };
+    for (table, condition, code, word) in [
+        ("nowhere", "true", 2, "there is no table"),
+        ("plain", "true", 2, "no column _batch"),
+        ("clicks", "nonsense = 1", 2, "nonsense"),
+        ("clicks", "nextval('public.counter') > 0", 2, "read-only"),
+        ("clicks", "true); DROP TABLE clicks; --", 2, "clicks"),
+        ("clicks", "url = ''", 1, "no row meets the condition"),
+    ] {
+        let done = trace(table, condition).await;
+        assert_eq!(done.code, Some(code), "{condition}: {}", done.stderr);
+        assert!(done.stderr.contains(word), "{condition}: {}", done.stderr);
+    }
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 10);
+    // A row that somebody else wrote.
+    sqlx::raw_sql("INSERT INTO clicks (url, _batch) VALUES ('by hand', 7)")
+        .execute(&line.database.pool)
+        .await
+        .unwrap();
+    let foreign = trace("public.clicks", "url = 'by hand'").await;
+    assert_eq!(foreign.code, Some(1), "{}", foreign.stdout);
+    assert!(
+        foreign.stderr.contains("nothing that these books know"),
+        "{}",
+        foreign.stderr
+    );
+}

@@ -1,0 +1,251 @@
+//! Every type through the whole line and back: what Athena printed, from the file in S3 and from pages, is what Postgres
+//! shows. The borders of each type, a thousand random values, and NULL.
+
+use sqlx::{AssertSqlSafe, Executor as _};
+use testkit::cloud::{Column, ResultSet};
+use testkit::line::Line;
+use testkit::values::{Kind, Value, kinds};
+
+const RANDOM: usize = 1_000;
+
+/// A column: its name and Athena type, and its values; none is NULL.
+struct Filled {
+    name: String,
+    athena: &'static str,
+    values: Vec<Option<Value>>,
+}
+
+/// A column for each type, NULL in its first row, and all of the same length.
+fn columns(text_of: impl Fn(&Kind, Value) -> Value) -> Vec<Filled> {
+    let kinds = kinds();
+    let most_edges = kinds.iter().map(|kind| kind.edges.len()).max().unwrap();
+    let filled = kinds.iter().enumerate().map(|(index, kind)| {
+        let mut values = vec![None];
+        values.extend(kind.edges.iter().cloned().map(Some));
+        values.resize(1 + most_edges, None);
+        values.extend(kind.random(RANDOM).into_iter().map(Some));
+        let values = values
+            .into_iter()
+            .map(|value| value.map(|value| text_of(kind, value)));
+        Filled {
+            name: format!("c{index}"),
+            athena: kind.athena,
+            values: values.collect(),
+        }
+    });
+    filled.collect()
+}
+
+/// The columns as a query's result, with the number of the row before them.
+fn result(columns: &[Filled], athena_type: impl Fn(&Filled) -> &'static str) -> ResultSet {
+    let mut described = vec![Column::new("n", "integer")];
+    described.extend(
+        columns
+            .iter()
+            .map(|column| Column::new(&column.name, athena_type(column))),
+    );
+    let rows = (0..columns[0].values.len()).map(|row| {
+        let mut values = vec![Some(row.to_string())];
+        values.extend(columns.iter().map(|column| {
+            let value = column.values[row].as_ref();
+            value.map(|(athena, _)| athena.clone())
+        }));
+        values
+    });
+    ResultSet::of(described, rows.collect())
+}
+
+/// What Postgres shows of a column, by row.
+async fn shown(line: &Line, table: &str, column: &str) -> Vec<Option<String>> {
+    let mut connection = line.database.pool.acquire().await.unwrap();
+    let settings = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'";
+    connection.execute(settings).await.unwrap();
+    // A cast of inet to text would add the prefix that its output leaves out.
+    let sql = format!(
+        "SELECT CASE WHEN pg_typeof({column}) = 'inet'::regtype AND {column} IS NOT NULL THEN format('%s', {column}) ELSE {column}::text END FROM {table} ORDER BY n"
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(sql));
+    query.fetch_all(&mut *connection).await.unwrap()
+}
+
+async fn assert_all_shown(line: &Line, table: &str, columns: &[Filled]) {
+    for column in columns {
+        let seen = shown(line, table, &column.name).await;
+        assert_eq!(seen.len(), column.values.len(), "{table} {}", column.athena);
+        for (row, (seen, value)) in seen.iter().zip(&column.values).enumerate() {
+            let wanted = value.as_ref().map(|(_, postgres)| postgres);
+            assert_eq!(
+                seen.as_ref(),
+                wanted,
+                "{table} {} row {row}: {value:?}",
+                column.athena
+            );
+        }
+    }
+}
+
+fn job(way: &str, name: &str) -> String {
+    format!(
+        "[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\nresults = \"{way}\"\n[target]\ntable = \"{name}\"\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_type_comes_back_as_it_was_on_both_reading_paths() {
+    let line = Line::start().await;
+    let columns = columns(|_, value| value);
+    let rows = columns[0].values.len();
+    for way in ["s3", "api"] {
+        let name = format!("types_{way}");
+        // No [[columns]]: names and types are the query's.
+        line.job(
+            &name,
+            &job(way, &name),
+            result(&columns, |column| column.athena),
+        );
+        let run = line.run(&name, &name).await;
+        assert_eq!(
+            run["rows_loaded"],
+            rows,
+            "{run}\n{:?}",
+            reasons(&line, &name).await
+        );
+        line.assert_reconciled(&name).await;
+        assert_all_shown(&line, &name, &columns).await;
+        for (index, kind) in kinds().iter().enumerate() {
+            let found = format!(
+                "SELECT count(*) FROM pg_attribute WHERE attrelid = '{name}'::regclass AND attname = 'c{index}' AND atttypid = '{}'::regtype AND col_description(attrelid, attnum) LIKE 'From Athena''s %'",
+                kind.postgres.split('(').next().unwrap()
+            );
+            assert_eq!(
+                line.number(&found).await,
+                1,
+                "{} becomes {}",
+                kind.athena,
+                kind.postgres
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_becomes_every_type_that_a_job_asks_for() {
+    let line = Line::start().await;
+    // Text is read as Postgres writes it; but for intervals, which are read as Athena does.
+    let columns = columns(|kind, (athena, postgres)| match kind.postgres {
+        "interval" => (athena, postgres),
+        _ => (postgres.clone(), postgres),
+    });
+    let rows = columns[0].values.len();
+    let declared: Vec<String> = kinds()
+        .iter()
+        .enumerate()
+        .map(|(n, kind)| {
+            format!(
+                "[[columns]]\nsource = \"c{n}\"\ntype = \"{}\"\n",
+                kind.postgres
+            )
+        })
+        .collect();
+    let declared = declared.concat();
+    for way in ["s3", "api"] {
+        let name = format!("texts_{way}");
+        let toml = job(way, &name) + &declared;
+        line.job(&name, &toml, result(&columns, |_| "varchar"));
+        let run = line.run(&name, &name).await;
+        assert_eq!(
+            run["rows_loaded"],
+            rows,
+            "{run}\n{:?}",
+            reasons(&line, &name).await
+        );
+        assert_all_shown(&line, &name, &columns).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn formats_and_epochs_are_read_as_postgres_reads_them() {
+    let line = Line::start().await;
+    let timestamps = &kinds()
+        .into_iter()
+        .find(|kind| kind.athena == "timestamp(6)")
+        .unwrap();
+    // Of years that to_timestamp reads, too: four digits, after Christ.
+    let texts: Vec<_> = timestamps
+        .random(3_000)
+        .into_iter()
+        .map(|(_, postgres)| postgres)
+        .filter(|text| !text.ends_with("BC") && text.as_bytes()[4] == b'-')
+        .collect();
+    assert!(texts.len() > RANDOM, "{} texts", texts.len());
+    let names = ["n", "written", "plain", "seconds", "millis", "number"];
+    let types = [
+        "integer",
+        "varchar",
+        "timestamp",
+        "bigint",
+        "bigint",
+        "bigint",
+    ];
+    let rows = texts.iter().enumerate().map(|(n, text)| {
+        let (date, time) = text.split_once(' ').unwrap();
+        let mut parts = date.split('-');
+        let [year, month, day] = [(); 3].map(|()| parts.next().unwrap());
+        let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
+        let number = i64::try_from(n).unwrap() * 7_919_123_457 - 3_000_000_000_000;
+        vec![
+            n.to_string(),
+            format!("{day}.{month}.{year} um {clock},{fraction}"),
+            text.clone(),
+            number.to_string(),
+            number.to_string(),
+            number.to_string(),
+        ]
+    });
+    let rows: Vec<Vec<Option<String>>> = rows
+        .map(|row| row.into_iter().map(Some).collect())
+        .collect();
+    let described = names
+        .iter()
+        .zip(types)
+        .map(|(name, kind)| Column::new(name, kind))
+        .collect::<Vec<_>>();
+    for way in ["s3", "api"] {
+        let name = format!("formats_{way}");
+        let toml = job(way, &name)
+            + "[[columns]]\nsource = \"written\"\ntype = \"timestamp\"\nformat = \"%d.%m.%Y um %T,%f\"\n\
+               [[columns]]\nsource = \"seconds\"\nepoch = \"s\"\ntype = \"timestamp\"\n\
+               [[columns]]\nsource = \"millis\"\nepoch = \"ms\"\n\
+               [[columns]]\nsource = \"number\"\ntype = \"numeric\"\n";
+        line.job(&name, &toml, ResultSet::of(described.clone(), rows.clone()));
+        // Seconds go beyond what a timestamp holds; those rows are rejected, and no other.
+        line.run(&name, &name).await;
+        line.assert_reconciled(&name).await;
+        let unlike = format!(
+            "SELECT count(*) FROM {name} WHERE written <> plain
+             OR extract(epoch FROM seconds) <> number OR extract(epoch FROM millis) * 1000 <> number"
+        );
+        assert_eq!(line.number(&unlike).await, 0);
+        let loaded = line.number(&format!("SELECT count(*) FROM {name}")).await;
+        let wrongly = format!(
+            "SELECT count(*) FROM etl.rejected_rows WHERE run_id = '{name}' AND (column_name <> 'seconds' OR reason NOT LIKE '%out of the range%')"
+        );
+        assert_eq!(line.number(&wrongly).await, 0);
+        let most = format!("SELECT max(number)::bigint FROM {name}");
+        assert!(line.number(&most).await <= 9_224_318_015_999);
+        assert!(loaded > 1_000, "{loaded} loaded");
+    }
+}
+
+/// Some of the reasons why rows of a run were rejected.
+async fn reasons(line: &Line, run: &str) -> Vec<String> {
+    let mut reasons = line
+        .table(
+            "column_name, reason",
+            &format!("etl.rejected_rows WHERE run_id = '{run}'"),
+        )
+        .await;
+    reasons.truncate(5);
+    reasons
+}

@@ -1,0 +1,298 @@
+//! `extractor check` and `extractor sample`, against a stand-in that permits and denies.
+
+use serde_json::Value;
+use testkit::cloud::{Answer, Cloud, Fault, Op, QueryState, ResultSet, Workgroup};
+use testkit::process::{Finished, Service};
+
+async fn extractor(cloud: &Cloud, arguments: &[&str]) -> Finished {
+    with_jobs(cloud, "/nowhere", arguments).await
+}
+
+async fn with_jobs(cloud: &Cloud, jobs: &str, arguments: &[&str]) -> Finished {
+    let command = Service::new("extractor").envs(cloud.env());
+    let command = command.env("ETL_JOBS", jobs);
+    let command = arguments.iter().fold(command, |it, one| it.arg(one));
+    command.run().await
+}
+
+/// The state of each check, and what belongs to it.
+fn checks(done: &Finished) -> Vec<(String, String, String)> {
+    let answer: Value = serde_json::from_str(&done.stdout).unwrap();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let checks = answer["checks"].as_array().unwrap().iter();
+    let seen = checks.map(|one| {
+        let rest = format!(
+            "{} {} {}",
+            text(&one["found"]),
+            one["action"],
+            one["remedy"]
+        );
+        (text(&one["check"]), text(&one["state"]), rest)
+    });
+    seen.collect()
+}
+
+fn states(done: &Finished) -> Vec<(String, String)> {
+    let all = checks(done).into_iter();
+    all.map(|(check, state, _)| (check, state)).collect()
+}
+
+const ALL: [&str; 8] = [
+    "region",
+    "credentials",
+    "workgroup",
+    "output location",
+    "athena:GetQueryExecution",
+    "athena:GetQueryResults",
+    "athena:StopQueryExecution",
+    "s3:GetObject",
+];
+
+#[tokio::test]
+async fn everything_is_tried_without_a_query_and_nothing_is_amiss() {
+    let cloud = Cloud::start().await;
+    let done = extractor(&cloud, &["check", "--json"]).await;
+    assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
+    let mut wanted: Vec<_> = ALL.map(|check| (check.to_owned(), "ok".to_owned())).into();
+    wanted.push(("athena:StartQueryExecution".into(), "not_tried".into()));
+    assert_eq!(states(&done), wanted);
+    assert!(cloud.tokens().is_empty(), "a query was asked for");
+    let done = extractor(&cloud, &["check"]).await;
+    assert_eq!(done.code, Some(0));
+    assert_eq!(done.stdout.lines().count(), wanted.len(), "{}", done.stdout);
+    assert!(
+        done.stdout.contains("s3://results/prefix/"),
+        "{}",
+        done.stdout
+    );
+    assert!(done.stdout.contains("access key ..."), "{}", done.stdout);
+}
+
+#[tokio::test]
+async fn each_missing_permission_is_named_and_the_others_are_tried_all_the_same() {
+    let cloud = Cloud::start().await;
+    let denied = |status, code, message| Fault::Other {
+        status,
+        code,
+        message,
+    };
+    cloud.always(
+        Op::GetQueryResults,
+        denied(
+            400,
+            "AccessDeniedException",
+            "User: arn:aws:iam::123456789012:user/x is not authorized to perform: athena:GetQueryResults on resource: arn:aws:athena:eu:1:workgroup/primary because no identity-based policy allows it",
+        ),
+    );
+    // What S3 says of an object that is not there to those who may not list the bucket.
+    cloud.always(
+        Op::GetObject,
+        denied(
+            403,
+            "AccessDenied",
+            "User: arn:aws:iam::123456789012:user/x is not authorized to perform: s3:ListBucket on resource: \"arn:aws:s3:::results\"",
+        ),
+    );
+    cloud.always(Op::StopQueryExecution, Fault::AccessDenied);
+    let done = extractor(&cloud, &["check", "--json"]).await;
+    assert_eq!(done.code, Some(1), "{}", done.stdout);
+    for (check, state, rest) in checks(&done) {
+        let missing = match check.as_str() {
+            "athena:GetQueryResults" => Some("athena:GetQueryResults"),
+            "s3:GetObject" => Some("s3:ListBucket"),
+            "athena:StopQueryExecution" => Some("athena:StopQueryExecution"),
+            _ => None,
+        };
+        assert_eq!(state == "failed", missing.is_some(), "{check}: {rest}");
+        if let Some(missing) = missing {
+            let wanted = format!("\"{missing}\" \"allow {missing} in the policy");
+            assert!(rest.contains(&wanted), "{check}: {rest}");
+        }
+    }
+    // The workgroup itself: its place for results is not known then.
+    cloud.always(Op::GetWorkGroup, Fault::AccessDenied);
+    let done = extractor(&cloud, &["check"]).await;
+    assert_eq!(done.code, Some(1));
+    assert!(
+        done.stdout.contains("allow athena:GetWorkGroup"),
+        "{}",
+        done.stdout
+    );
+}
+
+#[tokio::test]
+async fn what_makes_everything_fail_is_said_once() {
+    let cloud = Cloud::start().await;
+    for (fault, remedy) in [
+        (Fault::UnknownClient, "check the AWS credentials"),
+        (Fault::ExpiredToken, "renew the credentials"),
+        (Fault::SignatureExpired, "set this machine's clock"),
+    ] {
+        cloud.always(Op::GetWorkGroup, fault);
+        let done = extractor(&cloud, &["check", "--json"]).await;
+        assert_eq!(done.code, Some(1));
+        let found = checks(&done);
+        let failed = found.iter().filter(|(_, state, _)| state == "failed");
+        let failed: Vec<_> = failed.collect();
+        assert_eq!(failed.len(), 1, "{found:?}");
+        assert!(failed[0].2.contains(remedy), "{failed:?}");
+        assert_eq!(cloud.count(Op::GetQueryExecution), 0);
+    }
+    let away = |name: &str, value: &str| {
+        let command = Service::new("extractor").arg("check").arg("--json");
+        command.envs(cloud.env()).env(name, value).run()
+    };
+    let done = away("AWS_ENDPOINT_URL", "http://127.0.0.1:1").await;
+    let found = format!("{:?}", checks(&done));
+    assert!(
+        done.code == Some(1) && found.contains("check AWS_REGION"),
+        "{found}"
+    );
+    let done = away("AWS_REGION", "").await;
+    assert_eq!(done.code, Some(1));
+    assert_eq!(states(&done), [("region".to_owned(), "failed".to_owned())]);
+    let nobody = Service::new("extractor")
+        .env("AWS_REGION", "eu-central-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .arg("check")
+        .run()
+        .await;
+    assert!(
+        nobody.code == Some(1) && nobody.stdout.contains("no AWS credentials were found"),
+        "{}",
+        nobody.stdout
+    );
+}
+
+#[tokio::test]
+async fn a_query_is_run_only_when_it_is_asked_for() {
+    let cloud = Cloud::start().await;
+    let one = ResultSet::table(&[("one", "integer")], &[&[Some("1")]]);
+    cloud.answer("SELECT 1 AS one", Answer::rows(one));
+    let done = extractor(&cloud, &["check", "--query"]).await;
+    assert_eq!(done.code, Some(0), "{}", done.stdout);
+    assert!(done.stdout.contains("the result in S3"), "{}", done.stdout);
+    assert_eq!(cloud.started().len(), 1);
+    let why = "Access denied when writing output to url: s3://results/prefix/";
+    cloud.answer("SELECT 1 AS one", Answer::failed_by_user(why));
+    let done = extractor(&cloud, &["check", "--query"]).await;
+    assert!(
+        done.code == Some(1) && done.stdout.contains(why) && done.stdout.contains("s3:PutObject"),
+        "{}",
+        done.stdout
+    );
+    let done = extractor(&cloud, &["check", "--workgroup", "nobody"]).await;
+    assert!(
+        done.code == Some(1) && done.stdout.contains("nobody is not found"),
+        "{}",
+        done.stdout
+    );
+    cloud.workgroup(Workgroup {
+        managed_results: true,
+        ..Workgroup::named("managed")
+    });
+    let done = extractor(&cloud, &["check", "--workgroup", "managed"]).await;
+    assert_eq!(done.code, Some(0), "{}", done.stdout);
+    assert!(!done.stdout.contains("s3:GetObject"), "{}", done.stdout);
+    assert_eq!(extractor(&cloud, &["check", "no_job"]).await.code, Some(2));
+}
+
+const JOB: &str = r#"
+[source]
+database = "netflix"
+sql = "clicks.sql"
+
+[parameters]
+day = { type = "date", default = "2018-04-02" }
+
+[target]
+table = "clicks"
+
+[[columns]]
+source = "country"
+name = "country_code"
+type = "char(2)"
+rules = [{ none_of = ["A1"] }]
+"#;
+
+fn jobs() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("clicks.toml"), JOB).unwrap();
+    let sql = "SELECT country, n FROM clicks WHERE day = :day -- the last line;\n";
+    std::fs::write(folder.path().join("clicks.sql"), sql).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn a_sample_shows_rows_types_and_what_the_rules_would_reject() {
+    let (cloud, jobs) = (Cloud::start().await, jobs());
+    let jobs = jobs.path().to_str().unwrap();
+    let columns = [("country", "varchar"), ("n", "bigint")];
+    let rows: &[&[Option<&str>]] = &[
+        &[Some("DE"), Some("1")],
+        &[Some("A1"), None],
+        &[Some("FRA"), Some("3")],
+    ];
+    cloud.otherwise(Answer::rows(ResultSet::table(&columns, rows)).scanned(4_321));
+    let arguments = ["sample", "clicks", "--rows", "3", "--set", "day=2018-04-05"];
+    let done = with_jobs(&cloud, jobs, &arguments).await;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("does not bound what it scans"),
+        "{}",
+        done.stderr
+    );
+    for wanted in [
+        "DATE '2018-04-05'",
+        "LIMIT 3",
+        "character(2)",
+        "bigint",
+        "NULL",
+        "row 2: rejected by none_of of country_code",
+        "row 3: rejected by type of country_code",
+        "3 rows of at most 3, 2 of them would be rejected; Athena scanned 4321 bytes",
+    ] {
+        assert!(done.stdout.contains(wanted), "{wanted}:\n{}", done.stdout);
+    }
+    let asked = cloud.statements();
+    assert!(
+        asked[0].ends_with("-- the last line\n) LIMIT 3"),
+        "{asked:?}"
+    );
+    let done = with_jobs(&cloud, jobs, &["sample", "clicks", "--json"]).await;
+    let answer: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(answer["rows"][1], serde_json::json!(["A1", null]));
+    assert_eq!(answer["columns"][0]["pg_type"], "character(2)");
+    assert_eq!(answer["rejected"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        cloud.states(),
+        [QueryState::Succeeded; 2],
+        "each sample asks anew"
+    );
+}
+
+#[tokio::test]
+async fn a_sample_that_cannot_be_taken_says_why() {
+    let (cloud, jobs) = (Cloud::start().await, jobs());
+    let jobs = jobs.path().to_str().unwrap();
+    cloud.otherwise(Answer::failed_by_user(
+        "line 1:1: Table clicks does not exist",
+    ));
+    let done = with_jobs(&cloud, jobs, &["sample", "clicks"]).await;
+    assert!(
+        done.code == Some(1) && done.stderr.contains("Table clicks does not exist"),
+        "{}",
+        done.stderr
+    );
+    let asked = cloud.started().len();
+    for misuse in [
+        ["sample", "nothing", "--rows", "1"],
+        ["sample", "clicks", "--rows", "0"],
+        ["sample", "clicks", "--set", "day=tomorrow"],
+        ["sample", "clicks", "--set", "month=1"],
+    ] {
+        let done = with_jobs(&cloud, jobs, &misuse).await;
+        assert_eq!(done.code, Some(2), "{misuse:?}: {}", done.stderr);
+    }
+    assert_eq!(cloud.started().len(), asked);
+}
