@@ -188,9 +188,8 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }
-    let midnight = text
-        .parse::<Date>()
-        .and_then(|date| date.to_zoned(TimeZone::UTC));
+    // Not `parse`, which takes the date out of a moment without a zone and forgets the rest.
+    let midnight = Date::strptime("%Y-%m-%d", text).and_then(|date| date.to_zoned(TimeZone::UTC));
     midnight.map(|zoned| zoned.timestamp()).map_err(|_| {
         "a time is a date, 2018-04-02, or a moment with its zone, 2018-04-02T10:00:00Z".to_owned()
     })
