@@ -39,7 +39,7 @@ async fn every_service_ends_when_told_to_and_another_replica_goes_on() {
     for (counter, deadline, batches) in [
         // Hands its task back at once.
         ("etl_rows_extracted_total", Duration::from_secs(5), 2),
-        ("etl_rows_total", DEADLINE, 10),
+        ("etl_rows_transformed_total", DEADLINE, 10),
         ("etl_rows_loaded_total", DEADLINE, 20),
     ] {
         run.until_loaded(&line, batches).await;
