@@ -25,7 +25,7 @@ async fn a_row_leads_to_its_batch_run_query_and_object() {
         "s3://",
         "SELECT * FROM clicks",
         "from=2018-04-02",
-        "2 of the run",
+        "1 of the run",
     ] {
         assert!(shown.stdout.contains(word), "no {word:?}: {}", shown.stdout);
     }

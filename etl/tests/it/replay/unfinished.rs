@@ -26,6 +26,7 @@ async fn waiting_at(line: &Line, place: &str) -> Process {
         .arg("replay")
         .arg("daily")
         .env("ETL_FAILPOINT", place)
+        .env("ETL_LOG", "info")
         .spawn();
     wait_until(
         "the replay to get there",
