@@ -56,13 +56,12 @@ async fn a_replay_that_was_killed_in_the_middle_is_resumed_by_asking_again() {
         );
         if generation < 3 {
             // The first of the nine may be with the broker, the last is not: the run is open until somebody acts.
-            refuses(
-                &line,
-                &["replay", "daily", "--seq", "3..4"],
-                1,
-                &["0..8", "unfinished", "etl replay daily"],
-            )
-            .await;
+            // The books are not compared: what was sent is being loaded.
+            let part = line.etl(&["replay", "daily", "--seq", "3..4"]).await;
+            assert_eq!(part.code, Some(1), "{place}: {}", part.stderr);
+            for word in ["0..8", "unfinished", "etl replay daily"] {
+                assert!(part.stderr.contains(word), "{place}: {}", part.stderr);
+            }
             let resumed = succeeds(&line, &["replay", "daily", "--follow"]).await;
             let said = format!("9 batches of daily sent again, as generation {generation}");
             assert!(
