@@ -12,6 +12,7 @@ mod held;
 mod many;
 mod modes;
 mod plan;
+mod modes;
 mod refusals;
 mod rejects;
 mod replay;
