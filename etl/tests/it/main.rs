@@ -12,7 +12,6 @@ mod held;
 mod many;
 mod modes;
 mod plan;
-mod modes;
 mod refusals;
 mod rejects;
 mod replay;
