@@ -21,6 +21,7 @@ struct Locked {
     mode: String,
     publish: String,
     target_table: String,
+    was_published: bool,
     /// As the ledger of the live generation has it.
     rows_loaded: i64,
 }
@@ -64,6 +65,18 @@ impl Locked {
         self.publish == "run"
             || self.mode == "replace"
             || (self.generation > 0 && self.mode != "append")
+    }
+
+    /// Refuses to discard a replay while the rows of the generation before are in the target: the books would call them
+    /// dropped.
+    fn check_discard(&self, run: &str) -> Result<(), String> {
+        if self.generation > 0 && (self.was_published || self.publish == "batch") {
+            return Err(format!(
+                "what is held is a replay of the run {run}, and the rows that it had loaded before are still in {}; nothing was changed: correct the job and run `etl replay {run}` again, or publish it as it is by `etl approve {run}`",
+                self.target_table
+            ));
+        }
+        Ok(())
     }
 
     fn plan_to_cancel(&self, run: &str, undo: bool) -> Result<Plan, String> {
@@ -174,6 +187,9 @@ impl Books {
         let mut tx = self.pool.begin().await.with_context(doing)?;
         let locked = lock(&mut tx, run).await?;
         held(&locked, run)?;
+        locked
+            .check_discard(run.as_str())
+            .map_err(|sentence| anyhow!(sentence))?;
         let decision = decision("discarded", Some(why));
         end(&mut tx, run, &decision).await.with_context(doing)?;
         drop_loaded(&mut tx, run, locked.generation, &decision)
@@ -221,7 +237,7 @@ async fn lock(tx: &mut Transaction<'_, Postgres>, run: &RunId) -> Result<Locked,
         .await
         .with_context(doing)?;
     let locked = sqlx::query_as(
-        "SELECT run_no, job, state, generation, mode, publish, target_table,
+        "SELECT run_no, job, state, generation, mode, publish, target_table, published_at IS NOT NULL AS was_published,
                 (SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.batches b
                  WHERE b.run_id = r.run_id AND b.generation = r.generation) AS rows_loaded
          FROM etl.runs r WHERE run_id = $1 FOR UPDATE",
@@ -301,6 +317,7 @@ mod tests {
             mode: mode.into(),
             publish: publish.into(),
             target_table: "public.clicks".into(),
+            was_published: false,
             rows_loaded,
         }
     }
@@ -333,6 +350,28 @@ mod tests {
         let replayed = run("running", "upsert", "batch", 1, 5);
         assert!(replayed.plan_to_cancel("r", true).is_err());
         assert!(replayed.plan_to_cancel("r", false).unwrap().drops);
+    }
+
+    #[test]
+    fn a_held_replay_is_not_discarded_while_the_rows_of_before_are_in_the_target() {
+        assert!(
+            run("held", "replace", "run", 0, 5)
+                .check_discard("r")
+                .is_ok()
+        );
+        // Held, corrected, replayed and held again: nothing of it was ever published.
+        assert!(
+            run("held", "replace", "run", 1, 5)
+                .check_discard("r")
+                .is_ok()
+        );
+        let published = Locked {
+            was_published: true,
+            ..run("held", "replace", "run", 1, 5)
+        };
+        assert!(published.check_discard("r").is_err());
+        let by_batch = run("held", "upsert", "batch", 1, 5).check_discard("r");
+        assert!(by_batch.unwrap_err().contains("etl replay r"));
     }
 
     #[test]
