@@ -1,8 +1,10 @@
 //! Rows of text values in one buffer, NULL kept apart from the empty string.
 //!
 //! A batch has a few thousand rows of a few values each; a `String` per value would cost more than
-//! the values. All text lies in one buffer, with one end offset per value. On the wire it is an
-//! array of arrays of strings and nulls.
+//! the values. All text lies in one buffer, with one end offset per value. As JSON it is an array of
+//! arrays of strings and nulls.
+
+mod binary;
 
 use std::fmt;
 
@@ -90,6 +92,17 @@ impl Rows {
 
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
         (0..self.len()).map(|index| self.row(index))
+    }
+
+    /// All values, row by row.
+    pub fn values(&self) -> impl Iterator<Item = Option<&str>> {
+        let mut start = 0;
+        self.ends.iter().map(move |end| {
+            let place = (end & !NULL) as usize;
+            let text = &self.text[start..place];
+            start = place;
+            (end & NULL == 0).then_some(text)
+        })
     }
 
     fn value(&self, index: usize) -> Option<&str> {

@@ -19,6 +19,8 @@ const KNOWN: &[&str] = &[
     "jobs",
     "migrate",
     "price_per_tb",
+    "batch_rows",
+    "batch_bytes",
     "schemas",
     "s3_path_style",
     "shutdown_deadline",

@@ -149,26 +149,30 @@ fn consequence(kind: &str, run: Option<&str>) -> String {
 fn batch_in(letter: &Letter) -> Result<Option<(common::message::RunId, DroppedBatch)>, Failure> {
     let kind = letter.kind.as_deref().unwrap_or_default();
     let read = match kind {
-        RawBatch::KIND => queue::read_body::<RawBatch>(kind, body(letter)?).map(|batch| {
-            let hash = ContentHash::of(&batch.columns, &batch.rows);
-            (
-                batch.id,
-                hash,
-                batch.result_id,
-                batch.first_row,
-                batch.rows.len(),
-            )
-        }),
-        ValidBatch::KIND => queue::read_body::<ValidBatch>(kind, body(letter)?).map(|batch| {
-            let rows = batch.rows_extracted();
-            (
-                batch.id,
-                batch.content_hash,
-                batch.result_id,
-                batch.first_row,
-                rows,
-            )
-        }),
+        kind if RawBatch::reads(kind) => {
+            queue::read_body::<RawBatch>(kind, body(letter)?).map(|batch| {
+                let hash = ContentHash::of(&batch.columns, &batch.rows);
+                (
+                    batch.id,
+                    hash,
+                    batch.result_id,
+                    batch.first_row,
+                    batch.rows.len(),
+                )
+            })
+        }
+        kind if ValidBatch::reads(kind) => {
+            queue::read_body::<ValidBatch>(kind, body(letter)?).map(|batch| {
+                let rows = batch.rows_extracted();
+                (
+                    batch.id,
+                    batch.content_hash,
+                    batch.result_id,
+                    batch.first_row,
+                    rows,
+                )
+            })
+        }
         _ => return Ok(None),
     };
     let (id, hash, result_id, first_row, rows) = read.with_context(|| {

@@ -1,10 +1,14 @@
 //! Asking for a run: everything that can be wrong is found before anything is written or sent.
 
-use anyhow::Context;
+use std::num::NonZeroU32;
+
+use anyhow::{Context, anyhow};
 use common::job::{Job, JobSpec, Request};
 use common::message::{ExtractTask, Limits, RunId, TaskState};
 use common::queue::Outgoing;
+use common::settings;
 use common::telemetry::trace::Span;
+use serde::Deserialize;
 
 use crate::Failure;
 use crate::books::{Books, Requested, Rival, Run};
@@ -29,7 +33,7 @@ pub(crate) async fn ask(
     request: &Request,
     again: bool,
 ) -> Result<Asked, Failure> {
-    let asked = match books.request(run, job, request, again).await? {
+    let asked = match books.request(run, job, request, limits()?, again).await? {
         Requested::New => Asked::New,
         Requested::Known(known) => Asked::Known(known),
         Requested::Refused(rival) => return Ok(Asked::Refused(rival)),
@@ -40,9 +44,40 @@ pub(crate) async fn ask(
     };
     if is_unsent {
         let spec = request.spec.asked_at(books.requested_at(run).await?);
-        send(broker, run, job, request, spec).await?;
+        let limits = books.limits_of(run).await?;
+        send(broker, run, job, request, (spec, limits)).await?;
     }
     Ok(asked)
+}
+
+#[derive(Deserialize)]
+struct Settings {
+    /// The most rows in a batch.
+    batch_rows: Option<NonZeroU32>,
+    /// The most bytes of values in a batch.
+    batch_bytes: Option<NonZeroU32>,
+}
+
+/// What bounds the batches of a new run: settled here, written into the books, and never changed again.
+fn limits() -> Result<Limits, Failure> {
+    let settings: Settings = settings::load().map_err(Failure::misuse)?;
+    let default = Limits::default();
+    let limits = Limits {
+        batch_rows: settings
+            .batch_rows
+            .map_or(default.batch_rows, NonZeroU32::get),
+        batch_bytes: settings
+            .batch_bytes
+            .map_or(default.batch_bytes, NonZeroU32::get),
+    };
+    if limits.batch_bytes as usize > Limits::ROW_BYTES {
+        return Err(Failure::misuse(anyhow!(
+            "ETL_BATCH_BYTES is {}, and a batch may have {} at most",
+            limits.batch_bytes,
+            Limits::ROW_BYTES
+        )));
+    }
+    Ok(limits)
 }
 
 async fn send(
@@ -50,7 +85,7 @@ async fn send(
     run: &RunId,
     job: &Job,
     request: &Request,
-    spec: JobSpec,
+    (spec, limits): (JobSpec, Limits),
 ) -> Result<(), Failure> {
     let task = ExtractTask {
         run: run.clone(),
@@ -58,7 +93,7 @@ async fn send(
         sql: request.sql.clone(),
         source: job.source.clone(),
         job: spec.into(),
-        limits: Limits::default(),
+        limits,
         state: TaskState::Start { attempt: 1 },
     };
     let trace = Span::begin("run", None).with("run.id", run.as_str());

@@ -10,7 +10,7 @@ use common::schema::ResultColumn;
 
 /// The most bytes of columns' names in a batch, were each row to carry them: rows that are rejected
 /// do, and may be all rows. With the values and the reasons a message stays below RabbitMQ's largest.
-/// Only results of more than a hundred columns come near it at the default of 5,000 rows.
+/// Only results of more than a hundred columns come near it at the default of 10,000 rows.
 const BATCH_NAMES: usize = 6 << 20;
 
 /// The most bytes of a row's values as JSON has them, where a control character is six.

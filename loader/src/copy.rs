@@ -6,6 +6,8 @@
 //!
 //! Source: PostgreSQL documentation, COPY, "Text Format".
 
+pub mod binary;
+
 use std::fmt::Write as _;
 use std::ops::Range;
 

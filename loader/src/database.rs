@@ -18,7 +18,7 @@ const TRANSACTION: Duration = Duration::from_mins(5);
 const ACQUIRE: Duration = Duration::from_secs(15);
 
 /// Connections of a loader at most. It handles batches, events and dead letters at the same time.
-const CONNECTIONS: u32 = 4;
+const CONNECTIONS: u32 = 5;
 
 /// Begins a transaction in which text means what the transformer meant by it, names cannot be
 /// hijacked by whoever may create objects in `public`, deferred constraints are checked where a row

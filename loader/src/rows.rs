@@ -3,6 +3,7 @@
 //! a row counts as refused only when it was refused alone.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use common::failpoint;
 use common::message::{Reject, RejectedRow, ValidBatch};
@@ -10,6 +11,7 @@ use sqlx::postgres::PgDatabaseError;
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row as _};
 
 use crate::copy::CopyText;
+use crate::copy::binary::{self, Last};
 use crate::database::savepoint;
 use crate::errors::{Class, LoadError, Refused, classify};
 use crate::ledger::{self, Run};
@@ -76,27 +78,31 @@ pub(crate) async fn write(
     if batch.rows.is_empty() {
         return Ok(Written::default());
     }
-    // Encoded before the COPY begins: nothing else is waited for while one is open.
-    let text = CopyText::encode(&batch.rows, |index| {
-        if statements.merge.is_some() {
-            index as u64
-        } else {
-            number.unsigned_abs()
-        }
-    });
     if let Some(merge) = &statements.merge {
         let created = tx.execute(AssertSqlSafe(merge.create_stage.clone())).await;
         created.map_err(|error| target.failed("given a staging table", error))?;
     }
     let mut refused = Vec::new();
-    let copied = in_parts(tx, batch, statements, &mut refused, async |tx, rows| {
-        let stored = copy(tx, &statements.copy, text.lines(rows.clone())).await?;
-        Ok((stored, rows.len() as u64))
-    });
+    let last = match &statements.merge {
+        Some(_) => Last::Index,
+        None => Last::Batch(number),
+    };
+    let copied = async {
+        let at_once = copy_at_once(tx, statements, batch, last).await?;
+        if let AtOnce::Stored(stored) = at_once {
+            return Ok(Some((stored, batch.rows.len() as u64)));
+        }
+        let odd = copy_as_text(tx, statements, batch, last, &mut refused).await?;
+        if at_once == AtOnce::Refused && odd.is_none() && refused.is_empty() {
+            // Nothing is wrong with the rows, so that it is with their types.
+            statements.text_only.store(true, Ordering::Relaxed);
+        }
+        Ok(odd)
+    };
     let copied = copied
         .await
         .map_err(|error| target.failed("copied into", error))?;
-    if let Some((stored, sent)) = copied {
+    if let Some((stored, sent)) = copied.filter(|(stored, sent)| stored != sent) {
         return Err(target.vanished(sent, stored).into());
     }
     let collapsed = match &statements.merge {
@@ -107,6 +113,61 @@ pub(crate) async fn write(
     };
     let refused = refused.into_iter().map(|refused| refused.row).collect();
     Ok(Written { refused, collapsed })
+}
+
+/// How copying all rows in the binary format ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtOnce {
+    /// So many rows.
+    Stored(u64),
+    /// Not all types have one, or all values its canonical form.
+    NotEncoded,
+    /// A row, or all of them. Text tells which one and why.
+    Refused,
+}
+
+/// Copies all rows in the binary format, in a savepoint.
+async fn copy_at_once(
+    tx: &mut PgConnection,
+    statements: &Statements,
+    batch: &ValidBatch,
+    last: Last,
+) -> Result<AtOnce, sqlx::Error> {
+    if statements.text_only.load(Ordering::Relaxed) {
+        return Ok(AtOnce::NotEncoded);
+    }
+    let types: Vec<_> = batch.columns.iter().map(|column| column.pg_type).collect();
+    // Encoded before the COPY begins: nothing else is waited for while one is open.
+    let Some(bytes) = binary::encode(&batch.rows, &types, last) else {
+        return Ok(AtOnce::NotEncoded);
+    };
+    let copied = savepoint(tx, async |tx: &mut PgConnection| {
+        copy(tx, &statements.copy_binary, &bytes).await
+    });
+    match copied.await {
+        Ok(stored) => Ok(AtOnce::Stored(stored)),
+        Err(error) if classify(&error) == Class::Row => Ok(AtOnce::Refused),
+        Err(error) => Err(error),
+    }
+}
+
+/// Copies the rows as text, in parts where Postgres refuses one. The first part of which it did not store what was sent.
+async fn copy_as_text(
+    tx: &mut PgConnection,
+    statements: &Statements,
+    batch: &ValidBatch,
+    last: Last,
+    refused: &mut Vec<RefusedRow>,
+) -> Result<Option<(u64, u64)>, sqlx::Error> {
+    let text = CopyText::encode(&batch.rows, |index| match last {
+        Last::Index => index as u64,
+        Last::Batch(number) => number.unsigned_abs(),
+    });
+    in_parts(tx, batch, statements, refused, async |tx, rows| {
+        let stored = copy(tx, &statements.copy, text.lines(rows.clone())).await?;
+        Ok((stored, rows.len() as u64))
+    })
+    .await
 }
 
 /// Merges what was staged, and answers how many of the accepted rows collapsed: those that lost

@@ -8,6 +8,8 @@ pub mod merge;
 pub(crate) mod overlap;
 pub mod publish;
 
+use std::sync::atomic::AtomicBool;
+
 use common::job::{Mode, Target};
 use common::schema::{BATCH_COLUMN, TargetColumn, quoted};
 use sha2::{Digest, Sha256};
@@ -33,6 +35,10 @@ pub struct Statements {
     /// `COPY ... FROM STDIN`. The last value of a line is `_batch` (append) or the row's index in
     /// its batch (upsert).
     pub copy: String,
+    /// The same in the binary format.
+    pub copy_binary: String,
+    /// Whether the binary format was refused where text was not: a column of the table is of a wider type.
+    pub text_only: AtomicBool,
     /// The name that Postgres' error context has for the table that is copied into.
     pub copied_table: String,
     /// The columns' names in that context, in the batch's order.
@@ -74,10 +80,7 @@ impl Statements {
                 (format!("pg_temp.{}", quoted(&copied_table)), "n".to_owned())
             }
         };
-        let copy = format!(
-            "COPY {into} ({}, {last}) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')",
-            list(&copied_columns)
-        );
+        let copy = format!("COPY {into} ({}, {last}) FROM STDIN", list(&copied_columns));
         let merge = target
             .mode
             .has_key()
@@ -88,7 +91,9 @@ impl Statements {
             lock: publish::lock(&table),
             supersede,
             fingerprint,
-            copy,
+            copy_binary: format!("{copy} WITH (FORMAT binary)"),
+            copy: format!("{copy} WITH (FORMAT text, ENCODING 'UTF8')"),
+            text_only: AtomicBool::new(false),
             copied_table,
             copied_columns,
             merge,

@@ -58,6 +58,9 @@ impl Line {
         Service::new(name)
             .env("ETL_AMQP_URL", &self.vhost.amqp_url)
             .env("ETL_DATABASE_URL", &self.database.url)
+            // A few thousand rows are to be several batches.
+            .env("ETL_BATCH_ROWS", "5000")
+            .env("ETL_BATCH_BYTES", "262144")
             .env(
                 "ETL_JOBS",
                 self.jobs

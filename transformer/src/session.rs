@@ -6,20 +6,40 @@ use common::failpoint;
 use common::message::RawBatch;
 use common::queue::{CautiousConsumer, Delivery, Publisher, QueueError};
 use common::service::{Fault, Session};
+use futures::future::try_join_all;
+use tokio_util::sync::CancellationToken;
 
 use crate::answer::answer;
 use crate::transform::Plans;
 
-/// So many deliveries are in hand at most. More would not be faster, and a batch that takes the
+/// So many deliveries a worker has in hand at most. More would not be faster, and a batch that takes the
 /// process down counts against all of them.
-const WINDOW: u16 = 8;
+const WINDOW: u16 = 4;
 
 /// Deliveries of this many bytes are enough for a window: they, and what becomes of them, are in
 /// memory together.
-const WINDOW_BYTES: usize = 4 << 20;
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// Workers side by side: one computes while the other waits for its confirms.
+const WORKERS: usize = 2;
 
 /// Transforms batches until the session is to stop.
 pub async fn run(session: &Session) -> Result<(), Fault> {
+    // The first worker begins alone and with one delivery in hand, so that a batch that takes the process down is alone
+    // when it does; the others follow once one was handled well.
+    let proven = CancellationToken::new();
+    let workers = (0..WORKERS).map(|worker| work(session, worker, &proven));
+    try_join_all(workers.map(Box::pin)).await.map(drop)
+}
+
+async fn work(session: &Session, worker: usize, proven: &CancellationToken) -> Result<(), Fault> {
+    if worker > 0 {
+        tokio::select! {
+            biased;
+            () = session.stop.cancelled() => return Ok(()),
+            () = proven.cancelled() => {}
+        }
+    }
     let mut consumer = CautiousConsumer::open(&session.consuming, WINDOW).await?;
     let mut worker = Worker {
         publisher: Publisher::open(&session.publishing).await?,
@@ -40,6 +60,7 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
         }
         if calm {
             consumer.widen(&session.consuming).await?;
+            proven.cancel();
         }
     }
     consumer.close(&session.consuming).await;

@@ -40,15 +40,21 @@ impl Limits {
     /// A row beyond this many bytes fails the run. Far above what a table's row should be, and far
     /// enough below RabbitMQ's largest message (16 MiB since 4.0) for its escaped form.
     pub const ROW_BYTES: usize = 4 << 20;
+
+    /// Those of runs that were asked for before the books kept them.
+    pub const UNRECORDED: Self = Self {
+        batch_rows: 5_000,
+        batch_bytes: 256 << 10,
+    };
 }
 
 impl Default for Limits {
-    /// 256 KiB: a quorum queue moves messages of this size at its full speed, and a service holds a
-    /// few of them in little memory.
+    /// 1 MiB, half of that or less once it is compressed: what a batch costs by itself (a commit, a dozen questions to the
+    /// database) hardly counts any more, and a service holds a few of them in little memory.
     fn default() -> Self {
         Self {
-            batch_rows: 5_000,
-            batch_bytes: 256 << 10,
+            batch_rows: 10_000,
+            batch_bytes: 1 << 20,
         }
     }
 }

@@ -12,9 +12,19 @@ use crate::job::{ColumnSpec, JobSpec, Mode, Results, Rule, Source, Target};
 use crate::rows::Rows;
 use crate::schema::{PgType, ResultColumn, TargetColumn};
 
-/// Reads as a service does, and has a message that is accepted add up. True when it was accepted.
+/// Reads as a service does, and has a message that is accepted add up. True when it was accepted in any version.
 fn read<M: Message + PartialEq + std::fmt::Debug>(body: &[u8], adds_up: impl Fn(&M)) -> bool {
-    let Ok(message) = serde_json::from_slice::<M>(body) else {
+    let kinds = [Some(M::KIND), M::KIND_BEFORE].into_iter().flatten();
+    let accepted = kinds.filter(|kind| read_version::<M>(kind, body, &adds_up));
+    accepted.count() > 0
+}
+
+fn read_version<M: Message + PartialEq + std::fmt::Debug>(
+    kind: &str,
+    body: &[u8],
+    adds_up: &impl Fn(&M),
+) -> bool {
+    let Ok(message) = M::read(kind, body) else {
         return false;
     };
     if message.check().is_err() {
@@ -22,8 +32,8 @@ fn read<M: Message + PartialEq + std::fmt::Debug>(body: &[u8], adds_up: impl Fn(
     }
     adds_up(&message);
     assert!(!message.id().is_empty() && !message.run().as_str().is_empty());
-    let again = serde_json::to_vec(&message).unwrap();
-    assert_eq!(serde_json::from_slice::<M>(&again).unwrap(), message);
+    let again = message.write().unwrap().bytes;
+    assert_eq!(M::read(M::KIND, &again).unwrap(), message);
     true
 }
 
@@ -288,6 +298,15 @@ fn message() -> impl Strategy<Value = Value> {
     ]
 }
 
+/// Any message in one of the versions that are read.
+fn body() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        message().prop_map(|message| serde_json::to_vec(&message).unwrap()),
+        raw_batch().prop_map(|batch| batch.write().unwrap().bytes),
+        valid_batch().prop_map(|batch| batch.write().unwrap().bytes),
+    ]
+}
+
 /// One change to a piece of JSON.
 #[derive(Debug, Clone)]
 enum Change {
@@ -375,6 +394,58 @@ fn rows_beyond_all_numbers_are_refused() {
     assert!(!read::<RawBatch>(raw(u64::MAX / 2).as_bytes(), raw_adds_up));
 }
 
+/// Batches of a service that is not upgraded yet, or that waited while it was.
+#[test]
+fn the_version_before_is_read() {
+    let mut rows = Rows::new(1);
+    rows.push([None]);
+    rows.push([Some("")]);
+    let batch = RawBatch {
+        id: id(3),
+        first_row: 7,
+        result_id: "q:pages".into(),
+        job: Arc::new(job()),
+        columns: Arc::new(columns(1)),
+        rows,
+    };
+    let json = serde_json::to_vec(&batch).unwrap();
+    assert_eq!(RawBatch::read("raw-batch.v1", &json).as_ref(), Ok(&batch));
+    assert!(RawBatch::read("raw-batch.v2", &json).is_err());
+}
+
+#[test]
+fn a_batch_of_some_size_is_compressed_and_says_so() {
+    let mut rows = Rows::new(1);
+    for n in 0..5_000 {
+        rows.push([Some(format!("https://example.com/title/{n}").as_str())]);
+    }
+    let mut batch = RawBatch {
+        id: id(0),
+        first_row: 0,
+        result_id: "q:pages".into(),
+        job: Arc::new(job()),
+        columns: Arc::new(columns(1)),
+        rows,
+    };
+    let body = batch.write().unwrap();
+    assert_eq!(body.content_encoding, Some("lz4"));
+    assert!(body.bytes.len() < batch.rows.text_bytes() / 2);
+    assert_eq!(
+        RawBatch::read(RawBatch::KIND, &body.bytes).as_ref(),
+        Ok(&batch)
+    );
+    // A claim of more than there is, or than there may be, is no reason to take memory.
+    for claim in [u32::MAX, 1, 60 << 20] {
+        let mut lie = body.bytes.clone();
+        lie[1..5].copy_from_slice(&claim.to_le_bytes());
+        assert!(RawBatch::read(RawBatch::KIND, &lie).is_err(), "{claim}");
+    }
+    batch.rows = Rows::new(1);
+    let body = batch.write().unwrap();
+    assert_eq!(body.content_encoding, None);
+    assert_eq!(RawBatch::read(RawBatch::KIND, &body.bytes), Ok(batch));
+}
+
 proptest! {
     #[test]
     fn what_is_sent_is_read(task in task(), raw in raw_batch(), valid in valid_batch(), event in event()) {
@@ -382,6 +453,8 @@ proptest! {
         prop_assert!(read::<RawBatch>(&serde_json::to_vec(&raw).unwrap(), |seen| assert_eq!(seen.id, raw.id)));
         prop_assert!(read::<ValidBatch>(&serde_json::to_vec(&valid).unwrap(), |seen| assert_eq!(seen.id, valid.id)));
         prop_assert!(read::<RunEvent>(&serde_json::to_vec(&event).unwrap(), |seen| assert_eq!(seen, &event)));
+        prop_assert_eq!(RawBatch::read(RawBatch::KIND, &raw.write().unwrap().bytes), Ok(raw));
+        prop_assert_eq!(ValidBatch::read(ValidBatch::KIND, &valid.write().unwrap().bytes), Ok(valid));
     }
 
     #[test]
@@ -396,9 +469,8 @@ proptest! {
 
     #[test]
     fn changed_bytes_add_up_or_are_refused(
-        message in message(), edits in prop::collection::vec((any::<Index>(), 0..3_u8, any::<u8>(), "[]\\[{}\",:0-9null.e-]"), 1..6),
+        mut body in body(), edits in prop::collection::vec((any::<Index>(), 0..3_u8, any::<u8>(), "[]\\[{}\",:0-9null.e-]"), 1..6),
     ) {
-        let mut body = serde_json::to_vec(&message).unwrap();
         for (at, kind, byte, token) in edits {
             let at = at.index(body.len().max(1));
             match kind {

@@ -15,11 +15,11 @@ use crate::telemetry::trace::Context;
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
     #[error(
-        "the message has the type {found:?}, and this version reads {wanted:?}; upgrade the service that reads, or replay it once that is done"
+        "the message has the type {found:?}, and this version reads {wanted}; upgrade the service that reads, or replay it once that is done"
     )]
-    Kind { found: String, wanted: &'static str },
+    Kind { found: String, wanted: String },
     #[error("the body is not a {kind}: {problem}")]
-    Body { kind: &'static str, problem: String },
+    Body { kind: String, problem: String },
 }
 
 /// A consumer of one queue on a channel of its own.
@@ -149,29 +149,20 @@ impl<M: Message> Delivery<M> {
 
 /// A message of this type from its AMQP `type` and its body, checked.
 pub fn read_body<M: Message>(kind: &str, body: &[u8]) -> Result<M, Unreadable> {
-    if kind != M::KIND {
+    if !M::reads(kind) {
+        let before = M::KIND_BEFORE.map(|kind| format!(" and {kind:?}"));
         return Err(Unreadable::Kind {
             found: kind.to_owned(),
-            wanted: M::KIND,
+            wanted: format!("{:?}{}", M::KIND, before.unwrap_or_default()),
         });
     }
     let unreadable = |problem: String| Unreadable::Body {
-        kind: M::KIND,
+        kind: kind.to_owned(),
         problem,
     };
-    let message: M = serde_json::from_slice(body).map_err(|error| unreadable(describe(&error)))?;
+    let message = M::read(kind, body).map_err(unreadable)?;
     message.check().map_err(unreadable)?;
     Ok(message)
-}
-
-/// Where and of what kind a JSON error is. serde's own text may quote a value of a row.
-fn describe(error: &serde_json::Error) -> String {
-    format!(
-        "{:?} error at line {} column {}",
-        error.classify(),
-        error.line(),
-        error.column()
-    )
 }
 
 impl<M> Delivery<M> {

@@ -37,7 +37,7 @@ pub enum Unsendable {
         id: String,
         problem: String,
     },
-    #[error("the {kind} {id} cannot be written as JSON")]
+    #[error("the {kind} {id} cannot be written")]
     Encoding {
         kind: &'static str,
         id: String,
@@ -71,26 +71,29 @@ impl Outgoing {
         if let Err(problem) = message.check() {
             return Err(Unsendable::Inconsistent { kind, id, problem });
         }
-        let body = serde_json::to_vec(message).map_err(|source| Unsendable::Encoding {
+        let body = message.write().map_err(|source| Unsendable::Encoding {
             kind,
             id: id.clone(),
             source,
         })?;
-        if body.len() > MAX_BODY {
+        if body.bytes.len() > MAX_BODY {
             return Err(Unsendable::TooLarge {
                 kind,
                 id,
-                bytes: body.len(),
+                bytes: body.bytes.len(),
             });
         }
         let mut headers = FieldTable::default();
         headers.insert("run".into(), text(message.run().as_str()));
         headers.insert("job".into(), text(message.job()));
-        let properties = BasicProperties::default()
-            .with_content_type("application/json".into())
+        let mut properties = BasicProperties::default()
+            .with_content_type(body.content_type.into())
             .with_type(M::KIND.into())
             .with_headers(headers);
-        Ok(Self::new(M::QUEUE, id, body, properties))
+        if let Some(encoding) = body.content_encoding {
+            properties = properties.with_content_encoding(encoding.into());
+        }
+        Ok(Self::new(M::QUEUE, id, body.bytes, properties))
     }
 
     /// The same batch, or the same event, to the archive, which keeps it for replays.
@@ -188,7 +191,6 @@ impl Outgoing {
             own.insert(ShortString::try_new(name.as_str()).ok()?, text(value));
         }
         let properties = BasicProperties::default()
-            .with_content_type("application/json".into())
             .with_type(ShortString::try_new(kind).ok()?)
             .with_headers(own);
         Some(Self::new(queue, id.to_owned(), body, properties))

@@ -161,7 +161,7 @@ impl Books {
             first_spec: row.job_spec,
             requested_at,
             sql: row.sql,
-            limits: row.limits.map_or_else(Limits::default, |limits| limits.0),
+            limits: row.limits.map_or(Limits::UNRECORDED, |limits| limits.0),
             replay: replay.map(|row| Replay {
                 source: row.source,
                 seqs: Seqs::of_books(row.first.into_iter().zip(row.last)),

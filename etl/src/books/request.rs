@@ -88,6 +88,17 @@ impl Books {
         Ok(time)
     }
 
+    /// What bounds the run's batches.
+    pub(crate) async fn limits_of(&self, run: &RunId) -> Result<Limits, Failure> {
+        let limits: Option<Json<Limits>> =
+            sqlx::query_scalar("SELECT limits FROM etl.runs WHERE run_id = $1")
+                .bind(run.as_str())
+                .fetch_one(&self.pool)
+                .await
+                .with_context(|| format!("cannot read the limits of the run {run}"))?;
+        Ok(limits.map_or(Limits::UNRECORDED, |limits| limits.0))
+    }
+
     /// What speaks against a run of this job, before anybody asks for it.
     pub(crate) async fn rival(
         &self,
@@ -108,6 +119,7 @@ impl Books {
         run: &RunId,
         job: &Job,
         request: &common::job::Request,
+        limits: Limits,
         again: bool,
     ) -> Result<Requested, Failure> {
         let doing = || format!("cannot write the run {run} into the books");
@@ -133,7 +145,7 @@ impl Books {
         if let Some(rival) = rival {
             return Ok(Requested::Refused(rival));
         }
-        let is_new = insert(&mut tx, run, job, request)
+        let is_new = insert(&mut tx, run, job, request, limits)
             .await
             .with_context(doing)?;
         tx.commit().await.with_context(doing)?;
@@ -186,6 +198,7 @@ async fn insert(
     run: &RunId,
     job: &Job,
     request: &common::job::Request,
+    limits: Limits,
 ) -> Result<bool, sqlx::Error> {
     let (schema, table) = job.spec.target.schema_and_table();
     let publish = if job.spec.target.is_staged(0) {
@@ -207,7 +220,7 @@ async fn insert(
     .bind(job.spec.target.mode.name())
     .bind(publish.name())
     .bind(variable("USER"))
-    .bind(Json(Limits::default()))
+    .bind(Json(limits))
     .execute(tx)
     .await?;
     Ok(written.rows_affected() == 1)

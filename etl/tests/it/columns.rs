@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use common::message::{Message as _, ValidBatch};
 use testkit::cloud::{Answer, ResultSet};
 use testkit::line::Line;
 
@@ -123,7 +124,8 @@ async fn masked_values_are_nowhere_in_clear_after_the_transformer() {
         })
         .await;
         let waiting = line.vhost.take_all("etl.valid").await;
-        let body = String::from_utf8(waiting[0].body.clone()).unwrap();
+        let batch = ValidBatch::read(ValidBatch::KIND, &waiting[0].body).unwrap();
+        let body = serde_json::to_string(&batch).unwrap();
         assert_hidden(&body, "etl.valid");
         assert!(body.contains("masked"), "{body}");
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::job::Results;
-use common::message::{Cursor, EventKind, ExtractTask, RawBatch, ResultLocation, TaskState};
+use common::message::{
+    Cursor, EventKind, ExtractTask, Message as _, RawBatch, ResultLocation, TaskState,
+};
 use common::schema::ResultColumn;
 use testkit::cloud::{Answer, ResultSet, sample};
 use testkit::wait_until;
@@ -194,7 +196,7 @@ async fn killed_and_stopped_extractors_lose_nothing() {
     );
     assert!(rows_of(&batches) == result.range(0, 300_000));
     let archived = line.vhost.read_stream("etl.archive", batches.len()).await;
-    let first: RawBatch = serde_json::from_slice(&archived[0].body).unwrap();
+    let first = RawBatch::read(RawBatch::KIND, &archived[0].body).unwrap();
     assert!(first == batches[0], "the archive has the same");
 }
 

@@ -8,7 +8,6 @@ use common::job::{JobSpec, Mode, Results, Source, Target};
 use common::message::{EventKind, ExtractTask, Limits, Message, RawBatch, RunEvent, TaskState};
 use common::queue::{self, Connection, Outgoing, Publisher};
 use common::settings::SecretUrl;
-use serde::de::DeserializeOwned;
 use testkit::cloud::Cloud;
 use testkit::process::{Process, Service};
 use testkit::servers::{Depth, Vhost, vhost};
@@ -64,11 +63,11 @@ impl Line {
         self.publish(&[Outgoing::of(task).unwrap()]).await;
     }
 
-    async fn take<M: DeserializeOwned>(&self, queue: &str) -> Vec<M> {
+    async fn take<M: Message>(&self, queue: &str) -> Vec<M> {
         let taken = self.vhost.take_all(queue).await;
         taken
             .iter()
-            .map(|message| serde_json::from_slice(&message.body).unwrap())
+            .map(|message| M::read(M::KIND, &message.body).unwrap())
             .collect()
     }
 

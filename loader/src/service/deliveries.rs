@@ -9,8 +9,10 @@ use common::queue::{CautiousConsumer, Consumer, Delivery, Outgoing, Publisher, R
 use common::service::{Fault, Session};
 use common::telemetry::stage_label;
 use common::telemetry::trace::Span;
+use futures::future::try_join_all;
 use sqlx::PgConnection;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::persist::{GivenUp, persevere, wait_for_postgres};
@@ -23,8 +25,11 @@ use crate::load::{Loader, Outcome};
 /// What this service is called in dead letters.
 const STAGE: &str = "loader";
 
-/// Deliveries in hand at most: one is loaded while the next is on its way.
-const PREFETCH: u16 = 3;
+/// Deliveries in hand at most, for each lane: one is loaded while the next is on its way.
+const PREFETCH: u16 = 2;
+
+/// Batches that are loaded side by side, each on a connection of its own: Postgres has as many processes at work.
+const LANES: usize = 2;
 
 /// What the loops of a session share.
 pub(super) struct Deliveries<'a> {
@@ -40,9 +45,26 @@ pub(super) struct Deliveries<'a> {
 type Hand<M> = Option<CautiousConsumer<M>>;
 
 impl Deliveries<'_> {
-    /// Loads batches until the session ends.
+    /// Loads batches until the session ends, on so many connections side by side.
     pub(super) async fn batches(&self) -> Result<(), Fault> {
-        self.consume::<ValidBatch>(async |delivery, hand| {
+        // The first begins alone and with one delivery in hand, so that a batch that takes the process down is alone when
+        // it does; the others follow once one was handled well.
+        let proven = CancellationToken::new();
+        let lanes = (0..LANES).map(async |lane| {
+            if lane > 0 {
+                tokio::select! {
+                    biased;
+                    () = self.session.stop.cancelled() => return Ok(()),
+                    () = proven.cancelled() => {}
+                }
+            }
+            self.lane(&proven).await
+        });
+        try_join_all(lanes.map(Box::pin)).await.map(drop)
+    }
+
+    async fn lane(&self, proven: &CancellationToken) -> Result<(), Fault> {
+        self.consume::<ValidBatch>(proven, async |delivery, hand| {
             let batch = match self.readable(&delivery).await {
                 Ok(batch) => batch,
                 Err(refused) => return self.bury(delivery, &refused.to_string(), 1).await,
@@ -95,7 +117,7 @@ impl Deliveries<'_> {
 
     /// Notes events until the session ends.
     pub(super) async fn events(&self) -> Result<(), Fault> {
-        self.consume::<RunEvent>(async |delivery, hand| {
+        self.consume::<RunEvent>(&CancellationToken::new(), async |delivery, hand| {
             let event = match self.readable(&delivery).await {
                 Ok(event) => event,
                 Err(refused) => {
@@ -169,9 +191,10 @@ impl Deliveries<'_> {
         Ok(())
     }
 
-    /// Consumes a queue with caution, anew after each time that Postgres was waited for.
+    /// Consumes a queue with caution, and cancels `proven` when a delivery was handled well. Anew after each time that Postgres was waited for.
     async fn consume<M: Message>(
         &self,
+        proven: &CancellationToken,
         mut handle: impl AsyncFnMut(Delivery<M>, &mut Hand<M>) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let (stop, connection) = (&self.session.stop, &self.session.consuming);
@@ -187,6 +210,7 @@ impl Deliveries<'_> {
                 Box::pin(handle(delivery, &mut hand)).await?;
                 if !is_suspect && let Some(consumer) = hand.as_mut() {
                     consumer.widen(connection).await?;
+                    proven.cancel();
                 }
             }
             self.let_go(&mut hand).await;

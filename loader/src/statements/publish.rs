@@ -5,6 +5,7 @@
 //! a reader sees the table as it was until the commit, and nobody has to wait for it.
 
 use std::fmt::Write as _;
+use std::sync::atomic::AtomicBool;
 
 use common::job::{Mode, Target, Window};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
@@ -42,10 +43,13 @@ pub fn into_staging(
 ) -> Statements {
     let table = staging.sql();
     let columns = staged_columns(columns.len());
+    let copy = format!("COPY {table} ({columns}, b) FROM STDIN");
     Statements {
         lock: lock(&table),
         fingerprint,
-        copy: format!("COPY {table} ({columns}, b) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')"),
+        copy_binary: format!("{copy} WITH (FORMAT binary)"),
+        copy: format!("{copy} WITH (FORMAT text, ENCODING 'UTF8')"),
+        text_only: AtomicBool::new(false),
         copied_table: staging.table.clone(),
         copied_columns: columns.split(", ").map(str::to_owned).collect(),
         supersede: None,

@@ -6,6 +6,7 @@
     reason = "a test's helper fails the test by panicking"
 )]
 
+mod binary;
 mod books;
 mod contracts;
 mod existing;

@@ -80,7 +80,7 @@ async fn what_cannot_be_transformed_is_dead_lettered_and_its_neighbours_are_not(
         .map(|message| message.header("x-etl-reason").unwrap())
         .collect();
     assert_eq!(dead[0].body, b"\xff not a batch");
-    assert!(reasons[0].contains("raw-batch.v1"), "{}", reasons[0]);
+    assert!(reasons[0].contains("raw-batch.v2"), "{}", reasons[0]);
     assert_eq!(dead[1].message_id(), Some("run/0/1"));
     assert!(
         reasons[1].contains("pattern of column \"code\""),

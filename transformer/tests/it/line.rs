@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::Rows;
 use common::job::{ColumnSpec, JobSpec, Mode, Rule, Target};
-use common::message::{BatchId, RawBatch, ValidBatch};
+use common::message::{BatchId, Message as _, RawBatch, ValidBatch};
 use common::queue::{self, Connection, Outgoing, Publisher, QueueName};
 use common::schema::ResultColumn;
 use testkit::process::{Process, Service};
@@ -61,7 +61,7 @@ impl Line {
         let taken = self.take(QueueName::Valid, count).await;
         taken
             .iter()
-            .map(|message| serde_json::from_slice(&message.body).unwrap())
+            .map(|message| ValidBatch::read(ValidBatch::KIND, &message.body).unwrap())
             .collect()
     }
 
