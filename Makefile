@@ -1,7 +1,7 @@
 # The commands of this project. Everything they install, start and write is below .local/ (LOCAL_DIR moves it), except
 # packages, which they install by apt when they are missing.
 
-.PHONY: help demo stop clean-local test check test-notebook test-compose soak
+.PHONY: help demo stop clean-local test check test-notebook test-compose soak bench
 
 help:
 	@echo 'make demo         the whole pipeline on this machine, on sample data, without an AWS account'
@@ -11,6 +11,7 @@ help:
 	@echo 'make test-notebook  executes docs/confirm_load.ipynb on what the demo loaded'
 	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
 	@echo 'make soak         the line under kill -9 for SOAK_MINUTES (10), then hostile input for ten more'
+	@echo 'make bench        what the way through the queues costs, against curl | psql (some 15 minutes)'
 
 demo:
 	@deploy/local/demo
@@ -46,3 +47,8 @@ test-compose:
 soak:
 	@deploy/local/setup
 	deploy/local/soak
+
+# The report is .local/bench/report.md; testkit/src/bin/bench says what it measures, docs/benchmarks.md what came out.
+bench:
+	@deploy/local/setup
+	deploy/local/bench

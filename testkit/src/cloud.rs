@@ -145,6 +145,14 @@ impl Cloud {
             .insert(name.to_owned(), Object::of_bytes(bytes));
     }
 
+    /// Puts a result's CSV there, which is written when it is asked for first; `name` is `bucket/key`.
+    pub fn put_result(&self, name: &str, result: ResultSet) {
+        self.shared
+            .lock()
+            .objects
+            .insert(name.to_owned(), Object::Result(result));
+    }
+
     /// Replaces the object of a finished query, so that its `ETag` is another one.
     pub fn replace_result(&self, query_id: &str, result: ResultSet) {
         let name = self.object_of(query_id);

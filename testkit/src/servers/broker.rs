@@ -88,6 +88,11 @@ impl Broker {
         }
     }
 
+    /// The process id of the Erlang VM. Only of a broker that this machine runs.
+    pub fn pid(&self) -> u32 {
+        self.instance().pid().as_raw_nonzero().get().unsigned_abs()
+    }
+
     /// Kills the node with SIGKILL. Private brokers only.
     ///
     /// Before that, the names of quorum queues are brought to disk. RabbitMQ 3.10.8 does so half a second after a queue was

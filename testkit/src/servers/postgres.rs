@@ -37,6 +37,11 @@ impl Postgres {
         self.0.read("url")
     }
 
+    /// The process id of the postmaster.
+    pub fn pid(&self) -> u32 {
+        self.0.pid().as_raw_nonzero().get().unsigned_abs()
+    }
+
     /// Kills the postmaster, as the kernel's out-of-memory killer would. Private servers only.
     pub async fn kill9(&self) {
         self.0.kill9().await;

@@ -5,6 +5,7 @@
     reason = "in a test a panic is the failure, in its helpers too"
 )]
 
+mod bench;
 mod cloud;
 mod documents;
 mod process;

@@ -1,0 +1,292 @@
+//! What the benchmark runs on: a virtual host, a database, the stand-in of the cloud in this process, and services as they
+//! are needed.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hyper::Method;
+use serde_json::{Value, json};
+use testkit::cloud::{Answer, Cloud, ResultSet, sample};
+use testkit::line::Line;
+use testkit::process::{Process, Service};
+use testkit::servers::{shared_broker, shared_postgres};
+use tokio::time::sleep;
+
+use crate::meter::{self, Cpu, rounded};
+
+/// The services, in the order in which they are started.
+const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
+
+pub(crate) struct World {
+    pub(crate) line: Line,
+    /// The running services by name.
+    services: Vec<(&'static str, Process)>,
+    broker: u32,
+    postgres: u32,
+    runs: u32,
+}
+
+/// One run, as it ended.
+pub(crate) struct Ran {
+    /// Seconds from the start of `etl run` to the transaction that completed the run.
+    pub(crate) committed: f64,
+    /// Seconds to the end of `etl run --follow`.
+    pub(crate) followed: f64,
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        let (broker, postgres) = (shared_broker(), shared_postgres());
+        let (cloud, vhost, database) =
+            tokio::join!(Cloud::start(), broker.vhost(), postgres.database());
+        Self {
+            line: Line {
+                cloud,
+                vhost,
+                database,
+                jobs: tempfile::tempdir().expect("a temporary folder for jobs"),
+                services: Vec::new(),
+            },
+            services: Vec::new(),
+            broker: broker.pid(),
+            postgres: postgres.pid(),
+            runs: 0,
+        }
+    }
+
+    /// What the numbers were measured on.
+    pub(crate) async fn machine(&self) -> Value {
+        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = info
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let broker = self.line.vhost.broker.rabbitmqctl(&["version"]).await;
+        let postgres = self.text("SHOW server_version").await;
+        json!({
+            "cpus": cpus, "cpu": model.map_or("", |(_, name)| name), "rabbitmq": broker.trim(), "postgres": postgres,
+            "synchronous_commit": self.text("SHOW synchronous_commit").await, "fsync": self.text("SHOW fsync").await,
+        })
+    }
+
+    /// A job of this name that loads a click-stream into the table of this name; `more` is more of the job.
+    pub(crate) fn job(&self, name: &str, rows: u64, more: &str) -> ResultSet {
+        self.job_into(name, rows, &format!("table = \"{name}\"\n{more}"))
+    }
+
+    /// A job of this name that loads a click-stream; `target` is what the job says of its target, and what follows.
+    pub(crate) fn job_into(&self, name: &str, rows: u64, target: &str) -> ResultSet {
+        let result = sample::clicks(rows);
+        self.job_of(name, &result, target);
+        result
+    }
+
+    /// As `job_into`, of a result that others may have, too.
+    pub(crate) fn job_of(&self, name: &str, result: &ResultSet, target: &str) {
+        self.line.write_job(name, &format!("[target]\n{target}"));
+        // The quotes keep a name from being found in a longer one.
+        let from = format!("FROM \"{name}\"");
+        std::fs::write(
+            self.line.jobs.path().join(format!("{name}.sql")),
+            format!("SELECT * {from}"),
+        )
+        .expect("the SQL of a job can be written");
+        let answer = Answer::rows(result.clone()).at_once();
+        self.line.cloud.answer(&from, answer);
+    }
+
+    /// So many fresh replicas of each service, ready.
+    pub(crate) async fn replicas(&mut self, count: usize) {
+        self.stop().await;
+        for name in SERVICES {
+            self.start_service(name, count).await;
+        }
+    }
+
+    pub(crate) async fn start_service(&mut self, name: &'static str, count: usize) {
+        for _ in 0..count {
+            // What is logged for each batch is nothing that a benchmark should wait for.
+            let service = self.line.service(name).env("ETL_LOG", "warn");
+            self.services.push((name, service.start().await));
+        }
+    }
+
+    /// Ends all services in good order.
+    pub(crate) async fn stop(&mut self) {
+        for (name, mut process) in self.services.drain(..).rev() {
+            let code = process.terminate(Duration::from_secs(30)).await;
+            assert_eq!(code, Some(0), "{name} did not end well: {}", process.log());
+        }
+    }
+
+    pub(crate) async fn end(mut self) {
+        self.stop().await;
+    }
+
+    /// CPU seconds so far of everything that takes part.
+    pub(crate) fn cpu(&self) -> Cpu {
+        let (this, commands) = meter::this();
+        let mut cpu = Cpu::from([
+            ("stand-in of AWS".to_owned(), this),
+            ("commands".to_owned(), commands),
+            ("broker".to_owned(), meter::own(self.broker)),
+            ("postgres".to_owned(), meter::family(self.postgres)),
+        ]);
+        for (name, process) in &self.services {
+            *cpu.entry((*name).to_owned()).or_default() += meter::own(process.pid());
+        }
+        cpu
+    }
+
+    /// Peaks of resident memory in MiB so far; of several replicas the largest.
+    pub(crate) fn peaks(&self) -> Cpu {
+        let mut peaks = Cpu::from([
+            ("broker".to_owned(), meter::peak(&self.broker.to_string())),
+            (
+                "postgres (largest process)".to_owned(),
+                meter::largest_child(self.postgres),
+            ),
+        ]);
+        for (name, process) in &self.services {
+            let peak = peaks.entry((*name).to_owned()).or_default();
+            *peak = peak.max(meter::peak(&process.pid().to_string()));
+        }
+        for peak in peaks.values_mut() {
+            *peak = rounded(*peak);
+        }
+        peaks
+    }
+
+    /// The sum of a counter over the replicas of a service.
+    pub(crate) async fn counted(&self, service: &str, name: &str) -> f64 {
+        let mut sum = 0.0;
+        for (_, process) in self.services.iter().filter(|(other, _)| *other == service) {
+            sum += process.metric(name).await.unwrap_or(0.0);
+        }
+        sum
+    }
+
+    /// Bytes that the virtual host has received and sent so far, as the broker counts them, twice a second.
+    pub(crate) async fn broker_bytes(&self) -> f64 {
+        sleep(Duration::from_millis(1_200)).await;
+        let path = format!("vhosts/{}", self.line.vhost.name);
+        let (_, found) = self
+            .line
+            .vhost
+            .broker
+            .call(Method::GET, &path, Value::Null)
+            .await;
+        let octets = |name: &str| found[name].as_f64().unwrap_or(0.0);
+        octets("recv_oct") + octets("send_oct")
+    }
+
+    /// A name for the next run of a job.
+    pub(crate) fn next_run(&mut self, job: &str) -> String {
+        self.runs += 1;
+        format!("{job}-{}", self.runs)
+    }
+
+    /// `etl run JOB --follow`, which has to end well, with every row.
+    pub(crate) async fn run(&mut self, job: &str) -> Ran {
+        let run = self.next_run(job);
+        let command = as_by_default(self.line.service("etl"));
+        let command = [
+            "run", job, "--run-id", &run, "--again", "--follow", "--json",
+        ]
+        .into_iter()
+        .fold(command, Service::arg);
+        let (begun, clock) = (Instant::now(), SystemTime::now());
+        let done = command.run().await;
+        let followed = begun.elapsed().as_secs_f64();
+        assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
+        let finished: f64 = sqlx::query_scalar(
+            "SELECT extract(epoch FROM finished_at)::float8 FROM etl.runs WHERE run_id = $1",
+        )
+        .bind(&run)
+        .fetch_one(&self.line.database.pool)
+        .await
+        .expect("the run is in the books");
+        let begun = clock
+            .duration_since(UNIX_EPOCH)
+            .expect("the clock is past 1970");
+        Ran {
+            committed: rounded(finished - begun.as_secs_f64()),
+            followed: rounded(followed),
+        }
+    }
+
+    /// `etl run JOB`, not waited for.
+    pub(crate) async fn request(&mut self, job: &str) {
+        let run = self.next_run(job);
+        let command = as_by_default(self.line.service("etl"));
+        let command = ["run", job, "--run-id", &run, "--again"]
+            .into_iter()
+            .fold(command, Service::arg);
+        let done = command.run().await;
+        assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
+    }
+
+    /// Seconds of a shell's line, which has to end well.
+    pub(crate) async fn shell(&self, line: &str) -> f64 {
+        let begun = Instant::now();
+        let done = tokio::process::Command::new("bash")
+            .args(["-c", &format!("set -eo pipefail; {line}")])
+            .output()
+            .await
+            .expect("bash can be started");
+        let seconds = rounded(begun.elapsed().as_secs_f64());
+        let errors = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{line}: {errors}");
+        seconds
+    }
+
+    /// `psql` on the database, up to its command.
+    pub(crate) fn psql(&self) -> String {
+        format!(
+            "psql -X -q -v ON_ERROR_STOP=1 '{}' -c",
+            self.line.database.url
+        )
+    }
+
+    pub(crate) async fn execute(&self, sql: &str) {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()))
+            .execute(&self.line.database.pool)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    async fn text(&self, sql: &str) -> String {
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned()))
+            .fetch_one(&self.line.database.pool)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// Empties a table, and lets the server write out what it still has to, so that nobody pays for who came before.
+    pub(crate) async fn afresh(&self, table: &str) {
+        self.execute(&format!("TRUNCATE {table}")).await;
+        self.execute("CHECKPOINT").await;
+    }
+
+    /// Asserts that a table has so many rows.
+    pub(crate) async fn holds(&self, table: &str, rows: u64) {
+        let found = self
+            .line
+            .number(&format!("SELECT count(*) FROM {table}"))
+            .await;
+        assert_eq!(found.unsigned_abs(), rows, "rows in {table}");
+    }
+
+    /// Lets the stand-in write a result's CSV into a file, and answers the file's size. From then on the stand-in serves
+    /// it from a file of its own.
+    pub(crate) async fn write_csv(&self, result: &ResultSet, object: &str, path: &str) -> u64 {
+        self.line.cloud.put_result(object, result.clone());
+        let url = format!("{}/{object}", self.line.cloud.url());
+        self.shell(&format!("curl -sf -o '{path}' '{url}'")).await;
+        std::fs::metadata(path).map_or(0, |file| file.len())
+    }
+}
+
+/// With batches of the size that they have outside of tests.
+fn as_by_default(etl: Service) -> Service {
+    etl.without("ETL_BATCH_ROWS").without("ETL_BATCH_BYTES")
+}
