@@ -61,6 +61,14 @@ pub struct ExistingTable {
     pub unique: Vec<Vec<String>>,
 }
 
+impl ExistingTable {
+    /// The type of a column, if there is one of this name and of a type that is known here.
+    pub fn type_of(&self, name: &str) -> Option<PgType> {
+        let column = self.columns.iter().find(|one| one.name == name)?;
+        column.type_name.parse().ok()
+    }
+}
+
 /// A column as the catalog has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExistingColumn {

@@ -194,6 +194,8 @@ impl LoadError {
     /// What to do about it.
     pub fn verdict(&self) -> Verdict {
         match self {
+            // The table is fit, and a GRANT is all that it takes: as when the privilege is lost under way.
+            Self::Refused(Refused::Target(Refusal::MayNotWrite { .. })) => Verdict::Pause,
             Self::Refused(_) => Verdict::Dead,
             // A statement of our own that does not fit our own tables is a wrong schema, whatever
             // the message: dead-lettering every message would help nobody.

@@ -3,7 +3,6 @@
 //! a row counts as refused only when it was refused alone.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use common::failpoint;
 use common::message::{Reject, RejectedRow, ValidBatch};
@@ -88,16 +87,10 @@ pub(crate) async fn write(
         None => Last::Batch(number),
     };
     let copied = async {
-        let at_once = copy_at_once(tx, statements, batch, last).await?;
-        if let AtOnce::Stored(stored) = at_once {
+        if let Some(stored) = copy_as_binary(tx, statements, batch, last).await? {
             return Ok(Some((stored, batch.rows.len() as u64)));
         }
-        let odd = copy_as_text(tx, statements, batch, last, &mut refused).await?;
-        if at_once == AtOnce::Refused && odd.is_none() && refused.is_empty() {
-            // Nothing is wrong with the rows, so that it is with their types.
-            statements.text_only.store(true, Ordering::Relaxed);
-        }
-        Ok(odd)
+        copy_as_text(tx, statements, batch, last, &mut refused).await
     };
     let copied = copied
         .await
@@ -115,38 +108,24 @@ pub(crate) async fn write(
     Ok(Written { refused, collapsed })
 }
 
-/// How copying all rows in the binary format ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum AtOnce {
-    /// So many rows.
-    Stored(u64),
-    /// Not all types have one, or all values its canonical form.
-    NotEncoded,
-    /// A row, or all of them. Text tells which one and why.
-    Refused,
-}
-
-/// Copies all rows in the binary format, in a savepoint.
-async fn copy_at_once(
+/// Copies all rows in the binary format, in a savepoint: so many. None when that cannot be: not all types have such a form
+/// here, or not all values are in their canonical one, or Postgres refused a row. Text tells which one and why.
+async fn copy_as_binary(
     tx: &mut PgConnection,
     statements: &Statements,
     batch: &ValidBatch,
     last: Last,
-) -> Result<AtOnce, sqlx::Error> {
-    if statements.text_only.load(Ordering::Relaxed) {
-        return Ok(AtOnce::NotEncoded);
-    }
-    let types: Vec<_> = batch.columns.iter().map(|column| column.pg_type).collect();
+) -> Result<Option<u64>, sqlx::Error> {
     // Encoded before the COPY begins: nothing else is waited for while one is open.
-    let Some(bytes) = binary::encode(&batch.rows, &types, last) else {
-        return Ok(AtOnce::NotEncoded);
+    let Some(bytes) = binary::encode(&batch.rows, &statements.copied_types, last) else {
+        return Ok(None);
     };
     let copied = savepoint(tx, async |tx: &mut PgConnection| {
         copy(tx, &statements.copy_binary, &bytes).await
     });
     match copied.await {
-        Ok(stored) => Ok(AtOnce::Stored(stored)),
-        Err(error) if classify(&error) == Class::Row => Ok(AtOnce::Refused),
+        Ok(stored) => Ok(Some(stored)),
+        Err(error) if classify(&error) == Class::Row => Ok(None),
         Err(error) => Err(error),
     }
 }

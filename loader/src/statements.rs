@@ -8,10 +8,8 @@ pub mod merge;
 pub(crate) mod overlap;
 pub mod publish;
 
-use std::sync::atomic::AtomicBool;
-
 use common::job::{Mode, Target};
-use common::schema::{BATCH_COLUMN, TargetColumn, quoted};
+use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
 use sha2::{Digest, Sha256};
 
 use crate::ddl::{TableName, list};
@@ -37,12 +35,13 @@ pub struct Statements {
     pub copy: String,
     /// The same in the binary format.
     pub copy_binary: String,
-    /// Whether the binary format was refused where text was not: a column of the table is of a wider type.
-    pub text_only: AtomicBool,
     /// The name that Postgres' error context has for the table that is copied into.
     pub copied_table: String,
     /// The columns' names in that context, in the batch's order.
     pub copied_columns: Vec<String>,
+    /// The types that these columns have, some wider than the batch's. The binary format is of a type, and one of another
+    /// type may be mistaken for a value.
+    pub copied_types: Vec<PgType>,
     /// Takes the rows away that an earlier generation of the batch wrote. $1: `_batch`. Only where a
     /// replay replaces each batch by itself.
     pub supersede: Option<String>,
@@ -53,14 +52,17 @@ pub struct Statements {
 impl Statements {
     /// For a table that these columns made.
     pub fn of(name: &TableName, target: &Target, columns: &[TargetColumn]) -> Self {
-        Self::of_table(name, target, columns, String::new())
+        let types = columns.iter().map(|column| column.pg_type).collect();
+        Self::of_table(name, target, columns, types, String::new())
     }
 
-    /// For a table with this fingerprint, which the columns and the key were checked against.
+    /// For a table with this fingerprint, which the columns and the key were checked against, and in which the columns
+    /// have these types.
     pub fn of_table(
         name: &TableName,
         target: &Target,
         columns: &[TargetColumn],
+        copied_types: Vec<PgType>,
         fingerprint: String,
     ) -> Self {
         let table = name.sql();
@@ -93,9 +95,9 @@ impl Statements {
             fingerprint,
             copy_binary: format!("{copy} WITH (FORMAT binary)"),
             copy: format!("{copy} WITH (FORMAT text, ENCODING 'UTF8')"),
-            text_only: AtomicBool::new(false),
             copied_table,
             copied_columns,
+            copied_types,
             merge,
         }
     }

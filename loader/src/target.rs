@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::job::{Mode, Target};
 use common::message::{RunId, ValidBatch};
-use common::schema::TargetColumn;
+use common::schema::{PgType, TargetColumn};
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
@@ -91,7 +91,7 @@ impl Targets {
         let checked = transaction(pool, async |tx: &mut PgConnection| {
             create_or_check(tx, &name, target, columns, &batch.job).await
         });
-        let fingerprint = checked
+        let (fingerprint, types) = checked
             .await
             .map_err(|source| LoadError::target(name.sql(), "created or checked", source))?
             .map_err(Refused::from)?;
@@ -99,7 +99,7 @@ impl Targets {
         let statements = if place.staged.is_some() {
             staging::prepare(pool, batch).await?
         } else {
-            Statements::of_table(&name, target, columns, fingerprint)
+            Statements::of_table(&name, target, columns, types, fingerprint)
         };
         let statements = Arc::new(statements);
         let mut prepared = self.prepared();
@@ -192,14 +192,14 @@ pub(crate) async fn check_again(
     Ok(ddl::check_table(name, target, columns, &found.table))
 }
 
-/// The fingerprint of the table that was created, changed or found fit.
+/// The fingerprint of the table that was created, changed or found fit, and the types that the columns have in it.
 async fn create_or_check(
     tx: &mut PgConnection,
     name: &TableName,
     target: &Target,
     columns: &[TargetColumn],
     job: &str,
-) -> Result<Result<String, Refusal>, sqlx::Error> {
+) -> Result<Result<(String, Vec<PgType>), Refusal>, sqlx::Error> {
     // Another loader may be creating or altering it at this moment; IF NOT EXISTS alone does not
     // prevent the error that the second of two gets.
     sqlx::query("SELECT pg_advisory_xact_lock($1)")
@@ -235,7 +235,11 @@ async fn create_or_check(
         }
     }
     let now = look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?;
-    Ok(Ok(now.fingerprint))
+    // Fit is a column of the same or of a wider type, so that each has one.
+    let types = columns
+        .iter()
+        .filter_map(|column| now.table.type_of(&column.name));
+    Ok(Ok((now.fingerprint, types.collect())))
 }
 
 /// Whether this connection's role may do what is to be done, and write the rows then.

@@ -28,8 +28,9 @@ const STAGE: &str = "loader";
 /// Deliveries in hand at most, for each lane: one is loaded while the next is on its way.
 const PREFETCH: u16 = 2;
 
-/// Batches that are loaded side by side, each on a connection of its own: Postgres has as many processes at work.
-const LANES: usize = 2;
+/// Lanes in which batches are loaded side by side, each on a connection of its own: Postgres has as many processes at
+/// work. Each is ready or not for itself, under this name.
+const LANES: [&str; 2] = ["batches", "batches, second lane"];
 
 /// What the loops of a session share.
 pub(super) struct Deliveries<'a> {
@@ -50,33 +51,36 @@ impl Deliveries<'_> {
         // The first begins alone and with one delivery in hand, so that a batch that takes the process down is alone when
         // it does; the others follow once one was handled well.
         let proven = CancellationToken::new();
-        let lanes = (0..LANES).map(async |lane| {
-            if lane > 0 {
+        let lanes = LANES.iter().enumerate().map(async |(index, lane)| {
+            if index > 0 {
                 tokio::select! {
                     biased;
                     () = self.session.stop.cancelled() => return Ok(()),
                     () = proven.cancelled() => {}
                 }
             }
-            self.lane(&proven).await
+            self.lane(lane, &proven).await
         });
         try_join_all(lanes.map(Box::pin)).await.map(drop)
     }
 
-    async fn lane(&self, proven: &CancellationToken) -> Result<(), Fault> {
+    async fn lane(&self, lane: &'static str, proven: &CancellationToken) -> Result<(), Fault> {
         self.consume::<ValidBatch>(proven, async |delivery, hand| {
             let batch = match self.readable(&delivery).await {
                 Ok(batch) => batch,
                 Err(refused) => return self.bury(delivery, &refused.to_string(), 1).await,
             };
             let span = tracing::info_span!("batch", run.id = %batch.id.run, batch.seq = batch.id.seq, delivery.count = delivery.deliveries());
-            self.batch(delivery, hand, &batch).instrument(span).await
+            self.batch(lane, delivery, hand, &batch)
+                .instrument(span)
+                .await
         })
         .await
     }
 
     async fn batch(
         &self,
+        lane: &'static str,
         delivery: Delivery<ValidBatch>,
         hand: &mut Hand<ValidBatch>,
         batch: &ValidBatch,
@@ -106,7 +110,7 @@ impl Deliveries<'_> {
             Err(GivenUp::Pause(error)) => {
                 drop(delivery);
                 self.let_go(hand).await;
-                self.wait("batches", error, async || {
+                self.wait(lane, error, async || {
                     self.loader.handle(batch).await.map(drop)
                 })
                 .await;
@@ -191,7 +195,8 @@ impl Deliveries<'_> {
         Ok(())
     }
 
-    /// Consumes a queue with caution, and cancels `proven` when a delivery was handled well. Anew after each time that Postgres was waited for.
+    /// Consumes a queue with caution, and cancels `proven` when a delivery was handled well. Anew after each time that
+    /// Postgres was waited for.
     async fn consume<M: Message>(
         &self,
         proven: &CancellationToken,

@@ -5,7 +5,6 @@
 //! a reader sees the table as it was until the commit, and nobody has to wait for it.
 
 use std::fmt::Write as _;
-use std::sync::atomic::AtomicBool;
 
 use common::job::{Mode, Target, Window};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
@@ -42,6 +41,7 @@ pub fn into_staging(
     fingerprint: String,
 ) -> Statements {
     let table = staging.sql();
+    let copied_types = columns.iter().map(|column| column.pg_type).collect();
     let columns = staged_columns(columns.len());
     let copy = format!("COPY {table} ({columns}, b) FROM STDIN");
     Statements {
@@ -49,9 +49,9 @@ pub fn into_staging(
         fingerprint,
         copy_binary: format!("{copy} WITH (FORMAT binary)"),
         copy: format!("{copy} WITH (FORMAT text, ENCODING 'UTF8')"),
-        text_only: AtomicBool::new(false),
         copied_table: staging.table.clone(),
         copied_columns: columns.split(", ").map(str::to_owned).collect(),
+        copied_types,
         supersede: None,
         merge: None,
     }

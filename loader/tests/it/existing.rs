@@ -208,3 +208,32 @@ async fn a_type_that_was_altered_after_the_check_rounds_nothing() {
         assert_eq!(text(&database.pool, rows).await, "a1.2300 b2.34562");
     }
 }
+
+/// Each column is of a wider type than the batch's, and the bytes of one number may be those of another of the wider type.
+#[tokio::test]
+async fn values_are_the_same_in_columns_of_wider_types() {
+    let database = books().await;
+    let pool = &database.pool;
+    let columns = [
+        "a smallint",
+        "b smallint",
+        "c integer",
+        "d numeric(10,2)",
+        "e varchar(3)",
+        "f varchar(3)",
+        "g text",
+    ];
+    let row = ["1", "-2", "3", "4.50", "x", "y", "z"].map(Some).to_vec();
+    let wider = "a integer, b bigint, c bigint, d numeric, e text, f varchar(9), g varchar";
+    for (table, key) in [("appended", &[][..]), ("upserted", &["a"][..])] {
+        let unique = if key.is_empty() { "" } else { ", UNIQUE (a)" };
+        let create = format!("CREATE TABLE {table} ({wider}, _batch bigint{unique})");
+        execute(pool, &create).await;
+        request(pool, table).await;
+        let batch = shape(table, &columns, key).batch(table, 0, 0, std::slice::from_ref(&row));
+        loader(&database).handle(&batch).await.unwrap();
+        let rows =
+            format!("SELECT string_agg(concat_ws(' ', a, b, c, d, e, f, g), ',') FROM {table}");
+        assert_eq!(text(pool, &rows).await, "1 -2 3 4.50 x y z", "{table}");
+    }
+}
