@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use common::failpoint;
+use common::job::JobSpec;
 use common::message::RunId;
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 
 use crate::database::{transaction, transaction_within};
@@ -114,7 +116,10 @@ async fn complete(tx: &mut PgConnection, run: &RunId) -> Result<Ended, sqlx::Err
     }
     let staging = staging::find(tx, run.as_str(), counted.generation).await?;
     let Some(staging) = staging else {
-        return end(tx, run, "completed", None).await;
+        return match nothing_staged(tx, run, counted.generation).await? {
+            None => end(tx, run, "completed", None).await,
+            Some(why) => end(tx, run, "held", Some(why)).await,
+        };
     };
     sqlx::query("SELECT set_config('statement_timeout', $1, true)")
         .bind(format!("{}s", PUBLISHING.as_secs()))
@@ -127,6 +132,29 @@ async fn complete(tx: &mut PgConnection, run: &RunId) -> Result<Ended, sqlx::Err
     };
     failpoint::reach("mid_publish").await;
     ended
+}
+
+/// Why a run without a staging table is not complete all the same: it is a replay whose every batch was given up before
+/// any was staged, and the rows that it was to replace are in the target still.
+async fn nothing_staged(
+    tx: &mut PgConnection,
+    run: &RunId,
+    generation: i32,
+) -> Result<Option<String>, sqlx::Error> {
+    let spec: Option<Json<JobSpec>> = sqlx::query_scalar(
+        "SELECT job_spec FROM etl.replays WHERE run_id = $1 AND generation = $2",
+    )
+    .bind(run.as_str())
+    .bind(generation)
+    .fetch_optional(tx)
+    .await?;
+    let generation = u32::try_from(generation).unwrap_or_default();
+    let is_staged = spec.is_some_and(|spec| spec.0.target.is_staged(generation));
+    Ok(is_staged.then(|| {
+        format!(
+            "every batch of the replay was given up, and the rows that it was to replace are in the target still; `etl discard {run} --why ...` leaves them there, `etl replay {run}` tries again"
+        )
+    }))
 }
 
 /// What the ledger says of a run whose last batch is there.

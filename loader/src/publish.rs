@@ -178,7 +178,7 @@ impl Attempt<'_> {
                 .fetch_one(&mut *tx)
                 .await?
             {
-                return Err(superseded(&run));
+                return self.give_way(tx, name, sql, &run).await;
             }
         }
         let numbers: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(newer.clone()))
@@ -193,9 +193,40 @@ impl Attempt<'_> {
             "SELECT run_id FROM etl.runs WHERE run_no = (SELECT max(number >> 24) FROM unnest($1::bigint[]) AS n (number))",
         )
         .bind(&numbers)
-        .fetch_optional(tx)
+        .fetch_optional(&mut *tx)
         .await?;
-        run.map_or(Ok(()), |run| Err(superseded(&run)))
+        match run {
+            None => Ok(()),
+            Some(run) => self.give_way(tx, name, sql, &run).await,
+        }
+    }
+
+    /// To a newer run. Of a replay there may be rows that the newer run has not replaced: then nobody can say what they
+    /// shall be, and they stay as they are.
+    async fn give_way(
+        &self,
+        tx: &mut PgConnection,
+        name: &TableName,
+        sql: &Publishing,
+        newer: &str,
+    ) -> Result<(), Stop> {
+        let (from, to) = batch_numbers(self.counted.run_no);
+        let has_own: bool = sqlx::query_scalar(AssertSqlSafe(sql.has_own.clone()))
+            .bind(from)
+            .bind(to)
+            .fetch_one(tx)
+            .await?;
+        if has_own {
+            return held(format!(
+                "the run {newer}, which was asked for later, has replaced a part of the same rows, and the others are in {} as they were before this replay; `etl discard {} --why ...` leaves them so, and a new run for their part of {} brings them in anew",
+                name.sql(),
+                self.run,
+                sql.window
+            ));
+        }
+        Err(Stop::As(Published::Superseded(format!(
+            "the run {newer}, which was asked for later, has replaced the same rows already; none of this run's rows are in the target"
+        ))))
     }
 
     /// What is staged is what the ledger says was accepted, and belongs into the window.
@@ -353,12 +384,6 @@ impl Attempt<'_> {
             .await
             .map(drop)
     }
-}
-
-fn superseded(run: &str) -> Stop {
-    Stop::As(Published::Superseded(format!(
-        "the run {run}, which was asked for later, has replaced the same rows already; none of this run's rows are in the target"
-    )))
 }
 
 async fn first_unknown(tx: &mut PgConnection, numbers: &[i64]) -> Result<Option<i64>, sqlx::Error> {

@@ -217,6 +217,10 @@ async fn create_or_check(
         Err(refusal) => return Ok(Err(refusal)),
     };
     let table = name.sql();
+    let was = match (&change, found) {
+        (Change::Nothing, found) => found,
+        _ => None,
+    };
     match change {
         Change::Nothing => {}
         Change::Create { ddl } => {
@@ -234,7 +238,11 @@ async fn create_or_check(
             );
         }
     }
-    let now = look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?;
+    // What is answered is the table that was looked at: one that somebody alters at this moment is another one.
+    let now = match was {
+        Some(was) => was,
+        None => look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?,
+    };
     // Fit is a column of the same or of a wider type, so that each has one.
     let types = columns
         .iter()
@@ -310,7 +318,8 @@ struct Found {
 
 async fn look_up(tx: &mut PgConnection, name: &TableName) -> Result<Option<Found>, sqlx::Error> {
     let select = format!(
-        "SELECT c.oid, c.relkind::text, c.relpersistence = 'u', {FINGERPRINT} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        "SELECT c.oid, c.relkind::text, c.relpersistence = 'u'
+             OR EXISTS (SELECT FROM pg_partition_tree(c.oid) p JOIN pg_class leaf ON leaf.oid = p.relid WHERE leaf.relpersistence = 'u'), {FINGERPRINT} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE n.nspname = $1 AND c.relname = $2"
     );
     let found: Option<(Oid, String, bool, String)> = sqlx::query_as(AssertSqlSafe(select))

@@ -82,6 +82,8 @@ pub struct Publishing {
     /// Names some batches after the run's own that have rows in the window. $1: the end of the
     /// run's range of `_batch`.
     pub newer: Option<String>,
+    /// Whether rows of earlier generations are there. $1, $2: as below.
+    pub has_own: String,
     /// Takes the rows of earlier generations away. $1, $2: the run's range of `_batch`, the end
     /// excluded.
     pub delete_own: String,
@@ -133,6 +135,7 @@ impl Publishing {
             newer: is_replace.then(|| {
                 format!("SELECT DISTINCT {batch} FROM {table} WHERE {batch} >= $1 AND {of_window} LIMIT 100")
             }),
+            has_own: format!("SELECT EXISTS (SELECT FROM {table} WHERE {batch} >= $1 AND {batch} < $2)"),
             delete_own: format!("DELETE FROM {table} WHERE {batch} >= $1 AND {batch} < $2"),
             delete_window: is_replace.then(|| format!("DELETE FROM {table} WHERE {of_window}")),
             write: write_statement(&table, &stage, target, &names),

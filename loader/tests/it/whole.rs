@@ -311,6 +311,29 @@ async fn windows_that_overlap_are_the_newer_runs_and_others_are_left_alone() {
     assert!(third.starts_with("superseded the run empty"), "{third}");
 }
 
+/// Its rows of the other days are in the target, and are as they were.
+#[tokio::test]
+async fn a_replay_of_which_a_newer_run_has_replaced_a_part_is_held() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    for run in ["week", "day"] {
+        request(pool, run).await;
+    }
+    let week = replacing(Some(("02", "08")));
+    let batch = load(&loader, &week, "week", &[("02", "1"), ("04", "1")]).await;
+    let day = replacing(Some(("04", "04")));
+    load(&loader, &day, "day", &[("04", "2")]).await;
+    assert_eq!(table(pool).await, "2:1 4:2");
+    replayed(pool, "week").await;
+    loader.handle(&with_generation(&batch, 1)).await.unwrap();
+    let found = state(pool, "week").await;
+    assert!(
+        found.starts_with("held the run day") && found.contains("etl discard week"),
+        "{found}"
+    );
+    assert_eq!(table(pool).await, "2:1 4:2");
+}
+
 #[tokio::test]
 async fn rows_outside_of_the_window_hold_the_run() {
     let database = books().await;

@@ -74,6 +74,9 @@ fn days(text: &str, is_before_christ: bool) -> Option<i64> {
         return None;
     }
     let (year, month, day) = (number(year)?, number(&rest[1..3])?, number(&rest[4..])?);
+    if year == 0 {
+        return None;
+    }
     let year = if is_before_christ { 1 - year } else { year };
     if !(1..=12).contains(&month) || !(1..=days_of(year, month)).contains(&day) {
         return None;

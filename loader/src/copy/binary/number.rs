@@ -22,7 +22,10 @@ pub(super) fn real(text: &str) -> Option<f32> {
         "NaN" => Some(f32::NAN),
         "Infinity" => Some(f32::INFINITY),
         "-Infinity" => Some(f32::NEG_INFINITY),
-        _ if is_plain(text) => text.parse().ok().filter(|number: &f32| number.is_finite()),
+        _ if is_plain(text) => text
+            .parse()
+            .ok()
+            .filter(|number: &f32| number.is_finite() && (*number != 0.0 || is_zero(text))),
         _ => None,
     }
 }
@@ -33,7 +36,10 @@ pub(super) fn double(text: &str) -> Option<f64> {
         "NaN" => Some(f64::NAN),
         "Infinity" => Some(f64::INFINITY),
         "-Infinity" => Some(f64::NEG_INFINITY),
-        _ if is_plain(text) => text.parse().ok().filter(|number: &f64| number.is_finite()),
+        _ if is_plain(text) => text
+            .parse()
+            .ok()
+            .filter(|number: &f64| number.is_finite() && (*number != 0.0 || is_zero(text))),
         _ => None,
     }
 }
@@ -42,6 +48,12 @@ pub(super) fn double(text: &str) -> Option<f64> {
 fn is_plain(text: &str) -> bool {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
     unsigned.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// Whether a number that was read as zero is none that was too small, which Postgres refuses.
+fn is_zero(text: &str) -> bool {
+    let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
+    !mantissa.contains(|c: char| ('1'..='9').contains(&c))
 }
 
 /// `numeric`: number of digits, weight of the first, sign, digits after the point that are shown; then the digits, of
