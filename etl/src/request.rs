@@ -70,6 +70,13 @@ fn limits() -> Result<Limits, Failure> {
             .batch_bytes
             .map_or(default.batch_bytes, NonZeroU32::get),
     };
+    if limits.batch_rows > Limits::MOST_ROWS {
+        return Err(Failure::misuse(anyhow!(
+            "ETL_BATCH_ROWS is {}, and a batch may have {} at most",
+            limits.batch_rows,
+            Limits::MOST_ROWS
+        )));
+    }
     if limits.batch_bytes as usize > Limits::ROW_BYTES {
         return Err(Failure::misuse(anyhow!(
             "ETL_BATCH_BYTES is {}, and a batch may have {} at most",

@@ -41,6 +41,10 @@ impl Limits {
     /// enough below RabbitMQ's largest message (16 MiB since 4.0) for its escaped form.
     pub const ROW_BYTES: usize = 4 << 20;
 
+    /// Batches of more rows are not asked for: each may be rejected with a reason of its own, and tried by itself when
+    /// Postgres refuses some.
+    pub const MOST_ROWS: u32 = 20_000;
+
     /// Those of runs that were asked for before the books kept them.
     pub const UNRECORDED: Self = Self {
         batch_rows: 5_000,
