@@ -165,9 +165,10 @@ impl World {
         sum
     }
 
-    /// Bytes that the virtual host has received and sent so far, as the broker counts them, twice a second.
+    /// Bytes that the virtual host has received and sent so far, as the broker counts them. It adds them up in steps of
+    /// five seconds.
     pub(crate) async fn broker_bytes(&self) -> f64 {
-        sleep(Duration::from_millis(1_200)).await;
+        sleep(Duration::from_millis(6_500)).await;
         let path = format!("vhosts/{}", self.line.vhost.name);
         let (_, found) = self
             .line
