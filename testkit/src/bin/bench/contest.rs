@@ -127,7 +127,11 @@ impl<'a> Course<'a> {
     }
 
     async fn go(&mut self, way: usize) -> Took {
-        let table = if way == PIPELINE { &self.name } else { &self.table };
+        let table = if way == PIPELINE {
+            &self.name
+        } else {
+            &self.table
+        };
         self.world.afresh(table).await;
         let before = self.broker_bytes(way).await;
         let cpu = self.world.cpu();
@@ -159,7 +163,11 @@ impl<'a> Course<'a> {
         };
         let cpu = between(&cpu, &self.world.cpu());
         let bytes = self.broker_bytes(way).await - before;
-        let table = if way == PIPELINE { &self.name } else { &self.table };
+        let table = if way == PIPELINE {
+            &self.name
+        } else {
+            &self.table
+        };
         self.world.holds(table, self.rows).await;
         Took { wall, cpu, bytes }
     }
