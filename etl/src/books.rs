@@ -11,7 +11,6 @@ mod rejects;
 mod replays;
 mod request;
 mod runs;
-mod take_back;
 mod target;
 mod trace;
 
@@ -25,7 +24,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::time::timeout;
 
-pub(crate) use decisions::{Discarded, GivenUp, Rows};
+pub(crate) use decisions::{GivenUp, Rows};
 pub(crate) use given_up::ReplayGivenUp;
 pub(crate) use health::Server;
 pub(crate) use letters::{DeadLetter, Dropped, DroppedBatch, Letter};

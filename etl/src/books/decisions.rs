@@ -9,7 +9,6 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres, Transaction};
 
 use super::Books;
 use super::runs::no_such_run;
-use super::take_back::{Before, take_back};
 use crate::Failure;
 
 /// A run's row, locked.
@@ -22,6 +21,7 @@ struct Locked {
     mode: String,
     publish: String,
     target_table: String,
+    was_published: bool,
     /// As the ledger of the live generation has it.
     rows_loaded: i64,
 }
@@ -35,8 +35,6 @@ pub(crate) enum Rows {
     Stay(i64),
     /// So many were removed from the target.
     Removed(i64),
-    /// It was a replay that was given up: the run is complete as it was before, with so many rows in the target.
-    AsBefore(i64),
 }
 
 /// A run that is given up.
@@ -47,16 +45,6 @@ pub(crate) struct GivenUp {
     pub(crate) target_table: String,
     /// It had been given up before, or had failed; only its rows are dealt with now.
     pub(crate) was: Option<String>,
-    pub(crate) rows: Rows,
-}
-
-/// A held run that is given up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Discarded {
-    pub(crate) target_table: String,
-    /// The rows that were waiting.
-    pub(crate) dropped: i64,
-    /// Those of generations before.
     pub(crate) rows: Rows,
 }
 
@@ -77,6 +65,18 @@ impl Locked {
         self.publish == "run"
             || self.mode == "replace"
             || (self.generation > 0 && self.mode != "append")
+    }
+
+    /// Refuses to discard a replay while the rows of the generation before are in the target: the books would call them
+    /// dropped.
+    fn check_discard(&self, run: &str) -> Result<(), String> {
+        if self.generation > 0 && (self.was_published || self.publish == "batch") {
+            return Err(format!(
+                "what is held is a replay of the run {run}, and the rows that it had loaded before are still in {}; nothing was changed: correct the job and run `etl replay {run}` again, or publish it as it is by `etl approve {run}`",
+                self.target_table
+            ));
+        }
+        Ok(())
     }
 
     fn plan_to_cancel(&self, run: &str, undo: bool) -> Result<Plan, String> {
@@ -113,7 +113,7 @@ impl Locked {
         Ok(Plan {
             ends,
             removes,
-            drops: removes || (self.is_staged() && (ends || undo)),
+            drops: removes || self.is_staged(),
         })
     }
 }
@@ -128,19 +128,14 @@ impl Books {
     ) -> Result<GivenUp, Failure> {
         let doing = || format!("cannot cancel the run {run}; nothing was changed");
         let mut tx = self.pool.begin().await.with_context(doing)?;
-        let mut locked = lock(&mut tx, run).await?;
-        let mut plan = locked
+        let locked = lock(&mut tx, run).await?;
+        let plan = locked
             .plan_to_cancel(run.as_str(), undo)
             .map_err(|sentence| anyhow!(sentence))?;
         let decision = decision("cancelled", why);
-        let before = if plan.ends {
-            let before = end(&mut tx, run, &mut locked, &decision, undo).await;
-            before.with_context(doing)?
-        } else {
-            Before::Nothing
-        };
-        // What a generation before has loaded is in the target.
-        plan.drops = plan.removes || (plan.drops && before == Before::Nothing);
+        if plan.ends {
+            end(&mut tx, run, &decision).await.with_context(doing)?;
+        }
         let removed = if plan.removes {
             remove(&mut tx, &locked).await.with_context(doing)?
         } else {
@@ -154,10 +149,9 @@ impl Books {
         tx.commit().await.with_context(|| {
             format!("it is not known whether the run {run} was cancelled; ask again")
         })?;
-        let rows = match (before, locked.rows_loaded) {
-            _ if plan.removes => Rows::Removed(removed),
-            (Before::Complete, stay) => Rows::AsBefore(stay),
-            (_, stay @ 1..) if !plan.drops => Rows::Stay(stay),
+        let rows = match (plan.removes, locked.rows_loaded) {
+            (true, _) => Rows::Removed(removed),
+            (false, stay @ 1..) if !plan.drops => Rows::Stay(stay),
             _ => Rows::NeverThere,
         };
         Ok(GivenUp {
@@ -187,33 +181,24 @@ impl Books {
         Ok(())
     }
 
-    /// Gives a held run up: what the ledger has of it is dropped, and never was in the target. A held replay is taken back,
-    /// and what was in the target before it is still there.
-    pub(crate) async fn discard(&self, run: &RunId, why: &str) -> Result<Discarded, Failure> {
+    /// Gives a held run up: what the ledger has of it is dropped, and never was in the target.
+    pub(crate) async fn discard(&self, run: &RunId, why: &str) -> Result<i64, Failure> {
         let doing = || format!("cannot discard the run {run}; nothing was changed");
         let mut tx = self.pool.begin().await.with_context(doing)?;
-        let mut locked = lock(&mut tx, run).await?;
+        let locked = lock(&mut tx, run).await?;
         held(&locked, run)?;
+        locked
+            .check_discard(run.as_str())
+            .map_err(|sentence| anyhow!(sentence))?;
         let decision = decision("discarded", Some(why));
-        let dropped = locked.rows_loaded;
-        let before = end(&mut tx, run, &mut locked, &decision, false).await;
-        let rows = match before.with_context(doing)? {
-            Before::Complete => Rows::AsBefore(locked.rows_loaded),
-            Before::Part => Rows::Stay(locked.rows_loaded),
-            Before::Nothing => {
-                let drop = drop_loaded(&mut tx, run, locked.generation, &decision);
-                drop.await.with_context(doing)?;
-                Rows::NeverThere
-            }
-        };
+        end(&mut tx, run, &decision).await.with_context(doing)?;
+        drop_loaded(&mut tx, run, locked.generation, &decision)
+            .await
+            .with_context(doing)?;
         tx.commit().await.with_context(|| {
             format!("it is not known whether the run {run} was discarded; ask again")
         })?;
-        Ok(Discarded {
-            target_table: locked.target_table,
-            dropped,
-            rows,
-        })
+        Ok(locked.rows_loaded)
     }
 }
 
@@ -252,7 +237,7 @@ async fn lock(tx: &mut Transaction<'_, Postgres>, run: &RunId) -> Result<Locked,
         .await
         .with_context(doing)?;
     let locked = sqlx::query_as(
-        "SELECT run_no, job, state, generation, mode, publish, target_table,
+        "SELECT run_no, job, state, generation, mode, publish, target_table, published_at IS NOT NULL AS was_published,
                 (SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.batches b
                  WHERE b.run_id = r.run_id AND b.generation = r.generation) AS rows_loaded
          FROM etl.runs r WHERE run_id = $1 FOR UPDATE",
@@ -264,39 +249,14 @@ async fn lock(tx: &mut Transaction<'_, Postgres>, run: &RunId) -> Result<Locked,
     locked.ok_or_else(|| no_such_run(run.as_str()))
 }
 
-/// Ends an open run. Of one that is replayed, the replay ends: if the run was complete before, it is so again, unless its
-/// rows are to go, too. Tells what it was, and corrects what the ledger has loaded.
-async fn end(
-    tx: &mut PgConnection,
-    run: &RunId,
-    locked: &mut Locked,
-    decision: &str,
-    rows_go: bool,
-) -> Result<Before, sqlx::Error> {
-    let before = if locked.generation > 0 {
-        let reason = format!("{decision} by {}", who());
-        take_back(&mut *tx, run, locked.generation, &reason).await?
-    } else {
-        Before::Nothing
-    };
-    let state = if before == Before::Complete && !rows_go {
-        "completed"
-    } else {
-        "cancelled"
-    };
-    let ended = sqlx::query_scalar(
-        "UPDATE etl.runs r SET state = $2, finished_at = now(), decided_by = $3, decision = $4 WHERE run_id = $1
-         RETURNING (SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.batches b
-                    WHERE b.run_id = r.run_id AND b.generation = r.generation)",
-    );
-    locked.rows_loaded = ended
+async fn end(tx: &mut PgConnection, run: &RunId, decision: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE etl.runs SET state = 'cancelled', finished_at = now(), decided_by = $2, decision = $3 WHERE run_id = $1")
         .bind(run.as_str())
-        .bind(state)
         .bind(who())
         .bind(decision)
-        .fetch_one(tx)
-        .await?;
-    Ok(before)
+        .execute(tx)
+        .await
+        .map(drop)
 }
 
 /// Removes the run's rows from its target, if there is such a table.
@@ -357,6 +317,7 @@ mod tests {
             mode: mode.into(),
             publish: publish.into(),
             target_table: "public.clicks".into(),
+            was_published: false,
             rows_loaded,
         }
     }
@@ -389,6 +350,28 @@ mod tests {
         let replayed = run("running", "upsert", "batch", 1, 5);
         assert!(replayed.plan_to_cancel("r", true).is_err());
         assert!(replayed.plan_to_cancel("r", false).unwrap().drops);
+    }
+
+    #[test]
+    fn a_held_replay_is_not_discarded_while_the_rows_of_before_are_in_the_target() {
+        assert!(
+            run("held", "replace", "run", 0, 5)
+                .check_discard("r")
+                .is_ok()
+        );
+        // Held, corrected, replayed and held again: nothing of it was ever published.
+        assert!(
+            run("held", "replace", "run", 1, 5)
+                .check_discard("r")
+                .is_ok()
+        );
+        let published = Locked {
+            was_published: true,
+            ..run("held", "replace", "run", 1, 5)
+        };
+        assert!(published.check_discard("r").is_err());
+        let by_batch = run("held", "upsert", "batch", 1, 5).check_discard("r");
+        assert!(by_batch.unwrap_err().contains("etl replay r"));
     }
 
     #[test]

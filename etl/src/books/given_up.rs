@@ -7,7 +7,6 @@ use sqlx::PgConnection;
 
 use super::Books;
 use super::letters::{Letter, resolve};
-use super::take_back::{Before, take_back};
 use crate::Failure;
 
 /// What giving up a replay came to.
@@ -69,30 +68,59 @@ async fn give_up(
     .bind(generation)
     .fetch_optional(&mut *tx)
     .await?;
-    let asked: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM etl.replays WHERE run_id = $1 AND generation = $2 AND source = 'athena')",
+    let replay: Option<(String, bool)> = sqlx::query_as(
+        "UPDATE etl.replays SET given_up = $3 WHERE run_id = $1 AND generation = $2 AND source = 'athena' AND $4
+         RETURNING state_before, EXISTS (SELECT FROM etl.staging s WHERE s.run_id = $1 AND s.generation = $2)",
     )
     .bind(run.as_str())
     .bind(generation)
-    .fetch_one(&mut *tx)
+    .bind(reason)
+    .bind(live.is_some())
+    .fetch_optional(&mut *tx)
     .await?;
-    if live.is_none() || !asked {
+    let Some((before, is_staged)) = replay else {
         return Ok(ReplayGivenUp::NotNeeded);
-    }
-    let (given_up, state, failure) = match take_back(&mut *tx, run, generation, reason).await? {
-        Before::Complete => (ReplayGivenUp::Restored, "completed", None),
-        Before::Part | Before::Nothing => {
-            let failure = format!("its replay was {reason}");
-            (ReplayGivenUp::Failed, "failed", Some(failure))
-        }
     };
-    sqlx::query(
-        "UPDATE etl.runs SET state = $2, failure = $3, finished_at = now() WHERE run_id = $1",
-    )
-    .bind(run.as_str())
-    .bind(state)
-    .bind(failure)
-    .execute(tx)
-    .await?;
-    Ok(given_up)
+    if before != "completed" {
+        sqlx::query("UPDATE etl.runs SET state = 'failed', failure = $2, finished_at = now() WHERE run_id = $1")
+            .bind(run.as_str())
+            .bind(format!("its replay was {reason}"))
+            .execute(&mut *tx)
+            .await?;
+        return Ok(ReplayGivenUp::Failed);
+    }
+    carry_back(tx, run, generation, is_staged).await?;
+    Ok(ReplayGivenUp::Restored)
+}
+
+/// The batches that the replay has not put through keep what the generation before made of them, in
+/// the target, where they are, and in the ledger.
+async fn carry_back(
+    tx: &mut PgConnection,
+    run: &RunId,
+    generation: i32,
+    is_staged: bool,
+) -> Result<(), sqlx::Error> {
+    let forget_staged: &[&'static str] = if is_staged {
+        // What is in staging has not reached the target.
+        &[
+            "DELETE FROM etl.rejected_rows WHERE run_id = $1 AND generation = $2",
+            "DELETE FROM etl.batches WHERE run_id = $1 AND generation = $2",
+        ]
+    } else {
+        &[]
+    };
+    let settle = [
+        "UPDATE etl.batches b SET generation = $2 WHERE run_id = $1 AND generation = $2 - 1 AND NOT EXISTS (
+             SELECT FROM etl.batches n WHERE n.run_id = $1 AND n.generation = $2 AND n.seq = b.seq)",
+        "UPDATE etl.runs SET state = 'completed', finished_at = now() WHERE run_id = $1 AND generation = $2",
+    ];
+    for statement in forget_staged.iter().chain(&settle) {
+        sqlx::query(*statement)
+            .bind(run.as_str())
+            .bind(generation)
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok(())
 }
