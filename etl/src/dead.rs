@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::books::{Books, Dropped, DroppedBatch, Letter, ReplayGivenUp};
 use crate::broker::Broker;
 use crate::cli::{DeadCommand, ReplayLettersArguments};
-use crate::report;
+use crate::report::{self, DroppedLetter};
 
 /// Runs a command about dead letters.
 pub(crate) async fn run(command: DeadCommand) -> Result<bool, Failure> {
@@ -29,11 +29,16 @@ pub(crate) async fn run(command: DeadCommand) -> Result<bool, Failure> {
             } else {
                 u64::try_from(books.count_letters(&filter).await?).unwrap_or_default()
             };
-            report::dead_letters(&letters, all, json)?;
+            report::dead_letters(&letters, all, filter.is_set(), json)?;
         }
-        DeadCommand::Show { id } => report::dead_letter(&books.dead_letter(id).await?)?,
+        DeadCommand::Show { id, json } => {
+            report::dead_letter(&books.dead_letter(id).await?, json)?;
+        }
         DeadCommand::Replay(arguments) => replay(&books, &arguments).await?,
-        DeadCommand::Drop { id, why } => give_up(&books, id, &why).await?,
+        DeadCommand::Drop { id, why, json } => {
+            let letter = books.letter(id).await?;
+            give_up(&books, &letter, &why, json).await?;
+        }
     }
     Ok(true)
 }
@@ -60,7 +65,7 @@ async fn replay(books: &Books, arguments: &ReplayLettersArguments) -> Result<(),
     }
     sender.close().await;
     broker.close().await;
-    report::replayed(ids.len())
+    report::replayed(&ids, arguments.json)
 }
 
 /// The message as it was, for the queue that it came from.
@@ -82,31 +87,35 @@ fn body(letter: &Letter) -> Result<&[u8], Failure> {
     })
 }
 
-async fn give_up(books: &Books, id: i64, why: &str) -> Result<(), Failure> {
-    let letter = books.letter(id).await?;
+async fn give_up(books: &Books, letter: &Letter, why: &str, json: bool) -> Result<(), Failure> {
+    let id = letter.id;
     if let Some(resolution) = &letter.resolution {
-        return Err(anyhow!("the dead letter {id} was dealt with: {resolution}").into());
+        return Err(anyhow!(
+            "the dead letter {id} was dealt with before: {resolution}; nothing was changed"
+        )
+        .into());
     }
     let (user, kind) = (user(), letter.kind.as_deref().unwrap_or_default());
-    if let Some(task) = reread_in(&letter) {
+    let other = |consequence| report::dropped(id, &DroppedLetter::Other(consequence), json);
+    if let Some(task) = reread_in(letter) {
         let (run, generation) = (&task.run, task.generation);
-        let given_up = books.give_up_replay(&letter, run, generation, &user, why);
-        return report::dropped_letter(id, &replay_is(&given_up.await?, run.as_str()));
+        let given_up = books.give_up_replay(letter, run, generation, &user, why);
+        return other(replay_is(&given_up.await?, run.as_str()));
     }
-    let Some((run, batch)) = batch_in(&letter)? else {
+    let Some((run, batch)) = batch_in(letter)? else {
         let resolution = format!("dropped by {user}: {why}");
-        books.resolve(&letter, &resolution).await?;
-        return report::dropped_letter(id, &consequence(kind, letter.run_id.as_deref()));
+        books.resolve(letter, &resolution).await?;
+        return other(consequence(kind, letter.run_id.as_deref()));
     };
-    match books.drop_batch(&letter, &run, &batch, &user, why).await? {
-        Dropped::Counted => report::dropped_batch(id, run.as_str(), batch.seq, batch.rows),
-        Dropped::NotNeeded(reason) => report::dropped_letter(
-            id,
-            &format!(
-                "the books of {run} are as they were: of batch {}, {reason}",
-                batch.seq
-            ),
-        ),
+    match books.drop_batch(letter, &run, &batch, &user, why).await? {
+        Dropped::Counted => {
+            let (run, seq, rows) = (run.as_str(), batch.seq, batch.rows);
+            report::dropped(id, &DroppedLetter::Batch { run, seq, rows }, json)
+        }
+        Dropped::NotNeeded(reason) => other(format!(
+            "the books of {run} are as they were: of batch {}, {reason}",
+            batch.seq
+        )),
     }
 }
 
@@ -140,7 +149,7 @@ fn consequence(kind: &str, run: Option<&str>) -> String {
         RunEvent::KIND => format!(
             "only the letter is dealt with: what the event said is not in the books. If the run {run} does not complete without it, `etl replay {run} --missing` looks for it in the archive, and `etl cancel {run}` ends the run"
         ),
-        _ => "only the letter is dealt with: it was no message of this version".to_owned(),
+        _ => "only the letter is dealt with, since it was no message of this version".to_owned(),
     }
 }
 

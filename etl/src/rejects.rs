@@ -75,7 +75,8 @@ async fn list(
             break;
         }
     }
-    report::rejects(&whose, arguments.job.is_some(), &counts, &rows)
+    let is_filtered = filter.rule.is_some() || filter.column.is_some();
+    report::rejects(&whose, arguments.job.is_some(), is_filtered, &counts, &rows)
 }
 
 /// Every column of the raw values, in their order; of several runs those that one has and another

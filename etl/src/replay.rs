@@ -22,6 +22,7 @@ use crate::books::{Books, Claims, NewReplay, Subject};
 use crate::broker::Broker;
 use crate::cli::ReplayArguments;
 use crate::jobs::Jobs;
+use crate::report::Sent;
 use crate::seqs::Seqs;
 use crate::{follow, report};
 
@@ -126,13 +127,13 @@ async fn archived(
                 archive::prove(&broker, &replay).await?;
                 replays.push(replay);
             }
-            None => report::nothing_rejected(name),
+            None => report::replayed_run(name, Sent::NothingRejected, arguments.json)?,
         }
     }
     for replay in replays {
         let (name, batches) = (replay.subject.id().to_owned(), replay.seqs.count());
         let generation = put_through(books, &broker, replay).await?;
-        report::replayed_run(&name, batches, generation, arguments.json)?;
+        report::replayed_run(&name, Sent::Again(batches, generation), arguments.json)?;
     }
     broker.close().await;
     Ok(())

@@ -24,16 +24,14 @@ use indicatif::HumanCount;
 use serde::Serialize;
 
 pub(crate) use backfill::{WindowReport, backfilled};
-pub(crate) use dead::{dead_letter, dead_letters, dropped_batch, dropped_letter, replayed};
+pub(crate) use dead::{DroppedLetter, dead_letter, dead_letters, dropped, replayed};
 pub(crate) use decision::{approved, cancelled, discarded};
 pub(crate) use doctor::{Finding, examined};
 pub(crate) use plan::{Plan, PlannedColumn, PlannedSource, planned};
 pub(crate) use prune::pruned;
 pub(crate) use reconcile::reconcile;
 pub(crate) use rejects::rejects;
-pub(crate) use replay::{
-    nothing_missing, nothing_rejected, nothing_to_replay, replayed_run, reread, restored,
-};
+pub(crate) use replay::{Sent, nothing_to_replay, replayed_run};
 pub(crate) use run::{outcome, requested};
 pub(crate) use runs::runs;
 pub(crate) use status::{Price, Status, status, watched};
@@ -73,6 +71,14 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 
 fn number(rows: i64) -> String {
     HumanCount(u64::try_from(rows).unwrap_or(0)).to_string()
+}
+
+/// `1 run`, `2 runs`.
+fn counted(count: i64, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{} {what}s", number(count)),
+    }
 }
 
 fn table(header: &[&str]) -> Table {

@@ -30,7 +30,7 @@ pub(crate) struct DeadLetter {
     pub(crate) resolution: Option<String>,
     /// Bytes of the body; none when it was pruned.
     pub(crate) body_bytes: Option<i32>,
-    /// Its first hundred bytes, as far as they are text.
+    /// Its first four hundred bytes, as far as they are text.
     #[sqlx(try_from = "Start")]
     pub(crate) body_start: String,
 }
@@ -88,7 +88,7 @@ const LETTERS: &str = r#"
     SELECT id, message_id, stage, reason, attempts, job, run_id, queue, kind, resolution,
            to_char(received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS received_at,
            greatest(0, extract(epoch FROM now() - received_at))::bigint AS age_seconds,
-           length(body) AS body_bytes, coalesce(substr(body, 1, 100), '') AS body_start
+           length(body) AS body_bytes, coalesce(substr(body, 1, 400), '') AS body_start
     FROM etl.dead_letters
 "#;
 

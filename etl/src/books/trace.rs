@@ -20,7 +20,7 @@ pub(crate) struct TracedRow {
 }
 
 /// What the books say of a value of `_batch`.
-#[derive(Debug, FromRow, Serialize)]
+#[derive(Debug, Clone, FromRow, Serialize)]
 pub(crate) struct Origin {
     pub(crate) batch: i64,
     pub(crate) run_id: String,

@@ -79,6 +79,9 @@ pub(crate) enum DeadCommand {
     Show {
         /// Its number, as the list has it.
         id: i64,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Send dead letters back to the queues that they came from, once the cause is mended. Their
     /// identity stays, so that nothing can be loaded twice.
@@ -97,6 +100,9 @@ pub(crate) enum DeadCommand {
         /// Why, for whoever reads the books later.
         #[arg(long, value_parser = parse_reason)]
         why: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -114,6 +120,13 @@ pub(crate) struct LetterFilter {
     pub(crate) stage: Option<String>,
 }
 
+impl LetterFilter {
+    /// Whether it leaves any out.
+    pub(crate) fn is_set(&self) -> bool {
+        self.run.is_some() || self.job.is_some() || self.stage.is_some()
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ReplayLettersArguments {
     /// Their numbers, as the list has them.
@@ -124,6 +137,9 @@ pub(crate) struct ReplayLettersArguments {
     pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) filter: LetterFilter,
+    /// Print JSON: the numbers of those that were sent.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `etl rejects`: of a run, or of all runs of a job.

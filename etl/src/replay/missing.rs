@@ -13,6 +13,7 @@ use crate::Failure;
 use crate::books::{Books, Subject};
 use crate::broker::Broker;
 use crate::cli::ReplayArguments;
+use crate::report::Sent;
 use crate::seqs::Seqs;
 use crate::{follow, report};
 
@@ -50,7 +51,7 @@ async fn restore(books: &Books, broker: &Broker, name: &str, json: bool) -> Resu
     }
     let missing = Seqs::of_books(books.missing(&subject.run).await?);
     if missing.is_empty() && end.is_none() {
-        return report::nothing_missing(name, json);
+        return report::replayed_run(name, Sent::NothingMissing, json);
     }
     let result = end.as_ref().map(|end| end.result_id.as_str());
     let found = archive::search(broker, &subject, result, &missing, async |_| Ok(())).await?;
@@ -58,7 +59,7 @@ async fn restore(books: &Books, broker: &Broker, name: &str, json: bool) -> Resu
     send(broker, &subject, result, &missing, end.as_ref())
         .await
         .context("not everything could be sent again; ask again")?;
-    report::restored(name, missing.count(), json)
+    report::replayed_run(name, Sent::Missing(missing.count()), json)
 }
 
 fn check(subject: &Subject) -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::books::{Books, Claims, NewReplay, Subject};
 use crate::broker::Broker;
 use crate::cli::ReplayArguments;
-use crate::report;
+use crate::report::{self, Sent};
 use crate::seqs::Seqs;
 
 /// Asks for the results of these runs once more, after all were checked.
@@ -30,7 +30,7 @@ pub(super) async fn run(
     for (replay, source) in replays {
         let name = replay.subject.id().to_owned();
         let generation = put_through(books, &broker, replay, source).await?;
-        report::reread(&name, generation, arguments.json)?;
+        report::replayed_run(&name, Sent::Reread(generation), arguments.json)?;
     }
     broker.close().await;
     Ok(())

@@ -1,17 +1,40 @@
 //! `etl dead`.
 
-use super::{note, print, print_json, shortened, table};
+use comfy_table::Table;
+use serde_json::{Value, json};
+
+use super::{counted, note, print, print_json, shortened, table};
 use crate::Failure;
 use crate::books::DeadLetter;
 
 /// `etl dead list`: these of so many.
-pub(crate) fn dead_letters(letters: &[DeadLetter], all: u64, json: bool) -> Result<(), Failure> {
+pub(crate) fn dead_letters(
+    letters: &[DeadLetter],
+    all: u64,
+    is_filtered: bool,
+    json: bool,
+) -> Result<(), Failure> {
     if json {
         return print_json(&letters);
     }
     if letters.is_empty() {
-        return print("no dead letters");
+        return print(if is_filtered {
+            "no such dead letters"
+        } else {
+            "no dead letters"
+        });
     }
+    print(&list(letters).to_string())?;
+    if all > letters.len() as u64 {
+        note(&format!(
+            "the first {} of {all}; --limit shows more, --json all, and --run, --job and --stage choose",
+            letters.len()
+        ));
+    }
+    Ok(())
+}
+
+fn list(letters: &[DeadLetter]) -> Table {
     let mut table = table(&[
         "id", "message", "job", "stage", "attempts", "age", "reason", "body",
     ]);
@@ -31,18 +54,19 @@ pub(crate) fn dead_letters(letters: &[DeadLetter], all: u64, json: bool) -> Resu
             body(letter, 40),
         ]);
     }
-    print(&table.to_string())?;
-    if all > letters.len() as u64 {
-        note(&format!(
-            "the first {} of {all}; --limit shows more, --json all, and --run, --job and --stage choose",
-            letters.len()
-        ));
-    }
-    Ok(())
+    table
 }
 
 /// `etl dead show`.
-pub(crate) fn dead_letter(letter: &DeadLetter) -> Result<(), Failure> {
+pub(crate) fn dead_letter(letter: &DeadLetter, json: bool) -> Result<(), Failure> {
+    if json {
+        print_json(letter)
+    } else {
+        print(&described(letter))
+    }
+}
+
+fn described(letter: &DeadLetter) -> String {
     let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
     let bytes = letter
         .body_bytes
@@ -70,30 +94,69 @@ pub(crate) fn dead_letter(letter: &DeadLetter) -> Result<(), Failure> {
         ),
         ("body", format!("{bytes}{}", body(letter, 400))),
     ];
-    print(
-        &lines
-            .iter()
-            .map(|(name, value)| format!("{name:>10}  {value}"))
-            .collect::<Vec<_>>()
-            .join("\n"),
-    )
+    let lines: Vec<_> = lines
+        .iter()
+        .map(|(name, value)| format!("{name:>10}  {value}"))
+        .collect();
+    lines.join("\n")
 }
 
 /// `etl dead replay`.
-pub(crate) fn replayed(letters: usize) -> Result<(), Failure> {
-    print(&format!("{letters} dead letters sent again"))
+pub(crate) fn replayed(ids: &[i64], json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(&json!({ "replayed": ids }));
+    }
+    print(&replayed_text(ids.len().try_into().unwrap_or(i64::MAX)))
 }
 
-/// `etl dead drop` of a batch.
-pub(crate) fn dropped_batch(id: i64, run: &str, seq: i32, rows: i64) -> Result<(), Failure> {
-    print(&format!(
-        "dead letter {id} dropped: {rows} rows of batch {seq} of {run} count as dropped, and the run completes without them"
-    ))
+fn replayed_text(letters: i64) -> String {
+    match letters {
+        0 => "there is no dead letter to send again".to_owned(),
+        _ => format!("{} sent again", counted(letters, "dead letter")),
+    }
 }
 
-/// `etl dead drop` of anything else.
-pub(crate) fn dropped_letter(id: i64, consequence: &str) -> Result<(), Failure> {
-    print(&format!("dead letter {id} dropped; {consequence}"))
+/// What became of the books when a dead letter was dropped.
+pub(crate) enum DroppedLetter<'a> {
+    /// Rows of a batch count as dropped.
+    Batch { run: &'a str, seq: i32, rows: i64 },
+    /// No row does, and what that means.
+    Other(String),
+}
+
+/// `etl dead drop`.
+pub(crate) fn dropped(id: i64, what: &DroppedLetter<'_>, json: bool) -> Result<(), Failure> {
+    if json {
+        print_json(&dropped_json(id, what))
+    } else {
+        print(&dropped_text(id, what))
+    }
+}
+
+fn dropped_text(id: i64, what: &DroppedLetter<'_>) -> String {
+    let consequence = match what {
+        DroppedLetter::Batch { run, seq, rows } => format!(
+            "{} of batch {seq} of {run} count as dropped, and the run completes without them",
+            counted(*rows, "row")
+        ),
+        DroppedLetter::Other(consequence) => consequence.clone(),
+    };
+    let then = match what {
+        DroppedLetter::Batch { .. } => ":",
+        DroppedLetter::Other(_) => ";",
+    };
+    format!("dead letter {id} dropped{then} {consequence}")
+}
+
+fn dropped_json(id: i64, what: &DroppedLetter<'_>) -> Value {
+    match what {
+        DroppedLetter::Batch { run, seq, rows } => {
+            json!({ "id": id, "run_id": run, "seq": seq, "rows_dropped": rows })
+        }
+        DroppedLetter::Other(consequence) => {
+            json!({ "id": id, "rows_dropped": 0, "consequence": consequence })
+        }
+    }
 }
 
 fn body(letter: &DeadLetter, most: usize) -> String {
@@ -116,6 +179,7 @@ fn age(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::on_a_terminal;
 
     #[test]
     fn an_age_is_a_number_that_means_something() {
@@ -124,5 +188,69 @@ mod tests {
             shown,
             ["3 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d"]
         );
+    }
+
+    fn letters() -> Vec<DeadLetter> {
+        let batch = DeadLetter {
+            id: 17,
+            message_id: Some("daily-2018-04-02/0/3".into()),
+            stage: "loader".into(),
+            reason: "\"public\".\"clicks\" has no column \"_batch\"; run: ALTER TABLE \"public\".\"clicks\" ADD COLUMN \"_batch\" bigint".into(),
+            attempts: 5,
+            job: Some("clicks".into()),
+            run_id: Some("daily-2018-04-02".into()),
+            queue: Some("etl.valid".into()),
+            kind: Some("valid-batch.v1".into()),
+            received_at: "2018-04-03T02:00:11Z".into(),
+            age_seconds: 260,
+            resolution: None,
+            body_bytes: Some(195_203),
+            body_start: r#"{"id":{"run":"daily-2018-04-02","generation":0,"seq":3},"first_row":6588,"result_id":"4bcb4933"#.into(),
+        };
+        let junk = DeadLetter {
+            id: 18,
+            message_id: None,
+            stage: "transformer".into(),
+            reason: "it has no type, and so it is no message of this system".into(),
+            attempts: 1,
+            job: None,
+            run_id: None,
+            queue: Some("etl.raw".into()),
+            kind: None,
+            received_at: "2018-04-03T02:00:12Z".into(),
+            age_seconds: 200_000,
+            resolution: Some("dropped by ana: a test of Monday, see mail".into()),
+            body_bytes: None,
+            body_start: String::new(),
+        };
+        vec![batch, junk]
+    }
+
+    #[test]
+    fn letters_on_a_terminal() {
+        let listed = on_a_terminal(list(&letters()), 130);
+        let shown: Vec<_> = letters().iter().map(described).collect();
+        insta::assert_snapshot!(format!("{listed}\n\n{}", shown.join("\n\n")));
+    }
+
+    #[test]
+    fn letters_as_json() {
+        insta::assert_snapshot!(serde_json::to_string_pretty(&letters()).unwrap());
+    }
+
+    #[test]
+    fn what_became_of_them() {
+        let batch = DroppedLetter::Batch {
+            run: "daily-2018-04-02",
+            seq: 3,
+            rows: 2_160,
+        };
+        let other = DroppedLetter::Other("only the letter is dealt with".into());
+        let mut said: Vec<_> = [0, 1, 2].map(replayed_text).into();
+        for what in [batch, other] {
+            said.push(dropped_text(17, &what));
+            said.push(dropped_json(17, &what).to_string());
+        }
+        insta::assert_snapshot!(said.join("\n"));
     }
 }

@@ -50,9 +50,13 @@ pub(crate) fn approved(run: &RunId, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&json!({ "run_id": run, "approved": true }));
     }
-    print(&format!(
+    print(&approved_text(run))
+}
+
+fn approved_text(run: &RunId) -> String {
+    format!(
         "the run {run} is approved; a loader publishes it within a quarter of a minute (`etl status {run}`)"
-    ))
+    )
 }
 
 /// `etl discard`.
@@ -85,6 +89,7 @@ mod tests {
             shown.push(cancelled_text(&run, &given_up));
             shown.push(cancelled_json(&run, &given_up).to_string());
         }
+        shown.push(approved_text(&run));
         insta::assert_snapshot!(shown.join("\n"));
     }
 }

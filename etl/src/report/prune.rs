@@ -1,6 +1,6 @@
 //! What `etl prune` answers.
 
-use super::{number, print, print_json};
+use super::{counted, print, print_json};
 use crate::Failure;
 use crate::books::Pruned;
 
@@ -15,17 +15,13 @@ pub(crate) fn pruned(pruned: Pruned, dry_run: bool, json: bool) -> Result<(), Fa
 
 fn sentence(pruned: Pruned, dry_run: bool) -> String {
     let (rows, letters) = (
-        number(pruned.rejected_values),
-        number(pruned.dead_letter_bodies),
+        counted(pruned.rejected_values, "rejected row"),
+        counted(pruned.dead_letter_bodies, "dead letter"),
     );
     if dry_run {
-        format!(
-            "would forget the values of {rows} rejected rows and the bodies of {letters} dead letters"
-        )
+        format!("would forget the values of {rows} and the bodies of {letters}")
     } else {
-        format!(
-            "forgot the values of {rows} rejected rows and the bodies of {letters} dead letters"
-        )
+        format!("forgot the values of {rows} and the bodies of {letters}")
     }
 }
 

@@ -3,7 +3,7 @@
 use comfy_table::Table;
 use serde_json::json;
 
-use super::{align_numbers, note, number, print, print_json, table};
+use super::{align_numbers, counted, note, number, print, print_json, table};
 use crate::Failure;
 use crate::books::{Books, Run, shown};
 
@@ -77,15 +77,17 @@ fn worth_a_line<'a>(verdicts: &'a [Verdict<'a>]) -> Vec<&'a Verdict<'a>> {
 fn summary(verdicts: &[Verdict<'_>]) -> String {
     let count = |is: fn(&Verdict<'_>) -> bool| {
         let found = verdicts.iter().filter(|one| is(one)).count();
-        number(i64::try_from(found).unwrap_or(i64::MAX))
+        i64::try_from(found).unwrap_or(i64::MAX)
     };
     format!(
-        "{} runs: {} complete, {} not over, {} over without a row to prove, {} WRONG",
-        count(|_| true),
-        count(|one| one.run.is_complete()),
-        count(|one| one.is_true && !one.run.is_over()),
-        count(|one| one.is_true && one.run.is_over() && !one.run.is_complete()),
-        count(|one| !one.is_true)
+        "{}: {} complete, {} not over, {} over without a row to prove, {} WRONG",
+        counted(count(|_| true), "run"),
+        number(count(|one| one.run.is_complete())),
+        number(count(|one| one.is_true && !one.run.is_over())),
+        number(count(|one| one.is_true
+            && one.run.is_over()
+            && !one.run.is_complete())),
+        number(count(|one| !one.is_true))
     )
 }
 
@@ -176,9 +178,13 @@ fn balance(run: &Run) -> String {
 fn contradiction(run: &Run, missing: &[(i32, i32)]) -> String {
     let mut problems = Vec::new();
     if run.dead_letters > 0 {
-        problems.push(format!("{} dead letters", number(run.dead_letters)));
+        let letters = counted(run.dead_letters, "dead letter");
+        problems.push(format!("{letters} (`etl dead list`)"));
     }
-    if !missing.is_empty() {
+    if !missing.is_empty() && run.dead_letters > 0 {
+        // Most likely they are in the letters.
+        problems.push(format!("missing batches {}", shown(missing)));
+    } else if !missing.is_empty() {
         problems.push(format!(
             "missing batches {}; `etl replay {} --missing` sends them again",
             shown(missing),

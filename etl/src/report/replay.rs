@@ -1,42 +1,64 @@
 //! `etl replay`.
 
 use indicatif::HumanCount;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{note, print};
+use super::print;
 use crate::Failure;
 
-/// A replay from the archive that was sent.
-pub(crate) fn replayed_run(
-    run: &str,
-    batches: u64,
-    generation: u32,
-    json: bool,
-) -> Result<(), Failure> {
-    if json {
-        let report = json!({ "run_id": run, "batches": batches, "generation": generation });
-        return print(&report.to_string());
-    }
-    print(&format!(
-        "{} of {run} sent again, as generation {generation}",
-        counted(batches)
-    ))
+/// What was done about a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Sent {
+    /// So many of its batches, from the archive, as this generation.
+    Again(u64, u32),
+    /// The extractor was asked to read its result again, as this generation.
+    Reread(u32),
+    /// So many batches that the books lacked.
+    Missing(u64),
+    /// `--missing`, and none is.
+    NothingMissing,
+    /// `--rejected-only`, and none has a rejected row.
+    NothingRejected,
 }
 
-/// A result that the extractor was asked to read again.
-pub(crate) fn reread(run: &str, generation: u32, json: bool) -> Result<(), Failure> {
+/// `etl replay` of a run.
+pub(crate) fn replayed_run(run: &str, sent: Sent, json: bool) -> Result<(), Failure> {
     if json {
-        let report = json!({ "run_id": run, "batches": null, "generation": generation });
-        return print(&report.to_string());
+        print(&line(run, sent).to_string())
+    } else {
+        print(&sentence(run, sent))
     }
-    print(&format!(
-        "the result of {run} is read again, as generation {generation}"
-    ))
 }
 
-/// `--rejected-only`, where there is nothing to do.
-pub(crate) fn nothing_rejected(run: &str) {
-    note(&format!("no batch of {run} has a rejected row"));
+fn sentence(run: &str, sent: Sent) -> String {
+    match sent {
+        Sent::Again(batches, generation) => format!(
+            "{} of {run} sent again, as generation {generation}",
+            counted(batches)
+        ),
+        Sent::Reread(generation) => {
+            format!("the result of {run} is read again, as generation {generation}")
+        }
+        Sent::Missing(batches) => format!("{} of {run} sent again", counted(batches)),
+        Sent::NothingMissing => format!("no batch of {run} is missing"),
+        Sent::NothingRejected => {
+            format!("no batch of {run} has a rejected row, so that nothing was sent")
+        }
+    }
+}
+
+/// `batches` is null where nobody knows yet.
+fn line(run: &str, sent: Sent) -> Value {
+    match sent {
+        Sent::Again(batches, generation) => {
+            json!({ "run_id": run, "batches": batches, "generation": generation })
+        }
+        Sent::Reread(generation) => {
+            json!({ "run_id": run, "batches": null, "generation": generation })
+        }
+        Sent::Missing(batches) => json!({ "run_id": run, "batches": batches }),
+        Sent::NothingMissing | Sent::NothingRejected => json!({ "run_id": run, "batches": 0 }),
+    }
 }
 
 /// `--job`, where no run is meant.
@@ -47,25 +69,31 @@ pub(crate) fn nothing_to_replay(json: bool) -> Result<(), Failure> {
     print("no run of this job was asked for in that time")
 }
 
-/// `--missing`, where there is nothing to do.
-pub(crate) fn nothing_missing(run: &str, json: bool) -> Result<(), Failure> {
-    if json {
-        return print(&json!({ "run_id": run, "batches": 0 }).to_string());
-    }
-    print(&format!("no batch of {run} is missing"))
-}
-
-/// `--missing`.
-pub(crate) fn restored(run: &str, batches: u64, json: bool) -> Result<(), Failure> {
-    if json {
-        return print(&json!({ "run_id": run, "batches": batches }).to_string());
-    }
-    print(&format!("{} of {run} sent again", counted(batches)))
-}
-
 fn counted(batches: u64) -> String {
     match batches {
         1 => "1 batch".to_owned(),
         _ => format!("{} batches", HumanCount(batches)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_send_again_has_its_sentence_and_its_line() {
+        let mut said = Vec::new();
+        for sent in [
+            Sent::Again(1, 2),
+            Sent::Again(1_670, 1),
+            Sent::Reread(3),
+            Sent::Missing(39),
+            Sent::NothingMissing,
+            Sent::NothingRejected,
+        ] {
+            said.push(sentence("daily-2018-04-02", sent));
+            said.push(line("daily-2018-04-02", sent).to_string());
+        }
+        insta::assert_snapshot!(said.join("\n"));
     }
 }

@@ -3,7 +3,7 @@
 use common::message::RunId;
 use serde_json::json;
 
-use super::{note, number, print, print_json};
+use super::{counted, note, number, print, print_json};
 use crate::Failure;
 use crate::books::{Books, Run};
 use crate::follow::End;
@@ -38,8 +38,8 @@ pub(crate) async fn outcome(books: &Books, end: &End, json: bool) -> Result<bool
     }
     if run.dead_letters > 0 {
         note(&format!(
-            "the run is stuck: {} of its messages could not be handled; `etl dead list` shows them",
-            number(run.dead_letters)
+            "the run is stuck: {} could not be handled; `etl dead list` shows why",
+            counted(run.dead_letters, "message")
         ));
         for letter in books.dead_letters(Some(run), Some(5)).await? {
             note(&format!(
@@ -52,8 +52,13 @@ pub(crate) async fn outcome(books: &Books, end: &End, json: bool) -> Result<bool
     }
     if run.state == "completed" && run.rows_rejected > 0 {
         note(&format!(
-            "{} rows were rejected; `etl rejects {}` shows why",
-            number(run.rows_rejected),
+            "{} {} rejected; `etl rejects {}` shows why",
+            counted(run.rows_rejected, "row"),
+            if run.rows_rejected == 1 {
+                "was"
+            } else {
+                "were"
+            },
             run.run_id
         ));
     }

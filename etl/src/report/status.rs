@@ -6,7 +6,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::run::{by_whom, sums, took};
-use super::{number, print, print_json};
+use super::{counted, number, print, print_json};
 use crate::Failure;
 use crate::books::{RejectCount, Run};
 use crate::broker::Depth;
@@ -242,8 +242,8 @@ fn remarks(status: &Status) -> Vec<(&'static str, String)> {
         lines.push((
             "stuck",
             format!(
-                "{} dead letters (`etl dead list`)",
-                number(run.dead_letters)
+                "{} (`etl dead list`)",
+                counted(run.dead_letters, "dead letter")
             ),
         ));
     }

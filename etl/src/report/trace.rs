@@ -99,3 +99,63 @@ fn described(origin: &Origin, rows: &[&TracedRow]) -> String {
         .collect();
     lines.join("\n") + "\n"
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> Vec<TracedRow> {
+        let raw = r#"{"url":"https://example.org/","country_code":"CH","_batch":117440515}"#;
+        let raw = serde_json::value::RawValue::from_string(raw.to_owned()).unwrap();
+        vec![TracedRow {
+            batch: Some(117_440_515),
+            row: sqlx::types::Json(raw),
+        }]
+    }
+
+    fn origin() -> Origin {
+        Origin {
+            batch: 117_440_515,
+            run_id: "daily-2018-04-02".into(),
+            run_no: 7,
+            seq: 3,
+            generation: 1,
+            job: "clicks".into(),
+            state: "completed".into(),
+            requested_by: Some("ana".into()),
+            requested_at: "2018-04-03T02:00:00.000Z".into(),
+            first_row: Some(6_588),
+            rows_extracted: Some(2_196),
+            loaded_at: Some("2018-04-03T02:00:09.120Z".into()),
+            query_execution_id: Some("4bcb4933-3458-4a18-8ecc-9a59b114d0c5".into()),
+            result_id: Some(
+                "4bcb4933-3458-4a18-8ecc-9a59b114d0c5:\"9b2cf535f27731c974343645a3985328\"".into(),
+            ),
+            result_location: Some("s3://results/4bcb4933-3458-4a18-8ecc-9a59b114d0c5.csv".into()),
+            parameters: [("from".to_owned(), "2018-04-02".to_owned())].into(),
+            sql: "SELECT url, country_code\nFROM clicks\nWHERE date = DATE '2018-04-02'\n".into(),
+        }
+    }
+
+    #[test]
+    fn on_a_terminal_and_as_json() {
+        let (rows, origin) = (rows(), origin());
+        // While a replay is under way, and of a run that was read as pages.
+        let unproven = Origin {
+            first_row: None,
+            rows_extracted: None,
+            loaded_at: None,
+            requested_by: None,
+            result_location: None,
+            ..origin.clone()
+        };
+        let of_it: Vec<_> = rows.iter().collect();
+        let json = json!({ "rows": rows, "origins": [&origin] });
+        insta::assert_snapshot!(format!(
+            "{}\n{}\n{}",
+            described(&origin, &of_it),
+            described(&unproven, &[]),
+            serde_json::to_string_pretty(&json).unwrap()
+        ));
+    }
+}

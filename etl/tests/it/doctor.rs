@@ -185,9 +185,8 @@ async fn old_values_are_forgotten_and_what_is_still_needed_is_not() {
         .await;
     assert_eq!(dry.code, Some(0), "{}", dry.stderr);
     assert!(
-        dry.stdout.contains(
-            "would forget the values of 1 rejected rows and the bodies of 1 dead letters"
-        ),
+        dry.stdout
+            .contains("would forget the values of 1 rejected row and the bodies of 1 dead letter"),
         "{}",
         dry.stdout
     );

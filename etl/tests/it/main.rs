@@ -11,6 +11,7 @@ mod doctor;
 mod held;
 mod many;
 mod modes;
+mod outputs;
 mod plan;
 mod refusals;
 mod rejects;

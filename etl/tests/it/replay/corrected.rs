@@ -129,9 +129,9 @@ async fn rows_that_a_rule_was_too_strict_for_come_in_batch_by_batch() {
     let rows = line.table(&format!("{ROWS}, _batch"), "clicks").await;
     let none = succeeds(&line, &["replay", "daily", "--rejected-only"]).await;
     assert!(
-        none.stderr.contains("no batch of daily has a rejected row"),
+        none.stdout.contains("no batch of daily has a rejected row"),
         "{}",
-        none.stderr
+        none.stdout
     );
     for (part, generation) in [(&["--seq", "2..3"][..], 3), (&[][..], 4)] {
         let mut arguments = vec!["replay", "daily", "--follow"];

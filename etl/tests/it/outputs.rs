@@ -1,0 +1,256 @@
+//! What a person reads and what a script gets, as transcripts of one line at work: every command that has something to say
+//! about a run, in both forms. What depends on the time of day is replaced.
+
+use std::time::Duration;
+
+use regex::Regex;
+use testkit::cloud::sample;
+use testkit::line::Line;
+use testkit::wait_until;
+
+const STRICT: &str = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }, { not_empty = true }]\n";
+const LENIENT: &str = "[target]\ntable = \"clicks\"\n";
+
+/// What was typed and what came of it, one command after the other.
+#[derive(Default)]
+struct Transcript(String);
+
+impl Transcript {
+    async fn of(line: &Line, commands: &[&[&str]]) -> Self {
+        let mut transcript = Self::default();
+        for arguments in commands {
+            let done = line.etl(arguments).await;
+            let quoted: Vec<_> = arguments.iter().map(|argument| quoted(argument)).collect();
+            let errors = done.stderr.lines().filter(|line| !is_progress(line));
+            let mut said = vec![format!("$ etl {}", quoted.join(" "))];
+            said.extend(done.stdout.lines().chain(errors).map(str::to_owned));
+            if done.code != Some(0) {
+                said.push(format!("(exit code {})", done.code.unwrap_or(-1)));
+            }
+            transcript.0.push_str(&said.join("\n"));
+            transcript.0.push('\n');
+            transcript.0.push('\n');
+        }
+        transcript
+    }
+
+    /// The same on every machine and at every time of day.
+    fn timeless(&self) -> String {
+        let mut text = self.0.clone();
+        for (pattern, instead) in [
+            (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
+            (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "EXECUTION"),
+            (r" in \d+\.\d s", " in N s"),
+            (r"\b\d+ s ago", "N s ago"),
+            (r"[\d,]+ rows a second", "N rows a second"),
+            (r#"("age_seconds"|"rows_per_second"): [\d.]+"#, "$1: N"),
+            (r"\b\d+ waiting, \d+ consumers?", "N waiting, N consumers"),
+            (r#"("messages"|"consumers"): \d+"#, "$1: N"),
+            (r"age +reason +body", "age  reason  body"),
+            (r"\b\d+ s +", "N s  "),
+        ] {
+            let pattern = Regex::new(pattern).unwrap();
+            text = pattern.replace_all(&text, instead).into_owned();
+        }
+        let lines: Vec<_> = text.lines().map(str::trim_end).collect();
+        lines.join("\n")
+    }
+}
+
+fn quoted(argument: &str) -> String {
+    if argument.contains(' ') {
+        format!("\"{argument}\"")
+    } else {
+        argument.to_owned()
+    }
+}
+
+/// How far it was at moments that are others every time.
+fn is_progress(line: &str) -> bool {
+    ["requested", "running", "held", "completed"]
+        .iter()
+        .any(|state| line.starts_with(&format!("etl: {state}: extracted")))
+        || line.starts_with("etl: nothing has happened yet")
+}
+
+macro_rules! assert_transcript {
+    ($name:literal, $line:expr, $commands:expr) => {
+        let said = Transcript::of($line, $commands).await.timeless();
+        insta::with_settings!({ omit_expression => true }, {
+            insta::assert_snapshot!($name, said);
+        });
+    };
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a table of commands")]
+async fn asking_rejects_replays_and_traces() {
+    let line = Line::start().await;
+    line.job("clicks", STRICT, sample::clicks(1_000));
+    assert_transcript!(
+        "asking",
+        &line,
+        &[
+            &["run", "clicks", "--run-id", "daily"],
+            &["run", "clicks", "--run-id", "daily", "--json"],
+            &["run", "clicks", "--run-id", "daily", "--follow"],
+            &["runs"],
+            &["runs", "--state", "failed"],
+            &["runs", "--json"],
+            &["status", "daily"],
+            &["status", "daily", "--json"],
+            &["reconcile"],
+            &["reconcile", "daily", "--json"],
+            &["prune", "--older-than", "30d", "--dry-run"],
+            &["prune", "--older-than", "30d", "--json"],
+        ]
+    );
+    assert_transcript!(
+        "rejects",
+        &line,
+        &[
+            &["rejects", "daily", "--limit", "3"],
+            &["rejects", "daily", "--limit", "2", "--json"],
+            &[
+                "rejects",
+                "--job",
+                "clicks",
+                "--rule",
+                "not_empty",
+                "--limit",
+                "2"
+            ],
+            &["rejects", "daily", "--rule", "pattern"],
+            &["rejects", "daily", "--limit", "3", "--export", "csv"],
+            &["rejects", "daily", "--limit", "2", "--export", "json"],
+        ]
+    );
+    line.write_job("clicks", LENIENT);
+    assert_transcript!(
+        "replay",
+        &line,
+        &[
+            &["replay", "daily", "--missing"],
+            &["replay", "daily", "--missing", "--json"],
+            &["replay", "daily", "--rejected-only", "--follow"],
+            &["replay", "daily", "--rejected-only"],
+            &["replay", "daily", "--follow", "--json"],
+            &["replay", "daily", "--from-athena", "--follow"],
+            &[
+                "replay",
+                "--job",
+                "clicks",
+                "--since",
+                "2018-04-02",
+                "--until",
+                "2018-04-03"
+            ],
+            &["replay", "nobody"],
+            &["status", "daily"],
+        ]
+    );
+    let trace = [
+        "trace",
+        "--table",
+        "clicks",
+        "--where",
+        "visits > 0",
+        "--limit",
+        "2",
+    ];
+    assert_transcript!(
+        "trace",
+        &line,
+        &[&trace, &[&trace[..], &["--json"]].concat()]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a table of commands")]
+async fn dead_letters_and_decisions() {
+    let mut line = Line::start().await;
+    line.job("clicks", LENIENT, sample::clicks(1_000));
+    // The run has no row yet when somebody makes a table that does not fit.
+    line.services[0].kill9().await;
+    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
+    made.execute(&line.database.pool).await.unwrap();
+    line.services[0] = line.service("loader").start().await;
+    let letters = async |line: &Line, wanted: i64| {
+        wait_until("dead letters", Duration::from_mins(2), async || {
+            line.number("SELECT count(*) FROM etl.dead_letters").await == wanted
+        })
+        .await;
+    };
+    letters(&line, 1).await;
+    wait_until(
+        "the end of the result to be known",
+        Duration::from_mins(1),
+        async || {
+            line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
+                .await
+                == 1
+        },
+    )
+    .await;
+    for (count, junk) in [(2, &b"\xff\x00 not a message"[..]), (3, b"nor is this")] {
+        line.vhost.publish("etl.raw", junk).await;
+        letters(&line, count).await;
+    }
+    assert_transcript!(
+        "dead_list",
+        &line,
+        &[
+            &["dead", "list"],
+            &["dead", "list", "--limit", "1"],
+            &["dead", "list", "--job", "visits"],
+            &["dead", "list", "--json"],
+            &["dead", "show", "1"],
+            &["dead", "show", "2", "--json"],
+            &["status", "daily"],
+            &["reconcile", "daily"],
+        ]
+    );
+    let gone = sqlx::query("DROP TABLE public.clicks");
+    gone.execute(&line.database.pool).await.unwrap();
+    assert_transcript!(
+        "dead_settled",
+        &line,
+        &[
+            &["dead", "drop", "2", "--why", "a test"],
+            &["dead", "drop", "3", "--why", "a test", "--json"],
+            &["dead", "drop", "3", "--why", "again"],
+            &["dead", "replay", "1"],
+            &["dead", "replay", "1", "--json"],
+            &["dead", "replay", "--all"],
+            &["dead", "replay", "4711"],
+        ]
+    );
+    wait_until("the run to complete", Duration::from_mins(1), async || {
+        line.etl(&["reconcile", "daily"]).await.code == Some(0)
+    })
+    .await;
+
+    let held = "[target]\ntable = \"held\"\nmax_rejected = 0\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
+    line.job("held", held, sample::clicks(1_000));
+    let run = |name| ["run", "held", "--run-id", name, "--again", "--follow"];
+    assert_transcript!(
+        "deciding",
+        &line,
+        &[
+            &run("first"),
+            &["status", "first"],
+            &["approve", "first", "--follow"],
+            &run("second"),
+            &["discard", "second", "--why", "too many"],
+            &["status", "second"],
+            &run("third"),
+            &["discard", "third", "--why", "too many", "--json"],
+            &["cancel", "third"],
+            &["cancel", "third", "--undo", "--json"],
+            &run("fourth"),
+            &["approve", "fourth", "--json"],
+        ]
+    );
+}
