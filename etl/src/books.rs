@@ -1,6 +1,7 @@
 //! The books in Postgres, as `etl` reads and writes them: SQL is in the files below, and nowhere else.
 
 mod decisions;
+mod former;
 mod given_up;
 mod health;
 mod letters;

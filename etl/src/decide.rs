@@ -55,7 +55,7 @@ pub(crate) async fn approve(arguments: &ApproveArguments) -> Result<bool, Failur
 pub(crate) async fn discard(arguments: &DiscardArguments) -> Result<bool, Failure> {
     let run = name(&arguments.run)?;
     let books = Books::open().await?;
-    let rows = books.discard(&run, &arguments.why).await?;
-    report::discarded(&run, rows, arguments.json)?;
+    let given_up = books.discard(&run, &arguments.why).await?;
+    report::discarded(&run, &given_up, arguments.json)?;
     Ok(true)
 }

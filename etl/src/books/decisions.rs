@@ -1,30 +1,19 @@
 //! What a person decides about a run: to give it up, with or without its rows, or to let one that is
 //! held go. Each under the run's lock, so that no batch is between its rows and its ledger row.
 
+mod plan;
+
 use anyhow::{Context, anyhow};
 use common::message::RunId;
 use common::schema::{BATCH_COLUMN, quoted};
 use common::settings::variable;
-use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction};
 
+use self::plan::{Locked, Plan};
 use super::Books;
+use super::former::{Former, complete_again, drop_loaded, is_whole, note_given_up};
 use super::runs::no_such_run;
 use crate::Failure;
-
-/// A run's row, locked.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-struct Locked {
-    run_no: i64,
-    job: String,
-    state: String,
-    generation: i32,
-    mode: String,
-    publish: String,
-    target_table: String,
-    was_published: bool,
-    /// As the ledger of the live generation has it.
-    rows_loaded: i64,
-}
 
 /// What became of the rows of a run that was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +24,9 @@ pub(crate) enum Rows {
     Stay(i64),
     /// So many were removed from the target.
     Removed(i64),
+    /// It was a replay that is given up, and the run is complete again with so many rows in the target. So many of its
+    /// batches had replaced their former selves by then, and stay so.
+    AsBefore { rows: i64, replaced: i64 },
 }
 
 /// A run that is given up.
@@ -46,76 +38,8 @@ pub(crate) struct GivenUp {
     /// It had been given up before, or had failed; only its rows are dealt with now.
     pub(crate) was: Option<String>,
     pub(crate) rows: Rows,
-}
-
-/// What is to be done about a run that is to be cancelled. Pure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Plan {
-    /// It is open, and ends now.
-    ends: bool,
-    /// Rows of it may be in the target, and go.
-    removes: bool,
-    /// The rows that the ledger calls loaded are not, or not any more, in the target.
-    drops: bool,
-}
-
-impl Locked {
-    /// Whether this generation's rows wait in staging until the run is complete.
-    fn is_staged(&self) -> bool {
-        self.publish == "run"
-            || self.mode == "replace"
-            || (self.generation > 0 && self.mode != "append")
-    }
-
-    /// Refuses to discard a replay while the rows of the generation before are in the target: the books would call them
-    /// dropped.
-    fn check_discard(&self, run: &str) -> Result<(), String> {
-        if self.generation > 0 && (self.was_published || self.publish == "batch") {
-            return Err(format!(
-                "what is held is a replay of the run {run}, and the rows that it had loaded before are still in {}; nothing was changed: correct the job and run `etl replay {run}` again, or publish it as it is by `etl approve {run}`",
-                self.target_table
-            ));
-        }
-        Ok(())
-    }
-
-    fn plan_to_cancel(&self, run: &str, undo: bool) -> Result<Plan, String> {
-        let state = self.state.as_str();
-        let ends = matches!(state, "requested" | "running");
-        match state {
-            "requested" | "running" | "cancelled" => {}
-            "failed" if undo => {}
-            "failed" => {
-                return Err(format!(
-                    "the run {run} has failed, so that there is nothing to stop; --undo removes what it had loaded"
-                ));
-            }
-            "held" => {
-                return Err(format!(
-                    "the run {run} is held; `etl discard {run} --why ...` gives it up, `etl approve {run}` publishes it"
-                ));
-            }
-            state => {
-                return Err(format!(
-                    "the run {run} is {state}; only one that is not over can be cancelled"
-                ));
-            }
-        }
-        // An earlier generation's rows may be in the target, whatever waits in staging.
-        let may_be_there = self.generation > 0 || (!self.is_staged() && self.rows_loaded > 0);
-        if undo && may_be_there && matches!(self.mode.as_str(), "upsert" | "replace") {
-            return Err(format!(
-                "rows of the run {run} are in {}, and in mode {} they have taken the place of others, which nobody has any more; nothing was changed: cancel it without --undo, and load the rows anew",
-                self.target_table, self.mode
-            ));
-        }
-        let removes = undo && may_be_there;
-        Ok(Plan {
-            ends,
-            removes,
-            drops: removes || self.is_staged(),
-        })
-    }
+    /// Rows that the ledger had called loaded, and that are dropped now.
+    pub(crate) dropped: i64,
 }
 
 impl Books {
@@ -133,34 +57,13 @@ impl Books {
             .plan_to_cancel(run.as_str(), undo)
             .map_err(|sentence| anyhow!(sentence))?;
         let decision = decision("cancelled", why);
-        if plan.ends {
-            end(&mut tx, run, &decision).await.with_context(doing)?;
-        }
-        let removed = if plan.removes {
-            remove(&mut tx, &locked).await.with_context(doing)?
-        } else {
-            0
-        };
-        if plan.drops {
-            drop_loaded(&mut tx, run, locked.generation, &decision)
-                .await
-                .with_context(doing)?;
-        }
+        let given_up = give_up(&mut tx, run, locked, plan, &decision)
+            .await
+            .with_context(doing)?;
         tx.commit().await.with_context(|| {
             format!("it is not known whether the run {run} was cancelled; ask again")
         })?;
-        let rows = match (plan.removes, locked.rows_loaded) {
-            (true, _) => Rows::Removed(removed),
-            (false, stay @ 1..) if !plan.drops => Rows::Stay(stay),
-            _ => Rows::NeverThere,
-        };
-        Ok(GivenUp {
-            generation: locked.generation.try_into().unwrap_or_default(),
-            was: (!plan.ends).then_some(locked.state),
-            job: locked.job,
-            target_table: locked.target_table,
-            rows,
-        })
+        Ok(given_up)
     }
 
     /// Lets a held run be published: the loader does it, whatever it was held for.
@@ -181,25 +84,83 @@ impl Books {
         Ok(())
     }
 
-    /// Gives a held run up: what the ledger has of it is dropped, and never was in the target.
-    pub(crate) async fn discard(&self, run: &RunId, why: &str) -> Result<i64, Failure> {
+    /// Gives a held run up: what the ledger has of it is dropped, and never was in the target. A held replay is given up,
+    /// and the run is what it was before.
+    pub(crate) async fn discard(&self, run: &RunId, why: &str) -> Result<GivenUp, Failure> {
         let doing = || format!("cannot discard the run {run}; nothing was changed");
         let mut tx = self.pool.begin().await.with_context(doing)?;
         let locked = lock(&mut tx, run).await?;
         held(&locked, run)?;
-        locked
-            .check_discard(run.as_str())
-            .map_err(|sentence| anyhow!(sentence))?;
+        let plan = locked.plan_to_discard();
         let decision = decision("discarded", Some(why));
-        end(&mut tx, run, &decision).await.with_context(doing)?;
-        drop_loaded(&mut tx, run, locked.generation, &decision)
+        let given_up = give_up(&mut tx, run, locked, plan, &decision)
             .await
             .with_context(doing)?;
         tx.commit().await.with_context(|| {
             format!("it is not known whether the run {run} was discarded; ask again")
         })?;
-        Ok(locked.rows_loaded)
+        Ok(given_up)
     }
+}
+
+/// Does what was planned.
+async fn give_up(
+    tx: &mut PgConnection,
+    run: &RunId,
+    locked: Locked,
+    plan: Plan,
+    decision: &str,
+) -> Result<GivenUp, sqlx::Error> {
+    let (id, live, who) = (run.as_str(), locked.generation, who());
+    let mut replaced = 0;
+    if plan.carries {
+        let former = &locked.former;
+        replaced = former.carry_back(tx, id, live, locked.is_staged()).await?;
+    }
+    let reason = format!("given up by {who}: {decision}");
+    if plan.ends {
+        note_given_up(tx, id, live, &reason).await?;
+    }
+    let is_as_before = plan.carries && !plan.removes && is_whole(tx, id).await?;
+    if is_as_before {
+        complete_again(tx, id, live, &reason).await?;
+    } else if plan.ends {
+        end(tx, run, decision).await?;
+    }
+    let removed = if plan.removes {
+        remove(tx, &locked).await?
+    } else {
+        0
+    };
+    let loaded = loaded(tx, id, live).await?;
+    if plan.drops {
+        drop_loaded(tx, id, live, &who, decision).await?;
+    }
+    let rows = match loaded {
+        rows if is_as_before => Rows::AsBefore { rows, replaced },
+        _ if plan.removes => Rows::Removed(removed),
+        stay @ 1.. if !plan.drops => Rows::Stay(stay),
+        _ => Rows::NeverThere,
+    };
+    Ok(GivenUp {
+        generation: live.try_into().unwrap_or_default(),
+        was: (!plan.ends).then_some(locked.state),
+        job: locked.job,
+        target_table: locked.target_table,
+        rows,
+        dropped: if plan.drops { loaded } else { 0 },
+    })
+}
+
+/// What the ledger of a generation calls loaded.
+async fn loaded(tx: &mut PgConnection, run: &str, generation: i32) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.batches WHERE run_id = $1 AND generation = $2",
+    )
+    .bind(run)
+    .bind(generation)
+    .fetch_one(tx)
+    .await
 }
 
 fn held(locked: &Locked, run: &RunId) -> Result<(), Failure> {
@@ -236,8 +197,8 @@ async fn lock(tx: &mut Transaction<'_, Postgres>, run: &RunId) -> Result<Locked,
         .execute(&mut **tx)
         .await
         .with_context(doing)?;
-    let locked = sqlx::query_as(
-        "SELECT run_no, job, state, generation, mode, publish, target_table, published_at IS NOT NULL AS was_published,
+    let locked: Option<Locked> = sqlx::query_as(
+        "SELECT run_no, job, state, generation, mode, publish, target_table,
                 (SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.batches b
                  WHERE b.run_id = r.run_id AND b.generation = r.generation) AS rows_loaded
          FROM etl.runs r WHERE run_id = $1 FOR UPDATE",
@@ -246,7 +207,12 @@ async fn lock(tx: &mut Transaction<'_, Postgres>, run: &RunId) -> Result<Locked,
     .fetch_optional(&mut **tx)
     .await
     .with_context(doing)?;
-    locked.ok_or_else(|| no_such_run(run.as_str()))
+    let mut locked = locked.ok_or_else(|| no_such_run(run.as_str()))?;
+    let (live, is_staged) = (locked.generation, locked.is_staged());
+    locked.former = Former::of(tx, run.as_str(), live, is_staged)
+        .await
+        .with_context(doing)?;
+    Ok(locked)
 }
 
 async fn end(tx: &mut PgConnection, run: &RunId, decision: &str) -> Result<(), sqlx::Error> {
@@ -281,114 +247,4 @@ async fn remove(tx: &mut PgConnection, run: &Locked) -> Result<i64, sqlx::Error>
         .execute(tx)
         .await?;
     Ok(deleted.rows_affected().try_into().unwrap_or(i64::MAX))
-}
-
-/// What the ledger calls loaded is dropped, by name.
-async fn drop_loaded(
-    tx: &mut PgConnection,
-    run: &RunId,
-    generation: i32,
-    reason: &str,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "UPDATE etl.batches SET rows_dropped = rows_dropped + rows_loaded, rows_loaded = 0, rows_collapsed = 0,
-             dropped_by = $3, drop_reason = $4
-         WHERE run_id = $1 AND generation = $2 AND rows_loaded > 0",
-    )
-    .bind(run.as_str())
-    .bind(generation)
-    .bind(who())
-    .bind(reason)
-    .execute(tx)
-    .await
-    .map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(state: &str, mode: &str, publish: &str, generation: i32, rows_loaded: i64) -> Locked {
-        Locked {
-            run_no: 1,
-            job: "clicks".into(),
-            state: state.into(),
-            generation,
-            mode: mode.into(),
-            publish: publish.into(),
-            target_table: "public.clicks".into(),
-            was_published: false,
-            rows_loaded,
-        }
-    }
-
-    #[test]
-    fn what_is_in_the_target_goes_only_where_it_took_nobodys_place() {
-        let plan = |run: Locked, undo| run.plan_to_cancel("r", undo);
-        for mode in ["append", "insert_only"] {
-            let undone = plan(run("running", mode, "batch", 0, 5), true).unwrap();
-            assert_eq!((undone.removes, undone.drops), (true, true), "{mode}");
-            let stays = plan(run("running", mode, "batch", 0, 5), false).unwrap();
-            assert_eq!((stays.removes, stays.drops), (false, false), "{mode}");
-        }
-        assert!(plan(run("running", "upsert", "batch", 0, 5), true).is_err());
-        assert!(plan(run("running", "upsert", "batch", 0, 0), true).is_ok());
-        assert!(plan(run("running", "upsert", "batch", 0, 5), false).is_ok());
-    }
-
-    #[test]
-    fn what_waits_in_staging_never_was_in_the_target() {
-        for mode in ["append", "upsert", "replace"] {
-            for undo in [true, false] {
-                let plan = run("running", mode, "run", 0, 5)
-                    .plan_to_cancel("r", undo)
-                    .unwrap();
-                assert_eq!((plan.removes, plan.drops), (false, true), "{mode}");
-            }
-        }
-        // A replay: what an earlier generation published may be there.
-        let replayed = run("running", "upsert", "batch", 1, 5);
-        assert!(replayed.plan_to_cancel("r", true).is_err());
-        assert!(replayed.plan_to_cancel("r", false).unwrap().drops);
-    }
-
-    #[test]
-    fn a_held_replay_is_not_discarded_while_the_rows_of_before_are_in_the_target() {
-        assert!(
-            run("held", "replace", "run", 0, 5)
-                .check_discard("r")
-                .is_ok()
-        );
-        // Held, corrected, replayed and held again: nothing of it was ever published.
-        assert!(
-            run("held", "replace", "run", 1, 5)
-                .check_discard("r")
-                .is_ok()
-        );
-        let published = Locked {
-            was_published: true,
-            ..run("held", "replace", "run", 1, 5)
-        };
-        assert!(published.check_discard("r").is_err());
-        let by_batch = run("held", "upsert", "batch", 1, 5).check_discard("r");
-        assert!(by_batch.unwrap_err().contains("etl replay r"));
-    }
-
-    #[test]
-    fn only_what_is_not_over_can_be_cancelled() {
-        for (state, undo, is_fine) in [
-            ("requested", false, true),
-            ("running", true, true),
-            ("cancelled", false, true),
-            ("cancelled", true, true),
-            ("failed", false, false),
-            ("failed", true, true),
-            ("held", false, false),
-            ("completed", true, false),
-            ("superseded", false, false),
-        ] {
-            let plan = run(state, "append", "batch", 0, 5).plan_to_cancel("r", undo);
-            assert_eq!(plan.is_ok(), is_fine, "{state} {undo}: {plan:?}");
-        }
-    }
 }

@@ -1,6 +1,8 @@
 //! A run that is given up: its query is stopped, what is still on its way changes nothing, and the rows that were loaded
 //! stay or go.
 
+mod replay;
+
 use std::time::Duration;
 
 use testkit::cloud::{Answer, Op, QueryState, sample};

@@ -115,3 +115,32 @@ async fn a_held_run_is_approved_and_another_discarded() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_replay_is_discarded_and_the_rows_of_before_stay() {
+    let line = Line::start().await;
+    let lenient = "[target]\ntable = \"clicks\"\n";
+    line.job("clicks", lenient, sample::clicks(5_000));
+    line.run("clicks", "daily").await;
+    // Batch by batch then, and as a whole now.
+    line.write_job("clicks", JOB);
+    let replayed = line.etl(&["replay", "daily", "--follow"]).await;
+    assert_eq!(replayed.code, Some(1), "{}", replayed.stderr);
+    assert!(replayed.stdout.contains("is held"), "{}", replayed.stdout);
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 5_000);
+    let discarded = line
+        .etl(&["discard", "daily", "--why", "the rule is wrong"])
+        .await;
+    assert_eq!(discarded.code, Some(0), "{}", discarded.stderr);
+    assert!(
+        discarded.stdout.contains("complete, as it was before")
+            && discarded.stdout.contains("5,000 rows"),
+        "{}",
+        discarded.stdout
+    );
+    line.assert_reconciled("daily").await;
+    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 5_000);
+    let books =
+        "SELECT rows_loaded FROM etl.run_books WHERE rows_rejected = 0 AND rows_dropped = 0";
+    assert_eq!(line.number(books).await, 5_000);
+}

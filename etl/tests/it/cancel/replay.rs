@@ -1,0 +1,232 @@
+//! A replay that is given up while it is under way: the books say of the rows of before what is so.
+
+use serde_json::Value;
+use testkit::cloud::sample;
+use testkit::line::Line;
+use testkit::process::{Finished, Signal};
+use testkit::wait_until;
+
+use super::{PATIENCE, state};
+
+/// So many that they are sent in several windows, and that the country is NULL in some of each batch.
+const CLICKS: u64 = 60_000;
+const STRICT: &str = "[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
+
+fn job(target: &str, rules: &str) -> String {
+    format!("[target]\ntable = \"clicks\"\n{target}\n{rules}")
+}
+
+/// A run that is complete, of a job that was corrected since.
+async fn completed(target: &str) -> Line {
+    let line = Line::start().await;
+    line.job("clicks", &job(target, STRICT), sample::clicks(CLICKS));
+    let run = line.run("clicks", "daily").await;
+    assert!(run["rows_rejected"].as_i64() > Some(0), "{run}");
+    line.write_job("clicks", &job(target, ""));
+    line
+}
+
+/// A replay that died when it had sent some of its batches, which are in the books.
+async fn half_replayed(target: &str) -> Line {
+    let mut line = completed(target).await;
+    line.services[1].kill9().await;
+    let replay = line
+        .service("etl")
+        .arg("replay")
+        .arg("daily")
+        .env("ETL_FAILPOINT", "replay_batch@20=exit")
+        .run()
+        .await;
+    assert_eq!(replay.code, Some(99), "{}", replay.stderr);
+    let sent = i64::try_from(line.vhost.ready("etl.raw").await).unwrap();
+    assert!(0 < sent && sent < batches(&line).await, "{sent}");
+    line.services[1] = line.service("transformer").start().await;
+    let replayed = "SELECT count(*) FROM etl.batches WHERE generation = 1";
+    wait_until("what was sent to be loaded", PATIENCE, async || {
+        line.number(replayed).await == sent
+    })
+    .await;
+    assert_eq!(state(&line, "daily").await, "running");
+    line
+}
+
+async fn batches(line: &Line) -> i64 {
+    line.number("SELECT batches_expected::bigint FROM etl.runs")
+        .await
+}
+
+/// What the ledger of the live generation calls loaded, and what the target has, batch by batch.
+async fn assert_books_are_about_the_target(line: &Line) {
+    let ledger = line
+        .table(
+            "seq, b.rows_loaded",
+            "etl.batches b JOIN etl.runs USING (run_id, generation) WHERE b.rows_loaded > 0",
+        )
+        .await;
+    let target = line
+        .table(
+            "_batch & 16777215, count(*)",
+            "clicks GROUP BY _batch & 16777215",
+        )
+        .await;
+    assert_eq!(ledger, target);
+    let rejected =
+        "SELECT count(*) FROM etl.rejected_rows JOIN etl.runs USING (run_id, generation)";
+    let counted = "SELECT rows_rejected FROM etl.run_books";
+    assert_eq!(line.number(rejected).await, line.number(counted).await);
+}
+
+async fn cancel(line: &Line, arguments: &[&str]) -> Finished {
+    line.etl(&[&["cancel", "daily"], arguments].concat()).await
+}
+
+/// What the target holds, whichever batch wrote it.
+async fn rows(line: &Line) -> Vec<String> {
+    line.table(
+        "dt, country, url, visits, seconds, seen_at, _batch",
+        "clicks",
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_of_which_nothing_has_come_leaves_the_run_as_it_was() {
+    for target in [
+        "",
+        "publish = \"run\"",
+        "mode = \"replace\"",
+        "mode = \"insert_only\"\nkey = [\"url\"]",
+    ] {
+        let line = completed(target).await;
+        let before = rows(&line).await;
+        line.services[1].signal(Signal::STOP);
+        let sent = line.etl(&["replay", "daily"]).await;
+        assert_eq!(sent.code, Some(0), "{target}: {}", sent.stderr);
+        let given_up = cancel(&line, &["--why", "the wrong job"]).await;
+        assert_eq!(given_up.code, Some(0), "{target}: {}", given_up.stderr);
+        for word in [
+            "replay of the run daily is given up",
+            "complete, as it was before",
+        ] {
+            assert!(
+                given_up.stdout.contains(word),
+                "{target}: {}",
+                given_up.stdout
+            );
+        }
+        line.assert_reconciled("daily").await;
+        assert_books_are_about_the_target(&line).await;
+        // All of it comes after all, and changes nothing.
+        let books = line.books().await;
+        line.services[1].signal(Signal::CONT);
+        #[expect(clippy::cast_precision_loss, reason = "a handful of batches")]
+        let batches = batches(&line).await as f64;
+        wait_until("all batches to come late", PATIENCE, async || {
+            let late = line.counted(&line.services[0], "result=\"duplicate\"");
+            late.await >= batches
+        })
+        .await;
+        assert_eq!(line.books().await, books, "{target}");
+        assert!(rows(&line).await == before, "{target}");
+        let why = line.table("given_up", "etl.replays").await;
+        assert_eq!(
+            why,
+            ["(\"given up by somebody: cancelled: the wrong job\")"]
+        );
+        let over = cancel(&line, &[]).await;
+        assert_eq!(over.code, Some(1), "{target}: {}", over.stdout);
+        assert!(over.stderr.contains("is completed"), "{}", over.stderr);
+
+        // The next one brings all rows in.
+        let again = line.etl(&["replay", "daily", "--follow"]).await;
+        assert_eq!(again.code, Some(0), "{target}: {}", again.stderr);
+        assert_books_are_about_the_target(&line).await;
+        assert_eq!(
+            line.number("SELECT count(*) FROM clicks").await,
+            i64::try_from(CLICKS).unwrap(),
+            "{target}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_that_a_replay_has_replaced_stay_replaced_and_the_others_stay_what_they_were() {
+    let line = half_replayed("").await;
+    let before = rows(&line).await;
+    let replayed = line
+        .number("SELECT count(*) FROM etl.batches WHERE generation = 1")
+        .await;
+    let given_up = cancel(&line, &[]).await;
+    assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
+    let said = format!("{replayed} batches had been put through again by then");
+    assert!(given_up.stdout.contains(&said), "{}", given_up.stdout);
+    line.assert_reconciled("daily").await;
+    assert_books_are_about_the_target(&line).await;
+    assert!(rows(&line).await == before);
+
+    // A second one that dies and is given up, too: what is there is of three generations.
+    let part = line
+        .service("etl")
+        .arg("replay")
+        .arg("daily")
+        .arg("--seq")
+        .arg("3..5")
+        .env("ETL_FAILPOINT", "replay_recorded=exit")
+        .run()
+        .await;
+    assert_eq!(part.code, Some(99), "{}", part.stderr);
+    assert_eq!(cancel(&line, &[]).await.code, Some(0));
+    line.assert_reconciled("daily").await;
+    assert_books_are_about_the_target(&line).await;
+    assert!(rows(&line).await == before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_rows_of_a_run_go_whichever_generation_brought_them() {
+    for target in ["", "publish = \"run\""] {
+        let line = half_replayed(target).await;
+        let in_target = line.number("SELECT count(*) FROM clicks").await;
+        let undone = cancel(&line, &["--undo", "--json"]).await;
+        assert_eq!(undone.code, Some(0), "{target}: {}", undone.stderr);
+        let json: Value = serde_json::from_str(&undone.stdout).unwrap();
+        assert_eq!(json["rows_removed"], in_target, "{target}: {json}");
+        assert_eq!(json["rows_dropped"], in_target, "{target}: {json}");
+        assert_eq!(line.number("SELECT count(*) FROM clicks").await, 0);
+        assert_books_are_about_the_target(&line).await;
+        assert_eq!(state(&line, "daily").await, "cancelled");
+        let again = cancel(&line, &[]).await;
+        assert!(
+            again.stdout.contains("none of its rows"),
+            "{target}: {}",
+            again.stdout
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_upsert_had_loaded_is_there_whatever_waits_in_staging() {
+    let line = half_replayed("mode = \"upsert\"\nkey = [\"url\"]").await;
+    let before = (rows(&line).await, line.books().await);
+    let refused = cancel(&line, &["--undo"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(
+        refused.stderr.contains("gives the replay up"),
+        "{}",
+        refused.stderr
+    );
+    assert!((rows(&line).await, line.books().await) == before);
+    let given_up = cancel(&line, &[]).await;
+    assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
+    assert!(
+        given_up.stdout.contains("as it was before"),
+        "{}",
+        given_up.stdout
+    );
+    line.assert_reconciled("daily").await;
+    assert_books_are_about_the_target(&line).await;
+    assert!(rows(&line).await == before.0);
+    wait_until("the staging table to go", PATIENCE, async || {
+        line.number("SELECT count(*) FROM etl.staging").await == 0
+    })
+    .await;
+}
