@@ -2,10 +2,12 @@
 //! is then what it was before somebody asked for it, and nothing that had been loaded is lost.
 
 use anyhow::Context;
+use common::job::JobSpec;
 use common::message::RunId;
-use sqlx::PgConnection;
+use sqlx::{FromRow, PgConnection};
 
 use super::Books;
+use super::former::{Former, complete_again, drop_loaded, is_whole, note_given_up};
 use super::letters::{Letter, resolve};
 use crate::Failure;
 
@@ -18,6 +20,12 @@ pub(crate) enum ReplayGivenUp {
     Failed,
     /// There is no such replay, or it is not the live one: nothing but the letter was settled.
     NotNeeded,
+}
+
+#[derive(FromRow)]
+struct Replay {
+    #[sqlx(json)]
+    job_spec: JobSpec,
 }
 
 impl Books {
@@ -39,11 +47,10 @@ impl Books {
         };
         let generation = i32::try_from(generation).with_context(doing)?;
         let mut tx = self.pool.begin().await.with_context(doing)?;
-        let reason = format!("given up by {by}: {why}");
-        let given_up = give_up(&mut tx, run, generation, &reason)
+        resolve(&mut tx, letter, &format!("dropped by {by}: {why}"))
             .await
             .with_context(doing)?;
-        resolve(&mut tx, letter, &format!("dropped by {by}: {why}"))
+        let given_up = give_up(&mut tx, run, generation, by, why)
             .await
             .with_context(doing)?;
         tx.commit().await.with_context(doing)?;
@@ -54,73 +61,46 @@ impl Books {
 async fn give_up(
     tx: &mut PgConnection,
     run: &RunId,
-    generation: i32,
-    reason: &str,
+    live: i32,
+    by: &str,
+    why: &str,
 ) -> Result<ReplayGivenUp, sqlx::Error> {
     sqlx::query("SELECT pg_advisory_xact_lock($1)")
         .bind(loader::ledger::turn_key(run))
         .execute(&mut *tx)
         .await?;
-    let live: Option<(String,)> = sqlx::query_as(
-        "SELECT state FROM etl.runs WHERE run_id = $1 AND generation = $2 AND state = 'running' FOR UPDATE",
+    let run = run.as_str();
+    let replay: Option<Replay> = sqlx::query_as(
+        "SELECT p.job_spec FROM etl.runs r JOIN etl.replays p USING (run_id, generation)
+         WHERE run_id = $1 AND generation = $2 AND r.state = 'running' AND p.source = 'athena' FOR UPDATE OF r",
     )
-    .bind(run.as_str())
-    .bind(generation)
+    .bind(run)
+    .bind(live)
     .fetch_optional(&mut *tx)
     .await?;
-    let replay: Option<(String, bool)> = sqlx::query_as(
-        "UPDATE etl.replays SET given_up = $3 WHERE run_id = $1 AND generation = $2 AND source = 'athena' AND $4
-         RETURNING state_before, EXISTS (SELECT FROM etl.staging s WHERE s.run_id = $1 AND s.generation = $2)",
-    )
-    .bind(run.as_str())
-    .bind(generation)
-    .bind(reason)
-    .bind(live.is_some())
-    .fetch_optional(&mut *tx)
-    .await?;
-    let Some((before, is_staged)) = replay else {
+    let Some(replay) = replay else {
         return Ok(ReplayGivenUp::NotNeeded);
     };
-    if before != "completed" {
-        sqlx::query("UPDATE etl.runs SET state = 'failed', failure = $2, finished_at = now() WHERE run_id = $1")
-            .bind(run.as_str())
-            .bind(format!("its replay was {reason}"))
-            .execute(&mut *tx)
-            .await?;
-        return Ok(ReplayGivenUp::Failed);
+    let reason = format!("given up by {by}: {why}");
+    note_given_up(tx, run, live, &reason).await?;
+    let number = u32::try_from(live).unwrap_or_default();
+    let is_staged = replay.job_spec.target.is_staged(number);
+    let former = Former::of(tx, run, live, is_staged).await?;
+    if former.batches > 0 {
+        former.carry_back(tx, run, live, is_staged).await?;
+    } else if is_staged {
+        drop_loaded(tx, run, live, by, &reason).await?;
     }
-    carry_back(tx, run, generation, is_staged).await?;
-    Ok(ReplayGivenUp::Restored)
-}
-
-/// The batches that the replay has not put through keep what the generation before made of them, in
-/// the target, where they are, and in the ledger.
-async fn carry_back(
-    tx: &mut PgConnection,
-    run: &RunId,
-    generation: i32,
-    is_staged: bool,
-) -> Result<(), sqlx::Error> {
-    let forget_staged: &[&'static str] = if is_staged {
-        // What is in staging has not reached the target.
-        &[
-            "DELETE FROM etl.rejected_rows WHERE run_id = $1 AND generation = $2",
-            "DELETE FROM etl.batches WHERE run_id = $1 AND generation = $2",
-        ]
-    } else {
-        &[]
-    };
-    let settle = [
-        "UPDATE etl.batches b SET generation = $2 WHERE run_id = $1 AND generation = $2 - 1 AND NOT EXISTS (
-             SELECT FROM etl.batches n WHERE n.run_id = $1 AND n.generation = $2 AND n.seq = b.seq)",
-        "UPDATE etl.runs SET state = 'completed', finished_at = now() WHERE run_id = $1 AND generation = $2",
-    ];
-    for statement in forget_staged.iter().chain(&settle) {
-        sqlx::query(*statement)
-            .bind(run.as_str())
-            .bind(generation)
-            .execute(&mut *tx)
-            .await?;
+    if is_whole(tx, run).await? && (former.batches > 0 || !is_staged) {
+        complete_again(tx, run, live, &reason).await?;
+        return Ok(ReplayGivenUp::Restored);
     }
-    Ok(())
+    sqlx::query(
+        "UPDATE etl.runs SET state = 'failed', failure = $2, finished_at = now() WHERE run_id = $1",
+    )
+    .bind(run)
+    .bind(format!("its replay was {reason}"))
+    .execute(tx)
+    .await?;
+    Ok(ReplayGivenUp::Failed)
 }

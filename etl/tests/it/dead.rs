@@ -1,6 +1,7 @@
 //! What was dead-lettered can be sent again once the cause is mended, and then the run completes.
 
 mod dropped;
+mod reread;
 
 use std::time::Duration;
 
