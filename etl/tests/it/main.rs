@@ -17,7 +17,6 @@ mod refusals;
 mod rejects;
 mod replay;
 mod sizes;
-mod taken_back;
 mod telemetry;
 mod trace;
 mod twice;

@@ -2,6 +2,7 @@
 
 mod corrected;
 mod gap;
+mod given_up;
 mod lost;
 mod several;
 mod unfinished;
