@@ -119,33 +119,43 @@ async fn a_fork_from_any_checkpoint_publishes_the_same_batches() {
     }
 }
 
+/// By another one, of another size or of the same.
 #[tokio::test]
 async fn an_object_that_was_replaced_fails_the_run() {
     let (line, _extractor) = Line::started().await;
-    let result = sample::clicks(100);
-    line.cloud.otherwise(Answer::rows(result.clone()).at_once());
-    let task = task("replaced", "SELECT 1");
-    line.ask(&task).await;
-    let EventKind::Extracted { result_id, .. } = line.end_of("replaced").await else {
-        panic!()
-    };
-    let (id, etag) = result_id.split_once(':').unwrap();
-    line.cloud.replace_result(id, sample::clicks(101));
-    let cursor = Cursor {
-        offset: offset_of(&result, 50),
-        row: 50,
-        seq: 1,
-        page: None,
-    };
-    line.batches().await;
-    line.ask(&handed_on(&line, &task, &result, Some(etag), cursor))
-        .await;
-    let reason = line.failure_of("replaced").await;
-    assert!(
-        reason.contains("was replaced") && reason.contains("s3://results/prefix/"),
-        "{reason}"
-    );
-    assert!(line.batches().await.is_empty());
+    let rows: Vec<_> = sample::clicks(100).range(0, 100);
+    let result = ResultSet::of(sample::columns(), rows.clone());
+    let backwards = rows.into_iter().rev().collect();
+    for (run, other) in [
+        ("longer", sample::clicks(101)),
+        ("as-long", ResultSet::of(sample::columns(), backwards)),
+    ] {
+        let sql = format!("SELECT '{run}'");
+        line.cloud
+            .answer(&sql, Answer::rows(result.clone()).at_once());
+        let task = task(run, &sql);
+        line.ask(&task).await;
+        let EventKind::Extracted { result_id, .. } = line.end_of(run).await else {
+            panic!()
+        };
+        let (id, etag) = result_id.split_once(':').unwrap();
+        line.cloud.replace_result(id, other);
+        let cursor = Cursor {
+            offset: offset_of(&result, 50),
+            row: 50,
+            seq: 1,
+            page: None,
+        };
+        line.batches().await;
+        line.ask(&handed_on(&line, &task, &result, Some(etag), cursor))
+            .await;
+        let reason = line.failure_of(run).await;
+        assert!(
+            reason.contains("was replaced") && reason.contains("s3://results/prefix/"),
+            "{run}: {reason}"
+        );
+        assert!(line.batches().await.is_empty(), "{run}");
+    }
 }
 
 #[tokio::test]
