@@ -24,6 +24,14 @@ pub(crate) enum End {
     TooLong(Run, Duration),
 }
 
+impl End {
+    /// Whether the replay that was followed was given up. The run may be complete all the same, as it was before.
+    pub(crate) fn is_given_up(&self) -> bool {
+        let (Self::There(run) | Self::TooLong(run, _)) = self;
+        run.replay_given_up.is_some()
+    }
+}
+
 /// Follows a run until it is over or waits for a person, or for as long as `patience` says.
 pub(crate) async fn to_the_end(
     books: &Books,

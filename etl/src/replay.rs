@@ -69,8 +69,8 @@ pub(crate) async fn run(arguments: &ReplayArguments) -> Result<bool, Failure> {
     }
     let mut all_true = true;
     for name in &names {
-        let over = follow::to_the_end(&books, name, None).await?;
-        all_true &= report::outcome(&books, &over, arguments.json).await?;
+        let end = follow::to_the_end(&books, name, None).await?;
+        all_true &= report::outcome(&books, &end, arguments.json).await? && !end.is_given_up();
     }
     Ok(all_true)
 }

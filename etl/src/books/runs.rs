@@ -57,10 +57,14 @@ pub(crate) struct Run {
     pub(crate) started_at: Option<String>,
     pub(crate) published_at: Option<String>,
     pub(crate) finished_at: Option<String>,
-    /// Since the request, up to its end or now; by the database's clock.
+    /// Of the replay that made the live generation: when it was asked for, by whom, and why it came to nothing.
+    pub(crate) replayed_at: Option<String>,
+    pub(crate) replayed_by: Option<String>,
+    pub(crate) replay_given_up: Option<String>,
+    /// Since the request, or that of the replay, up to its end or now; by the database's clock.
     #[serde(skip)]
     pub(crate) seconds: f64,
-    /// The same, since Athena has its query.
+    /// The same, since Athena has its query, or since the replay.
     #[serde(skip)]
     pub(crate) working_seconds: Option<f64>,
 }
@@ -96,7 +100,8 @@ pub(crate) struct Filter<'a> {
     pub(crate) limit: u32,
 }
 
-/// What is read of a run `r` and its sums `b`, with the number of its rejected rows `q`.
+/// What is read of a run `r` and its sums `b`, with the number of its rejected rows `q`, and of the replay `p` of its live
+/// generation.
 const COLUMNS: &str = r#"
     SELECT r.run_id, r.run_no, r.job, r.job_hash, r.parameters, r.target_table, r.mode, r.publish, r.state, r.generation,
            r.query_execution_id, r.result_id, r.bytes_scanned, r.batches_expected, r.rows_expected,
@@ -108,8 +113,10 @@ const COLUMNS: &str = r#"
            to_char(r.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS started_at,
            to_char(r.published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS published_at,
            to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS finished_at,
-           extract(epoch FROM coalesce(r.finished_at, now()) - r.requested_at)::float8 AS seconds,
-           extract(epoch FROM coalesce(r.finished_at, now()) - r.started_at)::float8 AS working_seconds
+           to_char(p.requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS replayed_at,
+           p.requested_by AS replayed_by, p.given_up AS replay_given_up,
+           extract(epoch FROM coalesce(r.finished_at, now()) - coalesce(p.requested_at, r.requested_at))::float8 AS seconds,
+           extract(epoch FROM coalesce(r.finished_at, now()) - coalesce(p.requested_at, r.started_at))::float8 AS working_seconds
 "#;
 
 /// A few runs, each through the index of its batches. `chosen` names them.
@@ -117,6 +124,7 @@ pub(super) fn a_few(chosen: &str) -> String {
     format!(
         "WITH chosen AS MATERIALIZED ({chosen}) {COLUMNS}
          FROM chosen JOIN etl.runs r USING (run_id) JOIN etl.run_books b USING (run_id)
+         LEFT JOIN etl.replays p ON p.run_id = r.run_id AND p.generation = r.generation
          CROSS JOIN LATERAL (
              SELECT count(*) AS rows FROM etl.rejected_rows WHERE run_id = r.run_id AND generation = r.generation
          ) q ORDER BY r.run_no DESC"
@@ -135,6 +143,7 @@ pub(super) fn all_of_them() -> String {
          letters AS (SELECT run_id, count(*) AS letters FROM etl.dead_letters WHERE resolved_at IS NULL GROUP BY run_id)
          {COLUMNS} FROM etl.runs r
          LEFT JOIN ledger USING (run_id, generation) LEFT JOIN quarantine USING (run_id, generation) LEFT JOIN letters USING (run_id)
+         LEFT JOIN etl.replays p ON p.run_id = r.run_id AND p.generation = r.generation
          CROSS JOIN LATERAL (SELECT coalesce(quarantine.rows, 0) AS rows) q
          CROSS JOIN LATERAL (
              SELECT coalesce(ledger.batches, 0) AS batches, coalesce(ledger.rows_extracted, 0) AS rows_extracted,

@@ -50,6 +50,9 @@ pub(crate) async fn outcome(books: &Books, end: &End, json: bool) -> Result<bool
             ));
         }
     }
+    if let Some(why) = &run.replay_given_up {
+        note(&format!("its replay was {why}"));
+    }
     if run.state == "completed" && run.rows_rejected > 0 {
         note(&format!(
             "{} {} rejected; `etl rejects {}` shows why",

@@ -37,6 +37,21 @@ pub(crate) fn completed() -> Run {
     }
 }
 
+/// The same run after a replay, which took less time than the run and came much later.
+pub(crate) fn replayed() -> Run {
+    Run {
+        generation: 1,
+        rows_loaded: 83_760,
+        rows_rejected: 0,
+        replayed_at: Some("2018-04-05T09:00:00.000Z".into()),
+        replayed_by: Some("bob".into()),
+        finished_at: Some("2018-04-05T09:00:04.250Z".into()),
+        seconds: 4.25,
+        working_seconds: Some(4.25),
+        ..completed()
+    }
+}
+
 /// One of each state, and one that is stuck.
 #[expect(clippy::too_many_lines, reason = "a table of runs")]
 pub(crate) fn runs() -> Vec<Run> {

@@ -154,6 +154,9 @@ fn lines(status: &Status) -> String {
         ("target", format!("{} ({})", run.target_table, run.mode)),
         ("state", state(run)),
         ("requested", format!("{}{by}", run.requested_at)),
+    ];
+    lines.extend(replay(run));
+    lines.extend([
         (
             "query",
             run.query_execution_id
@@ -162,7 +165,7 @@ fn lines(status: &Status) -> String {
         ),
         ("batches", batches),
         ("rows", sums(run)),
-    ];
+    ]);
     lines.extend(progress(status));
     lines.extend(remarks(status));
     lines.extend(waiting(status));
@@ -183,6 +186,19 @@ fn state(run: &Run) -> String {
         _ => String::new(),
     };
     format!("{}{}{what}", run.state, took(run))
+}
+
+/// The replay that made the live generation.
+fn replay(run: &Run) -> Vec<(&'static str, String)> {
+    let Some(at) = &run.replayed_at else {
+        return Vec::new();
+    };
+    let by = run.replayed_by.as_deref().unwrap_or("somebody");
+    let what = match &run.replay_given_up {
+        Some(why) => format!("; {why}"),
+        None => String::new(),
+    };
+    vec![("replayed", format!("{at} by {by}{what}"))]
 }
 
 /// How much is under way, and how fast it goes.
@@ -362,6 +378,19 @@ mod tests {
         );
         status.now_at(1_500, Duration::from_secs(1));
         insta::assert_snapshot!(lines(&status));
+    }
+
+    #[test]
+    fn of_a_replay_its_own_time_and_what_became_of_it() {
+        let given_up = Run {
+            replay_given_up: Some("given up by ana: cancelled: the wrong job".into()),
+            ..samples::replayed()
+        };
+        let shown: Vec<_> = [samples::replayed(), given_up]
+            .into_iter()
+            .map(|run| lines(&Status::new(run, Vec::new(), Ok(queues()), None)))
+            .collect();
+        insta::assert_snapshot!(shown.join("\n\n"));
     }
 
     #[test]

@@ -230,3 +230,31 @@ async fn what_an_upsert_had_loaded_is_there_whatever_waits_in_staging() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_follows_a_replay_is_told_that_it_was_given_up() {
+    let line = completed("").await;
+    line.services[1].signal(Signal::STOP);
+    let follow = line
+        .service("etl")
+        .arg("replay")
+        .arg("daily")
+        .arg("--follow");
+    let mut follower = follow.spawn();
+    wait_until("the replay to be followed", PATIENCE, async || {
+        follower.log().contains("running: extracted")
+    })
+    .await;
+    assert_eq!(cancel(&line, &[]).await.code, Some(0));
+    let code = follower.wait(PATIENCE).await.code();
+    assert_eq!(code, Some(1), "{}", follower.log());
+    for word in ["completed in", "its replay was given up by somebody"] {
+        assert!(follower.log().contains(word), "{word}: {}", follower.log());
+    }
+    let status = line.etl(&["status", "daily"]).await;
+    assert!(
+        status.stdout.contains("given up by somebody"),
+        "{}",
+        status.stdout
+    );
+}

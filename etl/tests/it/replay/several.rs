@@ -88,6 +88,14 @@ async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
         "{}",
         sent.stdout
     );
+    // Since the replay was asked for, and not since the run was.
+    let seconds = sent.stdout.split_once("run two completed in ");
+    let seconds = seconds.and_then(|(_, rest)| rest.split_once(" s\n")?.0.parse::<f64>().ok());
+    assert!(
+        seconds.is_some_and(|seconds| seconds < 600.0),
+        "{}",
+        sent.stdout
+    );
     assert!(
         sent.stderr.contains("three is cancelled and is left out"),
         "{}",
