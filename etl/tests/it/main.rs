@@ -21,3 +21,4 @@ mod telemetry;
 mod trace;
 mod twice;
 mod types;
+mod watching;

@@ -1,0 +1,103 @@
+//! A run is watched until it is over, and looked at when the broker cannot be.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use serde_json::Value;
+use testkit::cloud::sample;
+use testkit::line::Line;
+use testkit::process::{Service, Signal};
+use testkit::wait_until;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The run `daily`, read to its end, whose batches wait for the transformer.
+async fn waiting() -> Line {
+    let line = Line::start().await;
+    line.job(
+        "clicks",
+        "[target]\ntable = \"clicks\"\n",
+        sample::clicks(5_000),
+    );
+    line.services[1].signal(Signal::STOP);
+    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    wait_until("the whole result to be read", PATIENCE, async || {
+        line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 3")
+            .await
+            == 1
+    })
+    .await;
+    line
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_run_is_shown_again_and_again_until_it_is_over() {
+    let line = waiting().await;
+    let watch = line.service("etl").arg("status").arg("daily");
+    let mut watcher = watch.arg("--watch").spawn();
+    let looks = |log: &str| log.matches("run  daily (number 1").count();
+    wait_until("a second look", PATIENCE, async || {
+        looks(&watcher.log()) >= 2
+    })
+    .await;
+    let log = watcher.log();
+    for word in [
+        "state  running",
+        "0 of 3",
+        "5,000 rows are extracted",
+        "etl.raw",
+    ] {
+        assert!(log.contains(word), "{word}: {log}");
+    }
+    assert!(watcher.is_running() && !log.contains("completed"), "{log}");
+
+    line.services[1].signal(Signal::CONT);
+    let code = watcher.wait(PATIENCE).await.code();
+    let log = watcher.log();
+    assert_eq!(code, Some(0), "{log}");
+    let (_, last) = log.rsplit_once("run  daily").unwrap();
+    for word in [
+        "state  completed in",
+        "3 of 3",
+        "5,000 rows extracted = 5,000 loaded + 0 rejected: balanced",
+    ] {
+        assert!(last.contains(word), "{word}: {log}");
+    }
+    assert!(!log.contains('\u{1b}'), "it is no terminal: {log}");
+    // One that is over is shown once.
+    let over = line.etl(&["status", "daily", "--watch"]).await;
+    assert_eq!((over.code, looks(&over.stdout)), (Some(0), 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_books_are_shown_when_the_broker_is_away_or_silent() {
+    let line = waiting().await;
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("amqp://{}", silent.local_addr().unwrap());
+    let nobody = format!("amqp://127.0.0.1:{}", testkit::process::free_port());
+    let status = |broker: &str| -> Service {
+        let service = line.service("etl").env("ETL_AMQP_URL", broker);
+        service.arg("status").arg("daily")
+    };
+    for (broker, why) in [(&nobody, "connect"), (&silent, "did not answer")] {
+        let shown = status(broker).run().await;
+        assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+        for word in ["state  running", "0 of 3", "queues  cannot be seen: ", why] {
+            assert!(shown.stdout.contains(word), "{word}: {}", shown.stdout);
+        }
+        let json = status(broker).arg("--json").run().await;
+        assert_eq!(json.code, Some(0), "{}", json.stderr);
+        let json: Value = serde_json::from_str(&json.stdout).unwrap();
+        assert_eq!(
+            (&json["state"], &json["queues"]),
+            (&"running".into(), &Value::Null)
+        );
+        assert!(
+            json["broker"]
+                .as_str()
+                .is_some_and(|said| said.contains(why)),
+            "{json}"
+        );
+    }
+}
