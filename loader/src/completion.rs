@@ -52,6 +52,7 @@ pub async fn try_complete(pool: &PgPool, run: &RunId) -> Result<Option<String>, 
         return Ok(None);
     };
     failpoint::reach("after_publish").await;
+    count(state);
     match state {
         "completed" => tracing::info!(run.id = %run, "run completed"),
         "failed" => {
@@ -63,6 +64,11 @@ pub async fn try_complete(pool: &PgPool, run: &RunId) -> Result<Option<String>, 
         _ => tracing::warn!(run.id = %run, reason = why, "run superseded"),
     }
     Ok(Some(state.to_owned()))
+}
+
+/// Counts a run that came to an end, or is held.
+pub(crate) fn count(state: &'static str) {
+    metrics::counter!("etl_runs_total", "state" => state).increment(1);
 }
 
 /// A cheap question first: the count is known, and so is the batch that comes last. A big run is
@@ -107,7 +113,7 @@ async fn complete(tx: &mut PgConnection, run: &RunId) -> Result<Ended, sqlx::Err
     let Some(Verdict {
         contradiction,
         counted,
-    }) = count(tx, run).await?
+    }) = add_up(tx, run).await?
     else {
         return Ok(None);
     };
@@ -164,7 +170,7 @@ struct Verdict {
 }
 
 /// `None` while a batch is missing.
-async fn count(tx: &mut PgConnection, run: &RunId) -> Result<Option<Verdict>, sqlx::Error> {
+async fn add_up(tx: &mut PgConnection, run: &RunId) -> Result<Option<Verdict>, sqlx::Error> {
     #[derive(sqlx::FromRow)]
     struct Row {
         contradiction: Option<String>,

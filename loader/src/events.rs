@@ -79,8 +79,12 @@ async fn note(pool: &PgPool, event: &RunEvent) -> Result<Noted, LoadError> {
             Noted::Noted
         }
     };
+    let fails = noted == Noted::Noted && !run.is_over();
     tx.commit().await?;
     connection.give_back();
+    if fails && matches!(event.kind, EventKind::Failed { .. }) {
+        completion::count("failed");
+    }
     Ok(noted)
 }
 

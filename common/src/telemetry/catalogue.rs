@@ -159,6 +159,12 @@ pub const METRICS: &[Metric] = &[
         "Events about runs by what became of them.",
     ),
     counter(
+        "etl_runs_total",
+        &["state"],
+        LOADER,
+        "Runs, and replays of them, by the state that they came to in a loader: what a person decides is not among them.",
+    ),
+    counter(
         "etl_dead_letters_total",
         &["stage"],
         LOADER,
@@ -250,6 +256,9 @@ pub(super) fn describe(service: &str, consumes: &[QueueName]) {
     retried("broker", 0);
     if service == "loader" {
         metrics::gauge!("etl_last_commit_timestamp_seconds").set(0.0);
+        for state in ["completed", "failed", "held", "superseded"] {
+            metrics::counter!("etl_runs_total", "state" => state).increment(0);
+        }
         for stage in STAGES {
             metrics::counter!("etl_dead_letters_total", "stage" => stage).increment(0);
         }

@@ -97,6 +97,7 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
         (transformer, "etl_rows_rejected_total", 1.0),
         (loader, "etl_rows_loaded_total", 1.0),
         (loader, "etl_rows_rejected_total", 1.0),
+        (loader, "etl_runs_total", 1.0),
         (loader, "etl_load_seconds_count", 1.0),
     ] {
         assert_eq!(service.metric(metric).await, Some(wanted), "{metric}");
