@@ -97,11 +97,11 @@ async fn answer(cli: Cli) -> Result<bool, Failure> {
         }
         Command::Reconcile { run, json } => {
             let books = Books::open().await?;
-            let runs = match &run {
-                Some(name) => vec![books.exactly(name).await?],
-                None => books.all().await?,
+            let proven = match &run {
+                Some(name) => books.exactly(name).await?.into(),
+                None => books.all((!json).then_some(report::FEW)).await?,
             };
-            report::reconcile(&books, &runs, run.is_some(), json).await
+            report::reconcile(&books, &proven, run.is_some(), json).await
         }
         Command::Replay(arguments) => replay::run(&arguments).await,
         Command::Dead(command) => dead::run(command).await,

@@ -29,7 +29,7 @@ pub(crate) use decision::{approved, cancelled, discarded};
 pub(crate) use doctor::{Finding, examined};
 pub(crate) use plan::{Plan, PlannedColumn, PlannedSource, planned};
 pub(crate) use prune::pruned;
-pub(crate) use reconcile::reconcile;
+pub(crate) use reconcile::{FEW, reconcile};
 pub(crate) use rejects::rejects;
 pub(crate) use replay::{Sent, nothing_to_replay, replayed_run};
 pub(crate) use run::{outcome, requested};
