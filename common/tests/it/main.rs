@@ -126,6 +126,12 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
     let mut publisher = Publisher::open(&connection).await.unwrap();
     let window: Vec<_> = (0..60).map(|n| Outgoing::of(&event(n)).unwrap()).collect();
     let drain = async {
+        // Not before the queue is full, so that most of the window is refused.
+        let minute = std::time::Duration::from_mins(1);
+        testkit::wait_until("the queue to be full", minute, async || {
+            vhost.ready("etl.events").await >= 5
+        })
+        .await;
         let mut consumer = Consumer::<RunEvent>::open(&connection, 1).await.unwrap();
         let mut seen = std::collections::BTreeSet::new();
         while seen.len() < 60 {
