@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
 /// So many rows that a run of them is still under way when a fault is thrown at it.
-const MANY: u64 = 200_000;
+const MANY: u64 = 600_000;
 
 /// In the order of a line's services.
 const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
