@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use testkit::cloud::{Answer, Op, QueryState, sample};
 use testkit::line::Line;
-use testkit::process::Signal;
 use testkit::wait_until;
 
 const APPEND: &str = "[target]\ntable = \"clicks\"\n";
@@ -83,7 +82,7 @@ async fn the_query_of_a_cancelled_run_is_stopped() {
 /// A run that has loaded some of its batches, and whose others wait for the transformer.
 async fn half_loaded(line: &mut Line, job: &str) -> i64 {
     line.job("clicks", job, sample::clicks(60_000));
-    line.services[1].signal(Signal::STOP);
+    line.services[1].kill9().await;
     let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     wait_until("the whole result to be read", PATIENCE, async || {
@@ -92,12 +91,13 @@ async fn half_loaded(line: &mut Line, job: &str) -> i64 {
             == 1
     })
     .await;
-    line.services[1].signal(Signal::CONT);
+    let brief = line.service("transformer");
+    let mut brief = brief.env("ETL_FAILPOINT", "transform@12=exit").spawn();
+    assert_eq!(brief.wait(PATIENCE).await.code(), Some(99));
     wait_until("some batches to be loaded", PATIENCE, async || {
         line.number("SELECT count(*) FROM etl.batches").await > 1
     })
     .await;
-    line.services[1].signal(Signal::STOP);
     line.number("SELECT run_no FROM etl.runs").await
 }
 
@@ -132,7 +132,7 @@ async fn rows_that_were_loaded_go_and_what_comes_late_changes_nothing() {
         2,
         "those of others"
     );
-    line.services[1].signal(Signal::CONT);
+    line.services[1] = line.service("transformer").start().await;
     wait_until(
         "everything late to be taken and forgotten",
         PATIENCE,

@@ -8,7 +8,7 @@ use common::message::{
     Cursor, EventKind, ExtractTask, Message as _, RawBatch, ResultLocation, TaskState,
 };
 use common::schema::ResultColumn;
-use testkit::cloud::{Answer, ResultSet, sample};
+use testkit::cloud::{Answer, Fault, Op, ResultSet, sample};
 use testkit::wait_until;
 
 use crate::line::{Line, SOON, rows_of, task};
@@ -165,6 +165,9 @@ async fn killed_and_stopped_extractors_lose_nothing() {
     line.cloud.otherwise(Answer::rows(result.clone()).at_once());
     let mut task = task("killed", "SELECT 1");
     task.source.results = Results::Api;
+    // So that none of them is done before the next thing happens to it.
+    let slow = Fault::Delay(Duration::from_millis(20));
+    line.cloud.always(Op::GetQueryResults, slow);
     line.ask(&task).await;
     let mut first = line.extractor().start().await;
     wait_until("some batches", SOON, async || {
