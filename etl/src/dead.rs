@@ -32,7 +32,11 @@ pub(crate) async fn run(command: DeadCommand) -> Result<bool, Failure> {
             report::dead_letters(&letters, all, filter.is_set(), json)?;
         }
         DeadCommand::Show { id, json } => {
-            report::dead_letter(&books.dead_letter(id).await?, json)?;
+            let mut shown = books.dead_letter(id).await?;
+            if let Some(text) = readable(&books.letter(id).await?) {
+                shown.body_start = text;
+            }
+            report::dead_letter(&shown, json)?;
         }
         DeadCommand::Replay(arguments) => replay(&books, &arguments).await?,
         DeadCommand::Drop { id, why, json } => {
@@ -66,6 +70,21 @@ async fn replay(books: &Books, arguments: &ReplayLettersArguments) -> Result<(),
     sender.close().await;
     broker.close().await;
     report::replayed(&ids, arguments.json)
+}
+
+/// The beginning of a batch as text: its body is packed.
+fn readable(letter: &Letter) -> Option<String> {
+    let (kind, body) = (letter.kind.as_deref()?, letter.body.as_deref()?);
+    let text = match kind {
+        kind if RawBatch::reads(kind) => {
+            serde_json::to_string(&queue::read_body::<RawBatch>(kind, body).ok()?)
+        }
+        kind if ValidBatch::reads(kind) => {
+            serde_json::to_string(&queue::read_body::<ValidBatch>(kind, body).ok()?)
+        }
+        _ => return None,
+    };
+    Some(text.ok()?.chars().take(400).collect())
 }
 
 /// The message as it was, for the queue that it came from.

@@ -113,5 +113,16 @@ async fn answer(cli: Cli) -> Result<bool, Failure> {
 /// An error as one paragraph: what was being done, and each cause behind it once.
 #[expect(clippy::print_stderr, reason = "a command talks to its user")]
 fn complain(error: &anyhow::Error) {
-    eprintln!("etl: {error:#}");
+    let mut said = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        // Some errors say what is behind them, too.
+        if said.ends_with(&cause) {
+            continue;
+        }
+        if !said.is_empty() {
+            said += ": ";
+        }
+        said += &cause;
+    }
+    eprintln!("etl: {said}");
 }

@@ -151,8 +151,9 @@ pub async fn inspect(
     target: &Target,
     columns: &[TargetColumn],
     allowed_schemas: &[String],
+    job: &str,
 ) -> Result<Result<(), Refusal>, sqlx::Error> {
-    let planned = plan(pool, target, columns, allowed_schemas, "").await?;
+    let planned = plan(pool, target, columns, allowed_schemas, job).await?;
     Ok(planned.map(drop))
 }
 

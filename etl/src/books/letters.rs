@@ -42,7 +42,12 @@ struct Start(Vec<u8>);
 
 impl From<Start> for String {
     fn from(start: Start) -> Self {
-        Self::from_utf8_lossy(&start.0)
+        // A packed batch begins with a few bytes, and then with its head as it is until something in it repeats.
+        let packed = start.0.iter().take(20).position(|byte| *byte == b'{');
+        let from = packed.filter(|_| start.0.first().is_some_and(|byte| *byte < b' '));
+        let shown = Self::from_utf8_lossy(&start.0[from.unwrap_or(0)..]);
+        let until = from.and_then(|_| shown.find(|c: char| c.is_control() || c == '\u{fffd}'));
+        shown[..until.unwrap_or(shown.len())]
             .chars()
             .map(|c| if c.is_control() { ' ' } else { c })
             .collect()

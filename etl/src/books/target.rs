@@ -52,7 +52,8 @@ impl Books {
         schemas: &[String],
     ) -> Result<(), Failure> {
         let target = &spec.target;
-        let refused = loader::target::inspect(&self.pool, target, &declared(spec), schemas)
+        let columns = declared(spec);
+        let refused = loader::target::inspect(&self.pool, target, &columns, schemas, &spec.name)
             .await
             .with_context(|| format!("cannot look at the target {}", target.table))?;
         refused

@@ -143,6 +143,15 @@ fn tail(plan: &Plan) -> String {
         String::new(),
     ];
     match &plan.target {
+        TargetPlan::Fits
+            if plan.columns.iter().any(|column| column.pg_type.is_none())
+                || plan.columns.is_empty() =>
+        {
+            lines.push(format!(
+                "{} is there, and nothing speaks against what the job declares. The types of the other columns are known once the query ran: what does not fit is refused then (`extractor sample {}` shows them before)",
+                plan.target_table, plan.job
+            ));
+        }
         TargetPlan::Fits => lines.push(format!(
             "{} is there and takes these columns; nothing is changed in it",
             plan.target_table

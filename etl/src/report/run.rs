@@ -77,6 +77,12 @@ fn ending(run: &Run) -> String {
             "run {id} failed: {}",
             run.failure.as_deref().unwrap_or("no reason was given")
         ),
+        "held" if run.generation > 0 => format!(
+            "the replay of run {id} is held, and none of its rows is in {}, where everything is as it was before it: {}\n  {}\n  `etl approve {id}` publishes it all the same, `etl discard {id} --why ...` gives the replay up",
+            run.target_table,
+            run.held_because.as_deref().unwrap_or("no reason was given"),
+            sums(run)
+        ),
         "held" => format!(
             "run {id} is held, and none of its rows is in {}: {}\n  {}\n  `etl approve {id}` publishes it all the same, `etl discard {id} --why ...` gives it up",
             run.target_table,
