@@ -182,6 +182,24 @@ fn check_place(first_row: u64, rows: usize) -> Result<(), String> {
     }
 }
 
+/// Reads a batch of the version `kind`: a head and the rows behind it, or the version before, all of it in JSON.
+fn read_version<T: Message>(
+    kind: &str,
+    body: &[u8],
+    rows_of: fn(&mut T) -> &mut Rows,
+) -> Result<T, String> {
+    if kind != T::KIND {
+        return read_json(body);
+    }
+    let (mut batch, rows) = read_batch::<T>(body)?;
+    let place = rows_of(&mut batch);
+    if !place.is_empty() {
+        return Err("it has rows in its head".to_owned());
+    }
+    *place = rows;
+    Ok(batch)
+}
+
 impl Message for RawBatch {
     const QUEUE: QueueName = QueueName::Raw;
     const KIND: &'static str = "raw-batch.v2";
@@ -219,15 +237,7 @@ impl Message for RawBatch {
     }
 
     fn read(kind: &str, body: &[u8]) -> Result<Self, String> {
-        if kind != Self::KIND {
-            return read_json(body);
-        }
-        let (head, rows) = read_batch::<Self>(body)?;
-        if head.rows.is_empty() {
-            Ok(Self { rows, ..head })
-        } else {
-            Err("it has rows in its head".to_owned())
-        }
+        read_version(kind, body, |batch| &mut batch.rows)
     }
 }
 
@@ -288,15 +298,7 @@ impl Message for ValidBatch {
     }
 
     fn read(kind: &str, body: &[u8]) -> Result<Self, String> {
-        if kind != Self::KIND {
-            return read_json(body);
-        }
-        let (head, rows) = read_batch::<Self>(body)?;
-        if head.rows.is_empty() {
-            Ok(Self { rows, ..head })
-        } else {
-            Err("it has rows in its head".to_owned())
-        }
+        read_version(kind, body, |batch| &mut batch.rows)
     }
 }
 
