@@ -141,24 +141,23 @@ pub fn create_table(
     }
     let table = name.sql();
     let comments = columns.iter().map(|column| comment_on(&table, column));
-    // Rows are written in the order of their batches, more or less, so that the smallest of indexes
-    // finds those of a batch or a run. Not where rows are updated, which an index on this column
-    // would make slower for every one of them.
-    let index = if matches!(target.mode, Mode::Append | Mode::InsertOnly) {
-        format!(
-            "CREATE INDEX ON {table} USING brin ({}) WITH (pages_per_range = 32, autosummarize = on);\n",
-            quoted(BATCH_COLUMN)
-        )
-    } else {
-        String::new()
-    };
     format!(
-        "CREATE TABLE {table} (\n{}\n);\n{index}COMMENT ON TABLE {table} IS {};\n{}COMMENT ON COLUMN {table}.{} IS {};\n",
+        "CREATE TABLE {table} (\n{}\n);\nCOMMENT ON TABLE {table} IS {};\n{}COMMENT ON COLUMN {table}.{} IS {};\n",
         lines.join(",\n"),
         literal(&format!("Loaded by the job {job}.")),
         comments.collect::<String>(),
         quoted(BATCH_COLUMN),
         literal("The batch that the row came with: etl.runs.run_no << 24 | etl.batches.seq."),
+    )
+}
+
+/// The statement for the index by which the rows of a batch are found. Rows are written in the order of their batches, more or
+/// less, so that the smallest of indexes does.
+pub fn index_batches(name: &TableName) -> String {
+    format!(
+        "CREATE INDEX ON {} USING brin ({}) WITH (pages_per_range = 32, autosummarize = on)",
+        name.sql(),
+        quoted(BATCH_COLUMN)
     )
 }
 
