@@ -9,7 +9,7 @@ mod refusal;
 use common::job::{Mode, Target};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, check_identifier, quoted};
 
-pub use contract::{Change, Known, decide};
+pub use contract::{Change, Known, columns_of_a_new_table, decide};
 pub use refusal::Refusal;
 
 /// A table's name, whose parts were checked.

@@ -232,7 +232,7 @@ async fn create_or_check(
     };
     match change {
         Change::Nothing => {}
-        Change::Create { ddl } => {
+        Change::Create { ddl, .. } => {
             tx.execute(AssertSqlSafe(ddl)).await?;
             tracing::info!(target.table = table, job.name = job, "target created");
         }
@@ -344,11 +344,11 @@ async fn may_create(
         (None, _) => Err(Refusal::SchemaMissing {
             schema: name.schema.clone(),
         }),
-        (Some((false, role)), Change::Create { ddl }) => Err(Refusal::MayNotCreate {
+        (Some((false, role)), Change::Create { by_hand, .. }) => Err(Refusal::MayNotCreate {
             table: name.sql(),
             schema: common::schema::quoted(&name.schema),
             role,
-            ddl,
+            by_hand,
         }),
         (Some(_), change) => Ok(change),
     })

@@ -1,9 +1,9 @@
 //! The target of a job, as it is and as a run would find it.
 
 use anyhow::Context;
-use common::job::JobSpec;
+use common::job::{JobSpec, Target};
 use common::schema::TargetColumn;
-use loader::ddl::Change;
+use loader::ddl::{self, Change};
 use serde::Serialize;
 
 use super::Books;
@@ -16,7 +16,10 @@ pub(crate) enum TargetPlan {
     /// Nothing.
     Fits,
     Creates {
+        /// None where the columns that are known do not make a table.
         statements: Vec<String>,
+        /// What the table will have, in words.
+        with: String,
     },
     Alters {
         statements: Vec<String>,
@@ -36,6 +39,12 @@ fn declared(spec: &JobSpec) -> Vec<TargetColumn> {
         })
     });
     columns.collect()
+}
+
+/// Whether Postgres would take a table of these columns alone: one has a key of columns that it has.
+fn is_a_table(target: &Target, columns: &[TargetColumn]) -> bool {
+    let is_there = |key: &String| columns.iter().any(|column| column.name == *key);
+    !columns.is_empty() && (!target.mode.has_key() || target.key.iter().all(is_there))
 }
 
 /// The statements without the comments on each column, which follow them.
@@ -75,8 +84,13 @@ impl Books {
             .with_context(doing)?;
         Ok(match planned {
             Ok(Change::Nothing) => TargetPlan::Fits,
-            Ok(Change::Create { ddl }) => TargetPlan::Creates {
-                statements: statements(&ddl),
+            Ok(Change::Create { ddl, .. }) => TargetPlan::Creates {
+                statements: if is_a_table(target, &columns) {
+                    statements(&ddl)
+                } else {
+                    Vec::new()
+                },
+                with: ddl::columns_of_a_new_table(target, &columns),
             },
             Ok(Change::Add { ddl, .. }) => TargetPlan::Alters {
                 statements: statements(&ddl),

@@ -156,7 +156,14 @@ fn tail(plan: &Plan) -> String {
             "{} is there and takes these columns; nothing is changed in it",
             plan.target_table
         )),
-        TargetPlan::Creates { statements } => {
+        TargetPlan::Creates { statements, with } if statements.is_empty() => {
+            lines.push(format!(
+                "{} is not there; the first batch creates it from the columns of the query's result, which are known once the query ran (`extractor sample {}` shows them before). It gets:",
+                plan.target_table, plan.job
+            ));
+            lines.push(format!("    {with}"));
+        }
+        TargetPlan::Creates { statements, .. } => {
             lines.push(format!(
                 "{} is not there; the first batch creates it, with whatever columns the query has besides:",
                 plan.target_table
@@ -235,6 +242,7 @@ mod tests {
     fn on_a_terminal_with_what_becomes_of_the_target() {
         let creates = plan(TargetPlan::Creates {
             statements: vec!["CREATE TABLE \"public\".\"clicks\" (\n    \"dt\" text\n)".into()],
+            with: "\"dt\" text, a column for each other one of the query's result".into(),
         });
         let mut shown = vec![
             head(&creates),
@@ -242,6 +250,10 @@ mod tests {
             tail(&creates),
         ];
         for target in [
+            TargetPlan::Creates {
+                statements: vec![],
+                with: "a column for each one of the query's result, \"_batch\" bigint NOT NULL, PRIMARY KEY (\"country_code\", \"date\")".into(),
+            },
             TargetPlan::Fits,
             TargetPlan::Alters {
                 statements: vec![

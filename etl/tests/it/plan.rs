@@ -78,3 +78,40 @@ async fn everything_is_said_and_nothing_is_done() {
     );
     assert_eq!(plan(&["--set", "from=x"]).await.code, Some(2));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_columns_are_not_known_yet_is_described_in_words() {
+    let line = Line::without_services().await;
+    let migrated = line.service("loader").arg("migrate").run().await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    let plan = async |job: &str, target: &str| {
+        line.job(job, target, sample::clicks(1));
+        line.etl(&["plan", job]).await
+    };
+    for mode in ["upsert", "insert_only"] {
+        let target = format!("[target]\ntable = \"visits\"\nmode = \"{mode}\"\nkey = [\"url\"]\n");
+        for columns in ["", "[[columns]]\nsource = \"visits\"\ntype = \"bigint\"\n"] {
+            let planned = plan("visits", &format!("{target}{columns}")).await;
+            assert_eq!(planned.code, Some(0), "{}", planned.stderr);
+            let said = planned.stdout;
+            assert!(!said.contains("CREATE TABLE"), "{said}");
+            for part in [
+                "of the query's result",
+                "\"_batch\" bigint NOT NULL",
+                "PRIMARY KEY (\"url\")",
+            ] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+        }
+    }
+    let frozen = "[target]\ntable = \"frozen\"\nschema = \"freeze\"\n";
+    let planned = plan("frozen", frozen).await;
+    assert_eq!(planned.code, Some(1), "{}", planned.stderr);
+    let said = planned.stdout;
+    assert!(
+        !said.contains("CREATE TABLE")
+            && said.contains("schema = \"create\"")
+            && said.contains("create it yourself with a column for each one"),
+        "{said}"
+    );
+}

@@ -4,14 +4,17 @@ use common::job::{SchemaContract, Target};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
 
 use super::{
-    ExistingColumn, ExistingTable, Refusal, TableName, check_table, comment_on, create_table,
+    ExistingColumn, ExistingTable, Refusal, TableName, check_table, comment_on, create_table, list,
 };
 
 /// What a target needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// It is missing: this makes it.
-    Create { ddl: String },
+    /// `by_hand`: what a person can do instead, after `or`. That is the statement itself, or in words
+    /// what the table has to have while the query's columns are not known: without them the statement
+    /// would make another table, or none.
+    Create { ddl: String, by_hand: String },
     /// Nothing.
     Nothing,
     /// It lacks these columns: this adds them.
@@ -38,11 +41,12 @@ pub fn decide(
 ) -> Result<Change, Refusal> {
     let Some(found) = found else {
         let ddl = create_table(name, target, columns, job);
+        let by_hand = by_hand(target, columns, known, &ddl);
         return match target.schema {
-            SchemaContract::Create | SchemaContract::Evolve => Ok(Change::Create { ddl }),
+            SchemaContract::Create | SchemaContract::Evolve => Ok(Change::Create { ddl, by_hand }),
             SchemaContract::Freeze => Err(Refusal::FrozenMissing {
                 table: name.sql(),
-                ddl,
+                by_hand,
             }),
         };
     };
@@ -62,6 +66,34 @@ pub fn decide(
         }
         SchemaContract::Evolve => evolve(name, target, columns, found),
     }
+}
+
+fn by_hand(target: &Target, columns: &[TargetColumn], known: Known, ddl: &str) -> String {
+    match known {
+        Known::All => format!("run: {ddl}"),
+        Known::Declared => format!(
+            "create it yourself with {}",
+            columns_of_a_new_table(target, columns)
+        ),
+    }
+}
+
+/// What a table that does not exist yet will have, in words, as long as only the declared columns are known.
+pub fn columns_of_a_new_table(target: &Target, declared: &[TargetColumn]) -> String {
+    let mut parts: Vec<_> = declared
+        .iter()
+        .map(|column| format!("{} {}", quoted(&column.name), column.pg_type))
+        .collect();
+    parts.push(if declared.is_empty() {
+        "a column for each one of the query's result".to_owned()
+    } else {
+        "a column for each other one of the query's result".to_owned()
+    });
+    parts.push(format!("{} bigint NOT NULL", quoted(BATCH_COLUMN)));
+    if target.mode.has_key() {
+        parts.push(format!("PRIMARY KEY ({})", list(&target.key)));
+    }
+    parts.join(", ")
 }
 
 /// The table with the missing columns has to be one that fits; `_batch` is not among those that are
@@ -143,6 +175,7 @@ fn is_same(wanted: PgType, found: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::job::Mode;
 
     fn column(name: &str, pg_type: &str) -> TargetColumn {
         TargetColumn {
@@ -188,7 +221,9 @@ mod tests {
     fn a_missing_table_is_created_unless_the_schema_is_frozen() {
         for schema in [SchemaContract::Create, SchemaContract::Evolve] {
             let change = decided(schema, Known::All, None).unwrap();
-            assert!(matches!(change, Change::Create { ddl } if ddl.starts_with("CREATE TABLE")));
+            assert!(
+                matches!(change, Change::Create { ddl, .. } if ddl.starts_with("CREATE TABLE"))
+            );
         }
         let refused = decided(SchemaContract::Freeze, Known::All, None).unwrap_err();
         assert!(
@@ -196,6 +231,32 @@ mod tests {
                 .to_string()
                 .contains("CREATE TABLE \"public\".\"t\""),
             "{refused}"
+        );
+    }
+
+    #[test]
+    fn no_statement_is_suggested_before_all_columns_are_known() {
+        let refused = decided(SchemaContract::Freeze, Known::Declared, None);
+        let said = refused.unwrap_err().to_string();
+        assert!(
+            !said.contains("CREATE TABLE")
+                && said.ends_with("or create it yourself with \"a\" text, \"n\" integer, a column for each other one of the query's result, \"_batch\" bigint NOT NULL"),
+            "{said}"
+        );
+        let created = decided(SchemaContract::Create, Known::Declared, None).unwrap();
+        assert!(
+            matches!(&created, Change::Create { by_hand, .. } if !by_hand.contains("CREATE TABLE")),
+            "{created:?}"
+        );
+        let upsert = Target {
+            table: "t".into(),
+            mode: Mode::Upsert,
+            key: vec!["id".into()],
+            ..Target::default()
+        };
+        assert_eq!(
+            columns_of_a_new_table(&upsert, &[]),
+            "a column for each one of the query's result, \"_batch\" bigint NOT NULL, PRIMARY KEY (\"id\")"
         );
     }
 

@@ -15,13 +15,13 @@ pub enum Refusal {
     )]
     SchemaMissing { schema: String },
     #[error(
-        "the role {role} may not create the table {table}; run: GRANT CREATE ON SCHEMA {schema} TO {role}, or create the table yourself: {ddl}"
+        "the role {role} may not create the table {table}; run: GRANT CREATE ON SCHEMA {schema} TO {role}, or {by_hand}"
     )]
     MayNotCreate {
         table: String,
         schema: String,
         role: String,
-        ddl: String,
+        by_hand: String,
     },
     #[error(
         "the role {role} may not write to {table}; run: GRANT {privileges} ON {table} TO {role}"
@@ -40,9 +40,9 @@ pub enum Refusal {
         ddl: String,
     },
     #[error(
-        "{table} does not exist, and schema = \"freeze\" lets the loader create nothing; set schema = \"create\", or run: {ddl}"
+        "{table} does not exist, and schema = \"freeze\" lets the loader create nothing; set schema = \"create\", or {by_hand}"
     )]
-    FrozenMissing { table: String, ddl: String },
+    FrozenMissing { table: String, by_hand: String },
     #[error(
         "the column {column:?} of {table} is {found} and the job makes it {wanted}, and schema = \"freeze\" allows no difference; declare it as {found:?} in the job, or run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}::{wanted}",
         quoted(column),
