@@ -3,7 +3,7 @@
 use anyhow::Context;
 use common::job::{JobSpec, Target};
 use common::schema::TargetColumn;
-use loader::ddl::{self, Change};
+use loader::ddl::{self, Change, Refusal};
 use serde::Serialize;
 
 use super::Books;
@@ -47,6 +47,17 @@ fn is_a_table(target: &Target, columns: &[TargetColumn]) -> bool {
     !columns.is_empty() && (!target.mode.has_key() || target.key.iter().all(is_there))
 }
 
+/// A job or a setting that cannot be right is misuse; a target that does not fit may be another one tomorrow.
+fn refused_target(job: &str, refusal: Refusal) -> Failure {
+    let is_misuse = refusal.is_of_the_job();
+    let error = anyhow::Error::from(refusal).context(format!("cannot run the job {job}"));
+    if is_misuse {
+        Failure::Misuse(error)
+    } else {
+        Failure::Untrue(error)
+    }
+}
+
 /// The statements without the comments on each column, which follow them.
 fn statements(ddl: &str) -> Vec<String> {
     let end = ddl.find(";\nCOMMENT ON").unwrap_or(ddl.len());
@@ -65,9 +76,7 @@ impl Books {
         let refused = loader::target::inspect(&self.pool, target, &columns, schemas, &spec.name)
             .await
             .with_context(|| format!("cannot look at the target {}", target.table))?;
-        refused
-            .with_context(|| format!("cannot run the job {}", spec.name))
-            .map_err(Failure::Misuse)
+        refused.map_err(|refusal| refused_target(&spec.name, refusal))
     }
 
     /// What would become of the target. Changes nothing.
@@ -95,6 +104,10 @@ impl Books {
             Ok(Change::Add { ddl, .. }) => TargetPlan::Alters {
                 statements: statements(&ddl),
             },
+            // Then there is nothing to plan.
+            Err(refusal) if refusal.is_of_the_job() => {
+                return Err(refused_target(&spec.name, refusal));
+            }
             Err(refusal) => TargetPlan::Refused {
                 why: refusal.to_string(),
             },

@@ -151,7 +151,7 @@ async fn a_target_that_does_not_fit_is_refused_before_athena_is_asked() {
     for (table, contract, part) in [
         ("seen", "create", "a view"),
         ("short", "create", "ADD COLUMN \"day\" date"),
-        ("nothing", "freeze", "CREATE TABLE \"public\".\"nothing\""),
+        ("nothing", "freeze", "create it yourself with \"day\" date"),
     ] {
         let toml = REPLACE.replace(
             "\"visits\"",
@@ -159,8 +159,21 @@ async fn a_target_that_does_not_fit_is_refused_before_athena_is_asked() {
         );
         line.job("refused", &toml, visits(&[]));
         let refused = line.etl(&["run", "refused"]).await;
-        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        let planned = line.etl(&["plan", "refused"]).await;
+        assert_eq!(planned.code, refused.code, "{}", planned.stdout);
         assert!(refused.stderr.contains(part), "{}", refused.stderr);
+    }
+    // Here the job itself cannot be right.
+    line.job(
+        "elsewhere",
+        &REPLACE.replace("\"visits\"", "\"nowhere.visits\""),
+        visits(&[]),
+    );
+    for command in ["plan", "run"] {
+        let refused = line.etl(&[command, "elsewhere"]).await;
+        assert_eq!(refused.code, Some(2), "{command}: {}", refused.stdout);
+        assert!(refused.stderr.contains("ETL_SCHEMAS"), "{}", refused.stderr);
     }
     assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
     assert!(line.cloud.started().is_empty());

@@ -120,3 +120,32 @@ pub enum Refusal {
     #[error("the key column {column:?} of {table} is not among the columns of the batch")]
     KeyMissing { table: String, column: String },
 }
+
+impl Refusal {
+    /// Whether the job or a setting is at fault, whatever is in the database: asking again later cannot help.
+    pub fn is_of_the_job(&self) -> bool {
+        match self {
+            Self::SchemaNotAllowed { .. }
+            | Self::Name(_)
+            | Self::NoColumns { .. }
+            | Self::DuplicateColumn { .. }
+            | Self::NoKey { .. }
+            | Self::KeyType { .. }
+            | Self::KeyMissing { .. } => true,
+            Self::SchemaMissing { .. }
+            | Self::MayNotCreate { .. }
+            | Self::MayNotWrite { .. }
+            | Self::MayNotAlter { .. }
+            | Self::FrozenMissing { .. }
+            | Self::FrozenType { .. }
+            | Self::FrozenColumn { .. }
+            | Self::NotATable { .. }
+            | Self::Unlogged { .. }
+            | Self::MissingColumn { .. }
+            | Self::OtherType { .. }
+            | Self::Generated { .. }
+            | Self::NeedsValue { .. }
+            | Self::NoUniqueKey { .. } => false,
+        }
+    }
+}
