@@ -78,6 +78,7 @@ pub(crate) enum DeadCommand {
     #[command(after_help = "Example: etl dead show 17")]
     Show {
         /// Its number, as the list has it.
+        #[arg(value_parser = parse_letter)]
         id: i64,
         /// Print JSON.
         #[arg(long)]
@@ -96,6 +97,7 @@ pub(crate) enum DeadCommand {
     )]
     Drop {
         /// Its number, as the list has it.
+        #[arg(value_parser = parse_letter)]
         id: i64,
         /// Why, for whoever reads the books later.
         #[arg(long, value_parser = parse_reason)]
@@ -130,7 +132,7 @@ impl LetterFilter {
 #[derive(Debug, Args)]
 pub(crate) struct ReplayLettersArguments {
     /// Their numbers, as the list has them.
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_parser = parse_letter)]
     pub(crate) ids: Vec<i64>,
     /// All that nobody has dealt with.
     #[arg(long)]
@@ -211,6 +213,12 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
     })
 }
 
+fn parse_letter(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| {
+        "a dead letter is named by its number, the first column of `etl dead list`".to_owned()
+    })
+}
+
 fn parse_reason(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("say why in a few words".to_owned()),
@@ -221,6 +229,32 @@ fn parse_reason(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Cli;
+    use clap::Parser;
+
+    /// What clap says to this command line.
+    fn refusal(line: &str) -> String {
+        Cli::try_parse_from(line.split(' '))
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn what_is_no_number_of_a_letter_is_said_to_be_none() {
+        for line in [
+            "etl dead show abc",
+            "etl dead drop abc --why x",
+            "etl dead replay 17 daily/0/3",
+            "etl dead show 99999999999999999999",
+        ] {
+            let said = refusal(line);
+            assert!(
+                said.contains("by its number") && said.contains("`etl dead list`"),
+                "{said}"
+            );
+            assert!(!said.contains("digit"), "{said}");
+        }
+    }
 
     #[test]
     fn a_date_is_its_first_moment() {
