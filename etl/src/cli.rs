@@ -13,8 +13,8 @@ pub(crate) use look::{
 };
 
 pub(crate) use repair::{
-    DeadCommand, ExportFormat, LetterFilter, RejectsArguments, ReplayArguments,
-    ReplayLettersArguments, TraceArguments,
+    DeadCommand, DropLettersArguments, ExportFormat, LetterFilter, RejectsArguments,
+    ReplayArguments, ReplayLettersArguments, TraceArguments,
 };
 
 /// Athena results into PostgreSQL: asks for runs, follows them, and proves them.

@@ -7,11 +7,11 @@ use common::message::{
 use common::queue::{self, Outgoing};
 use common::settings::variable;
 
-use crate::Failure;
 use crate::books::{Books, Dropped, DroppedBatch, Letter, ReplayGivenUp};
 use crate::broker::Broker;
-use crate::cli::{DeadCommand, ReplayLettersArguments};
-use crate::report::{self, DroppedLetter};
+use crate::cli::{DeadCommand, DropLettersArguments, LetterFilter, ReplayLettersArguments};
+use crate::report::{self, DroppedLetter, UndroppedLetter};
+use crate::{Failure, paragraph};
 
 /// Runs a command about dead letters.
 pub(crate) async fn run(command: DeadCommand) -> Result<bool, Failure> {
@@ -39,16 +39,54 @@ pub(crate) async fn run(command: DeadCommand) -> Result<bool, Failure> {
             report::dead_letter(&shown, json)?;
         }
         DeadCommand::Replay(arguments) => replay(&books, &arguments).await?,
-        DeadCommand::Drop { id, why, json } => {
-            let letter = books.letter(id).await?;
-            give_up(&books, &letter, &why, json).await?;
-        }
+        DeadCommand::Drop(arguments) => return drop_letters(&books, &arguments).await,
     }
     Ok(true)
 }
 
+/// Gives up the one that is named, or each of many by itself: what cannot be dropped keeps none of the
+/// others. True when all of them are.
+async fn drop_letters(books: &Books, arguments: &DropLettersArguments) -> Result<bool, Failure> {
+    let DropLettersArguments { why, json, .. } = arguments;
+    if let [id] = arguments.ids[..] {
+        let dropped = give_up(books, &books.letter(id).await?, why).await?;
+        report::dropped(&dropped, *json)?;
+        return Ok(true);
+    }
+    let ids = if arguments.ids.is_empty() {
+        let filter = LetterFilter {
+            run: arguments.run.clone(),
+            ..LetterFilter::default()
+        };
+        books.letter_ids(&filter).await?
+    } else {
+        // A number that does not exist is a slip, and the others may be of the same slip.
+        for id in &arguments.ids {
+            books.letter(*id).await?;
+        }
+        arguments.ids.clone()
+    };
+    let mut done = Vec::new();
+    for id in ids {
+        let dropped = match books.letter(id).await {
+            Ok(letter) => give_up(books, &letter, why).await,
+            Err(failure) => Err(failure),
+        };
+        let dropped = dropped.map_err(|failure| UndroppedLetter {
+            id,
+            why: paragraph(failure.error()),
+        });
+        if !*json {
+            report::one_of_many(&dropped)?;
+        }
+        done.push(dropped);
+    }
+    report::dropped_many(&done, *json)?;
+    Ok(done.iter().all(Result::is_ok))
+}
+
 async fn replay(books: &Books, arguments: &ReplayLettersArguments) -> Result<(), Failure> {
-    let ids = if arguments.all {
+    let ids = if arguments.ids.is_empty() {
         books.letter_ids(&arguments.filter).await?
     } else {
         arguments.ids.clone()
@@ -106,7 +144,7 @@ fn body(letter: &Letter) -> Result<&[u8], Failure> {
     })
 }
 
-async fn give_up(books: &Books, letter: &Letter, why: &str, json: bool) -> Result<(), Failure> {
+async fn give_up(books: &Books, letter: &Letter, why: &str) -> Result<DroppedLetter, Failure> {
     let id = letter.id;
     if let Some(resolution) = &letter.resolution {
         return Err(anyhow!(
@@ -115,7 +153,7 @@ async fn give_up(books: &Books, letter: &Letter, why: &str, json: bool) -> Resul
         .into());
     }
     let (user, kind) = (user(), letter.kind.as_deref().unwrap_or_default());
-    let other = |consequence| report::dropped(id, &DroppedLetter::Other(consequence), json);
+    let other = |consequence| Ok(DroppedLetter::Other { id, consequence });
     if let Some(task) = reread_in(letter) {
         let (run, generation) = (&task.run, task.generation);
         let given_up = books.give_up_replay(letter, run, generation, &user, why);
@@ -128,8 +166,8 @@ async fn give_up(books: &Books, letter: &Letter, why: &str, json: bool) -> Resul
     };
     match books.drop_batch(letter, &run, &batch, &user, why).await? {
         Dropped::Counted => {
-            let (run, seq, rows) = (run.as_str(), batch.seq, batch.rows);
-            report::dropped(id, &DroppedLetter::Batch { run, seq, rows }, json)
+            let (run, seq, rows) = (run.to_string(), batch.seq, batch.rows);
+            Ok(DroppedLetter::Batch { id, run, seq, rows })
         }
         Dropped::NotNeeded(reason) => other(format!(
             "the books of {run} are as they were: of batch {}, {reason}",

@@ -46,6 +46,12 @@ impl Failure {
     fn misuse(error: impl Into<anyhow::Error>) -> Self {
         Self::Misuse(error.into())
     }
+
+    fn error(&self) -> &anyhow::Error {
+        match self {
+            Self::Misuse(error) | Self::Untrue(error) => error,
+        }
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -110,9 +116,13 @@ async fn answer(cli: Cli) -> Result<bool, Failure> {
     }
 }
 
-/// An error as one paragraph: what was being done, and each cause behind it once.
 #[expect(clippy::print_stderr, reason = "a command talks to its user")]
 fn complain(error: &anyhow::Error) {
+    eprintln!("etl: {}", paragraph(error));
+}
+
+/// An error as one paragraph: what was being done, and each cause behind it once.
+fn paragraph(error: &anyhow::Error) -> String {
     let mut said = String::new();
     for cause in error.chain().map(ToString::to_string) {
         // Some errors say what is behind them, too.
@@ -124,5 +134,5 @@ fn complain(error: &anyhow::Error) {
         }
         said += &cause;
     }
-    eprintln!("etl: {said}");
+    said
 }

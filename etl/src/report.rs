@@ -24,7 +24,10 @@ use indicatif::HumanCount;
 use serde::Serialize;
 
 pub(crate) use backfill::{WindowReport, backfilled};
-pub(crate) use dead::{DroppedLetter, dead_letter, dead_letters, dropped, replayed};
+pub(crate) use dead::{
+    DroppedLetter, UndroppedLetter, dead_letter, dead_letters, dropped, dropped_many, one_of_many,
+    replayed,
+};
 pub(crate) use decision::{approved, cancelled, discarded};
 pub(crate) use doctor::{Finding, examined};
 pub(crate) use plan::{Plan, PlannedColumn, PlannedSource, planned};

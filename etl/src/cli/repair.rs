@@ -1,6 +1,6 @@
 //! What repairs: replays, dead letters, the quarantine, and the way back from a row.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -90,22 +90,12 @@ pub(crate) enum DeadCommand {
         after_help = "Example: etl dead replay 17 18\n         etl dead replay --all --run daily-2018-04-09"
     )]
     Replay(ReplayLettersArguments),
-    /// Give a dead letter up. The rows of a batch are counted as dropped, in your name, and its run
-    /// can complete without them; of a task or an event only the letter is dealt with.
+    /// Give dead letters up, each by itself. The rows of a batch are counted as dropped, in your name, and
+    /// its run can complete without them; of a task or an event only the letter is dealt with.
     #[command(
-        after_help = "Example: etl dead drop 17 --why 'the source was wrong, see mail of Monday'"
+        after_help = "Example: etl dead drop 17 18 --why 'the source was wrong, see mail of Monday'\n         etl dead drop --run daily-2018-04-09 --why 'the source was wrong'"
     )]
-    Drop {
-        /// Its number, as the list has it.
-        #[arg(value_parser = parse_letter)]
-        id: i64,
-        /// Why, for whoever reads the books later.
-        #[arg(long, value_parser = parse_reason)]
-        why: String,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    Drop(DropLettersArguments),
 }
 
 /// Which dead letters are meant.
@@ -132,14 +122,34 @@ impl LetterFilter {
 #[derive(Debug, Args)]
 pub(crate) struct ReplayLettersArguments {
     /// Their numbers, as the list has them.
-    #[arg(required_unless_present = "all", conflicts_with = "all", value_parser = parse_letter)]
+    #[arg(required_unless_present_any = ["all", "run"], conflicts_with_all = ["all", "run", "job", "stage"], value_parser = parse_letter)]
     pub(crate) ids: Vec<i64>,
-    /// All that nobody has dealt with.
+    /// All that nobody has dealt with, or all of those that --run, --job and --stage choose.
     #[arg(long)]
     pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) filter: LetterFilter,
     /// Print JSON: the numbers of those that were sent.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true))]
+pub(crate) struct DropLettersArguments {
+    /// Their numbers, as the list has them.
+    #[arg(group = "which", value_parser = parse_letter)]
+    pub(crate) ids: Vec<i64>,
+    /// All of this run that nobody has dealt with; its whole name.
+    #[arg(long, group = "which")]
+    pub(crate) run: Option<String>,
+    /// All that nobody has dealt with.
+    #[arg(long, group = "which")]
+    pub(crate) all: bool,
+    /// Why, for whoever reads the books later.
+    #[arg(long, value_parser = parse_reason)]
+    pub(crate) why: String,
+    /// Print JSON: an object for one number, else a list of what was dropped and of what was not.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -237,6 +247,33 @@ mod tests {
         Cli::try_parse_from(line.split(' '))
             .unwrap_err()
             .to_string()
+    }
+
+    #[test]
+    fn letters_are_named_one_way_at_a_time() {
+        for line in [
+            "etl dead drop --why x",
+            "etl dead drop 1 --all --why x",
+            "etl dead drop 1 --run daily --why x",
+            "etl dead drop --run daily --all --why x",
+            "etl dead drop --all",
+            "etl dead replay",
+            "etl dead replay --job clicks",
+            "etl dead replay 1 --run daily",
+        ] {
+            refusal(line);
+        }
+        for line in [
+            "etl dead drop 1 2 --why x",
+            "etl dead drop --run daily --why x",
+            "etl dead drop --all --why x",
+            "etl dead replay 1 2",
+            "etl dead replay --run daily --stage loader",
+            "etl dead replay --all --run daily",
+        ] {
+            let read = Cli::try_parse_from(line.split(' '));
+            assert!(read.is_ok(), "{line}: {read:?}");
+        }
     }
 
     #[test]

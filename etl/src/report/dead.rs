@@ -1,6 +1,7 @@
 //! `etl dead`.
 
 use comfy_table::Table;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{counted, note, print, print_json, shortened, table};
@@ -117,43 +118,98 @@ fn replayed_text(letters: i64) -> String {
 }
 
 /// What became of the books when a dead letter was dropped.
-pub(crate) enum DroppedLetter<'a> {
+pub(crate) enum DroppedLetter {
     /// Rows of a batch count as dropped.
-    Batch { run: &'a str, seq: i32, rows: i64 },
+    Batch {
+        id: i64,
+        run: String,
+        seq: i32,
+        rows: i64,
+    },
     /// No row does, and what that means.
-    Other(String),
+    Other { id: i64, consequence: String },
 }
 
-/// `etl dead drop`.
-pub(crate) fn dropped(id: i64, what: &DroppedLetter<'_>, json: bool) -> Result<(), Failure> {
+/// One of many that could not be dropped.
+#[derive(Debug, Serialize)]
+pub(crate) struct UndroppedLetter {
+    pub(crate) id: i64,
+    pub(crate) why: String,
+}
+
+/// `etl dead drop ID`.
+pub(crate) fn dropped(what: &DroppedLetter, json: bool) -> Result<(), Failure> {
     if json {
-        print_json(&dropped_json(id, what))
+        print_json(&dropped_json(what))
     } else {
-        print(&dropped_text(id, what))
+        print(&dropped_text(what))
     }
 }
 
-fn dropped_text(id: i64, what: &DroppedLetter<'_>) -> String {
-    let consequence = match what {
-        DroppedLetter::Batch { run, seq, rows } => format!(
-            "{} of batch {seq} of {run} count as dropped, and the run completes without them",
-            counted(*rows, "row")
-        ),
-        DroppedLetter::Other(consequence) => consequence.clone(),
-    };
-    let then = match what {
-        DroppedLetter::Batch { .. } => ":",
-        DroppedLetter::Other(_) => ";",
-    };
-    format!("dead letter {id} dropped{then} {consequence}")
+/// `etl dead drop` of many: one of them, as soon as it is done.
+pub(crate) fn one_of_many(what: &Result<DroppedLetter, UndroppedLetter>) -> Result<(), Failure> {
+    match what {
+        Ok(dropped) => print(&dropped_text(dropped)),
+        Err(refused) => {
+            note(&refused_text(refused));
+            Ok(())
+        }
+    }
 }
 
-fn dropped_json(id: i64, what: &DroppedLetter<'_>) -> Value {
+/// `etl dead drop` of many: all of them.
+pub(crate) fn dropped_many(
+    done: &[Result<DroppedLetter, UndroppedLetter>],
+    json: bool,
+) -> Result<(), Failure> {
+    if json {
+        print_json(&many_json(done))
+    } else {
+        print(&many_text(done))
+    }
+}
+
+fn refused_text(refused: &UndroppedLetter) -> String {
+    format!(
+        "the dead letter {} was not dropped: {}",
+        refused.id, refused.why
+    )
+}
+
+fn many_text(done: &[Result<DroppedLetter, UndroppedLetter>]) -> String {
+    let count = |count: usize| counted(count.try_into().unwrap_or(i64::MAX), "dead letter");
+    let refused = done.iter().filter(|what| what.is_err()).count();
+    match (done.len(), refused) {
+        (0, _) => "there is no dead letter to drop".to_owned(),
+        (all, 0) => format!("{} dropped", count(all)),
+        (all, refused) => format!("{} dropped, {refused} not", count(all - refused)),
+    }
+}
+
+fn many_json(done: &[Result<DroppedLetter, UndroppedLetter>]) -> Value {
+    let dropped: Vec<_> = done.iter().flatten().map(dropped_json).collect();
+    let refused: Vec<_> = done.iter().filter_map(|what| what.as_ref().err()).collect();
+    json!({ "dropped": dropped, "refused": refused })
+}
+
+fn dropped_text(what: &DroppedLetter) -> String {
     match what {
-        DroppedLetter::Batch { run, seq, rows } => {
+        DroppedLetter::Batch { id, run, seq, rows } => format!(
+            "dead letter {id} dropped: {} of batch {seq} of {run} count as dropped, and the run completes without them",
+            counted(*rows, "row")
+        ),
+        DroppedLetter::Other { id, consequence } => {
+            format!("dead letter {id} dropped; {consequence}")
+        }
+    }
+}
+
+fn dropped_json(what: &DroppedLetter) -> Value {
+    match what {
+        DroppedLetter::Batch { id, run, seq, rows } => {
             json!({ "id": id, "run_id": run, "seq": seq, "rows_dropped": rows })
         }
-        DroppedLetter::Other(consequence) => {
+        DroppedLetter::Other { id, consequence } => {
             json!({ "id": id, "rows_dropped": 0, "consequence": consequence })
         }
     }
@@ -241,16 +297,30 @@ mod tests {
     #[test]
     fn what_became_of_them() {
         let batch = DroppedLetter::Batch {
-            run: "daily-2018-04-02",
+            id: 17,
+            run: "daily-2018-04-02".into(),
             seq: 3,
             rows: 2_160,
         };
-        let other = DroppedLetter::Other("only the letter is dealt with".into());
+        let other = DroppedLetter::Other {
+            id: 17,
+            consequence: "only the letter is dealt with".into(),
+        };
         let mut said: Vec<_> = [0, 1, 2].map(replayed_text).into();
-        for what in [batch, other] {
-            said.push(dropped_text(17, &what));
-            said.push(dropped_json(17, &what).to_string());
+        for what in [&batch, &other] {
+            said.push(dropped_text(what));
+            said.push(dropped_json(what).to_string());
         }
+        let refused = UndroppedLetter {
+            id: 18,
+            why: "its body was pruned".into(),
+        };
+        said.push(refused_text(&refused));
+        said.push(many_text(&[]));
+        let done = [Ok(batch), Ok(other), Err(refused)];
+        said.push(many_text(&done[..2]));
+        said.push(many_text(&done));
+        said.push(many_json(&done).to_string());
         insta::assert_snapshot!(said.join("\n"));
     }
 }

@@ -162,3 +162,101 @@ async fn of_what_is_no_batch_only_the_letter_is_dealt_with() {
     );
     assert_eq!(line.etl(&["dead", "show", &id]).await.code, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn all_letters_of_a_run_are_given_up_at_once_and_one_that_cannot_be_keeps_no_other() {
+    let mut line = Line::start().await;
+    line.job(
+        "clicks",
+        "[target]\ntable = \"clicks\"\n",
+        sample::clicks(5_000),
+    );
+    line.services[0].kill9().await;
+    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
+    made.execute(&line.database.pool).await.unwrap();
+    line.services[0] = line.service("loader").start().await;
+    line.vhost
+        .publish("etl.raw", b"\xff\x00 not a message")
+        .await;
+    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    wait_until(
+        "all of it to be dead letters",
+        Duration::from_mins(2),
+        async || line.number(letters).await == 4,
+    )
+    .await;
+    // Its rows cannot be counted any more.
+    let pruned =
+        sqlx::query("UPDATE etl.dead_letters SET body = NULL WHERE message_id = 'daily/0/1'");
+    pruned.execute(&line.database.pool).await.unwrap();
+
+    let drop = async |which: &[&str]| {
+        let why = ["--why", "the source was wrong"];
+        line.etl(&[&["dead", "drop"], which, &why[..]].concat())
+            .await
+    };
+    let unknown = drop(&["1", "4711"]).await;
+    assert_eq!(unknown.code, Some(2), "{}", unknown.stderr);
+    let nobodys = drop(&["--run", "nobody"]).await;
+    assert_eq!(
+        (nobodys.code, nobodys.stdout.trim()),
+        (Some(0), "there is no dead letter to drop")
+    );
+    assert_eq!(line.number(letters).await, 4);
+
+    let done = drop(&["--run", "daily"]).await;
+    assert_eq!(done.code, Some(1), "{}", done.stdout);
+    assert_eq!(
+        done.stdout.matches("rows of batch").count(),
+        2,
+        "{}",
+        done.stdout
+    );
+    assert!(
+        done.stdout
+            .trim()
+            .ends_with("2 dead letters dropped, 1 not")
+            && done.stderr.contains("was not dropped")
+            && done.stderr.contains("pruned"),
+        "{}{}",
+        done.stdout,
+        done.stderr
+    );
+    assert_eq!(line.number(letters).await, 2);
+    let written = line
+        .table(
+            "seq, rows_extracted = rows_dropped, dropped_by, drop_reason",
+            "etl.batches WHERE rows_dropped > 0",
+        )
+        .await;
+    assert_eq!(
+        written,
+        [
+            "(0,t,somebody,\"the source was wrong\")",
+            "(2,t,somebody,\"the source was wrong\")"
+        ]
+    );
+
+    let done = drop(&["--all", "--json"]).await;
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let said: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(
+        (
+            said["dropped"].as_array().unwrap().len(),
+            &said["dropped"][0]["rows_dropped"]
+        ),
+        (1, &0.into()),
+        "{said}"
+    );
+    assert!(
+        said["refused"][0]["why"]
+            .as_str()
+            .unwrap()
+            .contains("pruned"),
+        "{said}"
+    );
+    assert_eq!(line.number(letters).await, 1);
+}
