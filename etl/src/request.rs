@@ -1,7 +1,5 @@
 //! Asking for a run: everything that can be wrong is found before anything is written or sent.
 
-use std::num::NonZeroU32;
-
 use anyhow::{Context, anyhow};
 use common::job::{Job, JobSpec, Request};
 use common::message::{ExtractTask, Limits, RunId, TaskState};
@@ -50,41 +48,37 @@ pub(crate) async fn ask(
     Ok(asked)
 }
 
+/// As text, so that what is wrong with one is said in a sentence that names it.
 #[derive(Deserialize)]
 struct Settings {
     /// The most rows in a batch.
-    batch_rows: Option<NonZeroU32>,
+    batch_rows: Option<String>,
     /// The most bytes of values in a batch.
-    batch_bytes: Option<NonZeroU32>,
+    batch_bytes: Option<String>,
 }
 
 /// What bounds the batches of a new run: settled here, written into the books, and never changed again.
 fn limits() -> Result<Limits, Failure> {
     let settings: Settings = settings::load().map_err(Failure::misuse)?;
     let default = Limits::default();
-    let limits = Limits {
-        batch_rows: settings
-            .batch_rows
-            .map_or(default.batch_rows, NonZeroU32::get),
-        batch_bytes: settings
-            .batch_bytes
-            .map_or(default.batch_bytes, NonZeroU32::get),
-    };
-    if limits.batch_rows > Limits::MOST_ROWS {
-        return Err(Failure::misuse(anyhow!(
-            "ETL_BATCH_ROWS is {}, and a batch may have {} at most",
-            limits.batch_rows,
-            Limits::MOST_ROWS
-        )));
+    let most_bytes = u32::try_from(Limits::ROW_BYTES).unwrap_or(u32::MAX);
+    Ok(Limits {
+        batch_rows: within("ETL_BATCH_ROWS", settings.batch_rows, Limits::MOST_ROWS)?
+            .unwrap_or(default.batch_rows),
+        batch_bytes: within("ETL_BATCH_BYTES", settings.batch_bytes, most_bytes)?
+            .unwrap_or(default.batch_bytes),
+    })
+}
+
+fn within(name: &str, value: Option<String>, most: u32) -> Result<Option<u32>, Failure> {
+    let Some(text) = value else { return Ok(None) };
+    let number = text.trim().parse().ok();
+    match number.filter(|number| (1..=most).contains(number)) {
+        Some(number) => Ok(Some(number)),
+        None => Err(Failure::misuse(anyhow!(
+            "{name} is {text:?}, and has to be a whole number from 1 to {most}"
+        ))),
     }
-    if limits.batch_bytes as usize > Limits::ROW_BYTES {
-        return Err(Failure::misuse(anyhow!(
-            "ETL_BATCH_BYTES is {}, and a batch may have {} at most",
-            limits.batch_bytes,
-            Limits::ROW_BYTES
-        )));
-    }
-    Ok(limits)
 }
 
 async fn send(
@@ -110,4 +104,25 @@ async fn send(
         format!("the run {run} is in the books, but it is not known whether its task was sent; ask again with --run-id {run}")
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_out_of_its_range_is_refused_by_name_and_range() {
+        let given = |text: &str| within("ETL_BATCH_ROWS", Some(text.to_owned()), 20_000);
+        assert!(matches!(given("1"), Ok(Some(1))));
+        assert!(matches!(given("20000"), Ok(Some(20_000))));
+        assert!(matches!(within("ETL_BATCH_ROWS", None, 20_000), Ok(None)));
+        for text in ["0", "20001", "-1", "many", "1.5", "99999999999"] {
+            let failure = given(text).unwrap_err();
+            assert!(matches!(failure, Failure::Misuse(_)));
+            assert_eq!(
+                failure.to_string(),
+                format!("ETL_BATCH_ROWS is {text:?}, and has to be a whole number from 1 to 20000")
+            );
+        }
+    }
 }

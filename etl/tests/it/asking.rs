@@ -142,3 +142,33 @@ async fn whoever_has_waited_long_enough_is_told_so_and_the_run_goes_on() {
     let misuse = line.etl(&["run", "clicks", "--wait-timeout", "1s"]).await;
     assert_eq!(misuse.code, Some(2), "without --follow: {}", misuse.stderr);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_of_batches_that_cannot_be_is_refused_by_its_name() {
+    let line = Line::start().await;
+    line.job(
+        "clicks",
+        "[target]\ntable = \"clicks\"\n",
+        sample::clicks(1),
+    );
+    for (name, value, range) in [
+        ("ETL_BATCH_ROWS", "0", "from 1 to 20000"),
+        ("ETL_BATCH_ROWS", "20001", "from 1 to 20000"),
+        ("ETL_BATCH_BYTES", "0", "from 1 to 4194304"),
+        ("ETL_BATCH_BYTES", "5000000000", "from 1 to 4194304"),
+    ] {
+        let ask = line
+            .service("etl")
+            .env(name, value)
+            .arg("run")
+            .arg("clicks");
+        let done = ask.run().await;
+        assert_eq!(done.code, Some(2), "{}", done.stderr);
+        assert!(
+            done.stderr.contains(name) && done.stderr.contains(range),
+            "{}",
+            done.stderr
+        );
+    }
+    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
+}
