@@ -91,6 +91,7 @@ pub async fn run(
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
 ) -> ExitCode {
     telemetry::start_logging();
+    telemetry::warn_of_unknown_settings();
     match run_until_stopped(service, session).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

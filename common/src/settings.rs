@@ -27,6 +27,23 @@ const KNOWN: &[&str] = &[
     "tasks",
 ];
 
+/// Variables that are read in the environment only.
+const ENVIRONMENT_ONLY: &[&str] = &["ETL_LOG"];
+
+/// Variables of scripts, containers and tests, which stand in the same environment and are no settings.
+const OF_OTHERS: &[&str] = &[
+    "ETL_AWS_",
+    "ETL_BUILD_",
+    "ETL_CLOUD_PORT",
+    "ETL_DIR",
+    "ETL_FAILPOINT",
+    "ETL_GRAFANA_",
+    "ETL_POSTGRES_",
+    "ETL_PROMETHEUS_PORT",
+    "ETL_RABBITMQ_",
+    "ETL_TEST_",
+];
+
 /// A settings file or variable that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -78,6 +95,63 @@ pub fn variable(name: &str) -> Option<String> {
         reason = "this is the place that reads the environment"
     )]
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// A sentence for each variable of the environment that looks like a setting and is none: whoever misspells
+/// one would else get the default without a word. Names only, since a value may be a password.
+pub fn unknown_variables() -> Vec<String> {
+    let names = std::env::vars_os()
+        .filter(|(_, value)| !value.is_empty())
+        .filter_map(|(name, _)| name.into_string().ok());
+    unknown(names.collect())
+}
+
+fn unknown(mut names: Vec<String>) -> Vec<String> {
+    names.retain(|name| name.starts_with("ETL_"));
+    names.sort();
+    let settings = setting_names();
+    // Kubernetes tells every pod where each service is: of one that is called etl-loader, ETL_LOADER_SERVICE_HOST,
+    // ETL_LOADER_PORT_9103_TCP and more.
+    let services: Vec<_> = names
+        .iter()
+        .filter_map(|name| name.strip_suffix("_SERVICE_HOST"))
+        .collect();
+    let is_known = |name: &str| {
+        settings.iter().any(|setting| setting == name)
+            || OF_OTHERS.iter().any(|other| name.starts_with(other))
+            || services
+                .iter()
+                .filter_map(|service| name.strip_prefix(service))
+                .any(|rest| rest.starts_with("_SERVICE_") || rest.starts_with("_PORT"))
+    };
+    let unknown = names.iter().filter(|name| !is_known(name));
+    unknown
+        .map(|name| match nearest(name, &settings) {
+            Some(setting) => format!(
+                "the environment variable {name} is no setting and has no effect; is {setting} meant?"
+            ),
+            None => format!("the environment variable {name} is no setting and has no effect"),
+        })
+        .collect()
+}
+
+/// Every setting, as the environment has it.
+fn setting_names() -> Vec<String> {
+    let known = KNOWN
+        .iter()
+        .map(|key| format!("ETL_{}", key.to_uppercase()));
+    let others = ENVIRONMENT_ONLY.iter().map(|name| (*name).to_owned());
+    known.chain(others).collect()
+}
+
+/// The setting that somebody who wrote this most likely meant: of a short name, one that differs in a letter.
+fn nearest<'a>(name: &str, settings: &'a [String]) -> Option<&'a String> {
+    let most = (name.len().saturating_sub("ETL_".len()) / 3).clamp(1, 3);
+    let distances = settings
+        .iter()
+        .map(|setting| (strsim::damerau_levenshtein(name, setting), setting));
+    let (distance, setting) = distances.min_by_key(|(distance, _)| *distance)?;
+    (distance <= most).then_some(setting)
 }
 
 /// A URL with a password in it. Shown without the password.
@@ -159,6 +233,68 @@ mod tests {
             .to_string();
         assert!(error.contains("amqp_ulr"), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    fn warned(names: &[&str]) -> Vec<String> {
+        unknown(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_named_with_what_was_meant() {
+        for (name, meant) in [
+            ("ETL_BATCHROWS", "ETL_BATCH_ROWS"),
+            ("ETL_DATABSE_URL", "ETL_DATABASE_URL"),
+            ("ETL_JOB", "ETL_JOBS"),
+            ("ETL_AMPQ_URL", "ETL_AMQP_URL"),
+            ("ETL_LOGS", "ETL_LOG"),
+            ("ETL_SCHEMA", "ETL_SCHEMAS"),
+        ] {
+            let said = warned(&[name]);
+            assert_eq!(said.len(), 1, "{said:?}");
+            assert!(said[0].contains(name), "{said:?}");
+            assert!(said[0].ends_with(&format!("is {meant} meant?")), "{said:?}");
+        }
+        for name in ["ETL_PASSWORD", "ETL_PORT", "ETL_"] {
+            let said = warned(&[name]);
+            assert!(
+                said[0].ends_with(&format!("{name} is no setting and has no effect")),
+                "{said:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_others_put_there_is_nobodys_mistake() {
+        let names = [
+            "PATH",
+            "ETLS",
+            "ETL_LOG",
+            "ETL_CONFIG",
+            "ETL_DIR",
+            "ETL_FAILPOINT",
+            "ETL_TEST_POSTGRES_DIR",
+            "ETL_LOADER_SERVICE_HOST",
+            "ETL_LOADER_SERVICE_PORT_HTTP",
+            "ETL_LOADER_PORT",
+            "ETL_LOADER_PORT_9103_TCP_ADDR",
+        ];
+        assert_eq!(warned(&names), Vec::<String>::new());
+        assert_eq!(warned(&["ETL_LOADER_PORT"]).len(), 1);
+    }
+
+    #[test]
+    fn the_readme_lists_every_setting_and_no_other() {
+        let readme = include_str!("../../README.md");
+        let rows = readme.lines().filter(|line| line.starts_with("| `ETL_"));
+        let cells = rows.filter_map(|row| row.split('|').nth(1));
+        let mut documented: Vec<_> = cells
+            .flat_map(|cell| cell.split(','))
+            .map(|name| name.trim().trim_matches('`').to_owned())
+            .collect();
+        documented.sort();
+        let mut settings = setting_names();
+        settings.sort();
+        assert_eq!(documented, settings);
     }
 
     #[test]

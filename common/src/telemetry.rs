@@ -37,6 +37,13 @@ pub fn start_logging() {
     }
 }
 
+/// Warns about variables that look like settings and are none.
+pub fn warn_of_unknown_settings() {
+    for sentence in crate::settings::unknown_variables() {
+        tracing::warn!("{sentence}");
+    }
+}
+
 /// Logging of a command that talks to its user by itself: warnings only, and only when asked for.
 pub fn start_logging_of_a_command() {
     let filter = variable("ETL_LOG").unwrap_or_else(|| "off".to_owned());

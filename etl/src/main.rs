@@ -59,6 +59,9 @@ async fn main() -> ExitCode {
     common::telemetry::start_logging_of_a_command();
     common::service::install_tls();
     let cli = Cli::parse();
+    for sentence in common::settings::unknown_variables() {
+        report::note(&sentence);
+    }
     let traces = match telemetry::start("etl") {
         Ok(traces) => traces,
         Err(error) => {

@@ -52,6 +52,7 @@ async fn main() -> ExitCode {
 
 async fn migrate(settings: &LoaderSettings) -> ExitCode {
     telemetry::start_logging();
+    telemetry::warn_of_unknown_settings();
     install_tls();
     match loader::migrate::run(&settings.database_url).await {
         Ok(()) => {
@@ -67,6 +68,7 @@ async fn migrate(settings: &LoaderSettings) -> ExitCode {
 
 fn failed(error: &anyhow::Error) -> ExitCode {
     telemetry::start_logging();
+    telemetry::warn_of_unknown_settings();
     tracing::error!(error = format!("{error:#}"), "the loader cannot start");
     ExitCode::FAILURE
 }

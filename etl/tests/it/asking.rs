@@ -172,3 +172,23 @@ async fn a_size_of_batches_that_cannot_be_is_refused_by_its_name() {
     }
     assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_misspelt_variable_is_warned_about_without_its_value() {
+    let line = Line::without_services().await;
+    let misspelt = |name: &str| line.service(name).env("ETL_DATABSE_URL", "secret");
+    let migrated = misspelt("loader").arg("migrate").run().await;
+    let listed = misspelt("etl").arg("runs").run().await;
+    let right = line.etl(&["runs"]).await;
+    for done in [&migrated, &listed] {
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let said = &done.stderr;
+        assert!(
+            said.contains("ETL_DATABSE_URL is no setting")
+                && said.contains("is ETL_DATABASE_URL meant?")
+                && !said.contains("secret"),
+            "{said}"
+        );
+    }
+    assert_eq!((right.code, right.stderr.as_str()), (Some(0), ""));
+}
