@@ -85,13 +85,11 @@ impl Books {
             .fetch_all(&mut *tx)
             .await;
         rows.map_err(|error| {
-            let is_condition = error.as_database_error().is_some();
-            let error = anyhow::Error::from(error)
-                .context(format!("cannot find the rows of {name} where {condition}"));
-            if is_condition {
-                Failure::Misuse(error)
-            } else {
-                Failure::Untrue(error)
+            let doing = format!("cannot find the rows of {name} where {condition}");
+            match error.as_database_error() {
+                // The message alone: the line that the error shows besides is one of Postgres' own source.
+                Some(refused) => Failure::misuse(anyhow!("{doing}: {}", refused.message())),
+                None => Failure::Untrue(anyhow::Error::from(error).context(doing)),
             }
         })
     }

@@ -60,6 +60,7 @@ async fn a_trace_only_reads_and_says_what_it_does_not_find() {
         ("nowhere", "true", 2, "there is no table"),
         ("plain", "true", 2, "no column _batch"),
         ("clicks", "nonsense = 1", 2, "nonsense"),
+        ("clicks", "url = = 1", 2, "syntax error at or near \"=\""),
         ("clicks", "nextval('public.counter') > 0", 2, "read-only"),
         ("clicks", "true); DROP TABLE clicks; --", 2, "clicks"),
         ("clicks", "url = ''", 1, "no row meets the condition"),
@@ -67,6 +68,11 @@ async fn a_trace_only_reads_and_says_what_it_does_not_find() {
         let done = trace(table, condition).await;
         assert_eq!(done.code, Some(code), "{condition}: {}", done.stderr);
         assert!(done.stderr.contains(word), "{condition}: {}", done.stderr);
+        assert!(
+            !done.stderr.contains(" at line "),
+            "{condition}: {}",
+            done.stderr
+        );
     }
     assert_eq!(line.number("SELECT count(*) FROM clicks").await, 10);
     // A row that somebody else wrote.
