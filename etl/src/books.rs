@@ -34,7 +34,7 @@ pub(crate) use prune::{Prune, Pruned};
 pub(crate) use rejects::{Generation, RejectCount, RejectFilter, RejectedRow};
 pub(crate) use replays::{Claims, NewReplay, Subject};
 pub(crate) use request::{Requested, Rival};
-pub(crate) use runs::{Filter, Proven, Run};
+pub(crate) use runs::{DroppedRows, Filter, Proven, Run};
 pub(crate) use target::TargetPlan;
 pub(crate) use trace::{Origin, TracedRow};
 

@@ -80,9 +80,10 @@ async fn look(books: &Books, run: &str, price: Option<Price>) -> Result<Status, 
     let rejects = books
         .reject_counts(&[Generation::from(&run)], RejectFilter::default())
         .await?;
+    let drops = books.drops(&run).await?;
     // The books are here, whether the broker is or not.
     let queues = broker::depths().await;
-    Ok(Status::new(run, rejects, queues, price))
+    Ok(Status::new(run, rejects, drops, queues, price))
 }
 
 async fn watch(books: &Books, run: &str, price: Option<Price>) -> Result<(), Failure> {

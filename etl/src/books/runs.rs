@@ -89,6 +89,15 @@ impl Run {
     }
 }
 
+/// Rows of a run's live generation that a person gave up.
+#[derive(Debug, Clone, FromRow, Serialize)]
+pub(crate) struct DroppedRows {
+    pub(crate) dropped_by: Option<String>,
+    pub(crate) reason: Option<String>,
+    pub(crate) batches: i64,
+    pub(crate) rows: i64,
+}
+
 /// Runs to be proven.
 #[derive(Debug)]
 pub(crate) struct Proven {
@@ -183,6 +192,23 @@ impl Books {
             .fetch_optional(&self.pool)
             .await;
         found.context(UNREADABLE)?.ok_or_else(|| no_such_run(name))
+    }
+
+    /// Who gave rows of this run up, and why.
+    pub(crate) async fn drops(&self, run: &Run) -> Result<Vec<DroppedRows>, Failure> {
+        if run.rows_dropped == 0 {
+            return Ok(Vec::new());
+        }
+        let drops = sqlx::query_as(
+            "SELECT dropped_by, drop_reason AS reason, count(*) AS batches, sum(rows_dropped)::bigint AS rows
+             FROM etl.batches WHERE run_id = $1 AND generation = $2 AND rows_dropped > 0
+             GROUP BY dropped_by, drop_reason ORDER BY rows DESC, dropped_by, reason",
+        )
+        .bind(&run.run_id)
+        .bind(run.generation)
+        .fetch_all(&self.pool)
+        .await;
+        Ok(drops.context(UNREADABLE)?)
     }
 
     /// The run of this name, or the only one whose name begins so: for looking only.

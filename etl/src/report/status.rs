@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::run::{by_whom, sums, took};
 use super::{counted, number, print, print_json};
 use crate::Failure;
-use crate::books::{RejectCount, Run};
+use crate::books::{DroppedRows, RejectCount, Run};
 use crate::broker::Depth;
 
 /// What a terabyte (10^12 bytes) that Athena scans costs, in whatever money.
@@ -47,6 +47,7 @@ pub(crate) struct Status {
     #[serde(skip)]
     price: Option<Price>,
     rejects: Vec<RejectCount>,
+    drops: Vec<DroppedRows>,
     /// None when the broker cannot be asked.
     queues: Option<Vec<Depth>>,
     /// Why the broker cannot be asked.
@@ -57,6 +58,7 @@ impl Status {
     pub(crate) fn new(
         run: Run,
         rejects: Vec<RejectCount>,
+        drops: Vec<DroppedRows>,
         queues: Result<Vec<Depth>, String>,
         price: Option<Price>,
     ) -> Self {
@@ -78,6 +80,7 @@ impl Status {
                 .map(|(price, bytes)| price.of(bytes)),
             price,
             rejects,
+            drops,
             queues,
             broker,
             run,
@@ -288,7 +291,22 @@ fn remarks(status: &Status) -> Vec<(&'static str, String)> {
             format!("{} by {} of {column}", number(count.rows), count.rule),
         ));
     }
+    lines.extend(status.drops.iter().map(|drop| ("dropped", dropped(drop))));
     lines
+}
+
+/// Whose decision it was, and why.
+fn dropped(drop: &DroppedRows) -> String {
+    let batches = match drop.batches {
+        1 => "1 batch".to_owned(),
+        many => format!("{} batches", number(many)),
+    };
+    format!(
+        "{} of {batches} by {}: {}",
+        counted(drop.rows, "row"),
+        drop.dropped_by.as_deref().unwrap_or("somebody"),
+        drop.reason.as_deref().unwrap_or("no reason was given")
+    )
 }
 
 /// So that it cannot be read as nothing where it is not.
@@ -345,7 +363,7 @@ mod tests {
                 runs: 1,
             },
         ];
-        Status::new(run, rejects, queues, Price::per_tb(5.0))
+        Status::new(run, rejects, Vec::new(), queues, Price::per_tb(5.0))
     }
 
     fn queues() -> Vec<Depth> {
@@ -388,9 +406,40 @@ mod tests {
         };
         let shown: Vec<_> = [samples::replayed(), given_up]
             .into_iter()
-            .map(|run| lines(&Status::new(run, Vec::new(), Ok(queues()), None)))
+            .map(|run| {
+                lines(&Status::new(
+                    run,
+                    Vec::new(),
+                    Vec::new(),
+                    Ok(queues()),
+                    None,
+                ))
+            })
             .collect();
         insta::assert_snapshot!(shown.join("\n\n"));
+    }
+
+    #[test]
+    fn of_dropped_rows_whose_decision_it_was_and_why() {
+        let drops =
+            [(1, 1, Some("ana")), (39, 83_760, None)].map(|(batches, rows, who)| DroppedRows {
+                dropped_by: who.map(Into::into),
+                reason: who.map(|_| "a test of Monday".into()),
+                batches,
+                rows,
+            });
+        let status = Status::new(
+            samples::completed(),
+            vec![],
+            drops.into(),
+            Ok(queues()),
+            None,
+        );
+        let shown = lines(&status);
+        assert!(
+            shown.ends_with("   dropped  1 row of 1 batch by ana: a test of Monday\n   dropped  83,760 rows of 39 batches by somebody: no reason was given"),
+            "{shown}"
+        );
     }
 
     #[test]

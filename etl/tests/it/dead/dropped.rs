@@ -110,6 +110,14 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
         )
         .await;
     assert_eq!(written, ["(1,t,somebody,\"the source was wrong\")"]);
+    let shown = line.etl(&["status", "daily"]).await;
+    assert!(
+        shown
+            .stdout
+            .contains("of 1 batch by somebody: the source was wrong"),
+        "{}",
+        shown.stdout
+    );
     let shown = line.etl(&["status", "daily", "--json"]).await;
     let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
     assert_eq!(
