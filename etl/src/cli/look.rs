@@ -108,8 +108,8 @@ pub(crate) struct DiscardArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArguments {
-    /// What is older than this loses its values, such as 30d.
-    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    /// What is older than this loses its values, such as 30d; a day at least.
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
     pub(crate) older_than: Duration,
     /// Also the bodies of dead letters that nobody has dealt with, where their run is over or not in the books.
     #[arg(long)]
@@ -120,4 +120,33 @@ pub(crate) struct PruneArguments {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What is younger than a day may be of a run that somebody is about to look at, and is never in the way.
+fn parse_age(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_hours(24);
+    let age = humantime::parse_duration(text)
+        .map_err(|error| format!("an age is written such as 30d or 12w: {error}"))?;
+    if age < LEAST {
+        return Err("values are kept for a day at least; say 1d or more".to_owned());
+    }
+    Ok(age)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_kept_for_a_day() {
+        for text in ["0d", "0s", "23h 59m"] {
+            assert!(
+                parse_age(text).unwrap_err().contains("1d or more"),
+                "{text}"
+            );
+        }
+        assert!(parse_age("soon").unwrap_err().contains("30d"));
+        assert_eq!(parse_age("1d"), Ok(Duration::from_hours(24)));
+        assert_eq!(parse_age("24h"), parse_age("1d"));
+    }
 }
