@@ -5,8 +5,10 @@
 //! arrays of strings and nulls.
 
 mod binary;
+pub(crate) mod block;
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
@@ -16,12 +18,22 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 const NULL: u32 = 1 << 31;
 
 /// Rows that all have `width` values; a value is text or NULL.
-#[derive(Clone, PartialEq, Eq, Default)]
+#[derive(Clone, Default)]
 pub struct Rows {
     width: usize,
     text: String,
     ends: Vec<u32>,
+    /// The block that they were read from, as long as they are the same: who sends them on sends that.
+    block: Option<Arc<[u8]>>,
 }
+
+impl PartialEq for Rows {
+    fn eq(&self, other: &Self) -> bool {
+        (self.width, &self.text, &self.ends) == (other.width, &other.text, &other.ends)
+    }
+}
+
+impl Eq for Rows {}
 
 impl Rows {
     /// No rows yet, each of which will have `width` values.
@@ -30,6 +42,30 @@ impl Rows {
             width,
             ..Self::default()
         }
+    }
+
+    /// [`new`](Self::new) with room for as many rows and as much text as `other` has.
+    pub fn with_room_of(width: usize, other: &Self) -> Self {
+        Self {
+            width,
+            text: String::with_capacity(other.text.len()),
+            ends: Vec::with_capacity(other.len() * width),
+            block: None,
+        }
+    }
+
+    /// The first `count` rows alone, with room for the others.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn first(&self, count: usize) -> Self {
+        let mut rows = Self::with_room_of(self.width, self);
+        let ends = &self.ends[..count * self.width];
+        let text = ends.last().map_or(0, |end| end & !NULL) as usize;
+        rows.text.push_str(&self.text[..text]);
+        rows.ends.extend_from_slice(ends);
+        rows
     }
 
     /// The number of values in a row.
@@ -57,6 +93,7 @@ impl Rows {
     /// If the row does not have `width` values, or the text would pass 2 GiB: both are bugs of the
     /// caller, which bounds its batches.
     pub fn push<'a>(&mut self, row: impl IntoIterator<Item = Option<&'a str>>) {
+        self.block = None;
         let before = self.ends.len();
         for value in row {
             self.push_value(value);
@@ -297,6 +334,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_first_rows_are_rows_of_their_own(values in prop::collection::vec(prop::array::uniform2(prop::option::of(".{0,3}")), 1..9), count in any::<prop::sample::Index>()) {
+            let all = |values: &[[Option<String>; 2]]| {
+                let mut rows = Rows::new(2);
+                for row in values {
+                    rows.push(row.iter().map(Option::as_deref));
+                }
+                rows
+            };
+            let (rows, count) = (all(&values), count.index(values.len() + 1));
+            let mut first = rows.first(count);
+            prop_assert_eq!(&first, &all(&values[..count]));
+            for row in &values[count..] {
+                first.push(row.iter().map(Option::as_deref));
+            }
+            prop_assert_eq!(first, rows);
+        }
+
         #[test]
         fn what_goes_in_comes_out(values in prop::collection::vec(prop::array::uniform3(prop::option::of(".{0,9}")), 0..40)) {
             let mut rows = Rows::new(3);

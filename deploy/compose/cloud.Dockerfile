@@ -9,7 +9,7 @@ COPY local/sample/generate.py sample/
 RUN python sample/generate.py /cloud/data
 COPY local/sample/ sample/
 COPY aws/template.yaml .
-COPY compose/cloud .
+COPY local/cloud.py compose/cloud ./
 
 RUN useradd --uid 10001 --user-group --create-home cloud
 USER 10001

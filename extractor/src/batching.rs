@@ -117,7 +117,8 @@ impl Batcher {
         let next = Batch {
             seq: self.batch.seq + 1,
             first_row: self.batch.end(),
-            rows: Rows::new(self.width),
+            // It will be of much the same size.
+            rows: Rows::with_room_of(self.width, &self.batch.rows),
         };
         std::mem::replace(&mut self.batch, next)
     }

@@ -228,9 +228,14 @@ async fn count_beaten(
         .await
 }
 
+/// Bytes that are handed to the connection at once: it copies them, and keeps the room.
+const PIECE: usize = 128 << 10;
+
 async fn copy(tx: &mut PgConnection, statement: &str, lines: &[u8]) -> Result<u64, sqlx::Error> {
     let mut copy = tx.copy_in_raw(statement).await?;
-    copy.send(lines).await?;
+    for piece in lines.chunks(PIECE) {
+        copy.send(piece).await?;
+    }
     failpoint::reach("mid_copy").await;
     copy.finish().await
 }
@@ -355,7 +360,7 @@ fn rejected(
     });
     let names = batch.columns.iter().map(|column| column.name.clone());
     RejectedRow {
-        row: batch.first_row + u64::from(batch.row_offsets[index]),
+        row: batch.ordinal(index),
         reject: Reject {
             column,
             rule: "postgres".to_owned(),

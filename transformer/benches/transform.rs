@@ -48,7 +48,8 @@ fn run(bencher: Bencher, columns: &str) {
     bencher
         .counter(BytesCount::new(batch.rows.text_bytes()))
         .counter(ItemsCount::new(ROWS))
-        .bench_local(|| transform(&plan, &batch));
+        .with_inputs(|| batch.clone())
+        .bench_local_values(|batch| transform(&plan, batch));
 }
 
 #[divan::bench]

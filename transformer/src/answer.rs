@@ -97,7 +97,7 @@ fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answe
     let span = tracing::info_span!("batch", run.id = %raw.id.run, batch.seq = raw.id.seq);
     span.in_scope(|| {
         let plan = plans.of(&raw)?;
-        let valid = transform(&plan, &raw);
+        let valid = transform(&plan, raw);
         let outgoing = Outgoing::of(&valid)?.traced(trace.context());
         tracing::debug!(
             batch.rows = valid.rows.len(),

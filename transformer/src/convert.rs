@@ -5,10 +5,10 @@
 //! Postgres would accept and change (a zone into `timestamp`, nine digits of a second, `31 32 33`
 //! into `bytea`) is converted or refused here. Canonical is what Postgres shows for the value with
 //! `DateStyle ISO` and `TimeZone UTC`, apart from `char(n)`, which goes without its padding, and from
-//! `boolean` and the floating-point types, which keep Athena's spelling. `docs/types.md` has the
-//! whole matrix; a test compares it with this code.
+//! `boolean`, the floating-point types and the zeros at the end of a second, which keep Athena's
+//! spelling. `docs/types.md` has the whole matrix; a test compares it with this code.
 //!
-//! Values are mostly text and integers; those come back borrowed.
+//! Most values are canonical as Athena writes them; those come back borrowed.
 
 mod binary;
 mod calendar;
@@ -30,7 +30,7 @@ use common::schema::{AthenaType, PgType};
 use format::Format;
 
 pub(crate) use decimal::Decimal;
-pub(crate) use moment::Moment;
+pub(crate) use moment::{Moment, without_zeros};
 
 /// What is wrong with a value; the rest of a sentence that begins with the value.
 type Problem = Cow<'static, str>;

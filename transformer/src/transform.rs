@@ -83,37 +83,88 @@ impl Plans {
 }
 
 /// Converts and checks every row. The same batch and plan always give the same result.
-pub fn transform(plan: &Plan, batch: &RawBatch) -> ValidBatch {
-    let mut rows = Rows::new(plan.targets.len());
-    let mut row_offsets = Vec::with_capacity(batch.rows.len());
+pub fn transform(plan: &Plan, batch: RawBatch) -> ValidBatch {
+    let mut valid = Valid::new(plan, &batch.rows);
     let mut rejected = Vec::new();
     let mut values = Vec::with_capacity(plan.columns.len());
     let mut seen = Seen::default();
     for (offset, row) in (0..).zip(batch.rows.iter()) {
         match convert_row(plan, row, &mut seen, &mut values) {
-            Ok(()) => {
-                rows.push(values.iter().map(Option::as_deref));
-                row_offsets.push(offset);
+            Ok(()) => valid.push(offset, row, &values),
+            Err(reject) => {
+                valid.part();
+                rejected.push(RejectedRow {
+                    row: batch.first_row + u64::from(offset),
+                    reject,
+                    raw: plan.raw(&batch, row),
+                });
             }
-            Err(reject) => rejected.push(RejectedRow {
-                row: batch.first_row + u64::from(offset),
-                reject,
-                raw: plan.raw(batch, row),
-            }),
         }
     }
+    let Valid { other, offsets, .. } = valid;
+    let content_hash = ContentHash::of(&batch.columns, &batch.rows);
     ValidBatch {
-        id: batch.id.clone(),
+        id: batch.id,
         first_row: batch.first_row,
-        result_id: batch.result_id.clone(),
-        content_hash: ContentHash::of(&batch.columns, &batch.rows),
+        result_id: batch.result_id,
+        content_hash,
         job: batch.job.name.clone(),
         target: batch.job.target.clone(),
         columns: plan.targets.clone(),
-        rows,
-        row_offsets,
+        rows: other.unwrap_or(batch.rows),
+        row_offsets: if rejected.is_empty() {
+            Vec::new()
+        } else {
+            offsets
+        },
         rejected,
     }
+}
+
+/// The valid rows, and where they were. Nothing is copied as long as they are the rows that came in.
+struct Valid<'a> {
+    raw: &'a Rows,
+    /// None as long as the first `offsets.len()` rows that came in are the valid ones.
+    other: Option<Rows>,
+    offsets: Vec<u32>,
+}
+
+impl<'a> Valid<'a> {
+    fn new(plan: &Plan, raw: &'a Rows) -> Self {
+        let width = plan.targets.len();
+        let other = (raw.width() != width).then(|| Rows::with_room_of(width, raw));
+        Self {
+            raw,
+            other,
+            offsets: Vec::with_capacity(raw.len()),
+        }
+    }
+
+    fn push(&mut self, offset: u32, row: Row<'_>, values: &[Option<Cow<'_, str>>]) {
+        if self.other.is_none() && !is_untouched(row, values) {
+            self.part();
+        }
+        if let Some(rows) = &mut self.other {
+            rows.push(values.iter().map(Option::as_deref));
+        }
+        self.offsets.push(offset);
+    }
+
+    /// From here on they are not those that came in.
+    fn part(&mut self) {
+        if self.other.is_none() {
+            self.other = Some(self.raw.first(self.offsets.len()));
+        }
+    }
+}
+
+/// Whether the values are the row's own: not equal ones, the very same.
+fn is_untouched(row: Row<'_>, values: &[Option<Cow<'_, str>>]) -> bool {
+    row.iter().zip(values).all(|pair| match pair {
+        (None, None) => true,
+        (Some(raw), Some(Cow::Borrowed(text))) => std::ptr::eq(raw, *text),
+        _ => false,
+    })
 }
 
 /// Fills `values` with the target's values of one row, or says why there are none.

@@ -44,7 +44,9 @@ pub struct ValidBatch {
     /// The target's columns, without the loader's own.
     pub columns: Vec<TargetColumn>,
     pub rows: Rows,
-    /// The ordinal in the result of each of `rows`, as an offset from `first_row`; ascending.
+    /// The ordinal in the result of each of `rows`, as an offset from `first_row`; ascending. Empty when none is rejected,
+    /// which says the same in fewer words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub row_offsets: Vec<u32>,
     pub rejected: Vec<RejectedRow>,
 }
@@ -152,6 +154,18 @@ impl ValidBatch {
             row_offsets: self.row_offsets.clone(),
             rejected: self.rejected.clone(),
         }
+    }
+
+    /// The ordinal in the result of one of `rows`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn ordinal(&self, index: usize) -> u64 {
+        let offset = match self.row_offsets.as_slice() {
+            [] => index as u64,
+            offsets => offsets[index].into(),
+        };
+        self.first_row + offset
     }
 
     /// The number of rows of the raw batch: the valid and the rejected ones.
@@ -269,6 +283,9 @@ impl Message for ValidBatch {
                 self.rows.width(),
                 self.columns.len()
             ));
+        }
+        if self.row_offsets.is_empty() && self.rejected.is_empty() {
+            return Ok(());
         }
         if self.row_offsets.len() != self.rows.len() {
             return Err(format!(

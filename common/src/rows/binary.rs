@@ -9,14 +9,38 @@
 //! Reading checks what the types promise: the lengths add up to the text, the text is UTF-8, and so is each value by
 //! itself. Nothing is made room for before the bytes for it are there.
 
+use std::sync::Arc;
+
+use super::block::{self, Block, with_buffer};
 use super::{NULL, Rows};
 
 /// More than a row of any result can have; a width is never multiplied with a count before it was looked at.
 const MAX_WIDTH: usize = 1 << 16;
 
 impl Rows {
+    /// Appends the rows to `out` as a block. True when it is compressed.
+    pub(crate) fn write_block(&self, out: &mut Vec<u8>) -> bool {
+        if let Some(bytes) = &self.block {
+            out.reserve_exact(bytes.len());
+            out.extend_from_slice(bytes);
+            return Block::take(&mut &bytes[..]).is_ok_and(|block| block.is_packed());
+        }
+        with_buffer(|content| {
+            content.clear();
+            self.write(content);
+            block::write(content, out)
+        })
+    }
+
+    /// Reads rows from a block.
+    pub(crate) fn read_block(block: Block<'_>) -> Result<Self, String> {
+        let mut rows = block.read(|content| Self::read(content).map_err(str::to_owned))?;
+        rows.block = Some(Arc::from(block.bytes));
+        Ok(rows)
+    }
+
     /// Appends the rows to `out`.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, out: &mut Vec<u8>) {
         out.reserve(16 + self.ends.len() * 2 + self.text.len());
         put(out, self.width as u64);
         put(out, self.len() as u64);
@@ -33,11 +57,8 @@ impl Rows {
         out.extend_from_slice(self.text.as_bytes());
     }
 
-    /// Reads rows, which are all of `bytes`.
-    ///
-    /// # Errors
-    /// What is wrong with the bytes, without a word of them.
-    pub fn read(mut bytes: &[u8]) -> Result<Self, &'static str> {
+    /// Reads rows, which are all of `bytes`. The error does not quote them.
+    fn read(mut bytes: &[u8]) -> Result<Self, &'static str> {
         const SHORT: &str = "rows that are cut off";
         let mut number = || take(&mut bytes).ok_or(SHORT);
         let (width, rows) = (number()?, number()?);
@@ -81,6 +102,7 @@ impl Rows {
             width,
             text: text.to_owned(),
             ends,
+            block: None,
         })
     }
 }

@@ -3,12 +3,14 @@
     python seed.py TEMPLATE FOLDER
 
 The cloud is found as every AWS client finds it (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID ...). Running it again
-changes nothing. It ends when Athena has counted the rows of the table, and prints how many.
+changes nothing. It ends when Athena has counted the rows of the table, and prints how many; and it fails when Athena does
+not honour ClientRequestToken.
 """
 
 import os
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import boto3
@@ -67,13 +69,29 @@ def upload(folder: Path, bucket: str) -> None:
             s3.put_object(Bucket=bucket, Key=key, Body=file.read_bytes())
 
 
+def check_token(request: dict[str, object], query: str) -> None:
+    """Asks for a query again: it must be the one that was started, and another one with its token must be refused."""
+    athena = boto3.client("athena")
+    again = athena.start_query_execution(**request)["QueryExecutionId"]
+    if again != query:
+        sys.exit(f"seed.py: Athena started {again} for the ClientRequestToken of {query}; cloud.py should have seen to that")
+    try:
+        athena.start_query_execution(**request | {"QueryString": "SELECT 1"})
+    except athena.exceptions.InvalidRequestException:
+        return
+    sys.exit(f"seed.py: Athena took another query with the ClientRequestToken of {query}; cloud.py should have seen to that")
+
+
 def count_rows(database: str, workgroup: str) -> int:
     athena = boto3.client("athena")
-    query = athena.start_query_execution(
-        QueryString="SELECT count(*) AS clicks FROM vod_clickstream",
-        QueryExecutionContext={"Database": database},
-        WorkGroup=workgroup,
-    )["QueryExecutionId"]
+    request = {
+        "QueryString": "SELECT count(*) AS clicks FROM vod_clickstream",
+        "QueryExecutionContext": {"Database": database},
+        "WorkGroup": workgroup,
+        "ClientRequestToken": str(uuid.uuid4()),
+    }
+    query = athena.start_query_execution(**request)["QueryExecutionId"]
+    check_token(request, query)
     deadline = time.monotonic() + 60
     while True:
         status = athena.get_query_execution(QueryExecutionId=query)["QueryExecution"]["Status"]

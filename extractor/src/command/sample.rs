@@ -173,6 +173,7 @@ fn judged(
     let shown = shown.collect();
     let header = columns.iter().map(|column| column.name.clone()).collect();
     let name = job.spec.name.clone();
+    let values = rows.iter().map(|row| row.to_vec()).collect();
     let batch = RawBatch {
         id: BatchId {
             run: run.clone(),
@@ -185,7 +186,7 @@ fn judged(
         columns: Arc::new(columns),
         rows,
     };
-    let rejected = transform(&plan, &batch).rejected;
+    let rejected = transform(&plan, batch).rejected;
     Ok(Sample {
         job: name,
         sql,
@@ -193,7 +194,7 @@ fn judged(
         bytes_scanned,
         columns: shown,
         header,
-        rows: batch.rows.iter().map(|row| row.to_vec()).collect(),
+        rows: values,
         rejected,
     })
 }

@@ -28,6 +28,7 @@ pub(super) fn interval(text: &str) -> Result<Cow<'_, str>, Problem> {
 fn day_to_second(sign: &str, days: &str, time: &str) -> Result<[Option<String>; 2], Problem> {
     let days = read_digits(days.as_bytes()).ok_or(NOT_AN_INTERVAL)?;
     let time = super::moment::time(time, Excess::Refuse).map_err(|_| NOT_AN_INTERVAL)?;
+    let time = super::without_zeros(&time);
     let time = (time != "00:00:00").then(|| format!("{sign}{time}"));
     Ok([counted(sign, days, "day"), time])
 }

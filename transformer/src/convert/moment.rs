@@ -184,6 +184,15 @@ pub(super) fn time(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> 
     Ok(moment.show_as_time()?.into())
 }
 
+/// A time's text without the zeros at the end of its fraction: the same for equal times.
+pub(crate) fn without_zeros(time: &str) -> &str {
+    if time.contains('.') {
+        time.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        time
+    }
+}
+
 /// A date and a time of day. A text with a zone is refused: Postgres would drop the zone.
 pub(super) fn timestamp(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> {
     let parts = Parts::of(text)?;
@@ -266,8 +275,7 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// The moment that the clock showed, and the length of the time's text without superfluous zeros,
-    /// unless it was rounded.
+    /// The moment that the clock showed, and the length of the time's text that Postgres reads, unless it was rounded.
     fn read(&self, excess: Excess) -> Result<(Moment, Option<usize>), Problem> {
         let unclear = |problem: Problem| {
             if problem == NOT_A_DATE || problem == NOT_A_TIME {
@@ -321,8 +329,8 @@ fn read_date(text: &str, era: &str) -> Result<Moment, Problem> {
 
 struct TimeOfDay {
     micros: u64,
-    /// The bytes of its text that matter: without zeros at the end of the fraction. None where it was
-    /// rounded.
+    /// The bytes of its text up to the sixth digit of the fraction; of a longer one, without the zeros at its end. None
+    /// where it was rounded.
     length: Option<usize>,
 }
 
@@ -354,6 +362,7 @@ fn read_time(text: &str, excess: Excess) -> Result<TimeOfDay, Problem> {
     Ok(TimeOfDay {
         micros: (hour * 3600 + minute * 60 + second) * MICROS + read_fraction(fraction, excess)?,
         length: match significant {
+            _ if fraction.len() <= 6 => Some(bytes.len()),
             0 => Some(8),
             1..=6 => Some(9 + significant),
             _ => None,

@@ -119,6 +119,12 @@ mod tests {
             verdicts(&[pg_type], Duplicates::Reject, rows)
         };
         assert_eq!(twice("numeric", "1.50", "1.5"), Some(vec![true, false]));
+        let day = |time: &str| format!("2018-04-02 {time}");
+        for (one, other) in [("09:00:00.000", "09:00:00"), ("09:00:00.500", "09:00:00.5")] {
+            assert_eq!(twice("time", one, other), Some(vec![true, false]));
+            let (one, other) = (day(one), day(other));
+            assert_eq!(twice("timestamp", &one, &other), Some(vec![true, false]));
+        }
         assert_eq!(twice("char(3)", "a", "a "), Some(vec![true, false]));
         assert_eq!(twice("text", "a", "a "), Some(vec![true, true]));
     }

@@ -6,16 +6,17 @@ use std::fmt;
 
 use common::schema::PgType;
 
-use crate::convert::{Decimal, Moment};
+use crate::convert::{Decimal, Moment, without_zeros};
 
 /// A text that is the same for equal values of the type. Most types have only one canonical text for
-/// a value; numbers with a point or an exponent have many.
+/// a value; numbers with a point or an exponent and fractions of a second have many.
 pub(super) fn key(pg_type: PgType, canonical: &str) -> Cow<'_, str> {
     match pg_type {
         PgType::Numeric(None) | PgType::Real | PgType::Double => match Decimal::parse(canonical) {
             Some(number) => number.key().into(),
             None => canonical.into(),
         },
+        PgType::Time | PgType::Timestamp => without_zeros(canonical).into(),
         PgType::Numeric(Some(_))
         | PgType::Boolean
         | PgType::SmallInt
@@ -25,8 +26,6 @@ pub(super) fn key(pg_type: PgType, canonical: &str) -> Cow<'_, str> {
         | PgType::Varchar(_)
         | PgType::Char(_)
         | PgType::Date
-        | PgType::Time
-        | PgType::Timestamp
         | PgType::TimestampTz
         | PgType::Interval
         | PgType::Bytea

@@ -66,7 +66,7 @@ fn batch(rows: &[[Option<&str>; 3]]) -> RawBatch {
 fn transformed(rows: &[[Option<&str>; 3]]) -> ValidBatch {
     let batch = batch(rows);
     let plan = Plans::default().of(&batch).unwrap();
-    let valid = transform(&plan, &batch);
+    let valid = transform(&plan, batch.clone());
     assert_eq!(valid.check(), Ok(()));
     assert_eq!(valid.rows_extracted(), rows.len());
     valid
@@ -141,12 +141,15 @@ fn an_empty_batch_stays_a_batch() {
 fn the_hash_is_of_the_raw_rows() {
     let raw = batch(&[[Some("A1"), None, Some("1")]]);
     let plan = Plan::new(&raw.job, &raw.columns).unwrap();
-    let strict = transform(&plan, &raw);
+    let strict = transform(&plan, raw.clone());
     let without_rules = JobSpec {
         columns: vec![],
         ..job()
     };
-    let lax = transform(&Plan::new(&without_rules, &raw.columns).unwrap(), &raw);
+    let lax = transform(
+        &Plan::new(&without_rules, &raw.columns).unwrap(),
+        raw.clone(),
+    );
     assert_eq!(strict.content_hash, lax.content_hash);
     assert_eq!((strict.rejected.len(), lax.rejected.len()), (1, 0));
 }
@@ -192,7 +195,7 @@ fn a_reason_stays_short_however_long_the_rule_is() {
     long.columns[1].pg_type = None;
     long.columns[1].rules = vec![Rule::Pattern("ä".repeat(5_000))];
     batch.job = Arc::new(long);
-    let valid = transform(&Plans::default().of(&batch).unwrap(), &batch);
+    let valid = transform(&Plans::default().of(&batch).unwrap(), batch.clone());
     let reason = &valid.rejected[0].reject.reason;
     assert!(
         reason.contains("does not match the pattern") && reason.chars().count() == REASON_CHARS
@@ -233,7 +236,7 @@ fn what_the_job_adds_is_in_every_row_and_masks_are_in_the_quarantine_too() {
         [None, None, None],
     ]);
     batch.job = Arc::new(asked);
-    let valid = transform(&Plans::default().of(&batch).unwrap(), &batch);
+    let valid = transform(&Plans::default().of(&batch).unwrap(), batch.clone());
     assert_eq!(valid.check(), Ok(()));
     let names: Vec<_> = valid
         .columns
@@ -285,7 +288,7 @@ fn a_row_outside_of_what_the_run_replaces_is_rejected() {
         [Some("secret"), None, Some("3")],
     ]);
     batch.job = Arc::new(spec.clone());
-    let valid = transform(&Plans::default().of(&batch).unwrap(), &batch);
+    let valid = transform(&Plans::default().of(&batch).unwrap(), batch.clone());
     assert_eq!(valid.row_offsets, [0]);
     for row in &valid.rejected {
         assert_eq!(row.reject.rule, "replace_where");
@@ -301,6 +304,56 @@ fn a_row_outside_of_what_the_run_replaces_is_rejected() {
         batch.job = Arc::new(spec.clone());
         let error = Plans::default().of(&batch).unwrap_err().to_string();
         assert!(error.contains(part), "{condition}: {error}");
+    }
+}
+
+/// The rows of a batch that came over a queue, and what is sent on.
+fn sent_on(batch: &RawBatch) -> (Vec<u8>, ValidBatch) {
+    let came = batch.write().unwrap().bytes;
+    let raw = RawBatch::read(RawBatch::KIND, &came).unwrap();
+    let valid = transform(&Plans::default().of(&raw).unwrap(), raw);
+    let sent = valid.write().unwrap().bytes;
+    assert_eq!(
+        ValidBatch::read(ValidBatch::KIND, &sent).as_ref(),
+        Ok(&valid)
+    );
+    assert_eq!(valid.check(), Ok(()));
+    (sent, valid)
+}
+
+#[test]
+fn rows_that_nobody_touched_are_sent_on_as_they_are_packed() {
+    let texts: Vec<String> = (0..500).map(|n| n.to_string()).collect();
+    let rows: Vec<_> = texts
+        .iter()
+        .map(|visits| [Some("US"), Some("2018-04-02"), Some(visits.as_str())])
+        .collect();
+    let untouched = batch(&rows);
+    let (sent, valid) = sent_on(&untouched);
+    assert_eq!(valid.rows, untouched.rows);
+    assert!(valid.row_offsets.is_empty());
+    let came = untouched.write().unwrap().bytes;
+    assert!(sent.ends_with(&came[came.len() - 300..]));
+
+    // A row that becomes another one or none, wherever it is, and nothing else is different.
+    for place in [0, 1, 250, 499] {
+        let mut rows = rows.clone();
+        rows[place][2] = Some("07");
+        let (_, valid) = sent_on(&batch(&rows));
+        rows[place][2] = Some("7");
+        assert_eq!(valid.rows, batch(&rows).rows, "{place}");
+        assert!(valid.row_offsets.is_empty());
+
+        rows[place][0] = Some("A1");
+        let (_, valid) = sent_on(&batch(&rows));
+        rows.remove(place);
+        assert_eq!(valid.rows, batch(&rows).rows, "{place}");
+        assert_eq!(valid.rejected[0].row, valid.first_row + place as u64);
+        let beside = valid.rows.len() - 1;
+        assert_eq!(
+            valid.ordinal(beside),
+            valid.first_row + if place == 499 { 498 } else { 499 }
+        );
     }
 }
 
@@ -325,8 +378,8 @@ proptest! {
     )) {
         let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(Option::as_deref)).collect();
         let valid = transformed(&rows);
-        for (offset, row) in valid.row_offsets.iter().zip(valid.rows.iter()) {
-            let raw = rows[*offset as usize];
+        for (index, row) in valid.rows.iter().enumerate() {
+            let raw = rows[usize::try_from(valid.ordinal(index) - valid.first_row).unwrap()];
             prop_assert_eq!(row.get(0), raw[0].map(|text| text.trim_end_matches(' ')));
             prop_assert_eq!(row.get(1), raw[1]);
             prop_assert_eq!(row.get(2).map(str::parse::<i64>), raw[2].map(str::parse::<i64>));
