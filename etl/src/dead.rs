@@ -58,7 +58,12 @@ async fn drop_letters(books: &Books, arguments: &DropLettersArguments) -> Result
             run: arguments.run.clone(),
             ..LetterFilter::default()
         };
-        books.letter_ids(&filter).await?
+        let ids = books.letter_ids(&filter).await?;
+        if let Some(run) = arguments.run.as_ref().filter(|_| ids.is_empty()) {
+            // A name that is nobody's is a slip.
+            books.find(run).await?;
+        }
+        ids
     } else {
         // A number that does not exist is a slip, and the others may be of the same slip.
         for id in &arguments.ids {

@@ -51,6 +51,7 @@ pub async fn load(
     targets: &Targets,
     batch: &ValidBatch,
 ) -> Result<Outcome, LoadError> {
+    targets.index(pool, batch).await?;
     let result = bounded(Box::pin(attempt(pool, targets, batch))).await;
     if let Err(LoadError::Target { .. }) = &result {
         targets.forget(&batch.target);

@@ -1,19 +1,20 @@
 //! Target tables: created when missing, checked when there, once per target and columns in a
 //! process and again when the table has changed. Safe with several loaders at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::job::{Mode, Target};
 use common::message::{RunId, ValidBatch};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn};
+use sqlx::error::DatabaseError;
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
-use crate::database::transaction;
+use crate::database::{transaction, transaction_within};
 use crate::ddl::{self, Change, ExistingColumn, ExistingTable, Known, Refusal, TableName};
-use crate::errors::{LoadError, Refused};
+use crate::errors::{Class, LoadError, Refused, classify};
 use crate::staging;
 use crate::statements::{FINGERPRINT, Statements, lock_key};
 
@@ -26,6 +27,8 @@ pub struct Targets {
     /// Targets that a batch was given up for, and when.
     ailing: Mutex<HashMap<Target, Instant>>,
     prepared: Mutex<Prepared>,
+    /// Tables that need not be looked at again for an index by batch.
+    indexed: Mutex<HashSet<String>>,
 }
 
 /// How many of them are kept: each run that is published as a whole has its own.
@@ -39,8 +42,6 @@ struct Place {
     target: Target,
     columns: Vec<TargetColumn>,
     staged: Option<(RunId, u32)>,
-    /// For the batches of a replay, which needs more of a table than the first rows do.
-    again: bool,
 }
 
 impl Place {
@@ -54,7 +55,6 @@ impl Place {
             },
             columns: batch.columns.clone(),
             staged: staged.then(|| (batch.id.run.clone(), batch.id.generation)),
-            again: batch.id.generation > 0,
         }
     }
 }
@@ -76,6 +76,7 @@ impl Targets {
             allowed_schemas,
             ailing: Mutex::default(),
             prepared: Mutex::default(),
+            indexed: Mutex::default(),
         }
     }
 
@@ -104,11 +105,6 @@ impl Targets {
         } else {
             Statements::of_table(&name, target, columns, types, fingerprint)
         };
-        if place.again && statements.supersede.is_some() {
-            index_batches(pool, &name)
-                .await
-                .map_err(|source| LoadError::target(name.sql(), "indexed", source))?;
-        }
         let statements = Arc::new(statements);
         let mut prepared = self.prepared();
         if prepared.len() >= KEPT {
@@ -116,6 +112,45 @@ impl Targets {
         }
         prepared.insert(place, Arc::clone(&statements));
         Ok(statements)
+    }
+
+    /// Before a batch of a replay that replaces each batch by itself: gives the target the index by which the rows of each
+    /// are found. Not before, since it takes a quarter of the time that Postgres needs for a row. Without it, a replay
+    /// reads the whole table for each batch, and is as right.
+    pub async fn index(&self, pool: &PgPool, batch: &ValidBatch) -> Result<(), LoadError> {
+        let target = &batch.target;
+        if batch.id.generation == 0
+            || target.mode != Mode::Append
+            || target.is_staged(batch.id.generation)
+        {
+            return Ok(());
+        }
+        let name = TableName::of(target, &self.allowed_schemas).map_err(Refused::from)?;
+        let table = name.sql();
+        if self.indexed().contains(&table) {
+            return Ok(());
+        }
+        let warn = |why: &str| {
+            let sql = ddl::index_batches(&name);
+            tracing::warn!(
+                target.table = table,
+                "the target has no index by batch ({why}), so that this replay reads all of it for each batch; it would be much faster after: {sql}"
+            );
+        };
+        match index_by_batch(pool, &name).await {
+            Ok(Index::NoTable) => return Ok(()),
+            Ok(Index::IsThere) => {}
+            Ok(Index::Made) => tracing::info!(target.table = table, "target indexed by batch"),
+            Ok(Index::NotOurs) => warn("its owner is another role"),
+            // Somebody writes to the table for long, or is making the index: the next batch tries again.
+            Err(error) if classify(&error) == Class::Conflict => return Ok(()),
+            Err(error) if is_too_slow(&error) || classify(&error) == Class::Message => {
+                warn(&error.to_string());
+            }
+            Err(error) => return Err(LoadError::target(table, "indexed by batch", error)),
+        }
+        self.indexed().insert(table);
+        Ok(())
     }
 
     /// The statements for a batch whose target was prepared before.
@@ -145,6 +180,10 @@ impl Targets {
         ailing
             .get(&shape(target))
             .is_some_and(|since| since.elapsed() < AILING)
+    }
+
+    fn indexed(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.indexed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn prepared(&self) -> std::sync::MutexGuard<'_, Prepared> {
@@ -259,19 +298,35 @@ async fn create_or_check(
     Ok(Ok((now.fingerprint, types.collect())))
 }
 
-/// Makes the index by which a replay finds the rows of each batch, where there is none and this role may. Not before: it
-/// takes a quarter of the time that Postgres needs for a row. Without it a replay reads the table once a batch, and
-/// is as right.
-async fn index_batches(pool: &PgPool, name: &TableName) -> Result<(), sqlx::Error> {
-    let table = name.sql();
-    let sql = ddl::index_batches(name);
-    let indexed = transaction(pool, async |tx: &mut PgConnection| {
+/// What became of a table's index by batch.
+enum Index {
+    NoTable,
+    NotOurs,
+    IsThere,
+    Made,
+}
+
+/// How long making it may take: it reads the table once, and nobody can write to it meanwhile. Below the half hour after which a
+/// broker takes a delivery back.
+const INDEXING: Duration = Duration::from_mins(20);
+
+/// Whether it took longer than that.
+fn is_too_slow(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.as_deref() == Some("57014")
+}
+
+async fn index_by_batch(pool: &PgPool, name: &TableName) -> Result<Index, sqlx::Error> {
+    transaction_within(INDEXING, pool, async |tx: &mut PgConnection| {
+        let limit = format!("SET LOCAL statement_timeout = '{}s'", INDEXING.as_secs());
+        tx.execute(AssertSqlSafe(limit)).await?;
+        // Whoever comes later waits for the one who makes it, and finds it there.
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(lock_key("create", &table))
+            .bind(lock_key("create", &name.sql()))
             .execute(&mut *tx)
             .await?;
-        let missing: Option<(bool,)> = sqlx::query_as(
-            "SELECT pg_has_role(c.relowner, 'USAGE') AND NOT EXISTS (
+        let found: Option<(bool, bool)> = sqlx::query_as(
+            "SELECT pg_has_role(c.relowner, 'USAGE'), EXISTS (
                  SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
                  WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND a.attname = $3)
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
@@ -281,19 +336,17 @@ async fn index_batches(pool: &PgPool, name: &TableName) -> Result<(), sqlx::Erro
         .bind(BATCH_COLUMN)
         .fetch_optional(&mut *tx)
         .await?;
-        if missing == Some((true,)) {
-            tx.execute(AssertSqlSafe(sql.clone())).await?;
-            tracing::info!(target.table = table, "target indexed by batch, for replays");
-        }
-        Ok(())
-    });
-    match indexed.await {
-        Err(error @ sqlx::Error::Database(_)) => {
-            tracing::warn!(target.table = table, %error, "the target has no index by batch, so that this replay reads all of it for each one; {sql} would help");
-            Ok(())
-        }
-        other => other,
-    }
+        Ok(match found {
+            None => Index::NoTable,
+            Some((_, true)) => Index::IsThere,
+            Some((false, false)) => Index::NotOurs,
+            Some((true, false)) => {
+                tx.execute(AssertSqlSafe(ddl::index_batches(name))).await?;
+                Index::Made
+            }
+        })
+    })
+    .await
 }
 
 /// Whether this connection's role may do what is to be done, and write the rows then.

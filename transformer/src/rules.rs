@@ -16,7 +16,7 @@ use common::schema::{AthenaType, PgType, SchemaError};
 use regex::{Regex, RegexBuilder};
 
 use crate::column::constant;
-use crate::convert::{check_format, convert, shown};
+use crate::convert::{check_format, convert, shown, without_zeros};
 pub(crate) use duplicates::{KeyColumns, Seen};
 use order::{Bound, key};
 pub(crate) use window::{Inside, Place};
@@ -176,6 +176,11 @@ impl Test {
     }
 
     fn broken_by(&self, pg_type: PgType, value: &str) -> Option<String> {
+        // A pattern is written for what Postgres shows.
+        let value = match pg_type {
+            PgType::Time | PgType::Timestamp => without_zeros(value),
+            _ => value,
+        };
         let is_in = |values: &Values| values.keys.contains(&*key(pg_type, value));
         let because = |problem: String| Some(format!("{} {problem}", shown(value)));
         match self {

@@ -73,11 +73,7 @@ fn valid_adds_up(batch: &ValidBatch) {
             .iter()
             .all(|row| row.iter().count() == batch.columns.len())
     );
-    assert_eq!(batch.row_offsets.len(), batch.rows.len());
-    let valid = batch
-        .row_offsets
-        .iter()
-        .map(|offset| u128::from(batch.first_row) + u128::from(*offset));
+    let valid = (0..batch.rows.len()).map(|index| u128::from(batch.ordinal(index)));
     let rejected = batch.rejected.iter().map(|row| u128::from(row.row));
     let seen: BTreeSet<u128> = valid.chain(rejected).collect();
     assert_eq!(seen.len(), batch.rows.len() + batch.rejected.len());

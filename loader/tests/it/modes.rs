@@ -374,6 +374,39 @@ async fn the_first_replay_of_an_append_indexes_the_target_by_batch() {
     execute(pool, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
 }
 
+/// The index is a help, and waiting for it is none.
+#[tokio::test]
+async fn a_replay_goes_on_without_the_index_while_somebody_writes_to_the_table() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let way = ways().remove(0);
+    let (run, batches) = way.prepared(pool, "busy").await;
+    for batch in &batches {
+        loader.handle(batch).await.unwrap();
+    }
+    let event = extracted(&run, 3, 8);
+    events::handle(&loader.pool, &event).await.unwrap();
+    replayed(pool, &run).await;
+    let mut other = pool.begin().await.unwrap();
+    sqlx::query("INSERT INTO append_busy VALUES ('other')")
+        .execute(&mut *other)
+        .await
+        .unwrap();
+    let first = with_generation(&batches[0], 1);
+    assert!(matches!(
+        loader.handle(&first).await.unwrap(),
+        Outcome::Loaded(_)
+    ));
+    let indexes = "SELECT count(*) FROM pg_index WHERE indrelid = 'append_busy'::regclass";
+    assert_eq!(text(pool, indexes).await, "0");
+    other.rollback().await.unwrap();
+    for batch in &batches[1..] {
+        loader.handle(&with_generation(batch, 1)).await.unwrap();
+    }
+    assert_eq!(text(pool, indexes).await, "1");
+    way.assert_right(pool, "busy").await;
+}
+
 #[tokio::test]
 async fn a_partial_replay_leaves_the_other_batches_where_they_are() {
     let database = books().await;

@@ -156,6 +156,14 @@ fn a_pattern_matches_the_whole_value() {
         Some("pattern")
     );
     assert_eq!(broken("text", r#"{ pattern = "(?x) a " }"#, "a"), None);
+    // As Postgres shows it, whatever zeros it came with.
+    let full_hour = r"{ pattern = '.* \d\d:00:00' }";
+    for (time, rule) in [("09:00:00.000", None), ("09:00:00.500", Some("pattern"))] {
+        let value = format!("2018-04-02 {time}");
+        assert_eq!(broken("timestamp", full_hour, &value), rule);
+    }
+    let one_of = r#"{ one_of = ["2018-04-02 09:00:00"] }"#;
+    assert_eq!(broken("timestamp", one_of, "2018-04-02 09:00:00.000"), None);
 }
 
 #[test]

@@ -116,7 +116,7 @@ pub(crate) async fn run(world: &mut World, settings: &Settings) -> Value {
         let job = format!("grown_{rows}");
         prepare(world, &job, *rows, "").await;
         let repeats = if *rows > 2_000_000 {
-            1
+            settings.repeats.min(3)
         } else {
             settings.repeats
         };
