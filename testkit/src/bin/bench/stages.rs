@@ -85,6 +85,10 @@ async fn alone(
         );
         sleep(Duration::from_millis(5)).await;
     };
+    if stage == "loader" {
+        // A job is not asked for again while a run of it is open.
+        world.all_runs_are_over().await;
+    }
     world.stop().await;
     rounded(rate)
 }

@@ -277,6 +277,19 @@ impl World {
         assert_eq!(found.unsigned_abs(), rows, "rows in {table}");
     }
 
+    /// Waits until no run is open: the last rows may be in before their run is counted.
+    pub(crate) async fn all_runs_are_over(&self) {
+        let open = "SELECT count(*) FROM etl.runs WHERE state IN ('requested', 'running')";
+        let begun = Instant::now();
+        while self.line.number(open).await > 0 {
+            assert!(
+                begun.elapsed() < Duration::from_mins(1),
+                "a run whose rows are loaded stays open"
+            );
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Lets the stand-in write a result's CSV into a file, and answers the file's size. From then on the stand-in serves
     /// it from a file of its own.
     pub(crate) async fn write_csv(&self, result: &ResultSet, object: &str, path: &str) -> u64 {
