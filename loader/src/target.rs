@@ -1,22 +1,24 @@
 //! Target tables: created when missing, checked when there, once per target and columns in a
 //! process and again when the table has changed. Safe with several loaders at once.
 
-use std::collections::{HashMap, HashSet};
+mod indexes;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::job::{Mode, Target};
 use common::message::{RunId, ValidBatch};
-use common::schema::{BATCH_COLUMN, PgType, TargetColumn};
-use sqlx::error::DatabaseError;
+use common::schema::{PgType, TargetColumn};
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
-use crate::database::{transaction, transaction_within};
+use crate::database::transaction;
 use crate::ddl::{self, Change, ExistingColumn, ExistingTable, Known, Refusal, TableName};
-use crate::errors::{Class, LoadError, Refused, classify};
+use crate::errors::{LoadError, Refused};
 use crate::staging;
 use crate::statements::{FINGERPRINT, Statements, lock_key};
+use indexes::Indexes;
 
 /// How long after a batch was given up its target is not tried with patience again.
 const AILING: Duration = Duration::from_mins(1);
@@ -27,8 +29,7 @@ pub struct Targets {
     /// Targets that a batch was given up for, and when.
     ailing: Mutex<HashMap<Target, Instant>>,
     prepared: Mutex<Prepared>,
-    /// Tables that need not be looked at again for an index by batch.
-    indexed: Mutex<HashSet<String>>,
+    indexes: Indexes,
 }
 
 /// How many of them are kept: each run that is published as a whole has its own.
@@ -76,7 +77,7 @@ impl Targets {
             allowed_schemas,
             ailing: Mutex::default(),
             prepared: Mutex::default(),
-            indexed: Mutex::default(),
+            indexes: Indexes::default(),
         }
     }
 
@@ -126,31 +127,8 @@ impl Targets {
             return Ok(());
         }
         let name = TableName::of(target, &self.allowed_schemas).map_err(Refused::from)?;
-        let table = name.sql();
-        if self.indexed().contains(&table) {
-            return Ok(());
-        }
-        let warn = |why: &str| {
-            let sql = ddl::index_batches(&name);
-            tracing::warn!(
-                target.table = table,
-                "the target has no index by batch ({why}), so that this replay reads all of it for each batch; it would be much faster after: {sql}"
-            );
-        };
-        match index_by_batch(pool, &name).await {
-            Ok(Index::NoTable) => return Ok(()),
-            Ok(Index::IsThere) => {}
-            Ok(Index::Made) => tracing::info!(target.table = table, "target indexed by batch"),
-            Ok(Index::NotOurs) => warn("its owner is another role"),
-            // Somebody writes to the table for long, or is making the index: the next batch tries again.
-            Err(error) if classify(&error) == Class::Conflict => return Ok(()),
-            Err(error) if is_too_slow(&error) || classify(&error) == Class::Message => {
-                warn(&error.to_string());
-            }
-            Err(error) => return Err(LoadError::target(table, "indexed by batch", error)),
-        }
-        self.indexed().insert(table);
-        Ok(())
+        let indexed = self.indexes.ensure(pool, &name).await;
+        indexed.map_err(|source| LoadError::target(name.sql(), "indexed by batch", source))
     }
 
     /// The statements for a batch whose target was prepared before.
@@ -160,6 +138,9 @@ impl Targets {
 
     /// Looks again the next time, since the table is not what it was.
     pub fn forget(&self, target: &Target) {
+        if let Ok(name) = TableName::of(target, &self.allowed_schemas) {
+            self.indexes.forget(&name);
+        }
         let target = shape(target);
         self.prepared()
             .retain(|known, _| shape(&known.target) != target);
@@ -180,10 +161,6 @@ impl Targets {
         ailing
             .get(&shape(target))
             .is_some_and(|since| since.elapsed() < AILING)
-    }
-
-    fn indexed(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.indexed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn prepared(&self) -> std::sync::MutexGuard<'_, Prepared> {
@@ -296,57 +273,6 @@ async fn create_or_check(
         .iter()
         .filter_map(|column| now.table.type_of(&column.name));
     Ok(Ok((now.fingerprint, types.collect())))
-}
-
-/// What became of a table's index by batch.
-enum Index {
-    NoTable,
-    NotOurs,
-    IsThere,
-    Made,
-}
-
-/// How long making it may take: it reads the table once, and nobody can write to it meanwhile. Below the half hour after which a
-/// broker takes a delivery back.
-const INDEXING: Duration = Duration::from_mins(20);
-
-/// Whether it took longer than that.
-fn is_too_slow(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(DatabaseError::code);
-    code.as_deref() == Some("57014")
-}
-
-async fn index_by_batch(pool: &PgPool, name: &TableName) -> Result<Index, sqlx::Error> {
-    transaction_within(INDEXING, pool, async |tx: &mut PgConnection| {
-        let limit = format!("SET LOCAL statement_timeout = '{}s'", INDEXING.as_secs());
-        tx.execute(AssertSqlSafe(limit)).await?;
-        // Whoever comes later waits for the one who makes it, and finds it there.
-        sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(lock_key("create", &name.sql()))
-            .execute(&mut *tx)
-            .await?;
-        let found: Option<(bool, bool)> = sqlx::query_as(
-            "SELECT pg_has_role(c.relowner, 'USAGE'), EXISTS (
-                 SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
-                 WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND a.attname = $3)
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
-        )
-        .bind(&name.schema)
-        .bind(&name.table)
-        .bind(BATCH_COLUMN)
-        .fetch_optional(&mut *tx)
-        .await?;
-        Ok(match found {
-            None => Index::NoTable,
-            Some((_, true)) => Index::IsThere,
-            Some((false, false)) => Index::NotOurs,
-            Some((true, false)) => {
-                tx.execute(AssertSqlSafe(ddl::index_batches(name))).await?;
-                Index::Made
-            }
-        })
-    })
-    .await
 }
 
 /// Whether this connection's role may do what is to be done, and write the rows then.

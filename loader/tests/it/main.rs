@@ -12,6 +12,7 @@ mod contracts;
 mod existing;
 mod failures;
 mod hostile;
+mod indexed;
 mod killed;
 mod loading;
 mod modes;

@@ -3,12 +3,12 @@
 use common::job::{Duplicates, Mode, Publish, Target, Window};
 use common::message::ValidBatch;
 use loader::events;
-use loader::load::{Loader, Outcome};
+use loader::load::Outcome;
 use sqlx::PgPool;
 use testkit::servers::Database;
 
 use crate::support::{
-    Shape, books, books_of, execute, extracted, loader, replayed, request, shape, text, url, whole,
+    Shape, books, books_of, execute, extracted, loader, replayed, request, shape, text, whole,
     with_generation, with_rejected,
 };
 
@@ -317,94 +317,6 @@ async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
         );
     })
     .await;
-}
-
-/// The first rows are not slowed down by an index that only a replay needs; a table of somebody else stays as it is.
-#[tokio::test]
-async fn the_first_replay_of_an_append_indexes_the_target_by_batch() {
-    let database = books().await;
-    let (pool, loader) = (&database.pool, loader(&database));
-    let way = ways().remove(0);
-    let indexes = async |case: &str| {
-        let find = format!(
-            "SELECT string_agg(amname, ' ') FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam WHERE indrelid = '{}_{case}'::regclass",
-            way.name
-        );
-        text(pool, &find).await
-    };
-    let (run, batches) = way.prepared(pool, "mine").await;
-    for batch in &batches {
-        loader.handle(batch).await.unwrap();
-    }
-    assert_eq!(indexes("mine").await, "");
-    for generation in 1..=2 {
-        replayed(pool, &run).await;
-        for batch in &batches {
-            let batch = with_generation(batch, generation);
-            loader.handle(&batch).await.unwrap();
-        }
-        assert_eq!(indexes("mine").await, "brin");
-    }
-
-    let role = format!("loader_{}", database.name);
-    let (run, batches) = way.prepared(pool, "theirs").await;
-    for batch in &batches {
-        loader.handle(batch).await.unwrap();
-    }
-    let event = extracted(&run, 3, 8);
-    events::handle(&loader.pool, &event).await.unwrap();
-    execute(
-        pool,
-        &format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA etl, public TO {role}"
-        ),
-    )
-    .await;
-    let mut guest = url::Url::parse(&database.url).unwrap();
-    guest.set_username(&role).unwrap();
-    guest.set_password(Some("x")).unwrap();
-    let guest = Loader::new(&url(guest.as_str()), vec!["public".to_owned()]).unwrap();
-    replayed(pool, &run).await;
-    for batch in &batches {
-        guest.handle(&with_generation(batch, 1)).await.unwrap();
-    }
-    way.assert_right(pool, "theirs").await;
-    assert_eq!(indexes("theirs").await, "");
-    guest.pool.close().await;
-    execute(pool, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
-}
-
-/// The index is a help, and waiting for it is none.
-#[tokio::test]
-async fn a_replay_goes_on_without_the_index_while_somebody_writes_to_the_table() {
-    let database = books().await;
-    let (pool, loader) = (&database.pool, loader(&database));
-    let way = ways().remove(0);
-    let (run, batches) = way.prepared(pool, "busy").await;
-    for batch in &batches {
-        loader.handle(batch).await.unwrap();
-    }
-    let event = extracted(&run, 3, 8);
-    events::handle(&loader.pool, &event).await.unwrap();
-    replayed(pool, &run).await;
-    let mut other = pool.begin().await.unwrap();
-    sqlx::query("INSERT INTO append_busy VALUES ('other')")
-        .execute(&mut *other)
-        .await
-        .unwrap();
-    let first = with_generation(&batches[0], 1);
-    assert!(matches!(
-        loader.handle(&first).await.unwrap(),
-        Outcome::Loaded(_)
-    ));
-    let indexes = "SELECT count(*) FROM pg_index WHERE indrelid = 'append_busy'::regclass";
-    assert_eq!(text(pool, indexes).await, "0");
-    other.rollback().await.unwrap();
-    for batch in &batches[1..] {
-        loader.handle(&with_generation(batch, 1)).await.unwrap();
-    }
-    assert_eq!(text(pool, indexes).await, "1");
-    way.assert_right(pool, "busy").await;
 }
 
 #[tokio::test]

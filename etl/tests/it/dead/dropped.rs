@@ -14,22 +14,27 @@ async fn completes(line: &Line, run: &str) {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
+/// The run `daily` of three batches, which has no row yet when somebody makes a table that does not fit.
+async fn before_a_table_that_does_not_fit() -> Line {
     let mut line = Line::start().await;
     line.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(5_000),
     );
-    // The run has no row yet when somebody makes a table that does not fit.
     line.services[0].kill9().await;
     let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
     made.execute(&line.database.pool).await.unwrap();
     line.services[0] = line.service("loader").start().await;
+    line
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
+async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
+    let line = before_a_table_that_does_not_fit().await;
     let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
     wait_until(
         "all batches to be dead letters",
@@ -174,18 +179,7 @@ async fn of_what_is_no_batch_only_the_letter_is_dealt_with() {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn all_letters_of_a_run_are_given_up_at_once_and_one_that_cannot_be_keeps_no_other() {
-    let mut line = Line::start().await;
-    line.job(
-        "clicks",
-        "[target]\ntable = \"clicks\"\n",
-        sample::clicks(5_000),
-    );
-    line.services[0].kill9().await;
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
-    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
-    made.execute(&line.database.pool).await.unwrap();
-    line.services[0] = line.service("loader").start().await;
+    let line = before_a_table_that_does_not_fit().await;
     line.vhost
         .publish("etl.raw", b"\xff\x00 not a message")
         .await;

@@ -9,6 +9,7 @@ use testkit::cloud::{Answer, Cloud, ResultSet, sample};
 use testkit::line::Line;
 use testkit::process::{Process, Service};
 use testkit::servers::{shared_broker, shared_postgres};
+use testkit::wait_until;
 use tokio::time::sleep;
 
 use crate::meter::{self, Cpu, rounded};
@@ -280,14 +281,12 @@ impl World {
     /// Waits until no run is open: the last rows may be in before their run is counted.
     pub(crate) async fn all_runs_are_over(&self) {
         let open = "SELECT count(*) FROM etl.runs WHERE state IN ('requested', 'running')";
-        let begun = Instant::now();
-        while self.line.number(open).await > 0 {
-            assert!(
-                begun.elapsed() < Duration::from_mins(1),
-                "a run whose rows are loaded stays open"
-            );
-            sleep(Duration::from_millis(20)).await;
-        }
+        wait_until(
+            "the runs whose rows are loaded to be over",
+            Duration::from_mins(1),
+            async || self.line.number(open).await == 0,
+        )
+        .await;
     }
 
     /// Lets the stand-in write a result's CSV into a file, and answers the file's size. From then on the stand-in serves

@@ -1,0 +1,111 @@
+//! The index by which a replay finds the rows of a batch in a target. A help and never a condition: a replay without it reads
+//! the whole table for each batch.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use common::schema::BATCH_COLUMN;
+use sqlx::error::DatabaseError;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
+
+use crate::database::transaction_within;
+use crate::ddl::{self, TableName};
+use crate::errors::{Class, classify};
+use crate::statements::lock_key;
+
+/// How long making one may take: it reads the table once, and nobody can write to that meanwhile. Below the half hour after
+/// which a broker takes a delivery back.
+const INDEXING: Duration = Duration::from_mins(20);
+
+/// Tables that need not be looked at again.
+#[derive(Default)]
+pub(super) struct Indexes(Mutex<HashSet<String>>);
+
+/// What a table was found with, or got.
+enum Found {
+    NoTable,
+    NotOurs,
+    IsThere,
+    Made,
+}
+
+impl Indexes {
+    /// Makes the index where it is missing and this role may. Fails only where the database does.
+    pub(super) async fn ensure(&self, pool: &PgPool, name: &TableName) -> Result<(), sqlx::Error> {
+        let table = name.sql();
+        if self.known().contains(&table) {
+            return Ok(());
+        }
+        let warn = |why: &str| {
+            let sql = ddl::index_batches(name);
+            tracing::warn!(
+                target.table = table,
+                "the target has no index by batch ({why}), so that this replay reads all of it for each batch; it would be much faster after: {sql}"
+            );
+        };
+        match look_and_make(pool, name).await {
+            Ok(Found::NoTable) => return Ok(()),
+            Ok(Found::IsThere) => {}
+            Ok(Found::Made) => tracing::info!(target.table = table, "target indexed by batch"),
+            Ok(Found::NotOurs) => warn("its owner is another role"),
+            Err(error) if is_too_slow(&error) => warn(&error.to_string()),
+            Err(error) => match classify(&error) {
+                // Somebody writes to the table for long, or is making the index: the next batch tries again.
+                Class::Conflict => return Ok(()),
+                Class::World | Class::Configuration => return Err(error),
+                Class::Row | Class::Message => warn(&error.to_string()),
+            },
+        }
+        self.known().insert(table);
+        Ok(())
+    }
+
+    /// Looks again the next time.
+    pub(super) fn forget(&self, name: &TableName) {
+        self.known().remove(&name.sql());
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the server gave up, for its time was over.
+fn is_too_slow(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.as_deref() == Some("57014")
+}
+
+async fn look_and_make(pool: &PgPool, name: &TableName) -> Result<Found, sqlx::Error> {
+    transaction_within(INDEXING, pool, async |tx: &mut PgConnection| {
+        let limit = format!("SET LOCAL statement_timeout = '{}s'", INDEXING.as_secs());
+        tx.execute(AssertSqlSafe(limit)).await?;
+        // Whoever comes later waits for the one who makes it, and finds it there.
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(lock_key("create", &name.sql()))
+            .execute(&mut *tx)
+            .await?;
+        let found: Option<(bool, bool)> = sqlx::query_as(
+            "SELECT pg_has_role(c.relowner, 'USAGE'), EXISTS (
+                 SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
+                 WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND a.attname = $3)
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
+        )
+        .bind(&name.schema)
+        .bind(&name.table)
+        .bind(BATCH_COLUMN)
+        .fetch_optional(&mut *tx)
+        .await?;
+        Ok(match found {
+            None => Found::NoTable,
+            Some((_, true)) => Found::IsThere,
+            Some((false, false)) => Found::NotOurs,
+            Some((true, false)) => {
+                tx.execute(AssertSqlSafe(ddl::index_batches(name))).await?;
+                Found::Made
+            }
+        })
+    })
+    .await
+}

@@ -1,0 +1,144 @@
+//! The index by batch, which an append's first replay gives its target.
+
+use common::message::ValidBatch;
+use loader::events;
+use loader::load::{Loader, Outcome};
+use sqlx::PgPool;
+
+use crate::modes::{Way, ways};
+use crate::support::{books, execute, extracted, loader, replayed, text, url, with_generation};
+
+fn append() -> Way {
+    ways().remove(0)
+}
+
+/// A completed run of this case, and its batches as a replay sends them.
+async fn about_to_be_replayed(loader: &Loader, case: &str) -> Vec<ValidBatch> {
+    let (run, batches) = append().prepared(&loader.pool, case).await;
+    for batch in &batches {
+        loader.handle(batch).await.unwrap();
+    }
+    let event = extracted(&run, 3, 8);
+    events::handle(&loader.pool, &event).await.unwrap();
+    assert_eq!(indexes(&loader.pool, case).await, "");
+    replayed(&loader.pool, &run).await;
+    batches
+        .iter()
+        .map(|batch| with_generation(batch, 1))
+        .collect()
+}
+
+async fn indexes(pool: &PgPool, case: &str) -> String {
+    let find = format!(
+        "SELECT string_agg(amname, ' ') FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam WHERE indrelid = 'append_{case}'::regclass"
+    );
+    text(pool, &find).await
+}
+
+/// The first rows are not slowed down by an index that only a replay needs.
+#[tokio::test]
+async fn the_first_replay_makes_it_and_the_next_finds_it() {
+    let database = books().await;
+    let (first, second) = (loader(&database), loader(&database));
+    let batches = about_to_be_replayed(&first, "mine").await;
+    for batch in &batches {
+        first.handle(batch).await.unwrap();
+    }
+    replayed(&database.pool, "append-mine").await;
+    for batch in &batches {
+        second.handle(&with_generation(batch, 2)).await.unwrap();
+    }
+    assert_eq!(indexes(&database.pool, "mine").await, "brin");
+    append().assert_right(&database.pool, "mine").await;
+}
+
+#[tokio::test]
+async fn a_table_of_somebody_else_is_replayed_without_it() {
+    let database = books().await;
+    let pool = &database.pool;
+    let batches = about_to_be_replayed(&loader(&database), "theirs").await;
+    let role = format!("loader_{}", database.name);
+    execute(
+        pool,
+        &format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA etl, public TO {role}"
+        ),
+    )
+    .await;
+    let mut guest = url::Url::parse(&database.url).unwrap();
+    guest.set_username(&role).unwrap();
+    guest.set_password(Some("x")).unwrap();
+    let guest = Loader::new(&url(guest.as_str()), vec!["public".to_owned()]).unwrap();
+    for batch in &batches {
+        guest.handle(batch).await.unwrap();
+    }
+    append().assert_right(pool, "theirs").await;
+    assert_eq!(indexes(pool, "theirs").await, "");
+    guest.pool.close().await;
+    execute(pool, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+/// It is a help, and waiting for it is none.
+#[tokio::test]
+async fn while_somebody_writes_to_the_table_a_replay_goes_on_without_it() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let batches = about_to_be_replayed(&loader, "busy").await;
+    let mut other = pool.begin().await.unwrap();
+    sqlx::query("INSERT INTO append_busy VALUES ('other')")
+        .execute(&mut *other)
+        .await
+        .unwrap();
+    let outcome = loader.handle(&batches[0]).await.unwrap();
+    assert!(matches!(outcome, Outcome::Loaded(_)));
+    assert_eq!(indexes(pool, "busy").await, "");
+    other.rollback().await.unwrap();
+    for batch in &batches[1..] {
+        loader.handle(batch).await.unwrap();
+    }
+    assert_eq!(indexes(pool, "busy").await, "brin");
+    append().assert_right(pool, "busy").await;
+}
+
+/// As when two tables' indexes get one name at the same moment.
+#[tokio::test]
+async fn what_is_wrong_with_it_is_no_batchs_fault() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let batches = about_to_be_replayed(&loader, "refused").await;
+    execute(
+        pool,
+        "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE unique_violation; END $$;
+         CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION refuse()",
+    )
+    .await;
+    for batch in &batches {
+        loader.handle(batch).await.unwrap();
+    }
+    assert_eq!(indexes(pool, "refused").await, "");
+    append().assert_right(pool, "refused").await;
+}
+
+#[tokio::test]
+async fn a_table_that_is_made_anew_gets_it_anew() {
+    let database = books().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let batches = about_to_be_replayed(&loader, "anew").await;
+    for batch in &batches {
+        loader.handle(batch).await.unwrap();
+    }
+    execute(
+        pool,
+        "ALTER TABLE append_anew RENAME TO former; CREATE TABLE append_anew (LIKE former); INSERT INTO append_anew SELECT * FROM former",
+    )
+    .await;
+    for generation in 2..=3 {
+        replayed(pool, "append-anew").await;
+        for batch in &batches {
+            let batch = with_generation(batch, generation);
+            loader.handle(&batch).await.unwrap();
+        }
+    }
+    assert_eq!(indexes(pool, "anew").await, "brin");
+    append().assert_right(pool, "anew").await;
+}
