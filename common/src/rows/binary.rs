@@ -150,6 +150,24 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_get_another_one_are_not_sent_on_as_they_came() {
+        let block_of = |rows: &Rows| {
+            let mut bytes = Vec::new();
+            rows.write_block(&mut bytes);
+            bytes
+        };
+        let read = |bytes: &[u8]| Rows::read_block(Block::take(&mut &bytes[..]).unwrap()).unwrap();
+        let mut rows = Rows::new(1);
+        rows.push([Some("a")]);
+        let came = block_of(&rows);
+        let mut rows = read(&came);
+        assert_eq!(block_of(&rows), came);
+        rows.push([Some("b")]);
+        assert_eq!(rows.len(), 2);
+        assert_eq!(read(&block_of(&rows)), rows);
+    }
+
+    #[test]
     fn what_does_not_add_up_is_refused() {
         for bad in [
             &b""[..],
