@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, Response, StatusCode, header};
+use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use url::Url;
+
+pub use hyper::{Method, StatusCode};
 
 /// Longer than anything that a test's servers take when they are alive.
 const PATIENCE: Duration = Duration::from_mins(1);

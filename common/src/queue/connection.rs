@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, ConnectionProperties, Event};
 
@@ -17,7 +17,7 @@ const HEARTBEAT: u16 = 15;
 /// RabbitMQ's own 128 KiB is most of what an idle service holds; a message's headers have to fit one.
 const FRAME: u32 = 64 << 10;
 
-/// How often a blocked connection is looked at.
+/// How often a connection is looked at: whether it is still blocked, whether it is still there.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// A connection to the broker.
@@ -79,8 +79,19 @@ impl Connection {
         Ok(())
     }
 
-    /// What happens to the connection from now on. Ends after it was lost.
+    /// What happens to the connection from now on, the last of it that it was lost: at once where it is lost already.
     pub fn events(&self) -> impl Stream<Item = ConnectionEvent> + Send + Unpin + 'static {
+        let status = self.0.status().clone();
+        // lapin tells of a loss those who listen at that moment, and is silent where a connection just ends. Nobody else
+        // would notice that of a connection which has nothing to do.
+        let gone = stream::once(async move {
+            while status.connected() {
+                tokio::time::sleep(LOOK).await;
+            }
+            // The reason comes within this where there is one.
+            tokio::time::sleep(LOOK).await;
+            ConnectionEvent::Lost("it ended without a reason".to_owned())
+        });
         let events = self.0.events_listener().filter_map(|event| {
             std::future::ready(match event {
                 Event::ConnectionBlocked(reason) => Some(ConnectionEvent::Blocked(reason)),
@@ -89,7 +100,7 @@ impl Connection {
                 _ => None,
             })
         });
-        Box::pin(events)
+        Box::pin(stream::select(events, gone))
     }
 
     /// Closes the connection; what was delivered and not acked goes back to its queue. A broker that

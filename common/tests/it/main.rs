@@ -5,9 +5,12 @@
 use common::job::{JobSpec, Mode, Source, Target};
 use common::message::{EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState};
 use common::queue::{
-    self, Connection, Consumer, Dead, Outgoing, Publisher, QueueError, QueueName, Unreadable,
+    self, Connection, ConnectionEvent, Consumer, Dead, Outgoing, Publisher, QueueError, QueueName,
+    Unreadable,
 };
 use common::settings::SecretUrl;
+use futures::StreamExt;
+use testkit::http::Method;
 use testkit::servers::{Vhost, private_broker, vhost};
 
 fn url(vhost: &Vhost) -> SecretUrl {
@@ -118,7 +121,7 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
     assert!(
         vhost
             .broker
-            .call("PUT".parse().unwrap(), &path, policy)
+            .call(Method::PUT, &path, policy)
             .await
             .0
             .is_success()
@@ -149,7 +152,7 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
             let (_, queue) = vhost
                 .broker
                 .call(
-                    "GET".parse().unwrap(),
+                    Method::GET,
                     &format!("queues/{}/etl.events", vhost.name),
                     serde_json::Value::Null,
                 )
@@ -234,6 +237,17 @@ async fn a_deleted_queue_ends_its_consumer_with_an_error() {
             queue: "etl.events"
         })
     ));
+}
+
+#[tokio::test]
+async fn a_connection_that_was_lost_before_anybody_listened_is_told_as_lost() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    connection.close().await;
+    let mut events = connection.events();
+    let told = tokio::time::timeout(std::time::Duration::from_secs(30), events.next()).await;
+    let lost = ConnectionEvent::Lost("it ended without a reason".to_owned());
+    assert_eq!(told, Ok(Some(lost)));
 }
 
 #[tokio::test]

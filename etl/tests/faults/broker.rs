@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::cloud::sample;
+use testkit::http::Method;
 use testkit::line::Line;
 use testkit::process::{Process, Signal};
 use testkit::wait_until;
@@ -91,13 +92,11 @@ async fn bound(line: &Line, queue: &str, messages: u32) {
     let (broker, vhost) = (&line.vhost.broker, &line.vhost.name);
     let policy = json!({ "pattern": format!("^{queue}$"), "apply-to": "queues", "definition": { "max-length": messages } });
     let path = format!("policies/{vhost}/{queue}");
-    let (status, answer) = broker.call("PUT".parse().unwrap(), &path, policy).await;
+    let (status, answer) = broker.call(Method::PUT, &path, policy).await;
     assert!(status.is_success(), "{answer}");
     let path = format!("queues/{vhost}/{queue}");
     wait_until("the bound to be in force", PATIENCE, async || {
-        let (_, found) = broker
-            .call("GET".parse().unwrap(), &path, Value::Null)
-            .await;
+        let (_, found) = broker.call(Method::GET, &path, Value::Null).await;
         found["policy"] == queue
     })
     .await;
