@@ -16,10 +16,11 @@ pub mod trace;
 
 pub use catalogue::{Kind, METRICS, Metric, retried, stage_label};
 
-/// Starts logging. A reader of the log that has gone away costs the log and nothing else. lapin and the AWS SDK are only heard when they warn.
+/// Starts logging. A reader of the log that has gone away costs the log and nothing else. Of lapin and the AWS SDK only errors
+/// are heard: what they warn of, the services say in words of their own.
 pub fn start_logging() {
     let filter = variable("ETL_LOG").unwrap_or_else(|| {
-        "info,lapin=error,aws_config=warn,aws_smithy_runtime=error,sqlx=warn".to_owned()
+        "info,lapin=error,aws_config=error,aws_smithy_runtime=error,sqlx=warn".to_owned()
     });
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))

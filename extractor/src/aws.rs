@@ -4,6 +4,7 @@
 //! own defaults would wait for an answer for ever and give up a throttled call within a second, so
 //! timeouts and retries are set here, once for both clients.
 
+use std::error::Error;
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
@@ -18,7 +19,6 @@ use aws_smithy_runtime_api::client::http::{
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
-use aws_smithy_types::error::display::DisplayErrorContext;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -92,7 +92,7 @@ pub async fn configure(patience: Patience) -> Result<SdkConfig, ConfigurationErr
                 return Err(ConfigurationError::Credentials(error));
             }
             Err(error) => {
-                let error = DisplayErrorContext(&error).to_string();
+                let error = in_a_line(&error);
                 tracing::warn!(error, "AWS credentials cannot be loaded now");
             }
             Ok(_) => {}
@@ -112,8 +112,24 @@ pub async fn identity(config: &SdkConfig) -> Result<String, String> {
             let end = key.char_indices().nth_back(3).map_or(0, |(at, _)| at);
             Ok(format!("access key ...{}", &key[end..]))
         }
-        Err(error) => Err(DisplayErrorContext(&error).to_string()),
+        Err(error) => Err(in_a_line(&error)),
     }
+}
+
+/// What an error and what is behind it say. The SDK's own way to show an error adds its structure, headers of answers
+/// included.
+fn in_a_line(error: &(dyn Error + 'static)) -> String {
+    let said: Vec<_> = chain(error).map(ToString::to_string).collect();
+    said.join(": ")
+}
+
+/// Why a call was not even sent: there was nothing to sign it with.
+fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CredentialsError> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
 }
 
 /// The action in AWS's own words for a denial, such as `athena:GetWorkGroup` in 'User: .. is not
@@ -171,7 +187,7 @@ impl AwsError {
     /// What `error` of a call to AWS means.
     pub fn of<E>(doing: impl Into<String>, error: &SdkError<E, HttpResponse>) -> Self
     where
-        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
         let (code, text, status) = match error {
             SdkError::ServiceError(service) => {
@@ -187,9 +203,16 @@ impl AwsError {
             }
             _ => (None, None, None),
         };
-        let message = match (text, code) {
-            (Some(text), Some(code)) => format!("{text} ({code})"),
-            _ => DisplayErrorContext(error).to_string(),
+        let message = match (text, code, status) {
+            (Some(text), Some(code), _) => format!("{text} ({code})"),
+            (_, _, Some(status)) => format!("{} (HTTP status {status})", in_a_line(error)),
+            _ => match credentials_error(error) {
+                Some(error) => format!(
+                    "the AWS credentials cannot be loaded: {}; check what provides them: the profile, or the role's endpoint",
+                    in_a_line(error)
+                ),
+                None => in_a_line(error),
+            },
         };
         let never_sent = matches!(error, SdkError::ConstructionFailure(_));
         let kind = if never_sent {

@@ -175,6 +175,37 @@ async fn a_result_that_appears_late_is_found() {
 }
 
 #[tokio::test]
+async fn a_roles_endpoint_that_is_away_is_waited_for_and_said_in_a_sentence() {
+    let line = Line::new().await;
+    let extractor = line
+        .extractor()
+        .env("AWS_ACCESS_KEY_ID", "")
+        .env("AWS_SECRET_ACCESS_KEY", "")
+        .env("HOME", "/nonexistent")
+        .env(
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "http://127.0.0.1:1/role",
+        )
+        .start()
+        .await;
+    line.ask(&task("roleless", "SELECT 1")).await;
+    wait_until(
+        "the extractor to say why it cannot work",
+        SOON,
+        async || {
+            let Some((false, why)) = extractor.readiness().await else {
+                return false;
+            };
+            assert!(!why.contains('{'), "{why}");
+            why.contains("starting the query: the AWS credentials cannot be loaded: ")
+                && why.contains("Connection refused")
+                && why.contains("check what provides them")
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn without_credentials_it_ends_with_a_sentence() {
     let line = Line::new().await;
     let extractor = line
