@@ -282,11 +282,11 @@ fn remedy(error: &sqlx::Error) -> &'static str {
         "42P01" | "42703" | "42804" | "42P10" => {
             "; compare the table with the job, then run it again"
         }
-        "42501" => "; GRANT it to the loader's role, and it goes on by itself",
+        "42501" => "; GRANT it to the loader's role",
         "25006" => {
-            "; the server is read-only: it goes on once it is writable or the address leads to the primary"
+            "; the server is read-only: make it writable, or see that the address leads to the primary"
         }
-        "53100" => "; free disk space on the server, and it goes on by itself",
+        "53100" => "; free disk space on the server",
         "53300" => {
             "; the server has no connection left: raise max_connections or run fewer replicas"
         }
