@@ -83,6 +83,9 @@ enum Failure {
 pub async fn run(command: Command) -> ExitCode {
     common::telemetry::start_logging_of_a_command();
     common::service::install_tls();
+    for sentence in settings::unknown_variables() {
+        note(&sentence);
+    }
     let done = match command {
         Command::Check(arguments) => Box::pin(check::run(arguments)).await,
         Command::Sample(arguments) => Box::pin(sample::run(arguments)).await,

@@ -296,3 +296,16 @@ async fn a_sample_that_cannot_be_taken_says_why() {
     }
     assert_eq!(cloud.started().len(), asked);
 }
+
+#[tokio::test]
+async fn a_variable_that_is_no_setting_is_named() {
+    let cloud = Cloud::start().await;
+    let command = Service::new("extractor").envs(cloud.env()).arg("check");
+    let done = command.env("ETL_JBOS", "/nowhere").run().await;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("ETL_JBOS") && done.stderr.contains("ETL_JOBS"),
+        "{}",
+        done.stderr
+    );
+}
