@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+use testkit::http::{Method, StatusCode};
 use testkit::servers::{self, Depth};
 use testkit::wait_until;
 
@@ -42,9 +44,10 @@ async fn each_test_has_a_vhost_of_its_own_and_it_is_gone_afterwards() {
     let (one, other) = (servers::vhost().await, servers::vhost().await);
     one.declare("q").await;
     assert!(!other.exists("q").await);
-    let (name, broker) = (one.name.clone(), one.broker.clone());
+    let (path, broker) = (format!("vhosts/{}", one.name), one.broker.clone());
     drop(one);
-    assert!(!broker.rabbitmqctl(&["list_vhosts"]).await.contains(&name));
+    let (status, _) = broker.call(Method::GET, &path, Value::Null).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test(flavor = "multi_thread")]
