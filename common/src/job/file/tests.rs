@@ -1,0 +1,217 @@
+//! Job files that are read, and those that are refused with what to change.
+
+use super::*;
+use crate::schema::PgType;
+
+const CLICKS: &str = r#"
+description = "Clicks"
+[source]
+database = "netflix"
+sql = "clicks.sql"
+max_scanned = "10 GB"
+timeout = "5m"
+[parameters]
+from = { type = "date", default = "2018-04-02" }
+[target]
+table = "clicks"
+[[columns]]
+source = "server_request_country_code"
+name = "country_code"
+type = "char(2)"
+rules = [{ not_empty = true }, { none_of = ["A1", "A2"] }]
+"#;
+
+fn read(toml: &str) -> Result<Job, String> {
+    let folder = std::env::temp_dir().join(format!(
+        "jobs-{}-{:x}",
+        std::process::id(),
+        Sha256::digest(toml)
+    ));
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("clicks.toml"), toml).unwrap();
+    fs::write(
+        folder.join("clicks.sql"),
+        "SELECT * FROM clicks WHERE dt >= :from;\n",
+    )
+    .unwrap();
+    let job = Job::read(&folder, "clicks").map_err(|error| error.to_string());
+    fs::remove_dir_all(&folder).unwrap();
+    job
+}
+
+#[test]
+fn a_job_is_read_whole() {
+    let job = read(CLICKS).unwrap();
+    assert_eq!(job.source.max_scanned, Some(10_000_000_000));
+    assert_eq!(job.source.timeout, Duration::from_mins(5));
+    assert_eq!(job.sql, "SELECT * FROM clicks WHERE dt >= :from");
+    assert_eq!(job.spec.target.schema_and_table(), ("public", "clicks"));
+    assert_eq!(
+        job.request(&BTreeMap::new()).unwrap().sql,
+        "SELECT * FROM clicks WHERE dt >= DATE '2018-04-02'"
+    );
+    assert_eq!(job.hash(), read(CLICKS).unwrap().hash());
+}
+
+#[test]
+fn a_run_fills_in_what_is_the_same_in_its_rows() {
+    let added = "\n[[columns]]\nname = \"day\"\nparameter = \"from\"\n[[columns]]\nname = \"asked\"\nrequested_at = true\n";
+    let job = read(&(CLICKS.to_owned() + added)).unwrap();
+    let at = "2018-04-09T10:11:12.123456789Z".parse().unwrap();
+    let set = BTreeMap::from([("from".to_owned(), "2018-04-05".to_owned())]);
+    let asked = job.request(&set).unwrap().spec;
+    assert!(asked.check().unwrap_err().contains("\"asked\""));
+    let spec = asked.asked_at(at);
+    assert_eq!(spec.check(), Ok(()));
+    let filled: Vec<_> = spec.columns[1..]
+        .iter()
+        .map(|column| {
+            let text = column.constant.as_ref().unwrap().as_str();
+            (text, column.declared_type().unwrap())
+        })
+        .collect();
+    let wanted = [
+        ("2018-04-05", PgType::Date),
+        ("2018-04-09T10:11:12.123456Z", PgType::TimestampTz),
+    ];
+    assert_eq!(filled, wanted);
+    // A replay of the run.
+    assert_eq!(job.request(&set).unwrap().spec.asked_at(at), spec);
+    assert_eq!(job.spec.columns[1].constant, None);
+}
+
+#[test]
+fn a_typo_is_refused_with_its_line() {
+    let error = read(&CLICKS.replace("database =", "databse =")).unwrap_err();
+    assert!(
+        error.contains("databse") && error.contains("line 4"),
+        "{error}"
+    );
+    let error = read(&CLICKS.replace("not_empty", "not_emty")).unwrap_err();
+    assert!(
+        error.contains("not_emty") && error.contains("line 16"),
+        "{error}"
+    );
+}
+
+#[test]
+fn contradictions_are_refused_with_the_remedy() {
+    for (from, to, wanted) in [
+        (
+            "table = \"clicks\"",
+            "table = \"clicks\"\nmode = \"upsert\"",
+            "needs key",
+        ),
+        (
+            "table = \"clicks\"",
+            "table = \"clicks\"\nkey = [\"a\"]",
+            "belongs to mode",
+        ),
+        ("10 GB", "10 parsecs", "not a size"),
+        ("char(2)", "chr(2)", "is not known here"),
+        ("country_code\"\ntype", "_batch\"\ntype", "loader's own"),
+        (
+            "char(2)\"",
+            "char(2)\"\nround = true",
+            "cannot have this round",
+        ),
+        ("char(2)\"", "char(2)\"\nmask = \"redact\"", "holds 2"),
+        (
+            "[target]",
+            "[[columns]]\nname = \"day\"\nparameter = \"form\"\n[target]",
+            "\"form\", which the job does not declare",
+        ),
+        (
+            "[target]",
+            "[[columns]]\nname = \"country_code\"\nconstant = \"x\"\n[target]",
+            "two [[columns]] are named",
+        ),
+    ] {
+        let error = read(&CLICKS.replace(from, to)).unwrap_err();
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+/// The job with these lines in its target, and its column `day` besides.
+fn with_target(lines: &str) -> Result<Job, String> {
+    let day = "\n[[columns]]\nsource = \"dt\"\nname = \"day\"\ntype = \"date\"\n[[columns]]\nsource = \"x\"\ntype = \"real\"\n[[columns]]\nsource = \"y\"\n";
+    let table = format!("table = \"clicks\"\n{lines}");
+    read(&(CLICKS.replace("table = \"clicks\"", &table) + day))
+}
+
+#[test]
+fn a_replace_is_whole_and_takes_its_window_from_the_parameters() {
+    let job = with_target(
+        "mode = \"replace\"\nreplace_where = \"day >= :from\"\nmin_rows = 0\nmax_rejected = \"1%\"",
+    )
+    .unwrap();
+    assert_eq!(job.spec.target.publish, Publish::Run);
+    assert!(job.spec.target.check().is_err());
+    let set = BTreeMap::from([("from".to_owned(), "2018-04-05".to_owned())]);
+    let request = job.request(&set).unwrap();
+    assert_eq!(request.spec.target.check(), Ok(()));
+    let window = request.spec.target.replace_where.unwrap();
+    assert_eq!(window.to_string(), "day >= '2018-04-05'");
+    assert_eq!(request.spec.target.min_rows, Some(0));
+    // Another window is no other job.
+    assert_eq!(job.hash(), job.clone().hash());
+    let held = with_target("max_rejected = 10").unwrap().spec.target;
+    assert_eq!(held.publish, Publish::Run);
+    let plain = with_target("").unwrap().spec.target;
+    assert_eq!(plain.publish, Publish::Batch);
+}
+
+#[test]
+fn settings_of_a_target_that_contradict_one_another_are_refused() {
+    for (lines, wanted) in [
+        ("mode = \"insert_only\"", "needs key"),
+        ("mode = \"replace\"\nkey = [\"a\"]", "belongs to mode"),
+        ("mode = \"replace\"\npublish = \"batch\"", "remove publish"),
+        (
+            "max_rejected = 1\npublish = \"batch\"",
+            "remove one of the two",
+        ),
+        ("max_rejected = \"1\u{2030}\"", "neither a number"),
+        ("min_rows = 1", "belongs to mode"),
+        ("duplicates = \"reject\"", "belongs to mode"),
+        ("replace_where = \"day = :from\"", "belongs to mode"),
+        (
+            "mode = \"replace\"\nreplace_where = \"day = :fro\"",
+            "uses :fro",
+        ),
+        (
+            "mode = \"replace\"\nreplace_where = \"dt = :from\"",
+            "column \"dt\"",
+        ),
+        (
+            "mode = \"replace\"\nreplace_where = \"y = :from\"",
+            "says a type",
+        ),
+        (
+            "mode = \"replace\"\nreplace_where = \"x = 1\"",
+            "which is real",
+        ),
+        (
+            "mode = \"replace\"\nreplace_where = \"day in (1)\"",
+            "supported are",
+        ),
+        ("mode = \"merge\"", "unknown variant"),
+        ("publish = \"never\"", "unknown variant"),
+        ("schema = \"melt\"", "unknown variant"),
+    ] {
+        let error = with_target(lines).unwrap_err();
+        assert!(error.contains(wanted), "{lines}: {error}");
+    }
+}
+
+#[test]
+fn an_unknown_job_is_answered_with_the_known_ones() {
+    let error = Job::read(Path::new("/nowhere"), "clicks")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("ETL_JOBS"), "{error}");
+    assert!(matches!(
+        Job::read(Path::new("/"), "../etc/passwd"),
+        Err(JobError::Unknown { .. })
+    ));
+}

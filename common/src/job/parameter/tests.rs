@@ -1,0 +1,206 @@
+//! Parameters become literals and nothing else, as an independent reader of SQL sees them.
+
+use super::*;
+use proptest::prelude::*;
+
+fn spec(parameter_type: ParameterType, default: Option<&str>) -> ParameterSpec {
+    ParameterSpec {
+        parameter_type,
+        default: default.map(Scalar::from),
+    }
+}
+
+fn rendered(sql: &str, set: &[(&str, &str)]) -> Result<String, ParameterError> {
+    let declared = BTreeMap::from([
+        (
+            "from".to_owned(),
+            spec(ParameterType::Date, Some("2018-04-02")),
+        ),
+        ("who".to_owned(), spec(ParameterType::Text, Some("x"))),
+        ("least".to_owned(), spec(ParameterType::Decimal, Some("1"))),
+        ("n".to_owned(), spec(ParameterType::Integer, Some("5"))),
+    ]);
+    let set = set
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    render(sql, &declared, &set).map(|request| request.sql)
+}
+
+#[test]
+fn parameters_become_typed_literals() {
+    let sql = "SELECT 1 WHERE dt >= :from AND who = :who AND n > :least";
+    let wanted = "SELECT 1 WHERE dt >= DATE '2018-04-02' AND who = 'O''Hara' AND n > DECIMAL '1'";
+    assert_eq!(rendered(sql, &[("who", "O'Hara")]).unwrap(), wanted);
+}
+
+#[test]
+fn strings_comments_and_casts_are_left_alone() {
+    let sql =
+        "SELECT ':from', \":from\", 'it''s :from', a::date, 1 -- :from\n/* :nobody */, '12:30'";
+    assert_eq!(rendered(sql, &[]).unwrap(), sql);
+}
+
+#[test]
+fn what_does_not_parse_is_refused_before_anything_is_sent() {
+    for value in [
+        "2018-13-01",
+        "yesterday",
+        "2018-04-02' OR 1=1",
+        "2018-4-2",
+        "",
+    ] {
+        let error = rendered("SELECT :from", &[("from", value)]).unwrap_err();
+        assert!(
+            matches!(error, ParameterError::Invalid { .. }),
+            "{value}: {error}"
+        );
+    }
+    let timestamp = |value| ParameterType::Timestamp.literal(value);
+    assert_eq!(
+        timestamp("2018-04-02 13:00:00").as_deref(),
+        Some("TIMESTAMP '2018-04-02 13:00:00'")
+    );
+    for zoned in [
+        "2018-04-02 13:00:00+05:00",
+        "2018-04-02T13:00:00-05:00",
+        "2018-04-02T13:00:00Z",
+        "2018-04-02T13:00:00[Europe/Berlin]",
+    ] {
+        assert_eq!(timestamp(zoned), None, "{zoned}");
+    }
+    for value in ["1e5", "NaN", "", "-", "1.", "--1"] {
+        assert!(
+            rendered("SELECT :least", &[("least", value)]).is_err(),
+            "{value}"
+        );
+    }
+    assert!(
+        rendered("SELECT 1", &[("form", "x")])
+            .unwrap_err()
+            .to_string()
+            .contains("from, least, n, who")
+    );
+    assert!(
+        matches!(rendered("SELECT :until", &[]), Err(ParameterError::Undeclared(name)) if name == "until")
+    );
+}
+
+#[test]
+fn a_literal_does_not_merge_with_what_stands_beside_it() {
+    for (sql, wanted) in [
+        ("1 -:n AND x", "1 -(-5) AND x"),
+        ("'a':who'b'", "'a' 'it''s' 'b'"),
+        (":who:who", "'it''s' 'it''s'"),
+        ("LIMIT:n", "LIMIT (-5)"),
+        ("-- it's\r:who '\n:who'", "-- it's\r'it''s' '\n:who'"),
+    ] {
+        let seen = rendered(sql, &[("n", "-5"), ("who", "it's")]).unwrap();
+        assert_eq!(seen, wanted);
+    }
+}
+
+/// A piece of SQL, as Athena's grammar cuts it.
+#[derive(Debug, PartialEq)]
+enum Token {
+    Text(String),
+    Name(String),
+    Comment(String),
+    Word(String),
+    Symbol(char),
+    Parameter(String),
+}
+
+/// An independent reader of SQL. `:name` is a parameter where those are wanted.
+fn tokens(sql: &str, parameters: bool) -> Vec<Token> {
+    let chars: Vec<char> = sql.chars().collect();
+    let (mut at, mut all) = (0, Vec::new());
+    let is_word = |c: &char| c.is_alphanumeric() || *c == '_';
+    while let Some(&c) = chars.get(at) {
+        let start = at;
+        at += 1;
+        let next = chars.get(at).copied().unwrap_or(' ');
+        match c {
+            '\'' | '"' => {
+                let mut value = String::new();
+                while let Some(&inner) = chars.get(at) {
+                    at += 1;
+                    if inner != c {
+                        value.push(inner);
+                    } else if chars.get(at) == Some(&c) {
+                        value.push(c);
+                        at += 1;
+                    } else {
+                        break;
+                    }
+                }
+                all.push(if c == '"' {
+                    Token::Name(value)
+                } else {
+                    Token::Text(value)
+                });
+            }
+            '-' if next == '-' => {
+                while at < chars.len() && !matches!(chars[at], '\r' | '\n') {
+                    at += 1;
+                }
+                all.push(Token::Comment(chars[start..at].iter().collect()));
+            }
+            '/' if next == '*' => {
+                at += 1;
+                while at < chars.len() && !chars[start + 2..at].ends_with(&['*', '/']) {
+                    at += 1;
+                }
+                all.push(Token::Comment(chars[start..at].iter().collect()));
+            }
+            ':' if parameters
+                && is_word(&next)
+                && !next.is_numeric()
+                && (start == 0 || chars[start - 1] != ':') =>
+            {
+                let name: String = chars[at..].iter().take_while(|c| is_word(c)).collect();
+                at += name.chars().count();
+                all.push(Token::Parameter(name));
+            }
+            _ if is_word(&c) => {
+                let word: String = chars[start..].iter().take_while(|c| is_word(c)).collect();
+                at = start + word.chars().count();
+                all.push(Token::Word(word));
+            }
+            _ if c.is_whitespace() => {}
+            _ => all.push(Token::Symbol(c)),
+        }
+    }
+    all
+}
+
+proptest! {
+    #[test]
+    fn a_parameter_is_a_literal_and_everything_else_stays(
+        sql in "([':\"*/ \n\r;a1.-]|:who|:n|:from|''|--|/\\*|\\*/|SELECT ){0,30}", who in "([':\"*/ \n;a-]|:n){0,6}", n: i64,
+    ) {
+        let Ok(seen) = rendered(&sql, &[("who", &who), ("n", &n.to_string())]) else {
+            // `:a` and the like.
+            return Ok(());
+        };
+        let mut wanted = Vec::new();
+        for token in tokens(&sql, true) {
+            match token {
+                Token::Parameter(name) if name == "who" => wanted.push(Token::Text(who.clone())),
+                Token::Parameter(name) if name == "from" => wanted.extend(tokens("DATE '2018-04-02'", false)),
+                Token::Parameter(_) if n < 0 => wanted.extend(tokens(&format!("({n})"), false)),
+                Token::Parameter(_) => wanted.extend(tokens(&n.to_string(), false)),
+                other => wanted.push(other),
+            }
+        }
+        prop_assert_eq!(tokens(&seen, false), wanted, "{:?} became {:?}", sql, seen);
+    }
+
+    #[test]
+    fn a_text_stays_one_literal(value in "[^\0]{0,30}") {
+        let sql = rendered("SELECT :who", &[("who", &value)]).unwrap();
+        let body = sql.strip_prefix("SELECT '").unwrap().strip_suffix('\'').unwrap();
+        prop_assert_eq!(body.replace("''", "'"), value.clone());
+        prop_assert!(!body.replace("''", "").contains('\''));
+    }
+}
