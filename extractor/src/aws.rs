@@ -205,7 +205,10 @@ impl AwsError {
         };
         let message = match (text, code, status) {
             (Some(text), Some(code), _) => format!("{text} ({code})"),
-            (_, _, Some(status)) => format!("{} (HTTP status {status})", in_a_line(error)),
+            (None, Some(code), Some(status)) => format!("{code} (HTTP status {status})"),
+            (_, None, Some(status)) if matches!(error, SdkError::ServiceError(_)) => {
+                format!("no reason given (HTTP status {status})")
+            }
             _ => match credentials_error(error) {
                 Some(error) => format!(
                     "the AWS credentials cannot be loaded: {}; check what provides them: the profile, or the role's endpoint",

@@ -54,7 +54,7 @@ pub async fn load(
     targets.index(pool, batch).await?;
     let result = bounded(Box::pin(attempt(pool, targets, batch))).await;
     if let Err(LoadError::Target { .. }) = &result {
-        targets.forget(&batch.target);
+        targets.check_again(&batch.target);
     }
     result
 }

@@ -141,6 +141,12 @@ impl Targets {
         if let Ok(name) = TableName::of(target, &self.allowed_schemas) {
             self.indexes.forget(&name);
         }
+        self.check_again(target);
+    }
+
+    /// Looks at the columns again the next time, since it may be for them that a batch could not be loaded. Not at the index:
+    /// whoever could not have it would wait for it again and again.
+    pub fn check_again(&self, target: &Target) {
         let target = shape(target);
         self.prepared()
             .retain(|known, _| shape(&known.target) != target);

@@ -11,12 +11,14 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
 use crate::database::transaction_within;
 use crate::ddl::{self, TableName};
-use crate::errors::{Class, classify};
+use crate::errors::{Class, cause, classify};
 use crate::statements::lock_key;
 
-/// How long making one may take: it reads the table once, and nobody can write to that meanwhile. Below the half hour after
-/// which a broker takes a delivery back.
-const INDEXING: Duration = Duration::from_mins(20);
+/// How long making one may take: it reads the table once, and nobody can write to that meanwhile.
+const INDEXING: Duration = Duration::from_mins(15);
+/// With the way to the server and back: more than the server takes, so that it is the server who gives up, and below the half
+/// hour after which a broker takes a delivery back.
+const WAITING: Duration = Duration::from_mins(20);
 
 /// Tables that need not be looked at again.
 #[derive(Default)]
@@ -31,7 +33,7 @@ enum Found {
 }
 
 impl Indexes {
-    /// Makes the index where it is missing and this role may. Fails only where the database does.
+    /// Makes the index where it is missing and this role may. Fails only where the database does, for whatever is loaded.
     pub(super) async fn ensure(&self, pool: &PgPool, name: &TableName) -> Result<(), sqlx::Error> {
         let table = name.sql();
         if self.known().contains(&table) {
@@ -49,12 +51,12 @@ impl Indexes {
             Ok(Found::IsThere) => {}
             Ok(Found::Made) => tracing::info!(target.table = table, "target indexed by batch"),
             Ok(Found::NotOurs) => warn("its owner is another role"),
-            Err(error) if is_too_slow(&error) => warn(&error.to_string()),
+            Err(error) if is_given_up(&error) => warn(&cause(&error)),
             Err(error) => match classify(&error) {
                 // Somebody writes to the table for long, or is making the index: the next batch tries again.
                 Class::Conflict => return Ok(()),
                 Class::World | Class::Configuration => return Err(error),
-                Class::Row | Class::Message => warn(&error.to_string()),
+                Class::Row | Class::Message => warn(&cause(&error)),
             },
         }
         self.known().insert(table);
@@ -71,14 +73,15 @@ impl Indexes {
     }
 }
 
-/// Whether the server gave up, for its time was over.
-fn is_too_slow(error: &sqlx::Error) -> bool {
+/// Whether it was too slow or somebody cancelled it, or a right is missing that only an index needs (to make something in the
+/// table's schema or tablespace): trying again would end alike.
+fn is_given_up(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(DatabaseError::code);
-    code.as_deref() == Some("57014")
+    matches!(code.as_deref(), Some("57014" | "42501"))
 }
 
 async fn look_and_make(pool: &PgPool, name: &TableName) -> Result<Found, sqlx::Error> {
-    transaction_within(INDEXING, pool, async |tx: &mut PgConnection| {
+    transaction_within(WAITING, pool, async |tx: &mut PgConnection| {
         let limit = format!("SET LOCAL statement_timeout = '{}s'", INDEXING.as_secs());
         tx.execute(AssertSqlSafe(limit)).await?;
         // Whoever comes later waits for the one who makes it, and finds it there.

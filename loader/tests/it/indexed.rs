@@ -4,6 +4,7 @@ use common::message::ValidBatch;
 use loader::events;
 use loader::load::{Loader, Outcome};
 use sqlx::PgPool;
+use testkit::servers::Database;
 
 use crate::modes::{Way, ways};
 use crate::support::{books, execute, extracted, loader, replayed, text, url, with_generation};
@@ -44,6 +45,7 @@ async fn the_first_replay_makes_it_and_the_next_finds_it() {
     for batch in &batches {
         first.handle(batch).await.unwrap();
     }
+    assert_eq!(indexes(&database.pool, "mine").await, "brin");
     replayed(&database.pool, "append-mine").await;
     for batch in &batches {
         second.handle(&with_generation(batch, 2)).await.unwrap();
@@ -52,16 +54,14 @@ async fn the_first_replay_makes_it_and_the_next_finds_it() {
     append().assert_right(&database.pool, "mine").await;
 }
 
-#[tokio::test]
-async fn a_table_of_somebody_else_is_replayed_without_it() {
-    let database = books().await;
-    let pool = &database.pool;
-    let batches = about_to_be_replayed(&loader(&database), "theirs").await;
+/// A loader with a role of its own, which may do what this says besides writing; and the role's name.
+async fn guest(database: &Database, may: impl FnOnce(&str) -> String) -> (Loader, String) {
     let role = format!("loader_{}", database.name);
+    let may = may(&role);
     execute(
-        pool,
+        &database.pool,
         &format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA etl, public TO {role}"
+            "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA etl, public TO {role}; {may}"
         ),
     )
     .await;
@@ -69,13 +69,42 @@ async fn a_table_of_somebody_else_is_replayed_without_it() {
     guest.set_username(&role).unwrap();
     guest.set_password(Some("x")).unwrap();
     let guest = Loader::new(&url(guest.as_str()), vec!["public".to_owned()]).unwrap();
+    (guest, role)
+}
+
+async fn assert_replayed_without_it(
+    database: &Database,
+    case: &str,
+    may: impl FnOnce(&str) -> String,
+) {
+    let pool = &database.pool;
+    let batches = about_to_be_replayed(&loader(database), case).await;
+    let (guest, role) = guest(database, may).await;
     for batch in &batches {
         guest.handle(batch).await.unwrap();
     }
-    append().assert_right(pool, "theirs").await;
-    assert_eq!(indexes(pool, "theirs").await, "");
+    append().assert_right(pool, case).await;
+    assert_eq!(indexes(pool, case).await, "");
     guest.pool.close().await;
-    execute(pool, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    let end =
+        format!("REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}; DROP ROLE {role}");
+    execute(pool, &end).await;
+}
+
+#[tokio::test]
+async fn a_table_of_somebody_else_is_replayed_without_it() {
+    assert_replayed_without_it(&books().await, "theirs", |_| String::new()).await;
+}
+
+/// An index is made in the table's schema, and that is another right than to own the table.
+#[tokio::test]
+async fn a_table_in_a_schema_of_somebody_else_is_replayed_without_it() {
+    let may = |role: &str| {
+        format!(
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC; ALTER TABLE append_schema OWNER TO {role}"
+        )
+    };
+    assert_replayed_without_it(&books().await, "schema", may).await;
 }
 
 /// It is a help, and waiting for it is none.
