@@ -3,7 +3,7 @@
 use testkit::line::Line;
 use testkit::servers::private_broker;
 
-use super::{MANY, Run, SERVICES, await_all_ready, await_not_ready, bound};
+use super::{MANY, Run, SERVICES, await_all_ready, await_not_ready, bound, slowly};
 
 /// A line whose broker is the test's own, with the services running.
 async fn private_line() -> Line {
@@ -24,11 +24,11 @@ async fn a_broker_that_is_killed_under_load_loses_nothing() {
     let run = Run::start(&line, "killed", MANY);
     for batches in [10, 30] {
         run.until_loaded(&line, batches).await;
-        line.vhost.broker.kill9().await;
+        slowly(&line.services[0], line.vhost.broker.kill9()).await;
         for service in &mut line.services {
             await_not_ready(service, "broker: ").await;
         }
-        line.vhost.broker.restart().await;
+        slowly(&line.services[0], line.vhost.broker.restart()).await;
     }
     await_all_ready(&mut line).await;
     run.ends_well(&line).await;
