@@ -221,11 +221,9 @@ async fn a_crash_between_hand_off_and_ack_forks_the_run_and_changes_nothing() {
     let mut task = task("forked", "SELECT 1");
     task.limits.batch_rows = 300;
     line.ask(&task).await;
-    let mut first = line
-        .extractor()
-        .env("ETL_FAILPOINT", "before_ack")
-        .start()
-        .await;
+    // One consumer: another would go on with what this one has just handed off, until it is killed.
+    let first = line.extractor().env("ETL_TASKS", "1");
+    let mut first = first.env("ETL_FAILPOINT", "before_ack").start().await;
     wait_until("the hand-off", SOON, async || {
         first.log().contains("failpoint reached")
     })
