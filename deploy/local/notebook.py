@@ -8,6 +8,7 @@ the same kinds of output, since a run's number differs.
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -47,6 +48,8 @@ def main() -> None:
         for name in ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "MPLCONFIGDIR"):
             os.environ[name] = home
         os.environ["PLOOMBER_STATS_ENABLED"] = "false"
+        # Else a slow machine says in the first cell's output that it looks for the fonts.
+        subprocess.run([sys.executable, "-c", "import matplotlib.pyplot"], check=True, capture_output=True)
         try:
             execute(notebook)
         except CellExecutionError as error:
