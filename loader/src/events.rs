@@ -62,6 +62,18 @@ async fn note(pool: &PgPool, event: &RunEvent) -> Result<Noted, LoadError> {
             }
             if is_known(&run, &event.kind) {
                 Noted::Noted
+            } else if let EventKind::Started { query_execution_id } = &event.kind
+                && run.query_execution_id.is_none()
+                && run.is_counted()
+            {
+                // Of a short run the last event may be noted before the first.
+                sqlx::query("UPDATE etl.runs SET query_execution_id = $2 WHERE run_id = $1")
+                    .bind(event.run.as_str())
+                    .bind(storable(query_execution_id))
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(LoadError::books("told of an event"))?;
+                Noted::Noted
             } else {
                 Noted::Late
             }
