@@ -16,7 +16,7 @@ use crate::Failure;
 use crate::report::note;
 
 /// How long somebody who only looks waits for the broker.
-const GLANCE: Duration = Duration::from_secs(3);
+const GLANCE: Duration = Duration::from_secs(5);
 
 /// What waits in a queue.
 #[derive(Debug, Clone, Serialize)]

@@ -14,25 +14,29 @@ pub(crate) struct Lock {
 }
 
 impl Books {
-    /// Takes a lock that one process at a time may have; none when another has it. One that was
-    /// killed a moment ago may still have it, and so it is waited for a little.
+    /// Takes a lock that one process at a time may have; none when another has it.
     pub(crate) async fn lock_alone(&self, key: &str) -> Result<Option<Lock>, Failure> {
         let doing = "cannot take a lock in the books";
         let mut connection = self.pool.acquire().await.context(doing)?.detach();
-        for _ in 0..10 {
-            let taken: bool =
-                sqlx::query_scalar("SELECT pg_try_advisory_lock(hashtextextended($1, 0))")
-                    .bind(key)
-                    .fetch_one(&mut connection)
-                    .await
-                    .context(doing)?;
-            if taken {
-                return Ok(Some(Lock {
-                    _connection: connection,
-                }));
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        Ok(None)
+        let taken = is_taken(&mut connection, key).await.context(doing)?;
+        Ok(taken.then_some(Lock {
+            _connection: connection,
+        }))
     }
+}
+
+/// Takes a lock that lasts as long as the connection; false when another connection has it. Postgres lets go of the lock
+/// of a process that ended only a moment later, and so it is waited for a little.
+pub(super) async fn is_taken(connection: &mut PgConnection, key: &str) -> sqlx::Result<bool> {
+    for _ in 0..25 {
+        let taken = sqlx::query_scalar("SELECT pg_try_advisory_lock(hashtextextended($1, 0))")
+            .bind(key)
+            .fetch_one(&mut *connection)
+            .await?;
+        if taken {
+            return Ok(true);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(false)
 }

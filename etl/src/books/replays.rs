@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Postgres, Transaction};
 
+use super::lock::is_taken;
 use super::{Books, Run};
 use crate::Failure;
 use crate::seqs::Seqs;
@@ -92,14 +93,8 @@ pub(crate) struct Claims(PgConnection);
 impl Claims {
     /// Takes a run, so that two operators do not replay it at the same time.
     pub(crate) async fn take(&mut self, name: &str) -> Result<(), Failure> {
-        let taken: bool = sqlx::query_scalar(
-            "SELECT pg_try_advisory_lock(hashtextextended('etl replay ' || $1, 0))",
-        )
-        .bind(name)
-        .fetch_one(&mut self.0)
-        .await
-        .with_context(|| format!("cannot lock the run {name}"))?;
-        if taken {
+        let taken = is_taken(&mut self.0, &format!("etl replay {name}")).await;
+        if taken.with_context(|| format!("cannot lock the run {name}"))? {
             return Ok(());
         }
         Err(anyhow!(
