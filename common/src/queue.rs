@@ -25,7 +25,7 @@ pub use connection::{Connection, ConnectionEvent};
 pub use consumer::{Consumer, Dead, Death, Delivery, RawDelivery, Unreadable, read_body};
 pub use control::ControlReader;
 pub use publisher::{Outgoing, Publisher, Unsendable};
-pub use topology::{QueueName, declare, message_count};
+pub use topology::{QueueName, declare};
 
 /// How long a call to the broker may take before it counts as failed.
 const CALL: Duration = Duration::from_secs(20);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::lifecycle::{Health, HttpAddress, serve_http, shutdown_on_signal};
-use crate::queue::{self, Connection, ConnectionEvent, Publisher, QueueError, QueueName};
+use crate::queue::{self, Connection, ConnectionEvent, Publisher, QueueError, QueueName, inspect};
 use crate::settings::{self, SecretUrl};
 use crate::telemetry;
 
@@ -80,6 +80,14 @@ pub struct Session {
     /// Cancelled when the process shall stop or a connection was lost: take nothing new, settle what
     /// is in hand, return.
     pub stop: CancellationToken,
+}
+
+impl Session {
+    /// The service can work from here on, or has told its health why it cannot. Until a session says
+    /// so the service is not ready.
+    pub fn begins(&self) {
+        self.health.clear("broker");
+    }
 }
 
 /// Runs a service until it is told to stop: the body of every service's `main`.
@@ -214,16 +222,12 @@ async fn attempt(
                 prepared = prepare(service, &state) => prepared?,
                 () = stop.cancelled() => return Ok(()),
             }
-            session(&state).await
+            tokio::select! {
+                ended = session(&state) => ended,
+                never = measure(&state, service.consumes) => match never {},
+            }
         };
-        watched(
-            work,
-            &state,
-            stop,
-            settings.shutdown_deadline,
-            service.consumes,
-        )
-        .await
+        watched(work, &state, stop, settings.shutdown_deadline).await
     };
     if let Err(Fault::World(error)) = &outcome
         && let Some(QueueError::Full { queue, messages }) = error.downcast_ref()
@@ -244,7 +248,6 @@ async fn prepare(service: Service, session: &Session) -> Result<(), QueueError> 
         publisher.probe().await?;
         publisher.close().await;
     }
-    session.health.clear("broker");
     tracing::info!("connected to the broker");
     Ok(())
 }
@@ -255,11 +258,9 @@ async fn watched(
     session: &Session,
     stop: &CancellationToken,
     patience: Duration,
-    consumes: &[QueueName],
 ) -> Result<(), Fault> {
     let mut lost = None;
     let watch = watch(session);
-    let measure = measure(session, consumes);
     let deadline = async {
         stop.cancelled().await;
         session
@@ -267,7 +268,7 @@ async fn watched(
             .not_ready("stop", "finishing what is in hand");
         sleep(patience).await;
     };
-    tokio::pin!(work, watch, deadline, measure);
+    tokio::pin!(work, watch, deadline);
     let outcome = loop {
         tokio::select! {
             outcome = &mut work => break outcome,
@@ -275,7 +276,6 @@ async fn watched(
                 lost = Some(why);
                 session.stop.cancel();
             }
-            never = &mut measure => match never {},
             () = &mut deadline => break Err(Fault::World(anyhow::anyhow!("what was in hand was not finished within {patience:?}; it will be delivered again"))),
         }
     };
@@ -290,12 +290,13 @@ async fn watched(
 /// How often the depth of a queue is looked at.
 const DEPTH: Duration = Duration::from_secs(10);
 
-/// Says how deep the queues are. A broker that does not let this user look costs the metric only.
+/// Says how deep the queues are.
 async fn measure(session: &Session, queues: &[QueueName]) -> std::convert::Infallible {
     loop {
         for queue in queues {
-            match queue::message_count(&session.consuming, *queue).await {
-                Ok(messages) => {
+            match inspect::look(&session.consuming, *queue).await {
+                Ok(state) => {
+                    let messages = state.map_or(0, |state| state.messages);
                     metrics::gauge!("etl_queue_messages", "queue" => queue.name())
                         .set(f64::from(messages));
                 }
@@ -358,8 +359,13 @@ async fn wait_for_room(
         .into_iter()
         .find(|name| name.name() == queue)
         .expect("the error names one of the queues");
-    let enough = messages - messages / 10;
-    while queue::message_count(&session.publishing, queue).await? >= enough.max(1) {
+    let mut most = messages;
+    // One that is gone is declared anew by the next session.
+    while let Some(state) = inspect::look(&session.publishing, queue).await? {
+        most = most.max(state.messages);
+        if state.messages < (most - most / 10).max(1) {
+            break;
+        }
         if timeout(Duration::from_secs(2), stop.cancelled())
             .await
             .is_ok()

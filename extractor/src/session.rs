@@ -61,8 +61,15 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
         () = session.stop.cancelled() => return Ok(()),
         opened = ControlReader::open(&session.consuming, &session.publishing, obey) => opened?,
     };
-    let workers = (0..settings.tasks.get())
-        .map(|_| consume(session, &settings, clients.clone(), cancelled.clone()));
+    let workers = (0..settings.tasks.get()).map(|index| {
+        consume(
+            session,
+            index,
+            &settings,
+            clients.clone(),
+            cancelled.clone(),
+        )
+    });
     let workers = try_join_all(workers.map(Box::pin));
     try_join(Box::pin(follow(session, orders, &cancelled)), workers)
         .await
@@ -87,6 +94,7 @@ async fn follow(
 
 async fn consume(
     session: &Session,
+    index: u32,
     settings: &Settings,
     clients: Clients,
     cancelled: Cancelled,
@@ -102,6 +110,9 @@ async fn consume(
         trace: None,
         turn: TURN,
     };
+    if index == 0 {
+        session.begins();
+    }
     loop {
         let delivery = tokio::select! {
             biased;

@@ -92,6 +92,8 @@ impl LoaderService {
 
     /// A session's work: batches, events and dead letters side by side, until it is told to stop.
     pub async fn session(&self, session: &Session) -> Result<(), Fault> {
+        session.health.not_ready("database", "connecting");
+        session.begins();
         self.prepare(&session.health, &session.stop).await?;
         if session.stop.is_cancelled() {
             return Ok(());
@@ -115,7 +117,6 @@ impl LoaderService {
     /// Waits until Postgres can be worked with and schema `etl` is there. At the process' start what
     /// waiting cannot mend ends it; later the same may be somebody at work on the database.
     async fn prepare(&self, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
-        health.not_ready("database", "connecting");
         for attempt in 0.. {
             let error = match self.prepare_once().await {
                 Ok(()) => {

@@ -14,4 +14,4 @@ pub mod servers;
 pub mod values;
 mod wait;
 
-pub use wait::{wait_for, wait_until};
+pub use wait::{PATIENCE, wait_for, wait_until};

@@ -159,7 +159,7 @@ impl Line {
 
     /// The sum of a service's counters that have this label.
     pub async fn counted(&self, service: &Process, label: &str) -> f64 {
-        let metrics = crate::http::get(&format!("{}/metrics", service.http_url())).await;
+        let metrics = service.get("/metrics").await;
         let (_, text) = metrics.expect("the service serves its metrics");
         let values = text.lines().filter(|line| line.contains(label));
         values

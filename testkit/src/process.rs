@@ -2,9 +2,9 @@
 //! and measured. What they log goes to a file, which is printed when the test fails.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::process::{Pid, kill_process};
@@ -13,35 +13,30 @@ use tokio::process::{Child, Command};
 
 pub use rustix::process::Signal;
 
-use crate::{http, wait_for};
-
-/// How long a service may take until it is ready. Generous: the machine may be busy compiling.
-const START: Duration = Duration::from_mins(1);
+use crate::http::{self, StatusCode};
+use crate::{PATIENCE, wait_for};
 
 /// A service of the workspace, or its command, about to be started.
 #[derive(Debug)]
 pub struct Service {
     name: String,
     command: Command,
-    http_address: String,
 }
 
 impl Service {
-    /// The binary `name` of this workspace with nothing of the caller's environment but `PATH`, and a free
-    /// `ETL_HTTP_ADDR`.
+    /// The binary `name` of this workspace with nothing of the caller's environment but `PATH`, serving its health on
+    /// whatever port is free.
     pub fn new(name: &str) -> Self {
-        let http_address = format!("127.0.0.1:{}", free_port());
         let mut command = Command::new(binary(name));
         command
             .env_clear()
             .env("PATH", path())
-            .env("ETL_HTTP_ADDR", &http_address)
+            .env("ETL_HTTP_ADDR", "127.0.0.1:0")
             .stdin(Stdio::null())
             .kill_on_drop(true);
         Self {
             name: name.to_owned(),
             command,
-            http_address,
         }
     }
 
@@ -85,11 +80,11 @@ impl Service {
             name: self.name,
             child,
             log,
-            http_address: self.http_address,
+            http_address: OnceLock::new(),
         }
     }
 
-    /// Starts it, and waits until `/readyz` says 200. Panics when it ends before or takes longer than a minute.
+    /// Starts it, and waits until `/readyz` says 200. Panics when it ends before.
     pub async fn start(self) -> Process {
         let mut process = self.spawn();
         process.await_ready().await;
@@ -98,9 +93,9 @@ impl Service {
 
     /// Runs it to its end: its exit code, standard output, and standard error.
     pub async fn run(mut self) -> Finished {
-        let output = tokio::time::timeout(START * 5, self.command.output()).await;
+        let output = tokio::time::timeout(PATIENCE * 4, self.command.output()).await;
         let output =
-            output.unwrap_or_else(|_| panic!("{} did not end within five minutes", self.name));
+            output.unwrap_or_else(|_| panic!("{} did not end within twenty minutes", self.name));
         let output = output.unwrap_or_else(|e| panic!("cannot run {}: {e}", self.name));
         Finished {
             code: output.status.code(),
@@ -144,11 +139,9 @@ fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    listener.expect("127.0.0.1 has a free port").port()
-}
+/// A port of 127.0.0.1 on which nobody listens: that of a service (tcpmux) which no system runs any more, and below
+/// those that are handed out.
+pub const CLOSED_PORT: u16 = 1;
 
 /// A running service; killed when dropped. If the test fails its log is printed.
 #[derive(Debug)]
@@ -156,43 +149,42 @@ pub struct Process {
     name: String,
     child: Child,
     log: NamedTempFile,
-    http_address: String,
+    http_address: OnceLock<String>,
 }
 
 impl Process {
-    /// `http://127.0.0.1:PORT`, where its health and metrics are.
-    pub fn http_url(&self) -> String {
-        format!("http://{}", self.http_address)
+    /// What it answers to a path such as `/metrics`; `None` when it serves nothing, not yet or no more.
+    pub async fn get(&self, path: &str) -> Option<(StatusCode, String)> {
+        let address = if let Some(known) = self.http_address.get() {
+            known
+        } else {
+            let said = serves(&self.log())?;
+            self.http_address.get_or_init(|| said)
+        };
+        http::get(&format!("http://{address}{path}")).await.ok()
     }
 
-    /// Waits until `/readyz` says 200. Panics when the process ends before or takes longer than a minute.
+    /// Waits until `/readyz` says 200. Panics when the process ends before.
     pub async fn await_ready(&mut self) {
-        let (what, url) = (
-            format!("{} to be ready", self.name),
-            format!("{}/readyz", self.http_url()),
-        );
-        wait_for(&what, START, async || {
+        let what = format!("{} to be ready", self.name);
+        wait_for(&what, PATIENCE, async || {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("{} ended with {status} before it was ready", self.name);
             }
-            matches!(http::get(&url).await, Ok((status, _)) if status.is_success()).then_some(())
+            self.readiness().await.filter(|(ready, _)| *ready)
         })
         .await;
     }
 
     /// What `/readyz` says now: ready or not, and why. `None` when it does not answer.
     pub async fn readiness(&self) -> Option<(bool, String)> {
-        let (status, body) = http::get(&format!("{}/readyz", self.http_url()))
-            .await
-            .ok()?;
+        let (status, body) = self.get("/readyz").await?;
         Some((status.is_success(), body))
     }
 
     /// The sum of a metric over all of its labels, from `/metrics`; `None` when there is none.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        let (_, body) = http::get(&format!("{}/metrics", self.http_url()))
-            .await
-            .ok()?;
+        let (_, body) = self.get("/metrics").await?;
         let value = |line: &str| {
             let rest = line.strip_prefix(name)?;
             rest.starts_with(['{', ' '])
@@ -259,6 +251,14 @@ impl Process {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path()).unwrap_or_default()
     }
+}
+
+/// The address at which a service says in its log that it serves.
+fn serves(log: &str) -> Option<String> {
+    let lines = log.lines().filter(|line| line.contains("\"http.addr\""));
+    lines
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|line| line["http.addr"].as_str().map(str::to_owned))
 }
 
 impl Drop for Process {

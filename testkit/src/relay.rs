@@ -38,9 +38,16 @@ struct Shared {
     mode: watch::Sender<Mode>,
     /// Grows with each call of `cut_once`: a connection that began with another number is closed.
     cuts: watch::Sender<u64>,
-    /// The answer that is to get lost, once.
-    lose: Mutex<Option<Vec<u8>>>,
+    /// The answer that is to get lost.
+    lose: Mutex<Option<Lose>>,
     connections: watch::Sender<usize>,
+}
+
+#[derive(Debug)]
+struct Lose {
+    pattern: Vec<u8>,
+    /// Not once, but each time.
+    always: bool,
 }
 
 impl Relay {
@@ -105,7 +112,24 @@ impl Relay {
     /// The next bytes from the server that contain `pattern` are not passed on, and their connection is closed: the server
     /// has acted, the client never hears of it. Happens once. A lost COMMIT of Postgres: `b"COMMIT\0"`.
     pub fn lose_reply(&self, pattern: &[u8]) {
-        *self.lose() = Some(pattern.to_vec());
+        self.lose_what_has(pattern, false);
+    }
+
+    /// [`Self::lose_reply`], each time, until [`Self::lose_none`].
+    pub fn lose_every_reply(&self, pattern: &[u8]) {
+        self.lose_what_has(pattern, true);
+    }
+
+    /// From now on no reply gets lost.
+    pub fn lose_none(&self) {
+        *self.lose() = None;
+    }
+
+    fn lose_what_has(&self, pattern: &[u8], always: bool) {
+        *self.lose() = Some(Lose {
+            pattern: pattern.to_vec(),
+            always,
+        });
     }
 
     /// Whether the reply that [`Self::lose_reply`] names has been lost.
@@ -118,7 +142,7 @@ impl Relay {
         *self.shared.connections.borrow()
     }
 
-    fn lose(&self) -> std::sync::MutexGuard<'_, Option<Vec<u8>>> {
+    fn lose(&self) -> std::sync::MutexGuard<'_, Option<Lose>> {
         self.shared
             .lose
             .lock()
@@ -219,17 +243,20 @@ async fn pump(
     }
 }
 
-/// True once, for the bytes that contain the pattern. It has to end behind the bytes that were passed on already: an answer
+/// True for bytes that contain the pattern, once or each time. It has to end behind the bytes that were passed on already: an answer
 /// that the client has cannot get lost.
 fn is_to_be_lost(shared: &Shared, bytes: &[u8], passed_on: usize) -> bool {
     let mut lose = shared.lose.lock().unwrap_or_else(PoisonError::into_inner);
-    lose.take_if(|pattern| {
+    let has = |pattern: &[u8]| {
         let start = (passed_on + 1).saturating_sub(pattern.len());
-        bytes[start..]
-            .windows(pattern.len())
-            .any(|window| window == pattern.as_slice())
-    })
-    .is_some()
+        let mut windows = bytes[start..].windows(pattern.len());
+        windows.any(|window| window == pattern)
+    };
+    let is_lost = lose.as_ref().is_some_and(|lose| has(&lose.pattern));
+    if is_lost {
+        lose.take_if(|lose| !lose.always);
+    }
+    is_lost
 }
 
 #[cfg(test)]
@@ -237,7 +264,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::wait_until;
+    use crate::{PATIENCE, wait_until};
 
     /// A server that answers each chunk with itself and counts what it got.
     async fn echo() -> (String, Arc<Mutex<usize>>) {
@@ -262,18 +289,25 @@ mod tests {
         (address, received)
     }
 
-    /// What comes back for `text` within a short time: `None` for silence, `Some("")` for a closed connection.
-    async fn said(stream: &mut TcpStream, text: &str) -> Option<String> {
+    /// What comes back for `text`: nothing for a closed connection.
+    async fn said(stream: &mut TcpStream, text: &str) -> String {
         stream.write_all(text.as_bytes()).await.ok();
         heard(stream).await
     }
 
-    async fn heard(stream: &mut TcpStream) -> Option<String> {
+    async fn heard(stream: &mut TcpStream) -> String {
         let mut buffer = [0; 1024];
-        let read = tokio::time::timeout(Duration::from_millis(300), stream.read(&mut buffer))
+        let read = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await;
+        let read = read.expect("bytes or an end come").unwrap_or(0);
+        String::from_utf8_lossy(&buffer[..read]).into_owned()
+    }
+
+    /// Whether nothing comes for a while.
+    async fn is_silent(stream: &mut TcpStream) -> bool {
+        let while_ = Duration::from_millis(300);
+        tokio::time::timeout(while_, stream.readable())
             .await
-            .ok()?;
-        Some(String::from_utf8_lossy(&buffer[..read.unwrap_or(0)]).into_owned())
+            .is_err()
     }
 
     #[tokio::test]
@@ -281,16 +315,16 @@ mod tests {
         let (server, _) = echo().await;
         let relay = Relay::start(&server).await;
         let mut one = TcpStream::connect(relay.address()).await.unwrap();
-        assert_eq!(said(&mut one, "a").await.as_deref(), Some("a"));
+        assert_eq!(said(&mut one, "a").await, "a");
         relay.cut_once();
-        assert_eq!(heard(&mut one).await.as_deref(), Some(""));
+        assert_eq!(heard(&mut one).await, "");
         let mut two = TcpStream::connect(relay.address()).await.unwrap();
-        assert_eq!(said(&mut two, "b").await.as_deref(), Some("b"));
+        assert_eq!(said(&mut two, "b").await, "b");
         relay.set(Mode::Cut);
-        assert_eq!(heard(&mut two).await.as_deref(), Some(""));
+        assert_eq!(heard(&mut two).await, "");
         let mut three = TcpStream::connect(relay.address()).await.unwrap();
-        assert_eq!(heard(&mut three).await.as_deref(), Some(""));
-        wait_until("all to be closed", Duration::from_secs(5), async || {
+        assert_eq!(heard(&mut three).await, "");
+        wait_until("all to be closed", PATIENCE, async || {
             relay.connections() == 0
         })
         .await;
@@ -301,15 +335,17 @@ mod tests {
         let (server, received) = echo().await;
         let relay = Relay::start(&server).await;
         let mut old = TcpStream::connect(relay.address()).await.unwrap();
-        assert_eq!(said(&mut old, "a").await.as_deref(), Some("a"));
+        assert_eq!(said(&mut old, "a").await, "a");
         relay.set(Mode::Blackhole);
-        assert_eq!(said(&mut old, "b").await, None);
+        old.write_all("b".as_bytes()).await.unwrap();
+        assert!(is_silent(&mut old).await);
         let mut new = TcpStream::connect(relay.address()).await.unwrap();
-        assert_eq!(said(&mut new, "c").await, None);
+        new.write_all("c".as_bytes()).await.unwrap();
+        assert!(is_silent(&mut new).await);
         assert_eq!(*received.lock().unwrap(), 1);
         relay.set(Mode::Pass);
-        assert_eq!(heard(&mut old).await.as_deref(), Some("b"));
-        assert_eq!(heard(&mut new).await.as_deref(), Some("c"));
+        assert_eq!(heard(&mut old).await, "b");
+        assert_eq!(heard(&mut new).await, "c");
     }
 
     #[tokio::test]
@@ -318,8 +354,12 @@ mod tests {
         let relay = Relay::start(&server).await;
         let mut stream = TcpStream::connect(relay.address()).await.unwrap();
         relay.set(Mode::DropReplies);
-        assert_eq!(said(&mut stream, "abc").await, None);
-        assert_eq!(*received.lock().unwrap(), 3);
+        stream.write_all("abc".as_bytes()).await.unwrap();
+        wait_until("the server to act", PATIENCE, async || {
+            *received.lock().unwrap() == 3
+        })
+        .await;
+        assert!(is_silent(&mut stream).await);
     }
 
     #[tokio::test]
@@ -328,19 +368,30 @@ mod tests {
         let relay = Relay::start(&server).await;
         relay.lose_reply(b"COMMIT");
         let mut stream = TcpStream::connect(relay.address()).await.unwrap();
-        assert_eq!(
-            said(&mut stream, "INSERT CO").await.as_deref(),
-            Some("INSERT CO")
-        );
-        assert_eq!(said(&mut stream, "MMIT").await.as_deref(), Some(""));
+        assert_eq!(said(&mut stream, "INSERT CO").await, "INSERT CO");
+        assert_eq!(said(&mut stream, "MMIT").await, "");
         assert_eq!(*received.lock().unwrap(), 13);
         assert!(relay.has_lost_reply());
         let mut stream = TcpStream::connect(relay.address()).await.unwrap();
-        assert_eq!(said(&mut stream, "COMMIT").await.as_deref(), Some("COMMIT"));
+        assert_eq!(said(&mut stream, "COMMIT").await, "COMMIT");
         // What the client has cannot get lost.
         relay.lose_reply(b"COMMIT");
-        assert_eq!(said(&mut stream, "next").await.as_deref(), Some("next"));
-        assert_eq!(said(&mut stream, "COMMIT").await.as_deref(), Some(""));
+        assert_eq!(said(&mut stream, "next").await, "next");
+        assert_eq!(said(&mut stream, "COMMIT").await, "");
+    }
+
+    #[tokio::test]
+    async fn loses_every_reply_until_it_is_told_to_stop() {
+        let (server, _) = echo().await;
+        let relay = Relay::start(&server).await;
+        relay.lose_every_reply(b"BEGIN");
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(relay.address()).await.unwrap();
+            assert_eq!(said(&mut stream, "BEGIN").await, "");
+        }
+        relay.lose_none();
+        let mut stream = TcpStream::connect(relay.address()).await.unwrap();
+        assert_eq!(said(&mut stream, "BEGIN").await, "BEGIN");
     }
 
     #[tokio::test]

@@ -3,6 +3,10 @@
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
+/// How long something may take that comes within seconds on a machine with nothing else to do. A test that waits for a
+/// condition costs nothing by being patient, and one that is not fails where the machine is busy.
+pub const PATIENCE: Duration = Duration::from_mins(5);
+
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 

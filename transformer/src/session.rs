@@ -32,8 +32,8 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
     try_join_all(workers.map(Box::pin)).await.map(drop)
 }
 
-async fn work(session: &Session, worker: usize, proven: &CancellationToken) -> Result<(), Fault> {
-    if worker > 0 {
+async fn work(session: &Session, index: usize, proven: &CancellationToken) -> Result<(), Fault> {
+    if index > 0 {
         tokio::select! {
             biased;
             () = session.stop.cancelled() => return Ok(()),
@@ -45,6 +45,9 @@ async fn work(session: &Session, worker: usize, proven: &CancellationToken) -> R
         publisher: Publisher::open(&session.publishing).await?,
         plans: Plans::default(),
     };
+    if index == 0 {
+        session.begins();
+    }
     loop {
         let first = tokio::select! {
             biased;

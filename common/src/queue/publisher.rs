@@ -10,7 +10,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Connection, QueueError, QueueName, RawDelivery, TRACEPARENT, message_count, within};
+use super::{Connection, QueueError, QueueName, RawDelivery, TRACEPARENT, inspect, within};
 use crate::message::Message;
 use crate::service::backoff;
 use crate::telemetry::trace::Context;
@@ -287,10 +287,15 @@ impl<'a> Publisher<'a> {
                 return Ok(());
             };
             if started.elapsed() > FULL {
-                let messages = message_count(self.connection, refused).await?;
-                return Err(QueueError::Full {
-                    queue: refused.name(),
-                    messages,
+                let queue = refused.name();
+                return Err(match inspect::look(self.connection, refused).await? {
+                    Some(state) => QueueError::Full {
+                        queue,
+                        messages: state.messages,
+                    },
+                    None => QueueError::Unroutable {
+                        queue: queue.to_owned(),
+                    },
                 });
             }
             metrics::counter!("etl_publishes_refused_total", "queue" => refused.name())
@@ -409,7 +414,9 @@ impl<'a> Publisher<'a> {
                 "".into(),
                 "etl.probe".into(),
                 options,
-                b"",
+                // The broker blocks the connection at a message's header, before it has the body. One without a body it
+                // would answer first.
+                b" ",
                 BasicProperties::default(),
             );
             let confirm = within("publishing a probe", sent).await?;

@@ -141,21 +141,3 @@ pub async fn declare(connection: &Connection) -> Result<(), QueueError> {
     connection.close_channel(&channel).await;
     Ok(())
 }
-
-/// The number of messages that are ready in a queue.
-pub async fn message_count(connection: &Connection, queue: QueueName) -> Result<u32, QueueError> {
-    let channel = connection.channel().await?;
-    let options = QueueDeclareOptions {
-        passive: true,
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    let doing = format!("looking at the queue {}", queue.name());
-    let state = within(
-        &doing,
-        channel.queue_declare(queue.name().into(), options, FieldTable::default()),
-    )
-    .await?;
-    connection.close_channel(&channel).await;
-    Ok(state.message_count())
-}

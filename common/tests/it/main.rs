@@ -6,10 +6,11 @@ use common::job::{JobSpec, Mode, Source, Target};
 use common::message::{EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState};
 use common::queue::{
     self, Connection, ConnectionEvent, Consumer, Dead, Outgoing, Publisher, QueueError, QueueName,
-    Unreadable,
+    Unreadable, inspect,
 };
 use common::settings::SecretUrl;
 use futures::StreamExt;
+use testkit::PATIENCE;
 use testkit::http::Method;
 use testkit::servers::{Vhost, private_broker, vhost};
 
@@ -145,21 +146,17 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
         consumer.close(&connection).await;
         seen
     };
-    testkit::wait_until(
-        "the bound is in force",
-        std::time::Duration::from_secs(10),
-        async || {
-            let (_, queue) = vhost
-                .broker
-                .call(
-                    Method::GET,
-                    &format!("queues/{}/etl.events", vhost.name),
-                    serde_json::Value::Null,
-                )
-                .await;
-            queue["policy"] == "small"
-        },
-    )
+    testkit::wait_until("the bound is in force", PATIENCE, async || {
+        let (_, queue) = vhost
+            .broker
+            .call(
+                Method::GET,
+                &format!("queues/{}/etl.events", vhost.name),
+                serde_json::Value::Null,
+            )
+            .await;
+        queue["policy"] == "small"
+    })
     .await;
     // What was refused and is taken for published never comes.
     let both = async { tokio::join!(publisher.publish(&window), drain) };
@@ -245,7 +242,7 @@ async fn a_connection_that_was_lost_before_anybody_listened_is_told_as_lost() {
     let connection = connect(&vhost).await;
     connection.close().await;
     let mut events = connection.events();
-    let told = tokio::time::timeout(std::time::Duration::from_secs(30), events.next()).await;
+    let told = tokio::time::timeout(PATIENCE, events.next()).await;
     let lost = ConnectionEvent::Lost("it ended without a reason".to_owned());
     assert_eq!(told, Ok(Some(lost)));
 }
@@ -303,15 +300,13 @@ async fn every_queue_survives_a_broker_that_was_killed() {
         async || queue::declare(&connection).await.is_ok(),
     )
     .await;
-    let ready = async || {
-        queue::message_count(&connection, QueueName::Events)
-            .await
-            .unwrap_or(0)
-    };
     testkit::wait_until(
         "the queue is back",
-        std::time::Duration::from_secs(30),
-        async || ready().await >= 50,
+        std::time::Duration::from_mins(1),
+        async || {
+            let state = inspect::look(&connection, QueueName::Events).await;
+            matches!(state, Ok(Some(state)) if state.messages >= 50)
+        },
     )
     .await;
 }

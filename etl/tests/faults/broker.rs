@@ -14,15 +14,13 @@ mod stopping;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::http::Method;
 use testkit::line::Line;
 use testkit::process::{Process, Signal};
 use testkit::wait_until;
 use tokio::time::timeout;
-
-/// How long anything here may take; the machine may be busy.
-const PATIENCE: Duration = Duration::from_mins(2);
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
@@ -128,10 +126,16 @@ async fn assert_nothing_dead(line: &Line) {
 
 /// Waits until a service says that it cannot work, and says `why`.
 async fn await_not_ready(service: &mut Process, why: &str) {
-    let what = format!("{service:?} to be not ready: {why}");
+    await_not_ready_for_any(service, &[why]).await;
+}
+
+/// [`await_not_ready`], where it depends on the moment which of some reasons is said.
+async fn await_not_ready_for_any(service: &mut Process, reasons: &[&str]) {
+    let what = format!("{service:?} to be not ready: {reasons:?}");
     wait_until(&what, PATIENCE, async || {
         assert!(service.is_running(), "ended: {}", service.log());
-        matches!(service.readiness().await, Some((false, reason)) if reason.contains(why))
+        let says = |said: &str| reasons.iter().any(|why| said.contains(why));
+        matches!(service.readiness().await, Some((false, said)) if says(&said))
     })
     .await;
 }

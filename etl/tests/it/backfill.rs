@@ -1,8 +1,8 @@
 //! A range of days, a window at a time: no day twice, none missing, and where it stopped it goes on.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
+use testkit::PATIENCE;
 use testkit::cloud::{Answer, sample};
 use testkit::line::Line;
 use testkit::wait_until;
@@ -63,15 +63,11 @@ async fn thirty_days_that_kill_9_interrupts_are_asked_for_once_each() {
     };
     for done in [4, 11] {
         let mut backfill = start();
-        wait_until(
-            "some windows to be done",
-            Duration::from_mins(2),
-            async || {
-                line.number("SELECT count(*) FROM etl.runs WHERE state = 'completed'")
-                    .await
-                    >= done
-            },
-        )
+        wait_until("some windows to be done", PATIENCE, async || {
+            line.number("SELECT count(*) FROM etl.runs WHERE state = 'completed'")
+                .await
+                >= done
+        })
         .await;
         backfill.kill9().await;
         let open = "SELECT count(*) FROM etl.runs WHERE finished_at IS NULL";
@@ -297,7 +293,7 @@ async fn the_same_backfill_is_worked_on_once_at_a_time() {
             command.arg(argument)
         })
         .spawn();
-    wait_until("the first window", Duration::from_mins(1), async || {
+    wait_until("the first window", PATIENCE, async || {
         line.number("SELECT count(*) FROM etl.runs").await == 1
     })
     .await;

@@ -3,15 +3,12 @@
 
 mod replay;
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::cloud::{Answer, Op, QueryState, sample};
 use testkit::line::Line;
 use testkit::wait_until;
 
 const APPEND: &str = "[target]\ntable = \"clicks\"\n";
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn state(line: &Line, run: &str) -> String {
     let select = sqlx::query_scalar("SELECT state FROM etl.runs WHERE run_id = $1");
@@ -95,7 +92,7 @@ async fn half_loaded(line: &mut Line, job: &str) -> i64 {
     let mut brief = brief.env("ETL_FAILPOINT", "transform@12=exit").spawn();
     assert_eq!(brief.wait(PATIENCE).await.code(), Some(99));
     wait_until("some batches to be loaded", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.batches").await > 1
+        line.number("SELECT count(*) FROM etl.batches").await > 2
     })
     .await;
     line.number("SELECT run_no FROM etl.runs").await

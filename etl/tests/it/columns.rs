@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use common::message::{Message as _, ValidBatch};
+use testkit::PATIENCE;
 use testkit::cloud::{Answer, ResultSet};
 use testkit::line::Line;
 
@@ -118,7 +119,7 @@ async fn masked_values_are_nowhere_in_clear_after_the_transformer() {
         loader.kill9().await;
         let asked = line.etl(&["run", "cards", "--run-id", "cards"]).await;
         assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-        let patience = std::time::Duration::from_mins(1);
+        let patience = PATIENCE;
         testkit::wait_until("the batch to wait for a loader", patience, async || {
             line.vhost.ready("etl.valid").await == 1
         })

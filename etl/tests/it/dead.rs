@@ -3,8 +3,7 @@
 mod dropped;
 mod reread;
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::wait_until;
@@ -29,6 +28,13 @@ async fn a_run_that_was_stuck_completes_once_its_dead_letters_are_replayed() {
     let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
     made.execute(&line.database.pool).await.unwrap();
     line.services[0] = line.service("loader").start().await;
+    // Before it is noted that the run has begun it would be sent once more, by whoever asks again.
+    wait_until("the run to begin", PATIENCE, async || {
+        line.number("SELECT count(*) FROM etl.runs WHERE state = 'running'")
+            .await
+            == 1
+    })
+    .await;
 
     let stuck = line
         .etl(&["run", "clicks", "--run-id", "daily", "--follow"])
@@ -58,7 +64,7 @@ async fn a_run_that_was_stuck_completes_once_its_dead_letters_are_replayed() {
     dropped.unwrap();
     let replayed = line.etl(&["dead", "replay", "--all"]).await;
     assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
-    wait_until("the run to complete", Duration::from_mins(1), async || {
+    wait_until("the run to complete", PATIENCE, async || {
         line.etl(&["reconcile", "daily"]).await.code == Some(0)
     })
     .await;
@@ -67,15 +73,11 @@ async fn a_run_that_was_stuck_completes_once_its_dead_letters_are_replayed() {
     // Sent once more, they change nothing.
     let books = line.books().await;
     assert_eq!(line.etl(&["dead", "replay", &id]).await.code, Some(0));
-    wait_until(
-        "the duplicate to be refused",
-        Duration::from_secs(30),
-        async || {
-            line.counted(&line.services[0], "result=\"duplicate\"")
-                .await
-                >= 1.0
-        },
-    )
+    wait_until("the duplicate to be refused", PATIENCE, async || {
+        line.counted(&line.services[0], "result=\"duplicate\"")
+            .await
+            >= 1.0
+    })
     .await;
     assert_eq!(line.books().await, books);
     assert_eq!(line.number("SELECT count(*) FROM clicks").await, 1_000);

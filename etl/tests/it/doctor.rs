@@ -2,6 +2,7 @@
 
 use testkit::cloud::sample;
 use testkit::line::Line;
+use testkit::{PATIENCE, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_is_well_is_found_well() {
@@ -11,6 +12,12 @@ async fn a_line_that_is_well_is_found_well() {
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(1),
     );
+    for queue in ["etl.extract", "etl.raw", "etl.valid"] {
+        wait_until(&format!("a consumer of {queue}"), PATIENCE, async || {
+            line.vhost.consumers(queue).await > 0
+        })
+        .await;
+    }
     let done = line.etl(&["doctor"]).await;
     assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
     for said in [
@@ -89,7 +96,7 @@ async fn what_is_wrong_is_named_with_the_remedy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_broker_and_database_it_says_so_and_goes_on() {
     let line = Line::without_services().await;
-    let closed = testkit::process::free_port();
+    let closed = testkit::process::CLOSED_PORT;
     let done = line
         .service("etl")
         .arg("doctor")

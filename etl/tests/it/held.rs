@@ -1,7 +1,6 @@
 //! A run with too many rejected rows is held: nothing of it is in the target until a person decides, one way or the other.
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::wait_until;
@@ -108,11 +107,9 @@ async fn a_held_run_is_approved_and_another_discarded() {
         line.etl(&["discard", "second", "--why", "no"]).await.code,
         Some(1)
     );
-    wait_until(
-        "the staging tables to be dropped",
-        Duration::from_mins(1),
-        async || line.number(STAGING).await == 0,
-    )
+    wait_until("the staging tables to be dropped", PATIENCE, async || {
+        line.number(STAGING).await == 0
+    })
     .await;
 }
 

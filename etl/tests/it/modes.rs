@@ -1,7 +1,6 @@
 //! How a job's rows reach its table, along the whole line.
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::cloud::ResultSet;
 use testkit::line::Line;
 use testkit::wait_until;
@@ -74,11 +73,9 @@ async fn a_window_is_replaced_by_each_run_and_the_rest_is_left_alone() {
     let state = async |wanted: &str| {
         let sql =
             format!("SELECT count(*) FROM etl.runs WHERE run_id = 'empty' AND state = '{wanted}'");
-        wait_until(
-            &format!("the run to be {wanted}"),
-            Duration::from_mins(1),
-            async || line.number(&sql).await == 1,
-        )
+        wait_until(&format!("the run to be {wanted}"), PATIENCE, async || {
+            line.number(&sql).await == 1
+        })
         .await;
     };
     state("held").await;

@@ -1,9 +1,8 @@
 //! What a person reads and what a script gets, as transcripts of one line at work: every command that has something to say
 //! about a run, in both forms. What depends on the time of day is replaced.
 
-use std::time::Duration;
-
 use regex::Regex;
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::wait_until;
@@ -178,21 +177,17 @@ async fn dead_letters_and_decisions() {
     made.execute(&line.database.pool).await.unwrap();
     line.services[0] = line.service("loader").start().await;
     let letters = async |line: &Line, wanted: i64| {
-        wait_until("dead letters", Duration::from_mins(2), async || {
+        wait_until("dead letters", PATIENCE, async || {
             line.number("SELECT count(*) FROM etl.dead_letters").await == wanted
         })
         .await;
     };
     letters(&line, 1).await;
-    wait_until(
-        "the end of the result to be known",
-        Duration::from_mins(1),
-        async || {
-            line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
-                .await
-                == 1
-        },
-    )
+    wait_until("the end of the result to be known", PATIENCE, async || {
+        line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
+            .await
+            == 1
+    })
     .await;
     for (count, junk) in [(2, &b"\xff\x00 not a message"[..]), (3, b"nor is this")] {
         line.vhost.publish("etl.raw", junk).await;
@@ -227,7 +222,7 @@ async fn dead_letters_and_decisions() {
             &["dead", "replay", "4711"],
         ]
     );
-    wait_until("the run to complete", Duration::from_mins(1), async || {
+    wait_until("the run to complete", PATIENCE, async || {
         line.etl(&["reconcile", "daily"]).await.code == Some(0)
     })
     .await;

@@ -20,7 +20,7 @@ async fn everything_is_said_and_nothing_is_done() {
     .unwrap();
     // There is no broker in its world.
     let plan = async |more: &[&str]| {
-        let closed = testkit::process::free_port();
+        let closed = testkit::process::CLOSED_PORT;
         let command = line.service("etl").env(
             "ETL_AMQP_URL",
             &format!("amqp://guest:guest@127.0.0.1:{closed}/%2f"),

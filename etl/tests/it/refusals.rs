@@ -1,5 +1,6 @@
 //! What cannot work is refused with a sentence that says what to do, an exit code, and nothing half-done.
 
+use testkit::PATIENCE;
 use testkit::cloud::{Answer, sample};
 
 use testkit::line::Line;
@@ -62,7 +63,7 @@ async fn what_the_command_gets_wrong_is_misuse_and_leaves_no_trace() {
 async fn no_broker_and_no_database_are_said_in_a_sentence() {
     let line = Line::start().await;
     line.job("clicks", JOB, sample::clicks(1));
-    let closed = testkit::process::free_port();
+    let closed = testkit::process::CLOSED_PORT;
     let ask = || line.service("etl").arg("run").arg("clicks");
     let done = ask()
         .env(
@@ -133,11 +134,9 @@ async fn a_message_that_cannot_be_decoded_is_kept_with_the_reason() {
     for queue in ["etl.extract", "etl.raw", "etl.valid", "etl.events"] {
         line.vhost.publish(queue, b"\xff\x00 not a message").await;
     }
-    testkit::wait_until(
-        "four dead letters",
-        std::time::Duration::from_secs(30),
-        async || line.number("SELECT count(*) FROM etl.dead_letters").await == 4,
-    )
+    testkit::wait_until("four dead letters", PATIENCE, async || {
+        line.number("SELECT count(*) FROM etl.dead_letters").await == 4
+    })
     .await;
     let kept = line.number("SELECT count(*) FROM etl.dead_letters WHERE body = '\\xff00206e6f742061206d657373616765' AND reason <> ''").await;
     assert_eq!(kept, 4);

@@ -7,8 +7,7 @@ mod lost;
 mod several;
 mod unfinished;
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::line::Line;
 use testkit::process::Finished;
 use testkit::wait_until;
@@ -54,7 +53,7 @@ async fn replays(line: &Line) -> Vec<String> {
 
 /// Waits until the run is complete and proven.
 async fn completes(line: &Line, run: &str) {
-    wait_until("the run to complete", Duration::from_mins(1), async || {
+    wait_until("the run to complete", PATIENCE, async || {
         line.etl(&["reconcile", run]).await.code == Some(0)
     })
     .await;

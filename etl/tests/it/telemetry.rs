@@ -3,17 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use common::telemetry::{Kind, METRICS};
 use serde_json::Value;
+use testkit::PATIENCE;
 use testkit::cloud::{Column, ResultSet, sample};
 use testkit::line::Line;
 use testkit::wait_until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-const SOON: Duration = Duration::from_mins(1);
 
 /// The services in the order in which a line starts them.
 const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
@@ -59,7 +57,6 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
                 (metric.name.to_owned(), kind.to_owned())
             })
             .collect();
-        let url = format!("{}/metrics", service.http_url());
         let mut page = String::new();
         // Except the loader's confirms: it publishes only what it gives up.
         let lacks = |page: &str| -> Vec<String> {
@@ -69,10 +66,14 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
                 .cloned()
                 .collect()
         };
-        wait_until(&format!("all metrics of the {name}"), SOON, async || {
-            (_, page) = testkit::http::get(&url).await.unwrap();
-            lacks(&page).is_empty()
-        })
+        wait_until(
+            &format!("all metrics of the {name}"),
+            PATIENCE,
+            async || {
+                (_, page) = service.get("/metrics").await.unwrap();
+                lacks(&page).is_empty()
+            },
+        )
         .await;
         for (metric, kind) in exported(&page) {
             assert_eq!(
@@ -199,7 +200,7 @@ async fn one_trace_leads_from_the_request_to_each_commit() {
         let spans = collector.spans().into_iter();
         spans.filter(|(_, span)| span["name"] == name).collect()
     };
-    wait_until("the spans of every stage", SOON, async || {
+    wait_until("the spans of every stage", PATIENCE, async || {
         of("run").len() == 1
             && of("query").len() == 1
             && ["publish", "transform", "load"]
@@ -250,7 +251,7 @@ async fn a_collector_that_is_away_costs_nothing_but_spans_and_a_wrong_one_is_ref
     line.job("numbers", "[target]\ntable = \"numbers\"\n", result);
     line.run("numbers", "r").await;
     line.assert_reconciled("r").await;
-    wait_until("the loss to be told once", SOON, async || {
+    wait_until("the loss to be told once", PATIENCE, async || {
         services[0].log().matches("traces are not exported").count() == 1
     })
     .await;

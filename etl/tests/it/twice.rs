@@ -1,8 +1,7 @@
 //! Asked twice, delivered twice: nothing changes.
 
-use std::time::Duration;
-
 use lapin::BasicProperties;
+use testkit::PATIENCE;
 use testkit::cloud::{Op, sample};
 use testkit::wait_until;
 
@@ -50,17 +49,13 @@ async fn every_message_delivered_twice_changes_no_row_and_not_the_books() {
             .publish_with("etl.raw", &message.body, properties)
             .await;
     }
-    wait_until(
-        "all duplicates to be refused",
-        Duration::from_secs(30),
-        async || {
-            let mut duplicates = 0.0;
-            for service in &line.services {
-                duplicates += line.counted(service, "result=\"duplicate\"").await;
-            }
-            duplicates >= f64::from(u32::try_from(batches).unwrap())
-        },
-    )
+    wait_until("all duplicates to be refused", PATIENCE, async || {
+        let mut duplicates = 0.0;
+        for service in &line.services {
+            duplicates += line.counted(service, "result=\"duplicate\"").await;
+        }
+        duplicates >= f64::from(u32::try_from(batches).unwrap())
+    })
     .await;
     assert_eq!(line.table(ROWS, "clicks").await, rows);
     assert_eq!(line.books().await, books);

@@ -1,15 +1,13 @@
 //! A run is watched until it is over, and looked at when the broker cannot be.
 
 use std::net::TcpListener;
-use std::time::Duration;
 
 use serde_json::Value;
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::process::{Service, Signal};
 use testkit::wait_until;
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The run `daily`, read to its end, whose batches wait for the transformer.
 async fn waiting() -> Line {
@@ -75,7 +73,7 @@ async fn the_books_are_shown_when_the_broker_is_away_or_silent() {
     let line = waiting().await;
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("amqp://{}", silent.local_addr().unwrap());
-    let nobody = format!("amqp://127.0.0.1:{}", testkit::process::free_port());
+    let nobody = format!("amqp://127.0.0.1:{}", testkit::process::CLOSED_PORT);
     let status = |broker: &str| -> Service {
         let service = line.service("etl").env("ETL_AMQP_URL", broker);
         service.arg("status").arg("daily")

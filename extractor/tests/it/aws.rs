@@ -2,10 +2,11 @@
 
 use common::job::Results;
 use common::message::EventKind;
+use testkit::PATIENCE;
 use testkit::cloud::{Answer, Fault, Op, sample};
 use testkit::wait_until;
 
-use crate::line::{Line, SOON, rows_of, task};
+use crate::line::{Line, rows_of, task};
 
 #[tokio::test]
 async fn a_body_that_breaks_off_is_read_on_at_the_byte() {
@@ -80,7 +81,7 @@ async fn expired_credentials_keep_the_task_and_make_the_service_not_ready() {
     line.cloud
         .always(Op::StartQueryExecution, Fault::ExpiredToken);
     line.ask(&task("expired", "SELECT 1")).await;
-    wait_until("the extractor to say why it cannot work", SOON, async || {
+    wait_until("the extractor to say why it cannot work", PATIENCE, async || {
         matches!(extractor.readiness().await, Some((false, why)) if why.contains("ExpiredToken"))
     })
     .await;
@@ -108,7 +109,7 @@ async fn a_wrong_clock_is_waited_for_and_fails_no_run() {
         (Op::StartQueryExecution, "starting the query"),
         (Op::GetObject, "opening s3://"),
     ] {
-        wait_until("the extractor to say why it cannot work", SOON, async || {
+        wait_until("the extractor to say why it cannot work", PATIENCE, async || {
             matches!(extractor.readiness().await, Some((false, why)) if why.contains(doing))
         })
         .await;
@@ -191,7 +192,7 @@ async fn a_roles_endpoint_that_is_away_is_waited_for_and_said_in_a_sentence() {
     line.ask(&task("roleless", "SELECT 1")).await;
     wait_until(
         "the extractor to say why it cannot work",
-        SOON,
+        PATIENCE,
         async || {
             let Some((false, why)) = extractor.readiness().await else {
                 return false;
@@ -214,7 +215,7 @@ async fn without_credentials_it_ends_with_a_sentence() {
         .env("AWS_SECRET_ACCESS_KEY", "")
         .env("HOME", "/nonexistent");
     let mut process = extractor.spawn();
-    assert_eq!(process.wait(SOON).await.code(), Some(1));
+    assert_eq!(process.wait(PATIENCE).await.code(), Some(1));
     assert!(
         process.log().contains("no AWS credentials were found"),
         "{}",
@@ -225,7 +226,7 @@ async fn without_credentials_it_ends_with_a_sentence() {
         .env("AWS_REGION", "")
         .env("HOME", "/nonexistent")
         .spawn();
-    assert_eq!(process.wait(SOON).await.code(), Some(1));
+    assert_eq!(process.wait(PATIENCE).await.code(), Some(1));
     assert!(
         process.log().contains("set AWS_REGION"),
         "{}",

@@ -8,10 +8,11 @@ use common::message::{
     Cursor, EventKind, ExtractTask, Message as _, RawBatch, ResultLocation, TaskState,
 };
 use common::schema::ResultColumn;
+use testkit::PATIENCE;
 use testkit::cloud::{Answer, Fault, Op, ResultSet, sample};
 use testkit::wait_until;
 
-use crate::line::{Line, SOON, rows_of, task};
+use crate::line::{Line, rows_of, task};
 
 /// The task as it would be handed on with `cursor`.
 fn handed_on(
@@ -170,18 +171,18 @@ async fn killed_and_stopped_extractors_lose_nothing() {
     line.cloud.always(Op::GetQueryResults, slow);
     line.ask(&task).await;
     let mut first = line.extractor().start().await;
-    wait_until("some batches", SOON, async || {
+    wait_until("some batches", PATIENCE, async || {
         line.vhost.ready("etl.raw").await > 10
     })
     .await;
     first.kill9().await;
     let after_first = line.vhost.ready("etl.raw").await;
     let mut second = line.extractor().start().await;
-    wait_until("some more batches", SOON, async || {
+    wait_until("some more batches", PATIENCE, async || {
         line.vhost.ready("etl.raw").await > after_first + 10
     })
     .await;
-    assert_eq!(second.terminate(Duration::from_secs(5)).await, Some(0));
+    assert_eq!(second.terminate(PATIENCE).await, Some(0));
     let _third = line.extractor().start().await;
     let EventKind::Extracted {
         rows: 300_000,
@@ -224,7 +225,7 @@ async fn a_crash_between_hand_off_and_ack_forks_the_run_and_changes_nothing() {
     // One consumer: another would go on with what this one has just handed off, until it is killed.
     let first = line.extractor().env("ETL_TASKS", "1");
     let mut first = first.env("ETL_FAILPOINT", "before_ack").start().await;
-    wait_until("the hand-off", SOON, async || {
+    wait_until("the hand-off", PATIENCE, async || {
         first.log().contains("failpoint reached")
     })
     .await;
@@ -255,15 +256,17 @@ async fn a_crash_between_hand_off_and_ack_forks_the_run_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_task_that_comes_forward_is_never_given_up_however_often_it_comes_back() {
+    // More windows than all of those who die can publish.
+    const ROWS: u64 = 300_000;
     let line = Line::new().await;
     line.cloud
-        .otherwise(Answer::rows(sample::clicks(100_000)).at_once());
+        .otherwise(Answer::rows(sample::clicks(ROWS)).at_once());
     line.ask(&task("interrupted", "SELECT 1")).await;
     for _ in 0..10 {
         // Each publishes a window, of a result of several, and dies at the next.
         let victim = line.extractor().env("ETL_TASKS", "1");
         let mut victim = victim.env("ETL_FAILPOINT", "after_window@2").start().await;
-        wait_until("the second window", SOON, async || {
+        wait_until("the second window", PATIENCE, async || {
             victim.log().contains("failpoint reached") || line.vhost.ready("etl.dead").await > 0
         })
         .await;
@@ -273,7 +276,7 @@ async fn a_task_that_comes_forward_is_never_given_up_however_often_it_comes_back
     let _extractor = line.extractor().start().await;
     assert!(matches!(
         line.end_of("interrupted").await,
-        EventKind::Extracted { rows: 100_000, .. }
+        EventKind::Extracted { rows: ROWS, .. }
     ));
     assert_eq!(line.vhost.ready("etl.dead").await, 0);
     assert_eq!(line.cloud.started().len(), 1);
@@ -287,11 +290,11 @@ async fn a_task_that_takes_its_extractors_down_is_dead_lettered() {
         // One consumer: while a process goes down the broker may give the task to another of its.
         let victim = line.extractor().env("ETL_TASKS", "1");
         let mut victim = victim.env("ETL_FAILPOINT", "extract=panic").spawn();
-        let status = victim.wait(SOON).await;
+        let status = victim.wait(PATIENCE).await;
         assert!(!status.success(), "a crash has to show: {status}");
     }
     let _extractor = line.extractor().start().await;
-    wait_until("the dead letter", SOON, async || {
+    wait_until("the dead letter", PATIENCE, async || {
         line.vhost.ready("etl.dead").await == 1
     })
     .await;

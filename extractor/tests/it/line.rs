@@ -8,13 +8,11 @@ use common::job::{JobSpec, Mode, Results, Source, Target};
 use common::message::{EventKind, ExtractTask, Limits, Message, RawBatch, RunEvent, TaskState};
 use common::queue::{self, Connection, Outgoing, Publisher};
 use common::settings::SecretUrl;
+use testkit::PATIENCE;
 use testkit::cloud::Cloud;
 use testkit::process::{Process, Service};
 use testkit::servers::{Depth, Vhost, vhost};
 use testkit::wait_until;
-
-/// Generous: the machine may be busy compiling.
-pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 pub(crate) struct Line {
     pub(crate) cloud: Cloud,
@@ -79,14 +77,18 @@ impl Line {
     /// Waits until a run has ended so many times.
     pub(crate) async fn ends_of(&self, run: &str, count: usize) -> Vec<EventKind> {
         let mut ends = Vec::new();
-        wait_until(&format!("{count} ends of run {run}"), SOON, async || {
-            let events: Vec<RunEvent> = self.take("etl.events").await;
-            let of_run = events.into_iter().filter(|event| event.run.as_str() == run);
-            ends.extend(of_run.map(|event| event.kind).filter(|kind| {
-                matches!(kind, EventKind::Extracted { .. } | EventKind::Failed { .. })
-            }));
-            ends.len() >= count
-        })
+        wait_until(
+            &format!("{count} ends of run {run}"),
+            PATIENCE,
+            async || {
+                let events: Vec<RunEvent> = self.take("etl.events").await;
+                let of_run = events.into_iter().filter(|event| event.run.as_str() == run);
+                ends.extend(of_run.map(|event| event.kind).filter(|kind| {
+                    matches!(kind, EventKind::Extracted { .. } | EventKind::Failed { .. })
+                }));
+                ends.len() >= count
+            },
+        )
         .await;
         ends
     }
@@ -112,7 +114,7 @@ impl Line {
             ready: 0,
             unacked: 0,
         };
-        wait_until("etl.extract to be empty", SOON, async || {
+        wait_until("etl.extract to be empty", PATIENCE, async || {
             self.vhost.depth("etl.extract").await == nothing
         })
         .await;

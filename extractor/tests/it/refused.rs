@@ -2,10 +2,11 @@
 
 use common::job::Results;
 use common::message::{EventKind, Limits};
+use testkit::PATIENCE;
 use testkit::cloud::{Answer, Column, ResultSet, Workgroup, sample};
 use testkit::wait_until;
 
-use crate::line::{Line, SOON, rows_of, task};
+use crate::line::{Line, rows_of, task};
 
 #[tokio::test]
 async fn a_result_that_cannot_be_loaded_fails_before_the_first_batch() {
@@ -87,7 +88,7 @@ async fn managed_results_are_read_as_pages() {
 async fn a_message_that_is_no_task_goes_to_the_dead_letters() {
     let (line, _extractor) = Line::started().await;
     line.vhost.publish("etl.extract", b"{\"half\":").await;
-    wait_until("the dead letter", SOON, async || {
+    wait_until("the dead letter", PATIENCE, async || {
         line.vhost.ready("etl.dead").await == 1
     })
     .await;

@@ -2,10 +2,11 @@
 
 use common::job::Results;
 use common::message::{EventKind, ExtractTask, TaskState};
+use testkit::PATIENCE;
 use testkit::cloud::{Answer, Op, sample};
 use testkit::wait_until;
 
-use crate::line::{Line, SOON, task};
+use crate::line::{Line, task};
 
 /// The task that `etl replay --from-athena` sends.
 fn again(task: &ExtractTask, result_id: &str) -> ExtractTask {
@@ -72,7 +73,7 @@ async fn another_result_is_refused_to_the_dead_letters_and_fails_no_run() {
     let nobody = "11111111-0000-4000-8000-000000000000:pages".to_owned();
     for (result_id, why) in [(result_id.clone(), "and was"), (nobody, "not found")] {
         line.ask(&again(&task, &result_id)).await;
-        wait_until("the dead letter", SOON, async || {
+        wait_until("the dead letter", PATIENCE, async || {
             line.vhost.ready("etl.dead").await == 1
         })
         .await;

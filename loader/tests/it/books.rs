@@ -159,6 +159,41 @@ async fn events_in_any_order_and_twice_say_the_same() {
 }
 
 #[tokio::test]
+async fn the_first_event_of_a_run_may_come_last() {
+    let database = books().await;
+    let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
+    request(&database.pool, "r").await;
+    loader
+        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .await
+        .unwrap();
+    events::handle(&loader.pool, &extracted("r", 1, 1))
+        .await
+        .unwrap();
+    for (query, noted) in [
+        ("query", Noted::Noted),
+        ("query", Noted::Noted),
+        ("another", Noted::Late),
+    ] {
+        let query_execution_id = query.into();
+        let started = event("r", EventKind::Started { query_execution_id });
+        assert_eq!(
+            events::handle(&loader.pool, &started).await.unwrap(),
+            noted,
+            "{query}"
+        );
+    }
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT concat_ws(' ', state, query_execution_id, late_messages) FROM etl.runs"
+        )
+        .await,
+        "completed query 1"
+    );
+}
+
+#[tokio::test]
 async fn the_first_terminal_state_stays() {
     let database = books().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));

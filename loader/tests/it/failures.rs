@@ -6,6 +6,7 @@ use loader::errors::Verdict;
 use loader::events::{self, Noted};
 use loader::ledger::{self, Lock};
 use loader::load::{Loader, Outcome};
+use testkit::PATIENCE;
 use testkit::relay::Relay;
 use testkit::wait_until;
 
@@ -111,7 +112,7 @@ async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
     let batch = t.batch("r", 1, 1, &[vec![Some("2")]]);
     wait_until(
         "the loader to find the server read-only",
-        Duration::from_secs(10),
+        PATIENCE,
         async || {
             let error = loader.handle(&batch).await.unwrap_err();
             assert_eq!(error.verdict(), Verdict::Pause, "{error:?}");
@@ -119,9 +120,16 @@ async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
         },
     )
     .await;
-    execute(&database.pool, &format!("SET default_transaction_read_only = off; ALTER DATABASE {} RESET default_transaction_read_only", database.name)).await;
+    execute(
+        &database.pool,
+        &format!(
+            "BEGIN READ WRITE; ALTER DATABASE {} RESET default_transaction_read_only; COMMIT",
+            database.name
+        ),
+    )
+    .await;
     execute(&database.pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'etl loader' AND datname = current_database()").await;
-    wait_until("the loader to go on", Duration::from_secs(10), async || {
+    wait_until("the loader to go on", PATIENCE, async || {
         loader.handle(&batch).await.is_ok()
     })
     .await;

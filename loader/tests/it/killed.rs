@@ -1,18 +1,15 @@
 //! Loaders that die at the worst moments, one after the other, over runs of every mode at once: the
 //! next one makes of it what one that lives would have made.
 
-use std::time::Duration;
-
 use common::message::Message;
 use common::queue::{Connection, Outgoing, Publisher, declare};
+use testkit::PATIENCE;
 use testkit::process::Service;
 use testkit::servers::{Database, Vhost, vhost};
 use testkit::wait_until;
 
 use crate::modes::ways;
 use crate::support::{books, extracted, text, url};
-
-const PATIENCE: Duration = Duration::from_mins(2);
 
 fn sent(message: &impl Message) -> Outgoing {
     Outgoing::of(message).unwrap()
@@ -99,11 +96,9 @@ async fn an_approved_run_is_published_within_seconds() {
     })
     .await;
     crate::support::approved(&database.pool, &run).await;
-    wait_until(
-        "the run to be published",
-        Duration::from_secs(20),
-        async || text(&database.pool, state).await == "completed",
-    )
+    wait_until("the run to be published", PATIENCE, async || {
+        text(&database.pool, state).await == "completed"
+    })
     .await;
     way.assert_right(&database.pool, "held").await;
 }

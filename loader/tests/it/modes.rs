@@ -466,7 +466,7 @@ async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
         let table = format!("{}_polled", way.name);
         let before = text(pool, &content(&table)).await;
         let watch = async {
-            let mut seen = Vec::new();
+            let mut seen = vec![before.clone()];
             loop {
                 let now = text(pool, &content(&table)).await;
                 if seen.last() != Some(&now) {

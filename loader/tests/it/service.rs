@@ -1,9 +1,8 @@
 //! The service as a process, with a broker: what it consumes, acks, dead-letters and survives.
 
-use std::time::Duration;
-
 use common::message::{Message, RunEvent, ValidBatch};
 use common::queue::{Connection, Outgoing, Publisher, declare};
+use testkit::PATIENCE;
 use testkit::process::{Process, Service};
 use testkit::relay::Relay;
 use testkit::servers::{Database, Vhost, database, private_postgres, vhost};
@@ -12,8 +11,6 @@ use testkit::wait_until;
 use crate::support::{
     Shape, books, books_of, event, execute, extracted, request, shape, text, url,
 };
-
-const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A loader process with a database and a virtual host around it.
 struct World {
@@ -131,10 +128,7 @@ async fn batches_and_events_come_in_and_the_run_completes() {
         world.loader.metric("etl_rows_loaded_total").await,
         Some(30.0)
     );
-    assert_eq!(
-        world.loader.terminate(Duration::from_secs(10)).await,
-        Some(0)
-    );
+    assert_eq!(world.loader.terminate(PATIENCE).await, Some(0));
 }
 
 #[tokio::test]
@@ -320,23 +314,27 @@ async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
     }
     request(&database.pool, "r").await;
     let relay = Relay::to_url(&database.url).await;
-    // The first transaction is the question whether Postgres answers.
-    relay.lose_reply(b"BEGIN\0");
+    // Whether Postgres answers is asked in a transaction.
+    relay.lose_every_reply(b"BEGIN\0");
     let through_relay = relay.url_for(&database.url);
-    let _loader = service(
+    let loader = service(
         &database,
         &vhost,
         &[("ETL_DATABASE_URL", through_relay.as_str())],
     )
-    .start()
+    .spawn();
+    wait_until("the loader to wait", PATIENCE, async || {
+        let readiness = loader.readiness().await;
+        readiness.is_some_and(|(_, why)| why.contains("batches"))
+    })
     .await;
+    relay.lose_none();
     wait_until("the batch", PATIENCE, async || {
         let count =
             "SELECT (SELECT count(*) FROM etl.batches) + (SELECT count(*) FROM etl.dead_letters)";
         text(&database.pool, count).await == "1"
     })
     .await;
-    assert!(relay.has_lost_reply());
     assert_eq!(
         text(&database.pool, "SELECT count(*) FROM etl.dead_letters").await,
         "0"
@@ -401,9 +399,11 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
     let world = World::with(postgres.database().await, &[]).await;
     request(&world.database.pool, "r").await;
     world.publish(&[sent(&batch(0))]).await;
-    world
-        .until("the first batch", "SELECT count(*) FROM etl.batches", "1")
-        .await;
+    // Counted after the last look into the books: only the ack is left.
+    wait_until("the first batch", PATIENCE, async || {
+        world.loader.metric("etl_batches_total").await == Some(1.0)
+    })
+    .await;
     postgres.kill9().await;
     let mut messages: Vec<_> = (1..12).map(|seq| sent(&batch(seq))).collect();
     messages.push(sent(&extracted("r", 12, 12)));
@@ -492,7 +492,7 @@ async fn wrong_settings_end_it_with_a_sentence() {
     let mut loader = service(&database, &vhost, &[("ETL_MIGRATE", "false")])
         .start()
         .await;
-    assert_eq!(loader.terminate(Duration::from_secs(10)).await, Some(0));
+    assert_eq!(loader.terminate(PATIENCE).await, Some(0));
 }
 
 /// The events of a run that nobody asked for are of no use; that of one that failed is.

@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::wait_until;
+use crate::{PATIENCE, wait_until};
 
 /// A server that lives in a folder, under one of the scripts.
 #[derive(Debug)]
@@ -116,12 +115,7 @@ impl Instance {
         let pid = self.pid();
         kill_process(pid, Signal::KILL)
             .unwrap_or_else(|e| panic!("cannot kill {} {pid:?}: {e}", self.script));
-        wait_until(
-            "a killed server to be gone",
-            Duration::from_secs(20),
-            async || !runs(pid),
-        )
-        .await;
+        wait_until("a killed server to be gone", PATIENCE, async || !runs(pid)).await;
     }
 }
 

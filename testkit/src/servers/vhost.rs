@@ -1,6 +1,6 @@
 //! A virtual host of the test broker, with the few things that a test does to queues by hand.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use hyper::Method;
@@ -15,6 +15,7 @@ use tokio::sync::Mutex;
 
 use super::block_on_elsewhere;
 use super::broker::{Broker, call};
+use crate::{PATIENCE, wait_until};
 
 /// How full a queue is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,10 +133,15 @@ impl Vhost {
 
     /// Messages that wait to be delivered, exact at the moment of the call. Panics when there is no such queue.
     pub async fn ready(&self, queue: &str) -> u64 {
-        let found = self.declare_passively(queue).await;
-        found
-            .unwrap_or_else(|e| panic!("queue {queue} of {}: {e}", self.name))
-            .into()
+        loop {
+            let asked = Instant::now();
+            let found = self.declare_passively(queue).await;
+            let ready = found.unwrap_or_else(|e| panic!("queue {queue} of {}: {e}", self.name));
+            // The broker gives a busy queue 250 ms to tell, and says 0 where that was not enough.
+            if ready > 0 || asked.elapsed() < Duration::from_millis(200) {
+                return ready.into();
+            }
+        }
     }
 
     /// Makes a durable quorum queue without further arguments.
@@ -227,12 +233,16 @@ impl Vhost {
         while let Some(got) = get(&channel, queue, false).await {
             seen.push(got);
         }
-        // Closing the channel gives them all back.
+        // Closing the channel gives them all back, a moment after that was confirmed.
         channel.close(200, "done".into()).await.ok();
+        wait_until("what was read to be back", PATIENCE, async || {
+            self.ready(queue).await >= seen.len() as u64
+        })
+        .await;
         seen
     }
 
-    /// The first `count` messages of a stream, from its beginning. Panics when they do not come within ten seconds.
+    /// The first `count` messages of a stream, from its beginning. Panics when they do not come.
     pub async fn read_stream(&self, stream: &str, count: usize) -> Vec<Message> {
         let channel = self.channel().await;
         channel
@@ -255,7 +265,7 @@ impl Vhost {
         let mut consumer = consumer.unwrap_or_else(|e| panic!("reading stream {stream}: {e}"));
         let mut read = Vec::new();
         while read.len() < count {
-            let next = tokio::time::timeout(Duration::from_secs(10), consumer.next()).await;
+            let next = tokio::time::timeout(PATIENCE, consumer.next()).await;
             let Ok(Some(Ok(delivery))) = next else {
                 panic!("stream {stream} gave {} messages, not {count}", read.len());
             };

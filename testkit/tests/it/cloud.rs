@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::{Method, Response};
 use serde_json::{Value, json};
+use testkit::PATIENCE;
 use testkit::cloud::{
     Answer, AthenaError, Cloud, Column, Fault, Op, QueryState, ResultSet, Workgroup, sample,
 };
@@ -48,7 +49,7 @@ async fn polled(cloud: &Cloud, id: &str) -> Value {
 /// Starts a query and polls until it ended.
 async fn ended(cloud: &Cloud, sql: &str) -> Value {
     let id = started(cloud, sql).await;
-    testkit::wait_for("the query to end", Duration::from_mins(1), async || {
+    testkit::wait_for("the query to end", PATIENCE, async || {
         let execution = polled(cloud, &id).await;
         execution["Status"]["CompletionDateTime"]
             .is_number()

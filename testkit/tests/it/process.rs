@@ -1,32 +1,26 @@
 //! Child processes, tried with the test kit's own program.
 
-use std::time::Duration;
-
 use testkit::process::Service;
-use testkit::{http, wait_for};
+use testkit::{PATIENCE, http, wait_for};
 
 #[tokio::test]
 async fn a_process_runs_is_measured_and_ends() {
     let mut process = Service::new("cloud").arg("10").spawn();
-    let url = wait_for(
-        "the program to print its URL",
-        Duration::from_secs(20),
-        async || {
-            process
-                .log()
-                .lines()
-                .next()
-                .filter(|line| line.starts_with("http://"))
-                .map(str::to_owned)
-        },
-    )
+    let url = wait_for("the program to print its URL", PATIENCE, async || {
+        process
+            .log()
+            .lines()
+            .next()
+            .filter(|line| line.starts_with("http://"))
+            .map(str::to_owned)
+    })
     .await;
     assert_eq!(http::get(&format!("{url}/no/such")).await.unwrap().0, 404);
     assert!(process.vm_hwm() > 1_000);
     assert!(process.is_running());
     assert_eq!(process.readiness().await, None);
     assert_eq!(
-        process.terminate(Duration::from_secs(10)).await,
+        process.terminate(PATIENCE).await,
         None,
         "it does not handle SIGTERM"
     );

@@ -1,8 +1,7 @@
 //! Virtual hosts and databases on the shared servers.
 
-use std::time::Duration;
-
 use serde_json::Value;
+use testkit::PATIENCE;
 use testkit::http::{Method, StatusCode};
 use testkit::servers::{self, Depth};
 use testkit::wait_until;
@@ -17,17 +16,13 @@ async fn a_vhost_takes_and_gives_back_messages() {
     }
     assert_eq!(vhost.ready("q").await, 3);
     assert_eq!(vhost.peek_all("q").await.len(), 3);
-    wait_until(
-        "the statistics to show them",
-        Duration::from_secs(15),
-        async || {
-            vhost.depth("q").await
-                == Depth {
-                    ready: 3,
-                    unacked: 0,
-                }
-        },
-    )
+    wait_until("the statistics to show them", PATIENCE, async || {
+        vhost.depth("q").await
+            == Depth {
+                ready: 3,
+                unacked: 0,
+            }
+    })
     .await;
     let taken = vhost.take_all("q").await;
     let bodies: Vec<_> = taken
@@ -83,12 +78,11 @@ async fn a_private_broker_survives_a_kill_with_what_it_confirmed() {
     assert!(vhost.try_connect().await.is_err());
     broker.restart().await;
     wait_until(
-        "the queue to be back",
-        Duration::from_secs(20),
-        async || vhost.exists("q").await,
+        "the queue to be back, and led by somebody",
+        PATIENCE,
+        async || vhost.exists("q").await && vhost.ready("q").await == 1,
     )
     .await;
-    assert_eq!(vhost.ready("q").await, 1);
     assert_eq!(vhost.take_all("q").await[0].body, b"kept");
 }
 
@@ -108,16 +102,12 @@ async fn a_private_postgres_survives_a_kill_with_what_it_committed() {
             .is_err()
     );
     postgres.restart().await;
-    wait_until(
-        "the table to be back",
-        Duration::from_secs(20),
-        async || {
-            sqlx::query("SELECT n FROM t")
-                .execute(&database.pool)
-                .await
-                .is_ok()
-        },
-    )
+    wait_until("the table to be back", PATIENCE, async || {
+        sqlx::query("SELECT n FROM t")
+            .execute(&database.pool)
+            .await
+            .is_ok()
+    })
     .await;
 }
 
@@ -150,16 +140,12 @@ async fn unacked_messages_show_in_the_depth() {
         .unwrap();
     assert!(held.is_some());
     assert_eq!(vhost.ready("q").await, 0);
-    wait_until(
-        "the statistics to show it",
-        Duration::from_secs(15),
-        async || {
-            vhost.depth("q").await
-                == Depth {
-                    ready: 0,
-                    unacked: 1,
-                }
-        },
-    )
+    wait_until("the statistics to show it", PATIENCE, async || {
+        vhost.depth("q").await
+            == Depth {
+                ready: 0,
+                unacked: 1,
+            }
+    })
     .await;
 }

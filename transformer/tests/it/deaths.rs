@@ -1,8 +1,9 @@
 //! A transformer that dies, and a batch that makes it die.
 
 use common::queue::QueueName;
+use testkit::{PATIENCE, wait_until};
 
-use crate::line::{Line, PATIENCE, batch};
+use crate::line::{Line, batch};
 
 #[tokio::test]
 async fn a_death_between_confirm_and_ack_doubles_a_batch_and_loses_none() {
@@ -37,6 +38,10 @@ async fn a_batch_that_kills_transformers_is_given_up_and_takes_no_other_along() 
     line.publish(&batches).await;
     // The first batch of the queue, each time.
     for _ in 0..7 {
+        wait_until("all of them to be back", PATIENCE, async || {
+            line.vhost.ready(QueueName::Raw.name()).await == 5
+        })
+        .await;
         let mut doomed = line
             .transformer()
             .env("ETL_FAILPOINT", "transform=exit")

@@ -1,19 +1,16 @@
 //! A virtual host with a transformer's queues, batches to put in and what comes out.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use common::Rows;
 use common::job::{ColumnSpec, JobSpec, Mode, Rule, Target};
 use common::message::{BatchId, Message as _, RawBatch, ValidBatch};
 use common::queue::{self, Connection, Outgoing, Publisher, QueueName};
 use common::schema::ResultColumn;
+use testkit::PATIENCE;
 use testkit::process::{Process, Service};
 use testkit::servers::{Message, Vhost, vhost};
 use testkit::wait_until;
-
-/// How long anything here may take; the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) struct Line {
     pub(crate) vhost: Vhost,

@@ -5,7 +5,8 @@ use testkit::servers::private_broker;
 use testkit::wait_until;
 
 use super::{
-    MANY, PATIENCE, Run, SERVICES, await_all_ready, await_not_ready, bound, service, slowly,
+    MANY, PATIENCE, Run, SERVICES, await_all_ready, await_not_ready, await_not_ready_for_any,
+    bound, service, slowly,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,8 +47,9 @@ async fn an_alarm_stops_who_publishes_and_lets_the_loader_drain_the_queue() {
             })
             .await;
             broker.rabbitmqctl(&raise).await;
+            // Who has waited in vain for room in its queue publishes nothing meanwhile, and so hears of no alarm.
             for service in publishing {
-                await_not_ready(service, &why).await;
+                await_not_ready_for_any(service, &[&why, "full: "]).await;
             }
         })
         .await;

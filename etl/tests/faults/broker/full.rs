@@ -1,10 +1,11 @@
 //! Queues at their bound: every stage waits for the one behind it, with nothing in hand.
 
+use testkit::PATIENCE;
 use testkit::line::Line;
 use testkit::process::Process;
 use testkit::wait_until;
 
-use super::{MANY, PATIENCE, Run, await_all_ready, await_not_ready, bound};
+use super::{MANY, Run, await_all_ready, await_not_ready, bound};
 
 fn sessions(service: &Process) -> usize {
     service.log().matches("connected to the broker").count()

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use testkit::PATIENCE;
 use testkit::line::Line;
 use testkit::process::Process;
 use testkit::wait_until;
 
-use super::{MANY, PATIENCE, Run, SERVICES, await_not_ready, service};
+use super::{MANY, Run, SERVICES, await_not_ready, service};
 
 /// The deadline of a service that shall stop (20 s), and a little for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -36,16 +37,15 @@ async fn every_service_ends_when_told_to_and_another_replica_goes_on() {
     let mut line = Line::with_replicas(2).await;
     let run = Run::start(&line, "terminated", 2 * MANY);
     let mut services = std::mem::take(&mut line.services);
-    for (counter, deadline, batches) in [
-        // Hands its task back at once.
-        ("etl_rows_extracted_total", Duration::from_secs(5), 2),
-        ("etl_rows_transformed_total", DEADLINE, 10),
-        ("etl_rows_loaded_total", DEADLINE, 20),
+    for (counter, batches) in [
+        ("etl_rows_extracted_total", 2),
+        ("etl_rows_transformed_total", 10),
+        ("etl_rows_loaded_total", 20),
     ] {
         run.until_loaded(&line, batches).await;
         let mut service = busy(&mut services, counter).await;
         assert_eq!(
-            service.terminate(deadline).await,
+            service.terminate(DEADLINE).await,
             Some(0),
             "{}",
             service.log()

@@ -1,8 +1,7 @@
 //! Messages that no version of this project sent.
 
-use std::time::Duration;
-
 use lapin::BasicProperties;
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::wait_until;
@@ -18,7 +17,7 @@ const QUEUES: [(&str, &str); 4] = [
 
 async fn until_dead(line: &Line, letters: i64) {
     let what = format!("{letters} dead letters");
-    wait_until(&what, Duration::from_mins(1), async || {
+    wait_until(&what, PATIENCE, async || {
         line.number("SELECT count(*) FROM etl.dead_letters").await >= letters
     })
     .await;

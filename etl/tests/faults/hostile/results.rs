@@ -1,7 +1,6 @@
 //! Result files that are not what Athena promised.
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::cloud::{Fault, Op, QueryState, sample};
 use testkit::line::Line;
 use testkit::wait_until;
@@ -21,10 +20,7 @@ async fn failure_of(line: &Line, run: &str, change: impl FnOnce(Vec<u8>) -> Vec<
     let started = line.cloud.started().len();
     let (reason, ()) = tokio::join!(failure(line, run, run), async {
         let succeeded = || line.cloud.states().get(started) == Some(&QueryState::Succeeded);
-        wait_until("the query to succeed", Duration::from_mins(1), async || {
-            succeeded()
-        })
-        .await;
+        wait_until("the query to succeed", PATIENCE, async || succeeded()).await;
         let name = line.cloud.object_of(&line.cloud.started()[started]);
         line.cloud.put_object(&name, &object);
         line.cloud.always(Op::GetObject, Fault::Pass);
@@ -123,11 +119,9 @@ async fn an_object_of_another_size_than_was_promised_fails_the_run() {
             failure(&line, "grown", "grown").await
         },
         async {
-            wait_until(
-                "the object to be found",
-                Duration::from_mins(1),
-                async || line.cloud.count(Op::GetObject) > 1,
-            )
+            wait_until("the object to be found", PATIENCE, async || {
+                line.cloud.count(Op::GetObject) > 1
+            })
             .await;
             let name = line.cloud.object_of(&line.cloud.started()[0]);
             let mut csv = sample::clicks(ROWS).csv();

@@ -1,14 +1,13 @@
 //! What a person gives up is in the books with that person's name and reason, and the run completes without it.
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::wait_until;
 
 /// Waits until the run is complete and proven.
 async fn completes(line: &Line, run: &str) {
-    wait_until("the run to complete", Duration::from_mins(1), async || {
+    wait_until("the run to complete", PATIENCE, async || {
         line.etl(&["reconcile", run]).await.code == Some(0)
     })
     .await;
@@ -36,11 +35,9 @@ async fn before_a_table_that_does_not_fit() -> Line {
 async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
     let line = before_a_table_that_does_not_fit().await;
     let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
-    wait_until(
-        "all batches to be dead letters",
-        Duration::from_mins(2),
-        async || line.number(letters).await == 3,
-    )
+    wait_until("all batches to be dead letters", PATIENCE, async || {
+        line.number(letters).await == 3
+    })
     .await;
 
     for (filter, found) in [
@@ -133,15 +130,11 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
     // The letter comes once more: the ledger has its batch, and nothing changes.
     let books = line.books().await;
     assert_eq!(line.etl(&["dead", "replay", &id]).await.code, Some(0));
-    wait_until(
-        "the duplicate to be refused",
-        Duration::from_secs(30),
-        async || {
-            line.counted(&line.services[0], "result=\"duplicate\"")
-                .await
-                >= 1.0
-        },
-    )
+    wait_until("the duplicate to be refused", PATIENCE, async || {
+        line.counted(&line.services[0], "result=\"duplicate\"")
+            .await
+            >= 1.0
+    })
     .await;
     assert_eq!(line.books().await, books);
 }
@@ -153,7 +146,7 @@ async fn of_what_is_no_batch_only_the_letter_is_dealt_with() {
         .publish("etl.raw", b"\xff\x00 not a message")
         .await;
     let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
-    wait_until("a dead letter", Duration::from_secs(30), async || {
+    wait_until("a dead letter", PATIENCE, async || {
         line.number(letters).await == 1
     })
     .await;
@@ -184,11 +177,9 @@ async fn all_letters_of_a_run_are_given_up_at_once_and_one_that_cannot_be_keeps_
         .publish("etl.raw", b"\xff\x00 not a message")
         .await;
     let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
-    wait_until(
-        "all of it to be dead letters",
-        Duration::from_mins(2),
-        async || line.number(letters).await == 4,
-    )
+    wait_until("all of it to be dead letters", PATIENCE, async || {
+        line.number(letters).await == 4
+    })
     .await;
     // Its rows cannot be counted any more.
     let pruned =

@@ -1,13 +1,10 @@
 //! A result that was to be read again and is gone: the letter of its task is dropped, and the run is what it was before.
 
-use std::time::Duration;
-
 use serde_json::Value;
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::wait_until;
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Asks for the run's result once more, which is not there any more: the number of the dead letter.
 async fn reread_in_vain(line: &Line) -> String {

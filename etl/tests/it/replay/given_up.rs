@@ -1,16 +1,13 @@
 //! Replays one after the other that come to nothing, and one of which every batch is dropped: the run is what it was, and
 //! its rows are where they were.
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::wait_until;
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 const ROWS: &str = "dt, country, url, visits, seconds, seen_at, _batch";
-const PATIENCE: Duration = Duration::from_mins(1);
-
 /// A line with the completed run `daily`.
 async fn completed(job: &str, rows: u64) -> Line {
     let line = Line::start().await;

@@ -1,8 +1,7 @@
 //! What the books lack comes back in the same generation: lost with a queue, or with a database that was restored to an
 //! earlier time and has forgotten it.
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::wait_until;
@@ -21,17 +20,15 @@ async fn batches_that_an_operator_purged_are_sent_again_from_the_archive() {
     line.services[0].kill9().await;
     let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    wait_until(
-        "every batch to wait for a loader",
-        Duration::from_secs(30),
-        async || line.vhost.ready("etl.valid").await == batches,
-    )
+    wait_until("every batch to wait for a loader", PATIENCE, async || {
+        line.vhost.ready("etl.valid").await == batches
+    })
     .await;
     line.vhost.purge("etl.valid").await;
     line.services[0] = line.service("loader").start().await;
     wait_until(
         "the loader to know how many there are",
-        Duration::from_secs(30),
+        PATIENCE,
         async || {
             line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 9")
                 .await
@@ -45,7 +42,7 @@ async fn batches_that_an_operator_purged_are_sent_again_from_the_archive() {
     let replayed = line.etl(&["replay", "daily", "--missing"]).await;
     assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
     assert!(replayed.stdout.contains("9 batches"), "{}", replayed.stdout);
-    wait_until("the run to complete", Duration::from_secs(30), async || {
+    wait_until("the run to complete", PATIENCE, async || {
         line.etl(&["reconcile", "daily"]).await.code == Some(0)
     })
     .await;
@@ -147,13 +144,12 @@ async fn what_a_replay_lost_comes_back_with_the_replays_job() {
     line.job("clicks", strict, sample::clicks(20_000));
     line.run("clicks", "daily").await;
     line.write_job("clicks", "[target]\ntable = \"clicks\"\n");
-    line.services[0].kill9().await;
+    // In good order: what it has in hand of the run must not come back beside what the replay sends.
+    assert_eq!(line.services[0].terminate(PATIENCE).await, Some(0));
     succeeds(&line, &["replay", "daily"]).await;
-    wait_until(
-        "every batch to wait for a loader",
-        Duration::from_mins(1),
-        async || line.vhost.ready("etl.valid").await == 9,
-    )
+    wait_until("every batch to wait for a loader", PATIENCE, async || {
+        line.vhost.ready("etl.valid").await == 9
+    })
     .await;
     line.vhost.purge("etl.valid").await;
     line.services[0] = line.service("loader").start().await;

@@ -1,7 +1,6 @@
 //! A replay that dies is resumed by asking again; two operators cannot replay one run.
 
-use std::time::Duration;
-
+use testkit::PATIENCE;
 use testkit::cloud::sample;
 use testkit::line::Line;
 use testkit::process::Process;
@@ -28,11 +27,9 @@ async fn waiting_at(line: &Line, place: &str) -> Process {
         .env("ETL_FAILPOINT", place)
         .env("ETL_LOG", "info")
         .spawn();
-    wait_until(
-        "the replay to get there",
-        Duration::from_mins(1),
-        async || replay.log().contains("failpoint reached"),
-    )
+    wait_until("the replay to get there", PATIENCE, async || {
+        replay.log().contains("failpoint reached")
+    })
     .await;
     replay
 }

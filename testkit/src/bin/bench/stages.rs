@@ -85,9 +85,12 @@ async fn alone(
         );
         sleep(Duration::from_millis(5)).await;
     };
-    if stage == "loader" {
-        // A job is not asked for again while a run of it is open.
-        world.all_runs_are_over().await;
+    // What is still in hand would be counted again in the next round, and a job is not asked for again while a run of
+    // it is open.
+    match stage {
+        "extractor" => world.queue_is_settled("etl.extract").await,
+        "loader" => world.all_runs_are_over().await,
+        _ => {}
     }
     world.stop().await;
     rounded(rate)

@@ -9,7 +9,7 @@ use testkit::cloud::{Answer, Cloud, ResultSet, sample};
 use testkit::line::Line;
 use testkit::process::{Process, Service};
 use testkit::servers::{shared_broker, shared_postgres};
-use testkit::wait_until;
+use testkit::{PATIENCE, wait_until};
 use tokio::time::sleep;
 
 use crate::meter::{self, Cpu, rounded};
@@ -106,7 +106,8 @@ impl World {
     pub(crate) async fn start_service(&mut self, name: &'static str, count: usize) {
         for _ in 0..count {
             // What is logged for each batch is nothing that a benchmark should wait for.
-            let service = self.line.service(name).env("ETL_LOG", "warn");
+            let service = self.line.service(name);
+            let service = service.env("ETL_LOG", "warn,common::lifecycle=info");
             self.services.push((name, service.start().await));
         }
     }
@@ -278,12 +279,27 @@ impl World {
         assert_eq!(found.unsigned_abs(), rows, "rows in {table}");
     }
 
+    /// Waits until nothing is left in a queue, ready or in hand.
+    pub(crate) async fn queue_is_settled(&self, queue: &str) {
+        // What the broker tells of messages in hand may be a second old.
+        let mut empty_since = None;
+        wait_until(&format!("{queue} to be settled"), PATIENCE, async || {
+            let depth = self.line.vhost.depth(queue).await;
+            if depth.ready + depth.unacked > 0 {
+                empty_since = None;
+                return false;
+            }
+            empty_since.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(2)
+        })
+        .await;
+    }
+
     /// Waits until no run is open: the last rows may be in before their run is counted.
     pub(crate) async fn all_runs_are_over(&self) {
         let open = "SELECT count(*) FROM etl.runs WHERE state IN ('requested', 'running')";
         wait_until(
             "the runs whose rows are loaded to be over",
-            Duration::from_mins(1),
+            PATIENCE,
             async || self.line.number(open).await == 0,
         )
         .await;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use testkit::http;
 use testkit::process::Process;
 
 /// The counters that the report names.
@@ -17,8 +16,7 @@ pub(crate) type Counters = BTreeMap<String, u64>;
 
 /// What a process has counted so far; nothing when it does not answer.
 pub(crate) async fn of(process: &Process) -> Option<Counters> {
-    let metrics = format!("{}/metrics", process.http_url());
-    let (_, text) = http::get(&metrics).await.ok()?;
+    let (_, text) = process.get("/metrics").await?;
     let lines = text
         .lines()
         .filter(|line| KEPT.iter().any(|name| line.starts_with(name)));
