@@ -86,7 +86,9 @@ impl Session {
     /// The service can work from here on, or has told its health why it cannot. Until a session says
     /// so the service is not ready.
     pub fn begins(&self) {
-        self.health.clear("broker");
+        if !self.stop.is_cancelled() {
+            self.health.clear("broker");
+        }
     }
 }
 
@@ -249,6 +251,8 @@ async fn prepare(service: Service, session: &Session) -> Result<(), QueueError> 
         publisher.close().await;
     }
     tracing::info!("connected to the broker");
+    let health = &session.health;
+    health.not_ready("broker", "connected, and about to begin the work");
     Ok(())
 }
 
@@ -360,8 +364,13 @@ async fn wait_for_room(
         .find(|name| name.name() == queue)
         .expect("the error names one of the queues");
     let mut most = messages;
-    // One that is gone is declared anew by the next session.
-    while let Some(state) = inspect::look(&session.publishing, queue).await? {
+    loop {
+        let state = tokio::select! {
+            state = inspect::look(&session.publishing, queue) => state?,
+            () = stop.cancelled() => break,
+        };
+        // One that is gone is declared anew by the next session.
+        let Some(state) = state else { break };
         most = most.max(state.messages);
         if state.messages < (most - most / 10).max(1) {
             break;

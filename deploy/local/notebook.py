@@ -49,7 +49,7 @@ def main() -> None:
             os.environ[name] = home
         os.environ["PLOOMBER_STATS_ENABLED"] = "false"
         # Else a slow machine says in the first cell's output that it looks for the fonts.
-        subprocess.run([sys.executable, "-c", "import matplotlib.pyplot"], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-c", "import matplotlib.pyplot"], check=True, stdout=subprocess.DEVNULL)
         try:
             execute(notebook)
         except CellExecutionError as error:

@@ -63,8 +63,7 @@ async fn note(pool: &PgPool, event: &RunEvent) -> Result<Noted, LoadError> {
             if is_known(&run, &event.kind) {
                 Noted::Noted
             } else if let EventKind::Started { query_execution_id } = &event.kind
-                && run.query_execution_id.is_none()
-                && run.is_counted()
+                && run.may_be_of(query_execution_id)
             {
                 // Of a short run the last event may be noted before the first.
                 sqlx::query("UPDATE etl.runs SET query_execution_id = $2 WHERE run_id = $1")

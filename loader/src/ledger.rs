@@ -60,6 +60,18 @@ impl Run {
         !matches!(self.state.as_str(), "requested" | "running")
     }
 
+    /// Whether this may be the query of a run that is over and of which the books know no query. A result's id begins
+    /// with that of its query.
+    pub fn may_be_of(&self, query_execution_id: &str) -> bool {
+        let is_known_result = |id: &String| {
+            let rest = id.strip_prefix(query_execution_id);
+            rest.is_some_and(|rest| rest.starts_with(':'))
+        };
+        self.query_execution_id.is_none()
+            && (self.is_counted() || self.state == "failed")
+            && self.result_id.as_ref().is_none_or(is_known_result)
+    }
+
     /// Whether the ledger has every batch of its result.
     pub fn is_counted(&self) -> bool {
         matches!(self.state.as_str(), "completed" | "held" | "superseded")

@@ -243,8 +243,8 @@ async fn pump(
     }
 }
 
-/// True for bytes that contain the pattern, once or each time. It has to end behind the bytes that were passed on already: an answer
-/// that the client has cannot get lost.
+/// True for bytes that contain the pattern, once or each time. It has to end behind the bytes that were passed on
+/// already: an answer that the client has cannot get lost.
 fn is_to_be_lost(shared: &Shared, bytes: &[u8], passed_on: usize) -> bool {
     let mut lose = shared.lose.lock().unwrap_or_else(PoisonError::into_inner);
     let has = |pattern: &[u8]| {

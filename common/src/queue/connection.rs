@@ -96,7 +96,7 @@ impl Connection {
             std::future::ready(match event {
                 Event::ConnectionBlocked(reason) => Some(ConnectionEvent::Blocked(reason)),
                 Event::ConnectionUnblocked => Some(ConnectionEvent::Unblocked),
-                // Also of a single channel: whoever has a delivery of it in hand works in vain.
+                // Also of a single channel: what was delivered on it cannot be acked any more.
                 Event::Error(error) => Some(ConnectionEvent::Lost(error.to_string())),
                 _ => None,
             })

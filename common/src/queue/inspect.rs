@@ -1,4 +1,4 @@
-//! Looking at the broker without changing anything: for the operator's command.
+//! Looking at the broker without changing anything.
 
 use std::time::{Duration, Instant};
 
@@ -28,55 +28,51 @@ pub enum Declared {
     Otherwise(String),
 }
 
-/// A quorum queue that does not tell its counts within 250 ms is said to have no messages and no consumers. A look that
-/// finds nothing and took this long has found nothing out.
+/// A quorum queue that does not tell its counts within 250 ms is said to have no messages and no consumers. An answer that
+/// says so and took this long tells nothing.
 const UNTOLD: Duration = Duration::from_millis(200);
 
-/// How often a queue that does not tell is looked at.
+/// How often a queue that does not tell is asked.
 const LOOKS: u32 = 8;
 
-/// How a queue stands; none when there is no such queue. Of one that is too busy to tell it, after some looks, that it
-/// has no messages and no consumers.
+/// How a queue stands; none when there is no such queue.
+///
+/// # Errors
+/// Besides those of the broker, [`QueueError::Timeout`] where the queue is too busy to tell.
 pub async fn look(
     connection: &Connection,
     queue: QueueName,
 ) -> Result<Option<QueueState>, QueueError> {
-    let mut state = None;
-    for _ in 0..LOOKS {
-        let started = Instant::now();
-        state = look_once(connection, queue).await?;
-        let is_told = state.is_none_or(|state| state.messages > 0 || state.consumers > 0);
-        if is_told || started.elapsed() < UNTOLD {
-            break;
-        }
-    }
-    Ok(state)
-}
-
-async fn look_once(
-    connection: &Connection,
-    queue: QueueName,
-) -> Result<Option<QueueState>, QueueError> {
-    // Of its own, since a refusal closes it.
-    let channel = connection.channel().await?;
-    let options = QueueDeclareOptions {
-        passive: true,
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
     let doing = format!("looking at the queue {}", queue.name());
-    let declared = channel.queue_declare(queue.name().into(), options, FieldTable::default());
-    match within(&doing, declared).await {
-        Ok(found) => {
-            connection.close_channel(&channel).await;
-            Ok(Some(QueueState {
-                messages: found.message_count(),
-                consumers: found.consumer_count(),
-            }))
+    for _ in 0..LOOKS {
+        // Of its own, since a refusal closes it.
+        let channel = connection.channel().await?;
+        let options = QueueDeclareOptions {
+            passive: true,
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let asked = Instant::now();
+        let declared = channel.queue_declare(queue.name().into(), options, FieldTable::default());
+        let found = match within(&doing, declared).await {
+            Ok(found) => found,
+            Err(error) if reply(&error) == Some(404) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let took = asked.elapsed();
+        connection.close_channel(&channel).await;
+        let state = QueueState {
+            messages: found.message_count(),
+            consumers: found.consumer_count(),
+        };
+        if state.messages > 0 || state.consumers > 0 || took < UNTOLD {
+            return Ok(Some(state));
         }
-        Err(error) if reply(&error) == Some(404) => Ok(None),
-        Err(error) => Err(error),
     }
+    Err(QueueError::Timeout {
+        doing,
+        after: UNTOLD * LOOKS,
+    })
 }
 
 /// Whether a queue has the arguments that this version wants. Creates none that is missing.

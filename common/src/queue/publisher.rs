@@ -414,9 +414,7 @@ impl<'a> Publisher<'a> {
                 "".into(),
                 "etl.probe".into(),
                 options,
-                // The broker blocks the connection at a message's header, before it has the body. One without a body it
-                // would answer first.
-                b" ",
+                b"",
                 BasicProperties::default(),
             );
             let confirm = within("publishing a probe", sent).await?;

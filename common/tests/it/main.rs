@@ -160,7 +160,7 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
     .await;
     // What was refused and is taken for published never comes.
     let both = async { tokio::join!(publisher.publish(&window), drain) };
-    let (outcome, seen) = tokio::time::timeout(std::time::Duration::from_mins(1), both)
+    let (outcome, seen) = tokio::time::timeout(PATIENCE, both)
         .await
         .expect("every message comes");
     outcome.unwrap();
@@ -294,19 +294,13 @@ async fn every_queue_survives_a_broker_that_was_killed() {
     broker.restart().await;
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
     // The broker takes connections a little before its queues and streams have a leader again.
-    testkit::wait_until(
-        "the queues to be declared again",
-        std::time::Duration::from_mins(1),
-        async || queue::declare(&connection).await.is_ok(),
-    )
+    testkit::wait_until("the queues to be declared again", PATIENCE, async || {
+        queue::declare(&connection).await.is_ok()
+    })
     .await;
-    testkit::wait_until(
-        "the queue is back",
-        std::time::Duration::from_mins(1),
-        async || {
-            let state = inspect::look(&connection, QueueName::Events).await;
-            matches!(state, Ok(Some(state)) if state.messages >= 50)
-        },
-    )
+    testkit::wait_until("the queue is back", PATIENCE, async || {
+        let state = inspect::look(&connection, QueueName::Events).await;
+        matches!(state, Ok(Some(state)) if state.messages >= 50)
+    })
     .await;
 }

@@ -18,7 +18,7 @@ impl Books {
     pub(crate) async fn lock_alone(&self, key: &str) -> Result<Option<Lock>, Failure> {
         let doing = "cannot take a lock in the books";
         let mut connection = self.pool.acquire().await.context(doing)?.detach();
-        let taken = is_taken(&mut connection, key).await.context(doing)?;
+        let taken = try_take(&mut connection, key).await.context(doing)?;
         Ok(taken.then_some(Lock {
             _connection: connection,
         }))
@@ -27,7 +27,7 @@ impl Books {
 
 /// Takes a lock that lasts as long as the connection; false when another connection has it. Postgres lets go of the lock
 /// of a process that ended only a moment later, and so it is waited for a little.
-pub(super) async fn is_taken(connection: &mut PgConnection, key: &str) -> sqlx::Result<bool> {
+pub(super) async fn try_take(connection: &mut PgConnection, key: &str) -> sqlx::Result<bool> {
     for _ in 0..25 {
         let taken = sqlx::query_scalar("SELECT pg_try_advisory_lock(hashtextextended($1, 0))")
             .bind(key)

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Postgres, Transaction};
 
-use super::lock::is_taken;
+use super::lock::try_take;
 use super::{Books, Run};
 use crate::Failure;
 use crate::seqs::Seqs;
@@ -93,7 +93,7 @@ pub(crate) struct Claims(PgConnection);
 impl Claims {
     /// Takes a run, so that two operators do not replay it at the same time.
     pub(crate) async fn take(&mut self, name: &str) -> Result<(), Failure> {
-        let taken = is_taken(&mut self.0, &format!("etl replay {name}")).await;
+        let taken = try_take(&mut self.0, &format!("etl replay {name}")).await;
         if taken.with_context(|| format!("cannot lock the run {name}"))? {
             return Ok(());
         }

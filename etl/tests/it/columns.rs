@@ -119,8 +119,7 @@ async fn masked_values_are_nowhere_in_clear_after_the_transformer() {
         loader.kill9().await;
         let asked = line.etl(&["run", "cards", "--run-id", "cards"]).await;
         assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-        let patience = PATIENCE;
-        testkit::wait_until("the batch to wait for a loader", patience, async || {
+        testkit::wait_until("the batch to wait for a loader", PATIENCE, async || {
             line.vhost.ready("etl.valid").await == 1
         })
         .await;
@@ -132,7 +131,7 @@ async fn masked_values_are_nowhere_in_clear_after_the_transformer() {
 
         // The archive has the batch, and it is masked again.
         line.services.push(logged(&line, "loader").await);
-        testkit::wait_until("the batch to be missed", patience, async || {
+        testkit::wait_until("the batch to be missed", PATIENCE, async || {
             line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
                 .await
                 == 1
@@ -140,7 +139,7 @@ async fn masked_values_are_nowhere_in_clear_after_the_transformer() {
         .await;
         let replayed = line.etl(&["replay", "cards", "--missing"]).await;
         assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
-        testkit::wait_until("the run to complete", patience, async || {
+        testkit::wait_until("the run to complete", PATIENCE, async || {
             line.etl(&["reconcile", "cards"]).await.code == Some(0)
         })
         .await;

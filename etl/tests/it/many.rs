@@ -7,7 +7,7 @@ use testkit::wait_until;
 
 /// What a command may take here, where other tests run beside this one on a machine that may be busy. What it takes on a
 /// machine with nothing else to do is in docs/operations.md.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Made by Postgres itself, and without the triggers of the foreign keys, which would take a minute.
 const BOOKS: &str = "

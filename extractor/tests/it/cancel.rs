@@ -123,7 +123,8 @@ async fn a_result_that_is_being_read_is_left_at_once() {
     short.source.results = Results::S3;
     wait_until(
         "the task to be dropped",
-        Duration::from_secs(20),
+        // Less than the thirty after which the SDK gives the silent call up.
+        Duration::from_secs(25),
         async || extractor.log().contains("the run was cancelled"),
     )
     .await;

@@ -171,6 +171,7 @@ async fn the_first_event_of_a_run_may_come_last() {
         .await
         .unwrap();
     for (query, noted) in [
+        ("another", Noted::Late),
         ("query", Noted::Noted),
         ("query", Noted::Noted),
         ("another", Noted::Late),
@@ -189,7 +190,7 @@ async fn the_first_event_of_a_run_may_come_last() {
             "SELECT concat_ws(' ', state, query_execution_id, late_messages) FROM etl.runs"
         )
         .await,
-        "completed query 1"
+        "completed query 2"
     );
 }
 

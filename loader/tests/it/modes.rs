@@ -465,10 +465,15 @@ async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
         let (run, batches) = way.prepared(pool, "polled").await;
         let table = format!("{}_polled", way.name);
         let before = text(pool, &content(&table)).await;
+        let (looks, has_looked) = tokio::sync::oneshot::channel();
         let watch = async {
-            let mut seen = vec![before.clone()];
+            let mut looks = Some(looks);
+            let mut seen = Vec::new();
             loop {
                 let now = text(pool, &content(&table)).await;
+                if let Some(looks) = looks.take() {
+                    looks.send(()).unwrap();
+                }
                 if seen.last() != Some(&now) {
                     seen.push(now.clone());
                 }
@@ -478,6 +483,7 @@ async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
             }
         };
         let load = async {
+            has_looked.await.unwrap();
             for batch in &batches {
                 loader.handle(batch).await.unwrap();
             }

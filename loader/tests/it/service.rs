@@ -29,6 +29,11 @@ impl World {
         common::service::install_tls();
         let vhost = vhost().await;
         let loader = service(&database, &vhost, environment).start().await;
+        let log = loader.log();
+        assert!(
+            !log.contains("ERROR"),
+            "nothing is amiss with a new broker: {log}"
+        );
         let broker = Connection::open(&url(&vhost.amqp_url), "test")
             .await
             .unwrap();

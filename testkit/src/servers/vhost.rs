@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 
 use super::block_on_elsewhere;
 use super::broker::{Broker, call};
-use crate::{PATIENCE, wait_until};
+use crate::{PATIENCE, wait_for, wait_until};
 
 /// How full a queue is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,32 +116,38 @@ impl Vhost {
         self.declare_passively(queue).await.is_ok()
     }
 
-    async fn declare_passively(&self, queue: &str) -> lapin::Result<u32> {
+    /// Its messages that are ready, and how long it took to tell.
+    async fn declare_passively(&self, queue: &str) -> lapin::Result<(u32, Duration)> {
         let channel = self.channel().await;
         let options = QueueDeclareOptions {
             passive: true,
             ..QueueDeclareOptions::default()
         };
+        let asked = Instant::now();
         let found = channel
             .queue_declare(queue.into(), options, FieldTable::default())
             .await;
+        let took = asked.elapsed();
         if found.is_ok() {
             channel.close(200, "done".into()).await.ok();
         }
-        found.map(|queue| queue.message_count())
+        found.map(|queue| (queue.message_count(), took))
     }
 
     /// Messages that wait to be delivered, exact at the moment of the call. Panics when there is no such queue.
     pub async fn ready(&self, queue: &str) -> u64 {
-        loop {
-            let asked = Instant::now();
-            let found = self.declare_passively(queue).await;
-            let ready = found.unwrap_or_else(|e| panic!("queue {queue} of {}: {e}", self.name));
-            // The broker gives a busy queue 250 ms to tell, and says 0 where that was not enough.
-            if ready > 0 || asked.elapsed() < Duration::from_millis(200) {
-                return ready.into();
-            }
-        }
+        wait_for(
+            &format!("{queue} to tell its depth"),
+            PATIENCE,
+            async || {
+                let found = self.declare_passively(queue).await;
+                let (ready, took) =
+                    found.unwrap_or_else(|e| panic!("{queue} of {}: {e}", self.name));
+                // The broker gives a busy queue 250 ms to tell, and says 0 where that was not enough.
+                (ready > 0 || took < Duration::from_millis(200)).then_some(ready.into())
+            },
+        )
+        .await
     }
 
     /// Makes a durable quorum queue without further arguments.

@@ -38,7 +38,7 @@ async fn an_alarm_stops_who_publishes_and_lets_the_loader_drain_the_queue() {
         run.until_loaded(&line, 10 + 20 * i64::try_from(alarm).unwrap())
             .await;
         let why = format!("alarm: the broker takes no messages: low on {resource}");
-        let [loader, publishing @ ..] = line.services.as_mut_slice() else {
+        let [loader, transformer, extractor] = line.services.as_mut_slice() else {
             panic!("three services");
         };
         slowly(loader, async {
@@ -47,10 +47,9 @@ async fn an_alarm_stops_who_publishes_and_lets_the_loader_drain_the_queue() {
             })
             .await;
             broker.rabbitmqctl(&raise).await;
+            await_not_ready(transformer, &why).await;
             // Who has waited in vain for room in its queue publishes nothing meanwhile, and so hears of no alarm.
-            for service in publishing {
-                await_not_ready_for_any(service, &[&why, "full: "]).await;
-            }
+            await_not_ready_for_any(extractor, &[&why, "full: "]).await;
         })
         .await;
         // Whoever starts now: a loader works, since that is what helps; the others know that they cannot.

@@ -9,7 +9,8 @@ use testkit::wait_until;
 
 use super::{MANY, Run, SERVICES, await_not_ready};
 
-/// Twice the heartbeat of two seconds that the test asks for, and a little for a busy machine.
+/// Twice the heartbeat of two seconds that the test asks for, and much for a busy machine; less than the twenty seconds of
+/// a call, which would notice it too.
 const NOTICED: Duration = Duration::from_secs(18);
 
 #[tokio::test(flavor = "multi_thread")]

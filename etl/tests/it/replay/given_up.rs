@@ -8,6 +8,7 @@ use testkit::wait_until;
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 const ROWS: &str = "dt, country, url, visits, seconds, seen_at, _batch";
+
 /// A line with the completed run `daily`.
 async fn completed(job: &str, rows: u64) -> Line {
     let line = Line::start().await;

@@ -131,10 +131,7 @@ async fn watched_pause(
             let last: Vec<_> = log.lines().rev().take(3).collect();
             let what = format!("{} ended by itself: {}", replica.label, last.join(" / "));
             soak.say(&what);
-            // A port that was free when it was chosen: the soak's own mishap.
-            if !log.contains("Address already in use") {
-                killed.deserters.push(what);
-            }
+            killed.deserters.push(what);
             replica.bury(soak, killed);
             replica.process = soak.line.service(replica.service).spawn();
         }
