@@ -1,13 +1,13 @@
 //! A Postgres cluster and databases on it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool};
 
 use super::script::Instance;
 use super::{block_on_elsewhere, unique_name};
-use crate::PATIENCE;
 
 /// An empty database of its own on the shared server.
 pub async fn database() -> Database {
@@ -79,7 +79,8 @@ impl Postgres {
         url.set_path(&name);
         let pool = PgPoolOptions::new()
             .max_connections(5)
-            .acquire_timeout(PATIENCE)
+            // For as long as this a pool also tries to reach a server that is away.
+            .acquire_timeout(Duration::from_secs(20))
             .connect_lazy_with(options.database(&name));
         Database {
             url: url.into(),
