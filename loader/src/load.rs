@@ -1,16 +1,16 @@
-//! One batch, one transaction: ledger row, rows, rejected rows, commit. A batch that is in the
-//! ledger is never loaded again; a commit whose answer was lost is settled by looking there.
+//! One batch, one transaction: ledger row, rows, rejected rows, commit. A batch that is in the ledger is never loaded again; a
+//! commit whose answer was lost is settled by looking there.
 
 use common::failpoint;
-use common::message::ValidBatch;
-use sqlx::{PgConnection, PgPool};
+use common::message::{RunEvent, ValidBatch};
+use ledger::database::bounded;
+use ledger::event::{self, Noted};
+use ledger::{Counts, RunState, Standing, Store, batch as entry, bigint, quarantine};
+use sqlx::PgConnection;
 
-use crate::database::{self, Held, bounded};
+use crate::completion;
 use crate::errors::LoadError;
-use crate::ledger::{self, Counts, Lock, Standing, bigint};
-use crate::statements::Statements;
-use crate::target::Targets;
-use crate::{completion, quarantine, rows};
+use crate::target::{Prepared, Targets};
 
 /// What became of a delivery of a batch. In each case it can be acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub enum Outcome {
     Duplicate,
     /// A replay has superseded it.
     Stale,
-    /// The run was over without it.
-    Late,
+    /// The run had ended without it.
+    Ignored,
 }
 
 impl Outcome {
@@ -31,28 +31,19 @@ impl Outcome {
             Self::Loaded(_) => "loaded",
             Self::Duplicate => "duplicate",
             Self::Stale => "stale",
-            Self::Late => "late",
-        }
-    }
-}
-
-impl From<sqlx::Error> for LoadError {
-    fn from(source: sqlx::Error) -> Self {
-        Self::Books {
-            doing: "reached",
-            source,
+            Self::Ignored => "ignored",
         }
     }
 }
 
 /// Loads a batch, once.
 pub async fn load(
-    pool: &PgPool,
+    store: &Store,
     targets: &Targets,
     batch: &ValidBatch,
 ) -> Result<Outcome, LoadError> {
-    targets.index(pool, batch).await?;
-    let result = bounded(Box::pin(attempt(pool, targets, batch))).await;
+    targets.index(store, batch).await?;
+    let result = bounded(Box::pin(attempt(store, targets, batch))).await;
     if let Err(LoadError::Target { .. }) = &result {
         targets.check_again(&batch.target);
     }
@@ -60,35 +51,33 @@ pub async fn load(
 }
 
 async fn attempt(
-    pool: &PgPool,
+    store: &Store,
     targets: &Targets,
     batch: &ValidBatch,
 ) -> Result<Outcome, LoadError> {
-    let mut statements = targets.known(batch);
+    let mut prepared = targets.known(batch);
     let mut tries = 0;
     loop {
         tries += 1;
-        match load_once(pool, statements.as_deref(), batch).await? {
-            Step::Settled(Outcome::Late) => {
-                ledger::count_late(pool, &batch.id.run).await?;
-                return Ok(Outcome::Late);
+        match load_once(store, prepared.as_deref(), batch).await? {
+            Step::Settled(Outcome::Ignored) => {
+                entry::count_ignored(store, &batch.id.run).await?;
+                return Ok(Outcome::Ignored);
             }
             Step::Settled(outcome) => return Ok(outcome),
-            // Somebody takes the result away, or alters the table, as fast as it is looked at.
+            // Another session takes the result away, or alters the table, as fast as it is looked at.
             Step::Prepare if tries == TRIES => {
-                return Err(LoadError::books("told the run's result")(
-                    sqlx::Error::RowNotFound,
-                ));
+                return Err(sqlx::Error::RowNotFound.into());
             }
             Step::Changed if tries == TRIES => {
-                let (table, doing) = (&batch.target.table, "loaded into as it was checked");
-                return Err(LoadError::target(table, doing, sqlx::Error::RowNotFound));
+                let failure = || format!("{} changes as fast as it is checked", batch.target.table);
+                return Err(LoadError::target(failure)(sqlx::Error::RowNotFound));
             }
             Step::Prepare => {}
             Step::Changed => targets.forget(&batch.target),
         }
-        ledger::pin_result(pool, batch).await?;
-        statements = Some(targets.prepare(pool, batch).await?);
+        entry::pin_result(store, batch).await?;
+        prepared = Some(targets.prepare(store, batch).await?);
     }
 }
 
@@ -106,14 +95,14 @@ enum Step {
 }
 
 async fn load_once(
-    pool: &PgPool,
-    statements: Option<&Statements>,
+    store: &Store,
+    prepared: Option<&Prepared>,
     batch: &ValidBatch,
 ) -> Result<Step, LoadError> {
-    let mut connection = Held::acquire(pool).await?;
+    let mut connection = store.acquire().await?;
     let mut tx = connection.begin().await?;
-    // An error drops the transaction and closes the connection: see `Held`.
-    let step = write(&mut tx, statements, batch).await?;
+    // An error drops the transaction and closes the connection: see `Connected`.
+    let step = write(&mut tx, prepared, batch).await?;
     let Step::Settled(Outcome::Loaded(_)) = step else {
         tx.rollback().await?;
         connection.give_back();
@@ -125,8 +114,8 @@ async fn load_once(
         Err(error) => {
             drop(connection);
             tracing::warn!(run.id = %batch.id.run, batch.seq = batch.id.seq, %error, "commit without an answer; looking into the ledger");
-            if !look_up(pool, batch).await? {
-                return Err(LoadError::books("committed")(error));
+            if !look_up(store, batch).await? {
+                return Err(ledger::Error::postgres("cannot commit a batch")(error).into());
             }
         }
     }
@@ -135,10 +124,10 @@ async fn load_once(
 
 /// Whether the ledger has the batch, asked on another connection. A transaction that is still being
 /// committed is not seen; trying again waits for it, and finds a duplicate.
-async fn look_up(pool: &PgPool, batch: &ValidBatch) -> Result<bool, LoadError> {
-    let mut connection = Held::acquire(pool).await?;
+async fn look_up(store: &Store, batch: &ValidBatch) -> Result<bool, LoadError> {
+    let mut connection = store.acquire().await?;
     let mut tx = connection.begin().await?;
-    let recorded = ledger::is_recorded(&mut tx, batch).await?;
+    let recorded = entry::is_recorded(&mut tx, batch).await?;
     tx.commit().await?;
     connection.give_back();
     Ok(recorded)
@@ -147,59 +136,67 @@ async fn look_up(pool: &PgPool, batch: &ValidBatch) -> Result<bool, LoadError> {
 /// Everything of a batch but the commit.
 async fn write(
     tx: &mut PgConnection,
-    statements: Option<&Statements>,
+    prepared: Option<&Prepared>,
     batch: &ValidBatch,
 ) -> Result<Step, LoadError> {
-    let run = ledger::find(tx, &batch.id.run, Lock::Shared).await?;
-    match run.standing(batch.id.generation)? {
+    let run = ledger::share(tx, &batch.id.run).await?;
+    match run
+        .standing(batch.id.generation)
+        .map_err(ledger::Error::from)?
+    {
         Standing::Live => {}
         Standing::Stale => return Ok(Step::Settled(Outcome::Stale)),
-        Standing::Over if ledger::is_recorded(tx, batch).await? => {
+        Standing::Ended if entry::is_recorded(tx, batch).await? => {
             return Ok(Step::Settled(Outcome::Duplicate));
         }
-        Standing::Over => {
-            // A run that was counted has every batch of its result, so that this one is of no part of
-            // it; whoever says otherwise is to be heard.
-            if run.is_counted() {
-                run.check_result(batch)?;
+        Standing::Ended => {
+            // The ledger of such a run has every batch of its result, so that this one is not part of it: a batch of another
+            // result is an error, not a late duplicate.
+            if run.state.has_all_batches() {
+                run.check_result(batch).map_err(ledger::Error::from)?;
             }
-            return Ok(Step::Settled(Outcome::Late));
+            return Ok(Step::Settled(Outcome::Ignored));
         }
     }
-    run.check_result(batch)?;
-    let (Some(_), Some(statements)) = (&run.result_id, statements) else {
+    run.check_result(batch).map_err(ledger::Error::from)?;
+    let (Some(_), Some(prepared)) = (&run.result_id, prepared) else {
         return Ok(Step::Prepare);
     };
-    if !ledger::claim(tx, batch).await? {
-        let recorded = ledger::is_recorded(tx, batch).await?;
-        let vanished = || LoadError::books("read")(sqlx::Error::RowNotFound);
+    if !entry::claim(tx, batch).await? {
+        let recorded = entry::is_recorded(tx, batch).await?;
+        let vanished = || sqlx::Error::RowNotFound.into();
         return recorded
             .then_some(Step::Settled(Outcome::Duplicate))
             .ok_or_else(vanished);
     }
-    ledger::check_neighbours(tx, batch).await?;
-    if !rows::is_as_checked(tx, statements, &batch.target.table).await? {
+    let extracted = batch.rows_extracted() as u64;
+    entry::check_neighbours(tx, &batch.id, batch.first_row, extracted).await?;
+    if !prepared.is_unchanged(tx).await? {
         return Ok(Step::Changed);
     }
-    let written = rows::write(tx, statements, batch, &run).await?;
-    let count = |count: usize| bigint("the number of rows", count as u64);
+    let written = prepared.write(tx, batch, run.run_no).await?;
+    let count =
+        |count: usize| bigint("the number of rows", count as u64).map_err(ledger::Error::from);
     let counts = Counts {
         extracted: count(batch.rows_extracted())?,
         loaded: count(batch.rows.len() - written.refused.len())?,
-        collapsed: written.collapsed,
+        deduplicated: written.deduplicated,
         rejected: count(batch.rejected.len() + written.refused.len())?,
     };
-    if written.collapsed != 0 || !written.refused.is_empty() {
-        ledger::settle(tx, &batch.id, counts).await?;
+    if written.deduplicated != 0 || !written.refused.is_empty() {
+        entry::settle(tx, &batch.id, counts).await?;
     }
-    quarantine::write(tx, batch, &batch.rejected).await?;
-    quarantine::write(tx, batch, &written.refused).await?;
+    quarantine(tx, batch, &batch.rejected).await?;
+    quarantine(tx, batch, &written.refused).await?;
     Ok(Step::Settled(Outcome::Loaded(counts)))
 }
 
-/// The pool and what is known of targets: what loading needs.
+/// Connections of a loader at most. It handles batches, events and dead letters at the same time.
+const CONNECTIONS: u32 = 5;
+
+/// The ledger and what is known of targets: what loading needs.
 pub struct Loader {
-    pub pool: PgPool,
+    pub store: Store,
     pub targets: Targets,
 }
 
@@ -210,16 +207,28 @@ impl Loader {
         schemas: Vec<String>,
     ) -> Result<Self, sqlx::Error> {
         Ok(Self {
-            pool: database::pool(url, "etl loader")?,
+            store: Store::new(url, "etl loader", CONNECTIONS)?,
             targets: Targets::new(schemas),
         })
     }
 
     /// Loads a batch, and completes its run if it was the last one. Only then may it be acknowledged.
     pub async fn handle(&self, batch: &ValidBatch) -> Result<Outcome, LoadError> {
-        let outcome = load(&self.pool, &self.targets, batch).await?;
+        let outcome = load(&self.store, &self.targets, batch).await?;
         failpoint::reach("after_commit").await;
-        completion::ask(&self.pool, &batch.id.run).await?;
+        completion::ask(&self.store, &batch.id.run).await?;
         Ok(outcome)
+    }
+
+    /// Writes an event into the ledger, and completes the run if it was the last thing missing. Only then may it be acknowledged.
+    pub async fn handle_event(&self, event: &RunEvent) -> Result<Noted, LoadError> {
+        let noted = event::note(&self.store, event).await?;
+        match noted {
+            Noted::Ignored => entry::count_ignored(&self.store, &event.run).await?,
+            Noted::Failed => completion::count(RunState::Failed),
+            Noted::Noted | Noted::Stale => {}
+        }
+        completion::ask(&self.store, &event.run).await?;
+        Ok(noted)
     }
 }

@@ -54,7 +54,7 @@ async fn migrate(settings: &LoaderSettings) -> ExitCode {
     telemetry::start_logging();
     telemetry::warn_of_unknown_settings();
     install_tls();
-    match loader::migrate::run(&settings.database_url).await {
+    match ledger::migrate::run(&settings.database_url).await {
         Ok(()) => {
             tracing::info!(database = %settings.database_url, "schema etl is up to date");
             ExitCode::SUCCESS

@@ -11,15 +11,16 @@ use std::time::Duration;
 use common::lifecycle::Health;
 use common::service::{Fault, Session, backoff};
 use common::settings::SecretUrl;
+use ledger::{Class, Store, cause, classify, database, migrate};
 use serde::Deserialize;
-use sqlx::{Connection as _, PgPool};
+use sqlx::Connection as _;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::errors::{Class, LoadError, Verdict, cause, classify};
+use crate::errors::{LoadError, Verdict};
 use crate::load::Loader;
-use crate::{completion, database, migrate, staging};
+use crate::{completion, removal, target};
 use common::queue::Publisher;
 
 /// How often open runs are looked at, whether or not a message came: an approved run waits for it.
@@ -109,7 +110,7 @@ impl LoaderService {
             Box::pin(deliveries.batches()),
             Box::pin(deliveries.events()),
             Box::pin(deliveries.dead_letters()),
-            Box::pin(sweep(&self.loader.pool, &session.health, &session.stop)),
+            Box::pin(sweep(&self.loader.store, &session.health, &session.stop)),
         );
         done.map(drop)
     }
@@ -191,9 +192,9 @@ fn connecting(url: &SecretUrl, error: &sqlx::Error) -> Fault {
 /// Completes runs whose last commit was not followed by the question whether they are done, publishes
 /// those that were approved, and drops what nothing can come of. Also how a loader that has nothing
 /// to load notices that Postgres is away.
-async fn sweep(pool: &PgPool, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
+async fn sweep(store: &Store, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
     while timeout(SWEEP, stop.cancelled()).await.is_err() {
-        match sweep_once(pool).await {
+        match sweep_once(store).await {
             Ok(()) => health.clear("database"),
             Err(error) => {
                 let why = error.sentence();
@@ -206,14 +207,16 @@ async fn sweep(pool: &PgPool, health: &Health, stop: &CancellationToken) -> Resu
 }
 
 /// What keeps one run from its end keeps no other; the first such cause is told at the end.
-async fn sweep_once(pool: &PgPool) -> Result<(), LoadError> {
+async fn sweep_once(store: &Store) -> Result<(), LoadError> {
     let mut outcome = Ok(());
-    for run in completion::candidates(pool).await? {
-        let asked = completion::ask(pool, &run).await;
+    for run in ledger::completion::candidates(store).await? {
+        let asked = completion::ask(store, &run).await;
         outcome = outcome.and(asked.map(drop));
     }
-    let cleaned = staging::clean_up(pool).await;
+    let removed = removal::execute_all(store).await;
+    let cleaned = target::clean_up(store).await;
     outcome
+        .and(removed)
         .and(cleaned.map(drop))
         .or_else(|error| match error.verdict() {
             Verdict::Pause => Err(error),

@@ -1,41 +1,141 @@
-//! Target tables: created when missing, checked when there, once per target and columns in a
-//! process and again when the table has changed. Safe with several loaders at once.
+//! Target tables: created when missing, checked when there, once per target and columns in a process and again when the table has
+//! changed. Safe with several loaders at once.
+//!
+//! Each way of writing is a type with its SQL beside its binds: [`append`], [`merge`], [`staged`] (and [`commit`], which moves staged
+//! rows into the target at the end of a run).
 
+mod append;
+pub mod catalog;
+pub(crate) mod commit;
+mod copy_into;
 mod indexes;
+mod merge;
+mod staged;
+mod table;
+mod window;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::job::{Mode, Target};
-use common::message::{RunId, ValidBatch};
+use common::message::{RejectedRow, RunId, ValidBatch};
 use common::schema::{PgType, TargetColumn};
-use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
+use ledger::{Store, database};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use crate::database::transaction;
-use crate::ddl::{self, Change, ExistingColumn, ExistingTable, Known, Refusal, TableName};
+use crate::ddl::{self, Change, Known, Refusal, TableName};
 use crate::errors::{LoadError, Refused};
-use crate::staging;
-use crate::statements::{FINGERPRINT, Statements, lock_key};
+use append::Append;
+use catalog::{check_privileges, look_up};
+use copy_into::RefusedRow;
 use indexes::Indexes;
+use merge::Merge;
+use staged::Staged;
+use table::Checked;
 
-/// How long after a batch was given up its target is not tried with patience again.
+pub(crate) use merge::lock_key as merge_lock_key;
+pub use staged::clean_up;
+
+/// How long after a batch was dead-lettered its target gets no retries.
 const AILING: Duration = Duration::from_mins(1);
+
+/// What became of a batch's rows.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Rows that PostgreSQL refused.
+    pub refused: Vec<RejectedRow>,
+    /// Accepted rows that lost to another row of the same key.
+    pub deduplicated: i64,
+}
+
+impl Written {
+    fn new(refused: Vec<RefusedRow>, deduplicated: i64) -> Self {
+        let refused = refused.into_iter().map(|refused| refused.row).collect();
+        Self {
+            refused,
+            deduplicated,
+        }
+    }
+}
+
+/// A target, or a staging table, that was found fit for batches with these columns.
+#[derive(Debug)]
+pub struct Prepared {
+    checked: Checked,
+    writer: Writer,
+}
+
+/// The ways of writing a batch.
+#[derive(Debug)]
+enum Writer {
+    Append(Append),
+    Merge(Merge),
+    Staged(Staged),
+}
+
+impl Prepared {
+    /// For a table with this fingerprint, in which the columns have these types.
+    pub fn new(
+        name: &TableName,
+        target: &Target,
+        columns: &[TargetColumn],
+        types: Vec<PgType>,
+        fingerprint: String,
+    ) -> Self {
+        let names = || columns.iter().map(|column| column.name.clone()).collect();
+        let writer = match target.mode {
+            Mode::Append | Mode::Replace => Writer::Append(Append::new(name, names(), types)),
+            Mode::Upsert | Mode::InsertOnly => {
+                Writer::Merge(Merge::new(name, target, columns, (&fingerprint, types)))
+            }
+        };
+        Self {
+            checked: Checked::new(&name.sql(), fingerprint),
+            writer,
+        }
+    }
+
+    /// Whether the table still is as it was checked; it stays so until the transaction ends.
+    pub(crate) async fn is_unchanged(&self, tx: &mut PgConnection) -> Result<bool, LoadError> {
+        self.checked.is_unchanged(tx).await
+    }
+
+    /// Writes the rows of a batch of the run with this number.
+    pub async fn write(
+        &self,
+        tx: &mut PgConnection,
+        batch: &ValidBatch,
+        run_no: i64,
+    ) -> Result<Written, LoadError> {
+        let batch_no = ledger::BatchNo::new(run_no, batch.id.seq).get();
+        match &self.writer {
+            Writer::Append(append) => append.write(tx, batch, batch_no).await,
+            Writer::Merge(merge) => merge.write(tx, batch, run_no).await,
+            Writer::Staged(staged) => staged.write(tx, batch, batch_no).await,
+        }
+    }
+}
+
+/// `c0, c1, ...`: the columns of a staging table, which have no names of their own.
+fn staged_columns(count: usize) -> String {
+    let all = (0..count).map(|index| format!("c{index}"));
+    all.collect::<Vec<_>>().join(", ")
+}
 
 /// Targets that were found fit, and how rows get into them.
 pub struct Targets {
     allowed_schemas: Vec<String>,
     /// Targets that a batch was given up for, and when.
     ailing: Mutex<HashMap<Target, Instant>>,
-    prepared: Mutex<Prepared>,
+    prepared: Mutex<ByPlace>,
     indexes: Indexes,
 }
 
 /// How many of them are kept: each run that is published as a whole has its own.
 const KEPT: usize = 256;
 
-type Prepared = HashMap<Place, Arc<Statements>>;
+type ByPlace = HashMap<Place, Arc<Prepared>>;
 
 /// Where the rows of a batch go: a target with these columns, or the staging table of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -84,41 +184,44 @@ impl Targets {
     /// The statements for a batch, whose target is created or checked the first time.
     pub async fn prepare(
         &self,
-        pool: &PgPool,
+        store: &Store,
         batch: &ValidBatch,
-    ) -> Result<Arc<Statements>, LoadError> {
+    ) -> Result<Arc<Prepared>, LoadError> {
         if let Some(known) = self.known(batch) {
             return Ok(known);
         }
         let (target, columns) = (&batch.target, &batch.columns);
         let name = TableName::of(target, &self.allowed_schemas).map_err(Refused::from)?;
         ddl::check_columns(&name, target, columns).map_err(Refused::from)?;
-        let checked = transaction(pool, async |tx: &mut PgConnection| {
-            create_or_check(tx, &name, target, columns, &batch.job).await
-        });
-        let (fingerprint, types) = checked
-            .await
-            .map_err(|source| LoadError::target(name.sql(), "created or checked", source))?
-            .map_err(Refused::from)?;
+        let checked = store.transaction(
+            format!("cannot create or check {}", name.sql()),
+            async |tx: &mut PgConnection| {
+                Ok(create_or_check(tx, &name, target, columns, &batch.job).await?)
+            },
+        );
+        let checked = checked.await.map_err(LoadError::of_target)?;
+        let (fingerprint, types) = checked.map_err(Refused::from)?;
         let place = Place::of(batch);
-        let statements = if place.staged.is_some() {
-            staging::prepare(pool, batch).await?
+        let prepared = if place.staged.is_some() {
+            let (checked, staged) = Staged::prepare(store, batch).await?;
+            let writer = Writer::Staged(staged);
+            Prepared { checked, writer }
         } else {
-            Statements::of_table(&name, target, columns, types, fingerprint)
+            Prepared::new(&name, target, columns, types, fingerprint)
         };
-        let statements = Arc::new(statements);
-        let mut prepared = self.prepared();
-        if prepared.len() >= KEPT {
-            prepared.clear();
+        let prepared = Arc::new(prepared);
+        let mut kept = self.prepared();
+        if kept.len() >= KEPT {
+            kept.clear();
         }
-        prepared.insert(place, Arc::clone(&statements));
-        Ok(statements)
+        kept.insert(place, Arc::clone(&prepared));
+        Ok(prepared)
     }
 
     /// Before a batch of a replay that replaces each batch by itself: gives the target the index by which the rows of each
     /// are found. Not before, since it takes a quarter of the time that Postgres needs for a row. Without it, a replay
     /// reads the whole table for each batch, and is as right.
-    pub async fn index(&self, pool: &PgPool, batch: &ValidBatch) -> Result<(), LoadError> {
+    pub async fn index(&self, store: &Store, batch: &ValidBatch) -> Result<(), LoadError> {
         let target = &batch.target;
         if batch.id.generation == 0
             || target.mode != Mode::Append
@@ -127,12 +230,12 @@ impl Targets {
             return Ok(());
         }
         let name = TableName::of(target, &self.allowed_schemas).map_err(Refused::from)?;
-        let indexed = self.indexes.ensure(pool, &name).await;
-        indexed.map_err(|source| LoadError::target(name.sql(), "indexed by batch", source))
+        let indexed = self.indexes.ensure(store, &name).await;
+        indexed.map_err(LoadError::of_target)
     }
 
     /// The statements for a batch whose target was prepared before.
-    pub fn known(&self, batch: &ValidBatch) -> Option<Arc<Statements>> {
+    pub fn known(&self, batch: &ValidBatch) -> Option<Arc<Prepared>> {
         self.prepared().get(&Place::of(batch)).map(Arc::clone)
     }
 
@@ -169,58 +272,9 @@ impl Targets {
             .is_some_and(|since| since.elapsed() < AILING)
     }
 
-    fn prepared(&self) -> std::sync::MutexGuard<'_, Prepared> {
+    fn prepared(&self) -> std::sync::MutexGuard<'_, ByPlace> {
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Refuses a target that cannot be loaded into, without touching it: for whoever is about to ask
-/// for a run.
-pub async fn inspect(
-    pool: &PgPool,
-    target: &Target,
-    columns: &[TargetColumn],
-    allowed_schemas: &[String],
-    job: &str,
-) -> Result<Result<(), Refusal>, sqlx::Error> {
-    let planned = plan(pool, target, columns, allowed_schemas, job).await?;
-    Ok(planned.map(drop))
-}
-
-/// What would be done to a target, or why it is refused, as this connection's role could do it;
-/// nothing is touched. `columns` are those that the job declares with a type; what else the query
-/// returns is not known yet.
-pub async fn plan(
-    pool: &PgPool,
-    target: &Target,
-    columns: &[TargetColumn],
-    allowed_schemas: &[String],
-    job: &str,
-) -> Result<Result<Change, Refusal>, sqlx::Error> {
-    let name = match TableName::of(target, allowed_schemas) {
-        Ok(name) => name,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    transaction(pool, async |tx: &mut PgConnection| {
-        let found = look_up(tx, &name).await?;
-        let table = found.as_ref().map(|found| &found.table);
-        match ddl::decide(&name, target, columns, Known::Declared, job, table) {
-            Ok(change) => check_privileges(tx, &name, target, found.as_ref(), change).await,
-            Err(refusal) => Ok(Err(refusal)),
-        }
-    })
-    .await
-}
-
-/// Checks a table against the columns again, in the transaction that is about to write to it.
-pub(crate) async fn check_again(
-    tx: &mut PgConnection,
-    name: &TableName,
-    target: &Target,
-    columns: &[TargetColumn],
-) -> Result<Result<(), Refusal>, sqlx::Error> {
-    let found = look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?;
-    Ok(ddl::check_table(name, target, columns, &found.table))
 }
 
 /// The fingerprint of the table that was created, changed or found fit, and the types that the columns have in it.
@@ -233,10 +287,7 @@ async fn create_or_check(
 ) -> Result<Result<(String, Vec<PgType>), Refusal>, sqlx::Error> {
     // Another loader may be creating or altering it at this moment; IF NOT EXISTS alone does not
     // prevent the error that the second of two gets.
-    sqlx::query("SELECT pg_advisory_xact_lock($1)")
-        .bind(lock_key("create", &name.sql()))
-        .execute(&mut *tx)
-        .await?;
+    database::lock(tx, database::lock_key("create", &name.sql())).await?;
     let found = look_up(tx, name).await?;
     let table = found.as_ref().map(|found| &found.table);
     let change = match ddl::decide(name, target, columns, Known::All, job, table) {
@@ -279,125 +330,4 @@ async fn create_or_check(
         .iter()
         .filter_map(|column| now.table.type_of(&column.name));
     Ok(Ok((now.fingerprint, types.collect())))
-}
-
-/// Whether this connection's role may do what is to be done, and write the rows then.
-async fn check_privileges(
-    tx: &mut PgConnection,
-    name: &TableName,
-    target: &Target,
-    found: Option<&Found>,
-    change: Change,
-) -> Result<Result<Change, Refusal>, sqlx::Error> {
-    let table = name.sql();
-    let Some(found) = found else {
-        return may_create(tx, name, change).await;
-    };
-    let (may_write, may_delete, is_owner, role): (bool, bool, bool, String) = sqlx::query_as(
-        "SELECT has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE'),
-                has_table_privilege(oid, 'DELETE'), pg_has_role(relowner, 'USAGE'), current_user::text FROM pg_class WHERE oid = $1",
-    )
-    .bind(found.oid)
-    .fetch_one(tx)
-    .await?;
-    let (may_write, privileges) = if target.mode == Mode::Replace {
-        (may_write && may_delete, "SELECT, INSERT, UPDATE, DELETE")
-    } else {
-        (may_write, "SELECT, INSERT, UPDATE")
-    };
-    Ok(match change {
-        _ if !may_write => Err(Refusal::MayNotWrite {
-            table,
-            role,
-            privileges,
-        }),
-        Change::Add { ddl, .. } if !is_owner => Err(Refusal::MayNotAlter { table, role, ddl }),
-        change => Ok(change),
-    })
-}
-
-async fn may_create(
-    tx: &mut PgConnection,
-    name: &TableName,
-    change: Change,
-) -> Result<Result<Change, Refusal>, sqlx::Error> {
-    let schema: Option<(bool, String)> = sqlx::query_as("SELECT has_schema_privilege(oid, 'CREATE'), current_user::text FROM pg_namespace WHERE nspname = $1")
-        .bind(&name.schema)
-        .fetch_optional(&mut *tx)
-        .await?;
-    Ok(match (schema, change) {
-        (None, _) => Err(Refusal::SchemaMissing {
-            schema: name.schema.clone(),
-        }),
-        (Some((false, role)), Change::Create { by_hand, .. }) => Err(Refusal::MayNotCreate {
-            table: name.sql(),
-            schema: common::schema::quoted(&name.schema),
-            role,
-            by_hand,
-        }),
-        (Some(_), change) => Ok(change),
-    })
-}
-
-/// A relation as the catalog has it.
-struct Found {
-    oid: Oid,
-    /// Of the moment before `table` was read: a change in between makes it another one.
-    fingerprint: String,
-    table: ExistingTable,
-}
-
-async fn look_up(tx: &mut PgConnection, name: &TableName) -> Result<Option<Found>, sqlx::Error> {
-    let select = format!(
-        "SELECT c.oid, c.relkind::text, c.relpersistence = 'u'
-             OR EXISTS (SELECT FROM pg_partition_tree(c.oid) p JOIN pg_class leaf ON leaf.oid = p.relid WHERE leaf.relpersistence = 'u'), {FINGERPRINT} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE n.nspname = $1 AND c.relname = $2"
-    );
-    let found: Option<(Oid, String, bool, String)> = sqlx::query_as(AssertSqlSafe(select))
-        .bind(&name.schema)
-        .bind(&name.table)
-        .fetch_optional(&mut *tx)
-        .await?;
-    let Some((oid, kind, unlogged, fingerprint)) = found else {
-        return Ok(None);
-    };
-    let columns: Vec<(String, String, bool, bool, bool)> = sqlx::query_as(
-        "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, atthasdef OR attidentity <> '', attgenerated <> ''
-         FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-    )
-    .bind(oid)
-    .fetch_all(&mut *tx)
-    .await?;
-    let unique: Vec<(Vec<String>,)> = sqlx::query_as(
-        "SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_index i
-         JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place) ON k.place <= i.indnkeyatts
-         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-         WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
-         GROUP BY i.indexrelid",
-    )
-    .bind(oid)
-    .fetch_all(&mut *tx)
-    .await?;
-    let columns = columns
-        .into_iter()
-        .map(
-            |(name, type_name, not_null, has_default, generated)| ExistingColumn {
-                name,
-                type_name,
-                not_null,
-                has_default,
-                generated,
-            },
-        );
-    let table = ExistingTable {
-        kind,
-        unlogged,
-        columns: columns.collect(),
-        unique: unique.into_iter().map(|(columns,)| columns).collect(),
-    };
-    Ok(Some(Found {
-        oid,
-        fingerprint,
-        table,
-    }))
 }

@@ -10,16 +10,14 @@ use common::service::{Fault, Session};
 use common::telemetry::stage_label;
 use common::telemetry::trace::Span;
 use futures::future::try_join_all;
+use ledger::NewDeadLetter;
 use sqlx::PgConnection;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::persist::{GivenUp, persevere, wait_for_postgres};
-use crate::database::transaction;
-use crate::dead_letters::{DeadLetter, store};
 use crate::errors::{LoadError, Refused};
-use crate::events;
 use crate::load::{Loader, Outcome};
 
 /// What this service is called in dead letters.
@@ -128,9 +126,8 @@ impl Deliveries<'_> {
                     return self.bury(delivery, &refused.to_string(), 1).await;
                 }
             };
-            let pool = &self.loader.pool;
             match persevere(&self.session.stop, true, async || {
-                events::handle(pool, &event).await
+                self.loader.handle_event(&event).await
             })
             .await
             {
@@ -147,7 +144,7 @@ impl Deliveries<'_> {
                     drop(delivery);
                     self.let_go(hand).await;
                     self.wait("events", error, async || {
-                        events::handle(pool, &event).await.map(drop)
+                        self.loader.handle_event(&event).await.map(drop)
                     })
                     .await;
                     Ok(())
@@ -168,9 +165,12 @@ impl Deliveries<'_> {
                     () = stop.cancelled() => break,
                     delivery = consumer.next_dead() => delivery?,
                 };
-                let letter = DeadLetter::of(&delivery);
-                let pool = &self.loader.pool;
-                match persevere(stop, true, async || store(pool, &letter).await).await {
+                let letter = NewDeadLetter::new(&delivery);
+                let store = async || {
+                    let stored = self.loader.store.store_dead_letter(&letter).await;
+                    stored.map_err(LoadError::from)
+                };
+                match persevere(stop, true, store).await {
                     Ok(()) => {
                         metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&letter.stage)).increment(1);
                         delivery.ack().await?;
@@ -178,14 +178,8 @@ impl Deliveries<'_> {
                     Err(GivenUp::Stopping) => break,
                     Err(GivenUp::Pause(error) | GivenUp::Dead { error, .. }) => {
                         consumer.close(&self.session.consuming).await;
-                        wait_for_postgres(
-                            &self.session.health,
-                            "dead letters",
-                            stop,
-                            error,
-                            async || store(pool, &letter).await,
-                        )
-                        .await;
+                        wait_for_postgres(&self.session.health, "dead letters", stop, error, store)
+                            .await;
                         consumer = Consumer::open_dead(&self.session.consuming, 1).await?;
                     }
                 }
@@ -249,9 +243,14 @@ impl Deliveries<'_> {
     /// through that, the message is tried once more. If it is to blame all the same, it is the next
     /// process that gives it up.
     async fn is_to_blame(&self) -> bool {
-        let answers = transaction(&self.loader.pool, async |tx: &mut PgConnection| {
-            sqlx::query("SELECT 1").execute(tx).await
-        });
+        let probe = async |tx: &mut PgConnection| {
+            sqlx::query("SELECT 1").execute(tx).await?;
+            Ok(())
+        };
+        let answers = self
+            .loader
+            .store
+            .transaction("PostgreSQL does not answer", probe);
         !self.has_waited.load(Ordering::Relaxed) && answers.await.is_ok()
     }
 

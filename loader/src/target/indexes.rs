@@ -6,19 +6,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::schema::BATCH_COLUMN;
+use ledger::{Class, Error, Store, cause, classify, database};
 use sqlx::error::DatabaseError;
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use crate::database::transaction_within;
 use crate::ddl::{self, TableName};
-use crate::errors::{Class, cause, classify};
-use crate::statements::lock_key;
 
-/// How long making one may take: it reads the table once, and nobody can write to that meanwhile.
-const INDEXING: Duration = Duration::from_mins(15);
-/// With the way to the server and back: more than the server takes, so that it is the server who gives up, and below the half
-/// hour after which a broker takes a delivery back.
-const WAITING: Duration = Duration::from_mins(20);
+/// The longest that making one may take: it reads the table once, and nothing can be written to the table meanwhile.
+const INDEX_TIMEOUT: Duration = Duration::from_mins(15);
+/// The same with the round trip: longer than the server's limit, so that the server ends it, and below the half hour after which a
+/// broker takes a delivery back.
+const WAIT_TIMEOUT: Duration = Duration::from_mins(20);
 
 /// Tables that need not be looked at again.
 #[derive(Default)]
@@ -33,8 +31,8 @@ enum Found {
 }
 
 impl Indexes {
-    /// Makes the index where it is missing and this role may. Fails only where the database does, for whatever is loaded.
-    pub(super) async fn ensure(&self, pool: &PgPool, name: &TableName) -> Result<(), sqlx::Error> {
+    /// Makes the index where it is missing and this role may. Fails only where the database fails every batch.
+    pub(super) async fn ensure(&self, store: &Store, name: &TableName) -> Result<(), Error> {
         let table = name.sql();
         if self.known().contains(&table) {
             return Ok(());
@@ -46,18 +44,23 @@ impl Indexes {
                 "the target has no index by batch ({why}), so that this replay reads all of it for each batch; it would be much faster after: {sql}"
             );
         };
-        match look_and_make(pool, name).await {
+        match look_and_make(store, name).await {
             Ok(Found::NoTable) => return Ok(()),
             Ok(Found::IsThere) => {}
             Ok(Found::Made) => tracing::info!(target.table = table, "target indexed by batch"),
             Ok(Found::NotOurs) => warn("its owner is another role"),
-            Err(error) if is_given_up(&error) => warn(&cause(&error)),
-            Err(error) => match classify(&error) {
-                // Somebody writes to the table for long, or is making the index: the next batch tries again.
+            Err(Error::Postgres { source, .. }) if would_fail_again(&source) => {
+                warn(&cause(&source))
+            }
+            Err(Error::Postgres { failure, source }) => match classify(&source) {
+                // Another session writes to the table for long, or is making the index: the next batch tries again.
                 Class::Conflict => return Ok(()),
-                Class::World | Class::Configuration => return Err(error),
-                Class::Row | Class::Message => warn(&cause(&error)),
+                Class::World | Class::Configuration => {
+                    return Err(Error::Postgres { failure, source });
+                }
+                Class::Row | Class::Message => warn(&cause(&source)),
             },
+            Err(other) => return Err(other),
         }
         self.known().insert(table);
         Ok(())
@@ -73,22 +76,20 @@ impl Indexes {
     }
 }
 
-/// Whether it was too slow or somebody cancelled it, or a right is missing that only an index needs (to make something in the
-/// table's schema or tablespace): trying again would end alike.
-fn is_given_up(error: &sqlx::Error) -> bool {
+/// Whether it was too slow or a person cancelled it, or a right is missing that only an index needs (to make something in the
+/// table's schema or tablespace).
+fn would_fail_again(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(DatabaseError::code);
     matches!(code.as_deref(), Some("57014" | "42501"))
 }
 
-async fn look_and_make(pool: &PgPool, name: &TableName) -> Result<Found, sqlx::Error> {
-    transaction_within(WAITING, pool, async |tx: &mut PgConnection| {
-        let limit = format!("SET LOCAL statement_timeout = '{}s'", INDEXING.as_secs());
+async fn look_and_make(store: &Store, name: &TableName) -> Result<Found, Error> {
+    let failure = format!("cannot index {} by batch", name.sql());
+    store.transaction_within(WAIT_TIMEOUT, failure, async |tx: &mut PgConnection| {
+        let limit = format!("SET LOCAL statement_timeout = '{}s'", INDEX_TIMEOUT.as_secs());
         tx.execute(AssertSqlSafe(limit)).await?;
-        // Whoever comes later waits for the one who makes it, and finds it there.
-        sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(lock_key("create", &name.sql()))
-            .execute(&mut *tx)
-            .await?;
+        // A loader that comes later waits for the one that makes it, and finds it there.
+        database::lock(tx, database::lock_key("create", &name.sql())).await?;
         let found: Option<(bool, bool)> = sqlx::query_as(
             "SELECT pg_has_role(c.relowner, 'USAGE'), EXISTS (
                  SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]

@@ -2,12 +2,13 @@
 
 use common::job::{Mode, SchemaContract};
 use common::message::ValidBatch;
+use ledger::Store;
 use loader::ddl::Change;
 use loader::errors::{LoadError, Refused};
 use loader::target;
 use sqlx::PgPool;
 
-use crate::support::{Shape, books, execute, loader, request, shape, text, url};
+use crate::support::{Shape, execute, ledger_database, loader, request, shape, text, url};
 
 fn evolving(columns: &[&str]) -> Shape {
     let mut shape = shape("t", columns, &[]);
@@ -22,7 +23,7 @@ async fn columns(pool: &PgPool) -> String {
 /// Many times, since what is to be seen is a matter of moments.
 #[tokio::test]
 async fn of_two_loaders_and_a_schema_change_one_adds_the_column_and_both_go_on() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, one, two) = (&database.pool, loader(&database), loader(&database));
     for round in 0..5 {
         execute(pool, "DROP TABLE IF EXISTS t").await;
@@ -72,7 +73,7 @@ async fn load_all(
 
 #[tokio::test]
 async fn a_column_that_another_run_staged_without_is_null_there() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "old").await;
     request(pool, "new").await;
@@ -87,7 +88,8 @@ async fn a_column_that_another_run_staged_without_is_null_there() {
         .handle(&new.batch("new", 0, 0, &[vec![Some("y"), Some("1")]]))
         .await
         .unwrap();
-    loader::events::handle(&loader.pool, &crate::support::extracted("old", 1, 1))
+    loader
+        .handle_event(&crate::support::extracted("old", 1, 1))
         .await
         .unwrap();
     let rows = "SELECT string_agg(a || coalesce(b::text, ' NULL'), ' ' ORDER BY a) FROM t";
@@ -95,7 +97,7 @@ async fn a_column_that_another_run_staged_without_is_null_there() {
 }
 
 async fn refusal(ddl: &str, shape: &Shape) -> String {
-    let database = books().await;
+    let database = ledger_database().await;
     execute(&database.pool, ddl).await;
     request(&database.pool, "r").await;
     let values: Vec<_> = shape.columns.iter().map(|_| Some("1")).collect();
@@ -130,7 +132,7 @@ async fn a_frozen_schema_is_refused_for_any_difference_with_the_statement_to_run
         let sentence = refusal(ddl, &frozen).await;
         assert!(sentence.contains(part), "{sentence}");
     }
-    let database = books().await;
+    let database = ledger_database().await;
     execute(
         &database.pool,
         "CREATE TABLE t (n bigint, a text, _batch bigint)",
@@ -172,7 +174,7 @@ async fn an_evolving_schema_changes_no_type_and_adds_no_batch_column() {
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a table of targets")]
 async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
-    let database = books().await;
+    let database = ledger_database().await;
     let pool = &database.pool;
     let role = format!("guest_{}", database.name);
     execute(
@@ -186,12 +188,13 @@ async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
     let mut guest = url::Url::parse(&database.url).unwrap();
     guest.set_username(&role).unwrap();
     guest.set_password(Some("x")).unwrap();
-    let guest = loader::database::pool(&url(guest.as_str()), "guest").unwrap();
+    let guest = Store::new(&url(guest.as_str()), "guest", 2).unwrap();
+    let owner = Store::new(&url(&database.url), "owner", 2).unwrap();
     let schemas = ["public".to_owned()];
-    let planned = async |pool: &PgPool, table: &str, shape: &Shape| {
+    let planned = async |store: &Store, table: &str, shape: &Shape| {
         let mut target = shape.target.clone();
         target.table = table.into();
-        let answer = target::plan(pool, &target, &shape.columns, &schemas, "job").await;
+        let answer = target::catalog::plan(store, &target, &shape.columns, &schemas, "job").await;
         answer.unwrap().map_err(|refusal| refusal.to_string())
     };
     let (plain, more) = (
@@ -226,10 +229,10 @@ async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
     }
     // And as the owner it would work; nothing of it was done.
     assert!(
-        matches!(planned(pool, "mine", &more).await, Ok(Change::Add { columns, .. }) if columns == ["b"])
+        matches!(planned(&owner, "mine", &more).await, Ok(Change::Add { columns, .. }) if columns == ["b"])
     );
     assert!(matches!(
-        planned(pool, "new", &plain).await,
+        planned(&owner, "new", &plain).await,
         Ok(Change::Create { .. })
     ));
     assert_eq!(columns(pool).await, "a text, _batch bigint");
@@ -243,7 +246,7 @@ async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
 
 #[tokio::test]
 async fn a_created_table_says_what_it_is() {
-    let database = books().await;
+    let database = ledger_database().await;
     let pool = &database.pool;
     for (mode, key, indexes) in [
         (Mode::Append, &[][..], ""),

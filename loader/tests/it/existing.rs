@@ -2,11 +2,11 @@
 
 use loader::errors::{LoadError, Refused};
 
-use crate::support::{books, execute, loader, request, shape, text};
+use crate::support::{execute, ledger_database, loader, request, shape, text};
 
 /// The sentence with which a batch for table `t (a text, n bigint)` is refused.
 async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
-    let database = books().await;
+    let database = ledger_database().await;
     execute(&database.pool, ddl).await;
     request(&database.pool, "r").await;
     let batch =
@@ -25,7 +25,7 @@ async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
 
 #[tokio::test]
 async fn a_table_without_the_batch_column_is_refused_with_the_alter_that_helps() {
-    let database = books().await;
+    let database = ledger_database().await;
     execute(&database.pool, "CREATE TABLE t (a text, n bigint)").await;
     request(&database.pool, "r").await;
     let (loader, batch) = (
@@ -103,7 +103,7 @@ async fn other_schemas_than_the_allowed_ones_are_refused() {
 #[tokio::test]
 async fn a_trigger_that_drops_rows_is_noticed() {
     for (key, unique) in [(&[][..], ""), (&["a"], ", UNIQUE (a)")] {
-        let database = books().await;
+        let database = ledger_database().await;
         execute(
             &database.pool,
             &format!(
@@ -138,7 +138,7 @@ async fn a_trigger_that_drops_rows_is_noticed() {
 
 #[tokio::test]
 async fn a_partitioned_table_and_spare_columns_are_fine() {
-    let database = books().await;
+    let database = ledger_database().await;
     execute(
         &database.pool,
         "CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY, n numeric, a varchar, _batch bigint, seen timestamptz NOT NULL DEFAULT now()) PARTITION BY RANGE (_batch);
@@ -161,7 +161,7 @@ async fn a_partitioned_table_and_spare_columns_are_fine() {
 
 #[tokio::test]
 async fn a_table_that_changes_under_way_is_looked_at_again() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["a text", "n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
@@ -180,7 +180,7 @@ async fn a_table_that_changes_under_way_is_looked_at_again() {
 #[tokio::test]
 async fn a_type_that_was_altered_after_the_check_rounds_nothing() {
     for key in [&[][..], &["k"]] {
-        let database = books().await;
+        let database = ledger_database().await;
         let t = shape("t", &["k text", "n numeric(10,4)"], key);
         let loader = loader(&database);
         request(&database.pool, "r").await;
@@ -212,7 +212,7 @@ async fn a_type_that_was_altered_after_the_check_rounds_nothing() {
 /// Each column is of a wider type than the batch's, and the bytes of one number may be those of another of the wider type.
 #[tokio::test]
 async fn values_are_the_same_in_columns_of_wider_types() {
-    let database = books().await;
+    let database = ledger_database().await;
     let pool = &database.pool;
     let columns = [
         "a smallint",

@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
+use ledger::event::Noted;
 use loader::errors::Verdict;
-use loader::events::{self, Noted};
-use loader::ledger::{self, Lock};
 use loader::load::{Loader, Outcome};
 use testkit::PATIENCE;
 use testkit::relay::Relay;
 use testkit::wait_until;
 
-use crate::support::{books, execute, extracted, loader, request, shape, text, url};
+use crate::support::{execute, extracted, ledger_database, loader, request, shape, text, url};
 
 #[tokio::test]
 async fn a_commit_whose_answer_was_lost_is_found_in_the_ledger() {
-    let database = books().await;
+    let database = ledger_database().await;
     let relay = Relay::to_url(&database.url).await;
     let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
     let t = shape("t", &["n bigint"], &[]);
@@ -50,7 +49,7 @@ async fn a_commit_whose_answer_was_lost_is_found_in_the_ledger() {
 
 #[tokio::test]
 async fn a_connection_that_breaks_at_any_answer_loads_nothing_twice() {
-    let database = books().await;
+    let database = ledger_database().await;
     let relay = Relay::to_url(&database.url).await;
     let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
     let t = shape("t", &["n bigint"], &["n"]);
@@ -93,7 +92,7 @@ async fn a_connection_that_breaks_at_any_answer_loads_nothing_twice() {
 
 #[tokio::test]
 async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
@@ -138,7 +137,7 @@ async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
 
 #[tokio::test]
 async fn deadlocks_and_locks_are_tried_again() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
@@ -170,7 +169,7 @@ async fn deadlocks_and_locks_are_tried_again() {
 /// Loaders hold a run's row shared, one after the other. An event that wants it alone must not have to wait until none does.
 #[tokio::test]
 async fn a_batch_that_comes_after_an_event_waits_for_it() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
@@ -179,7 +178,7 @@ async fn a_batch_that_comes_after_an_event_waits_for_it() {
         .unwrap();
     let run = "r".parse().unwrap();
     let mut other = database.pool.begin().await.unwrap();
-    ledger::find(&mut other, &run, Lock::Shared).await.unwrap();
+    ledger::share(&mut other, &run).await.unwrap();
     let waiting = async |wanted: &str| {
         wait_until(&format!("{wanted} to wait"), Duration::from_secs(8), async || {
             text(&database.pool, "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await == wanted
@@ -188,7 +187,7 @@ async fn a_batch_that_comes_after_an_event_waits_for_it() {
     };
     let told = extracted("r", 2, 2);
     let batch = t.batch("r", 1, 1, &[vec![Some("2")]]);
-    let event = events::handle(&loader.pool, &told);
+    let event = loader.handle_event(&told);
     let load = async {
         waiting("1").await;
         loader.handle(&batch).await

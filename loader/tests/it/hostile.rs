@@ -5,11 +5,13 @@ use common::job::{Mode, Target};
 use common::schema::{PgType, TargetColumn, check_identifier};
 use loader::copy::CopyText;
 use loader::ddl::{TableName, check_columns, create_table};
-use loader::statements::Statements;
+use loader::target::Prepared;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use testkit::servers::database;
+
+use crate::support::Shape;
 
 type Value = Option<String>;
 
@@ -135,7 +137,8 @@ fn whatever_a_name_is_the_table_has_it_and_nothing_else_happens() {
             };
             let name = TableName::of(&target, &["public".to_owned()]).unwrap();
             check_columns(&name, &target, &columns).unwrap();
-            execute(connection, "BEGIN").await;
+            let mut tx = connection.begin().await.unwrap();
+            let connection = &mut *tx;
             execute(
                 connection,
                 &create_table(&name, &target, &columns, "it's; DROP"),
@@ -144,16 +147,11 @@ fn whatever_a_name_is_the_table_has_it_and_nothing_else_happens() {
             let mut wanted: Vec<_> = columns.iter().map(|column| column.name.clone()).collect();
             wanted.push("_batch".to_owned());
             assert_eq!(columns_of(connection, &name.table).await, wanted);
-            load_one_row(
-                connection,
-                &Statements::of(&name, &target, &columns),
-                columns.len(),
-            )
-            .await;
+            load_one_row(connection, &name, &target, columns).await;
             assert_eq!(count(connection, &name.sql()).await, 1);
             let tables = "pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'";
             assert_eq!(count(connection, tables).await, 1);
-            execute(connection, "ROLLBACK").await;
+            tx.rollback().await.unwrap();
         },
     );
 }
@@ -177,21 +175,21 @@ async fn count(connection: &mut PgConnection, what: &str) -> i64 {
         .unwrap()
 }
 
-/// One row with the statements of an append or an upsert.
-async fn load_one_row(connection: &mut PgConnection, statements: &Statements, width: usize) {
-    if let Some(merge) = &statements.merge {
-        execute(connection, &merge.create_stage).await;
-    }
-    let mut copy = connection.copy_in_raw(&statements.copy).await.unwrap();
-    copy.send(format!("{}0\n", "x\t".repeat(width)).as_bytes())
-        .await
-        .unwrap();
-    assert_eq!(copy.finish().await.unwrap(), 1);
-    if let Some(merge) = &statements.merge {
-        let merged = sqlx::query(AssertSqlSafe(merge.merge.clone()))
-            .bind(0_i64)
-            .bind(0)
-            .bind(1);
-        assert_eq!(merged.execute(connection).await.unwrap().rows_affected(), 1);
-    }
+/// One row of `x`, as a batch.
+async fn load_one_row(
+    connection: &mut PgConnection,
+    name: &TableName,
+    target: &Target,
+    columns: Vec<TargetColumn>,
+) {
+    let types = columns.iter().map(|column| column.pg_type).collect();
+    let prepared = Prepared::new(name, target, &columns, types, String::new());
+    let row = vec![Some("x"); columns.len()];
+    let shape = Shape {
+        target: target.clone(),
+        columns,
+    };
+    let batch = shape.batch("r", 0, 0, &[row]);
+    let written = prepared.write(connection, &batch, 1).await.unwrap();
+    assert!(written.refused.is_empty(), "{written:?}");
 }

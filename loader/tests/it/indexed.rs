@@ -1,28 +1,30 @@
 //! The index by batch, which an append's first replay gives its target.
 
 use common::message::ValidBatch;
-use loader::events;
 use loader::load::{Loader, Outcome};
 use sqlx::PgPool;
 use testkit::servers::Database;
 
 use crate::modes::{Way, ways};
-use crate::support::{books, execute, extracted, loader, replayed, text, url, with_generation};
+use crate::support::{
+    execute, extracted, ledger_database, loader, replayed, text, url, with_generation,
+};
 
 fn append() -> Way {
     ways().remove(0)
 }
 
 /// A completed run of this case, and its batches as a replay sends them.
-async fn about_to_be_replayed(loader: &Loader, case: &str) -> Vec<ValidBatch> {
-    let (run, batches) = append().prepared(&loader.pool, case).await;
+async fn about_to_be_replayed(database: &Database, loader: &Loader, case: &str) -> Vec<ValidBatch> {
+    let pool = &database.pool;
+    let (run, batches) = append().prepared(pool, case).await;
     for batch in &batches {
         loader.handle(batch).await.unwrap();
     }
     let event = extracted(&run, 3, 8);
-    events::handle(&loader.pool, &event).await.unwrap();
-    assert_eq!(indexes(&loader.pool, case).await, "");
-    replayed(&loader.pool, &run).await;
+    loader.handle_event(&event).await.unwrap();
+    assert_eq!(indexes(pool, case).await, "");
+    replayed(pool, &run).await;
     batches
         .iter()
         .map(|batch| with_generation(batch, 1))
@@ -39,9 +41,9 @@ async fn indexes(pool: &PgPool, case: &str) -> String {
 /// The first rows are not slowed down by an index that only a replay needs.
 #[tokio::test]
 async fn the_first_replay_makes_it_and_the_next_finds_it() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (first, second) = (loader(&database), loader(&database));
-    let batches = about_to_be_replayed(&first, "mine").await;
+    let batches = about_to_be_replayed(&database, &first, "mine").await;
     for batch in &batches {
         first.handle(batch).await.unwrap();
     }
@@ -78,14 +80,14 @@ async fn assert_replayed_without_it(
     may: impl FnOnce(&str) -> String,
 ) {
     let pool = &database.pool;
-    let batches = about_to_be_replayed(&loader(database), case).await;
+    let batches = about_to_be_replayed(database, &loader(database), case).await;
     let (guest, role) = guest(database, may).await;
     for batch in &batches {
         guest.handle(batch).await.unwrap();
     }
     append().assert_right(pool, case).await;
     assert_eq!(indexes(pool, case).await, "");
-    guest.pool.close().await;
+    guest.store.close().await;
     let end =
         format!("REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}; DROP ROLE {role}");
     execute(pool, &end).await;
@@ -93,7 +95,7 @@ async fn assert_replayed_without_it(
 
 #[tokio::test]
 async fn a_table_of_somebody_else_is_replayed_without_it() {
-    assert_replayed_without_it(&books().await, "theirs", |_| String::new()).await;
+    assert_replayed_without_it(&ledger_database().await, "theirs", |_| String::new()).await;
 }
 
 /// An index is made in the table's schema, and that is another right than to own the table.
@@ -104,15 +106,15 @@ async fn a_table_in_a_schema_of_somebody_else_is_replayed_without_it() {
             "REVOKE CREATE ON SCHEMA public FROM PUBLIC; ALTER TABLE append_schema OWNER TO {role}"
         )
     };
-    assert_replayed_without_it(&books().await, "schema", may).await;
+    assert_replayed_without_it(&ledger_database().await, "schema", may).await;
 }
 
 /// It is a help, and waiting for it is none.
 #[tokio::test]
 async fn while_somebody_writes_to_the_table_a_replay_goes_on_without_it() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
-    let batches = about_to_be_replayed(&loader, "busy").await;
+    let batches = about_to_be_replayed(&database, &loader, "busy").await;
     let mut other = pool.begin().await.unwrap();
     sqlx::query("INSERT INTO append_busy VALUES ('other')")
         .execute(&mut *other)
@@ -132,9 +134,9 @@ async fn while_somebody_writes_to_the_table_a_replay_goes_on_without_it() {
 /// As when two tables' indexes get one name at the same moment.
 #[tokio::test]
 async fn what_is_wrong_with_it_is_no_batchs_fault() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
-    let batches = about_to_be_replayed(&loader, "refused").await;
+    let batches = about_to_be_replayed(&database, &loader, "refused").await;
     execute(
         pool,
         "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE unique_violation; END $$;
@@ -150,9 +152,9 @@ async fn what_is_wrong_with_it_is_no_batchs_fault() {
 
 #[tokio::test]
 async fn a_table_that_is_made_anew_gets_it_anew() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
-    let batches = about_to_be_replayed(&loader, "anew").await;
+    let batches = about_to_be_replayed(&database, &loader, "anew").await;
     for batch in &batches {
         loader.handle(batch).await.unwrap();
     }

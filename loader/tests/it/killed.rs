@@ -9,7 +9,7 @@ use testkit::servers::{Database, Vhost, vhost};
 use testkit::wait_until;
 
 use crate::modes::ways;
-use crate::support::{books, extracted, text, url};
+use crate::support::{extracted, ledger_database, text, url};
 
 fn sent(message: &impl Message) -> Outgoing {
     Outgoing::of(message).unwrap()
@@ -24,7 +24,7 @@ fn service(database: &Database, vhost: &Vhost) -> Service {
 #[tokio::test]
 async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
     common::service::install_tls();
-    let (database, vhost) = (books().await, vhost().await);
+    let (database, vhost) = (ledger_database().await, vhost().await);
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
         .await
         .unwrap();
@@ -77,7 +77,7 @@ async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
 #[tokio::test]
 async fn an_approved_run_is_published_without_a_message() {
     common::service::install_tls();
-    let (database, vhost) = (books().await, vhost().await);
+    let (database, vhost) = (ledger_database().await, vhost().await);
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
         .await
         .unwrap();

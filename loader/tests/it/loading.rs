@@ -2,16 +2,16 @@
 
 use common::message::RejectedRow;
 use loader::errors::{LoadError, Refused};
-use loader::events;
 use loader::load::Outcome;
 
 use crate::support::{
-    books, books_of, everything, execute, extracted, loader, request, shape, text, with_rejected,
+    balance_of, everything, execute, extracted, ledger_database, loader, request, shape, text,
+    with_rejected,
 };
 
 #[tokio::test]
 async fn the_same_batch_twice_is_the_batch_once() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, clicks) = (
         loader(&database),
         shape("clicks", &["url text", "n bigint"], &[]),
@@ -28,18 +28,14 @@ async fn the_same_batch_twice_is_the_batch_once() {
         loader.handle(&batch).await.unwrap(),
         Outcome::Loaded(_)
     ));
-    events::handle(&loader.pool, &extracted("r", 1, 3))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("r", 1, 3)).await.unwrap();
     let before = everything(&database.pool, "clicks").await;
     assert_eq!(loader.handle(&batch).await.unwrap(), Outcome::Duplicate);
-    events::handle(&loader.pool, &extracted("r", 1, 3))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("r", 1, 3)).await.unwrap();
     assert_eq!(everything(&database.pool, "clicks").await, before);
     assert_eq!(
-        books_of(&database.pool, "r").await,
-        "completed expected 3 extracted 3 loaded 2 collapsed 0 rejected 1 balanced"
+        balance_of(&database.pool, "r").await,
+        "completed expected 3 extracted 3 loaded 2 deduplicated 0 rejected 1 balanced"
     );
     assert_eq!(
         text(
@@ -57,16 +53,14 @@ async fn the_same_batch_twice_is_the_batch_once() {
 
 #[tokio::test]
 async fn an_empty_result_makes_the_table_and_completes() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["url text"], &["url"]));
     request(&database.pool, "r").await;
     loader.handle(&clicks.batch("r", 0, 0, &[])).await.unwrap();
-    events::handle(&loader.pool, &extracted("r", 1, 0))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("r", 1, 0)).await.unwrap();
     assert_eq!(
-        books_of(&database.pool, "r").await,
-        "completed expected 0 extracted 0 loaded 0 collapsed 0 rejected 0 balanced"
+        balance_of(&database.pool, "r").await,
+        "completed expected 0 extracted 0 loaded 0 deduplicated 0 rejected 0 balanced"
     );
     assert_eq!(
         text(&database.pool, "SELECT count(*) FROM clicks").await,
@@ -76,7 +70,7 @@ async fn an_empty_result_makes_the_table_and_completes() {
 
 #[tokio::test]
 async fn whatever_text_a_value_is_it_comes_out_as_it_went_in() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, values) = (loader(&database), shape("values", &["a text"], &[]));
     let texts = [
         "\\.",
@@ -117,7 +111,7 @@ async fn whatever_text_a_value_is_it_comes_out_as_it_went_in() {
 
 #[tokio::test]
 async fn hostile_names_are_names() {
-    let database = books().await;
+    let database = ledger_database().await;
     let loader = loader(&database);
     let name = r#"t"; DROP TABLE runs; --"#;
     for (run, key) in [("append", &[][..]), ("upsert", &[r#"a"b, line 7"#])] {
@@ -163,7 +157,7 @@ async fn hostile_names_are_names() {
 
 #[tokio::test]
 async fn batches_complete_their_run_in_any_order_with_the_event() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     for (run, order) in [
         ("first", ["event", "2", "0", "1"]),
@@ -179,11 +173,7 @@ async fn batches_complete_their_run_in_any_order_with_the_event() {
                         .await
                         .unwrap(),
                 ),
-                Err(_) => drop(
-                    events::handle(&loader.pool, &extracted(run, 3, 3))
-                        .await
-                        .unwrap(),
-                ),
+                Err(_) => drop(loader.handle_event(&extracted(run, 3, 3)).await.unwrap()),
             }
             let state = text(
                 &database.pool,
@@ -197,8 +187,8 @@ async fn batches_complete_their_run_in_any_order_with_the_event() {
             );
         }
         assert_eq!(
-            books_of(&database.pool, run).await,
-            "completed expected 3 extracted 3 loaded 3 collapsed 0 rejected 0 balanced"
+            balance_of(&database.pool, run).await,
+            "completed expected 3 extracted 3 loaded 3 deduplicated 0 rejected 0 balanced"
         );
     }
     let batches = "SELECT count(DISTINCT _batch) = 9 AND bool_and(_batch >> 24 IN (SELECT run_no FROM etl.runs)) FROM clicks";
@@ -207,7 +197,7 @@ async fn batches_complete_their_run_in_any_order_with_the_event() {
 
 #[tokio::test]
 async fn two_loaders_that_get_every_batch_load_it_once() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (one, two) = (loader(&database), loader(&database));
     request(&database.pool, "r").await;
     let clicks = shape("clicks", &["n bigint"], &[]);
@@ -231,15 +221,11 @@ async fn two_loaders_that_get_every_batch_load_it_once() {
             two.handle(batch).await.unwrap();
         }
     };
-    let told = async {
-        events::handle(&two.pool, &extracted("r", 20, 40))
-            .await
-            .unwrap()
-    };
+    let told = async { two.handle_event(&extracted("r", 20, 40)).await.unwrap() };
     tokio::join!(forward, backward, told);
     assert_eq!(
-        books_of(&database.pool, "r").await,
-        "completed expected 40 extracted 40 loaded 40 collapsed 0 rejected 0 balanced"
+        balance_of(&database.pool, "r").await,
+        "completed expected 40 extracted 40 loaded 40 deduplicated 0 rejected 0 balanced"
     );
     assert_eq!(
         text(&database.pool, "SELECT count(*) FROM clicks").await,
@@ -249,7 +235,7 @@ async fn two_loaders_that_get_every_batch_load_it_once() {
 
 #[tokio::test]
 async fn what_does_not_belong_to_the_run_is_refused_and_changes_nothing() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     let batch = |seq| clicks.batch("r", seq, u64::from(seq), &[vec![Some("1")]]);
@@ -261,52 +247,56 @@ async fn what_does_not_belong_to_the_run_is_refused_and_changes_nothing() {
     };
     assert!(matches!(
         refused(clicks.batch("r", 0, 0, &[vec![Some("2")]])).await,
-        Refused::OtherContent { .. }
+        Refused::Ledger(ledger::Refused::OtherContent { .. })
     ));
     let mut other = batch(1);
     other.result_id = "query:another-etag".into();
-    assert!(matches!(refused(other).await, Refused::OtherResult { .. }));
+    assert!(matches!(
+        refused(other).await,
+        Refused::Ledger(ledger::Refused::OtherResult { .. })
+    ));
     assert!(matches!(
         refused(clicks.batch("nobody", 0, 0, &[])).await,
-        Refused::UnknownRun { .. }
+        Refused::Ledger(ledger::Refused::UnknownRun { .. })
     ));
     let mut ahead = batch(1);
     ahead.id.generation = 1;
     assert!(matches!(
         refused(ahead).await,
-        Refused::FutureGeneration { .. }
+        Refused::Ledger(ledger::Refused::FutureGeneration { .. })
     ));
     assert_eq!(everything(&database.pool, "clicks").await, before);
 
-    events::handle(&loader.pool, &extracted("r", 2, 2))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("r", 2, 2)).await.unwrap();
     assert!(matches!(
         refused(batch(2)).await,
-        Refused::BeyondResult { .. }
+        Refused::Ledger(ledger::Refused::BeyondResult { .. })
     ));
     loader.handle(&batch(1)).await.unwrap();
     // Also when the run is over.
     assert!(matches!(
         refused(clicks.batch("r", 0, 0, &[vec![Some("2")]])).await,
-        Refused::OtherContent { .. }
+        Refused::Ledger(ledger::Refused::OtherContent { .. })
     ));
     assert!(matches!(
         refused(batch(2)).await,
-        Refused::BeyondResult { .. }
+        Refused::Ledger(ledger::Refused::BeyondResult { .. })
     ));
     let mut other = batch(2);
     other.result_id = "query:another-etag".into();
-    assert!(matches!(refused(other).await, Refused::OtherResult { .. }));
+    assert!(matches!(
+        refused(other).await,
+        Refused::Ledger(ledger::Refused::OtherResult { .. })
+    ));
     assert_eq!(
-        books_of(&database.pool, "r").await,
-        "completed expected 2 extracted 2 loaded 2 collapsed 0 rejected 0 balanced"
+        balance_of(&database.pool, "r").await,
+        "completed expected 2 extracted 2 loaded 2 deduplicated 0 rejected 0 balanced"
     );
 }
 
 #[tokio::test]
 async fn batches_that_were_cut_in_another_way_are_refused_and_change_nothing() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     let batch =
@@ -316,7 +306,12 @@ async fn batches_that_were_cut_in_another_way_are_refused_and_change_nothing() {
     for (seq, first_row, rows) in [(0, 1, 1), (1, 2, 1), (1, 2, 3), (3, 4, 1), (3, 6, 1)] {
         let refused = loader.handle(&batch(seq, first_row, rows)).await;
         assert!(
-            matches!(refused, Err(LoadError::Refused(Refused::OutOfLine { .. }))),
+            matches!(
+                refused,
+                Err(LoadError::Refused(Refused::Ledger(
+                    ledger::Refused::OutOfLine { .. }
+                )))
+            ),
             "{seq} {first_row} {rows}: {refused:?}"
         );
     }
@@ -324,18 +319,16 @@ async fn batches_that_were_cut_in_another_way_are_refused_and_change_nothing() {
     for fitting in [batch(3, 5, 1), batch(1, 2, 2), batch(0, 0, 2)] {
         loader.handle(&fitting).await.unwrap();
     }
-    events::handle(&loader.pool, &extracted("r", 4, 6))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("r", 4, 6)).await.unwrap();
     assert_eq!(
-        books_of(&database.pool, "r").await,
-        "completed expected 6 extracted 6 loaded 6 collapsed 0 rejected 0 balanced"
+        balance_of(&database.pool, "r").await,
+        "completed expected 6 extracted 6 loaded 6 deduplicated 0 rejected 0 balanced"
     );
 }
 
 #[tokio::test]
 async fn late_and_stale_batches_change_no_row() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
@@ -360,7 +353,7 @@ async fn late_and_stale_batches_change_no_row() {
             .handle(&clicks.batch("r", 1, 1, &[vec![Some("1")]]))
             .await
             .unwrap(),
-        Outcome::Late
+        Outcome::Ignored
     );
     assert_eq!(
         loader
@@ -372,7 +365,7 @@ async fn late_and_stale_batches_change_no_row() {
     assert_eq!(
         text(
             &database.pool,
-            "SELECT late_messages || ' ' || (SELECT count(*) FROM clicks) FROM etl.runs"
+            "SELECT ignored_messages || ' ' || (SELECT count(*) FROM clicks) FROM etl.runs"
         )
         .await,
         "1 1"
@@ -381,7 +374,7 @@ async fn late_and_stale_batches_change_no_row() {
 
 #[tokio::test]
 async fn a_thousand_rejected_rows_are_all_in_quarantine() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     let mut batch = clicks.batch("r", 1, 7, &[]);

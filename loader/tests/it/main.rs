@@ -7,7 +7,8 @@
 )]
 
 mod binary;
-mod books;
+mod completion;
+
 mod contracts;
 mod existing;
 mod failures;

@@ -2,14 +2,14 @@
 
 use common::job::{Duplicates, Mode, Publish, Target, Window};
 use common::message::ValidBatch;
-use loader::events;
 use loader::load::Outcome;
+use loader::{completion, target};
 use sqlx::PgPool;
 use testkit::servers::Database;
 
 use crate::support::{
-    Shape, books, books_of, execute, extracted, loader, replayed, request, shape, text, whole,
-    with_generation, with_rejected,
+    Shape, balance_of, execute, extracted, ledger_database, loader, replayed, request, shape, text,
+    whole, with_generation, with_rejected,
 };
 
 /// A way to load a target, and what its table is afterwards: key, value and seq of each row.
@@ -19,7 +19,7 @@ pub(crate) struct Way {
     pub(crate) target: Target,
     table: &'static str,
     /// Of seven accepted rows.
-    collapsed: u32,
+    deduplicated: u32,
 }
 
 /// Two rows were in each table before: `a` with 100, inside of the window, and `z` outside of it.
@@ -43,11 +43,11 @@ pub(crate) fn ways() -> Vec<Way> {
         ..Target::default()
     };
     let window = Window::parse("d between '2018-04-02' and '2018-04-05'").unwrap();
-    let way = |name, target, table, collapsed| Way {
+    let way = |name, target, table, deduplicated| Way {
         name,
         target,
         table,
-        collapsed,
+        deduplicated,
     };
     vec![
         way("append", plain(Mode::Append, Batch), APPENDED, 0),
@@ -131,10 +131,10 @@ impl Way {
         let rows = text(pool, &content(&table)).await;
         assert_eq!(rows, self.table, "{table}");
         assert_eq!(
-            books_of(pool, &run).await,
+            balance_of(pool, &run).await,
             format!(
-                "completed expected 8 extracted 8 loaded 7 collapsed {} rejected 1 balanced",
-                self.collapsed
+                "completed expected 8 extracted 8 loaded 7 deduplicated {} rejected 1 balanced",
+                self.deduplicated
             ),
             "{table}"
         );
@@ -152,7 +152,7 @@ fn content(table: &str) -> String {
 /// Runs a case for every way, each in a database of its own.
 async fn every_way(case: impl AsyncFn(Way, Database)) {
     for way in ways() {
-        Box::pin(case(way, books().await)).await;
+        Box::pin(case(way, ledger_database().await)).await;
     }
 }
 
@@ -164,15 +164,11 @@ async fn in_order_in_reverse_and_after_the_event() {
         for batch in &batches {
             loader.handle(batch).await.unwrap();
         }
-        events::handle(&loader.pool, &extracted(&run, 3, 8))
-            .await
-            .unwrap();
+        loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
         way.assert_right(pool, "fresh").await;
 
         let (run, batches) = way.prepared(pool, "reverse").await;
-        events::handle(&loader.pool, &extracted(&run, 3, 8))
-            .await
-            .unwrap();
+        loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
         for batch in batches.iter().rev() {
             loader.handle(batch).await.unwrap();
         }
@@ -193,9 +189,7 @@ async fn delivered_again_at_any_point_it_changes_nothing() {
             }
         }
         for _ in 0..2 {
-            events::handle(&loader.pool, &extracted(&run, 3, 8))
-                .await
-                .unwrap();
+            loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
             for batch in &batches {
                 assert_eq!(loader.handle(batch).await.unwrap(), Outcome::Duplicate);
             }
@@ -220,15 +214,15 @@ async fn two_loaders_at_once() {
                     one.handle(&batches[1]).await?;
                     one.handle(&batches[0]).await
                 },
-                events::handle(&two.pool, &told),
+                two.handle_event(&told),
             );
             a.unwrap();
             b.unwrap();
             c.unwrap();
             d.unwrap();
             // Of several that may complete it one is in the way of the others: the sweep asks again.
-            for run in loader::completion::candidates(&one.pool).await.unwrap() {
-                loader::completion::ask(&one.pool, &run).await.unwrap();
+            for run in ledger::completion::candidates(&one.store).await.unwrap() {
+                completion::ask(&one.store, &run).await.unwrap();
             }
             way.assert_right(pool, &case).await;
         }
@@ -246,7 +240,7 @@ async fn a_replay_gives_what_the_run_gave_however_far_it_had_come() {
             for batch in &batches[..loaded] {
                 loader.handle(batch).await.unwrap();
             }
-            events::handle(&loader.pool, &extracted(&run, 3, 8)).await.unwrap();
+            loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
             for generation in 1..=2 {
                 replayed(pool, &run).await;
                 for batch in batches.iter().rev() {
@@ -257,7 +251,7 @@ async fn a_replay_gives_what_the_run_gave_however_far_it_had_come() {
                 }
                 way.assert_right(pool, &case).await;
             }
-            loader::staging::clean_up(&loader.pool).await.unwrap();
+            target::clean_up(&loader.store).await.unwrap();
             let left = "SELECT count(*) + (SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging') FROM etl.staging";
             assert_eq!(text(pool, left).await, "0", "{case}");
         }
@@ -273,9 +267,7 @@ async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
         for batch in &batches {
             loader.handle(batch).await.unwrap();
         }
-        events::handle(&loader.pool, &extracted(&run, 3, 8))
-            .await
-            .unwrap();
+        loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
         replayed(pool, &run).await;
         let mut batches: Vec<_> = batches
             .iter()
@@ -309,7 +301,7 @@ async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
         let rows = text(pool, &content(&format!("{}_rules", way.name))).await;
         assert_eq!(rows, wanted.join(" "), "{}", way.name);
         assert!(
-            books_of(pool, &run)
+            balance_of(pool, &run)
                 .await
                 .starts_with("completed expected 8 extracted 8 loaded 5"),
             "{}",
@@ -321,16 +313,14 @@ async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
 
 #[tokio::test]
 async fn a_partial_replay_leaves_the_other_batches_where_they_are() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let way = ways().remove(0);
     let (run, batches) = way.prepared(pool, "part").await;
     for batch in &batches {
         loader.handle(batch).await.unwrap();
     }
-    events::handle(&loader.pool, &extracted(&run, 3, 8))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
     replayed(pool, &run).await;
     // What etl replay --seq 1..1 does, in the same transaction.
     let carried =
@@ -375,7 +365,7 @@ async fn another_run_of_the_same_rows() {
             for batch in batches {
                 loader.handle(batch).await.unwrap();
             }
-            events::handle(&loader.pool, &extracted(run, 3, 8)).await.unwrap();
+            loader.handle_event(&extracted(run, 3, 8)).await.unwrap();
         }
         let rows = text(pool, &content(&table)).await;
         if way.target.mode == Mode::Append {
@@ -409,7 +399,7 @@ async fn another_run_of_the_same_rows() {
 
 #[tokio::test]
 async fn of_an_insert_only_every_order_keeps_the_first_row_of_a_key() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let orders = [
         [0, 1, 2],
@@ -435,9 +425,7 @@ async fn of_an_insert_only_every_order_keeps_the_first_row_of_a_key() {
         for index in order {
             loader.handle(&batches[*index]).await.unwrap();
         }
-        events::handle(&loader.pool, &extracted(&run, 3, 7))
-            .await
-            .unwrap();
+        loader.handle_event(&extracted(&run, 3, 7)).await.unwrap();
         let rows = text(
             pool,
             &format!(
@@ -447,8 +435,8 @@ async fn of_an_insert_only_every_order_keeps_the_first_row_of_a_key() {
         .await;
         assert_eq!(rows, "a1:0 b3:1 c6:2", "{order:?}");
         assert_eq!(
-            books_of(pool, &run).await,
-            "completed expected 7 extracted 7 loaded 7 collapsed 4 rejected 0 balanced",
+            balance_of(pool, &run).await,
+            "completed expected 7 extracted 7 loaded 7 deduplicated 4 rejected 0 balanced",
             "{order:?}"
         );
     }
@@ -460,7 +448,7 @@ async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
         .into_iter()
         .filter(|way| way.target.publish == Publish::Run)
     {
-        let database = books().await;
+        let database = ledger_database().await;
         let (pool, loader) = (&database.pool, loader(&database));
         let (run, batches) = way.prepared(pool, "polled").await;
         let table = format!("{}_polled", way.name);
@@ -487,9 +475,7 @@ async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
             for batch in &batches {
                 loader.handle(batch).await.unwrap();
             }
-            events::handle(&loader.pool, &extracted(&run, 3, 8))
-                .await
-                .unwrap();
+            loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
         };
         let (seen, ()) = tokio::join!(watch, load);
         assert_eq!(seen, [before, way.table.to_owned()], "{table}");

@@ -3,12 +3,12 @@
 
 use loader::load::Outcome;
 
-use crate::support::{Shape, Value, books, execute, loader, request, shape, text};
+use crate::support::{Shape, Value, execute, ledger_database, loader, request, shape, text};
 
 /// Loads one batch into a table that was made by `ddl`, and answers which rows are in quarantine
 /// (number, column, SQLSTATE) and how many are in the table.
 async fn quarantined(ddl: &str, shape: Shape, rows: &[Vec<Value<'_>>]) -> (String, String) {
-    let database = books().await;
+    let database = ledger_database().await;
     execute(&database.pool, ddl).await;
     request(&database.pool, "r").await;
     let batch = shape.batch("r", 1, 100, rows);
@@ -25,7 +25,7 @@ async fn quarantined(ddl: &str, shape: Shape, rows: &[Vec<Value<'_>>]) -> (Strin
         counts.loaded + counts.rejected,
         i64::try_from(rows.len()).unwrap()
     );
-    assert_eq!((counts.loaded - counts.collapsed).to_string(), table);
+    assert_eq!((counts.loaded - counts.deduplicated).to_string(), table);
     (rejected, table)
 }
 
@@ -125,7 +125,7 @@ async fn another_unique_index_refuses_the_later_row() {
 
 #[tokio::test]
 async fn a_refused_row_leaves_its_keys_row_as_it_was() {
-    let database = books().await;
+    let database = ledger_database().await;
     execute(
         &database.pool,
         "CREATE TABLE t (k text PRIMARY KEY, n integer CHECK (n > 0), _batch bigint)",
@@ -158,7 +158,7 @@ async fn a_refused_row_leaves_its_keys_row_as_it_was() {
         .await,
         "a1 b2 c2"
     );
-    let books = "SELECT string_agg(concat_ws('/', rows_loaded, rows_collapsed, rows_rejected), ' ' ORDER BY seq) FROM etl.batches";
+    let books = "SELECT string_agg(concat_ws('/', rows_loaded, rows_deduplicated, rows_rejected), ' ' ORDER BY seq) FROM etl.batches";
     assert_eq!(text(&database.pool, books).await, "2/0/0 2/1/2");
 }
 

@@ -9,7 +9,7 @@ use testkit::servers::{Database, Vhost, database, private_postgres, vhost};
 use testkit::wait_until;
 
 use crate::support::{
-    Shape, books, books_of, event, execute, extracted, request, shape, text, url,
+    Shape, balance_of, event, execute, extracted, ledger_database, request, shape, text, url,
 };
 
 /// A loader process with a database and a virtual host around it.
@@ -122,8 +122,8 @@ async fn batches_and_events_come_in_and_the_run_completes() {
     })
     .await;
     assert_eq!(
-        books_of(&world.database.pool, "r").await,
-        "completed expected 30 extracted 30 loaded 30 collapsed 0 rejected 0 balanced"
+        balance_of(&world.database.pool, "r").await,
+        "completed expected 30 extracted 30 loaded 30 deduplicated 0 rejected 0 balanced"
     );
     assert_eq!(
         text(&world.database.pool, "SELECT count(*) FROM clicks").await,
@@ -307,7 +307,7 @@ async fn a_message_that_came_back_often_while_postgres_was_away_is_loaded() {
 
 #[tokio::test]
 async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
-    let (database, vhost) = (books().await, vhost().await);
+    let (database, vhost) = (ledger_database().await, vhost().await);
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
         .await
         .unwrap();
@@ -373,8 +373,8 @@ async fn killed_at_any_point_of_a_load_it_loads_once() {
             .await;
         world.until_drained().await;
         assert_eq!(
-            books_of(&world.database.pool, "r").await,
-            "completed expected 2 extracted 2 loaded 2 collapsed 0 rejected 0 balanced",
+            balance_of(&world.database.pool, "r").await,
+            "completed expected 2 extracted 2 loaded 2 deduplicated 0 rejected 0 balanced",
             "{point}"
         );
         assert_eq!(

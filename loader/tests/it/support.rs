@@ -17,9 +17,9 @@ pub(crate) fn url(text: &str) -> SecretUrl {
 }
 
 /// An empty database with schema `etl` in it.
-pub(crate) async fn books() -> Database {
+pub(crate) async fn ledger_database() -> Database {
     let database = database().await;
-    loader::migrate::run(&url(&database.url)).await.unwrap();
+    ledger::migrate::run(&url(&database.url)).await.unwrap();
     database
 }
 
@@ -55,14 +55,14 @@ pub(crate) async fn text(pool: &PgPool, sql: &str) -> String {
     found.unwrap_or_default()
 }
 
-/// A run's books: state, expected and extracted rows, loaded, collapsed, rejected, balanced.
-pub(crate) async fn books_of(pool: &PgPool, run: &str) -> String {
+/// A run's books: state, expected and extracted rows, loaded, deduplicated, rejected, balanced.
+pub(crate) async fn balance_of(pool: &PgPool, run: &str) -> String {
     text(
         pool,
         &format!(
             "SELECT concat_ws(' ', state, 'expected', rows_expected, 'extracted', rows_extracted, 'loaded', rows_loaded,
-                              'collapsed', rows_collapsed, 'rejected', rows_rejected, CASE WHEN balanced THEN 'balanced' END)
-             FROM etl.run_books WHERE run_id = '{run}'"
+                              'deduplicated', rows_deduplicated, 'rejected', rows_rejected, CASE WHEN balanced THEN 'balanced' END)
+             FROM etl.run_balance WHERE run_id = '{run}'"
         ),
     )
     .await
@@ -210,7 +210,7 @@ pub(crate) async fn approved(pool: &PgPool, run: &str) {
 
 /// The run says when it was published.
 pub(crate) async fn whole(pool: &PgPool, run: &str) {
-    let published = format!("SELECT published_at IS NOT NULL FROM etl.runs WHERE run_id = '{run}'");
+    let published = format!("SELECT committed_at IS NOT NULL FROM etl.runs WHERE run_id = '{run}'");
     assert_eq!(text(pool, &published).await, "true");
 }
 

@@ -2,9 +2,10 @@
 
 use common::message::ValidBatch;
 use loader::errors::{LoadError, Refused};
-use loader::events;
 
-use crate::support::{Shape, books, books_of, execute, extracted, loader, request, shape, text};
+use crate::support::{
+    Shape, balance_of, execute, extracted, ledger_database, loader, request, shape, text,
+};
 
 /// All orders of the batches.
 fn orders(batches: &[ValidBatch]) -> Vec<Vec<&ValidBatch>> {
@@ -34,7 +35,7 @@ fn four_batches(prices: &Shape, run: &str) -> Vec<ValidBatch> {
 
 #[tokio::test]
 async fn every_order_gives_the_same_table_and_the_same_books() {
-    let database = books().await;
+    let database = ledger_database().await;
     let loader = loader(&database);
     let count = orders(&four_batches(
         &shape("t", &["k text", "v bigint"], &["k"]),
@@ -58,9 +59,7 @@ async fn every_order_gives_the_same_table_and_the_same_books() {
                 .await
                 .unwrap();
         }
-        events::handle(&loader.pool, &extracted(&run, 4, 10))
-            .await
-            .unwrap();
+        loader.handle_event(&extracted(&run, 4, 10)).await.unwrap();
         let rows = text(
             &database.pool,
             &format!(
@@ -70,8 +69,8 @@ async fn every_order_gives_the_same_table_and_the_same_books() {
         .await;
         assert_eq!(rows, "a4:2 b6:3 c6:3 d5:2", "order {number}");
         assert_eq!(
-            books_of(&database.pool, &run).await,
-            "completed expected 10 extracted 10 loaded 10 collapsed 6 rejected 0 balanced",
+            balance_of(&database.pool, &run).await,
+            "completed expected 10 extracted 10 loaded 10 deduplicated 6 rejected 0 balanced",
             "order {number}"
         );
     }
@@ -79,7 +78,7 @@ async fn every_order_gives_the_same_table_and_the_same_books() {
 
 #[tokio::test]
 async fn an_older_run_never_overwrites_a_newer_one() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, prices) = (
         loader(&database),
         shape("t", &["k text", "v bigint"], &["k"]),
@@ -107,17 +106,17 @@ async fn an_older_run_never_overwrites_a_newer_one() {
         .await,
         "a2 b1"
     );
-    // The row that lost to the newer run counts as collapsed.
+    // The row that lost to the newer run counts as deduplicated.
     assert_eq!(
-        books_of(&database.pool, "older").await,
-        "running expected extracted 2 loaded 2 collapsed 1 rejected 0"
+        balance_of(&database.pool, "older").await,
+        "running expected extracted 2 loaded 2 deduplicated 1 rejected 0"
     );
 }
 
 /// A table that was copied or restored, or whose books were made anew.
 #[tokio::test]
 async fn a_row_loses_to_no_batch_that_the_books_do_not_know() {
-    let database = books().await;
+    let database = ledger_database().await;
     // Of a later run than the books have, and of a batch of this run that they do not have.
     execute(&database.pool, "CREATE TABLE t (k text PRIMARY KEY, v bigint, _batch bigint NOT NULL); INSERT INTO t VALUES ('a', 7, 99::bigint << 24), ('b', 8, 1 << 24 | 3)").await;
     let (loader, prices) = (
@@ -153,7 +152,7 @@ async fn a_row_loses_to_no_batch_that_the_books_do_not_know() {
 
 #[tokio::test]
 async fn two_loaders_with_overlapping_keys_count_exactly() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (one, two) = (loader(&database), loader(&database));
     let prices = shape("t", &["k bigint", "v bigint"], &["k"]);
     request(&database.pool, "r").await;
@@ -185,13 +184,13 @@ async fn two_loaders_with_overlapping_keys_count_exactly() {
     tokio::join!(first, second);
     let wrong = "SELECT count(*) FROM t WHERE v <> (_batch & 255)";
     assert_eq!(text(&database.pool, wrong).await, "0");
-    let keys = "SELECT (SELECT sum(rows_loaded - rows_collapsed) FROM etl.batches) = (SELECT count(*) FROM t)";
+    let keys = "SELECT (SELECT sum(rows_loaded - rows_deduplicated) FROM etl.batches) = (SELECT count(*) FROM t)";
     assert_eq!(text(&database.pool, keys).await, "true");
 }
 
 #[tokio::test]
 async fn rows_from_before_the_batch_column_are_overwritten() {
-    let database = books().await;
+    let database = ledger_database().await;
     execute(&database.pool, "CREATE TABLE t (k text, v bigint, other text DEFAULT 'kept', CONSTRAINT k UNIQUE (k)); INSERT INTO t VALUES ('a', 0); ALTER TABLE t ADD COLUMN _batch bigint").await;
     let (loader, prices) = (
         loader(&database),
@@ -211,14 +210,14 @@ async fn rows_from_before_the_batch_column_are_overwritten() {
         "a1kept"
     );
     assert_eq!(
-        books_of(&database.pool, "r").await,
-        "running expected extracted 1 loaded 1 collapsed 0 rejected 0"
+        balance_of(&database.pool, "r").await,
+        "running expected extracted 1 loaded 1 deduplicated 0 rejected 0"
     );
 }
 
 #[tokio::test]
 async fn a_key_alone_is_a_table_too() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, keys) = (
         loader(&database),
         shape("t", &["a text", "b date"], &["b", "a"]),
@@ -231,7 +230,7 @@ async fn a_key_alone_is_a_table_too() {
         .unwrap();
     loader.handle(&keys.batch("r", 1, 2, &[row])).await.unwrap();
     assert_eq!(
-        books_of(&database.pool, "r").await,
-        "running expected extracted 3 loaded 3 collapsed 2 rejected 0"
+        balance_of(&database.pool, "r").await,
+        "running expected extracted 3 loaded 3 deduplicated 2 rejected 0"
     );
 }

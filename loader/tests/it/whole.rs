@@ -4,12 +4,13 @@ use common::job::{MaxRejected, Mode, Publish, Target, Window};
 use common::message::{EventKind, ValidBatch};
 use loader::errors::{LoadError, Refused};
 use loader::load::{Loader, Outcome};
-use loader::{completion, events, staging};
+use loader::{completion, target};
 use sqlx::PgPool;
+use testkit::servers::Database;
 
 use crate::support::{
-    Shape, Value, approved, books, books_of, event, execute, extracted, loader, replayed, request,
-    shape, text, with_generation, with_rejected,
+    Shape, Value, approved, balance_of, event, execute, extracted, ledger_database, loader,
+    replayed, request, shape, text, with_generation, with_rejected,
 };
 
 /// A table `t (d date, v bigint)` whose rows of these days are replaced; all of them without days.
@@ -40,7 +41,7 @@ async fn load(loader: &Loader, shape: &Shape, run: &str, rows: &[(&str, &str)]) 
     let batch = shape.batch(run, 0, 0, &values);
     loader.handle(&batch).await.unwrap();
     let told = extracted(run, 1, rows.len() as u64);
-    events::handle(&loader.pool, &told).await.unwrap();
+    loader.handle_event(&told).await.unwrap();
     batch
 }
 
@@ -58,21 +59,21 @@ async fn state(pool: &PgPool, run: &str) -> String {
 
 /// What the loader's sweep does.
 async fn sweep(loader: &Loader) {
-    for run in completion::candidates(&loader.pool).await.unwrap() {
-        completion::ask(&loader.pool, &run).await.unwrap();
+    for run in ledger::completion::candidates(&loader.store).await.unwrap() {
+        completion::ask(&loader.store, &run).await.unwrap();
     }
-    staging::clean_up(&loader.pool).await.unwrap();
+    target::clean_up(&loader.store).await.unwrap();
 }
 
-async fn assert_nothing_staged(loader: &Loader) {
-    staging::clean_up(&loader.pool).await.unwrap();
+async fn assert_nothing_staged(database: &Database, loader: &Loader) {
+    target::clean_up(&loader.store).await.unwrap();
     let left = "SELECT count(*) || ' ' || (SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging') FROM etl.staging";
-    assert_eq!(text(&loader.pool, left).await, "0 0");
+    assert_eq!(text(&database.pool, left).await, "0 0");
 }
 
 #[tokio::test]
 async fn an_empty_answer_empties_no_table_unasked() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
     for run in ["full", "empty", "asked"] {
@@ -103,12 +104,12 @@ async fn an_empty_answer_empties_no_table_unasked() {
     unasked.target.min_rows = Some(0);
     load(&loader, &unasked, "asked", &[]).await;
     assert_eq!(state(pool, "asked").await, "completed");
-    assert_nothing_staged(&loader).await;
+    assert_nothing_staged(&database, &loader).await;
 }
 
 #[tokio::test]
 async fn too_many_rejected_rows_hold_a_run_until_a_person_says() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for (run, limit, is_held) in [
         ("few", MaxRejected::Rows(1), false),
@@ -131,9 +132,7 @@ async fn too_many_rejected_rows_hold_a_run_until_a_person_says() {
             "0",
             "not before the run is complete"
         );
-        events::handle(&loader.pool, &extracted(run, 1, 2))
-            .await
-            .unwrap();
+        loader.handle_event(&extracted(run, 1, 2)).await.unwrap();
         let found = state(pool, run).await;
         assert_eq!(
             found.starts_with("held 1 of its 2 rows were rejected, and max_rejected is "),
@@ -147,19 +146,22 @@ async fn too_many_rejected_rows_hold_a_run_until_a_person_says() {
             sweep(&loader).await;
             assert_eq!(text(pool, &rows).await, "1");
         }
-        assert!(books_of(pool, run).await.starts_with("completed"), "{run}");
         assert!(
-            books_of(pool, run)
+            balance_of(pool, run).await.starts_with("completed"),
+            "{run}"
+        );
+        assert!(
+            balance_of(pool, run)
                 .await
-                .ends_with("loaded 1 collapsed 0 rejected 1 balanced")
+                .ends_with("loaded 1 deduplicated 0 rejected 1 balanced")
         );
     }
-    assert_nothing_staged(&loader).await;
+    assert_nothing_staged(&database, &loader).await;
 }
 
 #[tokio::test]
 async fn rows_that_postgres_refuses_at_the_end_hold_the_run_and_are_not_lost() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     execute(
         pool,
@@ -195,8 +197,8 @@ async fn rows_that_postgres_refuses_at_the_end_hold_the_run_and_are_not_lost() {
     assert_eq!(table(pool).await, "3:5 3:5000");
     assert_eq!(loader.handle(&batch).await.unwrap(), Outcome::Duplicate);
     assert_eq!(
-        books_of(pool, "r").await,
-        "completed expected 2 extracted 2 loaded 2 collapsed 0 rejected 0 balanced"
+        balance_of(pool, "r").await,
+        "completed expected 2 extracted 2 loaded 2 deduplicated 0 rejected 0 balanced"
     );
 }
 
@@ -213,7 +215,7 @@ async fn a_target_that_no_longer_fits_holds_the_run() {
             "stored 0 of the 1 rows",
         ),
     ] {
-        let database = books().await;
+        let database = ledger_database().await;
         let (pool, loader) = (&database.pool, loader(&database));
         request(pool, "r").await;
         let t = replacing(None);
@@ -222,7 +224,7 @@ async fn a_target_that_no_longer_fits_holds_the_run() {
             .await
             .unwrap();
         execute(pool, change).await;
-        events::handle(&loader.pool, &extracted("r", 1, 1)).await.unwrap();
+        loader.handle_event(&extracted("r", 1, 1)).await.unwrap();
         let held = state(pool, "r").await;
         assert!(held.starts_with("held ") && held.contains(part), "{change}: {held}");
     }
@@ -230,7 +232,7 @@ async fn a_target_that_no_longer_fits_holds_the_run() {
 
 #[tokio::test]
 async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for run in ["older", "newer", "newest"] {
         request(pool, run).await;
@@ -245,10 +247,10 @@ async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
     );
     assert_eq!(table(pool).await, "3:2");
     assert_eq!(
-        books_of(pool, "older").await,
-        "superseded expected 2 extracted 2 loaded 2 collapsed 0 rejected 0 balanced"
+        balance_of(pool, "older").await,
+        "superseded expected 2 extracted 2 loaded 2 deduplicated 0 rejected 0 balanced"
     );
-    assert_nothing_staged(&loader).await;
+    assert_nothing_staged(&database, &loader).await;
     // Newer ones replace it, and so does a replay as long as it is the newest.
     replayed(pool, "newer").await;
     loader.handle(&with_generation(&batch, 1)).await.unwrap();
@@ -264,7 +266,7 @@ async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
 /// Also where the newer one left the window empty, so that no row of it shows that it was there.
 #[tokio::test]
 async fn windows_that_overlap_are_the_newer_runs_and_others_are_left_alone() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for run in ["week", "other", "third", "day", "empty"] {
         request(pool, run).await;
@@ -314,7 +316,7 @@ async fn windows_that_overlap_are_the_newer_runs_and_others_are_left_alone() {
 /// Its rows of the other days are in the target, and are as they were.
 #[tokio::test]
 async fn a_replay_of_which_a_newer_run_has_replaced_a_part_is_held() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for run in ["week", "day"] {
         request(pool, run).await;
@@ -336,7 +338,7 @@ async fn a_replay_of_which_a_newer_run_has_replaced_a_part_is_held() {
 
 #[tokio::test]
 async fn rows_outside_of_the_window_hold_the_run() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "r").await;
     load(
@@ -355,7 +357,7 @@ async fn rows_outside_of_the_window_hold_the_run() {
 
 #[tokio::test]
 async fn rows_newer_than_the_books_know_hold_a_replace() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     execute(pool, "CREATE TABLE t (d date, v bigint, _batch bigint); INSERT INTO t VALUES ('2018-04-02', 7, 99::bigint << 24)").await;
     request(pool, "r").await;
@@ -371,7 +373,7 @@ async fn rows_newer_than_the_books_know_hold_a_replace() {
 
 #[tokio::test]
 async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
     let batch = |run| t.batch(run, 0, 0, &[vec![Some("2018-04-02"), Some("1")]]);
@@ -386,14 +388,14 @@ async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
             reason: "no".into(),
         },
     );
-    events::handle(&loader.pool, &failed).await.unwrap();
+    loader.handle_event(&failed).await.unwrap();
     execute(
         pool,
         "UPDATE etl.runs SET state = 'cancelled', finished_at = now() WHERE run_id = 'cancelled'",
     )
     .await;
     replayed(pool, "replayed").await;
-    staging::clean_up(&loader.pool).await.unwrap();
+    target::clean_up(&loader.store).await.unwrap();
     assert_eq!(
         text(pool, "SELECT string_agg(run_id, ' ') FROM etl.staging").await,
         "open"
@@ -408,12 +410,10 @@ async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
     );
     assert_eq!(table(pool).await, "");
     // Two at once are in nobody's way.
-    events::handle(&loader.pool, &extracted("open", 1, 1))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("open", 1, 1)).await.unwrap();
     let (one, two) = tokio::join!(
-        staging::clean_up(&loader.pool),
-        staging::clean_up(&loader.pool)
+        target::clean_up(&loader.store),
+        target::clean_up(&loader.store)
     );
     assert_eq!(one.unwrap() + two.unwrap(), 1);
     assert_eq!(table(pool).await, "2:1");
@@ -421,7 +421,7 @@ async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
 
 #[tokio::test]
 async fn a_failed_run_is_put_through_again_as_another_generation() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
     let batch = t.batch("r", 0, 0, &[vec![Some("2018-04-02"), Some("1")]]);
@@ -430,23 +430,21 @@ async fn a_failed_run_is_put_through_again_as_another_generation() {
     let failed = EventKind::Failed {
         reason: "no".into(),
     };
-    events::handle(&loader.pool, &event("r", failed))
-        .await
-        .unwrap();
-    assert_nothing_staged(&loader).await;
+    loader.handle_event(&event("r", failed)).await.unwrap();
+    assert_nothing_staged(&database, &loader).await;
     replayed(pool, "r").await;
     loader.handle(&with_generation(&batch, 1)).await.unwrap();
     let mut told = extracted("r", 1, 1);
     told.generation = 1;
-    events::handle(&loader.pool, &told).await.unwrap();
+    loader.handle_event(&told).await.unwrap();
     assert_eq!(table(pool).await, "2:1");
     assert_eq!(state(pool, "r").await, "completed");
-    assert_nothing_staged(&loader).await;
+    assert_nothing_staged(&database, &loader).await;
 }
 
 #[tokio::test]
 async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "r").await;
     let row = vec![Some("2018-04-02"), Some("1")];
@@ -457,7 +455,12 @@ async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
     let other = replacing(Some(("02", "08"))).batch("r", 1, 1, std::slice::from_ref(&row));
     let refused = loader.handle(&other).await;
     assert!(
-        matches!(refused, Err(LoadError::Refused(Refused::OtherShape { .. }))),
+        matches!(
+            refused,
+            Err(LoadError::Refused(Refused::Ledger(
+                ledger::Refused::OtherShape { .. }
+            )))
+        ),
         "{refused:?}"
     );
     // By batch into the table, while the rest is staged: what is staged is not all there is.
@@ -468,9 +471,7 @@ async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
         .handle(&plain.batch("r", 1, 1, &[row]))
         .await
         .unwrap();
-    events::handle(&loader.pool, &extracted("r", 2, 2))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("r", 2, 2)).await.unwrap();
     let held = state(pool, "r").await;
     assert!(
         held.starts_with("held the ledger says that 2 rows were accepted, and 1 are staged"),
@@ -492,7 +493,7 @@ async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
 
 #[tokio::test]
 async fn an_approval_is_of_the_generation_that_was_held() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "r").await;
     let batch = load(&loader, &replacing(None), "r", &[]).await;

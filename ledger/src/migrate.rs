@@ -9,13 +9,13 @@ use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::database;
-use crate::errors::cause;
+use crate::error::cause;
 
-/// Which migrations were applied; beside the books, so that it goes where they go.
+/// The migrations that were applied; beside the ledger, so that it goes where the ledger goes.
 const TABLE: &str = "etl.schema_migrations";
 
-/// How long another replica's migration is waited for.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// The longest that another replica's migration is waited for.
+const LOCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 fn migrator() -> Migrator {
     let mut migrator = sqlx::migrate!();
@@ -61,17 +61,22 @@ pub async fn run_on(connection: &mut PgConnection) -> anyhow::Result<()> {
     // Bounds each wait for a lock, the migrator's own advisory lock included.
     sqlx::query(AssertSqlSafe(format!(
         "SET lock_timeout = '{}s'",
-        PATIENCE.as_secs()
+        LOCK_TIMEOUT.as_secs()
     )))
     .execute(&mut *connection)
     .await?;
-    match tokio::time::timeout(PATIENCE * 5, migrator().run_direct(None, connection, false)).await {
+    match tokio::time::timeout(
+        LOCK_TIMEOUT * 5,
+        migrator().run_direct(None, connection, false),
+    )
+    .await
+    {
         Ok(migrated) => migrated.context(
             "cannot bring schema etl up to date; nothing of the failed migration was kept",
         ),
         Err(_) => anyhow::bail!(
             "cannot bring schema etl up to date: it took longer than {} s; look for a lock in pg_stat_activity",
-            PATIENCE.as_secs() * 5
+            LOCK_TIMEOUT.as_secs() * 5
         ),
     }
 }

@@ -1,23 +1,22 @@
-//! Whether two windows of a table have anything in common. Pure, but for the comparison of values,
-//! which Postgres does as their types have it.
+//! The windows of a `replace` as SQL, and whether two of them overlap. Pure; PostgreSQL compares the values, as their types
+//! have it.
 
 use common::job::{Bound, Comparison, Window};
 use common::schema::{PgType, TargetColumn};
 use serde::{Deserialize, Serialize};
 
-use super::publish::collation;
 use crate::ddl::literal;
 
-/// A bound with the type that its value has: what the books keep of a window.
+/// A bound with the type that its value has: what the ledger keeps of a window.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TypedBound {
+pub(super) struct TypedBound {
     pg_type: PgType,
     #[serde(flatten)]
     bound: Bound,
 }
 
 /// The bounds of a window; none for the whole table.
-pub(crate) fn typed(window: Option<&Window>, columns: &[TargetColumn]) -> Vec<TypedBound> {
+pub(super) fn typed(window: Option<&Window>, columns: &[TargetColumn]) -> Vec<TypedBound> {
     let bounds = window.map(Window::bounds).unwrap_or_default().iter();
     let typed = bounds.map(|bound| {
         let column = columns.iter().find(|column| column.name == bound.column);
@@ -32,7 +31,7 @@ pub(crate) fn typed(window: Option<&Window>, columns: &[TargetColumn]) -> Vec<Ty
 /// A condition on constants: whether there could be a row in both windows. Each lower bound of a
 /// column has to be below each upper one, whichever window it is of. A column whose type was another
 /// one then says nothing, so that the windows rather count as overlapping.
-pub(crate) fn overlap(one: &[TypedBound], other: &[TypedBound]) -> String {
+pub(super) fn overlap(one: &[TypedBound], other: &[TypedBound]) -> String {
     let all: Vec<&TypedBound> = one.iter().chain(other).collect();
     let mut conditions = vec!["true".to_owned()];
     for lower in all.iter().filter(|bound| is_lower(bound)) {
@@ -66,6 +65,34 @@ fn is_upper(bound: &TypedBound) -> bool {
         Comparison::Equal | Comparison::Less | Comparison::AtMost => true,
         Comparison::Greater | Comparison::AtLeast => false,
     }
+}
+
+/// Text is compared by its bytes, as the transformer compares it, whatever the database's collation.
+fn collation(pg_type: PgType) -> &'static str {
+    match pg_type {
+        PgType::Text | PgType::Varchar(_) | PgType::Char(_) => " COLLATE \"C\"",
+        _ => "",
+    }
+}
+
+/// A window as SQL: quoted names, and literals of the columns' types.
+pub(super) fn condition(
+    window: &Window,
+    columns: &[TargetColumn],
+    shown: impl Fn(&str) -> String,
+) -> String {
+    let bounds = window.bounds().iter().map(|bound| {
+        let column = columns.iter().find(|column| column.name == bound.column);
+        let pg_type = column.map_or(PgType::Text, |column| column.pg_type);
+        let collation = collation(pg_type);
+        format!(
+            "{}{collation} {} {}::{pg_type}",
+            shown(&bound.column),
+            bound.op.sign(),
+            literal(bound.value())
+        )
+    });
+    bounds.collect::<Vec<_>>().join(" AND ")
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! Events, completion and the schema of the books.
 
 use common::message::EventKind;
-use loader::dead_letters::{DeadLetter, store};
+use ledger::event::Noted;
+use ledger::{NewDeadLetter, RunState, migrate};
 use loader::errors::{LoadError, Refused};
-use loader::events::{self, Noted};
-use loader::{completion, migrate};
+use loader::{completion, target};
 use testkit::servers::database;
 
 use crate::support::{
-    books, books_of, event, execute, extracted, loader, request, shape, text, url,
+    balance_of, event, execute, extracted, ledger_database, loader, request, shape, text, url,
 };
 
 #[tokio::test]
@@ -33,7 +33,7 @@ async fn several_replicas_migrate_at_once_and_again() {
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
-    let database = books().await;
+    let database = ledger_database().await;
     execute(&database.pool, "CREATE TABLE t (n bigint, _batch bigint)").await;
     let role = format!("least_{}", database.name);
     execute(
@@ -49,11 +49,7 @@ async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
     least.set_username(&role).unwrap();
     least.set_password(Some("x")).unwrap();
     let loader = loader::load::Loader::new(&least.into(), vec!["public".into()]).unwrap();
-    assert!(
-        migrate::is_current(&mut loader.pool.acquire().await.unwrap())
-            .await
-            .unwrap()
-    );
+    assert!(loader.store.is_current().await.unwrap());
     request(&database.pool, "r").await;
     loader
         .handle(&shape("t", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]))
@@ -72,10 +68,11 @@ async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
         .handle(&whole.batch("whole", 0, 0, &[vec![Some("2")]]))
         .await
         .unwrap();
-    events::handle(&loader.pool, &extracted("whole", 1, 1))
+    loader
+        .handle_event(&extracted("whole", 1, 1))
         .await
         .unwrap();
-    assert_eq!(loader::staging::clean_up(&loader.pool).await.unwrap(), 1);
+    assert_eq!(target::clean_up(&loader.store).await.unwrap(), 1);
     let rows = "SELECT string_agg(n::text, ' ') FROM t";
     assert_eq!(text(&database.pool, rows).await, "2");
     let missing = shape("missing", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
@@ -101,7 +98,7 @@ async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
         loader.handle(&lost).await.unwrap_err().verdict(),
         loader::errors::Verdict::Pause
     );
-    loader.pool.close().await;
+    loader.store.close().await;
     execute(
         &database.pool,
         &format!("DROP OWNED BY {role}; DROP ROLE {role}"),
@@ -111,7 +108,7 @@ async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
 
 #[tokio::test]
 async fn events_in_any_order_and_twice_say_the_same() {
-    let database = books().await;
+    let database = ledger_database().await;
     let loader = loader(&database);
     let kinds = [
         EventKind::Started {
@@ -141,14 +138,12 @@ async fn events_in_any_order_and_twice_say_the_same() {
             .map(|index| kinds[*index].clone())
         {
             assert_eq!(
-                events::handle(&loader.pool, &event(run, kind))
-                    .await
-                    .unwrap(),
+                loader.handle_event(&event(run, kind)).await.unwrap(),
                 Noted::Noted
             );
         }
         let row = format!(
-            "SELECT concat_ws(' ', state, query_execution_id, result_id, batches_extracted, rows_extracted, batches_expected, rows_expected, bytes_scanned, late_messages)
+            "SELECT concat_ws(' ', state, query_execution_id, result_id, batches_extracted, rows_extracted, batches_expected, rows_expected, bytes_scanned, ignored_messages)
              FROM etl.runs WHERE run_id = '{run}'"
         );
         assert_eq!(
@@ -160,26 +155,24 @@ async fn events_in_any_order_and_twice_say_the_same() {
 
 #[tokio::test]
 async fn the_first_event_of_a_run_may_come_last() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
         .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
         .await
         .unwrap();
-    events::handle(&loader.pool, &extracted("r", 1, 1))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("r", 1, 1)).await.unwrap();
     for (query, noted) in [
-        ("another", Noted::Late),
+        ("another", Noted::Ignored),
         ("query", Noted::Noted),
         ("query", Noted::Noted),
-        ("another", Noted::Late),
+        ("another", Noted::Ignored),
     ] {
         let query_execution_id = query.into();
         let started = event("r", EventKind::Started { query_execution_id });
         assert_eq!(
-            events::handle(&loader.pool, &started).await.unwrap(),
+            loader.handle_event(&started).await.unwrap(),
             noted,
             "{query}"
         );
@@ -187,7 +180,7 @@ async fn the_first_event_of_a_run_may_come_last() {
     assert_eq!(
         text(
             &database.pool,
-            "SELECT concat_ws(' ', state, query_execution_id, late_messages) FROM etl.runs"
+            "SELECT concat_ws(' ', state, query_execution_id, ignored_messages) FROM etl.runs"
         )
         .await,
         "completed query 2"
@@ -196,7 +189,7 @@ async fn the_first_event_of_a_run_may_come_last() {
 
 #[tokio::test]
 async fn the_first_terminal_state_stays() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     let failed = |reason: &str| {
@@ -208,29 +201,23 @@ async fn the_first_terminal_state_stays() {
         )
     };
     assert_eq!(
-        events::handle(&loader.pool, &failed("no\0 table"))
-            .await
-            .unwrap(),
+        loader.handle_event(&failed("no\0 table")).await.unwrap(),
         Noted::Noted
     );
     assert_eq!(
-        events::handle(&loader.pool, &failed("no\0 table"))
-            .await
-            .unwrap(),
+        loader.handle_event(&failed("no\0 table")).await.unwrap(),
         Noted::Noted
     );
     assert_eq!(
-        events::handle(&loader.pool, &extracted("r", 1, 1))
-            .await
-            .unwrap(),
-        Noted::Late
+        loader.handle_event(&extracted("r", 1, 1)).await.unwrap(),
+        Noted::Ignored
     );
     loader
         .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     assert_eq!(
-        completion::try_complete(&loader.pool, &"r".parse().unwrap())
+        completion::try_complete(&loader.store, &"r".parse().unwrap())
             .await
             .unwrap(),
         None
@@ -238,7 +225,7 @@ async fn the_first_terminal_state_stays() {
     assert_eq!(
         text(
             &database.pool,
-            "SELECT state || ' ' || failure || ' ' || late_messages FROM etl.runs"
+            "SELECT state || ' ' || failure || ' ' || ignored_messages FROM etl.runs"
         )
         .await,
         "failed no\u{2400} table 2"
@@ -247,19 +234,17 @@ async fn the_first_terminal_state_stays() {
 
 #[tokio::test]
 async fn another_result_or_count_of_the_same_run_is_refused() {
-    let database = books().await;
+    let database = ledger_database().await;
     let loader = loader(&database);
     request(&database.pool, "r").await;
-    events::handle(&loader.pool, &extracted("r", 2, 20))
-        .await
-        .unwrap();
-    let refused = async |event| match events::handle(&loader.pool, &event).await {
+    loader.handle_event(&extracted("r", 2, 20)).await.unwrap();
+    let refused = async |event| match loader.handle_event(&event).await {
         Err(LoadError::Refused(refused)) => refused,
         other => panic!("{other:?}"),
     };
     assert!(matches!(
         refused(extracted("r", 2, 21)).await,
-        Refused::OtherCount { .. }
+        Refused::Ledger(ledger::Refused::OtherCount { .. })
     ));
     let other = EventKind::Extracted {
         result_id: "other".into(),
@@ -270,24 +255,25 @@ async fn another_result_or_count_of_the_same_run_is_refused() {
     };
     assert!(matches!(
         refused(event("r", other)).await,
-        Refused::OtherResult { .. }
+        Refused::Ledger(ledger::Refused::OtherResult { .. })
     ));
     assert!(matches!(
         refused(extracted("nobody", 2, 20)).await,
-        Refused::UnknownRun { .. }
+        Refused::Ledger(ledger::Refused::UnknownRun { .. })
     ));
 }
 
 #[tokio::test]
 async fn a_ledger_that_contradicts_the_count_fails_the_run_loudly() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "short").await;
     loader
         .handle(&t.batch("short", 0, 0, &[vec![Some("1")]]))
         .await
         .unwrap();
-    events::handle(&loader.pool, &extracted("short", 1, 2))
+    loader
+        .handle_event(&extracted("short", 1, 2))
         .await
         .unwrap();
     assert_eq!(
@@ -303,11 +289,12 @@ async fn a_ledger_that_contradicts_the_count_fails_the_run_loudly() {
         .handle(&t.batch("beyond", 1, 1, &[vec![Some("1")]]))
         .await
         .unwrap();
-    events::handle(&loader.pool, &extracted("beyond", 1, 1))
+    loader
+        .handle_event(&extracted("beyond", 1, 1))
         .await
         .unwrap();
     assert!(
-        books_of(&database.pool, "beyond")
+        balance_of(&database.pool, "beyond")
             .await
             .starts_with("failed")
     );
@@ -315,7 +302,7 @@ async fn a_ledger_that_contradicts_the_count_fails_the_run_loudly() {
 
 #[tokio::test]
 async fn batches_whose_rows_do_not_follow_one_another_complete_no_run() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     for seq in 0..3 {
@@ -328,9 +315,7 @@ async fn batches_whose_rows_do_not_follow_one_another_complete_no_run() {
         "UPDATE etl.batches SET first_row = 0 WHERE seq = 1",
     )
     .await;
-    events::handle(&loader.pool, &extracted("r", 3, 3))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("r", 3, 3)).await.unwrap();
     let run = text(
         &database.pool,
         "SELECT state || ': ' || failure FROM etl.runs",
@@ -344,38 +329,34 @@ async fn batches_whose_rows_do_not_follow_one_another_complete_no_run() {
 
 #[tokio::test]
 async fn a_failure_after_the_whole_result_was_published_changes_nothing() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
-    events::handle(&loader.pool, &extracted("r", 1, 1))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("r", 1, 1)).await.unwrap();
     let failed = EventKind::Failed {
         reason: "the other delivery's credentials expired".into(),
     };
     assert_eq!(
-        events::handle(&loader.pool, &event("r", failed))
-            .await
-            .unwrap(),
-        Noted::Late
+        loader.handle_event(&event("r", failed)).await.unwrap(),
+        Noted::Ignored
     );
     loader
         .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     assert_eq!(
-        books_of(&database.pool, "r").await,
-        "completed expected 1 extracted 1 loaded 1 collapsed 0 rejected 0 balanced"
+        balance_of(&database.pool, "r").await,
+        "completed expected 1 extracted 1 loaded 1 deduplicated 0 rejected 0 balanced"
     );
     // Nor does another count go unheard now that the run is over.
     assert!(matches!(
-        events::handle(&loader.pool, &extracted("r", 2, 1)).await,
-        Err(LoadError::Refused(Refused::OtherCount { .. }))
+        loader.handle_event(&extracted("r", 2, 1)).await,
+        Err(LoadError::Refused(Refused::Ledger(
+            ledger::Refused::OtherCount { .. }
+        )))
     ));
     assert_eq!(
-        events::handle(&loader.pool, &extracted("r", 1, 1))
-            .await
-            .unwrap(),
+        loader.handle_event(&extracted("r", 1, 1)).await.unwrap(),
         Noted::Noted
     );
 }
@@ -383,9 +364,9 @@ async fn a_failure_after_the_whole_result_was_published_changes_nothing() {
 /// Whoever resolves a dead letter that was read before it came again resolves nothing.
 #[tokio::test]
 async fn a_dead_letter_that_comes_again_is_another_one_to_who_read_it_before() {
-    let database = books().await;
+    let database = ledger_database().await;
     let loader = loader(&database);
-    let letter = DeadLetter {
+    let letter = NewDeadLetter {
         message_id: "r/0/0".into(),
         stage: "loader".into(),
         reason: "because".into(),
@@ -407,18 +388,18 @@ async fn a_dead_letter_that_comes_again_is_another_one_to_who_read_it_before() {
     };
     let received_at =
         async || text(&database.pool, "SELECT received_at FROM etl.dead_letters").await;
-    store(&loader.pool, &letter).await.unwrap();
+    loader.store.store_dead_letter(&letter).await.unwrap();
     let read = received_at().await;
-    store(&loader.pool, &letter).await.unwrap();
+    loader.store.store_dead_letter(&letter).await.unwrap();
     assert_eq!(resolve(&read).await, "1 of 1");
     assert_eq!(resolve(&received_at().await).await, "0 of 1");
-    store(&loader.pool, &letter).await.unwrap();
+    loader.store.store_dead_letter(&letter).await.unwrap();
     assert_eq!(resolve(&read).await, "1 of 1");
 }
 
 #[tokio::test]
 async fn the_sweep_finds_what_a_crash_left_open() {
-    let database = books().await;
+    let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     request(&database.pool, "open").await;
@@ -432,20 +413,19 @@ async fn the_sweep_finds_what_a_crash_left_open() {
         "UPDATE etl.runs SET batches_expected = 1, rows_expected = 1 WHERE run_id = 'r'",
     )
     .await;
-    let candidates = completion::candidates(&loader.pool).await.unwrap();
+    let candidates = ledger::completion::candidates(&loader.store).await.unwrap();
     assert_eq!(candidates, ["r".parse().unwrap()]);
     assert_eq!(
-        completion::try_complete(&loader.pool, &candidates[0])
+        completion::try_complete(&loader.store, &candidates[0])
             .await
-            .unwrap()
-            .as_deref(),
-        Some("completed")
+            .unwrap(),
+        Some(RunState::Completed)
     );
 }
 
 #[tokio::test]
 async fn the_ledger_takes_no_row_that_does_not_balance() {
-    let database = books().await;
+    let database = ledger_database().await;
     request(&database.pool, "r").await;
     for counts in ["10, 9, 0, 0, 0", "10, 5, 6, 5, 0", "1, -1, 0, 2, 0"] {
         let insert = format!("INSERT INTO etl.batches VALUES ('r', 0, 0, 'h', 'q', 0, {counts})");

@@ -8,23 +8,23 @@ use common::message::BatchId;
 
 /// Batches of one run, as inclusive ranges in order that do not touch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Seqs(Vec<(u32, u32)>);
+pub struct Seqs(Vec<(u32, u32)>);
 
 /// A text that is no range of batches.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a range of batches: A..B with A not above B, the last one included, or one number; batches count from 0"
 )]
-pub(crate) struct NoRange(String);
+pub struct NoRange(String);
 
 impl Seqs {
     /// The first `count`.
-    pub(crate) fn first(count: u32) -> Self {
-        Self::of((count > 0).then(|| (0, count - 1)))
+    pub fn first(count: u32) -> Self {
+        Self::from_ranges((count > 0).then(|| (0, count - 1)))
     }
 
     /// Of inclusive ranges in any order.
-    pub(crate) fn of(ranges: impl IntoIterator<Item = (u32, u32)>) -> Self {
+    pub fn from_ranges(ranges: impl IntoIterator<Item = (u32, u32)>) -> Self {
         let mut sorted: Vec<_> = ranges.into_iter().filter(|(from, to)| from <= to).collect();
         sorted.sort_unstable();
         let mut merged: Vec<(u32, u32)> = Vec::new();
@@ -37,20 +37,20 @@ impl Seqs {
         Self(merged)
     }
 
-    /// Of ranges as the books have them.
-    pub(crate) fn of_books(ranges: impl IntoIterator<Item = (i32, i32)>) -> Self {
-        Self::of(
+    /// Of ranges as the ledger has them.
+    pub fn from_ledger(ranges: impl IntoIterator<Item = (i32, i32)>) -> Self {
+        Self::from_ranges(
             ranges
                 .into_iter()
                 .filter_map(|(from, to)| Some((from.try_into().ok()?, to.try_into().ok()?))),
         )
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(crate) fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.0
             .iter()
             .map(|(from, to)| u64::from(to - from) + 1)
@@ -58,17 +58,17 @@ impl Seqs {
     }
 
     /// The last of them.
-    pub(crate) fn last(&self) -> Option<u32> {
+    pub fn last(&self) -> Option<u32> {
         self.0.last().map(|(_, to)| *to)
     }
 
-    pub(crate) fn contains(&self, seq: u32) -> bool {
+    pub fn contains(&self, seq: u32) -> bool {
         let after = self.0.partition_point(|(from, _)| *from <= seq);
         after > 0 && seq <= self.0[after - 1].1
     }
 
     /// Whether every one of `other` is in this set.
-    pub(crate) fn covers(&self, other: &Self) -> bool {
+    pub fn covers(&self, other: &Self) -> bool {
         other.0.iter().all(|(from, to)| {
             let after = self.0.partition_point(|(begin, _)| begin <= from);
             after > 0 && *to <= self.0[after - 1].1
@@ -76,7 +76,7 @@ impl Seqs {
     }
 
     /// As Postgres writes an `int4multirange`.
-    pub(crate) fn multirange(&self) -> String {
+    pub fn multirange(&self) -> String {
         let ranges: Vec<_> = self
             .0
             .iter()
@@ -86,7 +86,7 @@ impl Seqs {
     }
 
     /// As `--seq` takes it, where it is one range.
-    pub(crate) fn as_argument(&self) -> Option<String> {
+    pub fn as_argument(&self) -> Option<String> {
         match self.0.as_slice() {
             [(from, to)] if from == to => Some(from.to_string()),
             [(from, to)] => Some(format!("{from}..{to}")),
@@ -102,7 +102,7 @@ impl FromStr for Seqs {
         let (from, to) = text.split_once("..").unwrap_or((text, text));
         let number = |text: &str| text.parse().ok().filter(|seq| *seq < BatchId::MAX_SEQ);
         match (number(from), number(to)) {
-            (Some(from), Some(to)) if from <= to => Ok(Self::of([(from, to)])),
+            (Some(from), Some(to)) if from <= to => Ok(Self::from_ranges([(from, to)])),
             _ => Err(NoRange(text.chars().take(60).collect())),
         }
     }
@@ -128,14 +128,14 @@ impl fmt::Display for Seqs {
 
 /// Batches that are looked for, each of which counts once.
 #[derive(Debug)]
-pub(crate) struct Search {
+pub struct Search {
     wanted: Seqs,
     seen: Vec<u64>,
     left: u64,
 }
 
 impl Search {
-    pub(crate) fn new(wanted: Seqs) -> Self {
+    pub fn new(wanted: Seqs) -> Self {
         let words = wanted.last().map_or(0, |last| last as usize / 64 + 1);
         Self {
             left: wanted.count(),
@@ -145,24 +145,24 @@ impl Search {
     }
 
     /// Whether this one is looked for and was not seen before.
-    pub(crate) fn wants(&self, seq: u32) -> bool {
+    pub fn wants(&self, seq: u32) -> bool {
         self.wanted.contains(seq) && !self.has(seq)
     }
 
     /// One that is wanted was found.
-    pub(crate) fn found(&mut self, seq: u32) {
+    pub fn found(&mut self, seq: u32) {
         if self.wants(seq) {
             self.seen[seq as usize / 64] |= 1 << (seq % 64);
             self.left -= 1;
         }
     }
 
-    pub(crate) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.left == 0
     }
 
     /// Those that were not found.
-    pub(crate) fn missing(&self) -> Seqs {
+    pub fn missing(&self) -> Seqs {
         let wanted = self.wanted.0.iter().flat_map(|(from, to)| *from..=*to);
         let mut ranges: Vec<(u32, u32)> = Vec::new();
         for seq in wanted.filter(|seq| !self.has(*seq)) {
@@ -187,18 +187,18 @@ mod tests {
 
     #[test]
     fn ranges_are_read_merged_and_shown() {
-        assert_eq!("3..7".parse(), Ok(Seqs::of([(3, 7)])));
-        assert_eq!("5".parse(), Ok(Seqs::of([(5, 5)])));
+        assert_eq!("3..7".parse(), Ok(Seqs::from_ranges([(3, 7)])));
+        assert_eq!("5".parse(), Ok(Seqs::from_ranges([(5, 5)])));
         for bad in ["", "..", "7..3", "-1", "1..16777216", "a", "1...3"] {
             assert!(bad.parse::<Seqs>().is_err(), "{bad}");
         }
-        let seqs = Seqs::of([(7, 9), (0, 2), (3, 4), (9, 9), (5, 1)]);
+        let seqs = Seqs::from_ranges([(7, 9), (0, 2), (3, 4), (9, 9), (5, 1)]);
         assert_eq!(seqs.to_string(), "0..4, 7..9");
         assert_eq!(seqs.multirange(), "{[0,4],[7,9]}");
         assert_eq!((seqs.count(), seqs.last()), (8, Some(9)));
         assert_eq!(Seqs::first(0), Seqs::default());
         assert_eq!(Seqs::first(3).as_argument().as_deref(), Some("0..2"));
-        let many = Seqs::of((0..100).map(|n| (n * 2, n * 2)));
+        let many = Seqs::from_ranges((0..100).map(|n| (n * 2, n * 2)));
         assert!(
             many.to_string().ends_with("38 and 80 ranges more"),
             "{many}"
@@ -207,21 +207,24 @@ mod tests {
 
     #[test]
     fn a_set_knows_its_members_and_its_subsets() {
-        let seqs = Seqs::of([(2, 4), (8, 8)]);
+        let seqs = Seqs::from_ranges([(2, 4), (8, 8)]);
         let members: Vec<_> = (0..10).filter(|seq| seqs.contains(*seq)).collect();
         assert_eq!(members, [2, 3, 4, 8]);
-        assert!(seqs.covers(&Seqs::of([(3, 4), (8, 8)])) && seqs.covers(&Seqs::default()));
-        assert!(!seqs.covers(&Seqs::of([(4, 5)])) && !seqs.covers(&Seqs::of([(1, 2)])));
+        assert!(seqs.covers(&Seqs::from_ranges([(3, 4), (8, 8)])) && seqs.covers(&Seqs::default()));
+        assert!(
+            !seqs.covers(&Seqs::from_ranges([(4, 5)]))
+                && !seqs.covers(&Seqs::from_ranges([(1, 2)]))
+        );
     }
 
     #[test]
     fn each_is_found_once() {
-        let mut search = Search::new(Seqs::of([(1, 3), (70, 71)]));
+        let mut search = Search::new(Seqs::from_ranges([(1, 3), (70, 71)]));
         for seq in [3, 70, 3, 5] {
             search.found(seq);
         }
         assert!(!search.wants(3) && !search.wants(5) && search.wants(1));
-        assert_eq!(search.missing(), Seqs::of([(1, 2), (71, 71)]));
+        assert_eq!(search.missing(), Seqs::from_ranges([(1, 2), (71, 71)]));
         for seq in [1, 2, 71] {
             search.found(seq);
         }

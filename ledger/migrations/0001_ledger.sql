@@ -1,0 +1,315 @@
+-- The ledger: which runs were requested, which batches arrived, which rows were rejected, and what could not be processed.
+--
+-- Runs and batches are never pruned: a replay of a forgotten batch would load it twice.
+
+-- What a row of a target carries in its column _batch: the run's number and the batch's place in the run. These functions
+-- and the type BatchNo of the crate are the only places that know the layout.
+CREATE FUNCTION etl.batch_no(run_no bigint, seq bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 << 24 | $2';
+CREATE FUNCTION etl.run_no(batch_no bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 >> 24';
+CREATE FUNCTION etl.seq(batch_no bigint) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT ($1 & 16777215)::integer';
+
+COMMENT ON FUNCTION etl.batch_no IS 'The value of _batch in the rows of a batch.';
+COMMENT ON FUNCTION etl.run_no IS 'The number of the run that a row came with, from its _batch: etl.runs.run_no.';
+COMMENT ON FUNCTION etl.seq IS 'The batch that a row came with, from its _batch: etl.batches.seq.';
+
+CREATE TABLE etl.runs (
+    run_id             text PRIMARY KEY CHECK (run_id ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'),
+    -- 39 bits: `_batch` keeps 24 of a bigint's 63 for the batch's place in the run.
+    run_no             bigint GENERATED ALWAYS AS IDENTITY UNIQUE CHECK (run_no > 0 AND run_no < 549755813888),
+    job                text NOT NULL,
+    job_hash           text NOT NULL,
+    job_spec           jsonb NOT NULL,
+    parameters         jsonb NOT NULL DEFAULT '{}',
+    sql                text NOT NULL,
+    limits             jsonb,
+    target_table       text NOT NULL,
+    mode               text NOT NULL,
+    commit             text NOT NULL DEFAULT 'batch',
+    target_window      text NOT NULL DEFAULT '',
+    target_bounds      jsonb,
+    state              text NOT NULL DEFAULT 'requested',
+    generation         integer NOT NULL DEFAULT 0 CHECK (generation >= 0),
+    query_execution_id text,
+    result_id          text,
+    result_location    text,
+    batches_extracted  integer NOT NULL DEFAULT 0 CHECK (batches_extracted >= 0),
+    rows_extracted     bigint NOT NULL DEFAULT 0 CHECK (rows_extracted >= 0),
+    batches_expected   integer CHECK (batches_expected > 0),
+    rows_expected      bigint CHECK (rows_expected >= 0),
+    bytes_scanned      bigint CHECK (bytes_scanned >= 0),
+    ignored_messages   bigint NOT NULL DEFAULT 0 CHECK (ignored_messages >= 0),
+    failure            text,
+    held_because       text,
+    decided_by         text,
+    decision           text,
+    requested_by       text,
+    requested_at       timestamptz NOT NULL DEFAULT now(),
+    started_at         timestamptz,
+    extracted_at       timestamptz,
+    approved_at        timestamptz,
+    committed_at       timestamptz,
+    finished_at        timestamptz,
+    CONSTRAINT runs_commit_known CHECK (commit IN ('batch', 'run')),
+    CONSTRAINT runs_state_known CHECK (state IN ('requested', 'running', 'held', 'completed', 'failed', 'cancelled', 'superseded')),
+    CONSTRAINT runs_finished_when_terminal CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled', 'superseded'))),
+    CONSTRAINT runs_failure_has_a_reason CHECK (state <> 'failed' OR failure IS NOT NULL),
+    CONSTRAINT runs_held_has_a_reason CHECK (state <> 'held' OR held_because IS NOT NULL),
+    CONSTRAINT runs_expected_together CHECK ((batches_expected IS NULL) = (rows_expected IS NULL)),
+    CONSTRAINT runs_completed_is_measured CHECK (state NOT IN ('held', 'completed', 'superseded') OR batches_expected IS NOT NULL)
+);
+
+CREATE INDEX runs_open ON etl.runs (requested_at) WHERE state IN ('requested', 'running');
+CREATE INDEX runs_of_job ON etl.runs (job, run_no DESC);
+-- Which newer runs a replace has to give way to.
+CREATE INDEX runs_committed ON etl.runs (target_table, run_no) WHERE committed_at IS NOT NULL;
+
+COMMENT ON TABLE etl.runs IS 'One row for each request of a job. etl run writes it before it sends anything; the loader keeps it up to date.';
+COMMENT ON COLUMN etl.runs.run_id IS 'The run''s name, chosen by the requester. A second request of the same name is the same request.';
+COMMENT ON COLUMN etl.runs.run_no IS 'Grows with each request. Rows of the target carry it: SELECT ... WHERE etl.run_no(_batch) = run_no.';
+COMMENT ON COLUMN etl.runs.job IS 'The job''s name.';
+COMMENT ON COLUMN etl.runs.job_hash IS 'Hash of the job at the time of the request, in hex.';
+COMMENT ON COLUMN etl.runs.job_spec IS 'The job at the time of the request.';
+COMMENT ON COLUMN etl.runs.parameters IS 'The parameters and their values, as text.';
+COMMENT ON COLUMN etl.runs.sql IS 'The SQL that Athena receives, parameters filled in.';
+COMMENT ON COLUMN etl.runs.limits IS 'The bounds of the run''s batches: a second reading of the result has to cut the same batches.';
+COMMENT ON COLUMN etl.runs.target_table IS 'The table that the rows go to, with its schema.';
+COMMENT ON COLUMN etl.runs.mode IS 'What the rows do to the target: append, upsert, insert_only or replace.';
+COMMENT ON COLUMN etl.runs.commit IS 'When rows reach the target: batch (each batch by itself) or run (all of them in the completing transaction).';
+COMMENT ON COLUMN etl.runs.target_window IS 'What part of the target a committed replace replaced, as an SQL condition; empty for the whole table.';
+COMMENT ON COLUMN etl.runs.target_bounds IS 'The same as data, written at the commit: an older run whose window overlaps is superseded.';
+COMMENT ON COLUMN etl.runs.state IS 'requested, running, held (a person decides: etl approve, etl discard), then one of completed, failed, cancelled, superseded. The first of these four stays until a replay.';
+COMMENT ON COLUMN etl.runs.generation IS 'The live generation: 0, and one more for each replay. Batches of an older one are stale.';
+COMMENT ON COLUMN etl.runs.query_execution_id IS 'Athena''s id of the query.';
+COMMENT ON COLUMN etl.runs.result_id IS 'The result that the batches are of: the execution id with the object''s ETag, or with pages. Set by the first batch; a batch of another result is refused.';
+COMMENT ON COLUMN etl.runs.result_location IS 'The object in S3 that Athena wrote the result to, as s3://bucket/key; NULL for a result that was read as pages.';
+COMMENT ON COLUMN etl.runs.batches_extracted IS 'Batches that the extractor has published so far, as it reports.';
+COMMENT ON COLUMN etl.runs.rows_extracted IS 'Rows that the extractor has published so far, as it reports.';
+COMMENT ON COLUMN etl.runs.batches_expected IS 'Batches of the whole result; unknown until it was read to its end.';
+COMMENT ON COLUMN etl.runs.rows_expected IS 'Rows of the whole result; unknown until it was read to its end.';
+COMMENT ON COLUMN etl.runs.bytes_scanned IS 'Bytes that Athena scanned, which is what it charges for.';
+COMMENT ON COLUMN etl.runs.ignored_messages IS 'Batches and events that arrived after the run had ended. They were acknowledged and changed nothing.';
+COMMENT ON COLUMN etl.runs.failure IS 'Why the run failed, for a person.';
+COMMENT ON COLUMN etl.runs.held_because IS 'Why the run is held, or was, for a person.';
+COMMENT ON COLUMN etl.runs.decided_by IS 'The user who cancelled, approved or discarded the run.';
+COMMENT ON COLUMN etl.runs.decision IS 'What that person decided, with the reason where one was given.';
+COMMENT ON COLUMN etl.runs.requested_by IS 'The user who requested the run.';
+COMMENT ON COLUMN etl.runs.requested_at IS 'When etl run wrote this row.';
+COMMENT ON COLUMN etl.runs.started_at IS 'When the loader learned that Athena has the query.';
+COMMENT ON COLUMN etl.runs.extracted_at IS 'When the loader learned that the result was read to its end.';
+COMMENT ON COLUMN etl.runs.approved_at IS 'When a person approved the held run; it is then committed although it was held.';
+COMMENT ON COLUMN etl.runs.committed_at IS 'When the rows of a run that is committed as a whole reached the target.';
+COMMENT ON COLUMN etl.runs.finished_at IS 'When the run reached its terminal state.';
+
+CREATE TABLE etl.batches (
+    run_id            text NOT NULL REFERENCES etl.runs (run_id),
+    generation        integer NOT NULL CHECK (generation >= 0),
+    seq               integer NOT NULL CHECK (seq >= 0 AND seq < 16777216),
+    content_hash      text NOT NULL,
+    result_id         text NOT NULL,
+    first_row         bigint NOT NULL CHECK (first_row >= 0),
+    rows_extracted    bigint NOT NULL CHECK (rows_extracted >= 0),
+    rows_loaded       bigint NOT NULL CHECK (rows_loaded >= 0),
+    rows_deduplicated bigint NOT NULL DEFAULT 0 CHECK (rows_deduplicated >= 0),
+    rows_rejected     bigint NOT NULL DEFAULT 0 CHECK (rows_rejected >= 0),
+    rows_dropped      bigint NOT NULL DEFAULT 0 CHECK (rows_dropped >= 0),
+    loaded_at         timestamptz NOT NULL DEFAULT now(),
+    dropped_by        text,
+    drop_reason       text,
+    PRIMARY KEY (run_id, generation, seq),
+    CONSTRAINT batches_balance CHECK (rows_extracted = rows_loaded + rows_rejected + rows_dropped),
+    CONSTRAINT batches_deduplicated_were_loaded CHECK (rows_deduplicated <= rows_loaded)
+);
+
+COMMENT ON TABLE etl.batches IS 'One row a batch, written in the transaction that writes the batch''s rows. A batch that is here is in the target, and is never loaded again.';
+COMMENT ON COLUMN etl.batches.run_id IS 'The run.';
+COMMENT ON COLUMN etl.batches.generation IS 'The generation of the run that the batch was delivered in.';
+COMMENT ON COLUMN etl.batches.seq IS 'The batch''s place in the run, from 0: etl.seq(_batch) of the target''s rows.';
+COMMENT ON COLUMN etl.batches.content_hash IS 'SHA-256 of the raw columns and rows, in hex. Another hash under the same identity is refused.';
+COMMENT ON COLUMN etl.batches.result_id IS 'The result that the rows are of.';
+COMMENT ON COLUMN etl.batches.first_row IS 'The ordinal of the first row in the result, from 0.';
+COMMENT ON COLUMN etl.batches.rows_extracted IS 'Rows that Athena returned in this batch: rows_loaded + rows_rejected + rows_dropped.';
+COMMENT ON COLUMN etl.batches.rows_loaded IS 'Rows accepted by the target, deduplicated ones included.';
+COMMENT ON COLUMN etl.batches.rows_deduplicated IS 'Accepted rows that lost to another row of the same key: of this batch, or of an earlier batch of this run that this one overwrote. Summed over a run, loaded - deduplicated is the number of its distinct keys that no later run has overwritten.';
+COMMENT ON COLUMN etl.batches.rows_rejected IS 'Rows in etl.rejected_rows.';
+COMMENT ON COLUMN etl.batches.rows_dropped IS 'Rows that a person dropped by name; 0 otherwise.';
+COMMENT ON COLUMN etl.batches.loaded_at IS 'When the transaction began that loaded it.';
+COMMENT ON COLUMN etl.batches.dropped_by IS 'The user who dropped rows of this batch.';
+COMMENT ON COLUMN etl.batches.drop_reason IS 'Why that user dropped them.';
+
+CREATE TABLE etl.rejected_rows (
+    run_id      text NOT NULL,
+    generation  integer NOT NULL,
+    seq         integer NOT NULL,
+    row_number  bigint NOT NULL CHECK (row_number >= 0),
+    column_name text,
+    rule        text NOT NULL,
+    reason      text NOT NULL,
+    raw         json,
+    rejected_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (run_id, generation, row_number),
+    -- A partial replay carries the batches that it does not touch forward into the new generation.
+    CONSTRAINT rejected_rows_of_a_batch FOREIGN KEY (run_id, generation, seq)
+        REFERENCES etl.batches (run_id, generation, seq) ON UPDATE CASCADE
+);
+
+CREATE INDEX rejected_rows_of_batch ON etl.rejected_rows (run_id, generation, seq);
+
+COMMENT ON TABLE etl.rejected_rows IS 'The quarantine: rows that were not loaded, each with its reason.';
+COMMENT ON COLUMN etl.rejected_rows.run_id IS 'The run.';
+COMMENT ON COLUMN etl.rejected_rows.generation IS 'The generation of the batch that it was in.';
+COMMENT ON COLUMN etl.rejected_rows.seq IS 'The batch that it was in.';
+COMMENT ON COLUMN etl.rejected_rows.row_number IS 'The row''s ordinal in the result, from 0.';
+COMMENT ON COLUMN etl.rejected_rows.column_name IS 'The column to blame, where there is one.';
+COMMENT ON COLUMN etl.rejected_rows.rule IS 'The rule that the row breaks: one of the job''s, type when a value is not one of its column''s type, postgres when Postgres refused the row.';
+COMMENT ON COLUMN etl.rejected_rows.reason IS 'Why, for a person.';
+COMMENT ON COLUMN etl.rejected_rows.raw IS 'The row''s values by column, in the result''s order: as Athena gave them, or in the form that Postgres refused; of a masked column, the mask. json, not jsonb, which would refuse the NUL that a row may have been rejected for. NULL once pruned.';
+COMMENT ON COLUMN etl.rejected_rows.rejected_at IS 'When the batch was loaded.';
+
+CREATE TABLE etl.dead_letters (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    digest      text NOT NULL UNIQUE,
+    message_id  text,
+    stage       text NOT NULL,
+    reason      text NOT NULL,
+    attempts    integer NOT NULL DEFAULT 0,
+    run_id      text,
+    job         text,
+    kind        text,
+    queue       text,
+    headers     jsonb NOT NULL DEFAULT '{}',
+    body        bytea,
+    dead_at     timestamptz,
+    received_at timestamptz NOT NULL DEFAULT now(),
+    resolved_at timestamptz,
+    resolution  text,
+    CONSTRAINT dead_letters_resolved_with_a_resolution CHECK ((resolved_at IS NULL) = (resolution IS NULL))
+);
+
+CREATE INDEX dead_letters_unresolved ON etl.dead_letters (run_id, id) WHERE resolved_at IS NULL;
+
+COMMENT ON TABLE etl.dead_letters IS 'Messages that no stage could process, drained from the queue etl.dead so that looking at them costs no delivery. A run with an unresolved one is blocked until a person acts.';
+COMMENT ON COLUMN etl.dead_letters.digest IS 'SHA-256 over what was dead-lettered, where, why and when: a second delivery of the same dead letter is not a second one.';
+COMMENT ON COLUMN etl.dead_letters.message_id IS 'The AMQP message_id: run/generation/seq of a batch.';
+COMMENT ON COLUMN etl.dead_letters.stage IS 'The stage that dead-lettered it: extractor, transformer, loader, or broker when the delivery limit was reached.';
+COMMENT ON COLUMN etl.dead_letters.reason IS 'Why, for a person.';
+COMMENT ON COLUMN etl.dead_letters.attempts IS 'How often it was tried.';
+COMMENT ON COLUMN etl.dead_letters.run_id IS 'The run that its headers name. No foreign key: an unknown run is one of the reasons to be here.';
+COMMENT ON COLUMN etl.dead_letters.job IS 'The job that its headers name.';
+COMMENT ON COLUMN etl.dead_letters.kind IS 'The AMQP type: message type and version.';
+COMMENT ON COLUMN etl.dead_letters.queue IS 'The queue that it was taken from, and would be sent to again.';
+COMMENT ON COLUMN etl.dead_letters.headers IS 'Its headers.';
+COMMENT ON COLUMN etl.dead_letters.body IS 'Its body as it was. NULL once pruned.';
+COMMENT ON COLUMN etl.dead_letters.dead_at IS 'When it was dead-lettered.';
+COMMENT ON COLUMN etl.dead_letters.received_at IS 'When the loader stored it.';
+COMMENT ON COLUMN etl.dead_letters.resolved_at IS 'When a person replayed or dropped it.';
+COMMENT ON COLUMN etl.dead_letters.resolution IS 'What that person did.';
+
+CREATE SCHEMA etl_staging;
+COMMENT ON SCHEMA etl_staging IS 'Rows of runs that are committed as a whole: one table for each run and generation, dropped when the run is over.';
+
+CREATE TABLE etl.staging (
+    run_id     text NOT NULL REFERENCES etl.runs (run_id),
+    generation integer NOT NULL CHECK (generation >= 0),
+    table_name text NOT NULL UNIQUE,
+    target     jsonb NOT NULL,
+    columns    jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (run_id, generation)
+);
+
+COMMENT ON TABLE etl.staging IS 'The tables in schema etl_staging, and what it takes to commit each. A row is removed with its table.';
+COMMENT ON COLUMN etl.staging.target IS 'The target as the batches of this generation have it.';
+COMMENT ON COLUMN etl.staging.columns IS 'The columns as the batches of this generation have them.';
+
+CREATE TABLE etl.replays (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id       text NOT NULL REFERENCES etl.runs (run_id),
+    generation   integer NOT NULL CHECK (generation > 0),
+    source       text NOT NULL CHECK (source IN ('archive', 'athena')),
+    seqs         int4multirange NOT NULL,
+    job_hash     text NOT NULL,
+    job_spec     jsonb NOT NULL,
+    state_before text NOT NULL,
+    requested_by text NOT NULL,
+    requested_at timestamptz NOT NULL DEFAULT now(),
+    sent_at      timestamptz,
+    abandoned    text,
+    UNIQUE (run_id, generation)
+);
+
+COMMENT ON TABLE etl.replays IS 'Each replay of a run. Written, and the run''s generation raised, before the first message is sent; one that was not sent to its end is resumed.';
+COMMENT ON COLUMN etl.replays.seqs IS 'The batches that are replayed; the others were carried forward.';
+COMMENT ON COLUMN etl.replays.job_spec IS 'The job at the time of the replay.';
+COMMENT ON COLUMN etl.replays.state_before IS 'The run''s state at the time of the replay.';
+COMMENT ON COLUMN etl.replays.sent_at IS 'When the last message of it was sent; NULL while it is unfinished.';
+COMMENT ON COLUMN etl.replays.abandoned IS 'Why it was abandoned: the batches that it had not replaced keep what an earlier generation made of them.';
+
+CREATE TABLE etl.removals (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id       text NOT NULL REFERENCES etl.runs (run_id),
+    generation   integer NOT NULL CHECK (generation >= 0),
+    batch        jsonb,
+    requested_by text NOT NULL,
+    reason       text NOT NULL,
+    requested_at timestamptz NOT NULL DEFAULT now(),
+    rows_removed bigint CHECK (rows_removed >= 0),
+    finished_at  timestamptz,
+    outcome      text,
+    failure      text,
+    CONSTRAINT removals_finished_with_an_outcome CHECK ((finished_at IS NULL) = (outcome IS NULL))
+);
+
+CREATE INDEX removals_pending ON etl.removals (run_id) WHERE finished_at IS NULL;
+
+COMMENT ON TABLE etl.removals IS 'Requests of people to take rows of a run out of its target. A loader executes them, in one transaction with the ledger rows that say so.';
+COMMENT ON COLUMN etl.removals.generation IS 'The live generation at the time of the request.';
+COMMENT ON COLUMN etl.removals.batch IS 'The one batch whose rows go, with the dead letter that is dropped; NULL for all rows of the run.';
+COMMENT ON COLUMN etl.removals.requested_by IS 'The user who requested it.';
+COMMENT ON COLUMN etl.removals.reason IS 'Why that user requested it.';
+COMMENT ON COLUMN etl.removals.rows_removed IS 'Rows that were deleted from the target.';
+COMMENT ON COLUMN etl.removals.finished_at IS 'When a loader executed it; NULL while it is pending.';
+COMMENT ON COLUMN etl.removals.outcome IS 'removed, or why there was nothing to remove.';
+COMMENT ON COLUMN etl.removals.failure IS 'Why the last attempt failed; a loader tries again.';
+
+-- What etl status and etl reconcile read: the sums of each run in its live generation.
+CREATE VIEW etl.run_balance AS
+SELECT r.run_id,
+       r.run_no,
+       r.job,
+       r.target_table,
+       r.mode,
+       r.state,
+       r.generation,
+       r.batches_expected,
+       r.rows_expected,
+       b.batches,
+       b.rows_extracted,
+       b.rows_loaded,
+       b.rows_deduplicated,
+       b.rows_rejected,
+       b.rows_dropped,
+       d.dead_letters,
+       (r.batches_expected IS NOT NULL
+        AND b.batches = r.batches_expected
+        AND b.last_seq = r.batches_expected - 1
+        AND b.rows_extracted = r.rows_expected
+        AND b.rows_extracted = b.rows_loaded + b.rows_rejected + b.rows_dropped) AS balanced
+FROM etl.runs r
+CROSS JOIN LATERAL (
+    SELECT count(*) AS batches,
+           max(seq) AS last_seq,
+           coalesce(sum(rows_extracted), 0)::bigint AS rows_extracted,
+           coalesce(sum(rows_loaded), 0)::bigint AS rows_loaded,
+           coalesce(sum(rows_deduplicated), 0)::bigint AS rows_deduplicated,
+           coalesce(sum(rows_rejected), 0)::bigint AS rows_rejected,
+           coalesce(sum(rows_dropped), 0)::bigint AS rows_dropped
+    FROM etl.batches WHERE run_id = r.run_id AND generation = r.generation
+) b
+CROSS JOIN LATERAL (
+    SELECT count(*) AS dead_letters FROM etl.dead_letters WHERE run_id = r.run_id AND resolved_at IS NULL
+) d;
+
+COMMENT ON VIEW etl.run_balance IS 'The sums of each run in its live generation. balanced: every batch of the result is in the ledger and every row is loaded, rejected or dropped.';

@@ -1,0 +1,199 @@
+//! The ledger rows of batches. Whether a batch may be loaded is decided here, by plain data read under the run's lock.
+
+use common::message::{BatchId, RunId, ValidBatch};
+use sqlx::PgConnection;
+
+use crate::database::Store;
+use crate::error::{Error, Refused};
+use crate::run::{LockedRun, bigint, integer};
+use crate::state::Transition;
+
+/// The rows of a batch, as its ledger row counts them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub extracted: i64,
+    pub loaded: i64,
+    pub deduplicated: i64,
+    pub rejected: i64,
+}
+
+/// Makes the batch's result the run's, if it has none yet. A transaction of its own: a loader that holds the row shared and
+/// wants to change it would deadlock with another that does the same.
+pub async fn pin_result(store: &Store, batch: &ValidBatch) -> Result<(), Error> {
+    let failure = "cannot record the run's result";
+    store
+        .transaction(failure, async |tx: &mut PgConnection| {
+            let run = LockedRun::lock(tx, &batch.id.run).await?;
+            let is_live = run.row.generation == integer("the generation", batch.id.generation)?;
+            // A run that has a result, or ended meanwhile, is looked at again by the batch.
+            if !is_live || run.row.result_id.is_some() || run.to(Transition::Start).is_err() {
+                return Ok(());
+            }
+            run.start(Some(&batch.result_id), None).await
+        })
+        .await
+}
+
+/// Claims a batch's place in the ledger. False when it is taken; waits for a transaction that is about to take it.
+pub async fn claim(tx: &mut PgConnection, batch: &ValidBatch) -> Result<bool, Error> {
+    let (loaded, rejected) = (batch.rows.len() as u64, batch.rejected.len() as u64);
+    let claimed = sqlx::query(
+        "INSERT INTO etl.batches (run_id, generation, seq, content_hash, result_id, first_row, rows_extracted, rows_loaded, rows_rejected)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (run_id, generation, seq) DO NOTHING",
+    )
+    .bind(batch.id.run.as_str())
+    .bind(integer("the generation", batch.id.generation)?)
+    .bind(integer("the seq", batch.id.seq)?)
+    .bind(batch.content_hash.as_str())
+    .bind(&batch.result_id)
+    .bind(bigint("the first row", batch.first_row)?)
+    .bind(bigint("the number of rows", loaded + rejected)?)
+    .bind(bigint("the number of rows", loaded)?)
+    .bind(bigint("the number of rows", rejected)?)
+    .execute(tx)
+    .await?;
+    Ok(claimed.rows_affected() == 1)
+}
+
+/// Refuses a batch that does not begin where the one before it ends, or end where the next begins. Neighbours that are not in
+/// the ledger yet look at this one when they arrive; of two that are being loaded at the same time neither may see the other,
+/// and the completion of the run does.
+pub async fn check_neighbours(
+    tx: &mut PgConnection,
+    id: &BatchId,
+    first_row: u64,
+    rows: u64,
+) -> Result<(), Error> {
+    let neighbours: Vec<(i32, i64, i64)> = sqlx::query_as(
+        "SELECT seq, first_row, first_row + rows_extracted FROM etl.batches WHERE run_id = $1 AND generation = $2 AND seq IN ($3 - 1, $3 + 1)",
+    )
+    .bind(id.run.as_str())
+    .bind(integer("the generation", id.generation)?)
+    .bind(integer("the seq", id.seq)?)
+    .fetch_all(tx)
+    .await?;
+    let end = first_row + rows;
+    match contradiction(id.seq, first_row, end, &neighbours) {
+        None => Ok(()),
+        Some(contradiction) => Err(Refused::OutOfLine {
+            id: id.to_string(),
+            first_row,
+            end,
+            contradiction,
+        }
+        .into()),
+    }
+}
+
+/// What speaks against a batch with these rows. `neighbours`: seq, first row, end.
+fn contradiction(
+    seq: u32,
+    first_row: u64,
+    end: u64,
+    neighbours: &[(i32, i64, i64)],
+) -> Option<String> {
+    if seq == 0 && first_row != 0 {
+        return Some("cannot be for the first batch".to_owned());
+    }
+    neighbours.iter().find_map(|&(other, begins, ends)| {
+        let is_before = i64::from(other) < i64::from(seq);
+        if is_before && u64::try_from(ends) != Ok(first_row) {
+            return Some(format!(
+                "does not follow batch {other}, which ends at {ends}"
+            ));
+        }
+        (!is_before && u64::try_from(begins) != Ok(end))
+            .then(|| format!("does not lead to batch {other}, which begins at {begins}"))
+    })
+}
+
+/// One of these values of `_batch` that no batch in the ledger has written.
+pub async fn first_unknown(
+    tx: &mut PgConnection,
+    batch_nos: &[i64],
+) -> Result<Option<i64>, sqlx::Error> {
+    if batch_nos.is_empty() {
+        return Ok(None);
+    }
+    sqlx::query_scalar(
+        "SELECT no FROM unnest($1::bigint[]) AS n (no) WHERE NOT EXISTS (
+             SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE r.run_no = etl.run_no(no) AND b.seq = etl.seq(no)) LIMIT 1",
+    )
+    .bind(batch_nos)
+    .fetch_optional(tx)
+    .await
+}
+
+/// Corrects a claimed row once it is known what became of the rows.
+pub async fn settle(tx: &mut PgConnection, id: &BatchId, counts: Counts) -> Result<(), Error> {
+    sqlx::query("UPDATE etl.batches SET rows_loaded = $4, rows_deduplicated = $5, rows_rejected = $6 WHERE run_id = $1 AND generation = $2 AND seq = $3")
+        .bind(id.run.as_str())
+        .bind(integer("the generation", id.generation)?)
+        .bind(integer("the seq", id.seq)?)
+        .bind(counts.loaded)
+        .bind(counts.deduplicated)
+        .bind(counts.rejected)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Whether the ledger has this batch. Other contents under the same identity are refused.
+pub async fn is_recorded(tx: &mut PgConnection, batch: &ValidBatch) -> Result<bool, Error> {
+    let found: Option<String> = sqlx::query_scalar(
+        "SELECT content_hash FROM etl.batches WHERE run_id = $1 AND generation = $2 AND seq = $3",
+    )
+    .bind(batch.id.run.as_str())
+    .bind(integer("the generation", batch.id.generation)?)
+    .bind(integer("the seq", batch.id.seq)?)
+    .fetch_optional(tx)
+    .await?;
+    match found {
+        None => Ok(false),
+        Some(hash) if hash == batch.content_hash.as_str() => Ok(true),
+        Some(ledger) => Err(Refused::OtherContent {
+            id: batch.id.to_string(),
+            ledger,
+            found: batch.content_hash.to_string(),
+        }
+        .into()),
+    }
+}
+
+/// Counts a message that arrived after its run had ended.
+pub async fn count_ignored(store: &Store, run: &RunId) -> Result<(), Error> {
+    let failure = "cannot count a message that arrived after the end of its run";
+    store
+        .transaction(failure, async |tx: &mut PgConnection| {
+            sqlx::query(
+                "UPDATE etl.runs SET ignored_messages = ignored_messages + 1 WHERE run_id = $1",
+            )
+            .bind(run.as_str())
+            .execute(tx)
+            .await?;
+            Ok(())
+        })
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_begins_where_the_one_before_ends_and_ends_where_the_next_begins() {
+        assert_eq!(contradiction(0, 0, 5, &[(1, 5, 9)]), None);
+        assert_eq!(contradiction(1, 5, 9, &[(0, 0, 5), (2, 9, 9)]), None);
+        assert_eq!(contradiction(7, 70, 80, &[]), None);
+        for (seq, neighbours) in [
+            (0, &[][..]),
+            (3, &[(2, 0, 4)]),
+            (3, &[(2, 0, 6)]),
+            (3, &[(2, 0, 5), (4, 8, 12)]),
+            (3, &[(4, 10, 12)]),
+        ] {
+            let found = contradiction(seq, 5, 9, neighbours);
+            assert!(found.is_some(), "{seq} {neighbours:?}");
+        }
+    }
+}

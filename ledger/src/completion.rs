@@ -1,0 +1,216 @@
+//! Whether a run is complete, and its end. The loader asks after every commit, duplicate and event, and in its sweep, so that
+//! no crash between a commit and the question leaves a finished run open.
+
+use std::collections::BTreeMap;
+
+use common::job::JobSpec;
+use common::message::RunId;
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
+
+use crate::database::Store;
+use crate::error::Error;
+use crate::run::LockedRun;
+use crate::state::{RunState, Transition};
+
+/// The sums of a run whose batches are all in the ledger.
+#[derive(Debug, FromRow)]
+pub struct Sums {
+    pub rows_extracted: i64,
+    pub rows_loaded: i64,
+    pub rows_rejected: i64,
+    /// Why the batches are not the run's result, if they are not.
+    pub contradiction: Option<String>,
+}
+
+/// How a run with all of its batches ends, with the reason for a person.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    Completed,
+    /// The ledger contradicts the extractor's counts.
+    Failed(String),
+    /// A person has to decide.
+    Held(String),
+    /// A later run's rows are there.
+    Superseded(String),
+}
+
+/// Whether the run may be complete: its count is known, and so is the batch that comes last. A cheap question, so that a big
+/// run is counted at its end only, not after each of its batches.
+pub async fn may_be_complete(store: &Store, run: &RunId) -> Result<bool, Error> {
+    let failure = "cannot look whether the run is complete";
+    store
+        .transaction(failure, async |tx: &mut PgConnection| {
+            let may_be = sqlx::query_scalar(
+                "SELECT EXISTS (
+                     SELECT FROM etl.runs r JOIN etl.batches b
+                         ON b.run_id = r.run_id AND b.generation = r.generation AND b.seq >= r.batches_expected - 1
+                     WHERE r.run_id = $1 AND r.state IN ('requested', 'running') AND r.batches_expected IS NOT NULL)",
+            )
+            .bind(run.as_str())
+            .fetch_one(tx)
+            .await?;
+            Ok(may_be)
+        })
+        .await
+}
+
+/// Open runs that may be complete: the number of batches is known, and the last one is in the ledger.
+pub async fn candidates(store: &Store) -> Result<Vec<RunId>, Error> {
+    let failure = "cannot look for runs that are complete";
+    let found = store
+        .transaction(failure, async |tx: &mut PgConnection| {
+            let found: Vec<String> = sqlx::query_scalar(
+                "SELECT run_id FROM etl.runs r WHERE state IN ('requested', 'running') AND batches_expected IS NOT NULL
+                     AND EXISTS (SELECT FROM etl.batches b
+                         WHERE b.run_id = r.run_id AND b.generation = r.generation AND b.seq >= r.batches_expected - 1)
+                 ORDER BY run_no",
+            )
+            .fetch_all(tx)
+            .await?;
+            Ok(found)
+        })
+        .await?;
+    let runs = found.into_iter().filter_map(|run| run.parse().ok());
+    Ok(runs.collect())
+}
+
+impl LockedRun<'_> {
+    /// The sums of the live generation; none while a batch is missing. Batch transactions hold the row shared, so that none is
+    /// between its ledger row and its commit under this lock.
+    pub async fn sums(&mut self) -> Result<Option<Sums>, Error> {
+        // The key makes seqs distinct: n of them, the last being n - 1, are 0 to n - 1. The sum of the rows says nothing of
+        // where they were cut, which the first rows do.
+        let found = sqlx::query_as(
+            "WITH placed AS (
+                 SELECT r.batches_expected, r.rows_expected, b.seq, b.rows_extracted, b.rows_loaded, b.rows_rejected,
+                        b.first_row <> sum(b.rows_extracted) OVER (ORDER BY b.seq) - b.rows_extracted AS is_misplaced
+                 FROM etl.runs r JOIN etl.batches b ON b.run_id = r.run_id AND b.generation = r.generation
+                 WHERE r.run_id = $1),
+             ledger AS (
+                 SELECT batches_expected, rows_expected, count(*) AS batches, max(seq) AS last_seq,
+                        sum(rows_extracted)::bigint AS rows_extracted, sum(rows_loaded)::bigint AS rows_loaded,
+                        sum(rows_rejected)::bigint AS rows_rejected, min(seq) FILTER (WHERE is_misplaced) AS misplaced
+                 FROM placed GROUP BY batches_expected, rows_expected)
+             SELECT rows_extracted, rows_loaded, rows_rejected,
+                    CASE WHEN last_seq >= batches_expected
+                         THEN format('batch %s is in the ledger, and the result has %s batches', last_seq, batches_expected)
+                         WHEN rows_extracted <> rows_expected
+                         THEN format('its batches have %s rows, and the result has %s', rows_extracted, rows_expected)
+                         WHEN misplaced IS NOT NULL
+                         THEN format('batch %s does not begin where the batches before it end: rows were loaded twice or not at all', misplaced)
+                    END AS contradiction
+             FROM ledger WHERE batches >= batches_expected OR last_seq >= batches_expected",
+        )
+        .bind(self.id.as_str())
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        Ok(found)
+    }
+
+    /// Why a run without a staging table is not complete all the same: it is a replay whose every batch was dropped before any
+    /// was staged, and the rows that it was to replace are in the target still.
+    pub async fn why_nothing_is_staged(&mut self) -> Result<Option<String>, Error> {
+        let spec: Option<Json<JobSpec>> = sqlx::query_scalar(
+            "SELECT job_spec FROM etl.replays WHERE run_id = $1 AND generation = $2",
+        )
+        .bind(self.id.as_str())
+        .bind(self.row.generation)
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        let generation = u32::try_from(self.row.generation).unwrap_or_default();
+        let is_staged = spec.is_some_and(|spec| spec.0.target.is_staged(generation));
+        let run = &self.id;
+        Ok(is_staged.then(|| {
+            format!(
+                "every batch of the replay was dropped, and the rows that it was to replace are in the target still; `etl discard {run} --why ...` leaves them there, `etl replay {run}` tries again"
+            )
+        }))
+    }
+
+    /// Ends the run, or holds it. An approval of a run that is held again is void.
+    pub async fn end(self, end: &End) -> Result<RunState, Error> {
+        let (transition, reason) = match end {
+            End::Completed => (Transition::Complete, None),
+            End::Failed(reason) => (Transition::Fail, Some(reason)),
+            End::Held(reason) => (Transition::Hold, Some(reason)),
+            End::Superseded(reason) => (Transition::Supersede, Some(reason)),
+        };
+        let state = self.to(transition)?;
+        let statement = match end {
+            End::Held(_) => {
+                "UPDATE etl.runs SET state = $2, failure = NULL, held_because = $3, approved_at = NULL WHERE run_id = $1"
+            }
+            End::Completed | End::Failed(_) | End::Superseded(_) => {
+                "UPDATE etl.runs SET state = $2, failure = $3, finished_at = now() WHERE run_id = $1"
+            }
+        };
+        sqlx::query(statement)
+            .bind(self.id.as_str())
+            .bind(state.name())
+            .bind(reason)
+            .execute(self.tx)
+            .await?;
+        Ok(state)
+    }
+
+    /// The replaces of a table that later runs have committed, the latest first: the run, and the bounds of its window as
+    /// [`Self::record_commit`] was given them.
+    pub async fn later_replaces(
+        &mut self,
+        table: &str,
+    ) -> Result<Vec<(String, serde_json::Value)>, sqlx::Error> {
+        sqlx::query_as(
+            "SELECT run_id, coalesce(target_bounds, '[]') FROM etl.runs
+             WHERE run_no > $1 AND target_table = $2 AND mode = 'replace' AND committed_at IS NOT NULL ORDER BY run_no DESC",
+        )
+        .bind(self.row.run_no)
+        .bind(table)
+        .fetch_all(&mut *self.tx)
+        .await
+    }
+
+    /// The latest run that wrote one of these values of `_batch`.
+    pub async fn latest_of(&mut self, batch_nos: &[i64]) -> Result<Option<String>, sqlx::Error> {
+        sqlx::query_scalar(
+            "SELECT run_id FROM etl.runs WHERE run_no = (SELECT max(etl.run_no(no)) FROM unnest($1::bigint[]) AS n (no))",
+        )
+        .bind(batch_nos)
+        .fetch_optional(&mut *self.tx)
+        .await
+    }
+
+    /// Records that the staged rows are in the target: how many of each batch lost to another row of their key, by what
+    /// `written` says is there (rows by `_batch`), and what part of the target was replaced.
+    pub async fn record_commit(
+        &mut self,
+        written: &BTreeMap<i64, i64>,
+        table: &str,
+        (window, bounds): (&str, serde_json::Value),
+        mode: &str,
+    ) -> Result<(), sqlx::Error> {
+        let (numbers, counts): (Vec<i64>, Vec<i64>) = written.iter().map(|(b, n)| (*b, *n)).unzip();
+        sqlx::query(
+            "UPDATE etl.batches b SET rows_deduplicated = b.rows_loaded - w.written
+             FROM (SELECT l.seq, coalesce(n.written, 0) AS written FROM etl.batches l
+                   LEFT JOIN unnest($3::bigint[], $4::bigint[]) AS n (no, written) ON etl.seq(n.no) = l.seq
+                   WHERE l.run_id = $1 AND l.generation = $2) w
+             WHERE b.run_id = $1 AND b.generation = $2 AND b.seq = w.seq AND b.rows_deduplicated <> b.rows_loaded - w.written",
+        )
+        .bind(self.id.as_str())
+        .bind(self.row.generation)
+        .bind(numbers)
+        .bind(counts)
+        .execute(&mut *self.tx)
+        .await?;
+        sqlx::query("UPDATE etl.runs SET target_table = $2, target_window = $3, target_bounds = $4, mode = $5, committed_at = now() WHERE run_id = $1")
+            .bind(self.id.as_str())
+            .bind(table)
+            .bind(window)
+            .bind(bounds)
+            .bind(mode)
+            .execute(&mut *self.tx)
+            .await
+            .map(drop)
+    }
+}

@@ -1,0 +1,53 @@
+//! The one owner of schema `etl`: its migrations, every statement on it, the states of a run and the transitions between them.
+//! The loader, `etl` and what else reads or changes the ledger do it through here, and begin their transactions here
+//! ([`Store`]), those on target tables included.
+//!
+//! Pure: [`RunState`] and [`Transition`], [`BatchNo`], [`Seqs`], [`Verdict`], and what an error means ([`classify`]). A
+//! [`LockedRun`] is a run whose row is locked: every change of a run's state is a method of it.
+
+pub mod batch;
+mod batch_no;
+pub mod completion;
+pub mod database;
+mod dead_letter;
+mod decision;
+mod earlier;
+mod error;
+pub mod event;
+pub mod migrate;
+mod origin;
+mod prune;
+mod quarantine;
+mod removal;
+mod replay;
+mod request;
+mod run;
+mod seqs;
+mod server;
+mod session_lock;
+pub mod staging;
+mod state;
+mod summary;
+mod verdict;
+
+pub use batch::Counts;
+pub use batch_no::BatchNo;
+pub use database::Store;
+pub use dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterSummary, Dropped, NewDeadLetter, ReplayDropped,
+};
+pub use decision::{Ended, Rows, user};
+pub use error::{Class, Error, Refused, cause, classify, remedy};
+pub use origin::Origin;
+pub use prune::{Prune, Pruned};
+pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quarantine};
+pub use removal::{DroppedBatch, Removal, Removed};
+pub use replay::{Claims, NewReplay, Replay, Subject};
+pub use request::{ConflictingRun, Requested, Settled};
+pub use run::{LockedRun, RunRow, Standing, bigint, share};
+pub use seqs::{NoRange, Search, Seqs};
+pub use server::Server;
+pub use session_lock::SessionLock;
+pub use state::{RunState, Transition, UnknownState};
+pub use summary::{DroppedRows, Proven, Run, RunFilter};
+pub use verdict::{Ranges, Verdict};

@@ -1,0 +1,247 @@
+//! Removals: a person's request to take rows of a run out of its target. A command only writes the request, since only the
+//! loader writes a target; a loader's sweep executes it under the run's lock, in the transaction that makes the ledger say so.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use common::message::{BatchId, RunId};
+use serde::{Deserialize, Serialize};
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
+use tokio::time::{Instant, sleep};
+
+use crate::batch_no::BatchNo;
+use crate::database::Store;
+use crate::error::Error;
+use crate::run::LockedRun;
+use crate::state::Transition;
+
+/// How often a command looks whether its removal was executed.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A batch that a person drops, with the dead letter that it was in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedBatch {
+    pub generation: i32,
+    pub seq: u32,
+    pub content_hash: String,
+    pub result_id: String,
+    pub first_row: u64,
+    pub rows: u64,
+    /// The dead letter, and the time of its arrival, which tells whether it arrived again.
+    pub dead_letter: i64,
+    pub received_at: String,
+}
+
+/// A removal that is to be executed.
+#[derive(Debug, FromRow)]
+pub struct Removal {
+    id: i64,
+    generation: i32,
+    batch: Option<Json<DroppedBatch>>,
+    requested_by: String,
+    reason: String,
+}
+
+/// Where a removal stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removed {
+    /// A loader has removed so many rows.
+    Done(i64),
+    /// There was nothing to remove, and why.
+    NotNeeded(String),
+    /// No loader has executed it yet; with the reason why the last attempt failed.
+    Pending(Option<String>),
+}
+
+#[derive(FromRow)]
+struct Row {
+    rows_removed: Option<i64>,
+    outcome: Option<String>,
+    failure: Option<String>,
+}
+
+impl Store {
+    /// Waits until a loader has executed a removal, for `timeout` at most. A failed attempt ends the waiting; the loader tries
+    /// again.
+    pub async fn removed(&self, removal: i64, timeout: Duration) -> Result<Removed, Error> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let found = self.look_at_removal(removal).await?;
+            match found {
+                Removed::Pending(None) if Instant::now() < deadline => sleep(POLL_INTERVAL).await,
+                found => return Ok(found),
+            }
+        }
+    }
+
+    async fn look_at_removal(&self, removal: i64) -> Result<Removed, Error> {
+        let failure = "cannot look whether the rows were removed";
+        let row: Row = self
+            .read(failure, async |tx: &mut PgConnection| {
+                let select =
+                    "SELECT rows_removed, outcome, failure FROM etl.removals WHERE id = $1";
+                Ok(sqlx::query_as(select).bind(removal).fetch_one(tx).await?)
+            })
+            .await?;
+        Ok(match (row.rows_removed, row.outcome) {
+            (Some(rows), _) => Removed::Done(rows),
+            (None, Some(outcome)) => Removed::NotNeeded(outcome),
+            (None, None) => Removed::Pending(row.failure),
+        })
+    }
+
+    /// The removals that no loader has executed, the oldest first.
+    pub async fn pending_removals(&self) -> Result<Vec<(i64, RunId)>, Error> {
+        let failure = "cannot look for rows that are to be removed";
+        let found: Vec<(i64, String)> = self
+            .read(failure, async |tx: &mut PgConnection| {
+                let select =
+                    "SELECT id, run_id FROM etl.removals WHERE finished_at IS NULL ORDER BY id";
+                Ok(sqlx::query_as(select).fetch_all(tx).await?)
+            })
+            .await?;
+        let parsed = found.into_iter();
+        Ok(parsed
+            .filter_map(|(id, run)| Some((id, run.parse().ok()?)))
+            .collect())
+    }
+
+    /// Records why an attempt failed, for the command that waits.
+    pub async fn removal_failed(&self, removal: i64, why: &str) -> Result<(), Error> {
+        let failure = "cannot record why rows could not be removed";
+        self.transaction(failure, async |tx: &mut PgConnection| {
+            sqlx::query(
+                "UPDATE etl.removals SET failure = $2 WHERE id = $1 AND finished_at IS NULL",
+            )
+            .bind(removal)
+            .bind(why)
+            .execute(tx)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Removal {
+    /// The values of `_batch` whose rows go.
+    pub fn batch_nos(&self, run_no: i64) -> Range<i64> {
+        match &self.batch {
+            None => BatchNo::of_run(run_no),
+            Some(batch) => {
+                let no = BatchNo::new(run_no, batch.seq).get();
+                no..no + 1
+            }
+        }
+    }
+}
+
+impl LockedRun<'_> {
+    /// Requests a removal, or finds the same request that is pending: its number.
+    pub(crate) async fn request_removal(
+        &mut self,
+        batch: Option<&DroppedBatch>,
+        by: &str,
+        reason: &str,
+    ) -> Result<i64, sqlx::Error> {
+        let batch = batch.map(Json);
+        let pending = sqlx::query_scalar(
+            "SELECT id FROM etl.removals WHERE run_id = $1 AND generation = $2 AND batch IS NOT DISTINCT FROM $3 AND finished_at IS NULL",
+        );
+        let pending = pending
+            .bind(self.id.as_str())
+            .bind(self.row.generation)
+            .bind(batch.as_ref())
+            .fetch_optional(&mut *self.tx)
+            .await?;
+        if let Some(id) = pending {
+            return Ok(id);
+        }
+        sqlx::query_scalar(
+            "INSERT INTO etl.removals (run_id, generation, batch, requested_by, reason) VALUES ($1, $2, $3, $4, $5) RETURNING id",
+        )
+        .bind(self.id.as_str())
+        .bind(self.row.generation)
+        .bind(batch)
+        .bind(by)
+        .bind(reason)
+        .fetch_one(&mut *self.tx)
+        .await
+    }
+
+    /// Whether rows of the run are to be removed.
+    pub(crate) async fn has_pending_removal(&mut self) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM etl.removals WHERE run_id = $1 AND finished_at IS NULL)",
+        )
+        .bind(self.id.as_str())
+        .fetch_one(&mut *self.tx)
+        .await
+    }
+
+    /// The removal, when its rows have to be deleted now, before [`Self::finish_removal`]. None when it was executed before, or
+    /// when there is nothing to remove, which is then recorded.
+    pub async fn begin_removal(&mut self, id: i64) -> Result<Option<Removal>, Error> {
+        let found: Option<Removal> = sqlx::query_as(
+            "SELECT id, generation, batch, requested_by, reason FROM etl.removals WHERE id = $1 AND finished_at IS NULL FOR UPDATE",
+        )
+        .bind(id)
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        let Some(removal) = found else {
+            return Ok(None);
+        };
+        let not_needed = match &removal.batch {
+            None if removal.generation == self.row.generation => None,
+            None => Some("a replay has superseded it"),
+            Some(batch) => {
+                let (by, why) = (removal.requested_by.clone(), removal.reason.clone());
+                self.drop_batch(&batch.0, &by, &why).await?
+            }
+        };
+        let Some(why) = not_needed else {
+            return Ok(Some(removal));
+        };
+        self.close_removal(&removal, None, why).await?;
+        Ok(None)
+    }
+
+    /// The rows were deleted from the target in this transaction, so many: makes the ledger say so.
+    pub async fn finish_removal(mut self, removal: &Removal, rows: i64) -> Result<(), Error> {
+        if removal.batch.is_none() {
+            let state = self.to(Transition::Undo)?;
+            debug_assert_eq!(
+                state, self.row.state,
+                "a removal is requested of an ended run"
+            );
+            let (by, reason) = (&removal.requested_by, &removal.reason);
+            self.drop_loaded(by, reason).await?;
+        }
+        self.close_removal(removal, Some(rows), "removed").await
+    }
+
+    async fn close_removal(
+        &mut self,
+        removal: &Removal,
+        rows: Option<i64>,
+        outcome: &str,
+    ) -> Result<(), Error> {
+        sqlx::query("UPDATE etl.removals SET finished_at = now(), rows_removed = $2, outcome = $3, failure = NULL WHERE id = $1")
+            .bind(removal.id)
+            .bind(rows)
+            .bind(outcome)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
+    /// What `etl.batches` calls the batch: for a statement on one batch of this run's live generation.
+    pub(crate) fn batch_id(&self, seq: u32) -> BatchId {
+        BatchId {
+            run: self.id.clone(),
+            generation: u32::try_from(self.row.generation).unwrap_or_default(),
+            seq,
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Replays: what a run is like before one, the lock that makes them one at a time, and the transaction that comes before the
+//! first message.
+
+use std::sync::Arc;
+
+use common::job::JobSpec;
+use common::message::{Limits, RunId};
+use jiff::Timestamp;
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
+
+use crate::database::Store;
+use crate::error::Error;
+use crate::run::LockedRun;
+use crate::seqs::Seqs;
+use crate::session_lock::SessionLock;
+use crate::state::Transition;
+use crate::summary::{Run, find_run};
+
+/// A run, with what only a replay has to know.
+pub struct Subject {
+    pub run: Run,
+    /// The job at the time of the request.
+    pub first_spec: JobSpec,
+    /// To the microsecond: a column may be filled with it.
+    pub requested_at: Timestamp,
+    pub sql: String,
+    pub limits: Limits,
+    /// The replay that made the live generation.
+    pub replay: Option<Replay>,
+}
+
+/// A replay as the ledger has it.
+pub struct Replay {
+    pub source: String,
+    pub seqs: Seqs,
+    pub job_hash: String,
+    pub spec: Arc<JobSpec>,
+    pub requested_by: String,
+    pub sent: bool,
+}
+
+impl Subject {
+    /// The run's name.
+    pub fn id(&self) -> &str {
+        &self.run.run_id
+    }
+
+    /// The live generation.
+    pub fn generation(&self) -> u32 {
+        u32::try_from(self.run.generation).unwrap_or_default()
+    }
+
+    /// How many batches the result has, once that is known.
+    pub fn batches(&self) -> Option<u32> {
+        self.run
+            .batches_expected
+            .and_then(|batches| u32::try_from(batches).ok())
+    }
+
+    /// The replay of the live generation, if it was not sent to its end and may still be needed.
+    pub fn unfinished(&self) -> Option<&Replay> {
+        self.replay
+            .as_ref()
+            .filter(|replay| !replay.sent && !self.run.state.is_over())
+    }
+
+    /// The job of the live generation.
+    pub fn live_spec(&self) -> Arc<JobSpec> {
+        self.replay.as_ref().map_or_else(
+            || Arc::new(self.first_spec.asked_at(self.requested_at)),
+            |replay| Arc::clone(&replay.spec),
+        )
+    }
+
+    /// Refuses a state that cannot be replayed. A run that is under way needs `force`.
+    pub fn check_state(&self, force: bool) -> Result<(), Error> {
+        let (id, state) = (self.id(), self.run.state);
+        if Transition::Replay.leads_to(state).is_none() {
+            return Err(Error::NotAllowed(Transition::Replay.refusal(id, state)));
+        }
+        if state.takes_batches() && self.unfinished().is_none() && !force {
+            return Err(Error::NotAllowed(format!(
+                "the run {id} is {state}: `etl status {id}` tells what it waits for. If nothing works on it any more, because the database was restored or a queue was lost, `etl replay {id} --missing` sends what the ledger lacks, and --force replays it all the same"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// What a replay writes into the ledger before it sends anything.
+pub struct NewReplay<'a> {
+    /// `archive` or `athena`.
+    pub source: &'static str,
+    pub seqs: &'a Seqs,
+    /// Whether the other batches are carried forward.
+    pub partial: bool,
+    pub job_hash: &'a str,
+    pub spec: &'a JobSpec,
+    /// When rows reach the target from now on.
+    pub commit: &'a str,
+    pub by: &'a str,
+}
+
+/// The runs that this process alone may replay, until this is dropped or the process ends.
+pub struct Claims(SessionLock);
+
+impl Claims {
+    /// Takes a run, so that two operators do not replay it at the same time.
+    pub async fn take(&mut self, name: &str) -> Result<(), Error> {
+        if self.0.take("replay", name).await? {
+            return Ok(());
+        }
+        Err(Error::NotAllowed(format!(
+            "another process is replaying the run {name} at this moment: look at it with `etl status {name}` once that has ended"
+        )))
+    }
+}
+
+#[derive(FromRow)]
+struct SubjectRow {
+    #[sqlx(json)]
+    job_spec: JobSpec,
+    sql: String,
+}
+
+#[derive(FromRow)]
+struct ReplayRow {
+    source: String,
+    first: Vec<i32>,
+    last: Vec<i32>,
+    job_hash: String,
+    #[sqlx(json)]
+    job_spec: JobSpec,
+    requested_by: String,
+    sent: bool,
+}
+
+impl Store {
+    /// The run of this name with all that a replay has to know.
+    pub async fn subject(&self, name: &str) -> Result<Subject, Error> {
+        let failure = format!("cannot read the run {name} and its replays");
+        let (run, row, replay) = self
+            .read(failure, async |tx: &mut PgConnection| {
+                let run = find_run(tx, name).await?;
+                let row: SubjectRow =
+                    sqlx::query_as("SELECT job_spec, sql FROM etl.runs WHERE run_id = $1")
+                        .bind(name)
+                        .fetch_one(&mut *tx)
+                        .await?;
+                let replay: Option<ReplayRow> = sqlx::query_as(
+                    "SELECT source, job_hash, job_spec, requested_by, sent_at IS NOT NULL AS sent,
+                            ARRAY(SELECT lower(r) FROM unnest(seqs) AS r ORDER BY 1) AS first,
+                            ARRAY(SELECT upper(r) - 1 FROM unnest(seqs) AS r ORDER BY 1) AS last
+                     FROM etl.replays WHERE run_id = $1 AND generation = $2",
+                )
+                .bind(name)
+                .bind(run.generation)
+                .fetch_optional(tx)
+                .await?;
+                Ok((run, row, replay))
+            })
+            .await?;
+        let settled = self.settled(&parsed(name)?).await?;
+        Ok(Subject {
+            run,
+            first_spec: row.job_spec,
+            requested_at: settled.requested_at,
+            sql: row.sql,
+            limits: settled.limits,
+            replay: replay.map(|row| Replay {
+                source: row.source,
+                seqs: Seqs::from_ledger(row.first.into_iter().zip(row.last)),
+                job_hash: row.job_hash,
+                spec: Arc::new(row.job_spec),
+                requested_by: row.requested_by,
+                sent: row.sent,
+            }),
+        })
+    }
+
+    /// Runs can be claimed on a connection of their own: the locks end with it, and so with the process.
+    pub async fn claims(&self) -> Result<Claims, Error> {
+        Ok(Claims(self.session_lock().await?))
+    }
+
+    /// Writes a replay and raises the run's generation: the new one's number. From here on batches of the generations before are
+    /// stale.
+    pub async fn begin_replay(
+        &self,
+        subject: &Subject,
+        replay: &NewReplay<'_>,
+    ) -> Result<u32, Error> {
+        let name = subject.id();
+        let id = parsed(name)?;
+        let failure =
+            format!("cannot write the replay of {name} into the ledger; nothing was sent");
+        self.transaction(failure, async |tx: &mut PgConnection| {
+            let run = LockedRun::lock_for_person(tx, &id).await?;
+            run.begin_replay(subject, replay).await
+        })
+        .await
+    }
+
+    /// Records that every message of the live generation's replay is with the broker.
+    pub async fn replay_sent(&self, name: &str, generation: u32) -> Result<(), Error> {
+        let failure = format!(
+            "the replay of {name} was sent, and that cannot be recorded; repeat the command: sending it twice changes nothing"
+        );
+        self.transaction(failure, async |tx: &mut PgConnection| {
+            sqlx::query("UPDATE etl.replays SET sent_at = now() WHERE run_id = $1 AND generation = $2 AND sent_at IS NULL")
+                .bind(name)
+                .bind(i32::try_from(generation).unwrap_or(i32::MAX))
+                .execute(tx)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The batches of the live generation that have a rejected row.
+    pub async fn batches_with_rejects(&self, run: &Run) -> Result<Seqs, Error> {
+        let failure = format!("cannot look for the rejected rows of {}", run.run_id);
+        let seqs: Vec<i32> = self
+            .read(failure, async |tx: &mut PgConnection| {
+                let query = sqlx::query_scalar(
+                    "SELECT seq FROM etl.batches WHERE run_id = $1 AND generation = $2 AND rows_rejected > 0 ORDER BY seq",
+                );
+                Ok(query.bind(&run.run_id).bind(run.generation).fetch_all(tx).await?)
+            })
+            .await?;
+        Ok(Seqs::from_ledger(seqs.into_iter().map(|seq| (seq, seq))))
+    }
+
+    /// The names of a job's runs that were requested in a span of time, the oldest first.
+    pub async fn runs_between(
+        &self,
+        job: &str,
+        since: Timestamp,
+        until: Option<Timestamp>,
+    ) -> Result<Vec<String>, Error> {
+        let failure = format!("cannot look for the runs of {job}");
+        self.read(failure, async |tx: &mut PgConnection| {
+            let runs = sqlx::query_scalar(
+                "SELECT run_id FROM etl.runs WHERE job = $1 AND requested_at >= $2::text::timestamptz
+                     AND ($3::text IS NULL OR requested_at < $3::text::timestamptz) ORDER BY run_no",
+            )
+            .bind(job)
+            .bind(since.to_string())
+            .bind(until.map(|until| until.to_string()))
+            .fetch_all(tx)
+            .await?;
+            Ok(runs)
+        })
+        .await
+    }
+}
+
+fn parsed(name: &str) -> Result<RunId, Error> {
+    name.parse()
+        .map_err(|_| Error::NotFound(format!("{name:?} is not the name of a run")))
+}
+
+impl LockedRun<'_> {
+    /// Refused when the run is not as it was when the checks were made.
+    async fn begin_replay(
+        mut self,
+        subject: &Subject,
+        replay: &NewReplay<'_>,
+    ) -> Result<u32, Error> {
+        let (name, checked) = (&self.id, &subject.run);
+        if self.row.state != checked.state || self.row.generation != checked.generation {
+            return Err(Error::NotAllowed(format!(
+                "the run {name} has changed meanwhile: it was {} and is {}; repeat the command",
+                checked.state, self.row.state
+            )));
+        }
+        if self.has_pending_removal().await? {
+            return Err(Error::NotAllowed(format!(
+                "rows of the run {} are being removed from its target by request; repeat the command when `etl status {}` says that they are gone",
+                self.id, self.id
+            )));
+        }
+        let state = self.to(Transition::Replay)?;
+        let generation = self.row.generation + 1;
+        if replay.partial {
+            sqlx::query(
+                "UPDATE etl.batches SET generation = $3 WHERE run_id = $1 AND generation = $2 AND NOT $4::text::int4multirange @> seq",
+            )
+            .bind(self.id.as_str())
+            .bind(self.row.generation)
+            .bind(generation)
+            .bind(replay.seqs.multirange())
+            .execute(&mut *self.tx)
+            .await?;
+        }
+        self.write_replay(replay, generation).await?;
+        // What a person decided was about the generation before.
+        sqlx::query(
+            "UPDATE etl.runs SET generation = $2, state = $3, finished_at = NULL, failure = NULL, commit = $4,
+                 held_because = NULL, approved_at = NULL, decided_by = NULL, decision = NULL WHERE run_id = $1",
+        )
+        .bind(self.id.as_str())
+        .bind(generation)
+        .bind(state.name())
+        .bind(replay.commit)
+        .execute(&mut *self.tx)
+        .await?;
+        self.resolve_replayed(replay, generation).await?;
+        Ok(u32::try_from(generation).unwrap_or_default())
+    }
+
+    async fn write_replay(
+        &mut self,
+        replay: &NewReplay<'_>,
+        generation: i32,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "INSERT INTO etl.replays (run_id, generation, source, seqs, job_hash, job_spec, state_before, requested_by)
+             VALUES ($1, $2, $3, $4::text::int4multirange, $5, $6, $7, $8)",
+        )
+        .bind(self.id.as_str())
+        .bind(generation)
+        .bind(replay.source)
+        .bind(replay.seqs.multirange())
+        .bind(replay.job_hash)
+        .bind(Json(replay.spec))
+        .bind(self.row.state.name())
+        .bind(replay.by)
+        .execute(&mut *self.tx)
+        .await
+        .map(drop)
+    }
+
+    /// Dead letters of batches that are replayed are of no use any more.
+    async fn resolve_replayed(
+        &mut self,
+        replay: &NewReplay<'_>,
+        generation: i32,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            r"UPDATE etl.dead_letters SET resolved_at = now(), resolution = $5
+              WHERE run_id = $1 AND resolved_at IS NULL AND (kind LIKE 'raw-batch.%' OR kind LIKE 'valid-batch.%')
+                  AND CASE WHEN message_id ~ '^[^/]+/\d{1,9}/\d{1,9}$' AND split_part(message_id, '/', 1) = $1
+                      THEN split_part(message_id, '/', 2)::integer < $2 AND (NOT $3 OR $4::text::int4multirange @> split_part(message_id, '/', 3)::integer)
+                      ELSE false END",
+        )
+        .bind(self.id.as_str())
+        .bind(generation)
+        .bind(replay.partial)
+        .bind(replay.seqs.multirange())
+        .bind(format!("superseded by replay {generation} of {}", replay.by))
+        .execute(&mut *self.tx)
+        .await
+        .map(drop)
+    }
+}

@@ -1,0 +1,221 @@
+//! The request of a run: its row, before anything of it is sent.
+
+use common::job::{Job, Mode, Publish, Request};
+use common::message::{Limits, RunId};
+use common::settings::variable;
+use jiff::Timestamp;
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
+
+use crate::database::{Store, lock, lock_key};
+use crate::error::Error;
+use crate::state::RunState;
+use crate::summary::{Run, find_run};
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Requested {
+    New,
+    /// The same request was made before, under this name.
+    Known(Box<Run>),
+    /// The same was requested under another name, and nothing was written.
+    Conflicts(ConflictingRun),
+}
+
+/// A run of the same job with the same parameters that speaks against another one.
+#[derive(Debug, Clone, FromRow)]
+pub struct ConflictingRun {
+    pub run_id: String,
+    #[sqlx(try_from = "String")]
+    pub state: RunState,
+    /// Whether the job was another version of itself.
+    pub is_of_older_job: bool,
+}
+
+impl ConflictingRun {
+    /// Why it is in the way, and what to do.
+    pub fn sentence(&self) -> String {
+        let Self {
+            run_id,
+            state,
+            is_of_older_job,
+        } = self;
+        if *state != RunState::Completed {
+            return format!(
+                "the run {run_id} of the same job with the same parameters is {state}; wait for it, or end it with `etl cancel {run_id}`; nothing was sent"
+            );
+        }
+        let older = if *is_of_older_job {
+            " by an older version of the job"
+        } else {
+            ""
+        };
+        format!(
+            "the run {run_id} has loaded the same{older}, and in mode append another run adds its rows again; request it with --again if that is what you want; nothing was sent"
+        )
+    }
+}
+
+/// What of a request is settled before anything is sent, and never changes.
+#[derive(Debug)]
+pub struct Settled {
+    /// To the microsecond: a column may be filled with it.
+    pub requested_at: Timestamp,
+    /// The bounds of the run's batches.
+    pub limits: Limits,
+}
+
+impl Store {
+    /// Whether a run of this name was requested.
+    pub async fn knows(&self, run: &RunId) -> Result<bool, Error> {
+        let failure = "cannot look for the run in the ledger";
+        self.read(failure, async |tx: &mut PgConnection| {
+            Ok(is_known(tx, run).await?)
+        })
+        .await
+    }
+
+    /// What the request of a run has settled.
+    pub async fn settled(&self, run: &RunId) -> Result<Settled, Error> {
+        let failure = format!("cannot read the request of the run {run}");
+        let (text, limits): (String, Option<Json<Limits>>) = self
+            .read(failure, async |tx: &mut PgConnection| {
+                let select = r#"SELECT to_char(requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), limits FROM etl.runs WHERE run_id = $1"#;
+                Ok(sqlx::query_as(select).bind(run.as_str()).fetch_one(tx).await?)
+            })
+            .await?;
+        let requested_at = text.parse().map_err(|_| {
+            Error::NotAllowed(format!(
+                "the run {run} has no time of request that can be read"
+            ))
+        })?;
+        Ok(Settled {
+            requested_at,
+            limits: limits.map_or(Limits::UNRECORDED, |limits| limits.0),
+        })
+    }
+
+    /// The run that speaks against a request, if there is one.
+    pub async fn conflicting_run(
+        &self,
+        job: &Job,
+        request: &Request,
+        again: bool,
+    ) -> Result<Option<ConflictingRun>, Error> {
+        let failure = "cannot look for runs of the same job with the same parameters";
+        self.read(failure, async |tx: &mut PgConnection| {
+            Ok(conflicting(tx, job, request, again).await?)
+        })
+        .await
+    }
+
+    /// Writes the row of a run. Of two requests of the same job at the same moment one waits here for the other, and sees what
+    /// that one wrote. `again`: although the same rows were appended before.
+    pub async fn request(
+        &self,
+        run: &RunId,
+        job: &Job,
+        request: &Request,
+        limits: Limits,
+        again: bool,
+    ) -> Result<Requested, Error> {
+        let failure = format!("cannot write the run {run} into the ledger");
+        self.transaction(failure, async |tx: &mut PgConnection| {
+            lock(tx, lock_key("request", &job.spec.name)).await?;
+            if is_known(tx, run).await? {
+                return known(tx, run, job, request).await;
+            }
+            if let Some(conflicting) = conflicting(tx, job, request, again).await? {
+                return Ok(Requested::Conflicts(conflicting));
+            }
+            if insert(tx, run, job, request, limits).await? {
+                Ok(Requested::New)
+            } else {
+                // Another job's run of this name came in between.
+                known(tx, run, job, request).await
+            }
+        })
+        .await
+    }
+}
+
+async fn is_known(tx: &mut PgConnection, run: &RunId) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT FROM etl.runs WHERE run_id = $1)")
+        .bind(run.as_str())
+        .fetch_one(tx)
+        .await
+}
+
+async fn known(
+    tx: &mut PgConnection,
+    run: &RunId,
+    job: &Job,
+    request: &Request,
+) -> Result<Requested, Error> {
+    let known = find_run(tx, run.as_str()).await?;
+    if known.job != job.spec.name
+        || known.parameters != request.parameters
+        || known.job_hash != job.hash()
+    {
+        return Err(Error::NotFound(format!(
+            "the run {run} was requested before, with another job, other parameters or an older version of the job; choose another --run-id"
+        )));
+    }
+    Ok(Requested::Known(Box::new(known)))
+}
+
+/// A run of the same job and parameters that is under way or, in mode append, was loaded.
+async fn conflicting(
+    tx: &mut PgConnection,
+    job: &Job,
+    request: &Request,
+    again: bool,
+) -> Result<Option<ConflictingRun>, sqlx::Error> {
+    let (schema, table) = job.spec.target.schema_and_table();
+    sqlx::query_as(
+        "SELECT run_id, state, job_hash <> $3 AS is_of_older_job FROM etl.runs
+         WHERE job = $1 AND parameters = $2
+           AND (state IN ('requested', 'running', 'held') OR $4 AND state = 'completed' AND target_table = $5)
+         ORDER BY state = 'completed', run_no DESC LIMIT 1",
+    )
+    .bind(&job.spec.name)
+    .bind(Json(&request.parameters))
+    .bind(job.hash())
+    .bind(job.spec.target.mode == Mode::Append && !again)
+    .bind(format!("{schema}.{table}"))
+    .fetch_optional(tx)
+    .await
+}
+
+async fn insert(
+    tx: &mut PgConnection,
+    run: &RunId,
+    job: &Job,
+    request: &Request,
+    limits: Limits,
+) -> Result<bool, sqlx::Error> {
+    let (schema, table) = job.spec.target.schema_and_table();
+    let commit = if job.spec.target.is_staged(0) {
+        Publish::Run
+    } else {
+        Publish::Batch
+    };
+    let written = sqlx::query(
+        "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, commit, requested_by, limits)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (run_id) DO NOTHING",
+    )
+    .bind(run.as_str())
+    .bind(&job.spec.name)
+    .bind(job.hash())
+    .bind(Json(&request.spec))
+    .bind(Json(&request.parameters))
+    .bind(&request.sql)
+    .bind(format!("{schema}.{table}"))
+    .bind(job.spec.target.mode.name())
+    .bind(commit.name())
+    .bind(variable("USER"))
+    .bind(Json(limits))
+    .execute(tx)
+    .await?;
+    Ok(written.rows_affected() == 1)
+}

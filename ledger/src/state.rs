@@ -1,0 +1,242 @@
+//! The states of a run and the transitions between them. Pure: one table says which transition leads from which state to
+//! which, and [`crate::LockedRun`] is the only way to carry one out.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+/// The state of a run, as `etl.runs.state` has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// In the ledger; nothing of it has arrived.
+    #[default]
+    Requested,
+    /// Its query, its batches or its replay are under way.
+    Running,
+    /// Every batch is in the ledger, and a person has to decide whether its rows are committed.
+    Held,
+    /// Every row is accounted for.
+    Completed,
+    /// It cannot be completed.
+    Failed,
+    /// A person ended it.
+    Cancelled,
+    /// A later run has replaced what its rows would replace.
+    Superseded,
+}
+
+/// A text that is not the name of a state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not the state of a run")]
+pub struct UnknownState(String);
+
+impl RunState {
+    /// Every state, in the order of a run's life.
+    pub const ALL: [Self; 7] = [
+        Self::Requested,
+        Self::Running,
+        Self::Held,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Superseded,
+    ];
+
+    /// As the ledger, metrics and people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Running => "running",
+            Self::Held => "held",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Superseded => "superseded",
+        }
+    }
+
+    /// Whether batches and events of the run still change something.
+    pub fn takes_batches(self) -> bool {
+        matches!(self, Self::Requested | Self::Running)
+    }
+
+    /// Whether the run has ended, for good unless a person replays it. A held run has not.
+    pub fn is_over(self) -> bool {
+        !self.takes_batches() && self != Self::Held
+    }
+
+    /// Whether the ledger has every batch of the run's result.
+    pub fn has_all_batches(self) -> bool {
+        matches!(self, Self::Held | Self::Completed | Self::Superseded)
+    }
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for RunState {
+    type Err = UnknownState;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|state| state.name() == text);
+        found.ok_or_else(|| UnknownState(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for RunState {
+    type Error = UnknownState;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+/// What may happen to a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transition {
+    /// Athena has the query, or the first batch arrived.
+    Start,
+    /// The result was read to its end: the number of batches and rows is known.
+    Extract,
+    /// Every row is accounted for.
+    Complete,
+    /// Every batch is in the ledger, and something speaks against committing the rows.
+    Hold,
+    /// Every batch is in the ledger, and a later run has replaced the same rows.
+    Supersede,
+    /// The extractor, or the ledger's sums, say that the run cannot be completed.
+    Fail,
+    /// A person lets a held run be committed.
+    Approve,
+    /// A person ends a held run; none of its rows is in the target.
+    Discard,
+    /// A person ends a run; its rows stay where they are.
+    Cancel,
+    /// A person ends a run that may have ended before; its rows leave the target.
+    Undo,
+    /// A person drops a batch that no stage can process.
+    DropBatch,
+    /// A person sends batches of the run again, in a new generation.
+    Replay,
+    /// A replay is abandoned, and the run is complete as it was before.
+    Restore,
+}
+
+impl Transition {
+    /// Every transition.
+    pub const ALL: [Self; 13] = [
+        Self::Start,
+        Self::Extract,
+        Self::Complete,
+        Self::Hold,
+        Self::Supersede,
+        Self::Fail,
+        Self::Approve,
+        Self::Discard,
+        Self::Cancel,
+        Self::Undo,
+        Self::DropBatch,
+        Self::Replay,
+        Self::Restore,
+    ];
+
+    /// The state that it leads to from `state`; none where it is not allowed. docs/architecture.md has the picture.
+    pub fn leads_to(self, state: RunState) -> Option<RunState> {
+        use RunState::{Cancelled, Completed, Failed, Held, Requested, Running, Superseded};
+        match (self, state) {
+            (Self::Start | Self::Extract | Self::DropBatch, Requested | Running)
+            | (Self::Approve, Held)
+            | (Self::Replay, Requested | Running | Held | Completed | Failed) => Some(Running),
+            (Self::Hold, Requested | Running) => Some(Held),
+            (Self::Complete, Requested | Running) | (Self::Restore, Running | Held) => {
+                Some(Completed)
+            }
+            (Self::Supersede, Requested | Running) => Some(Superseded),
+            // By an undo a failed run stays failed; only its rows go.
+            (Self::Fail, Requested | Running) | (Self::Undo, Failed) => Some(Failed),
+            (Self::Discard, Held)
+            | (Self::Cancel | Self::Undo, Requested | Running | Cancelled) => Some(Cancelled),
+            _ => None,
+        }
+    }
+
+    /// Why it is not allowed from `state`, and what to do, for a person.
+    pub fn refusal(self, run: &str, state: RunState) -> String {
+        match (self, state) {
+            (Self::Cancel, RunState::Failed) => format!(
+                "the run {run} has failed, so that there is nothing to stop; --undo removes the rows that it had loaded"
+            ),
+            (Self::Cancel | Self::Undo, RunState::Held) => format!(
+                "the run {run} is held; `etl discard {run} --why ...` ends it, `etl approve {run}` commits its rows"
+            ),
+            (Self::Cancel | Self::Undo, _) => {
+                format!("the run {run} is {state}; only a run that has not ended can be cancelled")
+            }
+            (Self::Approve | Self::Discard, _) => format!("the run {run} is {state}, not held"),
+            (Self::Replay, RunState::Superseded) => format!(
+                "a later run has replaced the rows that the run {run} would bring back; request a new run"
+            ),
+            (Self::Replay, _) => {
+                format!("the run {run} is {state}, and its rows were dropped; request a new run")
+            }
+            _ => format!("the run {run} is {state}, which does not allow this ({self:?})"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for state in RunState::ALL {
+            assert_eq!(state.name().parse(), Ok(state));
+        }
+        assert!("done".parse::<RunState>().is_err());
+    }
+
+    #[test]
+    fn every_state_allows_exactly_these_transitions() {
+        use Transition::{
+            Approve, Cancel, Complete, Discard, DropBatch, Extract, Fail, Hold, Replay, Restore,
+            Start, Supersede, Undo,
+        };
+        let open = &[
+            Start, Extract, Complete, Hold, Supersede, Fail, Cancel, Undo, DropBatch, Replay,
+        ];
+        for (state, allowed) in [
+            (RunState::Requested, &open[..]),
+            (RunState::Running, &[&open[..], &[Restore]].concat()),
+            (RunState::Held, &[Approve, Discard, Replay, Restore]),
+            (RunState::Completed, &[Replay]),
+            (RunState::Failed, &[Undo, Replay]),
+            (RunState::Cancelled, &[Cancel, Undo]),
+            (RunState::Superseded, &[]),
+        ] {
+            for transition in Transition::ALL {
+                let is_allowed = transition.leads_to(state).is_some();
+                assert_eq!(
+                    is_allowed,
+                    allowed.contains(&transition),
+                    "{transition:?} from {state}"
+                );
+                assert!(!transition.refusal("r", state).is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn an_ended_run_takes_no_batches_and_a_held_run_has_not_ended() {
+        let of = |is: fn(RunState) -> bool| RunState::ALL.into_iter().filter(|s| is(*s)).count();
+        assert_eq!(of(RunState::takes_batches), 2);
+        assert_eq!(of(RunState::is_over), 4);
+        assert_eq!(of(RunState::has_all_batches), 3);
+        assert!(!RunState::Held.is_over() && !RunState::Held.takes_batches());
+    }
+}

@@ -1,0 +1,11 @@
+//! The ledger against a real PostgreSQL. Each test has a database of its own.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helper fails the test by panicking"
+)]
+
+mod removals;
+mod settings;
+mod support;
+mod transitions;

@@ -1,0 +1,84 @@
+//! Removals: requested by a command, executed by a loader, once.
+
+use std::time::Duration;
+
+use ledger::{Ended, LockedRun, Removed, Rows, RunState, Store, Verdict};
+use sqlx::PgConnection;
+
+use crate::support::{ledger, loaded, run_in, text};
+
+/// What the loader's sweep does, without a target: says that two rows were deleted.
+async fn execute_all(store: &Store) {
+    for (id, run) in store.pending_removals().await.unwrap() {
+        let work = async |tx: &mut PgConnection| {
+            let mut run = LockedRun::lock(tx, &run).await?;
+            match run.begin_removal(id).await? {
+                Some(removal) => run.finish_removal(&removal, 2).await,
+                None => Ok(()),
+            }
+        };
+        store.transaction("the removal", work).await.unwrap();
+    }
+}
+
+fn removal_of(ended: &Ended) -> i64 {
+    match ended.rows {
+        Rows::Leave { removal, rows: 2 } => removal,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_undo_is_pending_until_a_loader_has_removed_the_rows() {
+    let (database, store) = ledger().await;
+    let pool = &database.pool;
+    let run = run_in(pool, "r", RunState::Running).await;
+    loaded(pool, &run).await;
+    let ended = store.cancel(&run, true, Some("wrong week")).await.unwrap();
+    let removal = removal_of(&ended);
+    let look = async || store.removed(removal, Duration::ZERO).await.unwrap();
+    assert_eq!(look().await, Removed::Pending(None));
+    let known = store.exactly("r").await.unwrap();
+    assert_eq!((known.state, known.rows_loaded), (RunState::Cancelled, 2));
+    assert_eq!(known.verdict(Vec::new()), Verdict::RowsLeaving);
+    // The same request again is the same removal.
+    let again = store.cancel(&run, true, None).await.unwrap();
+    assert_eq!(removal_of(&again), removal);
+    store.removal_failed(removal, "it is locked").await.unwrap();
+    assert_eq!(look().await, Removed::Pending(Some("it is locked".into())));
+    execute_all(&store).await;
+    assert_eq!(look().await, Removed::Done(2));
+    let known = store.exactly("r").await.unwrap();
+    assert_eq!((known.rows_loaded, known.rows_dropped), (0, 2));
+    assert_eq!(known.verdict(Vec::new()), Verdict::NothingLoaded);
+    let reasons = "SELECT string_agg(drop_reason, ' ') FROM etl.batches";
+    assert_eq!(text(pool, reasons).await, "cancelled: wrong week");
+    // Nothing is left to remove.
+    let last = store.cancel(&run, true, None).await.unwrap();
+    assert_eq!(last.rows, Rows::NeverThere);
+}
+
+#[tokio::test]
+async fn a_run_whose_rows_are_being_removed_is_not_replayed() {
+    let (database, store) = ledger().await;
+    let pool = &database.pool;
+    let run = run_in(pool, "r", RunState::Failed).await;
+    loaded(pool, &run).await;
+    store.cancel(&run, true, None).await.unwrap();
+    let subject = store.subject("r").await.unwrap();
+    let spec = subject.live_spec();
+    let replay = ledger::NewReplay {
+        source: "archive",
+        seqs: &ledger::Seqs::first(1),
+        partial: false,
+        job_hash: "hash",
+        spec: &spec,
+        commit: "batch",
+        by: "me",
+    };
+    let refused = store.begin_replay(&subject, &replay).await.unwrap_err();
+    assert!(refused.to_string().contains("being removed"), "{refused}");
+    execute_all(&store).await;
+    store.begin_replay(&subject, &replay).await.unwrap();
+    assert_eq!(text(pool, "SELECT generation FROM etl.runs").await, "1");
+}

@@ -1,0 +1,47 @@
+//! A transaction means the same whatever the role's or the server's defaults are.
+
+use sqlx::PgConnection;
+
+use crate::support::{execute, ledger};
+
+#[tokio::test]
+async fn a_transaction_has_its_own_settings() {
+    let (database, store) = ledger().await;
+    let name = &database.name;
+    for setting in [
+        "default_transaction_isolation = 'repeatable read'",
+        "search_path = public, pg_catalog",
+        "row_security = on",
+        "\"TimeZone\" = 'Asia/Tokyo'",
+        "lock_timeout = 0",
+        "synchronous_commit = off",
+    ] {
+        execute(
+            &database.pool,
+            &format!("ALTER DATABASE {name} SET {setting}"),
+        )
+        .await;
+    }
+    let show = async |tx: &mut PgConnection| {
+        let settings = [
+            "transaction_isolation",
+            "search_path",
+            "row_security",
+            "TimeZone",
+            "lock_timeout",
+            "synchronous_commit",
+        ];
+        let query = sqlx::query_scalar::<_, String>(
+            "SELECT string_agg(current_setting(name), '; ' ORDER BY place) FROM unnest($1::text[]) WITH ORDINALITY AS s (name, place)",
+        );
+        Ok(query.bind(settings.as_slice()).fetch_one(tx).await?)
+    };
+    assert_eq!(
+        store.transaction("the settings", show).await.unwrap(),
+        "read committed; pg_catalog, pg_temp; off; UTC; 10s; on"
+    );
+    assert_eq!(
+        store.read("the settings", show).await.unwrap(),
+        "repeatable read; pg_catalog, pg_temp; off; UTC; 10s; on"
+    );
+}

@@ -1,0 +1,179 @@
+//! Every state with every transition: the state that the table of transitions says, or a refusal that changes nothing.
+
+use common::job::JobSpec;
+use common::message::{EventKind, RunEvent, RunId};
+use ledger::completion::End;
+use ledger::{DroppedBatch, Error, LockedRun, NewReplay, RunState, Seqs, Store, Transition, event};
+use sqlx::{PgConnection, PgPool};
+
+use crate::support::{execute, ledger, loaded, run_in, state_of, text};
+
+/// Carries a transition out as the programs do.
+async fn carry_out(store: &Store, transition: Transition, run: &RunId) -> Result<(), Error> {
+    match transition {
+        Transition::Start => {
+            let query_execution_id = "q".to_owned();
+            note(store, run, EventKind::Started { query_execution_id }).await
+        }
+        Transition::Extract => note(store, run, extracted()).await,
+        Transition::Fail => {
+            let reason = "because".to_owned();
+            note(store, run, EventKind::Failed { reason }).await
+        }
+        Transition::Complete => end(store, run, End::Completed).await,
+        Transition::Hold => end(store, run, End::Held("because".into())).await,
+        Transition::Supersede => end(store, run, End::Superseded("because".into())).await,
+        Transition::Approve => store.approve(run, None).await,
+        Transition::Discard => store.discard(run, "because").await.map(drop),
+        Transition::Cancel => store.cancel(run, false, None).await.map(drop),
+        Transition::Undo => store.cancel(run, true, None).await.map(drop),
+        Transition::DropBatch => {
+            let dropped = store.drop_batch(run, &batch(), "me", "because").await;
+            dropped.map(drop)
+        }
+        Transition::Replay => replay(store, run).await,
+        // It is a part of ending a replay: the tests of `etl cancel`, `etl discard` and `etl dead drop` have it.
+        Transition::Restore => Ok(()),
+    }
+}
+
+async fn note(store: &Store, run: &RunId, kind: EventKind) -> Result<(), Error> {
+    let event = RunEvent {
+        run: run.clone(),
+        generation: 0,
+        job: "job".into(),
+        kind,
+    };
+    event::note(store, &event).await.map(drop)
+}
+
+fn extracted() -> EventKind {
+    EventKind::Extracted {
+        result_id: "q:pages".into(),
+        batches: 1,
+        rows: 2,
+        bytes_scanned: 10,
+        result_location: None,
+    }
+}
+
+async fn end(store: &Store, run: &RunId, end: End) -> Result<(), Error> {
+    store
+        .transaction("the end", async |tx: &mut PgConnection| {
+            LockedRun::lock(tx, run).await?.end(&end).await.map(drop)
+        })
+        .await
+}
+
+async fn replay(store: &Store, run: &RunId) -> Result<(), Error> {
+    let subject = store.subject(run.as_str()).await?;
+    let spec = JobSpec::clone(&subject.live_spec());
+    let new = NewReplay {
+        source: "archive",
+        seqs: &Seqs::first(1),
+        partial: false,
+        job_hash: "hash",
+        spec: &spec,
+        commit: "batch",
+        by: "me",
+    };
+    store.begin_replay(&subject, &new).await.map(drop)
+}
+
+fn batch() -> DroppedBatch {
+    DroppedBatch {
+        generation: 0,
+        seq: 0,
+        content_hash: "hash".into(),
+        result_id: "q:pages".into(),
+        first_row: 0,
+        rows: 2,
+        dead_letter: 1,
+        received_at: String::new(),
+    }
+}
+
+/// What a transition needs to be possible at all: the count of the result.
+async fn prepare(pool: &PgPool, run: &RunId, transition: Transition) {
+    if matches!(
+        transition,
+        Transition::Complete | Transition::Hold | Transition::Supersede
+    ) {
+        let counted = "UPDATE etl.runs SET batches_expected = 1, rows_expected = 2 WHERE run_id";
+        execute(pool, &format!("{counted} = '{run}'")).await;
+    }
+}
+
+#[tokio::test]
+async fn every_transition_from_every_state_is_carried_out_or_changes_nothing() {
+    let (database, store) = ledger().await;
+    let pool = &database.pool;
+    for state in RunState::ALL {
+        for transition in Transition::ALL {
+            if transition == Transition::Restore {
+                continue;
+            }
+            let name = format!("{state}-{transition:?}");
+            let run = run_in(pool, &name, state).await;
+            prepare(pool, &run, transition).await;
+            let row = format!("SELECT r FROM etl.runs r WHERE run_id = '{run}'");
+            let before = text(pool, &row).await;
+            let done = carry_out(&store, transition, &run).await;
+            let found = state_of(pool, &run).await;
+            match transition.leads_to(state) {
+                Some(wanted) => {
+                    done.unwrap_or_else(|error| panic!("{name}: {error}"));
+                    assert_eq!(found, wanted.name(), "{name}");
+                }
+                None => {
+                    if let Err(error) = done {
+                        assert!(matches!(error, Error::NotAllowed(_)), "{name}: {error:?}");
+                    }
+                    let allowed = ["query_execution_id"];
+                    let is_same = text(pool, &row).await == before;
+                    // The first event of a short run may come last, and is of use then.
+                    let is_late_start =
+                        transition == Transition::Start && state != RunState::Cancelled;
+                    assert!(
+                        is_same || is_late_start,
+                        "{name}: {allowed:?} alone may change"
+                    );
+                    assert_eq!(found, state.name(), "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_unknown_is_refused_by_name() {
+    let (_database, store) = ledger().await;
+    let run: RunId = "nothing".parse().unwrap();
+    for done in [
+        store.cancel(&run, false, None).await.map(drop),
+        store.approve(&run, None).await,
+        store.discard(&run, "because").await.map(drop),
+    ] {
+        let error = done.unwrap_err();
+        assert!(matches!(error, Error::NotFound(_)), "{error:?}");
+        assert!(error.to_string().contains("\"nothing\""), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_batch_that_does_not_follow_its_neighbour_is_refused() {
+    let (database, store) = ledger().await;
+    let pool = &database.pool;
+    let run = run_in(pool, "r", RunState::Running).await;
+    loaded(pool, &run).await;
+    let out_of_line = DroppedBatch {
+        seq: 1,
+        first_row: 3,
+        ..batch()
+    };
+    let refused = store.drop_batch(&run, &out_of_line, "me", "because").await;
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("does not follow batch 0"), "{error}");
+    let batches = "SELECT count(*) FROM etl.batches";
+    assert_eq!(text(pool, batches).await, "1");
+}

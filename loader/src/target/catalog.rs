@@ -1,0 +1,171 @@
+//! A look at a target table: its columns and keys in the catalog, what the job's columns would need, and what this connection's
+//! role may do. Reads only; `etl plan` uses it, too.
+
+use common::job::{Mode, Target};
+use common::schema::TargetColumn;
+use ledger::Store;
+use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::table::FINGERPRINT;
+use crate::ddl::{self, Change, ExistingColumn, ExistingTable, Known, Refusal, TableName};
+
+/// What the first batch would do to a target, or why it is refused, as this connection's role could do it; nothing is touched.
+/// `columns` are those that the job declares with a type; what else the query returns is not known yet.
+pub async fn plan(
+    store: &Store,
+    target: &Target,
+    columns: &[TargetColumn],
+    allowed_schemas: &[String],
+    job: &str,
+) -> Result<Result<Change, Refusal>, ledger::Error> {
+    let name = match TableName::of(target, allowed_schemas) {
+        Ok(name) => name,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let failure = format!("cannot look at the target {}", target.table);
+    let work = async |tx: &mut PgConnection| {
+        let found = look_up(tx, &name).await?;
+        let table = found.as_ref().map(|found| &found.table);
+        match ddl::decide(&name, target, columns, Known::Declared, job, table) {
+            Ok(change) => Ok(check_privileges(tx, &name, target, found.as_ref(), change).await?),
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    };
+    store.read(failure, work).await
+}
+
+/// Checks a table against the columns again, in the transaction that is about to write to it.
+pub(crate) async fn check_again(
+    tx: &mut PgConnection,
+    name: &TableName,
+    target: &Target,
+    columns: &[TargetColumn],
+) -> Result<Result<(), Refusal>, sqlx::Error> {
+    let found = look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?;
+    Ok(ddl::check_table(name, target, columns, &found.table))
+}
+
+/// Whether this connection's role may do what is to be done, and write the rows then.
+pub(super) async fn check_privileges(
+    tx: &mut PgConnection,
+    name: &TableName,
+    target: &Target,
+    found: Option<&Found>,
+    change: Change,
+) -> Result<Result<Change, Refusal>, sqlx::Error> {
+    let table = name.sql();
+    let Some(found) = found else {
+        return may_create(tx, name, change).await;
+    };
+    let (may_write, may_delete, is_owner, role): (bool, bool, bool, String) = sqlx::query_as(
+        "SELECT has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE'),
+                has_table_privilege(oid, 'DELETE'), pg_has_role(relowner, 'USAGE'), current_user::text FROM pg_class WHERE oid = $1",
+    )
+    .bind(found.oid)
+    .fetch_one(tx)
+    .await?;
+    let (may_write, privileges) = if target.mode == Mode::Replace {
+        (may_write && may_delete, "SELECT, INSERT, UPDATE, DELETE")
+    } else {
+        (may_write, "SELECT, INSERT, UPDATE")
+    };
+    Ok(match change {
+        _ if !may_write => Err(Refusal::MayNotWrite {
+            table,
+            role,
+            privileges,
+        }),
+        Change::Add { ddl, .. } if !is_owner => Err(Refusal::MayNotAlter { table, role, ddl }),
+        change => Ok(change),
+    })
+}
+
+async fn may_create(
+    tx: &mut PgConnection,
+    name: &TableName,
+    change: Change,
+) -> Result<Result<Change, Refusal>, sqlx::Error> {
+    let schema: Option<(bool, String)> = sqlx::query_as("SELECT has_schema_privilege(oid, 'CREATE'), current_user::text FROM pg_namespace WHERE nspname = $1")
+        .bind(&name.schema)
+        .fetch_optional(&mut *tx)
+        .await?;
+    Ok(match (schema, change) {
+        (None, _) => Err(Refusal::SchemaMissing {
+            schema: name.schema.clone(),
+        }),
+        (Some((false, role)), Change::Create { by_hand, .. }) => Err(Refusal::MayNotCreate {
+            table: name.sql(),
+            schema: common::schema::quoted(&name.schema),
+            role,
+            by_hand,
+        }),
+        (Some(_), change) => Ok(change),
+    })
+}
+
+/// A relation as the catalog has it.
+pub(super) struct Found {
+    oid: Oid,
+    /// Of the moment before `table` was read: a change in between makes it another one.
+    pub(super) fingerprint: String,
+    pub(super) table: ExistingTable,
+}
+
+pub(super) async fn look_up(
+    tx: &mut PgConnection,
+    name: &TableName,
+) -> Result<Option<Found>, sqlx::Error> {
+    let select = format!(
+        "SELECT c.oid, c.relkind::text, c.relpersistence = 'u'
+             OR EXISTS (SELECT FROM pg_partition_tree(c.oid) p JOIN pg_class leaf ON leaf.oid = p.relid WHERE leaf.relpersistence = 'u'), {FINGERPRINT} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = $1 AND c.relname = $2"
+    );
+    let found: Option<(Oid, String, bool, String)> = sqlx::query_as(AssertSqlSafe(select))
+        .bind(&name.schema)
+        .bind(&name.table)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let Some((oid, kind, unlogged, fingerprint)) = found else {
+        return Ok(None);
+    };
+    let columns: Vec<(String, String, bool, bool, bool)> = sqlx::query_as(
+        "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, atthasdef OR attidentity <> '', attgenerated <> ''
+         FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+    )
+    .bind(oid)
+    .fetch_all(&mut *tx)
+    .await?;
+    let unique: Vec<(Vec<String>,)> = sqlx::query_as(
+        "SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_index i
+         JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place) ON k.place <= i.indnkeyatts
+         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+         WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+         GROUP BY i.indexrelid",
+    )
+    .bind(oid)
+    .fetch_all(&mut *tx)
+    .await?;
+    let columns = columns
+        .into_iter()
+        .map(
+            |(name, type_name, not_null, has_default, generated)| ExistingColumn {
+                name,
+                type_name,
+                not_null,
+                has_default,
+                generated,
+            },
+        );
+    let table = ExistingTable {
+        kind,
+        unlogged,
+        columns: columns.collect(),
+        unique: unique.into_iter().map(|(columns,)| columns).collect(),
+    };
+    Ok(Some(Found {
+        oid,
+        fingerprint,
+        table,
+    }))
+}

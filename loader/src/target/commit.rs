@@ -1,0 +1,459 @@
+//! A run's staged rows into its target, all or nothing, in the transaction that completes the run.
+//!
+//! A reader of the target sees it without them until the commit and with all of them after it: rows reach it by DELETE and
+//! INSERT, never by TRUNCATE or a rename. What speaks against the commit is either a later run's rows (the run is superseded) or
+//! something that a person has to look at (it is held); in both cases the target is as it was, and no row is lost.
+
+use std::collections::BTreeMap;
+
+use common::failpoint;
+use common::job::{Mode, Target};
+use common::schema::{BATCH_COLUMN, TargetColumn, quoted};
+use ledger::completion::{End, Sums};
+use ledger::staging::Staging;
+use ledger::{Class, LockedRun, batch, classify, database};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
+
+use super::merge::{joined, lock_key, staged_keys, updates};
+use super::staged::staging_table;
+use super::table::lock;
+use super::window::{TypedBound, condition, overlap, typed};
+use super::{catalog, staged_columns};
+use crate::ddl::{TableName, list};
+use crate::errors::{Refused, held_because};
+
+/// What ends an attempt without the rows in the target.
+enum Stop {
+    With(End),
+    Postgres(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Stop {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+fn held<T>(why: impl Into<String>) -> Result<T, Stop> {
+    Err(Stop::With(End::Held(why.into())))
+}
+
+/// Commits the run, which this transaction has locked, in a savepoint. An error is the world's fault or a conflict: it is tried
+/// again.
+pub(crate) async fn commit(
+    run: &mut LockedRun<'_>,
+    sums: &Sums,
+    staging: &Staging,
+) -> Result<End, ledger::Error> {
+    run.connection().execute("SAVEPOINT before_commit").await?;
+    let end = match attempt(run, sums, staging).await {
+        Ok(()) => return Ok(End::Completed),
+        Err(Stop::With(end)) => end,
+        Err(Stop::Postgres(error @ sqlx::Error::Database(_)))
+            if matches!(classify(&error), Class::Row | Class::Message) =>
+        {
+            End::Held(held_because(&error))
+        }
+        // The connection is in no state to roll back on, or another transaction was in the way.
+        Err(Stop::Postgres(error)) => return Err(error.into()),
+    };
+    run.connection()
+        .execute("ROLLBACK TO SAVEPOINT before_commit")
+        .await?;
+    Ok(end)
+}
+
+async fn attempt(run: &mut LockedRun<'_>, sums: &Sums, staging: &Staging) -> Result<(), Stop> {
+    let (target, columns) = (&staging.target.0, &staging.columns.0);
+    // The schema was allowed when the first batch arrived.
+    let (schema, _) = target.schema_and_table();
+    let name = match TableName::of(target, &[schema.to_owned()]) {
+        Ok(name) => name,
+        Err(refusal) => return held(refusal.to_string()),
+    };
+    let commit = Commit {
+        table: name.sql(),
+        stage: staging_table(&staging.table_name).sql(),
+        batch: quoted(BATCH_COLUMN),
+        names: columns.iter().map(|column| column.name.clone()).collect(),
+        name,
+        target,
+        columns,
+    };
+    commit.lock(run.connection()).await?;
+    commit.check_later_runs(run).await?;
+    let staged = commit.check_staged(run.connection(), sums).await?;
+    if !staging.is_approved {
+        commit.check_limits(sums, staged)?;
+    }
+    failpoint::reach("before_publish").await;
+    let written = commit.write(run).await?;
+    commit.check_written(run, staged, &written).await?;
+    let (schema, table) = (&commit.name.schema, &commit.name.table);
+    let bounds = serde_json::to_value(commit.bounds()).unwrap_or_default();
+    let window = commit.window().unwrap_or_default();
+    let table = format!("{schema}.{table}");
+    run.record_commit(&written, &table, (&window, bounds), target.mode.name())
+        .await?;
+    Ok(())
+}
+
+/// What a run is committed from and to.
+struct Commit<'a> {
+    name: TableName,
+    /// The target, the staging table and the column `_batch`, as SQL has them.
+    table: String,
+    stage: String,
+    batch: String,
+    target: &'a Target,
+    columns: &'a [TargetColumn],
+    /// The columns' names.
+    names: Vec<String>,
+}
+
+impl Commit<'_> {
+    fn bounds(&self) -> Vec<TypedBound> {
+        typed(self.target.replace_where.as_ref(), self.columns)
+    }
+
+    /// The part of the target that a replace replaces, as a condition; none for all of it.
+    fn window(&self) -> Option<String> {
+        let window = self.target.replace_where.as_ref();
+        window.map(|window| condition(window, self.columns, quoted))
+    }
+
+    /// Until the transaction ends no other transaction merges into the target or alters it; and it still takes the rows as they
+    /// are, since PostgreSQL would round into a narrower type without a word.
+    async fn lock(&self, tx: &mut PgConnection) -> Result<(), Stop> {
+        database::lock(tx, lock_key(&self.name)).await?;
+        tx.execute(AssertSqlSafe(lock(&self.table))).await?;
+        match catalog::check_again(tx, &self.name, self.target, self.columns).await? {
+            Ok(()) => Ok(()),
+            Err(refusal) => held(refusal.to_string()),
+        }
+    }
+
+    /// A replace gives way to a later run that was committed for a window that overlaps with its own, or whose rows are in its
+    /// own.
+    async fn check_later_runs(&self, run: &mut LockedRun<'_>) -> Result<(), Stop> {
+        if self.target.mode != Mode::Replace {
+            return Ok(());
+        }
+        let table = format!("{}.{}", self.name.schema, self.name.table);
+        for (later, bounds) in run.later_replaces(&table).await? {
+            let bounds: Vec<TypedBound> = serde_json::from_value(bounds).unwrap_or_default();
+            let overlap = format!("SELECT {}", overlap(&self.bounds(), &bounds));
+            if sqlx::query_scalar(AssertSqlSafe(overlap))
+                .fetch_one(run.connection())
+                .await?
+            {
+                return self.give_way(run, &later).await;
+            }
+        }
+        let (table, batch) = (&self.table, &self.batch);
+        let window = self.window().unwrap_or_else(|| "true".to_owned());
+        let later = format!(
+            "SELECT DISTINCT {batch} FROM {table} WHERE {batch} >= $1 AND {window} LIMIT 100"
+        );
+        let after = run.row().batch_nos().end;
+        let numbers: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(later))
+            .bind(after)
+            .fetch_all(run.connection())
+            .await?;
+        self.check_known(run.connection(), &numbers).await?;
+        match run.latest_of(&numbers).await? {
+            None => Ok(()),
+            Some(later) => self.give_way(run, &later).await,
+        }
+    }
+
+    /// To a later run. Of a replay there may be rows that the later run has not replaced: then it cannot be said what they shall
+    /// be, and they stay as they are.
+    async fn give_way(&self, run: &mut LockedRun<'_>, later: &str) -> Result<(), Stop> {
+        let (table, batch) = (&self.table, &self.batch);
+        let has_own =
+            format!("SELECT EXISTS (SELECT FROM {table} WHERE {batch} >= $1 AND {batch} < $2)");
+        let own = run.row().batch_nos();
+        let has_own: bool = sqlx::query_scalar(AssertSqlSafe(has_own))
+            .bind(own.start)
+            .bind(own.end)
+            .fetch_one(run.connection())
+            .await?;
+        if has_own {
+            return held(format!(
+                "the run {later}, which was requested later, has replaced a part of the same rows, and the others are in {table} as they were before this replay; `etl discard {} --why ...` leaves them so, and a new run for their part of {} loads them anew",
+                run.row().run_id,
+                self.window().unwrap_or_default()
+            ));
+        }
+        Err(Stop::With(End::Superseded(format!(
+            "the run {later}, which was requested later, has replaced the same rows already; none of this run's rows are in the target"
+        ))))
+    }
+
+    /// What is staged is what the ledger says was accepted, and belongs into the window.
+    async fn check_staged(&self, tx: &mut PgConnection, sums: &Sums) -> Result<i64, Stop> {
+        let stage = &self.stage;
+        let count = format!("SELECT count(*) FROM {stage}");
+        let staged: i64 = sqlx::query_scalar(AssertSqlSafe(count))
+            .fetch_one(&mut *tx)
+            .await?;
+        if staged != sums.rows_loaded {
+            return held(format!(
+                "the ledger says that {} rows were accepted, and {staged} are staged; replay the whole run",
+                sums.rows_loaded
+            ));
+        }
+        let Some(window) = &self.target.replace_where else {
+            return Ok(staged);
+        };
+        let in_staging = condition(window, self.columns, |name| {
+            let place = self.names.iter().position(|one| one == name);
+            format!("c{}", place.unwrap_or_default())
+        });
+        let outside = format!("SELECT count(*) FROM {stage} WHERE ({in_staging}) IS NOT TRUE");
+        let outside: i64 = sqlx::query_scalar(AssertSqlSafe(outside))
+            .fetch_one(tx)
+            .await?;
+        if outside > 0 {
+            return held(format!(
+                "{outside} of its {staged} rows are outside of replace_where ({}) and would not be replaced by the next run; discard it",
+                self.window().unwrap_or_default()
+            ));
+        }
+        Ok(staged)
+    }
+
+    /// The limits of the job.
+    fn check_limits(&self, sums: &Sums, staged: i64) -> Result<(), Stop> {
+        let rejected = sums.rows_rejected.unsigned_abs();
+        if let Some(most) = self.target.max_rejected
+            && most.is_exceeded(rejected, sums.rows_extracted.unsigned_abs())
+        {
+            return held(format!(
+                "{rejected} of its {} rows were rejected, and max_rejected is {most}",
+                sums.rows_extracted
+            ));
+        }
+        let fewest = self.target.fewest_rows();
+        if staged.unsigned_abs() < fewest {
+            return held(format!(
+                "it has {staged} rows, and a replace needs {fewest} (min_rows); the rows that it would replace are still there"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Deletes what an earlier generation of the run wrote, and what a replace replaces; inserts or merges what is staged. How
+    /// many rows of each batch are in the target then.
+    async fn write(&self, run: &mut LockedRun<'_>) -> Result<BTreeMap<i64, i64>, sqlx::Error> {
+        let (table, batch) = (&self.table, &self.batch);
+        if run.row().generation > 0 {
+            let own = run.row().batch_nos();
+            let delete = format!("DELETE FROM {table} WHERE {batch} >= $1 AND {batch} < $2");
+            let delete = sqlx::query(AssertSqlSafe(delete))
+                .bind(own.start)
+                .bind(own.end);
+            delete.execute(run.connection()).await?;
+        }
+        if self.target.mode == Mode::Replace {
+            let window = self.window().unwrap_or_else(|| "true".to_owned());
+            let delete = format!("DELETE FROM {table} WHERE {window}");
+            run.connection().execute(AssertSqlSafe(delete)).await?;
+        }
+        let written: Vec<(i64, i64)> = sqlx::query_as(AssertSqlSafe(self.insert()))
+            .fetch_all(run.connection())
+            .await?;
+        Ok(written.into_iter().collect())
+    }
+
+    /// The statement that writes the staged rows; answers how many, by batch, are in the target.
+    fn insert(&self) -> String {
+        let (table, batch) = (&self.table, &self.batch);
+        let key = &self.target.key;
+        let keys = staged_keys(key, &self.names);
+        let conflict = format!("ON CONFLICT ({})", list(key));
+        let (distinct, end) = match self.target.mode {
+            Mode::Append | Mode::Replace => (String::new(), String::new()),
+            Mode::Upsert => (
+                format!("DISTINCT ON ({keys}) "),
+                format!(
+                    " ORDER BY {keys}, b DESC, n DESC {conflict} DO UPDATE SET {} WHERE t.{batch} IS NULL OR t.{batch} <= excluded.{batch}",
+                    updates(key, &self.names)
+                ),
+            ),
+            Mode::InsertOnly => (
+                format!("DISTINCT ON ({keys}) "),
+                format!(" ORDER BY {keys}, b, n {conflict} DO NOTHING"),
+            ),
+        };
+        format!(
+            "WITH written AS (INSERT INTO {table} AS t ({}, {batch}) SELECT {distinct}{}, b FROM {}{end} RETURNING t.{batch} AS b) \
+             SELECT b, count(*) FROM written GROUP BY b",
+            list(&self.names),
+            staged_columns(self.names.len()),
+            self.stage
+        )
+    }
+
+    /// Every staged row is in the target, or lost to another row of its key.
+    async fn check_written(
+        &self,
+        run: &mut LockedRun<'_>,
+        staged: i64,
+        written: &BTreeMap<i64, i64>,
+    ) -> Result<(), Stop> {
+        let stored: i64 = written.values().sum();
+        if stored == staged {
+            return Ok(());
+        }
+        let (wanted, winners) = if self.target.mode.has_key() {
+            self.count_losers(run).await?
+        } else {
+            (staged, Vec::new())
+        };
+        if stored != wanted {
+            return held(
+                Refused::RowsVanished {
+                    table: self.table.clone(),
+                    sent: wanted.unsigned_abs(),
+                    stored: stored.unsigned_abs(),
+                }
+                .to_string(),
+            );
+        }
+        self.check_known(run.connection(), &winners).await
+    }
+
+    /// How many keys should have a row of this run, and the batches whose rows won over it, where it matters whether the ledger
+    /// knows them.
+    async fn count_losers(&self, run: &mut LockedRun<'_>) -> Result<(i64, Vec<i64>), sqlx::Error> {
+        let batch = &self.batch;
+        let key = &self.target.key;
+        let distinct = format!(
+            "(SELECT DISTINCT {} FROM {}) s",
+            staged_keys(key, &self.names),
+            self.stage
+        );
+        let keys: i64 =
+            sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {distinct}")))
+                .fetch_one(run.connection())
+                .await?;
+        let (others, doubtful) = if self.target.mode == Mode::Upsert {
+            (format!("t.{batch} >= $1 AND t.{batch} >= $2"), "true")
+        } else {
+            let others = format!("(t.{batch} IS NULL OR t.{batch} < $1 OR t.{batch} >= $2)");
+            (others, "false")
+        };
+        let count = format!(
+            "SELECT count(*), coalesce(array_agg(DISTINCT t.{batch}) FILTER (WHERE {doubtful}), '{{}}') \
+             FROM {distinct} JOIN {} t ON {} WHERE {others}",
+            self.table,
+            joined(key, &self.names)
+        );
+        let own = run.row().batch_nos();
+        let (lost, winners): (i64, Vec<i64>) = sqlx::query_as(AssertSqlSafe(count))
+            .bind(own.start)
+            .bind(own.end)
+            .fetch_one(run.connection())
+            .await?;
+        Ok((keys - lost, winners))
+    }
+
+    /// Holds the run when the ledger does not know one of these batches, whose rows would count as newer.
+    async fn check_known(&self, tx: &mut PgConnection, numbers: &[i64]) -> Result<(), Stop> {
+        match batch::first_unknown(tx, numbers).await? {
+            None => Ok(()),
+            Some(number) => {
+                let table = self.table.clone();
+                held(Refused::UnknownNewer { table, number }.to_string())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::job::Window;
+
+    use super::*;
+
+    fn columns() -> Vec<TargetColumn> {
+        let column = |name: &str, pg_type: &str| TargetColumn {
+            name: name.into(),
+            pg_type: pg_type.parse().unwrap(),
+            athena_type: "varchar".into(),
+        };
+        vec![column("site", "text"), column("da\"y", "date")]
+    }
+
+    fn commit<'a>(target: &'a Target, columns: &'a [TargetColumn]) -> Commit<'a> {
+        let name = TableName::of(target, &["public".into()]).unwrap();
+        Commit {
+            table: name.sql(),
+            stage: staging_table("s_7_1").sql(),
+            batch: quoted(BATCH_COLUMN),
+            names: columns.iter().map(|column| column.name.clone()).collect(),
+            name,
+            target,
+            columns,
+        }
+    }
+
+    #[test]
+    fn a_window_is_quoted_names_and_typed_literals() {
+        let window = Window::parse("\"da\"\"y\" between :from and :to and site > 'it''s'").unwrap();
+        let values = BTreeMap::from([
+            ("from".to_owned(), "2018-04-02".to_owned()),
+            ("to".to_owned(), "x'; DROP TABLE t; --".to_owned()),
+        ]);
+        let target = Target {
+            table: "t".into(),
+            mode: Mode::Replace,
+            replace_where: Some(window.filled(&values)),
+            ..Target::default()
+        };
+        let columns = columns();
+        let wanted = r#""da""y" >= '2018-04-02'::date AND "da""y" <= 'x''; DROP TABLE t; --'::date AND "site" COLLATE "C" > 'it''s'::text"#;
+        assert_eq!(commit(&target, &columns).window().as_deref(), Some(wanted));
+    }
+
+    #[test]
+    fn a_replace_without_a_window_is_the_whole_table() {
+        let target = Target {
+            table: "t".into(),
+            mode: Mode::Replace,
+            ..Target::default()
+        };
+        let columns = columns();
+        let commit = commit(&target, &columns);
+        assert_eq!(commit.window(), None);
+        assert_eq!(
+            commit.insert(),
+            r#"WITH written AS (INSERT INTO "public"."t" AS t ("site", "da""y", "_batch") SELECT c0, c1, b FROM "etl_staging"."s_7_1" RETURNING t."_batch" AS b) SELECT b, count(*) FROM written GROUP BY b"#
+        );
+    }
+
+    #[test]
+    fn of_a_key_the_last_row_is_upserted_and_the_first_inserted() {
+        let of_mode = |mode| {
+            let target = Target {
+                table: "t".into(),
+                mode,
+                key: vec!["site".into()],
+                ..Target::default()
+            };
+            commit(&target, &columns()).insert()
+        };
+        let upsert = of_mode(Mode::Upsert);
+        assert!(
+            upsert.contains(r#"ORDER BY c0, b DESC, n DESC ON CONFLICT ("site") DO UPDATE SET "da""y" = excluded."da""y", "_batch" = excluded."_batch" WHERE"#),
+            "{upsert}"
+        );
+        let insert = of_mode(Mode::InsertOnly);
+        assert!(
+            insert.contains(r#"ORDER BY c0, b, n ON CONFLICT ("site") DO NOTHING"#),
+            "{insert}"
+        );
+    }
+}

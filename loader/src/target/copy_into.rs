@@ -1,0 +1,313 @@
+//! A batch's rows into a table by COPY, within the batch's transaction. Rows that PostgreSQL refuses are told from the others: the
+//! line that a COPY's error names, else halving, says where to look, and a row counts as refused only when it was refused
+//! alone.
+
+use std::ops::Range;
+
+use common::failpoint;
+use common::message::{Reject, RejectedRow, ValidBatch};
+use common::schema::PgType;
+use ledger::database::savepoint;
+use ledger::{Class, classify};
+use sqlx::PgConnection;
+use sqlx::postgres::PgDatabaseError;
+
+use crate::copy::CopyText;
+use crate::copy::binary::{self, Last};
+use crate::ddl::list;
+use crate::errors::{LoadError, Refused};
+
+/// How rows get into one table.
+#[derive(Debug)]
+pub(crate) struct CopyInto {
+    /// The table, for errors.
+    table: String,
+    /// `COPY ... FROM STDIN` of text. The last value of a line is what [`Last`] says.
+    text: String,
+    /// The same in the binary format.
+    binary: String,
+    last: LastColumn,
+    /// The name that PostgreSQL's error context has for the table that is copied into.
+    copied_table: String,
+    /// The columns' names in that context, in the batch's order.
+    copied_columns: Vec<String>,
+    /// The types that these columns have, some wider than the batch's. The binary format is of a type, and one of another type
+    /// may be mistaken for a value.
+    copied_types: Vec<PgType>,
+}
+
+/// What the last column of the copied table holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LastColumn {
+    /// `_batch`.
+    BatchNo,
+    /// The row's index in its batch.
+    Index,
+}
+
+/// A row that PostgreSQL refused.
+pub(crate) struct RefusedRow {
+    /// Its index among the batch's valid rows.
+    pub(crate) index: usize,
+    pub(crate) row: RejectedRow,
+}
+
+impl CopyInto {
+    /// Into the relation `into` (as SQL has it), whose columns and last column these are. `table` is the target, for errors.
+    pub(crate) fn new(
+        table: &str,
+        (into, copied_table): (&str, &str),
+        (columns, types): (Vec<String>, Vec<PgType>),
+        (last, last_name): (LastColumn, &str),
+    ) -> Self {
+        let copy = format!("COPY {into} ({}, {last_name}) FROM STDIN", list(&columns));
+        Self {
+            table: table.to_owned(),
+            binary: format!("{copy} WITH (FORMAT binary)"),
+            text: format!("{copy} WITH (FORMAT text, ENCODING 'UTF8')"),
+            last,
+            copied_table: copied_table.to_owned(),
+            copied_columns: columns,
+            copied_types: types,
+        }
+    }
+
+    /// Copies the batch's rows, and answers those that PostgreSQL refused.
+    pub(crate) async fn copy(
+        &self,
+        tx: &mut PgConnection,
+        batch: &ValidBatch,
+        batch_no: i64,
+    ) -> Result<Vec<RefusedRow>, LoadError> {
+        let failed = LoadError::target(|| format!("cannot copy rows into {}", self.table));
+        let last = match self.last {
+            LastColumn::BatchNo => Last::Batch(batch_no),
+            LastColumn::Index => Last::Index,
+        };
+        let mut refused = Vec::new();
+        let copied = async {
+            match self.as_binary(tx, batch, last).await? {
+                Some(stored) => Ok(Some((stored, batch.rows.len() as u64))),
+                None => self.as_text(tx, batch, last, &mut refused).await,
+            }
+        };
+        match copied.await.map_err(failed)? {
+            Some((stored, sent)) if stored != sent => Err(vanished(&self.table, sent, stored)),
+            _ => Ok(refused),
+        }
+    }
+
+    /// Copies all rows in the binary format, in a savepoint: so many. None when that cannot be: not all types have such a form
+    /// here, or not all values are in their canonical one, or PostgreSQL refused a row. Text tells which one and why.
+    async fn as_binary(
+        &self,
+        tx: &mut PgConnection,
+        batch: &ValidBatch,
+        last: Last,
+    ) -> Result<Option<u64>, sqlx::Error> {
+        // Encoded before the COPY begins: nothing else is waited for while one is open.
+        let Some(bytes) = binary::encode(&batch.rows, &self.copied_types, last) else {
+            return Ok(None);
+        };
+        let copied = savepoint(tx, async |tx: &mut PgConnection| {
+            copy(tx, &self.binary, &bytes).await
+        });
+        match copied.await {
+            Ok(stored) => Ok(Some(stored)),
+            Err(error) if classify(&error) == Class::Row => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Copies the rows as text, in parts where PostgreSQL refuses one. The first part of which it did not store what was sent.
+    async fn as_text(
+        &self,
+        tx: &mut PgConnection,
+        batch: &ValidBatch,
+        last: Last,
+        refused: &mut Vec<RefusedRow>,
+    ) -> Result<Option<(u64, u64)>, sqlx::Error> {
+        let text = CopyText::encode(&batch.rows, |index| match last {
+            Last::Index => index as u64,
+            Last::Batch(number) => number.unsigned_abs(),
+        });
+        in_parts(tx, batch, self, refused, async |tx, rows| {
+            let stored = copy(tx, &self.text, text.lines(rows.clone())).await?;
+            Ok((stored, rows.len() as u64))
+        })
+        .await
+    }
+}
+
+/// PostgreSQL stored other rows than were sent: a trigger or a rule drops them.
+pub(super) fn vanished(table: &str, sent: u64, stored: u64) -> LoadError {
+    Refused::RowsVanished {
+        table: table.to_owned(),
+        sent,
+        stored,
+    }
+    .into()
+}
+
+/// Bytes that are handed to the connection at once: it copies them, and keeps the room.
+const PIECE: usize = 128 << 10;
+
+async fn copy(tx: &mut PgConnection, statement: &str, lines: &[u8]) -> Result<u64, sqlx::Error> {
+    let mut copy = tx.copy_in_raw(statement).await?;
+    for piece in lines.chunks(PIECE) {
+        copy.send(piece).await?;
+    }
+    failpoint::reach("mid_copy").await;
+    copy.finish().await
+}
+
+/// Does `work` on all rows of the batch at once, or on parts of them where that fails for a row's
+/// fault, each in a savepoint. `work` answers two counts; the first two that differ end it.
+pub(super) async fn in_parts(
+    tx: &mut PgConnection,
+    batch: &ValidBatch,
+    into: &CopyInto,
+    refused: &mut Vec<RefusedRow>,
+    mut work: impl AsyncFnMut(&mut PgConnection, Range<usize>) -> Result<(u64, u64), sqlx::Error>,
+) -> Result<Option<(u64, u64)>, sqlx::Error> {
+    let mut parts = vec![Range {
+        start: 0,
+        end: batch.rows.len(),
+    }];
+    while let Some(part) = parts.pop() {
+        if part.is_empty() {
+            continue;
+        }
+        match savepoint(tx, async |tx: &mut PgConnection| {
+            work(tx, part.clone()).await
+        })
+        .await
+        {
+            Ok((stored, sent)) if stored == sent => {}
+            Ok(counts) => return Ok(Some(counts)),
+            Err(error) if classify(&error) != Class::Row => return Err(error),
+            Err(error) if part.len() == 1 => refused.push(RefusedRow {
+                index: part.start,
+                row: rejected(batch, part.start, &error, into),
+            }),
+            Err(error) => parts.extend(split(&part, named_line(&error, into)).into_iter().rev()),
+        }
+    }
+    Ok(None)
+}
+
+/// The parts of a range, in its order: what is before the line that an error names (from 1), that
+/// line, and what follows; or two halves.
+fn split(part: &Range<usize>, line: Option<usize>) -> Vec<Range<usize>> {
+    if let Some(at) = line
+        .map(|line| part.start + line - 1)
+        .filter(|at| part.contains(at))
+    {
+        return vec![part.start..at, at..at + 1, at + 1..part.end];
+    }
+    let middle = part.start + part.len() / 2;
+    vec![part.start..middle, middle..part.end]
+}
+
+/// The line (from 1) that the context of a COPY's error names. A wrong one would cost time only.
+fn named_line(error: &sqlx::Error, into: &CopyInto) -> Option<usize> {
+    let context = postgres_error(error)?.r#where()?;
+    line_in(context, &into.copied_table)
+}
+
+fn line_in(context: &str, table: &str) -> Option<usize> {
+    let start = format!("COPY {table}, line ");
+    let rest = context
+        .lines()
+        .find_map(|line| line.strip_prefix(start.as_str()))?;
+    let digits = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
+    rest[..digits].parse().ok().filter(|line| *line > 0)
+}
+
+fn postgres_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    error.as_database_error()?.try_downcast_ref()
+}
+
+/// The position of the column that the context of a COPY's error names, as in
+/// `COPY t, line 1, column a: "x"`.
+fn column_in(context: &str, into: &CopyInto) -> Option<usize> {
+    let start = format!("COPY {}, line ", into.copied_table);
+    let rest = context
+        .lines()
+        .find_map(|line| line.strip_prefix(start.as_str()))?;
+    let (_, named) = rest.split_once(", column ")?;
+    let columns = into.copied_columns.iter().enumerate();
+    let matching = columns.filter(|(_, name)| {
+        named
+            .strip_prefix(name.as_str())
+            .is_some_and(|rest| rest.starts_with(": "))
+    });
+    matching
+        .max_by_key(|(_, name)| name.len())
+        .map(|(index, _)| index)
+}
+
+/// A refused row for the quarantine: its number in the result, PostgreSQL's own reason, and the values
+/// that it refused.
+fn rejected(batch: &ValidBatch, index: usize, error: &sqlx::Error, into: &CopyInto) -> RejectedRow {
+    let postgres = postgres_error(error);
+    let reason = postgres.map_or_else(
+        || error.to_string(),
+        |error| {
+            let detail = error
+                .detail()
+                .map(|detail| format!(": {detail}"))
+                .unwrap_or_default();
+            format!("{}{detail} ({})", error.message(), error.code())
+        },
+    );
+    let column = postgres.and_then(|error| match (error.column(), error.r#where()) {
+        (Some(column), _) => Some(column.to_owned()),
+        (None, Some(context)) => {
+            column_in(context, into).map(|position| batch.columns[position].name.clone())
+        }
+        (None, None) => None,
+    });
+    let names = batch.columns.iter().map(|column| column.name.clone());
+    RejectedRow {
+        row: batch.ordinal(index),
+        reject: Reject {
+            column,
+            rule: "postgres".to_owned(),
+            reason,
+        },
+        raw: names.zip(batch.rows.row(index).to_vec()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_line_is_cut_out_and_without_one_the_range_is_halved() {
+        assert_eq!(split(&(10..20), Some(3)), [10..12, 12..13, 13..20]);
+        assert_eq!(split(&(10..20), Some(1)), [10..10, 10..11, 11..20]);
+        assert_eq!(split(&(10..20), None), [10..15, 15..20]);
+        // A line that cannot be: halving goes on all the same.
+        assert_eq!(split(&(10..20), Some(11)), [10..15, 15..20]);
+        assert_eq!(split(&(10..12), None), [10..11, 11..12]);
+    }
+
+    #[test]
+    fn the_line_is_read_from_the_copys_own_context() {
+        assert_eq!(line_in("COPY t, line 12, column a: \"x\"", "t"), Some(12));
+        assert_eq!(
+            line_in(
+                "PL/pgSQL function f() line 3 at RAISE\nCOPY a, line 1, line 7",
+                "a, line 1"
+            ),
+            Some(7)
+        );
+        assert_eq!(line_in("SQL statement \"SELECT 1\"", "t"), None);
+        assert_eq!(line_in("COPY u, line 3", "t"), None);
+        assert_eq!(line_in("COPY t, line 0", "t"), None);
+    }
+}

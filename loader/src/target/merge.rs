@@ -1,0 +1,335 @@
+//! `upsert` and `insert_only`, batch by batch: rows are copied into a staging table of the connection, and merged from there.
+//!
+//! Of each key one row of the batch: the last of an upsert, the first of an insert only, in the order of the keys, so that two
+//! loaders lock rows in the same order. An upsert never overwrites a row of a later batch; an insert only overwrites nothing but
+//! a row of a later batch of its own run, so that of a run's rows with one key the first is the one that stays, whichever batch
+//! commits first.
+
+use std::ops::Range;
+
+use common::job::{Mode, Target};
+use common::message::ValidBatch;
+use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
+use ledger::{BatchNo, batch, database};
+use sha2::{Digest, Sha256};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
+
+use super::Written;
+use super::copy_into::{CopyInto, LastColumn, RefusedRow, in_parts, vanished};
+use super::staged_columns;
+use crate::ddl::{TableName, list};
+use crate::errors::{LoadError, Refused};
+
+/// Merges batches into one target.
+#[derive(Debug)]
+pub(crate) struct Merge {
+    mode: Mode,
+    table: String,
+    copy: CopyInto,
+    /// Serialises the merges into one target.
+    lock_key: i64,
+    /// Makes the connection's staging table, unless it has one; it is empty when a transaction begins.
+    create_stage: String,
+    /// Merges staged rows. $1: `_batch`; $2, $3: the range of rows, the end excluded.
+    merge: String,
+    /// Counts target rows with a staged key that came with batches of the run over which this one wins. $1, $2: the range of
+    /// `_batch`, the end excluded.
+    count_overwritten: String,
+    /// Counts the distinct staged keys, those whose target row is this batch's, and those whose target row is another batch's
+    /// that wins over this one; and names those batches, where it matters whether the ledger knows them. $1: `_batch`; $2: the
+    /// rows that are left out.
+    count_winners: String,
+}
+
+impl Merge {
+    /// For a table with this fingerprint, in which the columns have these types.
+    pub(crate) fn new(
+        name: &TableName,
+        target: &Target,
+        columns: &[TargetColumn],
+        (fingerprint, types): (&str, Vec<PgType>),
+    ) -> Self {
+        let (table, batch, key) = (name.sql(), quoted(BATCH_COLUMN), &target.key);
+        let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
+        let stage_name = stage_name(name, columns, fingerprint);
+        let stage = format!("pg_temp.{}", quoted(&stage_name));
+        let (keys, joined) = (staged_keys(key, &names), joined(key, &names));
+        let columns = staged_columns(names.len());
+        let sql = ModeSql::new(target.mode, key);
+        let staged_as = names.iter().enumerate();
+        let staged_as = staged_as.map(|(index, name)| format!("{} AS c{index}", quoted(name)));
+        let stage_columns = (0..names.len()).map(|index| format!("c{index}")).collect();
+        Self {
+            mode: target.mode,
+            copy: CopyInto::new(
+                &table,
+                (&stage, &stage_name),
+                (stage_columns, types),
+                (LastColumn::Index, "n"),
+            ),
+            lock_key: lock_key(name),
+            create_stage: format!(
+                "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {}, 0 AS n FROM {table} WITH NO DATA",
+                quoted(&stage_name),
+                staged_as.collect::<Vec<_>>().join(", ")
+            ),
+            merge: format!(
+                "INSERT INTO {table} AS t ({}, {batch}) SELECT DISTINCT ON ({keys}) {columns}, $1::bigint FROM {stage} WHERE n >= $2 AND n < $3 \
+                 ORDER BY {keys}, n {} ON CONFLICT ({}) DO UPDATE SET {} WHERE {}",
+                list(&names),
+                sql.order,
+                list(key),
+                updates(key, &names),
+                sql.may_overwrite,
+            ),
+            count_overwritten: format!(
+                "SELECT count(*) FROM (SELECT DISTINCT {keys} FROM {stage}) s JOIN {table} t ON {joined} WHERE t.{batch} >= $1 AND t.{batch} < $2"
+            ),
+            count_winners: format!(
+                "SELECT count(*), count(*) FILTER (WHERE t.{batch} = $1), count(*) FILTER (WHERE {}), \
+                 coalesce(array_agg(DISTINCT t.{batch}) FILTER (WHERE {}), '{{}}') \
+                 FROM (SELECT DISTINCT {keys} FROM {stage} WHERE n <> ALL($2::int[])) s LEFT JOIN {table} t ON {joined}",
+                sql.others, sql.doubtful
+            ),
+            table,
+        }
+    }
+
+    /// Writes a batch.
+    pub(crate) async fn write(
+        &self,
+        tx: &mut PgConnection,
+        batch: &ValidBatch,
+        run_no: i64,
+    ) -> Result<Written, LoadError> {
+        if batch.rows.is_empty() {
+            return Ok(Written::default());
+        }
+        let created = tx.execute(AssertSqlSafe(self.create_stage.clone())).await;
+        created.map_err(LoadError::target(|| {
+            format!(
+                "cannot make the temporary table for a merge into {}",
+                self.table
+            )
+        }))?;
+        let batch_no = BatchNo::new(run_no, batch.id.seq).get();
+        let mut refused = self.copy.copy(tx, batch, batch_no).await?;
+        let deduplicated = self.merge(tx, batch, run_no, &mut refused).await?;
+        Ok(Written::new(refused, deduplicated))
+    }
+
+    /// Merges the staged rows, and answers how many of the accepted rows were deduplicated: those that lost within the batch or to
+    /// another one, and those of this run's other batches that it overwrote. So the sum over a run does not depend on the order
+    /// in which its batches commit. A row of an upsert may only lose to a batch that the ledger knows.
+    async fn merge(
+        &self,
+        tx: &mut PgConnection,
+        batch: &ValidBatch,
+        run_no: i64,
+        refused: &mut Vec<RefusedRow>,
+    ) -> Result<i64, LoadError> {
+        let failed = || LoadError::target(|| format!("cannot merge rows into {}", self.table));
+        let batch_no = BatchNo::new(run_no, batch.id.seq).get();
+        let own = self.own_losers(run_no, batch_no);
+        database::lock(tx, self.lock_key).await.map_err(failed())?;
+        let overwritten_before = self.overwritten(tx, &own).await.map_err(failed())?;
+        let (mut affected, mut statements) = (0, 0);
+        let merged = in_parts(tx, batch, &self.copy, refused, async |tx, rows| {
+            let bound = |bound: usize| i32::try_from(bound).unwrap_or(i32::MAX);
+            let merge = sqlx::query(AssertSqlSafe(self.merge.clone())).bind(batch_no);
+            let merge = merge.bind(bound(rows.start)).bind(bound(rows.end));
+            affected += merge.execute(tx).await?.rows_affected();
+            statements += 1;
+            Ok((0, 0))
+        });
+        merged.await.map_err(failed())?;
+        let accepted = batch.rows.len() - refused.len();
+        // The usual case: all at once, and no key twice.
+        if refused.is_empty() && statements == 1 && affected == accepted as u64 {
+            return Ok(overwritten_before);
+        }
+        let overwritten_after = self.overwritten(tx, &own).await.map_err(failed())?;
+        let written = self.check_winners(tx, batch_no, refused).await?;
+        let accepted = i64::try_from(accepted).unwrap_or(i64::MAX);
+        Ok(accepted - written + overwritten_before - overwritten_after)
+    }
+
+    /// Every staged key has a row in the target, this batch's or one of a batch that wins over it: how many have this batch's.
+    async fn check_winners(
+        &self,
+        tx: &mut PgConnection,
+        batch_no: i64,
+        refused: &[RefusedRow],
+    ) -> Result<i64, LoadError> {
+        let failed = || LoadError::target(|| format!("cannot merge rows into {}", self.table));
+        let left_out = refused
+            .iter()
+            .filter_map(|row| i32::try_from(row.index).ok());
+        let left_out: Vec<i32> = left_out.collect();
+        let (keys, own, later, winners): (i64, i64, i64, Vec<i64>) =
+            sqlx::query_as(AssertSqlSafe(self.count_winners.clone()))
+                .bind(batch_no)
+                .bind(left_out)
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(failed())?;
+        if own + later != keys {
+            let stored = (own + later).unsigned_abs();
+            return Err(vanished(&self.table, keys.unsigned_abs(), stored));
+        }
+        let unknown = batch::first_unknown(tx, &winners).await.map_err(failed())?;
+        if let Some(number) = unknown {
+            let table = self.table.clone();
+            return Err(Refused::UnknownWinner { table, number }.into());
+        }
+        Ok(own)
+    }
+
+    /// The batches of its own run over which a batch wins.
+    fn own_losers(&self, run_no: i64, batch_no: i64) -> Range<i64> {
+        let run = BatchNo::of_run(run_no);
+        match self.mode {
+            Mode::InsertOnly => batch_no + 1..run.end,
+            Mode::Append | Mode::Upsert | Mode::Replace => run.start..batch_no,
+        }
+    }
+
+    async fn overwritten(
+        &self,
+        tx: &mut PgConnection,
+        batches: &Range<i64>,
+    ) -> Result<i64, sqlx::Error> {
+        sqlx::query_scalar(AssertSqlSafe(self.count_overwritten.clone()))
+            .bind(batches.start)
+            .bind(batches.end)
+            .fetch_one(tx)
+            .await
+    }
+}
+
+/// What the two modes with a key differ in.
+struct ModeSql {
+    /// Of a key's staged rows the first one in this order is merged.
+    order: &'static str,
+    /// Whether the target row `t` gives way to the merged row.
+    may_overwrite: String,
+    /// Whether the target row `t` is of a batch that wins over this one.
+    others: String,
+    /// Whether it matters that the ledger knows the batch of the target row `t`.
+    doubtful: String,
+}
+
+impl ModeSql {
+    fn new(mode: Mode, key: &[String]) -> Self {
+        let batch = quoted(BATCH_COLUMN);
+        if mode == Mode::Upsert {
+            return Self {
+                order: "DESC",
+                may_overwrite: format!("t.{batch} IS NULL OR t.{batch} <= excluded.{batch}"),
+                others: format!("t.{batch} > $1"),
+                doubtful: format!("t.{batch} > $1"),
+            };
+        }
+        // Which batch the row in the way came with is all the same: it stays.
+        let first = quoted(key.first().map_or("", String::as_str));
+        Self {
+            order: "ASC",
+            may_overwrite: format!(
+                "t.{batch} > excluded.{batch} AND etl.run_no(t.{batch}) = etl.run_no(excluded.{batch})"
+            ),
+            others: format!("t.{first} IS NOT NULL AND t.{batch} IS DISTINCT FROM $1"),
+            doubtful: "false".to_owned(),
+        }
+    }
+}
+
+/// The key of the lock that serialises what depends on the rows that are in a target.
+pub(crate) fn lock_key(name: &TableName) -> i64 {
+    database::lock_key("merge", &name.sql())
+}
+
+/// The staging table for a target and its columns: another shape has another name, and so has that of a table that was altered,
+/// whose types the staging table took over.
+fn stage_name(name: &TableName, columns: &[TargetColumn], fingerprint: &str) -> String {
+    let mut hash = Sha256::new();
+    let table = [name.schema.as_str(), &name.table, fingerprint].map(str::to_owned);
+    let columns = columns
+        .iter()
+        .flat_map(|c| [c.name.clone(), c.pg_type.to_string()]);
+    for part in table.into_iter().chain(columns) {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let digest = format!("{:x}", hash.finalize());
+    format!("etl_stage_{}", &digest[..24])
+}
+
+fn position(names: &[String], column: &String) -> usize {
+    let found = names.iter().position(|name| name == column);
+    found.unwrap_or_default()
+}
+
+/// The staged columns of the key.
+pub(super) fn staged_keys(key: &[String], names: &[String]) -> String {
+    let all = key
+        .iter()
+        .map(|column| format!("c{}", position(names, column)));
+    all.collect::<Vec<_>>().join(", ")
+}
+
+/// The target's row `t` with the key of the staged row `s`.
+pub(super) fn joined(key: &[String], names: &[String]) -> String {
+    let all = key
+        .iter()
+        .map(|column| format!("t.{} = s.c{}", quoted(column), position(names, column)));
+    all.collect::<Vec<_>>().join(" AND ")
+}
+
+/// Everything but the key, from the row that was refused for its key.
+pub(super) fn updates(key: &[String], names: &[String]) -> String {
+    let batch = BATCH_COLUMN.to_owned();
+    let others = names.iter().filter(|name| !key.contains(name));
+    let all = others.chain([&batch]).map(|name| {
+        let column = quoted(name);
+        format!("{column} = excluded.{column}")
+    });
+    all.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upsert_merges_in_the_order_of_the_keys() {
+        let column = |name: &str| TargetColumn {
+            name: name.into(),
+            pg_type: PgType::Text,
+            athena_type: "varchar".into(),
+        };
+        let target = Target {
+            table: "t".into(),
+            mode: Mode::Upsert,
+            key: vec!["c1".into()],
+            ..Target::default()
+        };
+        let name = TableName::of(&target, &["public".into()]).unwrap();
+        let columns = [column("a\"b"), column("c1")];
+        let merge = Merge::new(&name, &target, &columns, ("", vec![PgType::Text; 2]));
+        assert!(
+            merge
+                .merge
+                .contains(r#"SELECT DISTINCT ON (c1) c0, c1, $1::bigint FROM pg_temp."etl_stage_"#),
+            "{}",
+            merge.merge
+        );
+        assert!(
+            merge.merge.ends_with(
+                r#"ORDER BY c1, n DESC ON CONFLICT ("c1") DO UPDATE SET "a""b" = excluded."a""b", "_batch" = excluded."_batch" WHERE t."_batch" IS NULL OR t."_batch" <= excluded."_batch""#
+            ),
+            "{}",
+            merge.merge
+        );
+        assert!(merge.count_overwritten.contains(r#"t."c1" = s.c1"#));
+    }
+}

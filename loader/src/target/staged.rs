@@ -1,0 +1,131 @@
+//! A run that is committed as a whole: its rows wait in a staging table, one for each run and generation. The loader that loads
+//! the first batch makes it; it is dropped once it is of no use any more.
+//!
+//! A staging table has the columns `c0, c1, ...` with the job's types, `b` for `_batch`, and `n`, which grows within a batch in
+//! the order of its rows.
+
+use std::fmt::Write as _;
+
+use common::message::ValidBatch;
+use common::schema::TargetColumn;
+use ledger::{Store, staging};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
+
+use super::Written;
+use super::copy_into::{CopyInto, LastColumn};
+use super::table::{Checked, fingerprint_of};
+use crate::ddl::TableName;
+use crate::errors::{LoadError, Refused};
+
+/// The schema of the staging tables.
+const STAGING_SCHEMA: &str = "etl_staging";
+
+/// Writes batches into one staging table.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    copy: CopyInto,
+}
+
+impl Staged {
+    /// The staging table of the batch's run, which is made if it is missing.
+    pub(crate) async fn prepare(
+        store: &Store,
+        batch: &ValidBatch,
+    ) -> Result<(Checked, Self), LoadError> {
+        let columns = &batch.columns;
+        let failure = "cannot make a staging table in schema etl_staging";
+        let found = store.transaction(failure, async |tx: &mut PgConnection| {
+            let run_no = staging::begin_staging(tx, &batch.id.run).await?;
+            let name = staging_table(&format!("s_{run_no}_{}", batch.id.generation));
+            if staging::register(tx, &batch.id, &name.table, &batch.target, columns).await? {
+                tx.execute(AssertSqlSafe(create(&name, columns))).await?;
+            }
+            let fingerprint = fingerprint_of(tx, &name).await?;
+            Ok((name, fingerprint))
+        });
+        let (name, fingerprint) = found.await.map_err(LoadError::of_target)?;
+        let table = name.sql();
+        let Some(fingerprint) = fingerprint else {
+            return Err(Refused::StagingGone { table }.into());
+        };
+        let names = (0..columns.len()).map(|index| format!("c{index}"));
+        let types = columns.iter().map(|column| column.pg_type);
+        let copy = CopyInto::new(
+            &table,
+            (&table, &name.table),
+            (names.collect(), types.collect()),
+            (LastColumn::BatchNo, "b"),
+        );
+        Ok((Checked::new(&table, fingerprint), Self { copy }))
+    }
+
+    /// Writes a batch.
+    pub(crate) async fn write(
+        &self,
+        tx: &mut PgConnection,
+        batch: &ValidBatch,
+        batch_no: i64,
+    ) -> Result<Written, LoadError> {
+        if batch.rows.is_empty() {
+            return Ok(Written::default());
+        }
+        let refused = self.copy.copy(tx, batch, batch_no).await?;
+        Ok(Written::new(refused, 0))
+    }
+}
+
+/// A table of the schema for staging.
+pub(crate) fn staging_table(table: &str) -> TableName {
+    TableName {
+        schema: STAGING_SCHEMA.to_owned(),
+        table: table.to_owned(),
+    }
+}
+
+/// The statement that makes a staging table. Logged, like the ledger rows that go with its rows.
+fn create(name: &TableName, columns: &[TargetColumn]) -> String {
+    let mut sql = format!("CREATE TABLE {} (", name.sql());
+    for (index, column) in columns.iter().enumerate() {
+        // Writing to a String cannot fail.
+        write!(sql, "c{index} {}, ", column.pg_type).ok();
+    }
+    sql + "b bigint NOT NULL, n bigint GENERATED ALWAYS AS IDENTITY (CACHE 1000))"
+}
+
+/// Drops the staging tables that are of no use any more: those of runs that have ended, and of generations that a replay has
+/// superseded. Answers how many.
+pub async fn clean_up(store: &Store) -> Result<usize, LoadError> {
+    let mut dropped = 0;
+    for (run, generation) in staging::unused(store).await? {
+        let failure = "cannot drop a staging table in schema etl_staging";
+        let done = store.transaction(failure, async |tx: &mut PgConnection| {
+            let Some(table) = staging::unregister(tx, &run, generation).await? else {
+                return Ok(false);
+            };
+            let drop = format!("DROP TABLE IF EXISTS {}", staging_table(&table).sql());
+            tx.execute(AssertSqlSafe(drop)).await?;
+            Ok(true)
+        });
+        dropped += usize::from(done.await.map_err(LoadError::of_target)?);
+    }
+    Ok(dropped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_staging_table_has_the_jobs_types() {
+        let column = |name: &str, pg_type: &str| TargetColumn {
+            name: name.into(),
+            pg_type: pg_type.parse().unwrap(),
+            athena_type: "varchar".into(),
+        };
+        let columns = [column("site", "text"), column("da\"y", "date")];
+        assert_eq!(
+            create(&staging_table("s_7_0"), &columns),
+            r#"CREATE TABLE "etl_staging"."s_7_0" (c0 text, c1 date, b bigint NOT NULL, n bigint GENERATED ALWAYS AS IDENTITY (CACHE 1000))"#
+        );
+    }
+}
