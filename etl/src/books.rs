@@ -25,18 +25,18 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::time::timeout;
 
-pub(crate) use decisions::{GivenUp, Rows};
-pub(crate) use given_up::ReplayGivenUp;
-pub(crate) use health::Server;
-pub(crate) use letters::{DeadLetter, Dropped, DroppedBatch, Letter};
-pub(crate) use missing::shown;
-pub(crate) use prune::{Prune, Pruned};
-pub(crate) use rejects::{Generation, RejectCount, RejectFilter, RejectedRow};
-pub(crate) use replays::{Claims, NewReplay, Subject};
-pub(crate) use request::{Requested, Rival};
-pub(crate) use runs::{DroppedRows, Filter, Proven, Run};
-pub(crate) use target::TargetPlan;
-pub(crate) use trace::{Origin, TracedRow};
+pub use decisions::{GivenUp, Rows};
+pub use given_up::ReplayGivenUp;
+pub use health::Server;
+pub use letters::{DeadLetter, Dropped, DroppedBatch, Letter, LetterFilter};
+pub use missing::shown;
+pub use prune::{Prune, Pruned};
+pub use rejects::{Generation, RejectCount, RejectFilter, RejectedRow};
+pub use replays::{Claims, NewReplay, Subject};
+pub use request::{Requested, Rival};
+pub use runs::{DroppedRows, Filter, Proven, Run};
+pub use target::TargetPlan;
+pub use trace::{Origin, TracedRow};
 
 use crate::Failure;
 
@@ -49,13 +49,13 @@ struct Settings {
 }
 
 /// The books, open.
-pub(crate) struct Books {
+pub struct Books {
     pool: PgPool,
 }
 
 impl Books {
     /// Connects to the database that `ETL_DATABASE_URL` names, and makes sure that it has books.
-    pub(crate) async fn open() -> Result<Self, Failure> {
+    pub async fn open() -> Result<Self, Failure> {
         let books = Self::connect().await?;
         let (migrated,): (bool,) =
             sqlx::query_as("SELECT to_regclass('etl.run_books') IS NOT NULL")
@@ -73,11 +73,11 @@ impl Books {
     }
 
     /// Connects to the database that `ETL_DATABASE_URL` names.
-    pub(crate) async fn connect() -> Result<Self, Failure> {
+    pub async fn connect() -> Result<Self, Failure> {
         let url = database_url()?;
         let options = PgConnectOptions::from_str(url.expose().as_str())
             .with_context(|| format!("ETL_DATABASE_URL ({url}) is not the URL of a database"))
-            .map_err(Failure::Misuse)?
+            .map_err(Failure::Usage)?
             .application_name("etl");
         // By hand first: a pool would try again for as long as it may, and say only that it did.
         let remedy = || {
@@ -98,9 +98,9 @@ impl Books {
 }
 
 fn database_url() -> Result<SecretUrl, Failure> {
-    let settings: Settings = settings::load().map_err(Failure::misuse)?;
+    let settings: Settings = settings::load().map_err(Failure::usage)?;
     settings.database_url.ok_or_else(|| {
-        Failure::misuse(anyhow!(
+        Failure::usage(anyhow!(
             "ETL_DATABASE_URL is not set; set it to postgres://user:password@host:5432/database"
         ))
     })

@@ -1,5 +1,4 @@
-//! Sets of a run's batches. A run may have millions of them; a set is a few ranges, and what was seen
-//! of one is a bit for each.
+//! Sets of a run's batches. A run may have millions of batches: a set is a few ranges, and a search has a bit for each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,23 +7,23 @@ use common::message::BatchId;
 
 /// Batches of one run, as inclusive ranges in order that do not touch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Seqs(Vec<(u32, u32)>);
+pub struct Seqs(Vec<(u32, u32)>);
 
-/// A text that is no range of batches.
+/// A text that is not a range of batches.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a range of batches: A..B with A not above B, the last one included, or one number; batches count from 0"
 )]
-pub(crate) struct NoRange(String);
+pub struct NotARange(String);
 
 impl Seqs {
-    /// The first `count`.
-    pub(crate) fn first(count: u32) -> Self {
+    /// The first `count` batches.
+    pub fn first(count: u32) -> Self {
         Self::of((count > 0).then(|| (0, count - 1)))
     }
 
-    /// Of inclusive ranges in any order.
-    pub(crate) fn of(ranges: impl IntoIterator<Item = (u32, u32)>) -> Self {
+    /// From inclusive ranges in any order.
+    pub fn of(ranges: impl IntoIterator<Item = (u32, u32)>) -> Self {
         let mut sorted: Vec<_> = ranges.into_iter().filter(|(from, to)| from <= to).collect();
         sorted.sort_unstable();
         let mut merged: Vec<(u32, u32)> = Vec::new();
@@ -37,8 +36,8 @@ impl Seqs {
         Self(merged)
     }
 
-    /// Of ranges as the books have them.
-    pub(crate) fn of_books(ranges: impl IntoIterator<Item = (i32, i32)>) -> Self {
+    /// From ranges as the ledger has them.
+    pub fn of_books(ranges: impl IntoIterator<Item = (i32, i32)>) -> Self {
         Self::of(
             ranges
                 .into_iter()
@@ -46,29 +45,32 @@ impl Seqs {
         )
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there is no batch in it.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(crate) fn count(&self) -> u64 {
+    /// How many batches are in it.
+    pub fn count(&self) -> u64 {
         self.0
             .iter()
             .map(|(from, to)| u64::from(to - from) + 1)
             .sum()
     }
 
-    /// The last of them.
-    pub(crate) fn last(&self) -> Option<u32> {
+    /// The last batch.
+    pub fn last(&self) -> Option<u32> {
         self.0.last().map(|(_, to)| *to)
     }
 
-    pub(crate) fn contains(&self, seq: u32) -> bool {
+    /// Whether a batch is in it.
+    pub fn contains(&self, seq: u32) -> bool {
         let after = self.0.partition_point(|(from, _)| *from <= seq);
         after > 0 && seq <= self.0[after - 1].1
     }
 
     /// Whether every one of `other` is in this set.
-    pub(crate) fn covers(&self, other: &Self) -> bool {
+    pub fn covers(&self, other: &Self) -> bool {
         other.0.iter().all(|(from, to)| {
             let after = self.0.partition_point(|(begin, _)| begin <= from);
             after > 0 && *to <= self.0[after - 1].1
@@ -76,7 +78,7 @@ impl Seqs {
     }
 
     /// As Postgres writes an `int4multirange`.
-    pub(crate) fn multirange(&self) -> String {
+    pub fn multirange(&self) -> String {
         let ranges: Vec<_> = self
             .0
             .iter()
@@ -86,7 +88,7 @@ impl Seqs {
     }
 
     /// As `--seq` takes it, where it is one range.
-    pub(crate) fn as_argument(&self) -> Option<String> {
+    pub fn as_argument(&self) -> Option<String> {
         match self.0.as_slice() {
             [(from, to)] if from == to => Some(from.to_string()),
             [(from, to)] => Some(format!("{from}..{to}")),
@@ -96,14 +98,14 @@ impl Seqs {
 }
 
 impl FromStr for Seqs {
-    type Err = NoRange;
+    type Err = NotARange;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (from, to) = text.split_once("..").unwrap_or((text, text));
         let number = |text: &str| text.parse().ok().filter(|seq| *seq < BatchId::MAX_SEQ);
         match (number(from), number(to)) {
             (Some(from), Some(to)) if from <= to => Ok(Self::of([(from, to)])),
-            _ => Err(NoRange(text.chars().take(60).collect())),
+            _ => Err(NotARange(text.chars().take(60).collect())),
         }
     }
 }
@@ -120,22 +122,23 @@ impl fmt::Display for Seqs {
             }
         }
         match self.0.len().checked_sub(20) {
-            Some(more) if more > 0 => write!(f, " and {more} ranges more"),
+            Some(more) if more > 0 => write!(f, " and {more} more ranges"),
             _ => Ok(()),
         }
     }
 }
 
-/// Batches that are looked for, each of which counts once.
+/// A search for batches, each of which counts once.
 #[derive(Debug)]
-pub(crate) struct Search {
+pub struct Search {
     wanted: Seqs,
     seen: Vec<u64>,
     left: u64,
 }
 
 impl Search {
-    pub(crate) fn new(wanted: Seqs) -> Self {
+    /// A search for these batches.
+    pub fn new(wanted: Seqs) -> Self {
         let words = wanted.last().map_or(0, |last| last as usize / 64 + 1);
         Self {
             left: wanted.count(),
@@ -144,25 +147,26 @@ impl Search {
         }
     }
 
-    /// Whether this one is looked for and was not seen before.
-    pub(crate) fn wants(&self, seq: u32) -> bool {
+    /// Whether this batch is searched for and was not found yet.
+    pub fn wants(&self, seq: u32) -> bool {
         self.wanted.contains(seq) && !self.has(seq)
     }
 
-    /// One that is wanted was found.
-    pub(crate) fn found(&mut self, seq: u32) {
+    /// Notes that a batch was found.
+    pub fn found(&mut self, seq: u32) {
         if self.wants(seq) {
             self.seen[seq as usize / 64] |= 1 << (seq % 64);
             self.left -= 1;
         }
     }
 
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether every batch was found.
+    pub fn is_over(&self) -> bool {
         self.left == 0
     }
 
-    /// Those that were not found.
-    pub(crate) fn missing(&self) -> Seqs {
+    /// The batches that were not found.
+    pub fn missing(&self) -> Seqs {
         let wanted = self.wanted.0.iter().flat_map(|(from, to)| *from..=*to);
         let mut ranges: Vec<(u32, u32)> = Vec::new();
         for seq in wanted.filter(|seq| !self.has(*seq)) {
@@ -186,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_read_merged_and_shown() {
+    fn ranges_are_parsed_merged_and_shown() {
         assert_eq!("3..7".parse(), Ok(Seqs::of([(3, 7)])));
         assert_eq!("5".parse(), Ok(Seqs::of([(5, 5)])));
         for bad in ["", "..", "7..3", "-1", "1..16777216", "a", "1...3"] {
@@ -200,7 +204,7 @@ mod tests {
         assert_eq!(Seqs::first(3).as_argument().as_deref(), Some("0..2"));
         let many = Seqs::of((0..100).map(|n| (n * 2, n * 2)));
         assert!(
-            many.to_string().ends_with("38 and 80 ranges more"),
+            many.to_string().ends_with("38 and 80 more ranges"),
             "{many}"
         );
     }
@@ -215,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn each_is_found_once() {
+    fn batch_is_found_once() {
         let mut search = Search::new(Seqs::of([(1, 3), (70, 71)]));
         for seq in [3, 70, 3, 5] {
             search.found(seq);

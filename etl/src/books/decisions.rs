@@ -17,7 +17,7 @@ use crate::Failure;
 
 /// What became of the rows of a run that was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Rows {
+pub enum Rows {
     /// None of them had reached the target.
     NeverThere,
     /// So many are in the target, and stay.
@@ -31,20 +31,20 @@ pub(crate) enum Rows {
 
 /// A run that is given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct GivenUp {
-    pub(crate) job: String,
-    pub(crate) generation: u32,
-    pub(crate) target_table: String,
+pub struct GivenUp {
+    pub job: String,
+    pub generation: u32,
+    pub target_table: String,
     /// It had been given up before, or had failed; only its rows are dealt with now.
-    pub(crate) was: Option<String>,
-    pub(crate) rows: Rows,
+    pub was: Option<String>,
+    pub rows: Rows,
     /// Rows that the ledger had called loaded, and that are dropped now.
-    pub(crate) dropped: i64,
+    pub dropped: i64,
 }
 
 impl Books {
     /// Gives a run up. `undo`: its rows leave the target, too.
-    pub(crate) async fn cancel(
+    pub async fn cancel(
         &self,
         run: &RunId,
         undo: bool,
@@ -67,7 +67,7 @@ impl Books {
     }
 
     /// Lets a held run be published: the loader does it, whatever it was held for.
-    pub(crate) async fn approve(&self, run: &RunId, why: Option<&str>) -> Result<(), Failure> {
+    pub async fn approve(&self, run: &RunId, why: Option<&str>) -> Result<(), Failure> {
         let doing = || format!("cannot approve the run {run}; nothing was changed");
         let mut tx = self.pool.begin().await.with_context(doing)?;
         held(&lock(&mut tx, run).await?, run)?;
@@ -86,7 +86,7 @@ impl Books {
 
     /// Gives a held run up: what the ledger has of it is dropped, and never was in the target. A held replay is given up,
     /// and the run is what it was before.
-    pub(crate) async fn discard(&self, run: &RunId, why: &str) -> Result<GivenUp, Failure> {
+    pub async fn discard(&self, run: &RunId, why: &str) -> Result<GivenUp, Failure> {
         let doing = || format!("cannot discard the run {run}; nothing was changed");
         let mut tx = self.pool.begin().await.with_context(doing)?;
         let locked = lock(&mut tx, run).await?;

@@ -13,7 +13,7 @@ use crate::Failure;
 
 /// What giving up a replay came to.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum ReplayGivenUp {
+pub enum ReplayGivenUp {
     /// The run was complete before, and is so again.
     Restored,
     /// It was not, and has failed now.
@@ -31,7 +31,7 @@ struct Replay {
 impl Books {
     /// Drops the dead letter of a task that was to read a result again, and with it the replay that
     /// sent the task. One transaction, under the run's lock.
-    pub(crate) async fn give_up_replay(
+    pub async fn give_up_replay(
         &self,
         letter: &Letter,
         run: &RunId,

@@ -7,20 +7,20 @@ use super::Books;
 
 /// The server, as the role that connected sees it.
 #[derive(Debug, Clone, FromRow)]
-pub(crate) struct Server {
-    pub(crate) version_num: i32,
-    pub(crate) version: String,
-    pub(crate) role: String,
+pub struct Server {
+    pub version_num: i32,
+    pub version: String,
+    pub role: String,
     /// A standby, or set to read-only.
-    pub(crate) is_read_only: bool,
+    pub is_read_only: bool,
     /// Seconds since the epoch, by its clock.
-    pub(crate) clock: f64,
+    pub clock: f64,
 }
 
 /// What the role lacks, as `GRANT` names it; nothing when it may do what `etl` does.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Privileges {
-    pub(crate) missing: Vec<String>,
+pub struct Privileges {
+    pub missing: Vec<String>,
 }
 
 /// What `etl` does to the books, apart from reading them.
@@ -35,7 +35,7 @@ const WRITES: [(&str, &str); 7] = [
 ];
 
 impl Books {
-    pub(crate) async fn server(&self) -> anyhow::Result<Server> {
+    pub async fn server(&self) -> anyhow::Result<Server> {
         sqlx::query_as(
             "SELECT current_setting('server_version_num')::integer AS version_num, current_setting('server_version') AS version,
                     current_user::text AS role,
@@ -48,14 +48,14 @@ impl Books {
     }
 
     /// Whether the schema `etl` is there, and has every migration of this version.
-    pub(crate) async fn migrations_are_current(&self) -> anyhow::Result<bool> {
+    pub async fn migrations_are_current(&self) -> anyhow::Result<bool> {
         let mut connection = self.pool.acquire().await?;
         let current = loader::migrate::is_current(&mut connection).await;
         current.context("cannot read the migrations")
     }
 
     /// What the role may not do to the books.
-    pub(crate) async fn privileges(&self) -> anyhow::Result<Privileges> {
+    pub async fn privileges(&self) -> anyhow::Result<Privileges> {
         let doing = "cannot read the privileges";
         let mut missing: Vec<String> = sqlx::query_scalar(
             "SELECT format('SELECT ON etl.%I', c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -80,7 +80,7 @@ impl Books {
     }
 
     /// Whether tables can be made in a schema; none when there is no such schema.
-    pub(crate) async fn may_create_in(&self, schema: &str) -> anyhow::Result<Option<bool>> {
+    pub async fn may_create_in(&self, schema: &str) -> anyhow::Result<Option<bool>> {
         let query =
             "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1";
         sqlx::query_scalar(query)

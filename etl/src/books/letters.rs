@@ -10,29 +10,36 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use super::{Books, Run};
 use crate::Failure;
-use crate::cli::LetterFilter;
+
+/// Which dead letters are meant: all, or those of this run, this job and this stage.
+#[derive(Debug, Clone, Default)]
+pub struct LetterFilter {
+    pub run: Option<String>,
+    pub job: Option<String>,
+    pub stage: Option<String>,
+}
 
 /// A dead letter with the beginning of its body.
 #[derive(Debug, FromRow, Serialize)]
-pub(crate) struct DeadLetter {
-    pub(crate) id: i64,
-    pub(crate) message_id: Option<String>,
-    pub(crate) stage: String,
-    pub(crate) reason: String,
-    pub(crate) attempts: i32,
-    pub(crate) job: Option<String>,
-    pub(crate) run_id: Option<String>,
-    pub(crate) queue: Option<String>,
-    pub(crate) kind: Option<String>,
-    pub(crate) received_at: String,
+pub struct DeadLetter {
+    pub id: i64,
+    pub message_id: Option<String>,
+    pub stage: String,
+    pub reason: String,
+    pub attempts: i32,
+    pub job: Option<String>,
+    pub run_id: Option<String>,
+    pub queue: Option<String>,
+    pub kind: Option<String>,
+    pub received_at: String,
     /// How long ago that was.
-    pub(crate) age_seconds: i64,
-    pub(crate) resolution: Option<String>,
+    pub age_seconds: i64,
+    pub resolution: Option<String>,
     /// Bytes of the body; none when it was pruned.
-    pub(crate) body_bytes: Option<i32>,
+    pub body_bytes: Option<i32>,
     /// Its first four hundred bytes, as far as they are text.
     #[sqlx(try_from = "Start")]
-    pub(crate) body_start: String,
+    pub body_start: String,
 }
 
 /// The beginning of a body, which may be anything.
@@ -56,33 +63,33 @@ impl From<Start> for String {
 
 /// What it takes to send a dead letter again, or to give it up.
 #[derive(Debug, FromRow)]
-pub(crate) struct Letter {
-    pub(crate) id: i64,
-    pub(crate) message_id: Option<String>,
-    pub(crate) run_id: Option<String>,
-    pub(crate) queue: Option<String>,
-    pub(crate) kind: Option<String>,
+pub struct Letter {
+    pub id: i64,
+    pub message_id: Option<String>,
+    pub run_id: Option<String>,
+    pub queue: Option<String>,
+    pub kind: Option<String>,
     #[sqlx(json)]
-    pub(crate) headers: BTreeMap<String, String>,
-    pub(crate) body: Option<Vec<u8>>,
+    pub headers: BTreeMap<String, String>,
+    pub body: Option<Vec<u8>>,
     /// To the microsecond, as Postgres shows it: tells whether the letter came again.
-    pub(crate) received_at: String,
-    pub(crate) resolution: Option<String>,
+    pub received_at: String,
+    pub resolution: Option<String>,
 }
 
 /// A batch that is given up.
-pub(crate) struct DroppedBatch {
-    pub(crate) generation: i32,
-    pub(crate) seq: i32,
-    pub(crate) content_hash: String,
-    pub(crate) result_id: String,
-    pub(crate) first_row: i64,
-    pub(crate) rows: i64,
+pub struct DroppedBatch {
+    pub generation: i32,
+    pub seq: i32,
+    pub content_hash: String,
+    pub result_id: String,
+    pub first_row: i64,
+    pub rows: i64,
 }
 
 /// What giving a batch up came to.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Dropped {
+pub enum Dropped {
     /// Its rows are counted as dropped.
     Counted,
     /// The books did not need it, and why.
@@ -102,7 +109,7 @@ const FILTER: &str = "resolved_at IS NULL AND ($1::text IS NULL OR run_id = $1) 
 
 impl Books {
     /// The dead letters of a run that nobody has dealt with, the oldest first.
-    pub(crate) async fn dead_letters(
+    pub async fn dead_letters(
         &self,
         run: Option<&Run>,
         limit: Option<u32>,
@@ -115,7 +122,7 @@ impl Books {
     }
 
     /// The dead letters that nobody has dealt with, the oldest first.
-    pub(crate) async fn filtered_letters(
+    pub async fn filtered_letters(
         &self,
         filter: &LetterFilter,
         limit: Option<u32>,
@@ -133,7 +140,7 @@ impl Books {
     }
 
     /// How many dead letters nobody has dealt with.
-    pub(crate) async fn count_letters(&self, filter: &LetterFilter) -> Result<i64, Failure> {
+    pub async fn count_letters(&self, filter: &LetterFilter) -> Result<i64, Failure> {
         let query = format!("SELECT count(*) FROM etl.dead_letters WHERE {FILTER}");
         let count = sqlx::query_scalar(AssertSqlSafe(query))
             .bind(&filter.run)
@@ -146,7 +153,7 @@ impl Books {
     }
 
     /// The numbers of the dead letters that nobody has dealt with.
-    pub(crate) async fn letter_ids(&self, filter: &LetterFilter) -> Result<Vec<i64>, Failure> {
+    pub async fn letter_ids(&self, filter: &LetterFilter) -> Result<Vec<i64>, Failure> {
         let query = format!("SELECT id FROM etl.dead_letters WHERE {FILTER} ORDER BY id");
         let ids = sqlx::query_scalar(AssertSqlSafe(query))
             .bind(&filter.run)
@@ -159,7 +166,7 @@ impl Books {
     }
 
     /// One dead letter to be shown, dealt with or not.
-    pub(crate) async fn dead_letter(&self, id: i64) -> Result<DeadLetter, Failure> {
+    pub async fn dead_letter(&self, id: i64) -> Result<DeadLetter, Failure> {
         let found = sqlx::query_as(AssertSqlSafe(format!("{LETTERS} WHERE id = $1")))
             .bind(id)
             .fetch_optional(&self.pool)
@@ -169,7 +176,7 @@ impl Books {
     }
 
     /// One dead letter with its whole body, unless that was pruned.
-    pub(crate) async fn letter(&self, id: i64) -> Result<Letter, Failure> {
+    pub async fn letter(&self, id: i64) -> Result<Letter, Failure> {
         let found = sqlx::query_as(
             "SELECT id, message_id, run_id, queue, kind, headers, body, received_at::text AS received_at, resolution
              FROM etl.dead_letters WHERE id = $1",
@@ -182,7 +189,7 @@ impl Books {
     }
 
     /// Writes down what a person did with a dead letter; unless it came back meanwhile.
-    pub(crate) async fn resolve(&self, letter: &Letter, resolution: &str) -> Result<(), Failure> {
+    pub async fn resolve(&self, letter: &Letter, resolution: &str) -> Result<(), Failure> {
         let id = letter.id;
         let mut connection = self
             .pool
@@ -197,7 +204,7 @@ impl Books {
 
     /// Counts the rows of a batch as dropped, so that its run can complete without them, and resolves
     /// the letter. One transaction, under the run's lock.
-    pub(crate) async fn drop_batch(
+    pub async fn drop_batch(
         &self,
         letter: &Letter,
         run: &RunId,
@@ -228,7 +235,7 @@ impl Books {
 }
 
 fn unknown(id: i64) -> Failure {
-    Failure::misuse(anyhow!(
+    Failure::usage(anyhow!(
         "there is no dead letter {id}; `etl dead list` shows them"
     ))
 }

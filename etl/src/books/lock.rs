@@ -9,13 +9,13 @@ use super::Books;
 use crate::Failure;
 
 /// A lock, held until this is dropped or the process dies.
-pub(crate) struct Lock {
+pub struct Lock {
     _connection: PgConnection,
 }
 
 impl Books {
     /// Takes a lock that one process at a time may have; none when another has it.
-    pub(crate) async fn lock_alone(&self, key: &str) -> Result<Option<Lock>, Failure> {
+    pub async fn lock_alone(&self, key: &str) -> Result<Option<Lock>, Failure> {
         let doing = "cannot take a lock in the books";
         let mut connection = self.pool.acquire().await.context(doing)?.detach();
         let taken = try_take(&mut connection, key).await.context(doing)?;

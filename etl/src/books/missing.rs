@@ -8,7 +8,7 @@ use crate::Failure;
 impl Books {
     /// The seqs of a run that the books lack, as inclusive ranges; none while the extractor has not
     /// said how many there are.
-    pub(crate) async fn missing(&self, run: &Run) -> Result<Vec<(i32, i32)>, Failure> {
+    pub async fn missing(&self, run: &Run) -> Result<Vec<(i32, i32)>, Failure> {
         let ranges = sqlx::query_as(
             "SELECT min(seq), max(seq) FROM (
                  SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island
@@ -27,7 +27,7 @@ impl Books {
 }
 
 /// The first twenty ranges as text.
-pub(crate) fn shown(ranges: &[(i32, i32)]) -> String {
+pub fn shown(ranges: &[(i32, i32)]) -> String {
     let mut text: Vec<_> = ranges
         .iter()
         .take(20)

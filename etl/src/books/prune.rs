@@ -15,19 +15,19 @@ const RUNS_AT_A_TIME: usize = 200;
 
 /// What to forget.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Prune {
-    pub(crate) older_than: Duration,
+pub struct Prune {
+    pub older_than: Duration,
     /// Bodies of dead letters that nobody has dealt with, too.
-    pub(crate) unresolved: bool,
+    pub unresolved: bool,
     /// Counts only.
-    pub(crate) dry_run: bool,
+    pub dry_run: bool,
 }
 
 /// What was forgotten, or would be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Pruned {
-    pub(crate) rejected_values: i64,
-    pub(crate) dead_letter_bodies: i64,
+pub struct Pruned {
+    pub rejected_values: i64,
+    pub dead_letter_bodies: i64,
 }
 
 // A run that is not over may still be decided about, or replayed by what its rejected rows show.
@@ -40,7 +40,7 @@ const LETTERS: &str = "body IS NOT NULL AND (resolved_at < now() - $1
         SELECT FROM etl.runs r WHERE r.run_id = d.run_id AND r.state IN ('requested', 'running', 'held')))";
 
 impl Books {
-    pub(crate) async fn prune(&self, what: Prune) -> Result<Pruned, Failure> {
+    pub async fn prune(&self, what: Prune) -> Result<Pruned, Failure> {
         let age = PgInterval {
             months: 0,
             days: 0,

@@ -11,40 +11,40 @@ use crate::Failure;
 
 /// How many rows broke a rule.
 #[derive(Debug, FromRow, Serialize)]
-pub(crate) struct RejectCount {
-    pub(crate) column_name: Option<String>,
-    pub(crate) rule: String,
-    pub(crate) rows: i64,
+pub struct RejectCount {
+    pub column_name: Option<String>,
+    pub rule: String,
+    pub rows: i64,
     /// How many runs they are of.
     #[serde(skip)]
-    pub(crate) runs: i64,
+    pub runs: i64,
 }
 
 /// A row in quarantine.
 #[derive(Debug, FromRow, Serialize)]
-pub(crate) struct RejectedRow {
-    pub(crate) run_id: String,
-    pub(crate) generation: i32,
-    pub(crate) seq: i32,
-    pub(crate) row_number: i64,
-    pub(crate) column_name: Option<String>,
-    pub(crate) rule: String,
-    pub(crate) reason: String,
-    pub(crate) raw: Option<Json<Box<serde_json::value::RawValue>>>,
+pub struct RejectedRow {
+    pub run_id: String,
+    pub generation: i32,
+    pub seq: i32,
+    pub row_number: i64,
+    pub column_name: Option<String>,
+    pub rule: String,
+    pub reason: String,
+    pub raw: Option<Json<Box<serde_json::value::RawValue>>>,
 }
 
 /// Which rejected rows are meant.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct RejectFilter<'a> {
-    pub(crate) rule: Option<&'a str>,
-    pub(crate) column: Option<&'a str>,
+pub struct RejectFilter<'a> {
+    pub rule: Option<&'a str>,
+    pub column: Option<&'a str>,
 }
 
 /// A run's live generation.
 #[derive(Debug, Clone, FromRow)]
-pub(crate) struct Generation {
-    pub(crate) run_id: String,
-    pub(crate) generation: i32,
+pub struct Generation {
+    pub run_id: String,
+    pub generation: i32,
 }
 
 impl From<&Run> for Generation {
@@ -60,7 +60,7 @@ const FILTER: &str = "run_id = $1 AND generation = $2 AND ($3::text IS NULL OR r
 
 impl Books {
     /// The runs of a job that have a rejected row, the oldest first.
-    pub(crate) async fn runs_with_rejects(&self, job: &str) -> Result<Vec<Generation>, Failure> {
+    pub async fn runs_with_rejects(&self, job: &str) -> Result<Vec<Generation>, Failure> {
         let runs = sqlx::query_as(
             "SELECT run_id, generation FROM etl.runs r WHERE job = $1 AND EXISTS (
                  SELECT FROM etl.rejected_rows q WHERE q.run_id = r.run_id AND q.generation = r.generation) ORDER BY run_no",
@@ -73,7 +73,7 @@ impl Books {
     }
 
     /// How many rows of these runs broke which rule, the most first.
-    pub(crate) async fn reject_counts(
+    pub async fn reject_counts(
         &self,
         runs: &[Generation],
         filter: RejectFilter<'_>,
@@ -100,7 +100,7 @@ impl Books {
 
     /// The rejected rows of a run, in the result's order, as they come from the server: however many
     /// they are, few are in memory.
-    pub(crate) fn rejected_rows<'a>(
+    pub fn rejected_rows<'a>(
         &'a self,
         run: &'a Generation,
         filter: RejectFilter<'a>,
@@ -120,7 +120,7 @@ impl Books {
     }
 
     /// One row's raw values for each rule: rows of one rule have the same columns.
-    pub(crate) async fn reject_samples(
+    pub async fn reject_samples(
         &self,
         run: &Generation,
         filter: RejectFilter<'_>,

@@ -16,56 +16,56 @@ use crate::Failure;
 use crate::seqs::Seqs;
 
 /// A run, with what only a replay asks for.
-pub(crate) struct Subject {
-    pub(crate) run: Run,
-    pub(crate) publish: String,
+pub struct Subject {
+    pub run: Run,
+    pub publish: String,
     /// The job as it was when the run was asked for.
-    pub(crate) first_spec: JobSpec,
+    pub first_spec: JobSpec,
     /// To the microsecond: a column may be filled with it.
-    pub(crate) requested_at: Timestamp,
-    pub(crate) sql: String,
-    pub(crate) limits: Limits,
+    pub requested_at: Timestamp,
+    pub sql: String,
+    pub limits: Limits,
     /// The replay that made the live generation.
-    pub(crate) replay: Option<Replay>,
+    pub replay: Option<Replay>,
 }
 
 /// A replay as the books have it.
-pub(crate) struct Replay {
-    pub(crate) source: String,
-    pub(crate) seqs: Seqs,
-    pub(crate) job_hash: String,
-    pub(crate) spec: Arc<JobSpec>,
-    pub(crate) requested_by: String,
-    pub(crate) sent: bool,
+pub struct Replay {
+    pub source: String,
+    pub seqs: Seqs,
+    pub job_hash: String,
+    pub spec: Arc<JobSpec>,
+    pub requested_by: String,
+    pub sent: bool,
 }
 
 impl Subject {
     /// The run's name.
-    pub(crate) fn id(&self) -> &str {
+    pub fn id(&self) -> &str {
         &self.run.run_id
     }
 
     /// The live generation.
-    pub(crate) fn generation(&self) -> u32 {
+    pub fn generation(&self) -> u32 {
         u32::try_from(self.run.generation).unwrap_or_default()
     }
 
     /// How many batches the result has, once that is known.
-    pub(crate) fn batches(&self) -> Option<u32> {
+    pub fn batches(&self) -> Option<u32> {
         self.run
             .batches_expected
             .and_then(|batches| u32::try_from(batches).ok())
     }
 
     /// The replay of the live generation, if it was not sent to its end and may still be needed.
-    pub(crate) fn unfinished(&self) -> Option<&Replay> {
+    pub fn unfinished(&self) -> Option<&Replay> {
         self.replay
             .as_ref()
             .filter(|replay| !replay.sent && !self.run.is_over())
     }
 
     /// The job of the live generation.
-    pub(crate) fn live_spec(&self) -> Arc<JobSpec> {
+    pub fn live_spec(&self) -> Arc<JobSpec> {
         self.replay.as_ref().map_or_else(
             || Arc::new(self.first_spec.asked_at(self.requested_at)),
             |replay| Arc::clone(&replay.spec),
@@ -74,25 +74,25 @@ impl Subject {
 }
 
 /// What a replay writes into the books before it sends anything.
-pub(crate) struct NewReplay<'a> {
+pub struct NewReplay<'a> {
     /// `archive` or `athena`.
-    pub(crate) source: &'static str,
-    pub(crate) seqs: &'a Seqs,
+    pub source: &'static str,
+    pub seqs: &'a Seqs,
     /// Whether the other batches are carried forward.
-    pub(crate) partial: bool,
-    pub(crate) job_hash: &'a str,
-    pub(crate) spec: &'a JobSpec,
+    pub partial: bool,
+    pub job_hash: &'a str,
+    pub spec: &'a JobSpec,
     /// When rows reach the target from now on.
-    pub(crate) publish: &'a str,
-    pub(crate) by: &'a str,
+    pub publish: &'a str,
+    pub by: &'a str,
 }
 
 /// The runs that this process alone may replay, until this is dropped or the process ends.
-pub(crate) struct Claims(PgConnection);
+pub struct Claims(PgConnection);
 
 impl Claims {
     /// Takes a run, so that two operators do not replay it at the same time.
-    pub(crate) async fn take(&mut self, name: &str) -> Result<(), Failure> {
+    pub async fn take(&mut self, name: &str) -> Result<(), Failure> {
         let taken = try_take(&mut self.0, &format!("etl replay {name}")).await;
         if taken.with_context(|| format!("cannot lock the run {name}"))? {
             return Ok(());
@@ -127,7 +127,7 @@ struct ReplayRow {
 
 impl Books {
     /// The run of this name with all that a replay has to know.
-    pub(crate) async fn subject(&self, name: &str) -> Result<Subject, Failure> {
+    pub async fn subject(&self, name: &str) -> Result<Subject, Failure> {
         let run = self.exactly(name).await?;
         let id = name
             .parse()
@@ -169,7 +169,7 @@ impl Books {
     }
 
     /// Runs can be claimed on a connection of their own: the locks go with it, and so with the process.
-    pub(crate) async fn claims(&self) -> Result<Claims, Failure> {
+    pub async fn claims(&self) -> Result<Claims, Failure> {
         let connection = self.pool.acquire().await;
         let connection = connection.context("cannot connect to the database")?;
         Ok(Claims(connection.detach()))
@@ -177,7 +177,7 @@ impl Books {
 
     /// Writes a replay down and raises the run's generation: the new one's number. From here on
     /// batches of the generations before are stale.
-    pub(crate) async fn begin_replay(
+    pub async fn begin_replay(
         &self,
         subject: &Subject,
         replay: &NewReplay<'_>,
@@ -211,7 +211,7 @@ impl Books {
     }
 
     /// Writes down that every message of the live generation's replay is with the broker.
-    pub(crate) async fn replay_sent(&self, name: &str, generation: u32) -> Result<(), Failure> {
+    pub async fn replay_sent(&self, name: &str, generation: u32) -> Result<(), Failure> {
         sqlx::query("UPDATE etl.replays SET sent_at = now() WHERE run_id = $1 AND generation = $2 AND sent_at IS NULL")
             .bind(name)
             .bind(i32::try_from(generation).unwrap_or(i32::MAX))
@@ -222,7 +222,7 @@ impl Books {
     }
 
     /// The batches of the live generation that have a rejected row.
-    pub(crate) async fn batches_with_rejects(&self, run: &Run) -> Result<Seqs, Failure> {
+    pub async fn batches_with_rejects(&self, run: &Run) -> Result<Seqs, Failure> {
         let seqs: Vec<i32> = sqlx::query_scalar(
             "SELECT seq FROM etl.batches WHERE run_id = $1 AND generation = $2 AND rows_rejected > 0 ORDER BY seq",
         )
@@ -235,7 +235,7 @@ impl Books {
     }
 
     /// The names of a job's runs that were asked for in a span of time, the oldest first.
-    pub(crate) async fn runs_between(
+    pub async fn runs_between(
         &self,
         job: &str,
         since: Timestamp,

@@ -11,7 +11,7 @@ use super::{Books, Run};
 use crate::Failure;
 
 /// What became of the wish to write a run into the books.
-pub(crate) enum Requested {
+pub enum Requested {
     New,
     /// The same request was made before, under this name.
     Known(Box<Run>),
@@ -21,21 +21,21 @@ pub(crate) enum Requested {
 
 /// A run of the same job with the same parameters that speaks against another one.
 #[derive(Debug, Clone, sqlx::FromRow)]
-pub(crate) struct Rival {
-    pub(crate) run_id: String,
-    pub(crate) state: String,
+pub struct Rival {
+    pub run_id: String,
+    pub state: String,
     /// Whether the job was another version of itself.
-    pub(crate) is_of_older_job: bool,
+    pub is_of_older_job: bool,
 }
 
 impl Rival {
     /// Whether it is still to come to its end.
-    pub(crate) fn goes_on(&self) -> bool {
+    pub fn goes_on(&self) -> bool {
         self.state != "completed"
     }
 
     /// Why it is in the way, and what to do.
-    pub(crate) fn sentence(&self) -> String {
+    pub fn sentence(&self) -> String {
         let Self {
             run_id,
             state,
@@ -66,7 +66,7 @@ const RIVAL: &str = "
 
 impl Books {
     /// Whether a run of this name was asked for.
-    pub(crate) async fn knows(&self, run: &RunId) -> Result<bool, Failure> {
+    pub async fn knows(&self, run: &RunId) -> Result<bool, Failure> {
         let known = sqlx::query_scalar("SELECT EXISTS (SELECT FROM etl.runs WHERE run_id = $1)")
             .bind(run.as_str())
             .fetch_one(&self.pool)
@@ -76,7 +76,7 @@ impl Books {
     }
 
     /// When the run was asked for, to the microsecond.
-    pub(crate) async fn requested_at(&self, run: &RunId) -> Result<jiff::Timestamp, Failure> {
+    pub async fn requested_at(&self, run: &RunId) -> Result<jiff::Timestamp, Failure> {
         let text: String = sqlx::query_scalar(
             r#"SELECT to_char(requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') FROM etl.runs WHERE run_id = $1"#,
         )
@@ -89,7 +89,7 @@ impl Books {
     }
 
     /// What bounds the run's batches.
-    pub(crate) async fn limits_of(&self, run: &RunId) -> Result<Limits, Failure> {
+    pub async fn limits_of(&self, run: &RunId) -> Result<Limits, Failure> {
         let limits: Option<Json<Limits>> =
             sqlx::query_scalar("SELECT limits FROM etl.runs WHERE run_id = $1")
                 .bind(run.as_str())
@@ -100,7 +100,7 @@ impl Books {
     }
 
     /// What speaks against a run of this job, before anybody asks for it.
-    pub(crate) async fn rival(
+    pub async fn rival(
         &self,
         job: &Job,
         request: &common::job::Request,
@@ -114,7 +114,7 @@ impl Books {
     /// Writes a run into the books, before anything of it is sent. Of two who ask at the same moment
     /// for the same job one waits here for the other, and sees what that one wrote. `again`: although
     /// the same rows were appended before.
-    pub(crate) async fn request(
+    pub async fn request(
         &self,
         run: &RunId,
         job: &Job,
@@ -168,7 +168,7 @@ impl Books {
             || known.parameters != request.parameters
             || known.job_hash != job.hash()
         {
-            return Err(Failure::misuse(anyhow!(
+            return Err(Failure::usage(anyhow!(
                 "the run {run} was asked for before, with another job, other parameters or an older version of the job; choose another --run-id"
             )));
         }

@@ -15,63 +15,63 @@ use crate::Failure;
     clippy::struct_field_names,
     reason = "the books' own names, and those of the JSON"
 )]
-pub(crate) struct Run {
-    pub(crate) run_id: String,
-    pub(crate) run_no: i64,
-    pub(crate) job: String,
+pub struct Run {
+    pub run_id: String,
+    pub run_no: i64,
+    pub job: String,
     #[serde(skip)]
-    pub(crate) job_hash: String,
+    pub job_hash: String,
     #[sqlx(json)]
-    pub(crate) parameters: BTreeMap<String, String>,
-    pub(crate) target_table: String,
-    pub(crate) mode: String,
+    pub parameters: BTreeMap<String, String>,
+    pub target_table: String,
+    pub mode: String,
     /// When rows reach the target: `batch`, or `run` for all of them at once.
-    pub(crate) publish: String,
-    pub(crate) state: String,
-    pub(crate) generation: i32,
-    pub(crate) query_execution_id: Option<String>,
-    pub(crate) result_id: Option<String>,
-    pub(crate) bytes_scanned: Option<i64>,
-    pub(crate) batches_expected: Option<i32>,
-    pub(crate) rows_expected: Option<i64>,
+    pub publish: String,
+    pub state: String,
+    pub generation: i32,
+    pub query_execution_id: Option<String>,
+    pub result_id: Option<String>,
+    pub bytes_scanned: Option<i64>,
+    pub batches_expected: Option<i32>,
+    pub rows_expected: Option<i64>,
     /// As the extractor reports it, while it reads.
-    pub(crate) rows_read: i64,
+    pub rows_read: i64,
     /// The ledger's sums.
-    pub(crate) batches: i64,
-    pub(crate) rows_extracted: i64,
-    pub(crate) rows_loaded: i64,
-    pub(crate) rows_collapsed: i64,
-    pub(crate) rows_rejected: i64,
-    pub(crate) rows_dropped: i64,
+    pub batches: i64,
+    pub rows_extracted: i64,
+    pub rows_loaded: i64,
+    pub rows_collapsed: i64,
+    pub rows_rejected: i64,
+    pub rows_dropped: i64,
     /// Messages of the run that no stage could handle and nobody has dealt with.
-    pub(crate) dead_letters: i64,
-    pub(crate) late_messages: i64,
+    pub dead_letters: i64,
+    pub late_messages: i64,
     /// Every batch is in the ledger, and extracted = loaded + rejected + dropped.
-    pub(crate) balanced: bool,
-    pub(crate) failure: Option<String>,
-    pub(crate) held_because: Option<String>,
-    pub(crate) requested_by: Option<String>,
-    pub(crate) decided_by: Option<String>,
-    pub(crate) decision: Option<String>,
-    pub(crate) requested_at: String,
-    pub(crate) started_at: Option<String>,
-    pub(crate) published_at: Option<String>,
-    pub(crate) finished_at: Option<String>,
+    pub balanced: bool,
+    pub failure: Option<String>,
+    pub held_because: Option<String>,
+    pub requested_by: Option<String>,
+    pub decided_by: Option<String>,
+    pub decision: Option<String>,
+    pub requested_at: String,
+    pub started_at: Option<String>,
+    pub published_at: Option<String>,
+    pub finished_at: Option<String>,
     /// Of the replay that made the live generation: when it was asked for, by whom, and why it came to nothing.
-    pub(crate) replayed_at: Option<String>,
-    pub(crate) replayed_by: Option<String>,
-    pub(crate) replay_given_up: Option<String>,
+    pub replayed_at: Option<String>,
+    pub replayed_by: Option<String>,
+    pub replay_given_up: Option<String>,
     /// Since the request, or that of the replay, up to its end or now; by the database's clock.
     #[serde(skip)]
-    pub(crate) seconds: f64,
+    pub seconds: f64,
     /// The same, since Athena has its query, or since the replay.
     #[serde(skip)]
-    pub(crate) working_seconds: Option<f64>,
+    pub working_seconds: Option<f64>,
 }
 
 impl Run {
     /// Whether the run is over, for good unless somebody replays it. A held one is not.
-    pub(crate) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         matches!(
             self.state.as_str(),
             "completed" | "failed" | "cancelled" | "superseded"
@@ -79,31 +79,31 @@ impl Run {
     }
 
     /// Whether nothing moves until a person acts: it is held, or one of its messages was given up.
-    pub(crate) fn waits_for_a_person(&self) -> bool {
+    pub fn waits_for_a_person(&self) -> bool {
         self.state == "held" || (!self.is_over() && self.dead_letters > 0)
     }
 
     /// Whether every row that Athena returned is accounted for.
-    pub(crate) fn is_complete(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.state == "completed" && self.balanced && self.dead_letters == 0
     }
 }
 
 /// Rows of a run's live generation that a person gave up.
 #[derive(Debug, Clone, FromRow, Serialize)]
-pub(crate) struct DroppedRows {
-    pub(crate) dropped_by: Option<String>,
-    pub(crate) reason: Option<String>,
-    pub(crate) batches: i64,
-    pub(crate) rows: i64,
+pub struct DroppedRows {
+    pub dropped_by: Option<String>,
+    pub reason: Option<String>,
+    pub batches: i64,
+    pub rows: i64,
 }
 
 /// Runs to be proven.
 #[derive(Debug)]
-pub(crate) struct Proven {
-    pub(crate) runs: Vec<Run>,
+pub struct Proven {
+    pub runs: Vec<Run>,
     /// So many more are complete, and were left with the server: nobody reads ten thousand lines.
-    pub(crate) complete_besides: i64,
+    pub complete_besides: i64,
 }
 
 impl From<Run> for Proven {
@@ -117,13 +117,13 @@ impl From<Run> for Proven {
 
 /// Which runs to list.
 #[derive(Debug, Default)]
-pub(crate) struct Filter<'a> {
-    pub(crate) job: Option<&'a str>,
+pub struct Filter<'a> {
+    pub job: Option<&'a str>,
     /// These states; any when empty.
-    pub(crate) states: &'a [&'a str],
+    pub states: &'a [&'a str],
     /// Only those that a dead letter keeps from going on.
-    pub(crate) only_stuck: bool,
-    pub(crate) limit: u32,
+    pub only_stuck: bool,
+    pub limit: u32,
 }
 
 /// What is read of a run `r` and its sums `b`, with the number of its rejected rows `q`, and of the replay `p` of its live
@@ -185,7 +185,7 @@ pub(super) fn all_of_them() -> String {
 
 impl Books {
     /// The run of this name and of no other: for whatever proves or changes something.
-    pub(crate) async fn exactly(&self, name: &str) -> Result<Run, Failure> {
+    pub async fn exactly(&self, name: &str) -> Result<Run, Failure> {
         let query = a_few("SELECT $1::text AS run_id");
         let found = sqlx::query_as(AssertSqlSafe(query))
             .bind(name)
@@ -195,7 +195,7 @@ impl Books {
     }
 
     /// Who gave rows of this run up, and why.
-    pub(crate) async fn drops(&self, run: &Run) -> Result<Vec<DroppedRows>, Failure> {
+    pub async fn drops(&self, run: &Run) -> Result<Vec<DroppedRows>, Failure> {
         if run.rows_dropped == 0 {
             return Ok(Vec::new());
         }
@@ -212,7 +212,7 @@ impl Books {
     }
 
     /// The run of this name, or the only one whose name begins so: for looking only.
-    pub(crate) async fn find(&self, name: &str) -> Result<Run, Failure> {
+    pub async fn find(&self, name: &str) -> Result<Run, Failure> {
         let names: Vec<String> = sqlx::query_scalar(
             "SELECT run_id FROM etl.runs WHERE run_id = $1 OR $1 <> '' AND starts_with(run_id, $1)
              ORDER BY run_id = $1 DESC, run_no LIMIT 4",
@@ -224,7 +224,7 @@ impl Books {
         match names.as_slice() {
             [] => Err(no_such_run(name)),
             [first, ..] if first == name || names.len() == 1 => self.exactly(first).await,
-            _ => Err(Failure::misuse(anyhow!(
+            _ => Err(Failure::usage(anyhow!(
                 "{name:?} is the beginning of several runs: {}; say more of the name",
                 names.join(", ")
             ))),
@@ -232,7 +232,7 @@ impl Books {
     }
 
     /// The latest runs, the newest first.
-    pub(crate) async fn latest(&self, filter: &Filter<'_>) -> Result<Vec<Run>, Failure> {
+    pub async fn latest(&self, filter: &Filter<'_>) -> Result<Vec<Run>, Failure> {
         let query = a_few(
             "SELECT run_id FROM etl.runs r WHERE ($1::text IS NULL OR job = $1) AND (cardinality($2::text[]) = 0 OR state = ANY ($2))
              AND (NOT $3 OR EXISTS (SELECT FROM etl.dead_letters d WHERE d.run_id = r.run_id AND d.resolved_at IS NULL))
@@ -249,7 +249,7 @@ impl Books {
     }
 
     /// Those of these runs that were asked for, by name.
-    pub(crate) async fn named(&self, names: &[String]) -> Result<BTreeMap<String, Run>, Failure> {
+    pub async fn named(&self, names: &[String]) -> Result<BTreeMap<String, Run>, Failure> {
         let query = a_few("SELECT run_id FROM etl.runs WHERE run_id = ANY ($1)");
         let runs: Vec<Run> = sqlx::query_as(AssertSqlSafe(query))
             .bind(names)
@@ -263,7 +263,7 @@ impl Books {
     }
 
     /// Every run, the oldest first. Where there are more than `few`, only those that are not simply complete.
-    pub(crate) async fn all(&self, few: Option<i64>) -> Result<Proven, Failure> {
+    pub async fn all(&self, few: Option<i64>) -> Result<Proven, Failure> {
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         let mut tx = self.pool.begin_with(begin).await.context(UNREADABLE)?;
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM etl.runs")
@@ -296,7 +296,7 @@ const UNREADABLE: &str =
     "cannot read the books; is the schema etl of this version (`loader migrate`)?";
 
 pub(super) fn no_such_run(name: &str) -> Failure {
-    Failure::misuse(anyhow!(
+    Failure::usage(anyhow!(
         "there is no run {name:?}; `etl runs` lists the latest"
     ))
 }

@@ -12,7 +12,7 @@ use crate::Failure;
 /// What the first batch of a run would do to its target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "action")]
-pub(crate) enum TargetPlan {
+pub enum TargetPlan {
     /// Nothing.
     Fits,
     Creates {
@@ -52,9 +52,9 @@ fn refused_target(job: &str, refusal: Refusal) -> Failure {
     let is_misuse = refusal.is_of_the_job();
     let error = anyhow::Error::from(refusal).context(format!("cannot run the job {job}"));
     if is_misuse {
-        Failure::Misuse(error)
+        Failure::Usage(error)
     } else {
-        Failure::Untrue(error)
+        Failure::Failed(error)
     }
 }
 
@@ -66,11 +66,7 @@ fn statements(ddl: &str) -> Vec<String> {
 
 impl Books {
     /// Refuses a job whose rows could not be loaded, as far as that can be known before the query ran.
-    pub(crate) async fn check_target(
-        &self,
-        spec: &JobSpec,
-        schemas: &[String],
-    ) -> Result<(), Failure> {
+    pub async fn check_target(&self, spec: &JobSpec, schemas: &[String]) -> Result<(), Failure> {
         let target = &spec.target;
         let columns = declared(spec);
         let refused = loader::target::inspect(&self.pool, target, &columns, schemas, &spec.name)
@@ -80,7 +76,7 @@ impl Books {
     }
 
     /// What would become of the target. Changes nothing.
-    pub(crate) async fn plan_target(
+    pub async fn plan_target(
         &self,
         spec: &JobSpec,
         schemas: &[String],

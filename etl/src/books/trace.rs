@@ -13,40 +13,40 @@ use crate::Failure;
 
 /// A row of a target table.
 #[derive(Debug, FromRow, Serialize)]
-pub(crate) struct TracedRow {
+pub struct TracedRow {
     /// Which batch wrote it; none where something else did.
-    pub(crate) batch: Option<i64>,
-    pub(crate) row: Json<Box<serde_json::value::RawValue>>,
+    pub batch: Option<i64>,
+    pub row: Json<Box<serde_json::value::RawValue>>,
 }
 
 /// What the books say of a value of `_batch`.
 #[derive(Debug, Clone, FromRow, Serialize)]
-pub(crate) struct Origin {
-    pub(crate) batch: i64,
-    pub(crate) run_id: String,
-    pub(crate) run_no: i64,
-    pub(crate) seq: i32,
-    pub(crate) generation: i32,
-    pub(crate) job: String,
-    pub(crate) state: String,
-    pub(crate) requested_by: Option<String>,
-    pub(crate) requested_at: String,
+pub struct Origin {
+    pub batch: i64,
+    pub run_id: String,
+    pub run_no: i64,
+    pub seq: i32,
+    pub generation: i32,
+    pub job: String,
+    pub state: String,
+    pub requested_by: Option<String>,
+    pub requested_at: String,
     /// Of the batch, in the result; none while it is not in the ledger of the live generation.
-    pub(crate) first_row: Option<i64>,
-    pub(crate) rows_extracted: Option<i64>,
-    pub(crate) loaded_at: Option<String>,
-    pub(crate) query_execution_id: Option<String>,
-    pub(crate) result_id: Option<String>,
-    pub(crate) result_location: Option<String>,
+    pub first_row: Option<i64>,
+    pub rows_extracted: Option<i64>,
+    pub loaded_at: Option<String>,
+    pub query_execution_id: Option<String>,
+    pub result_id: Option<String>,
+    pub result_location: Option<String>,
     #[sqlx(json)]
-    pub(crate) parameters: BTreeMap<String, String>,
-    pub(crate) sql: String,
+    pub parameters: BTreeMap<String, String>,
+    pub sql: String,
 }
 
 impl Books {
     /// Rows of a table that meet a condition of the operator's own. Read only and not for long,
     /// whatever the condition is; one statement, since it is prepared.
-    pub(crate) async fn traced_rows(
+    pub async fn traced_rows(
         &self,
         (schema, table): (&str, &str),
         condition: &str,
@@ -71,11 +71,11 @@ impl Books {
         match found {
             Some(true) => {}
             Some(false) => {
-                return Err(Failure::misuse(anyhow!(
+                return Err(Failure::usage(anyhow!(
                     "the table {name} has no column _batch, so that nothing in it was loaded from here"
                 )));
             }
-            None => return Err(Failure::misuse(anyhow!("there is no table {name}"))),
+            None => return Err(Failure::usage(anyhow!("there is no table {name}"))),
         }
         // A line of its own: the condition may end with a comment.
         let query = format!(
@@ -88,14 +88,14 @@ impl Books {
             let doing = format!("cannot find the rows of {name} where {condition}");
             match error.as_database_error() {
                 // The message alone: the line that the error shows besides is one of Postgres' own source.
-                Some(refused) => Failure::misuse(anyhow!("{doing}: {}", refused.message())),
-                None => Failure::Untrue(anyhow::Error::from(error).context(doing)),
+                Some(refused) => Failure::usage(anyhow!("{doing}: {}", refused.message())),
+                None => Failure::Failed(anyhow::Error::from(error).context(doing)),
             }
         })
     }
 
     /// What the books say of each of these values of `_batch`; nothing of those that are not theirs.
-    pub(crate) async fn origins(&self, batches: &[i64]) -> Result<Vec<Origin>, Failure> {
+    pub async fn origins(&self, batches: &[i64]) -> Result<Vec<Origin>, Failure> {
         let origins = sqlx::query_as(
             r#"SELECT n.batch, r.run_id, r.run_no, (n.batch & 16777215)::integer AS seq, r.generation, r.job, r.state, r.requested_by,
                       to_char(r.requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS requested_at,
