@@ -1,4 +1,4 @@
-//! The broker, as far as `etl` needs it: to send a task or a message once more, and to read the archive.
+//! The broker, as far as `etl` needs it: to send messages, to read the archive, and to look at the queues.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,23 +13,24 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::Failure;
-use crate::report::note;
 
-/// How long somebody who only looks waits for the broker.
-const GLANCE: Duration = Duration::from_secs(5);
+/// How long a look at the queues may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What waits in a queue.
+/// The depth of a queue.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Depth {
-    pub(crate) queue: &'static str,
-    /// Those that a service has in hand are not among them.
-    pub(crate) messages: u32,
-    pub(crate) consumers: u32,
+pub struct Depth {
+    /// Its name.
+    pub queue: &'static str,
+    /// Messages that wait; unacknowledged ones do not count.
+    pub messages: u32,
+    /// Its consumers.
+    pub consumers: u32,
 }
 
-/// What waits in each work queue, or why that cannot be known now. Declares nothing.
-pub(crate) async fn depths() -> Result<Vec<Depth>, String> {
-    let looked = timeout(GLANCE, async {
+/// The depth of each work queue, or why it is unknown. Declares no queue.
+pub async fn depths() -> Result<Vec<Depth>, String> {
+    let looked = timeout(LOOK_TIMEOUT, async {
         let settings: ServiceSettings = settings::load().map_err(anyhow::Error::from)?;
         let connection = Connection::open(&settings.amqp_url, "etl status").await?;
         let queues = depths_on(&connection).await;
@@ -41,7 +42,7 @@ pub(crate) async fn depths() -> Result<Vec<Depth>, String> {
         Ok(Err(error)) => Err(format!("{error:#}")),
         Err(_) => Err(format!(
             "the broker did not answer within {} s",
-            GLANCE.as_secs()
+            LOOK_TIMEOUT.as_secs()
         )),
     }
 }
@@ -67,14 +68,17 @@ async fn depths_on(connection: &Connection) -> anyhow::Result<Vec<Depth>> {
 }
 
 /// A connection to the broker, with the queues declared.
-pub(crate) struct Broker {
+pub struct Broker {
     connection: Connection,
+    /// Tells the user why sending waits.
+    notice: fn(&str),
 }
 
 impl Broker {
-    /// Connects to the broker that `ETL_AMQP_URL` names, and makes sure that it takes messages.
-    pub(crate) async fn open() -> Result<Self, Failure> {
-        let settings: ServiceSettings = settings::load().map_err(Failure::misuse)?;
+    /// Connects to the broker that `ETL_AMQP_URL` names, and checks that it takes messages. `notice` gets the reason
+    /// when sending waits for a full queue.
+    pub async fn open(notice: fn(&str)) -> Result<Self, Failure> {
+        let settings: ServiceSettings = settings::load().map_err(Failure::usage)?;
         let remedy = "check that the broker runs and that ETL_AMQP_URL is right";
         let connection = Connection::open(&settings.amqp_url, "etl")
             .await
@@ -88,28 +92,28 @@ impl Broker {
             .await
             .context("the broker takes no messages now")?;
         publisher.close().await;
-        Ok(Self { connection })
+        Ok(Self { connection, notice })
     }
 
-    /// Returns when the broker has the messages.
-    pub(crate) async fn send(&self, messages: &[Outgoing]) -> anyhow::Result<()> {
+    /// Returns when the broker has confirmed the messages.
+    pub async fn send(&self, messages: &[Outgoing]) -> anyhow::Result<()> {
         let mut publisher = Publisher::open(&self.connection).await?;
         publisher.publish(messages).await?;
         publisher.close().await;
         Ok(())
     }
 
-    /// For whoever sends so much that a queue may fill up with it.
-    pub(crate) async fn sender(&self) -> anyhow::Result<Sender<'_>> {
+    /// A sender for many messages, which may fill a queue.
+    pub async fn sender(&self) -> anyhow::Result<Sender<'_>> {
         Ok(Sender {
             publisher: Publisher::open(&self.connection).await?,
+            notice: self.notice,
             has_waited: false,
         })
     }
 
-    /// Reads the archive from a time on up to now, and hands each message to `look`, until that says
-    /// that it has seen enough.
-    pub(crate) async fn read_archive(
+    /// Reads the archive from a time on up to now. Each message goes to `look`, until it returns true.
+    pub async fn read_archive(
         &self,
         since: SystemTime,
         mut look: impl AsyncFnMut(RawDelivery) -> anyhow::Result<bool>,
@@ -127,26 +131,28 @@ impl Broker {
         Ok(())
     }
 
-    pub(crate) async fn close(self) {
+    /// Closes the connection.
+    pub async fn close(self) {
         self.connection.close().await;
     }
 }
 
 /// Sends many messages, and waits where a queue is full.
-pub(crate) struct Sender<'a> {
+pub struct Sender<'a> {
     publisher: Publisher<'a>,
+    notice: fn(&str),
     has_waited: bool,
 }
 
 impl Sender<'_> {
-    /// Returns when the broker has the messages, however long the stage behind the queue takes.
-    pub(crate) async fn send(&mut self, messages: &[Outgoing]) -> anyhow::Result<()> {
+    /// Returns when the broker has confirmed the messages, however long a full queue takes.
+    pub async fn send(&mut self, messages: &[Outgoing]) -> anyhow::Result<()> {
         loop {
             match self.publisher.publish(messages).await {
-                // Those that were taken are sent again: whoever reads them knows them by their identity.
+                // The confirmed ones are sent again, too: a consumer knows them by their identity.
                 Err(full @ QueueError::Full { .. }) => {
                     if !self.has_waited {
-                        note(&format!("{full}; waiting for it"));
+                        (self.notice)(&format!("{full}; waiting until it has room"));
                     }
                     self.has_waited = true;
                 }
@@ -155,7 +161,8 @@ impl Sender<'_> {
         }
     }
 
-    pub(crate) async fn close(self) {
+    /// Closes the sender's channel.
+    pub async fn close(self) {
         self.publisher.close().await;
     }
 }

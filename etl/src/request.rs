@@ -1,7 +1,7 @@
-//! Asking for a run: everything that can be wrong is found before anything is written or sent.
+//! Requests a run: the row in the ledger first, then the task.
 
 use anyhow::{Context, anyhow};
-use common::job::{Job, JobSpec, Request};
+use common::job::{Job, Request};
 use common::message::{ExtractTask, Limits, RunId, TaskState};
 use common::queue::Outgoing;
 use common::settings;
@@ -9,46 +9,48 @@ use common::telemetry::trace::Span;
 use serde::Deserialize;
 
 use crate::Failure;
-use crate::books::{Books, Requested, Rival, Run};
 use crate::broker::Broker;
+use ledger::{Requested, RunState, Store};
 
-/// What became of asking.
-pub(crate) enum Asked {
-    New,
-    /// It was asked for before, under this name.
-    Known(Box<Run>),
-    /// The same was asked for under another name; nothing was sent.
-    Refused(Rival),
-}
-
-/// Writes a run into the books and sends its task. A run whose task may not have been sent, since
-/// nothing has happened to it yet, is sent once more: the same task twice is one.
-pub(crate) async fn ask(
-    books: &Books,
+/// Writes a run into the ledger and sends its task. The task of a known run that is still `requested` may not have been
+/// sent: it is sent again, since the same task twice is one.
+pub async fn request(
+    store: &Store,
     broker: &Broker,
     run: &RunId,
     job: &Job,
     request: &Request,
     again: bool,
-) -> Result<Asked, Failure> {
-    let asked = match books.request(run, job, request, limits()?, again).await? {
-        Requested::New => Asked::New,
-        Requested::Known(known) => Asked::Known(known),
-        Requested::Refused(rival) => return Ok(Asked::Refused(rival)),
-    };
-    let is_unsent = match &asked {
-        Asked::Known(known) => known.state == "requested",
-        Asked::New | Asked::Refused(_) => true,
+) -> Result<Requested, Failure> {
+    let requested = store.request(run, job, request, limits()?, again).await?;
+    let is_unsent = match &requested {
+        Requested::New => true,
+        Requested::Known(known) => known.state == RunState::Requested,
+        Requested::Conflicts(_) => false,
     };
     if is_unsent {
-        let spec = request.spec.asked_at(books.requested_at(run).await?);
-        let limits = books.limits_of(run).await?;
-        send(broker, run, job, request, (spec, limits)).await?;
+        let settled = store.settled(run).await?;
+        let task = ExtractTask {
+            run: run.clone(),
+            generation: 0,
+            sql: request.sql.clone(),
+            source: job.source.clone(),
+            job: request.spec.asked_at(settled.requested_at).into(),
+            limits: settled.limits,
+            state: TaskState::Start { attempt: 1 },
+        };
+        let trace = Span::begin("run", None).with("run.id", run.as_str());
+        let message = Outgoing::of(&task)
+            .with_context(|| format!("the task of the run {run} cannot be sent"))?;
+        let message = message.traced(trace.context());
+        broker.send(&[message]).await.with_context(|| {
+            format!("the run {run} is in the ledger, and its task may not have been sent; request it again with --run-id {run}")
+        })?;
     }
-    Ok(asked)
+    Ok(requested)
 }
 
-/// As text, so that what is wrong with one is said in a sentence that names it.
+/// The limits are read as text, so that an error can name the setting and its range.
 #[derive(Deserialize)]
 struct Settings {
     /// The most rows in a batch.
@@ -57,16 +59,16 @@ struct Settings {
     batch_bytes: Option<String>,
 }
 
-/// What bounds the batches of a new run: settled here, written into the books, and never changed again.
+/// What bounds the batches of a new run. The ledger records it with the run, and it never changes.
 fn limits() -> Result<Limits, Failure> {
-    let settings: Settings = settings::load().map_err(Failure::misuse)?;
+    let settings: Settings = settings::load().map_err(Failure::usage)?;
     let default = Limits::default();
     let most_bytes = u32::try_from(Limits::ROW_BYTES).unwrap_or(u32::MAX);
+    let (rows, bytes) = (settings.batch_rows, settings.batch_bytes);
     Ok(Limits {
-        batch_rows: within("ETL_BATCH_ROWS", settings.batch_rows, Limits::MOST_ROWS)?
+        batch_rows: within("ETL_BATCH_ROWS", rows, Limits::MOST_ROWS)?
             .unwrap_or(default.batch_rows),
-        batch_bytes: within("ETL_BATCH_BYTES", settings.batch_bytes, most_bytes)?
-            .unwrap_or(default.batch_bytes),
+        batch_bytes: within("ETL_BATCH_BYTES", bytes, most_bytes)?.unwrap_or(default.batch_bytes),
     })
 }
 
@@ -75,35 +77,10 @@ fn within(name: &str, value: Option<String>, most: u32) -> Result<Option<u32>, F
     let number = text.trim().parse().ok();
     match number.filter(|number| (1..=most).contains(number)) {
         Some(number) => Ok(Some(number)),
-        None => Err(Failure::misuse(anyhow!(
+        None => Err(Failure::usage(anyhow!(
             "{name} is {text:?}, and has to be a whole number from 1 to {most}"
         ))),
     }
-}
-
-async fn send(
-    broker: &Broker,
-    run: &RunId,
-    job: &Job,
-    request: &Request,
-    (spec, limits): (JobSpec, Limits),
-) -> Result<(), Failure> {
-    let task = ExtractTask {
-        run: run.clone(),
-        generation: 0,
-        sql: request.sql.clone(),
-        source: job.source.clone(),
-        job: spec.into(),
-        limits,
-        state: TaskState::Start { attempt: 1 },
-    };
-    let trace = Span::begin("run", None).with("run.id", run.as_str());
-    let message = Outgoing::of(&task).context("cannot ask for this run")?;
-    let message = message.traced(trace.context());
-    broker.send(&[message]).await.with_context(|| {
-        format!("the run {run} is in the books, but it is not known whether its task was sent; ask again with --run-id {run}")
-    })?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -111,14 +88,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_out_of_its_range_is_refused_by_name_and_range() {
+    fn limit_out_of_range_is_a_usage_error_with_name_and_range() {
         let given = |text: &str| within("ETL_BATCH_ROWS", Some(text.to_owned()), 20_000);
         assert!(matches!(given("1"), Ok(Some(1))));
         assert!(matches!(given("20000"), Ok(Some(20_000))));
         assert!(matches!(within("ETL_BATCH_ROWS", None, 20_000), Ok(None)));
         for text in ["0", "20001", "-1", "many", "1.5", "99999999999"] {
             let failure = given(text).unwrap_err();
-            assert!(matches!(failure, Failure::Misuse(_)));
+            assert!(matches!(failure, Failure::Usage(_)));
             assert_eq!(
                 failure.to_string(),
                 format!("ETL_BATCH_ROWS is {text:?}, and has to be a whole number from 1 to 20000")

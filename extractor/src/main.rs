@@ -7,8 +7,8 @@ use common::queue::QueueName;
 use common::service::{self, Service};
 use extractor::command::{self, Command};
 
-/// Asks Athena, reads its results and puts them on the queue. Configured by `ETL_AMQP_URL`,
-/// `ETL_HTTP_ADDR`, `ETL_TASKS` and the AWS variables. Without a command it is the service.
+/// Runs queries in Athena and publishes their results to the queue. The settings are `ETL_AMQP_URL`, `ETL_HTTP_ADDR`,
+/// `ETL_TASKS` and the AWS variables. Without a command it is the service.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -16,8 +16,8 @@ struct Arguments {
     command: Option<Command>,
 }
 
-// Two threads whatever the machine: an allocator's memory grows with its threads, and an extractor
-// waits most of the time. More work is for more replicas.
+// Two threads on every machine: the memory of the allocator grows with its threads, and an extractor mostly waits. More
+// work needs more replicas.
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
     if let Some(command) = Arguments::parse().command {

@@ -169,6 +169,16 @@ pub struct DeadLetterFilter {
     pub stage: Option<String>,
 }
 
+impl DeadLetterFilter {
+    /// Those of one run.
+    pub fn of_run(run: &str) -> Self {
+        Self {
+            run: Some(run.to_owned()),
+            ..Self::default()
+        }
+    }
+}
+
 /// What became of a batch that a person drops.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Dropped {

@@ -4,6 +4,8 @@
 
 use std::borrow::Cow;
 
+use common::command::Failure;
+
 /// A failure to read or change the ledger.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -51,6 +53,17 @@ impl From<sqlx::Error> for Error {
         Self::Postgres {
             failure: Self::UNSAID,
             source,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound(_) => Self::usage(error),
+            Error::Postgres { .. } | Error::Refused(_) | Error::NotAllowed(_) => {
+                Self::Failed(error.into())
+            }
         }
     }
 }

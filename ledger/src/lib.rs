@@ -45,7 +45,7 @@ pub use removal::{DroppedBatch, Removal, Removed};
 pub use replay::{Claims, NewReplay, Replay, Subject};
 pub use request::{ConflictingRun, Requested, Settled};
 pub use run::{LockedRun, RunRow, Standing, bigint, share};
-pub use seqs::{NoRange, Search, Seqs};
+pub use seqs::{NotARange, Search, Seqs};
 pub use server::Server;
 pub use session_lock::SessionLock;
 pub use state::{RunState, Transition, UnknownState};

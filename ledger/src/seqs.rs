@@ -1,5 +1,4 @@
-//! Sets of a run's batches. A run may have millions of them; a set is a few ranges, and what was seen
-//! of one is a bit for each.
+//! Sets of a run's batches. A run may have millions of batches: a set is a few ranges, and a search has a bit for each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,20 +9,20 @@ use common::message::BatchId;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seqs(Vec<(u32, u32)>);
 
-/// A text that is no range of batches.
+/// A text that is not a range of batches.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a range of batches: A..B with A not above B, the last one included, or one number; batches count from 0"
 )]
-pub struct NoRange(String);
+pub struct NotARange(String);
 
 impl Seqs {
-    /// The first `count`.
+    /// The first `count` batches.
     pub fn first(count: u32) -> Self {
         Self::from_ranges((count > 0).then(|| (0, count - 1)))
     }
 
-    /// Of inclusive ranges in any order.
+    /// From inclusive ranges in any order.
     pub fn from_ranges(ranges: impl IntoIterator<Item = (u32, u32)>) -> Self {
         let mut sorted: Vec<_> = ranges.into_iter().filter(|(from, to)| from <= to).collect();
         sorted.sort_unstable();
@@ -37,7 +36,7 @@ impl Seqs {
         Self(merged)
     }
 
-    /// Of ranges as the ledger has them.
+    /// From ranges as the ledger has them.
     pub fn from_ledger(ranges: impl IntoIterator<Item = (i32, i32)>) -> Self {
         Self::from_ranges(
             ranges
@@ -46,10 +45,12 @@ impl Seqs {
         )
     }
 
+    /// Whether there is no batch in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
+    /// How many batches are in it.
     pub fn count(&self) -> u64 {
         self.0
             .iter()
@@ -57,11 +58,12 @@ impl Seqs {
             .sum()
     }
 
-    /// The last of them.
+    /// The last batch.
     pub fn last(&self) -> Option<u32> {
         self.0.last().map(|(_, to)| *to)
     }
 
+    /// Whether a batch is in it.
     pub fn contains(&self, seq: u32) -> bool {
         let after = self.0.partition_point(|(from, _)| *from <= seq);
         after > 0 && seq <= self.0[after - 1].1
@@ -96,14 +98,14 @@ impl Seqs {
 }
 
 impl FromStr for Seqs {
-    type Err = NoRange;
+    type Err = NotARange;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (from, to) = text.split_once("..").unwrap_or((text, text));
         let number = |text: &str| text.parse().ok().filter(|seq| *seq < BatchId::MAX_SEQ);
         match (number(from), number(to)) {
             (Some(from), Some(to)) if from <= to => Ok(Self::from_ranges([(from, to)])),
-            _ => Err(NoRange(text.chars().take(60).collect())),
+            _ => Err(NotARange(text.chars().take(60).collect())),
         }
     }
 }
@@ -120,13 +122,13 @@ impl fmt::Display for Seqs {
             }
         }
         match self.0.len().checked_sub(20) {
-            Some(more) if more > 0 => write!(f, " and {more} ranges more"),
+            Some(more) if more > 0 => write!(f, " and {more} more ranges"),
             _ => Ok(()),
         }
     }
 }
 
-/// Batches that are looked for, each of which counts once.
+/// A search for batches, each of which counts once.
 #[derive(Debug)]
 pub struct Search {
     wanted: Seqs,
@@ -135,6 +137,7 @@ pub struct Search {
 }
 
 impl Search {
+    /// A search for these batches.
     pub fn new(wanted: Seqs) -> Self {
         let words = wanted.last().map_or(0, |last| last as usize / 64 + 1);
         Self {
@@ -144,12 +147,12 @@ impl Search {
         }
     }
 
-    /// Whether this one is looked for and was not seen before.
+    /// Whether this batch is searched for and was not found yet.
     pub fn wants(&self, seq: u32) -> bool {
         self.wanted.contains(seq) && !self.has(seq)
     }
 
-    /// One that is wanted was found.
+    /// Notes that a batch was found.
     pub fn found(&mut self, seq: u32) {
         if self.wants(seq) {
             self.seen[seq as usize / 64] |= 1 << (seq % 64);
@@ -157,11 +160,12 @@ impl Search {
         }
     }
 
+    /// Whether every batch was found.
     pub fn is_over(&self) -> bool {
         self.left == 0
     }
 
-    /// Those that were not found.
+    /// The batches that were not found.
     pub fn missing(&self) -> Seqs {
         let wanted = self.wanted.0.iter().flat_map(|(from, to)| *from..=*to);
         let mut ranges: Vec<(u32, u32)> = Vec::new();
@@ -186,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_read_merged_and_shown() {
+    fn ranges_are_parsed_merged_and_shown() {
         assert_eq!("3..7".parse(), Ok(Seqs::from_ranges([(3, 7)])));
         assert_eq!("5".parse(), Ok(Seqs::from_ranges([(5, 5)])));
         for bad in ["", "..", "7..3", "-1", "1..16777216", "a", "1...3"] {
@@ -200,7 +204,7 @@ mod tests {
         assert_eq!(Seqs::first(3).as_argument().as_deref(), Some("0..2"));
         let many = Seqs::from_ranges((0..100).map(|n| (n * 2, n * 2)));
         assert!(
-            many.to_string().ends_with("38 and 80 ranges more"),
+            many.to_string().ends_with("38 and 80 more ranges"),
             "{many}"
         );
     }
@@ -218,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn each_is_found_once() {
+    fn batch_is_found_once() {
         let mut search = Search::new(Seqs::from_ranges([(1, 3), (70, 71)]));
         for seq in [3, 70, 3, 5] {
             search.found(seq);

@@ -10,7 +10,7 @@ use testkit::wait_until;
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn a_run_that_was_stuck_completes_once_its_dead_letters_are_replayed() {
+async fn blocked_run_completes_once_its_dead_letters_are_replayed() {
     let mut line = Line::without_services().await;
     line.job(
         "clicks",
@@ -36,14 +36,20 @@ async fn a_run_that_was_stuck_completes_once_its_dead_letters_are_replayed() {
     })
     .await;
 
-    let stuck = line
+    let blocked = line
         .etl(&["run", "clicks", "--run-id", "daily", "--follow"])
         .await;
-    assert_eq!(stuck.code, Some(1), "{}\n{}", stuck.stdout, stuck.stderr);
+    assert_eq!(
+        blocked.code,
+        Some(1),
+        "{}\n{}",
+        blocked.stdout,
+        blocked.stderr
+    );
     assert!(
-        stuck.stderr.contains("stuck") && stuck.stderr.contains("ALTER TABLE"),
+        blocked.stderr.contains("blocked") && blocked.stderr.contains("ALTER TABLE"),
         "{}",
-        stuck.stderr
+        blocked.stderr
     );
     assert_eq!(line.etl(&["reconcile", "daily"]).await.code, Some(1));
     let listed = line.etl(&["dead", "list", "--json"]).await;

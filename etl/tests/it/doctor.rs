@@ -23,7 +23,7 @@ async fn a_line_that_is_well_is_found_well() {
     for said in [
         "PostgreSQL",
         "schema etl is of this version",
-        "it takes messages of 15 MiB",
+        "the broker takes messages of 15 MiB",
         "etl.raw is as",
         "of etl.extract",
         "clicks can be read",
@@ -57,7 +57,7 @@ async fn what_is_wrong_is_named_with_the_remedy() {
     // Before anything was started: nothing is declared, and looking declares nothing.
     let done = line.etl(&["doctor"]).await;
     assert_eq!(done.code, Some(1), "{}", done.stdout);
-    for said in ["loader migrate", "etl.raw is not there yet", "ETL_JOBS"] {
+    for said in ["loader migrate", "etl.raw does not exist yet", "ETL_JOBS"] {
         assert!(done.stdout.contains(said), "{said}: {}", done.stdout);
     }
     assert!(!line.vhost.exists("etl.raw").await);
@@ -193,7 +193,7 @@ async fn old_values_are_forgotten_and_what_is_still_needed_is_not() {
     assert_eq!(dry.code, Some(0), "{}", dry.stderr);
     assert!(
         dry.stdout
-            .contains("would forget the values of 1 rejected row and the bodies of 1 dead letter"),
+            .contains("would delete the values of 1 rejected row and the bodies of 1 dead letter"),
         "{}",
         dry.stdout
     );

@@ -83,7 +83,7 @@ async fn ten_thousand_runs_and_a_million_batches_are_looked_at_within_a_second()
             "daily-9998",
         ),
         (&["runs", "--state", "open"], 0, "daily-5000"),
-        (&["runs", "--state", "stuck"], 0, "no such runs"),
+        (&["runs", "--state", "blocked"], 0, "no such runs"),
         (&["status"], 0, "daily-9999"),
         (&["status", "daily-77"], 0, "100 of 100"),
         (&["status", "daily-9999", "--json"], 0, "\"batches\": 90"),

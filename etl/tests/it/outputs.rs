@@ -69,7 +69,7 @@ fn is_progress(line: &str) -> bool {
     ["requested", "running", "held", "completed"]
         .iter()
         .any(|state| line.starts_with(&format!("etl: {state}: extracted")))
-        || line.starts_with("etl: nothing has happened yet")
+        || line.starts_with("etl: the run has not started yet")
 }
 
 macro_rules! assert_transcript {

@@ -83,7 +83,7 @@ async fn a_trace_only_reads_and_says_what_it_does_not_find() {
     let foreign = trace("public.clicks", "url = 'by hand'").await;
     assert_eq!(foreign.code, Some(1), "{}", foreign.stdout);
     assert!(
-        foreign.stderr.contains("nothing that these books know"),
+        foreign.stderr.contains("not from a batch of this ledger"),
         "{}",
         foreign.stderr
     );

@@ -81,7 +81,7 @@ async fn the_books_are_shown_when_the_broker_is_away_or_silent() {
     for (broker, why) in [(&nobody, "connect"), (&silent, "did not answer")] {
         let shown = status(broker).run().await;
         assert_eq!(shown.code, Some(0), "{}", shown.stderr);
-        for word in ["state  running", "0 of 3", "queues  cannot be seen: ", why] {
+        for word in ["state  running", "0 of 3", "queues  unknown: ", why] {
             assert!(shown.stdout.contains(word), "{word}: {}", shown.stdout);
         }
         let json = status(broker).arg("--json").run().await;

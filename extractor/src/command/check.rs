@@ -1,14 +1,16 @@
-//! `extractor check`: each thing that the extractor needs of AWS is tried with a call that changes
-//! nothing. What an unknown execution or object gets is 'there is none' from whoever may ask, and
-//! 'access denied' for whoever may not.
+//! `extractor check`: tries everything that the extractor needs of AWS, with calls that change nothing. A call about an
+//! execution or object that does not exist fails with 'not found' where it is permitted, and with 'access denied' otherwise.
 
-use common::job::Source;
+use std::time::Duration;
+
+use common::command::{Failure, print, print_json};
+use common::job::{Results, Source};
 use common::message::RunId;
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{CheckArguments, Failure, fresh_name, no_jobs_source, print, print_json, read_job};
+use super::{fresh_name, read_job};
 use crate::athena::{ExecutionState, Query, Workgroup};
 use crate::aws::{self, AwsError, AwsErrorKind, Patience};
 use crate::query::{Verdict, judge, pause};
@@ -16,10 +18,35 @@ use crate::s3::S3Error;
 use crate::session::Clients;
 use crate::settings::Settings;
 
-/// An execution that nobody has.
-const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
+/// Check region, credentials, workgroup, output location and each permission: a line each, with the remedy.
+///
+/// Nothing is changed and nothing costs, unless --query is given.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  extractor check\n  extractor check most_visited_url --query\n\nExit code 0: success. 1: failed, or not true. 2: usage error."
+)]
+pub struct Arguments {
+    /// The job whose workgroup, output location and database are checked: the name of a file in `ETL_JOBS`, without
+    /// .toml.
+    job: Option<String>,
+    /// Another workgroup than the job's, or than primary.
+    #[arg(long)]
+    workgroup: Option<String>,
+    /// Another place for results than the job's, or than the workgroup's: `s3://bucket/prefix/`.
+    #[arg(long)]
+    output_location: Option<String>,
+    /// Also run `SELECT 1`, and read its result from S3 and as pages. It scans nothing.
+    #[arg(long)]
+    query: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
 
-/// What was found of one thing.
+/// An execution that does not exist.
+const UNKNOWN: &str = "00000000-0000-0000-0000-000000000000";
+
+/// A check and its result.
 #[derive(Debug, Serialize)]
 struct Finding {
     check: String,
@@ -43,14 +70,14 @@ enum State {
 #[derive(Default)]
 struct Findings {
     all: Vec<Finding>,
-    /// Why everything else would fail for the same cause.
-    hopeless: Option<String>,
+    /// The cause that makes every other check fail, too.
+    blocked: Option<String>,
 }
 
-pub(super) async fn run(arguments: CheckArguments) -> Result<bool, Failure> {
+pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
     let mut source = match &arguments.job {
         Some(name) => read_job(name)?.source,
-        None => no_jobs_source(),
+        None => default_source(),
     };
     if arguments.workgroup.is_some() {
         source.workgroup = arguments.workgroup;
@@ -58,8 +85,7 @@ pub(super) async fn run(arguments: CheckArguments) -> Result<bool, Failure> {
     if arguments.output_location.is_some() {
         source.output_location = arguments.output_location;
     }
-    let settings: Settings =
-        common::settings::load().map_err(|error| Failure::Misuse(error.into()))?;
+    let settings: Settings = common::settings::load().map_err(Failure::usage)?;
     let mut findings = Findings::default();
     if let Some(clients) = configuration(&mut findings, &settings).await {
         permissions(&mut findings, &clients, &source).await;
@@ -67,6 +93,19 @@ pub(super) async fn run(arguments: CheckArguments) -> Result<bool, Failure> {
         query(&mut findings, &clients, &source, &run, arguments.query).await;
     }
     report(&findings, arguments.json)
+}
+
+/// The source of queries that belong to no job.
+fn default_source() -> Source {
+    Source {
+        database: "default".to_owned(),
+        workgroup: None,
+        catalog: None,
+        output_location: None,
+        results: Results::Auto,
+        max_scanned: None,
+        timeout: Duration::from_mins(2),
+    }
 }
 
 /// Region and credentials, without a call to Athena or S3.
@@ -78,9 +117,9 @@ async fn configuration(findings: &mut Findings, settings: &Settings) -> Option<C
             match aws::identity(&config).await {
                 Ok(identity) => findings.ok("credentials", identity),
                 Err(problem) => {
-                    let remedy = "check what provides them: the profile, or the role's endpoint";
+                    let remedy = "check the profile or the role's endpoint that provides them";
                     findings.failed("credentials", problem, None, Some(remedy.to_owned()));
-                    findings.hopeless = Some("there are no credentials".to_owned());
+                    findings.blocked = Some("there are no credentials".to_owned());
                 }
             }
             Some(Clients::of(&config, settings))
@@ -102,22 +141,22 @@ async fn configuration(findings: &mut Findings, settings: &Settings) -> Option<C
 
 async fn permissions(findings: &mut Findings, clients: &Clients, source: &Source) {
     let name = source.workgroup.as_deref().unwrap_or("primary");
-    let found = match findings.hopeless {
+    let found = match findings.blocked {
         Some(_) => findings.skip("workgroup"),
         None => findings.workgroup(name, clients.athena.workgroup(name).await),
     };
     let output = output_location(findings, found.as_ref(), source);
     let athena = &clients.athena;
     if findings.may_try("athena:GetQueryExecution") {
-        let tried = athena.look(NOBODY).await.map(drop);
+        let tried = athena.look(UNKNOWN).await.map(drop);
         findings.permission("athena:GetQueryExecution", tried);
     }
     if findings.may_try("athena:GetQueryResults") {
-        let tried = athena.columns(NOBODY).await.map(drop);
+        let tried = athena.columns(UNKNOWN).await.map(drop);
         findings.permission("athena:GetQueryResults", tried);
     }
     if findings.may_try("athena:StopQueryExecution") {
-        findings.permission("athena:StopQueryExecution", athena.stop(NOBODY).await);
+        findings.permission("athena:StopQueryExecution", athena.stop(UNKNOWN).await);
     }
     if let Some(place) = output
         && findings.may_try("s3:GetObject")
@@ -134,7 +173,7 @@ async fn permissions(findings: &mut Findings, clients: &Clients, source: &Source
     }
 }
 
-/// Where results will be, if anywhere.
+/// The place of the results in S3, if any.
 fn output_location(
     findings: &mut Findings,
     workgroup: Option<&Workgroup>,
@@ -146,7 +185,7 @@ fn output_location(
     };
     let check = "output location";
     if workgroup.managed_results {
-        let found = "none: Athena keeps the workgroup's results itself, and they are read as pages";
+        let found = "none: the workgroup has managed query results, which are read as pages";
         findings.ok(check, found);
         return None;
     }
@@ -170,7 +209,7 @@ fn output_location(
     place
 }
 
-/// `SELECT 1`, from its start to its result on both ways.
+/// `SELECT 1`, from its start to its result in S3 and as pages.
 async fn query(
     findings: &mut Findings,
     clients: &Clients,
@@ -182,7 +221,7 @@ async fn query(
     if !wanted {
         findings.not_tried(
             check,
-            "it starts a query; --query does, with SELECT 1".to_owned(),
+            "it would start a query; --query starts SELECT 1".to_owned(),
         );
         return;
     }
@@ -222,7 +261,7 @@ async fn query(
     }
 }
 
-/// Waits for a query: none when it succeeded, or why it did not.
+/// Waits for a query. Returns the reason when it did not succeed.
 async fn ended(clients: &Clients, source: &Source, id: &str) -> Result<Option<String>, AwsError> {
     let begun = Instant::now();
     loop {
@@ -280,16 +319,16 @@ impl Findings {
         });
     }
 
-    /// False, and written down, when the cause of an earlier failure is this one's, too.
+    /// False, with a finding, when the cause of an earlier failure makes this check fail, too.
     fn may_try(&mut self, check: &str) -> bool {
-        if self.hopeless.is_some() {
+        if self.blocked.is_some() {
             self.skip(check);
         }
-        self.hopeless.is_none()
+        self.blocked.is_none()
     }
 
     fn skip(&mut self, check: &str) -> Option<Workgroup> {
-        let why = self.hopeless.clone().unwrap_or_default();
+        let why = self.blocked.clone().unwrap_or_default();
         self.not_tried(check, why);
         None
     }
@@ -318,7 +357,7 @@ impl Findings {
         }
     }
 
-    /// What trying an action told: a refusal for what does not exist is a permission.
+    /// The finding of an action that was tried: 'not found' is a permission.
     fn permission(&mut self, action: &str, tried: Result<(), AwsError>) {
         let error = match tried {
             Ok(()) => return self.ok(action, "permitted"),
@@ -337,12 +376,12 @@ impl Findings {
             return self.failed(action, error.message, Some(missing), Some(remedy));
         }
         let remedy = remedy(&error);
-        self.hopeless = Some(format!("as {action}: it would fail alike"));
+        self.blocked = Some(format!("it would fail as {action} did"));
         self.failed(action, error.message, None, Some(remedy.to_owned()));
     }
 }
 
-/// What to do about an error that is no missing permission.
+/// The remedy for an error that is not a missing permission.
 fn remedy(error: &AwsError) -> &'static str {
     match error.kind {
         AwsErrorKind::ExpiredCredentials => return "renew the credentials",
@@ -360,12 +399,12 @@ fn remedy(error: &AwsError) -> &'static str {
         ) => {
             return "the bucket is in another region: set AWS_REGION to it";
         }
-        Some("NoSuchBucket") => return "there is no such bucket: correct the output location",
+        Some("NoSuchBucket") => return "the bucket does not exist: correct the output location",
         _ => {}
     }
     match error.kind {
         AwsErrorKind::Throttled => "too many calls just now: try again",
-        AwsErrorKind::Refused => "look the error's code up in AWS's documentation",
+        AwsErrorKind::Refused => "see the error's code in AWS's documentation",
         AwsErrorKind::Unavailable | AwsErrorKind::ExpiredCredentials | AwsErrorKind::ClockSkew => {
             "check AWS_REGION (or AWS_ENDPOINT_URL), the network and the proxy"
         }

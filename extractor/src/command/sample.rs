@@ -1,12 +1,12 @@
-//! `extractor sample`: a few rows of a job's result, with their types, and what the job's rules
-//! would say. Athena is asked with a LIMIT around the job's own query; nothing is loaded.
+//! `extractor sample`: a few rows of a job's result, with their types and what the job's rules would reject. The query is the
+//! job's own with a LIMIT around it; nothing is loaded.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use comfy_table::{ContentArrangement, Table, presets};
 use common::Rows;
+use common::command::{Failure, assignment, assignments, note, print, print_json};
 use common::job::Job;
 use common::message::{BatchId, RawBatch, RejectedRow, RunId};
 use common::schema::{self, Origin, ResultColumn};
@@ -14,17 +14,41 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use transformer::{Plan, check_job, transform};
 
-use super::{Failure, SampleArguments, fresh_name, note, print, print_json, read_job};
+use super::{fresh_name, read_job};
 use crate::athena::{PageRow, Query};
 use crate::aws::{self, AwsError, Patience};
 use crate::query::{Verdict, judge, pause};
 use crate::session::Clients;
 use crate::settings::Settings;
 
-/// More of a value is not shown in a table.
-const SHOWN: usize = 60;
+/// Query a few rows of a job: their types, and what the rules would reject.
+///
+/// Nothing is loaded. Athena charges for what it scans, which a LIMIT does not bound.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  extractor sample most_visited_url --rows 5\n  extractor sample most_visited_url --set from=2018-04-03 --json"
+)]
+pub struct Arguments {
+    /// The job: the name of a file in `ETL_JOBS`, without .toml.
+    job: String,
+    /// How many rows.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=MAX_ROWS))]
+    rows: u32,
+    /// Set a parameter of the job; the others have their defaults.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
 
-/// What was found out.
+/// The most rows of a sample: those of one page of `GetQueryResults`, without its header.
+const MAX_ROWS: i64 = 999;
+
+/// Characters of a value that a table shows.
+const MAX_CHARACTERS: usize = 60;
+
+/// A sample of a result.
 #[derive(Debug, Serialize)]
 struct Sample {
     job: String,
@@ -36,43 +60,37 @@ struct Sample {
     header: Vec<String>,
     /// Values as Athena gave them, in the result's order.
     rows: Vec<Vec<Option<String>>>,
-    /// By the row's place in `rows`, from 0.
+    /// By the index of the row in `rows`, from 0.
     rejected: Vec<RejectedRow>,
 }
 
 /// A column of the target.
 #[derive(Debug, Serialize)]
 struct Column {
-    /// None for one that the job fills by itself.
+    /// None for a column that the job fills in.
     source: Option<String>,
     athena_type: Option<String>,
     name: String,
     pg_type: String,
 }
 
-pub(super) async fn run(arguments: SampleArguments) -> Result<bool, Failure> {
-    let misuse = |error: anyhow::Error| {
-        Failure::Misuse(error.context(format!("cannot sample the job {}", arguments.job)))
-    };
+pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
     let job = read_job(&arguments.job)?;
-    let set: BTreeMap<_, _> = arguments.set.iter().cloned().collect();
-    if set.len() < arguments.set.len() {
-        return Err(misuse(anyhow!("a parameter is set twice")));
-    }
-    let request = job.request(&set).map_err(|error| misuse(error.into()))?;
-    let asked = Job {
-        spec: request.spec.asked_at(jiff::Timestamp::now()),
-        ..job
+    let set = assignments(&arguments.set)?;
+    let filled_in = || -> anyhow::Result<_> {
+        let request = job.request(&set)?;
+        let spec = request.spec.asked_at(jiff::Timestamp::now());
+        check_job(&spec)?;
+        Ok((spec, limited(&request.sql, arguments.rows)))
     };
-    check_job(&asked.spec).map_err(|error| misuse(error.into()))?;
-    let sql = limited(&request.sql, arguments.rows);
-    let settings: Settings =
-        common::settings::load().map_err(|error| Failure::Misuse(error.into()))?;
-    let config = aws::configure(Patience::Command)
-        .await
-        .map_err(|error| Failure::Untrue(error.into()))?;
-    let clients = Clients::of(&config, &settings);
-    let sample = ask(&clients, asked, sql, arguments.rows).await?;
+    let (spec, sql) = filled_in()
+        .with_context(|| format!("cannot sample the job {}", arguments.job))
+        .map_err(Failure::Usage)?;
+    let job = Job { spec, ..job };
+    let settings: Settings = common::settings::load().map_err(Failure::usage)?;
+    let config = aws::configure(Patience::Command).await;
+    let clients = Clients::of(&config.map_err(anyhow::Error::from)?, &settings);
+    let sample = query(&clients, job, sql, arguments.rows).await?;
     if arguments.json {
         print_json(&sample)?;
     } else {
@@ -87,7 +105,7 @@ fn limited(sql: &str, rows: u32) -> String {
     format!("SELECT * FROM (\n{sql}\n) LIMIT {rows}")
 }
 
-async fn ask(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Sample, Failure> {
+async fn query(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Sample, Failure> {
     let run = fresh_name("sample")?;
     let query = Query {
         run: &run,
@@ -96,16 +114,17 @@ async fn ask(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Samp
         attempt: 1,
     };
     let id = clients.athena.start(query).await.map_err(hinted)?;
-    note(&format!(
-        "asked Athena (query {id}) for {rows} rows with a LIMIT, which does not bound what it scans"
-    ));
-    // Whoever loses his patience does not pay for the rest.
+    note(
+        "extractor",
+        &format!("query {id} has a LIMIT of {rows} rows, which does not bound what it scans"),
+    );
+    // An interrupt saves the cost of the rest.
     let bytes_scanned = tokio::select! {
         ended = ended(clients, &job, &id) => ended?,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted.context("cannot listen for an interrupt")?;
             clients.athena.stop(&id).await.map_err(hinted)?;
-            return Err(anyhow!("interrupted; the query {id} was stopped").into());
+            return Err(anyhow!("interrupted; the query {id} is stopped").into());
         }
     };
     let page = clients.athena.page(&id, None).await.map_err(hinted)?;
@@ -115,7 +134,7 @@ async fn ask(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Samp
     for row in page.rows().skip(1).map(PageRow::values) {
         if row.len() != columns.len() {
             return Err(anyhow!(
-                "Athena gave a row of {} values for {} columns",
+                "Athena returned a row of {} values for {} columns",
                 row.len(),
                 columns.len()
             )
@@ -123,16 +142,16 @@ async fn ask(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Samp
         }
         values.push(row);
     }
-    judged(job, sql, &run, id, bytes_scanned, columns, values)
+    transformed(job, sql, &run, id, bytes_scanned, columns, values)
 }
 
-/// Waits for the query, within the job's limits: the bytes that it scanned.
+/// Waits for the query, within the job's limits. Returns the bytes that it scanned.
 async fn ended(clients: &Clients, job: &Job, id: &str) -> Result<u64, Failure> {
     let begun = Instant::now();
     loop {
         sleep(pause(begun.elapsed())).await;
         let execution = clients.athena.look(id).await.map_err(hinted)?;
-        match judge(&execution, &job.source, begun.elapsed(), u32::MAX) {
+        match judge(&execution, &job.source, begun.elapsed(), 1) {
             Verdict::Wait => {}
             Verdict::Read => return Ok(execution.bytes_scanned),
             Verdict::Stop(reason) => {
@@ -144,8 +163,8 @@ async fn ended(clients: &Clients, job: &Job, id: &str) -> Result<u64, Failure> {
     }
 }
 
-/// Puts the rows through the job as a transformer would.
-fn judged(
+/// Transforms the rows as a transformer does.
+fn transformed(
     job: Job,
     sql: String,
     run: &RunId,
@@ -154,7 +173,7 @@ fn judged(
     columns: Vec<ResultColumn>,
     rows: Rows,
 ) -> Result<Sample, Failure> {
-    let cannot = || format!("the result of the job {} cannot be loaded", job.spec.name);
+    let cannot = || format!("cannot load the result of the job {}", job.spec.name);
     let resolved =
         schema::resolve(&job.spec.columns, &columns, &job.spec.target.key).with_context(cannot)?;
     let plan = Plan::new(&job.spec, &columns).with_context(cannot)?;
@@ -202,7 +221,7 @@ fn judged(
 fn hinted(error: AwsError) -> Failure {
     let hint = error.hint();
     let error = anyhow::Error::from(error);
-    Failure::Untrue(match hint {
+    Failure::Failed(match hint {
         Some(hint) => error.context(hint),
         None => error,
     })
@@ -252,13 +271,13 @@ fn plain(header: &[&str]) -> Table {
     table
 }
 
-/// A value in a table: NULL is told from the empty string, and nothing breaks the line.
+/// A value in a table, on one line: NULL differs from the empty string.
 fn shown(value: Option<&str>) -> String {
     match value {
         None => "NULL".to_owned(),
         Some("") => "''".to_owned(),
         Some(text) => {
-            let mut shown: String = text.chars().take(SHOWN).collect();
+            let mut shown: String = text.chars().take(MAX_CHARACTERS).collect();
             if shown.len() < text.len() {
                 shown.push_str("...");
             }
@@ -272,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_goes_around_any_query() {
+    fn limit_goes_around_any_query() {
         assert_eq!(
             limited("SELECT a FROM t -- all;\n", 3),
             "SELECT * FROM (\nSELECT a FROM t -- all\n) LIMIT 3"
@@ -284,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn null_and_the_empty_string_are_shown_as_two_things() {
+    fn null_differs_from_the_empty_string() {
         assert_eq!(shown(None), "NULL");
         assert_eq!(shown(Some("")), "''");
         assert_eq!(shown(Some("a\nb")), "a b");

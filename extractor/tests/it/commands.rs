@@ -284,6 +284,7 @@ async fn a_sample_that_cannot_be_taken_says_why() {
         "{}",
         done.stderr
     );
+    assert!(!done.stderr.contains("attempt"), "{}", done.stderr);
     let asked = cloud.started().len();
     for misuse in [
         ["sample", "nothing", "--rows", "1"],

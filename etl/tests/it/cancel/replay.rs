@@ -107,7 +107,7 @@ async fn a_replay_of_which_nothing_has_come_leaves_the_run_as_it_was() {
         let given_up = cancel(&line, &["--why", "the wrong job"]).await;
         assert_eq!(given_up.code, Some(0), "{target}: {}", given_up.stderr);
         for word in [
-            "replay of the run daily is given up",
+            "replay of the run daily is cancelled",
             "complete, as it was before",
         ] {
             assert!(
@@ -250,7 +250,10 @@ async fn whoever_follows_a_replay_is_told_that_it_was_given_up() {
     assert_eq!(cancel(&line, &[]).await.code, Some(0));
     let code = follower.wait(PATIENCE).await.code();
     assert_eq!(code, Some(1), "{}", follower.log());
-    for word in ["completed in", "its replay was given up by somebody"] {
+    for word in [
+        "completed in",
+        "the replay of the run daily was not completed: given up by",
+    ] {
         assert!(follower.log().contains(word), "{word}: {}", follower.log());
     }
     let status = line.etl(&["status", "daily"]).await;

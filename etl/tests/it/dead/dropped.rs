@@ -84,7 +84,7 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
     assert!(
         twice
             .stderr
-            .contains("was dealt with before: dropped by somebody"),
+            .contains("was resolved before: dropped by unknown user"),
         "{}",
         twice.stderr
     );
@@ -96,7 +96,7 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
         .await;
     assert_eq!(
         (replayed.code, replayed.stdout.trim()),
-        (Some(0), "2 dead letters sent again"),
+        (Some(0), "2 dead letters replayed"),
         "{}",
         replayed.stderr
     );
@@ -111,12 +111,12 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
             "etl.batches WHERE rows_dropped > 0",
         )
         .await;
-    assert_eq!(written, ["(1,t,somebody,\"the source was wrong\")"]);
+    assert_eq!(written, ["(1,t,\"unknown user\",\"the source was wrong\")"]);
     let shown = line.etl(&["status", "daily"]).await;
     assert!(
         shown
             .stdout
-            .contains("of 1 batch by somebody: the source was wrong"),
+            .contains("of 1 batch by unknown user: the source was wrong"),
         "{}",
         shown.stdout
     );
@@ -157,7 +157,7 @@ async fn of_what_is_no_batch_only_the_letter_is_dealt_with() {
     let done = line.etl(&["dead", "drop", &id, "--why", "a test"]).await;
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert!(
-        done.stdout.contains("only the letter is dealt with"),
+        done.stdout.contains("only the dead letter is resolved"),
         "{}",
         done.stdout
     );
@@ -226,8 +226,8 @@ async fn all_letters_of_a_run_are_given_up_at_once_and_one_that_cannot_be_keeps_
     assert_eq!(
         written,
         [
-            "(0,t,somebody,\"the source was wrong\")",
-            "(2,t,somebody,\"the source was wrong\")"
+            "(0,t,\"unknown user\",\"the source was wrong\")",
+            "(2,t,\"unknown user\",\"the source was wrong\")"
         ]
     );
 

@@ -210,7 +210,7 @@ async fn what_cannot_take_the_place_of_the_runs_rows_is_refused() {
         &line,
         &["replay", "daily"],
         1,
-        &["public.clicks", "public.other", "ask for a new run"],
+        &["public.clicks", "public.other", "request a new run"],
     )
     .await;
     line.write_job(

@@ -46,7 +46,7 @@ async fn of_two_replays_that_come_to_nothing_the_run_is_complete_as_before() {
         })
         .await;
     }
-    for (number, said) in [("1", "as they were"), ("2", "complete, as it was before")] {
+    for (number, said) in [("1", "is unchanged"), ("2", "complete, as it was before")] {
         says(
             &line,
             &["dead", "drop", number, "--why", "the result is gone"],

@@ -130,8 +130,8 @@ async fn an_unfinished_part_is_superseded_by_the_corrected_job_or_by_the_whole()
     assert_eq!(
         seqs,
         [
-            "(daily,1,archive,\"{[3,6)}\",somebody,f)",
-            "(daily,2,archive,\"{[3,6)}\",somebody,t)"
+            "(daily,1,archive,\"{[3,6)}\",\"unknown user\",f)",
+            "(daily,2,archive,\"{[3,6)}\",\"unknown user\",t)"
         ]
     );
     assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);

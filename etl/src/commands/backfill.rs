@@ -1,0 +1,520 @@
+//! `etl backfill`: a run for each window of a range of days, a number of them at a time.
+//!
+//! Only the ledger remembers a backfill. The name of a window's run follows from the command, so that the same command
+//! finds the runs that it requested before, and continues.
+
+mod windows;
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use comfy_table::Table;
+use common::command::assignment;
+use common::job::{Job, Request};
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::civil::Date;
+use serde::Serialize;
+use tokio::time::sleep;
+
+pub use windows::{Bound, Step, Window};
+use windows::{Bounds, Identity, windows};
+
+use super::Command;
+use crate::Failure;
+use crate::broker::Broker;
+use crate::jobs::{Jobs, checkable, filled_in};
+use crate::output::run::{by_whom, choice, state};
+use crate::output::{note, number, print, print_json, table};
+use crate::request::request;
+use crate::store;
+use crate::target;
+use ledger::{Requested, Run, RunState, Store};
+
+/// Request a run for each window of a range of days, the last day not included.
+///
+/// The same command continues where it stopped: each window has one run, whose name follows from the job, the range and
+/// the window.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: etl backfill clicks --from 2018-04-01 --to 2018-05-01 --every 1d --parallel 3"
+)]
+pub struct Arguments {
+    /// The job: the name of a file in `ETL_JOBS`, without .toml.
+    pub job: String,
+    /// The first day.
+    #[arg(long, value_name = "DAY")]
+    pub from: Date,
+    /// The day after the last.
+    #[arg(long, value_name = "DAY")]
+    pub to: Date,
+    /// The length of a window: a number of days, weeks or months.
+    #[arg(long, value_name = "1d|1w|1mo")]
+    pub every: Step,
+    /// The most runs at the same time.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub parallel: u32,
+    /// The job's parameters that take a window's first day and its end, or the one that takes its only day.
+    #[arg(long, value_name = "FROM,TO", value_delimiter = ',', num_args = 1..=2, default_value = "from,to")]
+    pub param_names: Vec<String>,
+    /// How the job's SQL takes the end of a window: as its last day (`BETWEEN :from AND :to`), or as the day after
+    /// (`< :to`). By default inclusive for a date and exclusive for a timestamp.
+    #[arg(long, value_name = "HOW")]
+    pub to_is: Option<Bound>,
+    /// Set another parameter of the job, the same for every window.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
+    pub set: Vec<(String, String)>,
+    /// Request another run, with the next name, for each window whose run failed or was cancelled.
+    #[arg(long)]
+    pub retry: bool,
+    /// Continue with the other windows when one fails; otherwise no further run is requested.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The time between two looks at the ledger.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
+
+/// The runs that a backfill needs.
+pub struct Plan {
+    job: Job,
+    identity: Identity,
+    slots: Vec<Slot>,
+    /// The windows in a sentence.
+    pub summary: String,
+}
+
+/// A window and its run.
+struct Slot {
+    window: Window,
+    request: Request,
+    /// The number in the name of its run.
+    attempt: u32,
+    /// The run that loads the window, once there is one; it may be a run that was requested with another command.
+    run: Option<String>,
+}
+
+/// A window and its run, if there is one yet.
+#[derive(Debug, Serialize)]
+pub struct WindowReport {
+    #[serde(flatten)]
+    pub window: Window,
+    pub run: Option<Run>,
+}
+
+impl WindowReport {
+    /// Whether the window's rows are in the target, all accounted for: by this run or, where it is superseded, by a later
+    /// one.
+    pub fn is_loaded(&self) -> bool {
+        let is_loaded = |run: &Run| run.is_complete() || run.state == RunState::Superseded;
+        self.run.as_ref().is_some_and(is_loaded)
+    }
+}
+
+/// What happens while a backfill works.
+pub enum Event<'a> {
+    /// The runs as they are now.
+    Progress(&'a BTreeMap<String, Run>),
+    Note(String),
+}
+
+/// The windows of a backfill. Every window's request is made before the first is sent.
+pub fn plan(job: Job, arguments: &Arguments) -> Result<Plan, Failure> {
+    let usage = |sentence: String| Failure::usage(anyhow!(sentence));
+    let Arguments {
+        from, to, every, ..
+    } = *arguments;
+    let all = windows(from, to, every).map_err(usage)?;
+    let bounds = Bounds::new(&job, &arguments.param_names, arguments.to_is, every);
+    let bounds = bounds.map_err(usage)?;
+    if let Some((name, _)) = arguments.set.iter().find(|(name, _)| bounds.takes(name)) {
+        return Err(usage(format!(
+            "the parameter {name:?} is set for each window; remove its --set"
+        )));
+    }
+    let slot = |window| {
+        let set = [arguments.set.clone(), bounds.values(window)].concat();
+        Ok(Slot {
+            window,
+            request: filled_in(&job, &set)?,
+            attempt: 1,
+            run: None,
+        })
+    };
+    let slots = all
+        .into_iter()
+        .map(slot)
+        .collect::<Result<Vec<_>, Failure>>()?;
+    let summary = format!(
+        "{} windows of {every} from {from} up to, and not including, {to}; {}",
+        slots.len(),
+        bounds.sentence()
+    );
+    let identity = Identity::new(&job.spec.name, (from, to), every, &bounds, &arguments.set);
+    Ok(Plan {
+        job,
+        identity,
+        slots,
+        summary,
+    })
+}
+
+/// Requests the runs that are missing, and waits until no run can continue by itself. One process at a time may work on
+/// the same backfill.
+pub async fn act(
+    store: &Store,
+    broker: &Broker,
+    schemas: &[String],
+    plan: Plan,
+    arguments: &Arguments,
+    look: &mut dyn FnMut(Event<'_>),
+) -> Result<Vec<WindowReport>, Failure> {
+    let mut lock = store.session_lock().await?;
+    if !lock.take("backfill", &plan.identity.key()).await? {
+        return Err(
+            anyhow!("another `etl backfill` works on the same backfill; nothing was sent").into(),
+        );
+    }
+    if let Some(slot) = plan.slots.first() {
+        target::check(store, &checkable(&slot.request), schemas).await?;
+    }
+    let mut backfill = Backfill {
+        store,
+        broker,
+        plan,
+        look,
+    };
+    let runs = backfill.work(arguments).await;
+    drop(lock);
+    let mut runs = runs.context(
+        "the backfill stopped; its runs go on, and the same command continues from here",
+    )?;
+    let slots = backfill.plan.slots.into_iter();
+    let windows = slots.map(|slot| WindowReport {
+        window: slot.window,
+        run: slot.run.and_then(|name| runs.remove(&name)),
+    });
+    Ok(windows.collect())
+}
+
+/// A backfill at work.
+struct Backfill<'a> {
+    store: &'a Store,
+    broker: &'a Broker,
+    plan: Plan,
+    look: &'a mut dyn FnMut(Event<'_>),
+}
+
+impl Backfill<'_> {
+    async fn work(
+        &mut self,
+        arguments: &Arguments,
+    ) -> Result<BTreeMap<String, Run>, anyhow::Error> {
+        self.find_runs(arguments.retry).await?;
+        loop {
+            let runs = self.runs().await?;
+            let mut moving = runs.values().filter(|run| moves(run)).count();
+            let may_request = arguments.keep_going || !runs.values().any(has_failed);
+            while may_request && moving < arguments.parallel as usize {
+                let Some(index) = self.plan.slots.iter().position(|slot| slot.run.is_none()) else {
+                    break;
+                };
+                self.request(index).await?;
+                moving += 1;
+            }
+            let runs = self.runs().await?;
+            (self.look)(Event::Progress(&runs));
+            let is_pending = may_request && self.plan.slots.iter().any(|slot| slot.run.is_none());
+            if !is_pending && !runs.values().any(moves) {
+                return Ok(runs);
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Finds the last run of each window. `retry`: a window whose last run failed or was cancelled gets another.
+    async fn find_runs(&mut self, retry: bool) -> Result<(), anyhow::Error> {
+        let mut open: Vec<usize> = (0..self.plan.slots.len()).collect();
+        for attempt in 1.. {
+            let name = |index: &usize| self.plan.name(*index, attempt);
+            let names: Vec<_> = open.iter().map(name).collect();
+            let mut found = self.store.named(&names).await?;
+            let mut failed = Vec::new();
+            for (index, name) in open.into_iter().zip(names) {
+                let Some(run) = found.remove(&name) else {
+                    continue;
+                };
+                let slot = &mut self.plan.slots[index];
+                (slot.attempt, slot.run) = (attempt, Some(name));
+                if run.state == RunState::Requested {
+                    self.send_again(index, &run).await?;
+                } else if has_failed(&run) {
+                    failed.push(index);
+                }
+            }
+            if failed.is_empty() {
+                break;
+            }
+            open = failed;
+        }
+        if retry {
+            let runs = self.runs().await?;
+            for slot in &mut self.plan.slots {
+                let run = slot.run.as_ref().and_then(|name| runs.get(name));
+                if run.is_some_and(has_failed) {
+                    (slot.attempt, slot.run) = (slot.attempt + 1, None);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The process that requested the run may have died before it sent the task.
+    async fn send_again(&mut self, index: usize, run: &Run) -> Result<(), anyhow::Error> {
+        if run.job_hash == self.plan.job.hash() {
+            return self.request(index).await;
+        }
+        let id = &run.run_id;
+        (self.look)(Event::Note(format!(
+            "the run {id} was requested with an older version of the job and has not started yet; if it does not start, `etl cancel {id}` and --retry"
+        )));
+        Ok(())
+    }
+
+    async fn request(&mut self, index: usize) -> Result<(), anyhow::Error> {
+        let Plan {
+            job,
+            identity,
+            slots,
+            ..
+        } = &mut self.plan;
+        let slot = &mut slots[index];
+        let run = identity.run(slot.window, slot.attempt);
+        let requested = request(self.store, self.broker, &run, job, &slot.request, false);
+        slot.run = Some(match requested.await? {
+            Requested::New | Requested::Known(_) => run.to_string(),
+            // The conflicting run has loaded, or loads, the window's rows.
+            Requested::Conflicts(conflict) => conflict.run_id,
+        });
+        Ok(())
+    }
+
+    async fn runs(&self) -> Result<BTreeMap<String, Run>, anyhow::Error> {
+        let names = self.plan.slots.iter().filter_map(|slot| slot.run.clone());
+        Ok(self.store.named(&names.collect::<Vec<_>>()).await?)
+    }
+}
+
+impl Plan {
+    fn name(&self, index: usize, attempt: u32) -> String {
+        self.identity
+            .run(self.slots[index].window, attempt)
+            .to_string()
+    }
+}
+
+/// Whether a run comes to its end by itself.
+fn moves(run: &Run) -> bool {
+    !run.state.is_over() && !run.waits_for_a_person()
+}
+
+/// Whether a window needs another run.
+fn has_failed(run: &Run) -> bool {
+    matches!(run.state, RunState::Failed | RunState::Cancelled)
+}
+
+impl Command for Arguments {
+    /// True when every window is loaded.
+    async fn run(self) -> Result<bool, Failure> {
+        let jobs = Jobs::load()?;
+        let plan = plan(jobs.read(&self.job)?, &self)?;
+        let store = store::open().await?;
+        let broker = Broker::open(note).await?;
+        note(&plan.summary);
+        let mut progress = Progress::new(plan.slots.len());
+        let look = &mut |event: Event<'_>| progress.show(&event);
+        let windows = act(&store, &broker, &jobs.schemas, plan, &self, look).await;
+        broker.close().await;
+        progress.close();
+        let windows = windows?;
+        if self.json {
+            print_json(&windows)?;
+        } else {
+            print(&list(&windows).to_string())?;
+            print(&total(&windows))?;
+        }
+        remarks(&windows).iter().for_each(|remark| note(remark));
+        Ok(windows.iter().all(WindowReport::is_loaded))
+    }
+}
+
+/// The progress of a backfill: a bar on a terminal, a line for each change elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+    windows: usize,
+    last: String,
+}
+
+impl Progress {
+    fn new(windows: usize) -> Self {
+        let bar = stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{wide_bar} {msg}");
+            ProgressBar::new(windows as u64).with_style(style.expect("a constant template"))
+        });
+        Self {
+            bar,
+            windows,
+            last: String::new(),
+        }
+    }
+
+    fn show(&mut self, event: &Event<'_>) {
+        let runs = match event {
+            Event::Progress(runs) => runs,
+            Event::Note(text) => return note(text),
+        };
+        let count = |is: fn(&Run) -> bool| runs.values().filter(|run| is(run)).count();
+        let done = count(|run| run.state.is_over() && !has_failed(run));
+        let text = format!(
+            "{done} of {} windows done, {} under way, {} failed or cancelled, {} waiting for a person",
+            self.windows,
+            count(moves),
+            count(has_failed),
+            count(Run::waits_for_a_person)
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_position(done as u64);
+            bar.set_message(text);
+        } else if self.last != text {
+            note(&text);
+            self.last = text;
+        }
+    }
+
+    fn close(&self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+        }
+    }
+}
+
+fn list(windows: &[WindowReport]) -> Table {
+    let header = [
+        "from",
+        "until",
+        "run",
+        "state",
+        "extracted",
+        "loaded",
+        "rejected",
+    ];
+    let rows = windows.iter().map(|WindowReport { window, run }| {
+        let (from, until) = (window.from.to_string(), window.until.to_string());
+        let Some(run) = run else {
+            let none = String::new;
+            return [
+                from,
+                until,
+                none(),
+                "pending".to_owned(),
+                none(),
+                none(),
+                none(),
+            ];
+        };
+        let state = if run.state == RunState::Completed && !run.is_complete() {
+            "completed, NOT BALANCED".to_owned()
+        } else if run.state.is_over() {
+            run.state.to_string()
+        } else {
+            state(run)
+        };
+        [
+            from,
+            until,
+            run.run_id.clone(),
+            state,
+            number(run.rows_read),
+            number(run.rows_loaded),
+            number(run.rows_rejected),
+        ]
+    });
+    table(&header, 4..7, rows)
+}
+
+fn total(windows: &[WindowReport]) -> String {
+    let runs = || windows.iter().filter_map(|one| one.run.as_ref());
+    let sum = |rows: fn(&Run) -> i64| number(runs().map(rows).sum());
+    format!(
+        "{} of {} windows loaded: {} rows extracted, {} loaded, {} rejected",
+        windows.iter().filter(|one| one.is_loaded()).count(),
+        windows.len(),
+        sum(|run| run.rows_read),
+        sum(|run| run.rows_loaded),
+        sum(|run| run.rows_rejected)
+    )
+}
+
+/// What is left to do, and how.
+fn remarks(windows: &[WindowReport]) -> Vec<String> {
+    let runs = || windows.iter().filter_map(|one| one.run.as_ref());
+    let failed = runs().filter(|run| has_failed(run)).map(|run| {
+        let why = run.failure.as_ref().map(|why| format!(": {why}"));
+        let why = why.unwrap_or_else(|| by_whom(run));
+        format!("{} {}{why}", run.run_id, run.state)
+    });
+    let mut remarks: Vec<_> = failed.collect();
+    if !remarks.is_empty() {
+        remarks.push("the same command with --retry requests these windows again, with the next name; with --keep-going it requests the pending ones".to_owned());
+    }
+    let waiting = runs().filter(|run| run.waits_for_a_person()).map(|run| {
+        let id = &run.run_id;
+        if run.state == RunState::Held {
+            format!("{id} is held; {}", choice(run))
+        } else {
+            format!("{id} is blocked; `etl dead list` shows why")
+        }
+    });
+    remarks.extend(waiting);
+    remarks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::{on_a_terminal, samples};
+
+    fn windows() -> Vec<WindowReport> {
+        let runs = samples::runs().into_iter().map(Some).chain([None]);
+        let windows = (1..).zip(runs).map(|(day, run)| WindowReport {
+            window: Window {
+                from: jiff::civil::date(2018, 4, day),
+                until: jiff::civil::date(2018, 4, day + 1),
+            },
+            run,
+        });
+        windows.collect()
+    }
+
+    #[test]
+    fn windows_are_listed_with_what_is_left_to_do() {
+        let windows = windows();
+        let shown = on_a_terminal(list(&windows), 120);
+        insta::assert_snapshot!(format!(
+            "{shown}\n{}\n{}",
+            total(&windows),
+            remarks(&windows).join("\n")
+        ));
+    }
+
+    #[test]
+    fn windows_as_json() {
+        let mut windows = windows();
+        windows.drain(..7);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&windows).unwrap());
+    }
+}

@@ -1,0 +1,99 @@
+//! `etl dead show`: one dead letter.
+
+use common::message::{Message, RawBatch, ValidBatch};
+use common::queue::read_body;
+use serde::Serialize;
+
+use super::{age, beginning, parse_id};
+use crate::Failure;
+use crate::commands::Command;
+use crate::output::{sheet, show};
+use crate::store;
+use ledger::{DeadLetter, DeadLetterSummary, Store};
+
+/// Characters of a body that are shown.
+const BODY: usize = 400;
+
+/// Show one dead letter with the beginning of its body.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: etl dead show 17")]
+pub struct Arguments {
+    /// Its number, as the list has it.
+    #[arg(value_parser = parse_id)]
+    pub id: i64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A dead letter, its body as text where it is a batch.
+pub async fn plan(store: &Store, id: i64) -> Result<DeadLetterSummary, Failure> {
+    let mut dead = store.dead_letter_summary(id).await?;
+    if let Some(text) = readable(&store.dead_letter(id).await?) {
+        dead.body_start = text;
+    }
+    Ok(dead)
+}
+
+/// The beginning of a batch as text: its body is packed.
+fn readable(dead: &DeadLetter) -> Option<String> {
+    fn json<M: Message + Serialize>(kind: &str, body: &[u8]) -> Option<String> {
+        serde_json::to_string(&read_body::<M>(kind, body).ok()?).ok()
+    }
+    let (kind, body) = (dead.kind.as_deref()?, dead.body.as_deref()?);
+    let text = if RawBatch::reads(kind) {
+        json::<RawBatch>(kind, body)?
+    } else if ValidBatch::reads(kind) {
+        json::<ValidBatch>(kind, body)?
+    } else {
+        return None;
+    };
+    Some(text.chars().take(BODY).collect())
+}
+
+impl Command for Arguments {
+    async fn run(self) -> Result<bool, Failure> {
+        let dead = plan(&store::open().await?, self.id).await?;
+        show(self.json, &dead, described)?;
+        Ok(true)
+    }
+}
+
+fn described(dead: &DeadLetterSummary) -> String {
+    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
+    let bytes = dead.body_bytes.map(|bytes| format!("{bytes} bytes: "));
+    let resolution = dead.resolution.clone();
+    let lines = [
+        ("id", dead.id.to_string()),
+        ("message", or_none(&dead.message_id)),
+        ("type", or_none(&dead.kind)),
+        ("queue", or_none(&dead.queue)),
+        ("job", or_none(&dead.job)),
+        ("run", or_none(&dead.run_id)),
+        ("stage", dead.stage.clone()),
+        ("attempts", dead.attempts.to_string()),
+        (
+            "since",
+            format!("{}, {} ago", dead.received_at, age(dead.age_seconds)),
+        ),
+        ("reason", dead.reason.clone()),
+        (
+            "resolution",
+            resolution.unwrap_or_else(|| "none yet".to_owned()),
+        ),
+        ("body", bytes.unwrap_or_default() + &beginning(dead, BODY)),
+    ];
+    sheet(10, lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::dead::tests::samples;
+
+    #[test]
+    fn dead_letter_is_shown_with_its_reason_and_its_body() {
+        let shown: Vec<_> = samples().iter().map(described).collect();
+        insta::assert_snapshot!(shown.join("\n\n"));
+    }
+}

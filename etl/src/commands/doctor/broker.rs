@@ -1,0 +1,116 @@
+//! The broker and its queues, as far as AMQP tells.
+
+use std::time::Duration;
+
+use common::command::paragraph;
+use common::queue::inspect::{self, Declared};
+use common::queue::{Connection, Publisher, QueueError, QueueName};
+use common::service::ServiceSettings;
+use common::settings;
+use tokio::time::timeout;
+
+use super::{Findings, Level};
+use crate::Failure;
+use crate::output::counted;
+
+/// How long the broker may take for a test message.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) async fn examine(findings: &mut Findings) {
+    if let Err(failure) = connect(findings).await {
+        findings.wrong("broker", failure.paragraph());
+    }
+}
+
+async fn connect(findings: &mut Findings) -> Result<(), Failure> {
+    let settings: ServiceSettings = settings::load().map_err(Failure::usage)?;
+    let connection = match Connection::open(&settings.amqp_url, "etl doctor").await {
+        Ok(connection) => connection,
+        Err(error) => {
+            let error = paragraph(&error.into());
+            let remedy = "check that the broker runs and that ETL_AMQP_URL is right";
+            findings.wrong("broker", format!("{error}; {remedy}"));
+            return Ok(());
+        }
+    };
+    findings.fine("broker", format!("connected to {}", settings.amqp_url));
+    if let Err(error) = examine_on(&connection, findings).await {
+        findings.wrong("broker", paragraph(&error.into()));
+    }
+    findings.add(
+        Level::Unknown,
+        "consumer timeout",
+        "AMQP does not tell it; it should be half an hour or more (the default): rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'",
+    );
+    connection.close().await;
+    Ok(())
+}
+
+async fn examine_on(connection: &Connection, findings: &mut Findings) -> Result<(), QueueError> {
+    let mut publisher = Publisher::open(connection).await?;
+    match timeout(PROBE_TIMEOUT, publisher.probe()).await {
+        Ok(Ok(())) => findings.fine("alarms", "the broker takes messages"),
+        Ok(Err(error)) => findings.wrong("alarms", paragraph(&error.into())),
+        Err(_) => {
+            findings.wrong(
+                "alarms",
+                "the broker takes no messages: a memory or disk alarm (rabbitmq-diagnostics alarms); free memory or disk space there",
+            );
+            return Ok(());
+        }
+    }
+    publisher.close().await;
+    match inspect::takes_largest(connection).await? {
+        Ok(bytes) => findings.fine(
+            "message size",
+            format!("the broker takes messages of {} MiB, the largest that are sent", bytes >> 20),
+        ),
+        Err(why) => findings.wrong(
+            "message size",
+            format!("the broker refuses the largest messages that may be sent ({why}); set max_message_size = 16777216 in rabbitmq.conf"),
+        ),
+    }
+    for queue in QueueName::ALL {
+        let (name, what) = (queue.name(), "queue");
+        match inspect::check(connection, queue).await? {
+            Declared::AsWanted => findings.fine(what, format!("{name} is as this version needs it")),
+            Declared::Missing => findings.warning(
+                what,
+                format!("{name} does not exist yet; the first service that starts, or `etl run`, declares it"),
+            ),
+            Declared::Otherwise(why) => findings.wrong(
+                what,
+                format!("{name} has other arguments than this version needs ({why}); let it run empty and delete it, and it is declared again"),
+            ),
+        }
+    }
+    consumers(connection, findings).await
+}
+
+/// Whether each work queue has a consumer.
+async fn consumers(connection: &Connection, findings: &mut Findings) -> Result<(), QueueError> {
+    for (queue, service) in [
+        (QueueName::Extract, "extractor"),
+        (QueueName::Raw, "transformer"),
+        (QueueName::Valid, "loader"),
+    ] {
+        let Some(state) = inspect::look(connection, queue).await? else {
+            continue;
+        };
+        let name = queue.name();
+        match state.consumers {
+            0 => findings.warning(
+                service,
+                format!(
+                    "{name} has no consumer, and {} messages wait; start one, or look at its /readyz",
+                    state.messages
+                ),
+            ),
+            count => findings.fine(
+                service,
+                format!("{} of {name}", counted(count.into(), "consumer")),
+            ),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! The database and the ledger in it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Findings;
+use crate::Failure;
+use crate::jobs::Jobs;
+use crate::store;
+use ledger::{Server, Store};
+
+/// The oldest PostgreSQL that has the SQL of the ledger (multiranges).
+const OLDEST: i32 = 140_000;
+
+/// Seconds that clocks may differ before a replay enters the archive at the wrong place.
+const MAX_SKEW: f64 = 60.0;
+
+/// Examines the database. Returns the ledger where it can be read.
+pub(super) async fn examine(findings: &mut Findings) -> Option<Store> {
+    match connect(findings).await {
+        Ok(store) => store,
+        Err(failure) => {
+            findings.wrong("database", failure.paragraph());
+            None
+        }
+    }
+}
+
+async fn connect(findings: &mut Findings) -> Result<Option<Store>, Failure> {
+    let store = store::connect().await?;
+    let server = store.server().await?;
+    examine_server(&server, findings);
+    let is_readable = schema(&store, &server.role, findings).await?;
+    Ok(is_readable.then_some(store))
+}
+
+fn examine_server(server: &Server, findings: &mut Findings) {
+    let Server { version, role, .. } = server;
+    let what = "database";
+    if server.version_num < OLDEST {
+        findings.wrong(
+            what,
+            format!(
+                "PostgreSQL {version} is too old; 14 is the oldest that works, 15 and 17 are tested"
+            ),
+        );
+    } else {
+        findings.fine(what, format!("PostgreSQL {version}, as the role {role}"));
+    }
+    if server.is_read_only {
+        findings.wrong(
+            what,
+            "it takes no writes: it is a standby or set to read-only; point ETL_DATABASE_URL to the primary",
+        );
+    }
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let skew = (now.as_secs_f64() - server.clock).abs();
+    if skew > MAX_SKEW {
+        findings.warning(
+            "clock",
+            format!("the clocks of this machine and of the database differ by {skew:.0} s; set them (NTP), since a replay enters the archive by the time"),
+        );
+    } else {
+        findings.fine(
+            "clock",
+            "the clocks of this machine and of the database agree",
+        );
+    }
+}
+
+/// Whether the ledger can be read.
+async fn schema(store: &Store, role: &str, findings: &mut Findings) -> anyhow::Result<bool> {
+    let is_current = store.is_current().await?;
+    if is_current {
+        findings.fine("migrations", "schema etl is of this version");
+    } else {
+        findings.wrong(
+            "migrations",
+            "schema etl is missing or of an older version; run `loader migrate`",
+        );
+    }
+    let missing = store.missing_privileges().await?;
+    if missing.is_empty() {
+        findings.fine(
+            "privileges",
+            format!("{role} may read and write the ledger"),
+        );
+    } else {
+        findings.wrong(
+            "privileges",
+            format!(
+                "{role} lacks {} privileges on the ledger; run, as its owner: GRANT {} TO \"{role}\"",
+                missing.len(),
+                missing.join(&format!(" TO \"{role}\"; GRANT "))
+            ),
+        );
+    }
+    let what = "schema";
+    for schema in Jobs::load().map(|jobs| jobs.schemas).unwrap_or_default() {
+        match store.may_create_in(&schema).await? {
+            None => findings.wrong(
+                what,
+                format!("{schema} of ETL_SCHEMAS does not exist; CREATE SCHEMA \"{schema}\", or correct the setting"),
+            ),
+            Some(false) => findings.warning(
+                what,
+                format!("{role} may not create tables in {schema}; where the loader has the same role: GRANT CREATE ON SCHEMA \"{schema}\" TO \"{role}\""),
+            ),
+            Some(true) => findings.fine(what, format!("{role} may create tables in {schema}")),
+        }
+    }
+    Ok(is_current && missing.is_empty())
+}

@@ -1,0 +1,390 @@
+//! `etl plan`: what a run would do. Reads the database, and writes and sends nothing.
+
+use std::collections::BTreeMap;
+
+use comfy_table::Table;
+use common::command::assignment;
+use common::job::{ColumnSpec, Job, Request, Rule, Source, Target};
+use indicatif::HumanBytes;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+use super::Command;
+use crate::Failure;
+use crate::jobs::{Jobs, checkable, filled_in};
+use crate::output::{self, print, print_json, sheet, table};
+use crate::store;
+use crate::target;
+use crate::target::TargetPlan;
+use ledger::Store;
+
+/// Show what a run would do: the SQL, the columns, the target's DDL. Nothing is written or sent.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: etl plan most_visited_url --set from=2018-04-02")]
+pub struct Arguments {
+    /// The job: the name of a file in `ETL_JOBS`, without .toml.
+    pub job: String,
+    /// Set a parameter of the job; the others have their defaults.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
+    pub set: Vec<(String, String)>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a run would do.
+#[derive(Debug, Serialize)]
+pub struct Plan {
+    pub job: String,
+    pub description: String,
+    pub parameters: BTreeMap<String, String>,
+    pub sql: String,
+    #[serde(serialize_with = "source_json")]
+    pub source: Source,
+    pub target_table: String,
+    /// The target's settings in the job, by name.
+    pub settings: Vec<(String, String)>,
+    pub columns: Vec<PlannedColumn>,
+    pub target: TargetPlan,
+    /// Why `etl run` would refuse the run now, apart from the target.
+    pub refused: Option<String>,
+}
+
+/// A column that the job names.
+#[derive(Debug, Serialize)]
+pub struct PlannedColumn {
+    pub source: String,
+    pub name: String,
+    /// Absent where Athena's type decides.
+    #[serde(rename = "type")]
+    pub pg_type: Option<String>,
+    /// What is done to a value before it is checked.
+    pub changes: Vec<String>,
+    pub rules: Vec<String>,
+}
+
+impl Plan {
+    /// Whether a run would be accepted now.
+    pub fn is_accepted(&self) -> bool {
+        self.refused.is_none() && !matches!(self.target, TargetPlan::Refused { .. })
+    }
+}
+
+/// The source with its timeout as the job writes it.
+fn source_json<S: Serializer>(source: &Source, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut json = serde_json::to_value(source).map_err(serde::ser::Error::custom)?;
+    json["timeout"] = timeout(source).into();
+    json.serialize(serializer)
+}
+
+fn timeout(source: &Source) -> String {
+    humantime::format_duration(source.timeout).to_string()
+}
+
+/// What a run of this job would do.
+pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Result<Plan, Failure> {
+    let target = target::plan(store, &checkable(&request), &jobs.schemas).await?;
+    let conflict = store.conflicting_run(&job, &request, false).await?;
+    let (schema, table) = job.spec.target.schema_and_table();
+    Ok(Plan {
+        target_table: format!("{schema}.{table}"),
+        settings: settings(&request.spec.target),
+        columns: request.spec.columns.iter().map(column).collect(),
+        target,
+        refused: conflict.map(|conflict| conflict.sentence()),
+        job: job.spec.name,
+        description: job.description,
+        parameters: request.parameters,
+        sql: request.sql,
+        source: job.source,
+    })
+}
+
+fn column(spec: &ColumnSpec) -> PlannedColumn {
+    let source = match (&spec.source, &spec.parameter, &spec.constant) {
+        (Some(source), ..) => source.clone(),
+        (None, Some(parameter), _) => format!("(parameter {parameter})"),
+        (None, None, Some(_)) if !spec.requested_at => "(constant)".to_owned(),
+        (None, None, _) => "(time of the request)".to_owned(),
+    };
+    PlannedColumn {
+        source,
+        name: spec.target_name().to_owned(),
+        pg_type: spec.declared_type().map(|pg_type| pg_type.to_string()),
+        changes: entries(
+            spec,
+            &[
+                "source",
+                "name",
+                "type",
+                "rules",
+                "parameter",
+                "requested_at",
+            ],
+        ),
+        rules: spec.rules.iter().map(rule).collect(),
+    }
+}
+
+/// A rule as the job writes it, without the braces: `none_of = ["A1", "A2"]`.
+fn rule(rule: &Rule) -> String {
+    entries(rule, &[]).join(", ")
+}
+
+/// The entries of a TOML table as the job writes them, without those that are shown elsewhere.
+fn entries(of: &impl Serialize, shown: &[&str]) -> Vec<String> {
+    let Ok(Value::Object(entries)) = serde_json::to_value(of) else {
+        return Vec::new();
+    };
+    let entries = entries
+        .iter()
+        .filter(|(name, _)| !shown.contains(&name.as_str()));
+    let entries = entries.map(|(name, value)| match value {
+        Value::Bool(true) => name.clone(),
+        value => format!("{name} = {value}"),
+    });
+    entries.collect()
+}
+
+/// All settings of the job's target but the table, as the job writes them.
+fn settings(target: &Target) -> Vec<(String, String)> {
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let mut settings = Vec::new();
+    let Ok(Value::Object(entries)) = serde_json::to_value(target) else {
+        return settings;
+    };
+    for (name, value) in entries {
+        let value = match (name.as_str(), &value) {
+            ("table", _) | (_, Value::Null) => continue,
+            ("replace_where", _) => target
+                .replace_where
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            (_, Value::Array(items)) => items.iter().map(text).collect::<Vec<_>>().join(", "),
+            (_, value) => text(value),
+        };
+        settings.push((name, value));
+    }
+    settings
+}
+
+impl Command for Arguments {
+    /// True when a run would be accepted.
+    async fn run(self) -> Result<bool, Failure> {
+        let jobs = Jobs::load()?;
+        let job = jobs.read(&self.job)?;
+        let request = filled_in(&job, &self.set)?;
+        let store = store::open().await?;
+        let plan = plan(&store, &jobs, job, request).await?;
+        if self.json {
+            print_json(&plan)?;
+        } else {
+            print(&head(&plan))?;
+            if !plan.columns.is_empty() {
+                print(&columns(&plan).to_string())?;
+            }
+            print(&tail(&plan))?;
+        }
+        Ok(plan.is_accepted())
+    }
+}
+
+fn head(plan: &Plan) -> String {
+    let source = &plan.source;
+    let scanned = source
+        .max_scanned
+        .map(|bytes| format!(", or beyond {} scanned", HumanBytes(bytes)));
+    let results = serde_json::to_value(source.results).unwrap_or_default();
+    let mut lines = vec![
+        ("job", output::job(&plan.job, &plan.parameters)),
+        ("about", plan.description.clone()),
+        ("database", source.database.clone()),
+        ("catalog", source.catalog.clone().unwrap_or_default()),
+        ("workgroup", source.workgroup.clone().unwrap_or_default()),
+        ("output", source.output_location.clone().unwrap_or_default()),
+        ("results", results.as_str().unwrap_or_default().to_owned()),
+        (
+            "limits",
+            format!(
+                "stopped after {}{}",
+                timeout(source),
+                scanned.unwrap_or_default()
+            ),
+        ),
+        ("target", plan.target_table.clone()),
+    ];
+    lines.extend(
+        plan.settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.clone())),
+    );
+    lines.retain(|(_, value)| !value.is_empty());
+    let sql: Vec<_> = plan
+        .sql
+        .lines()
+        .map(|line| format!("    {line}").trim_end().to_owned())
+        .collect();
+    format!("{}\n\n{}\n", sheet(13, lines), sql.join("\n"))
+}
+
+fn columns(plan: &Plan) -> Table {
+    let rows = plan.columns.iter().map(|column| {
+        [
+            column.source.clone(),
+            column.name.clone(),
+            column
+                .pg_type
+                .clone()
+                .unwrap_or_else(|| "by Athena's type".to_owned()),
+            column.changes.join("; "),
+            column.rules.join("; "),
+        ]
+    });
+    table(
+        &["source", "column", "type", "changes", "rules"],
+        0..0,
+        rows,
+    )
+}
+
+fn tail(plan: &Plan) -> String {
+    let (table, job) = (&plan.target_table, &plan.job);
+    let which = if plan.columns.is_empty() {
+        "Every column of the query"
+    } else {
+        "Every other column of the query"
+    };
+    let mut lines = vec![
+        format!(" {which} keeps its name and gets the type of its Athena type."),
+        String::new(),
+    ];
+    let types_are_open =
+        plan.columns.is_empty() || plan.columns.iter().any(|column| column.pg_type.is_none());
+    match &plan.target {
+        TargetPlan::Fits if types_are_open => lines.push(format!(
+            "{table} exists and fits the columns that the job declares. The types of the other columns are known after the query: a column that does not fit is refused then (`extractor sample {job}` shows them before)"
+        )),
+        TargetPlan::Fits => lines.push(format!(
+            "{table} exists and fits these columns; it does not change"
+        )),
+        TargetPlan::Creates { statements, with } if statements.is_empty() => {
+            lines.push(format!(
+                "{table} does not exist; the first batch creates it from the columns of the query's result, which are known after the query (`extractor sample {job}` shows them before). It gets:"
+            ));
+            lines.push(format!("    {with}"));
+        }
+        TargetPlan::Creates { statements, .. } => {
+            lines.push(format!(
+                "{table} does not exist; the first batch creates it, with the other columns of the query:"
+            ));
+            lines.extend(indented(statements));
+        }
+        TargetPlan::Alters { statements } => {
+            lines.push(format!("{table} exists; the first batch runs:"));
+            lines.extend(indented(statements));
+        }
+        TargetPlan::Refused { why } => lines.push(format!("a run would be REFUSED: {why}")),
+    }
+    lines.extend(
+        plan.refused
+            .iter()
+            .map(|why| format!("a run would be REFUSED: {why}")),
+    );
+    lines.join("\n")
+}
+
+fn indented(statements: &[String]) -> impl Iterator<Item = String> {
+    let lines = statements.iter().flat_map(|statement| statement.lines());
+    lines.map(|line| format!("    {line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::on_a_terminal;
+    use common::job::Results;
+    use std::time::Duration;
+
+    fn plan(target: TargetPlan) -> Plan {
+        Plan {
+            job: "clicks".into(),
+            description: "Clicks of a range of days".into(),
+            parameters: [("from".into(), "2018-04-02".into())].into(),
+            sql: "SELECT *\nFROM clicks\nWHERE dt >= DATE '2018-04-02'".into(),
+            source: Source {
+                database: "netflix".into(),
+                catalog: None,
+                workgroup: Some("etl".into()),
+                output_location: None,
+                results: Results::Auto,
+                max_scanned: Some(10_000_000_000),
+                timeout: Duration::from_mins(30),
+            },
+            target_table: "public.clicks".into(),
+            settings: vec![
+                ("mode".into(), "upsert".into()),
+                ("key".into(), "country_code, date".into()),
+            ],
+            columns: vec![
+                PlannedColumn {
+                    source: "server_request_country_code".into(),
+                    name: "country_code".into(),
+                    pg_type: Some("character(2)".into()),
+                    changes: vec!["trim".into()],
+                    rules: vec!["not_empty".into(), "none_of = [\"A1\",\"A2\"]".into()],
+                },
+                PlannedColumn {
+                    source: "dt".into(),
+                    name: "dt".into(),
+                    pg_type: None,
+                    changes: vec![],
+                    rules: vec![],
+                },
+            ],
+            target,
+            refused: None,
+        }
+    }
+
+    #[test]
+    fn plan_shows_the_change_of_the_target() {
+        let creates = plan(TargetPlan::Creates {
+            statements: vec!["CREATE TABLE \"public\".\"clicks\" (\n    \"dt\" text\n)".into()],
+            with: "\"dt\" text, a column for each other one of the query's result".into(),
+        });
+        let mut shown = vec![
+            head(&creates),
+            on_a_terminal(columns(&creates), 100),
+            tail(&creates),
+        ];
+        for target in [
+            TargetPlan::Creates {
+                statements: vec![],
+                with: "a column for each one of the query's result, \"_batch\" bigint NOT NULL, PRIMARY KEY (\"country_code\", \"date\")".into(),
+            },
+            TargetPlan::Fits,
+            TargetPlan::Alters {
+                statements: vec![
+                    "ALTER TABLE \"public\".\"clicks\" ADD COLUMN \"n\" bigint".into(),
+                ],
+            },
+            TargetPlan::Refused {
+                why: "it is a view; name a table".into(),
+            },
+        ] {
+            shown.push(tail(&plan(target)));
+        }
+        insta::assert_snapshot!(shown.join("\n"));
+    }
+
+    #[test]
+    fn plan_as_json() {
+        let plan = plan(TargetPlan::Fits);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&plan).unwrap());
+    }
+}

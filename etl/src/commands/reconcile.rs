@@ -1,0 +1,286 @@
+//! `etl reconcile`: the proof that every row is accounted for.
+
+use comfy_table::Table;
+use serde::Serialize;
+
+use super::Command;
+use crate::Failure;
+use crate::output::{counted, note, number, print, print_json, size, table};
+use crate::store;
+use ledger::Seqs;
+use ledger::{Proven, Run, Store};
+
+/// Prove that every row of a run is accounted for; all runs when none is named.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: etl reconcile daily-2018-04-09 && echo complete")]
+pub struct Arguments {
+    /// The run's whole name.
+    pub run: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Up to this many runs have a line each; of more, only those that are not complete.
+const MAX_LINES: i64 = 100;
+
+/// What the ledger proves of a run.
+#[derive(Debug, Serialize)]
+pub struct Verdict {
+    pub run: Run,
+    /// The ranges of batches that the ledger lacks.
+    pub missing: Vec<(i32, i32)>,
+    /// False for a contradiction; of a run that is proven alone, for every run that is not complete.
+    #[serde(rename = "balanced")]
+    pub is_true: bool,
+    #[serde(rename = "verdict")]
+    pub text: String,
+}
+
+/// The proof of one run, or of all.
+#[derive(Debug, Default)]
+pub struct Proof {
+    pub verdicts: Vec<Verdict>,
+    /// So many more runs are complete and have no verdict of their own.
+    pub complete_besides: i64,
+}
+
+/// Proves one run, or all. `few`: of more runs than this, only those that are not complete have a verdict.
+pub async fn plan(store: &Store, run: Option<&str>, few: Option<i64>) -> Result<Proof, Failure> {
+    let Proven {
+        runs,
+        complete_besides,
+    } = match run {
+        Some(name) => store.exactly(name).await?.into(),
+        None => store.all(few).await?,
+    };
+    let mut verdicts = Vec::with_capacity(runs.len());
+    for one in runs {
+        // A balanced run has all of its batches.
+        let missing = if one.balanced {
+            Vec::new()
+        } else {
+            store.missing(&one).await?
+        };
+        verdicts.push(Verdict::new(one, missing, run.is_some()));
+    }
+    Ok(Proof {
+        verdicts,
+        complete_besides,
+    })
+}
+
+impl Verdict {
+    /// The verdict on a run; of one that is proven `alone`, whether it is complete.
+    pub fn new(run: Run, missing: Vec<(i32, i32)>, alone: bool) -> Self {
+        let verdict = run.verdict(missing.clone());
+        Self {
+            is_true: verdict.holds(alone),
+            text: sentence(&run, &verdict),
+            run,
+            missing,
+        }
+    }
+}
+
+fn sentence(run: &Run, verdict: &ledger::Verdict) -> String {
+    let loaded = number(run.rows_loaded);
+    match verdict {
+        ledger::Verdict::Complete if run.rows_dropped > 0 => {
+            "extracted = loaded + rejected + dropped".to_owned()
+        }
+        ledger::Verdict::Complete => "extracted = loaded + rejected".to_owned(),
+        ledger::Verdict::NotOver { missing } if missing.is_empty() => "not over yet".to_owned(),
+        ledger::Verdict::NotOver { missing } => {
+            format!("not over yet, the batches {} are pending", shown(missing))
+        }
+        ledger::Verdict::Held => {
+            let why = run.held_because.as_deref();
+            format!("held: {}", why.unwrap_or("no reason is recorded"))
+        }
+        ledger::Verdict::NothingLoaded => format!("{}, no row of it is in the target", run.state),
+        ledger::Verdict::Superseded => {
+            "superseded by a later run, no row of it is in the target".to_owned()
+        }
+        ledger::Verdict::RowsLeft => {
+            format!("{}, and {loaded} rows of it are in the target", run.state)
+        }
+        ledger::Verdict::RowsLeaving => format!(
+            "{}, and {loaded} rows of it are in the target until a loader removes them",
+            run.state
+        ),
+        ledger::Verdict::FailedWithRows => format!(
+            "failed, and {loaded} rows of it are in the target; `etl cancel {} --undo` removes them",
+            run.run_id
+        ),
+        ledger::Verdict::Contradiction { missing } => contradiction(run, missing),
+    }
+}
+
+fn shown(ranges: &[(i32, i32)]) -> String {
+    Seqs::from_ledger(ranges.iter().copied()).to_string()
+}
+
+fn contradiction(run: &Run, missing: &[(i32, i32)]) -> String {
+    let mut problems = Vec::new();
+    if run.dead_letters > 0 {
+        let dead = counted(run.dead_letters, "dead letter");
+        problems.push(format!("{dead} (`etl dead list`)"));
+    }
+    if !missing.is_empty() {
+        // The dead letters most likely have them, where there are any.
+        let remedy = if run.dead_letters > 0 {
+            String::new()
+        } else {
+            format!("; `etl replay {} --missing` sends them again", run.run_id)
+        };
+        problems.push(format!("missing batches {}{remedy}", shown(missing)));
+    }
+    if !run.balanced && missing.is_empty() {
+        problems.push("the rows do not add up".to_owned());
+    }
+    format!("NOT BALANCED: {}", problems.join("; "))
+}
+
+impl Command for Arguments {
+    /// True when every run that is over balances, or the named run is complete.
+    async fn run(self) -> Result<bool, Failure> {
+        let store = store::open().await?;
+        let proof = plan(
+            &store,
+            self.run.as_deref(),
+            (!self.json).then_some(MAX_LINES),
+        )
+        .await?;
+        if proof.verdicts.is_empty() && proof.complete_besides == 0 {
+            note("the ledger has no runs, and nothing is proven; check ETL_DATABASE_URL");
+            if self.json {
+                print_json(&proof.verdicts)?;
+            }
+            return Ok(false);
+        }
+        if self.json {
+            print_json(&proof.verdicts)?;
+        } else {
+            if !proof.verdicts.is_empty() {
+                print(&list(&proof.verdicts).to_string())?;
+            }
+            if self.run.is_none() {
+                print(&summary(&proof))?;
+            }
+        }
+        Ok(proof.verdicts.iter().all(|one| one.is_true))
+    }
+}
+
+fn summary(proof: &Proof) -> String {
+    let count = |is: fn(&Verdict) -> bool| {
+        let found: Vec<_> = proof.verdicts.iter().filter(|one| is(one)).collect();
+        size(&found)
+    };
+    let complete = count(|one| one.run.is_complete()) + proof.complete_besides;
+    let nothing = count(|one| one.is_true && one.run.state.is_over() && !one.run.is_complete());
+    format!(
+        "{}: {} complete, {} not over, {} over without a row to prove, {} WRONG",
+        counted(size(&proof.verdicts) + proof.complete_besides, "run"),
+        number(complete),
+        number(count(|one| one.is_true && !one.run.state.is_over())),
+        number(nothing),
+        number(count(|one| !one.is_true))
+    )
+}
+
+fn list(verdicts: &[Verdict]) -> Table {
+    let header = [
+        "run",
+        "state",
+        "extracted",
+        "loaded",
+        "rejected",
+        "dropped",
+        "batches",
+        "verdict",
+    ];
+    let rows = verdicts.iter().map(|Verdict { run, text, .. }| {
+        let expected = run.batches_expected.map(|expected| number(expected.into()));
+        [
+            run.run_id.clone(),
+            run.state.to_string(),
+            number(run.rows_expected.unwrap_or(run.rows_read)),
+            number(run.rows_loaded),
+            number(run.rows_rejected),
+            number(run.rows_dropped),
+            format!(
+                "{} of {}",
+                number(run.batches),
+                expected.as_deref().unwrap_or("?")
+            ),
+            text.clone(),
+        ]
+    });
+    table(&header, 2..7, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use ledger::RunState;
+
+    use super::*;
+    use crate::output::{on_a_terminal, samples};
+
+    #[test]
+    fn every_state_has_its_verdict() {
+        let gone = Run {
+            run_id: "a-run-with-a-gap".into(),
+            balanced: false,
+            batches: 36,
+            ..samples::completed()
+        };
+        let stays = Run {
+            run_id: "a-failed-run-with-rows".into(),
+            state: RunState::Failed,
+            failure: Some("why".into()),
+            balanced: false,
+            ..samples::completed()
+        };
+        let verdicts = samples::runs().into_iter().chain([gone, stays]).map(|run| {
+            let has_gap = run.batches_expected.is_some() && !run.balanced && run.state.is_over();
+            let missing = if has_gap {
+                vec![(3, 3), (36, 37)]
+            } else {
+                Vec::new()
+            };
+            Verdict::new(run, missing, false)
+        });
+        let proof = Proof {
+            verdicts: verdicts.collect(),
+            complete_besides: 0,
+        };
+        let shown = on_a_terminal(list(&proof.verdicts), 150);
+        insta::assert_snapshot!(format!("{shown}\n{}", summary(&proof)));
+        let untrue = proof.verdicts.iter().filter(|one| !one.is_true);
+        let untrue: Vec<_> = untrue.map(|one| one.run.run_id.as_str()).collect();
+        assert_eq!(
+            untrue,
+            [
+                "a-blocked-run",
+                "a-run-with-a-gap",
+                "a-failed-run-with-rows"
+            ]
+        );
+    }
+
+    #[test]
+    fn run_that_is_proven_alone_has_to_be_complete() {
+        for run in samples::runs() {
+            let verdict = Verdict::new(run, Vec::new(), true);
+            let run = &verdict.run;
+            assert_eq!(
+                verdict.is_true,
+                run.state == RunState::Completed,
+                "{}",
+                run.run_id
+            );
+        }
+    }
+}

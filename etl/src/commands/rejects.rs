@@ -1,0 +1,327 @@
+//! `etl rejects`: the rejected rows of a run, or of all runs of a job; counted and listed for people, exported for programs.
+
+mod csv;
+
+use std::io::{BufWriter, ErrorKind, Stdout, Write, stdout};
+
+use anyhow::{Context, anyhow};
+use comfy_table::Table;
+
+use super::Command;
+use crate::Failure;
+use crate::output::{note, number, print, shortened, size, table};
+use crate::store;
+use ledger::{Generation, QuarantinedRow, RejectCount, RejectFilter, Store};
+
+/// Show the rows that were rejected, and why.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  etl rejects clicks-20180409 --limit 5
+  etl rejects --job clicks --rule none_of
+  etl rejects clicks-20180409 --export csv > rejected.csv")]
+pub struct Arguments {
+    /// The run, or the beginning of its name where only one run begins so.
+    #[arg(required_unless_present = "job", conflicts_with = "job")]
+    pub run: Option<String>,
+    /// All runs of this job.
+    #[arg(long)]
+    pub job: Option<String>,
+    /// Only rows that broke this rule.
+    #[arg(long)]
+    pub rule: Option<String>,
+    /// Only rows that broke a rule of this column.
+    #[arg(long)]
+    pub column: Option<String>,
+    /// The most rows: 20 of a list, all of an export.
+    #[arg(long)]
+    pub limit: Option<u32>,
+    /// Every row with its raw values, for another program. In CSV, NULL is an empty field and the empty string is "".
+    #[arg(long, value_enum, conflicts_with = "json")]
+    pub export: Option<ExportFormat>,
+    /// Print JSON: one array, every row with its raw values.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The format of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportFormat {
+    Csv,
+    Json,
+}
+
+/// Rows of a list without `--limit`.
+const DEFAULT_LIMIT: u32 = 20;
+
+/// The rejected rows of these runs: counts by column and rule, and the first rows.
+pub async fn plan(
+    store: &Store,
+    runs: &[Generation],
+    filter: RejectFilter<'_>,
+    limit: u32,
+) -> Result<(Vec<RejectCount>, Vec<QuarantinedRow>), Failure> {
+    let counts = store.reject_counts(runs, filter).await?;
+    let mut left = i64::from(limit);
+    let mut rows = Vec::new();
+    for run in runs {
+        let keep = |row| {
+            rows.push(row);
+            true
+        };
+        store
+            .each_rejected_row(run, filter, Some(left), keep)
+            .await?;
+        left = i64::from(limit) - size(&rows);
+        if left <= 0 {
+            break;
+        }
+    }
+    Ok((counts, rows))
+}
+
+impl Command for Arguments {
+    async fn run(self) -> Result<bool, Failure> {
+        let store = store::open().await?;
+        let runs = match (&self.run, &self.job) {
+            (Some(run), _) => vec![Generation::from(&store.find(run).await?)],
+            (None, Some(job)) => store.runs_with_rejects(job).await?,
+            (None, None) => Vec::new(),
+        };
+        let filter = RejectFilter {
+            rule: self.rule.as_deref(),
+            column: self.column.as_deref(),
+        };
+        let limit = self.limit.map(i64::from);
+        match (self.export, self.json) {
+            (Some(ExportFormat::Csv), _) => {
+                let mut sheet = csv::Sheet::new(columns(&store, &runs, filter).await?);
+                let header = sheet.header().to_owned();
+                let write = |out: &mut Output, row: &QuarantinedRow| out.write(sheet.line(row)?);
+                export(&store, &runs, filter, limit, [&header, ""], write).await?;
+            }
+            (Some(ExportFormat::Json), _) | (None, true) => {
+                let mut before = "\n";
+                let write = |out: &mut Output, row: &QuarantinedRow| {
+                    out.write(std::mem::replace(&mut before, ",\n"))?;
+                    out.write(&serde_json::to_string(row).context("cannot write JSON")?)
+                };
+                export(&store, &runs, filter, limit, ["[", "\n]\n"], write).await?;
+            }
+            (None, false) => {
+                let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
+                let (counts, rows) = plan(&store, &runs, filter, limit).await?;
+                self.list(&runs, &counts, &rows)?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Arguments {
+    fn list(
+        &self,
+        runs: &[Generation],
+        counts: &[RejectCount],
+        rows: &[QuarantinedRow],
+    ) -> Result<(), Failure> {
+        let is_job = self.job.is_some();
+        if counts.is_empty() {
+            let whose = match (&self.job, runs) {
+                (Some(job), _) => format!("the job {job}"),
+                (None, [run]) => run.run_id.clone(),
+                (None, _) => String::new(),
+            };
+            let is_filtered = self.rule.is_some() || self.column.is_some();
+            let by = if is_filtered {
+                " by that rule or in that column"
+            } else {
+                ""
+            };
+            return print(&format!("no row of {whose} was rejected{by}"));
+        }
+        print(&summary(is_job, counts).to_string())?;
+        if !rows.is_empty() {
+            print(&format!("\n{}", list(is_job, rows)))?;
+        }
+        let all: i64 = counts.iter().map(|count| count.rows).sum();
+        if all > size(rows) {
+            note(&format!(
+                "these are the first {} of {}; --limit lists more, --rule and --column filter, --export csv or json writes all",
+                rows.len(),
+                number(all)
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn summary(is_job: bool, counts: &[RejectCount]) -> Table {
+    let header = ["column", "rule", "rows", "runs"];
+    let width = if is_job { 4 } else { 3 };
+    let rows = counts.iter().map(|count| {
+        let row = [
+            count.column_name.clone().unwrap_or_default(),
+            count.rule.clone(),
+            number(count.rows),
+            number(count.runs),
+        ];
+        row.into_iter().take(width)
+    });
+    table(&header[..width], 2..4, rows)
+}
+
+fn list(is_job: bool, rows: &[QuarantinedRow]) -> Table {
+    let header = ["run", "row", "column", "rule", "reason", "raw values"];
+    // Of one run, its name is not repeated.
+    let first = usize::from(!is_job);
+    let rows = rows.iter().map(|row| {
+        let raw = row.raw.as_ref().map_or("pruned", |raw| raw.0.get());
+        let row = [
+            row.run_id.clone(),
+            number(row.row_number),
+            row.column_name.clone().unwrap_or_default(),
+            row.rule.clone(),
+            row.reason.clone(),
+            shortened(raw, 200),
+        ];
+        row.into_iter().skip(first)
+    });
+    table(&header[first..], 1 - first..2 - first, rows)
+}
+
+/// The columns of the raw values in their order, of all runs.
+async fn columns(
+    store: &Store,
+    runs: &[Generation],
+    filter: RejectFilter<'_>,
+) -> Result<Vec<String>, Failure> {
+    let mut columns: Vec<String> = Vec::new();
+    for run in runs {
+        for sample in store.reject_samples(run, filter).await? {
+            for (name, _) in csv::values(&sample)? {
+                if !columns.contains(&name) {
+                    columns.push(name);
+                }
+            }
+        }
+    }
+    Ok(columns)
+}
+
+/// Writes the rows between a beginning and an end, as they come from the database.
+async fn export(
+    store: &Store,
+    runs: &[Generation],
+    filter: RejectFilter<'_>,
+    limit: Option<i64>,
+    [beginning, end]: [&str; 2],
+    mut write: impl FnMut(&mut Output, &QuarantinedRow) -> anyhow::Result<()>,
+) -> Result<(), Failure> {
+    let mut out = Output(Some(BufWriter::new(stdout())));
+    let mut left = limit;
+    out.write(beginning)?;
+    for run in runs {
+        if left.is_some_and(|left| left <= 0) || out.0.is_none() {
+            break;
+        }
+        let (mut written, mut rows) = (Ok(()), 0);
+        let each = |row| {
+            written = write(&mut out, &row);
+            rows += 1;
+            written.is_ok() && out.0.is_some()
+        };
+        store.each_rejected_row(run, filter, left, each).await?;
+        written?;
+        left = left.map(|left| left - rows);
+    }
+    out.write(end)?;
+    Ok(out.flush()?)
+}
+
+/// Standard output; none once its reader closed the pipe, which is not an error.
+struct Output(Option<BufWriter<Stdout>>);
+
+impl Output {
+    fn write(&mut self, text: &str) -> anyhow::Result<()> {
+        let written = self.0.as_mut().map(|out| out.write_all(text.as_bytes()));
+        self.settle(written)
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        let flushed = self.0.as_mut().map(Write::flush);
+        self.settle(flushed)
+    }
+
+    fn settle(&mut self, done: Option<std::io::Result<()>>) -> anyhow::Result<()> {
+        match done {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(error)) if error.kind() == ErrorKind::BrokenPipe => {
+                // Dropping the buffer would write it.
+                if let Some(out) = self.0.take() {
+                    drop(out.into_parts());
+                }
+                Ok(())
+            }
+            Some(Err(error)) => Err(anyhow!(error).context("cannot print")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::on_a_terminal;
+
+    fn row(number: i64, column: Option<&str>, raw: Option<&str>) -> QuarantinedRow {
+        QuarantinedRow {
+            run_id: "daily-2018-04-02".into(),
+            generation: 0,
+            seq: 3,
+            row_number: number,
+            column_name: column.map(Into::into),
+            rule: if column.is_some() {
+                "not_empty"
+            } else {
+                "postgres"
+            }
+            .into(),
+            reason: "the value is empty, and one is required".into(),
+            raw: raw.map(|raw| sqlx::types::Json(raw_value(raw))),
+        }
+    }
+
+    fn raw_value(json: &str) -> Box<serde_json::value::RawValue> {
+        serde_json::value::RawValue::from_string(json.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn rejects_of_a_run_and_of_a_job_on_a_terminal() {
+        let count = |column: Option<&str>, rows| RejectCount {
+            column_name: column.map(Into::into),
+            rule: if column.is_some() {
+                "not_empty"
+            } else {
+                "postgres"
+            }
+            .into(),
+            rows,
+            runs: 2,
+        };
+        let counts = [count(Some("country_code"), 1_690), count(None, 3)];
+        let rows = [
+            row(
+                7,
+                Some("country_code"),
+                Some(r#"{"country_code":"","url":"https://example.org/","visits":null}"#),
+            ),
+            row(12_007, None, None),
+        ];
+        let mut shown = Vec::new();
+        for is_job in [false, true] {
+            shown.push(on_a_terminal(summary(is_job, &counts), 110));
+            shown.push(on_a_terminal(list(is_job, &rows), 110));
+        }
+        insta::assert_snapshot!(shown.join("\n\n"));
+    }
+}

@@ -1,0 +1,185 @@
+//! Rejected rows as CSV (RFC 4180). NULL is an empty field and every value is in quotes, so that the
+//! empty string is `""`: what Postgres' `COPY ... (FORMAT csv)` means by the two.
+
+use std::fmt;
+
+use anyhow::{Context, anyhow};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use ledger::QuarantinedRow;
+
+/// The columns before the raw values.
+const FIXED: [&str; 7] = [
+    "run_id",
+    "generation",
+    "seq",
+    "row_number",
+    "column_name",
+    "rule",
+    "reason",
+];
+
+/// A table with a column for each raw value.
+pub(super) struct Sheet {
+    columns: Vec<String>,
+    header: String,
+    line: String,
+}
+
+impl Sheet {
+    pub(super) fn new(columns: Vec<String>) -> Self {
+        let mut header = String::new();
+        for name in FIXED {
+            field(&mut header, Some(name));
+        }
+        for name in &columns {
+            field(&mut header, Some(&format!("raw.{name}")));
+        }
+        end(&mut header);
+        Self {
+            columns,
+            header,
+            line: String::new(),
+        }
+    }
+
+    /// The names of the columns, as a line.
+    pub(super) fn header(&self) -> &str {
+        &self.header
+    }
+
+    /// A row as a line. Values that were pruned are NULL.
+    pub(super) fn line(&mut self, row: &QuarantinedRow) -> anyhow::Result<&str> {
+        self.line.clear();
+        let line = &mut self.line;
+        field(line, Some(&row.run_id));
+        field(line, Some(&row.generation.to_string()));
+        field(line, Some(&row.seq.to_string()));
+        field(line, Some(&row.row_number.to_string()));
+        field(line, row.column_name.as_deref());
+        field(line, Some(&row.rule));
+        field(line, Some(&row.reason));
+        let raw = row.raw.as_ref().map(|raw| values(raw.0.get()));
+        let mut raw = raw.transpose()?.unwrap_or_default();
+        for column in &self.columns {
+            let place = raw.iter().position(|(name, _)| name == column);
+            let value = place.and_then(|place| raw.swap_remove(place).1);
+            field(line, value.as_deref());
+        }
+        if let Some((name, _)) = raw.first() {
+            return Err(anyhow!(
+                "row {} of {} has the column {name:?}, which no other rejected row has; --export json writes the rows as they are",
+                row.row_number,
+                row.run_id
+            ));
+        }
+        end(line);
+        Ok(line)
+    }
+}
+
+fn field(line: &mut String, value: Option<&str>) {
+    if let Some(value) = value {
+        line.push('"');
+        for (index, part) in value.split('"').enumerate() {
+            if index > 0 {
+                line.push_str("\"\"");
+            }
+            line.push_str(part);
+        }
+        line.push('"');
+    }
+    line.push(',');
+}
+
+fn end(line: &mut String) {
+    line.pop();
+    line.push('\n');
+}
+
+/// The names and values of a raw row, in their order.
+pub(super) fn values(json: &str) -> anyhow::Result<Vec<(String, Option<String>)>> {
+    let Values(values) = serde_json::from_str(json)
+        .context("the raw values of a rejected row are not a JSON object of texts")?;
+    Ok(values)
+}
+
+struct Values(Vec<(String, Option<String>)>);
+
+impl<'de> Deserialize<'de> for Values {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// A map would lose the order.
+struct InOrder;
+
+impl<'de> Visitor<'de> for InOrder {
+    type Value = Values;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of texts and nulls")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Values, A::Error> {
+        let mut values = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            values.push(entry);
+        }
+        Ok(Values(values))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::types::Json;
+
+    fn row(raw: Option<&str>) -> QuarantinedRow {
+        QuarantinedRow {
+            run_id: "daily".into(),
+            generation: 0,
+            seq: 1,
+            row_number: 7,
+            column_name: None,
+            rule: "type".into(),
+            reason: "no \"date\"".into(),
+            raw: raw
+                .map(|raw| Json(serde_json::value::RawValue::from_string(raw.to_owned()).unwrap())),
+        }
+    }
+
+    #[test]
+    fn null_differs_from_the_empty_string_and_quotes_are_doubled() {
+        let mut sheet = Sheet::new(vec!["z".into(), "a,b".into(), "c".into()]);
+        let header = r#""run_id","generation","seq","row_number","column_name","rule","reason","raw.z","raw.a,b","raw.c""#;
+        assert_eq!(sheet.header(), format!("{header}\n"));
+        let raw = r#"{"c":"line\none, \"two\"","z":null,"a,b":""}"#;
+        assert_eq!(
+            sheet.line(&row(Some(raw))).unwrap(),
+            "\"daily\",\"0\",\"1\",\"7\",,\"type\",\"no \"\"date\"\"\",,\"\",\"line\none, \"\"two\"\"\"\n"
+        );
+        assert_eq!(
+            sheet.line(&row(None)).unwrap(),
+            "\"daily\",\"0\",\"1\",\"7\",,\"type\",\"no \"\"date\"\"\",,,\n"
+        );
+    }
+
+    #[test]
+    fn value_without_a_column_is_an_error() {
+        let mut sheet = Sheet::new(vec!["a".into()]);
+        let refused = sheet.line(&row(Some(r#"{"a":"1","b":"2"}"#))).unwrap_err();
+        assert!(refused.to_string().contains("--export json"), "{refused}");
+    }
+
+    #[test]
+    fn raw_values_keep_their_order() {
+        let read = values(r#"{"z":"1","a":null,"z":"2"}"#).unwrap();
+        let wanted = [("z", Some("1")), ("a", None), ("z", Some("2"))];
+        let wanted = wanted.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)));
+        assert_eq!(read, wanted);
+        assert!(values("[1]").is_err());
+    }
+}

@@ -1,0 +1,432 @@
+//! `etl replay`: batches of a run again, without a query.
+//!
+//! Every check comes first: the run's state, the job, and whether the archive has every batch. Then the ledger gets the new
+//! generation, and only then is anything sent. The same command resumes a replay whose process died.
+
+mod archive;
+mod checks;
+mod missing;
+mod reread;
+mod send;
+
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use common::command::user;
+use common::failpoint;
+use common::job::{Job, JobSpec, Publish, Source};
+use common::message::BatchId;
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+pub use missing::act as act_missing;
+
+use super::Command;
+use crate::Failure;
+use crate::broker::Broker;
+use crate::jobs::Jobs;
+use crate::output::run::follow;
+use crate::output::{counted, note, print};
+use crate::store;
+use ledger::Seqs;
+use ledger::{Claims, NewReplay, RunState, Store, Subject};
+
+/// Replay batches of runs, with the job as it is now and without a query.
+#[derive(Debug, Default, clap::Args)]
+#[command(after_help = "\
+Examples:
+  etl replay daily-2018-04-09 --follow        all of it, with the job as it is now
+  etl replay daily-2018-04-09 --rejected-only only the batches that have a rejected row (append)
+  etl replay --job clicks --since 2018-04-01 --until 2018-05-01
+  etl replay daily-2018-04-09 --missing       what a purged queue or a restored database lost
+  etl replay daily-2018-04-09 --from-athena   when the archive no longer has it")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
+pub struct Arguments {
+    /// The run's whole name.
+    #[arg(required_unless_present = "job", conflicts_with = "job")]
+    pub run: Option<String>,
+    /// All runs of this job that were requested from --since on.
+    #[arg(long, requires = "since")]
+    pub job: Option<String>,
+    /// A date or a time in UTC, such as 2018-04-02 or 2018-04-02T10:00:00Z.
+    #[arg(long, value_name = "TIME", requires = "job", value_parser = parse_time)]
+    pub since: Option<Timestamp>,
+    /// The end of the time; runs that were requested at this time or later are left out.
+    #[arg(long, value_name = "TIME", requires = "job", value_parser = parse_time)]
+    pub until: Option<Timestamp>,
+    /// Only these batches, the last one included. Where batches depend on each other (every mode but append, and every
+    /// run that is committed as a whole) the whole run is replayed, with a note.
+    #[arg(long, value_name = "A..B", conflicts_with_all = ["job", "rejected_only", "missing", "from_athena"])]
+    pub seq: Option<Seqs>,
+    /// Only the batches that have a rejected row, each of them whole.
+    #[arg(long, conflicts_with_all = ["missing", "from_athena"])]
+    pub rejected_only: bool,
+    /// Send the batches that the ledger lacks again, in the same generation and unchanged: lost with a queue, or with a
+    /// database that was restored to an earlier time.
+    #[arg(long, conflicts_with = "from_athena")]
+    pub missing: bool,
+    /// Read the query's result again, through the extractor, for a run that the archive no longer has. The whole run; no
+    /// query is started.
+    #[arg(long)]
+    pub from_athena: bool,
+    /// Also replay a run that is not over, where no service works on it any more. What still comes of its older
+    /// generation changes nothing.
+    #[arg(long, conflicts_with_all = ["missing", "job"])]
+    pub force: bool,
+    /// Wait until the run is over, and exit with 0 only if it is complete.
+    #[arg(long)]
+    pub follow: bool,
+    /// Print JSON, one line a run.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    // Not `parse`, which takes the date out of a time without a zone and drops the rest.
+    let midnight = Date::strptime("%Y-%m-%d", text).and_then(|date| date.to_zoned(TimeZone::UTC));
+    midnight.map(|zoned| zoned.timestamp()).map_err(|_| {
+        "write a date, 2018-04-02, or a time with its zone, 2018-04-02T10:00:00Z".to_owned()
+    })
+}
+
+/// The replays of some runs, checked. No other process replays these runs until it is dropped.
+pub struct Plan {
+    pub replays: Vec<Replay>,
+    /// Runs without a rejected row, with `--rejected-only`: there is nothing to send.
+    pub nothing: Vec<String>,
+    pub notes: Vec<String>,
+    _claims: Claims,
+}
+
+/// A replay that passed every check. Nothing has changed yet.
+pub struct Replay {
+    subject: Subject,
+    seqs: Seqs,
+    partial: bool,
+    /// Whether an unfinished replay continues, in its own generation.
+    resumes: bool,
+    job_hash: String,
+    spec: Arc<JobSpec>,
+    /// Where Athena's result is read again; none for the archive.
+    athena: Option<Source>,
+}
+
+/// What was sent of a run.
+#[derive(Debug, Serialize)]
+pub struct Sent {
+    pub run_id: String,
+    /// None where the extractor reads the result again, and the number is not known yet.
+    pub batches: Option<u64>,
+    /// The new generation; none where the batches belong to the live one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+}
+
+/// The runs that the arguments name, and notes on those that are left out: a run that never got a result has nothing to
+/// replay.
+pub async fn runs(
+    store: &Store,
+    arguments: &Arguments,
+) -> Result<(Vec<String>, Vec<String>), Failure> {
+    let (mut names, mut notes) = (Vec::from_iter(arguments.run.clone()), Vec::new());
+    let (Some(job), Some(since)) = (&arguments.job, arguments.since) else {
+        return Ok((names, notes));
+    };
+    if arguments.until.is_some_and(|until| until <= since) {
+        return Err(Failure::usage(anyhow!(
+            "--until has to be later than --since"
+        )));
+    }
+    for name in store.runs_between(job, since, arguments.until).await? {
+        let run = store.exactly(&name).await?;
+        let has_nothing = match run.state {
+            RunState::Cancelled | RunState::Superseded => true,
+            RunState::Failed => run.batches_expected.is_none() && !arguments.from_athena,
+            RunState::Requested | RunState::Running | RunState::Held | RunState::Completed => false,
+        };
+        if has_nothing {
+            notes.push(format!("{name} is {} and is left out", run.state));
+        } else {
+            names.push(name);
+        }
+    }
+    Ok((names, notes))
+}
+
+/// Checks the replays of all of these runs, before the first is changed.
+pub async fn plan(
+    store: &Store,
+    broker: &Broker,
+    names: &[String],
+    arguments: &Arguments,
+) -> Result<Plan, Failure> {
+    let mut plan = Plan {
+        replays: Vec::with_capacity(names.len()),
+        nothing: Vec::new(),
+        notes: Vec::new(),
+        _claims: store.claims().await?,
+    };
+    for name in names {
+        plan._claims.take(name).await?;
+        let subject = store.subject(name).await?;
+        subject.check_state(arguments.force)?;
+        let replay = if arguments.from_athena {
+            Some(from_athena(subject)?)
+        } else {
+            from_archive(store, subject, arguments, &mut plan.notes).await?
+        };
+        match replay {
+            Some(replay) => {
+                if replay.athena.is_none() {
+                    archive::prove(broker, &replay).await?;
+                }
+                plan.replays.push(replay);
+            }
+            None => plan.nothing.push(name.clone()),
+        }
+    }
+    Ok(plan)
+}
+
+fn from_athena(subject: Subject) -> Result<Replay, Failure> {
+    reread::result(&subject)?;
+    let (job, spec) = job_now(&subject)?;
+    let seqs = Seqs::first(subject.batches().unwrap_or(BatchId::MAX_SEQ));
+    Ok(Replay {
+        resumes: checks::resumes(&subject, "athena", &seqs, &job.hash())?,
+        partial: false,
+        seqs,
+        job_hash: job.hash(),
+        spec,
+        athena: Some(job.source),
+        subject,
+    })
+}
+
+/// None when `--rejected-only` finds no batch.
+async fn from_archive(
+    store: &Store,
+    subject: Subject,
+    arguments: &Arguments,
+    notes: &mut Vec<String>,
+) -> Result<Option<Replay>, Failure> {
+    let batches = checks::extracted(&subject)?;
+    let (job, spec) = job_now(&subject)?;
+    let whole = Seqs::first(batches);
+    let wanted = match &arguments.seq {
+        Some(seqs) => {
+            checks::within(&subject, seqs, batches)?;
+            seqs.clone()
+        }
+        None if arguments.rejected_only => store.batches_with_rejects(&subject.run).await?,
+        None => whole.clone(),
+    };
+    if wanted.is_empty() && subject.unfinished().is_none() {
+        return Ok(None);
+    }
+    let may_be_partial = checks::supersedes_by_batch(&subject, &spec);
+    let seqs = if may_be_partial {
+        wanted
+    } else {
+        whole.clone()
+    };
+    if !may_be_partial && (arguments.seq.is_some() || arguments.rejected_only) {
+        let as_a_whole = if spec.target.is_staged(0) {
+            ", committed as a whole,"
+        } else {
+            ""
+        };
+        notes.push(format!(
+            "the whole run is replayed: rows of a run in mode {}{as_a_whole} depend on its other batches",
+            spec.target.mode,
+        ));
+    }
+    Ok(Some(Replay {
+        resumes: checks::resumes(&subject, "archive", &seqs, &job.hash())?,
+        partial: seqs != whole,
+        seqs,
+        job_hash: job.hash(),
+        spec,
+        athena: None,
+        subject,
+    }))
+}
+
+/// The job as its file is now, with the parameters and the time of the run's request. Refused when its rows cannot replace
+/// those of the run.
+fn job_now(subject: &Subject) -> Result<(Job, Arc<JobSpec>), Failure> {
+    let job = Jobs::load()?.read(&subject.run.job)?;
+    let spec = || -> anyhow::Result<JobSpec> {
+        let request = job.request(&subject.run.parameters)?;
+        let spec = request.spec.asked_at(subject.requested_at);
+        transformer::check_job(&spec)?;
+        Ok(spec)
+    };
+    let spec = spec()
+        .with_context(|| format!("cannot replay {} with the job as it is now", subject.id()))
+        .map_err(Failure::Usage)?;
+    checks::job(subject, &spec)?;
+    Ok((job, Arc::new(spec)))
+}
+
+/// Writes a replay into the ledger, unless it resumes, and sends it.
+pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent, Failure> {
+    let subject = &replay.subject;
+    let publish = if replay.spec.target.is_staged(0) {
+        Publish::Run
+    } else {
+        Publish::Batch
+    };
+    let generation = if replay.resumes {
+        subject.generation()
+    } else {
+        let new = NewReplay {
+            source: if replay.athena.is_some() {
+                "athena"
+            } else {
+                "archive"
+            },
+            seqs: &replay.seqs,
+            partial: replay.partial,
+            job_hash: &replay.job_hash,
+            spec: &replay.spec,
+            commit: publish.name(),
+            by: &user(),
+        };
+        store.begin_replay(subject, &new).await?
+    };
+    failpoint::reach("replay_recorded").await;
+    match &replay.athena {
+        Some(source) => reread::send(broker, replay, source.clone(), generation).await,
+        None => send::from_archive(broker, replay, generation).await,
+    }
+    .with_context(|| {
+        format!(
+            "the replay of {} is in the ledger and not wholly sent; the same command resumes it",
+            subject.id()
+        )
+    })?;
+    failpoint::reach("replay_sent").await;
+    store.replay_sent(subject.id(), generation).await?;
+    Ok(Sent {
+        run_id: subject.id().to_owned(),
+        batches: replay.athena.is_none().then(|| replay.seqs.count()),
+        generation: Some(generation),
+    })
+}
+
+impl Command for Arguments {
+    async fn run(self) -> Result<bool, Failure> {
+        let store = store::open().await?;
+        let (names, notes) = runs(&store, &self).await?;
+        notes.iter().for_each(|text| note(text));
+        if names.is_empty() {
+            if !self.json {
+                print("no run of this job was requested in that time")?;
+            }
+            return Ok(true);
+        }
+        let broker = Broker::open(note).await?;
+        if self.missing {
+            for name in &names {
+                self.print(&act_missing(&store, &broker, name).await?)?;
+            }
+        } else {
+            let plan = plan(&store, &broker, &names, &self).await?;
+            plan.notes.iter().for_each(|text| note(text));
+            for name in &plan.nothing {
+                let (run_id, batches) = (name.clone(), Some(0));
+                self.print(&Sent {
+                    run_id,
+                    batches,
+                    generation: None,
+                })?;
+            }
+            for replay in &plan.replays {
+                self.print(&act(&store, &broker, replay).await?)?;
+            }
+        }
+        broker.close().await;
+        let mut are_complete = true;
+        for name in names.iter().filter(|_| self.follow) {
+            let end = follow(&store, name, None, self.json).await?;
+            // The run may be complete although its replay was cancelled: it is as it was before.
+            let is_replayed = self.missing || end.run().replay_abandoned.is_none();
+            are_complete &= end.is_complete() && is_replayed;
+        }
+        Ok(are_complete)
+    }
+}
+
+impl Arguments {
+    fn print(&self, sent: &Sent) -> Result<(), Failure> {
+        if self.json {
+            print(&serde_json::to_string(sent).context("cannot write JSON")?)
+        } else {
+            print(&sentence(sent, self.missing))
+        }
+    }
+}
+
+fn sentence(sent: &Sent, missing: bool) -> String {
+    let run = &sent.run_id;
+    let batches = |count: u64| counted(i64::try_from(count).unwrap_or(i64::MAX), "batch");
+    match (sent.batches, sent.generation) {
+        (Some(0), None) if missing => format!("no batch of {run} is missing"),
+        (Some(0), None) => format!("no batch of {run} has a rejected row; nothing was sent"),
+        (Some(count), Some(generation)) => {
+            format!(
+                "{} of {run} sent again, as generation {generation}",
+                batches(count)
+            )
+        }
+        (Some(count), None) => format!("{} of {run} sent again", batches(count)),
+        (None, generation) => format!(
+            "the result of {run} is read again, as generation {}",
+            generation.unwrap_or_default()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn date_is_its_first_moment() {
+        let midnight = parse_time("2018-04-02").unwrap();
+        assert_eq!(midnight, parse_time("2018-04-02T02:00:00+02:00").unwrap());
+        assert!(parse_time("yesterday").is_err() && parse_time("2018-04-02T10:00:00").is_err());
+    }
+
+    #[test]
+    fn what_was_sent_is_a_sentence_and_a_line_of_json() {
+        let mut said = Vec::new();
+        for (batches, generation, missing) in [
+            (Some(1), Some(2), false),
+            (Some(1_670), Some(1), false),
+            (None, Some(3), false),
+            (Some(39), None, true),
+            (Some(0), None, true),
+            (Some(0), None, false),
+        ] {
+            let run_id = "daily-2018-04-02".to_owned();
+            let sent = Sent {
+                run_id,
+                batches,
+                generation,
+            };
+            said.push(sentence(&sent, missing));
+            said.push(serde_json::to_string(&sent).unwrap());
+        }
+        insta::assert_snapshot!(said.join("\n"));
+    }
+}

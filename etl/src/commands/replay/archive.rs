@@ -1,0 +1,188 @@
+//! The archive: each batch of a run once, of the run's own result.
+//!
+//! The archive has everything that was published to it: copies, batches of a fork that read another result, and batches of a
+//! later generation. A batch is found by its run, its seq and its result.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, anyhow};
+use common::message::{EventKind, Message, RawBatch, RunEvent};
+use common::queue::{Delivery, RawDelivery};
+use common::schema;
+
+use super::Replay;
+use crate::Failure;
+use crate::broker::Broker;
+use ledger::{Run, Subject};
+use ledger::{Search, Seqs};
+
+/// How long before the request of a run the archive is entered: the clocks of this machine, of the database and of the
+/// broker differ.
+const MARGIN: Duration = Duration::from_mins(10);
+
+/// The extractor's event at the end of the result.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    pub(super) event: RunEvent,
+    pub(super) result_id: String,
+    pub(super) batches: u32,
+}
+
+/// Refuses a replay when the archive lacks one of its batches, or when the job as it is now cannot read them.
+pub(super) async fn prove(broker: &Broker, replay: &Replay) -> Result<(), Failure> {
+    let spec = &replay.spec;
+    let mut fits = false;
+    let id = replay.subject.id();
+    let search = search(broker, &replay.subject, None, &replay.seqs, async |batch| {
+        if !fits {
+            schema::resolve(&spec.columns, &batch.columns, &spec.target.key).with_context(|| {
+                format!("the job {} as it is now does not fit the result of the run {id}; correct it, or request a new run; nothing was changed", spec.name)
+            })?;
+            fits = true;
+        }
+        Ok(())
+    })
+    .await?;
+    refuse_gap(&replay.subject, &search)
+}
+
+/// Refuses a search that did not find every batch.
+pub(super) fn refuse_gap(subject: &Subject, search: &Search) -> Result<(), Failure> {
+    if search.is_over() {
+        return Ok(());
+    }
+    let (id, gap) = (subject.id(), search.missing());
+    let force = if subject.run.state.is_over() {
+        ""
+    } else {
+        " --force"
+    };
+    let remedy = match subject.run.result_id {
+        Some(_) => format!("`etl replay {id} --from-athena{force}` reads the query's result again"),
+        None => "request a new run".to_owned(),
+    };
+    Err(anyhow!(
+        "the archive no longer has the batches {gap} of the run {id}; nothing was sent and nothing was changed: {remedy}"
+    )
+    .into())
+}
+
+/// Searches the archive for batches of a run. Each goes to `take`, once and in the archive's order, until all are found or
+/// the archive ends. `result` is the run's result where the ledger does not have it.
+pub(super) async fn search(
+    broker: &Broker,
+    subject: &Subject,
+    result: Option<&str>,
+    seqs: &Seqs,
+    mut take: impl AsyncFnMut(RawBatch) -> anyhow::Result<()>,
+) -> Result<Search, Failure> {
+    let mut search = Search::new(seqs.clone());
+    if search.is_over() {
+        return Ok(search);
+    }
+    let result = subject.run.result_id.as_deref().or(result);
+    let look = broker.read_archive(since(&subject.run)?, async |message| {
+        if let Some(batch) = batch_of(&subject.run, message, &search)
+            && result.is_none_or(|result| result == batch.result_id)
+        {
+            search.found(batch.id.seq);
+            take(batch).await?;
+        }
+        Ok(search.is_over())
+    });
+    look.await
+        .with_context(|| format!("cannot read the archive for {}", subject.id()))?;
+    Ok(search)
+}
+
+/// The batch in a message, if it is searched for. A batch that this version cannot read counts as absent.
+fn batch_of(run: &Run, message: RawDelivery, search: &Search) -> Option<RawBatch> {
+    let seq = seq_of(&run.run_id, message.id())?;
+    if !search.wants(seq) {
+        return None;
+    }
+    match Delivery::<RawBatch>::from(message).read() {
+        Ok(batch) if batch.id.seq == seq && batch.id.run.as_str() == run.run_id => Some(batch),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::warn!(run.id = run.run_id, batch.seq = seq, %error, "a batch in the archive cannot be read");
+            None
+        }
+    }
+}
+
+/// The seq of a batch of this run, from its identity `run/generation/seq`.
+fn seq_of(run: &str, id: &str) -> Option<u32> {
+    let (generation, seq) = id.strip_prefix(run)?.strip_prefix('/')?.split_once('/')?;
+    generation.parse::<u32>().ok()?;
+    seq.parse().ok()
+}
+
+/// The end of the run's result in the archive, for a ledger that does not have it.
+pub(super) async fn find_end(broker: &Broker, subject: &Subject) -> Result<Option<End>, Failure> {
+    let mut found = None;
+    let prefix = format!("{}/", subject.id());
+    let look = broker.read_archive(since(&subject.run)?, async |message| {
+        let is_it = message.kind() == RunEvent::KIND
+            && message.id().starts_with(&prefix)
+            && message.id().ends_with("/extracted");
+        if is_it {
+            found = end_of(subject, message);
+        }
+        Ok(found.is_some())
+    });
+    look.await
+        .with_context(|| format!("cannot read the archive for {}", subject.id()))?;
+    Ok(found)
+}
+
+fn end_of(subject: &Subject, message: RawDelivery) -> Option<End> {
+    let event = Delivery::<RunEvent>::from(message).read().ok()?;
+    let EventKind::Extracted {
+        result_id, batches, ..
+    } = event.kind.clone()
+    else {
+        return None;
+    };
+    let is_of_the_run = event.run.as_str() == subject.id()
+        && subject
+            .run
+            .result_id
+            .as_ref()
+            .is_none_or(|known| *known == result_id);
+    is_of_the_run.then_some(End {
+        event,
+        result_id,
+        batches,
+    })
+}
+
+fn since(run: &Run) -> Result<SystemTime, Failure> {
+    let at: jiff::Timestamp = run
+        .requested_at
+        .parse()
+        .context("the ledger has a run without a time")?;
+    Ok(SystemTime::from(at)
+        .checked_sub(MARGIN)
+        .unwrap_or(SystemTime::UNIX_EPOCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batch_is_recognised_by_its_run_and_its_seq() {
+        assert_eq!(seq_of("daily", "daily/0/7"), Some(7));
+        assert_eq!(seq_of("daily", "daily/3/7"), Some(7));
+        for other in [
+            "daily-2/0/7",
+            "daily/0/extracted",
+            "daily/7",
+            "daily/x/7",
+            "marker/0/7",
+        ] {
+            assert_eq!(seq_of("daily", other), None, "{other}");
+        }
+    }
+}

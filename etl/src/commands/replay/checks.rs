@@ -1,0 +1,103 @@
+//! The reasons to refuse a replay. Pure.
+
+use anyhow::anyhow;
+use common::job::{JobSpec, Publish, Window};
+
+use crate::Failure;
+use ledger::{Seqs, Subject};
+
+/// How many batches the run has; refuses one whose result was not read to its end.
+pub(super) fn extracted(subject: &Subject) -> Result<u32, Failure> {
+    subject.batches().ok_or_else(|| {
+        let id = subject.id();
+        anyhow!(
+            "the result of the run {id} was not read to its end, and the batches of a replay are unknown; nothing was changed. `etl replay {id} --from-athena` reads the result again if the ledger knows it; otherwise request a new run"
+        )
+        .into()
+    })
+}
+
+/// Refuses batches that the run does not have.
+pub(super) fn within(subject: &Subject, seqs: &Seqs, batches: u32) -> Result<(), Failure> {
+    match seqs.last() {
+        Some(last) if last >= batches => Err(Failure::usage(anyhow!(
+            "the run {} has the batches 0..{}, and --seq has {seqs}; nothing was changed",
+            subject.id(),
+            batches - 1
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a job whose rows cannot replace those of the run.
+pub(super) fn job(subject: &Subject, now: &JobSpec) -> Result<(), Failure> {
+    let run = &subject.run;
+    let (schema, table) = now.target.schema_and_table();
+    let table = format!("{schema}.{table}");
+    let differs = |what: &str, then: &str, now: &str| {
+        Err(Failure::from(anyhow!(
+            "the rows of the run {} went {then} and the job {} now says {now}: they cannot be replaced there. Restore the job's {what}, or request a new run; nothing was changed",
+            run.run_id,
+            run.job
+        )))
+    };
+    if table != run.target_table {
+        return differs("table", &format!("to {}", run.target_table), &table);
+    }
+    let mode = now.target.mode.name();
+    if mode != run.mode {
+        return differs("mode", &format!("there in mode {}", run.mode), mode);
+    }
+    if now.target.key != subject.first_spec.target.key {
+        let named = |key: &[String]| format!("the key ({})", key.join(", "));
+        return differs(
+            "key",
+            &format!("there by {}", named(&subject.first_spec.target.key)),
+            &named(&now.target.key),
+        );
+    }
+    let then = &subject.first_spec.target.replace_where;
+    if now.target.replace_where != *then {
+        let named = |window: &Option<Window>| match window {
+            None => "the whole table".to_owned(),
+            Some(window) => format!("the window {window}"),
+        };
+        let (then, now) = (named(then), named(&now.target.replace_where));
+        return differs("replace_where", &format!("there for {then}"), &now);
+    }
+    Ok(())
+}
+
+/// Whether each batch replaces its former self alone, then and now, so that some can be replayed without the others.
+pub(super) fn supersedes_by_batch(subject: &Subject, now: &JobSpec) -> bool {
+    subject.run.commit == Publish::Batch.name() && !now.target.is_staged(subject.generation() + 1)
+}
+
+/// Whether the replay resumes an unfinished one. Refuses a replay that leaves batches of an unfinished one out.
+pub(super) fn resumes(
+    subject: &Subject,
+    source: &str,
+    seqs: &Seqs,
+    job_hash: &str,
+) -> Result<bool, Failure> {
+    let Some(unfinished) = subject.unfinished() else {
+        return Ok(false);
+    };
+    if unfinished.source == source && unfinished.seqs == *seqs && unfinished.job_hash == job_hash {
+        return Ok(true);
+    }
+    if seqs.covers(&unfinished.seqs) {
+        return Ok(false);
+    }
+    let id = subject.id();
+    let remedy = match unfinished.seqs.as_argument() {
+        Some(range) => format!("`etl replay {id} --seq {range}` or `etl replay {id}`"),
+        None => format!("`etl replay {id}`"),
+    };
+    Err(anyhow!(
+        "a replay of the batches {} of {id} by {} is unfinished, and this replay leaves some of them out; nothing was changed: run {remedy} first",
+        unfinished.seqs,
+        unfinished.requested_by
+    )
+    .into())
+}

@@ -1,0 +1,89 @@
+//! `--missing`: sends the batches that the ledger lacks again, in the same generation. For a queue that was purged, and for
+//! a database that was restored to an earlier time: then only the archive knows the end of the result, too.
+
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use common::queue::Outgoing;
+
+use super::Sent;
+use super::archive::{self, End};
+use super::send::Window;
+use crate::Failure;
+use crate::broker::Broker;
+use ledger::{RunState, Seqs, Store, Subject};
+
+/// Sends what the ledger of a run lacks, once the archive is known to have it. A batch that was loaded meanwhile is a
+/// duplicate to the loader.
+pub async fn act(store: &Store, broker: &Broker, name: &str) -> Result<Sent, Failure> {
+    let mut claims = store.claims().await?;
+    claims.take(name).await?;
+    let mut subject = store.subject(name).await?;
+    if let state @ (RunState::Failed | RunState::Cancelled) = subject.run.state {
+        return Err(anyhow!(
+            "the run {name} is {state} and takes no batches; nothing was sent: request a new run"
+        )
+        .into());
+    }
+    let end = match subject.batches() {
+        Some(_) => None,
+        None => Some(end(broker, &subject).await?),
+    };
+    if let Some(end) = &end {
+        subject.run.batches_expected = i32::try_from(end.batches).ok();
+    }
+    let missing = Seqs::from_ledger(store.missing(&subject.run).await?);
+    if !missing.is_empty() || end.is_some() {
+        let result = end.as_ref().map(|end| end.result_id.as_str());
+        let found = archive::search(broker, &subject, result, &missing, async |_| Ok(())).await?;
+        archive::refuse_gap(&subject, &found)?;
+        send(broker, &subject, result, &missing, end.as_ref())
+            .await
+            .context("not every batch was sent again; the same command sends the others")?;
+    }
+    Ok(Sent {
+        run_id: name.to_owned(),
+        batches: Some(missing.count()),
+        generation: None,
+    })
+}
+
+/// The end of the result, which the ledger of a restored database does not have.
+async fn end(broker: &Broker, subject: &Subject) -> Result<End, Failure> {
+    let end = archive::find_end(broker, subject).await?;
+    end.ok_or_else(|| {
+        let id = subject.id();
+        anyhow!(
+            "neither the ledger nor the archive has the number of batches of the run {id}: the extractor has not sent it yet, or the archive no longer has it; nothing was sent"
+        )
+        .into()
+    })
+}
+
+async fn send(
+    broker: &Broker,
+    subject: &Subject,
+    result: Option<&str>,
+    missing: &Seqs,
+    end: Option<&End>,
+) -> Result<(), Failure> {
+    let mut window = Window::new(broker.sender().await?);
+    let (live, spec) = (subject.generation(), subject.live_spec());
+    let sent = archive::search(broker, subject, result, missing, async |mut batch| {
+        // Unchanged, unless the archive has it with another generation and job.
+        if live > 0 || batch.id.generation != live {
+            batch.id.generation = live;
+            batch.job = Arc::clone(&spec);
+        }
+        let message = Outgoing::of(&batch).context("a batch cannot be sent again")?;
+        window.put(message).await
+    });
+    archive::refuse_gap(subject, &sent.await?)?;
+    if let Some(end) = end {
+        let mut event = end.event.clone();
+        event.generation = live;
+        let message = Outgoing::of(&event).context("the end of the result cannot be sent again")?;
+        window.put(message).await?;
+    }
+    Ok(window.close().await?)
+}

@@ -1,0 +1,480 @@
+//! `etl status`: a run with its rate, its cost and the queues, once or every second.
+
+use std::io::{IsTerminal, stdout};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use common::settings;
+use indicatif::HumanBytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::{Command, runs};
+use crate::Failure;
+use crate::broker::{self, Depth};
+use crate::output::run::{by_whom, choice, sums, took};
+use crate::output::{self, by, counted, number, print, sheet, show};
+use crate::store;
+use ledger::{DroppedRows, Generation, RejectCount, RejectFilter, Run, RunState, Store};
+
+/// Show a run: its progress and rate, the depths of the queues, its cost.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: etl status most_visited_url-20180409 --watch")]
+pub struct Arguments {
+    /// The run, or the beginning of its name where only one run begins so; without one, the latest runs.
+    pub run: Option<String>,
+    /// Show the run every second until it is over.
+    #[arg(long, requires = "run", conflicts_with = "json")]
+    pub watch: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The time between two looks at a watched run.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The price of a terabyte (10^12 bytes) that Athena scans, in any currency.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Price(f64);
+
+impl Price {
+    /// Athena charges a query for at least this many bytes ("Amazon Athena Pricing").
+    const MIN_BYTES: i64 = 10_000_000;
+
+    /// None for a number that is not a price.
+    pub fn per_tb(price: f64) -> Option<Self> {
+        (price.is_finite() && price >= 0.0).then_some(Self(price))
+    }
+
+    /// The price that `ETL_PRICE_PER_TB` sets, if any.
+    pub fn configured() -> Result<Option<Self>, Failure> {
+        #[derive(Deserialize)]
+        struct Settings {
+            price_per_tb: Option<f64>,
+        }
+        let settings: Settings = settings::load().map_err(Failure::usage)?;
+        let Some(price) = settings.price_per_tb else {
+            return Ok(None);
+        };
+        Self::per_tb(price).map(Some).ok_or_else(|| {
+            Failure::usage(anyhow!(
+                "ETL_PRICE_PER_TB is {price}, which is not a price; set it to the price of a terabyte, such as 5"
+            ))
+        })
+    }
+
+    fn of(self, bytes: i64) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a price, rounded when shown")]
+        let bytes = bytes.max(Self::MIN_BYTES) as f64;
+        bytes / 1e12 * self.0
+    }
+}
+
+/// A run with everything around it.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    #[serde(flatten)]
+    pub run: Run,
+    /// Extracted rows that are neither loaded nor rejected nor dropped yet.
+    pub rows_in_flight: i64,
+    /// The average since the query was started.
+    pub rows_per_second: Option<f64>,
+    /// Since the look before, where there is one.
+    #[serde(skip)]
+    pub rows_per_second_now: Option<f64>,
+    pub cost: Option<f64>,
+    #[serde(skip)]
+    pub price: Option<Price>,
+    pub rejects: Vec<RejectCount>,
+    pub drops: Vec<DroppedRows>,
+    /// None when the broker cannot be asked.
+    pub queues: Option<Vec<Depth>>,
+    /// Why the broker cannot be asked.
+    pub broker: Option<String>,
+}
+
+impl Status {
+    fn new(
+        run: Run,
+        rejects: Vec<RejectCount>,
+        drops: Vec<DroppedRows>,
+        queues: Result<Vec<Depth>, String>,
+        price: Option<Price>,
+    ) -> Self {
+        let accounted = accounted(&run);
+        let in_flight = (run.rows_read - accounted).max(0);
+        let cost = price.zip(run.bytes_scanned);
+        Self {
+            rows_in_flight: if run.state.is_over() { 0 } else { in_flight },
+            rows_per_second: rate(accounted, run.working_seconds),
+            rows_per_second_now: None,
+            cost: cost.map(|(price, bytes)| price.of(bytes)),
+            price,
+            rejects,
+            drops,
+            broker: queues.as_ref().err().cloned(),
+            queues: queues.ok(),
+            run,
+        }
+    }
+}
+
+/// Rows that are loaded, rejected or dropped.
+fn accounted(run: &Run) -> i64 {
+    run.rows_loaded + run.rows_rejected + run.rows_dropped
+}
+
+fn rate(rows: i64, seconds: Option<f64>) -> Option<f64> {
+    let seconds = seconds.filter(|seconds| *seconds > 0.0)?;
+    #[expect(clippy::cast_precision_loss, reason = "a rate, rounded when shown")]
+    let rows = rows as f64;
+    Some((rows / seconds * 10.0).round() / 10.0)
+}
+
+/// The status of a run. A broker that is down does not keep the ledger from being shown.
+pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Status, Failure> {
+    let run = store.exactly(run).await?;
+    let filter = RejectFilter::default();
+    let rejects = store
+        .reject_counts(&[Generation::from(&run)], filter)
+        .await?;
+    let drops = store.dropped_rows(&run).await?;
+    Ok(Status::new(
+        run,
+        rejects,
+        drops,
+        broker::depths().await,
+        price,
+    ))
+}
+
+impl Command for Arguments {
+    async fn run(self) -> Result<bool, Failure> {
+        let Some(name) = &self.run else {
+            let latest = runs::Arguments {
+                job: None,
+                state: None,
+                limit: 20,
+                json: self.json,
+            };
+            return latest.run().await;
+        };
+        let price = Price::configured()?;
+        let store = store::open().await?;
+        let run = store.find(name).await?.run_id;
+        if self.watch {
+            watch(&store, &run, price).await?;
+        } else {
+            show(self.json, &plan(&store, &run, price).await?, lines)?;
+        }
+        Ok(true)
+    }
+}
+
+async fn watch(store: &Store, run: &str, price: Option<Price>) -> Result<(), Failure> {
+    let is_terminal = stdout().is_terminal();
+    let mut last: Option<(i64, Instant)> = None;
+    loop {
+        let mut status = plan(store, run, price).await?;
+        let (rows, now) = (accounted(&status.run), Instant::now());
+        if let Some((before, at)) = last.replace((rows, now)) {
+            let seconds = now.duration_since(at).as_secs_f64();
+            status.rows_per_second_now = rate(rows - before, Some(seconds));
+        }
+        let lines = lines(&status);
+        if is_terminal {
+            // Home, and clear from there to the end: without a flicker.
+            print(&format!("\x1b[H\x1b[J{lines}"))?;
+        } else {
+            print(&format!("{lines}\n"))?;
+        }
+        if status.run.state.is_over() {
+            return Ok(());
+        }
+        sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// A name and a value.
+type Line = (&'static str, String);
+
+fn lines(status: &Status) -> String {
+    let run = &status.run;
+    let batches = match run.batches_expected {
+        Some(expected) => format!("{} of {}", number(run.batches), number(expected.into())),
+        None => format!("{}, the total is not known yet", number(run.batches)),
+    };
+    let query = run.query_execution_id.clone();
+    let mut lines = vec![
+        (
+            "run",
+            format!(
+                "{} (number {}, generation {})",
+                run.run_id, run.run_no, run.generation
+            ),
+        ),
+        ("job", output::job(&run.job, &run.parameters)),
+        ("target", format!("{} ({})", run.target_table, run.mode)),
+        ("state", state(run)),
+        (
+            "requested",
+            format!("{}{}", run.requested_at, by(run.requested_by.as_ref())),
+        ),
+    ];
+    lines.extend(replay(run));
+    lines.extend([
+        ("query", query.unwrap_or_else(|| "not started".to_owned())),
+        ("batches", batches),
+        ("rows", sums(run)),
+    ]);
+    lines.extend(progress(status));
+    lines.extend(remarks(run));
+    lines.extend(rejects_and_drops(status));
+    lines.extend(queues(status));
+    sheet(10, lines)
+}
+
+fn state(run: &Run) -> String {
+    let what = match run.state {
+        RunState::Cancelled => by_whom(run),
+        RunState::Held => format!(
+            ": {}",
+            run.held_because
+                .as_deref()
+                .unwrap_or("no reason is recorded")
+        ),
+        _ => String::new(),
+    };
+    format!("{}{}{what}", run.state, took(run))
+}
+
+/// The replay that made the live generation.
+fn replay(run: &Run) -> Option<Line> {
+    let at = run.replayed_at.as_ref()?;
+    let by = run.replayed_by.as_deref().unwrap_or("unknown user");
+    let end = run.replay_abandoned.as_ref().map(|why| format!("; {why}"));
+    Some((
+        "replayed",
+        format!("{at} by {by}{}", end.unwrap_or_default()),
+    ))
+}
+
+/// The rows in flight, the rate, and the bytes scanned.
+fn progress(status: &Status) -> Vec<Line> {
+    let mut lines = Vec::new();
+    if status.rows_in_flight > 0 {
+        let rows = number(status.rows_in_flight);
+        lines.push((
+            "in flight",
+            format!("{rows} rows are extracted and not in the ledger yet"),
+        ));
+    }
+    if let Some(rate) = status.rows_per_second.filter(|rate| *rate > 0.0) {
+        let now = status
+            .rows_per_second_now
+            .filter(|_| !status.run.state.is_over());
+        let now = now.map(|rate| format!(", {} now", whole(rate)));
+        lines.push((
+            "rate",
+            format!("{} rows a second{}", whole(rate), now.unwrap_or_default()),
+        ));
+    }
+    if let Some(bytes) = status.run.bytes_scanned {
+        let cost = status.cost.zip(status.price);
+        let cost = cost.map(|(cost, price)| format!(", about {} at {} a TB", money(cost), price.0));
+        let bytes = HumanBytes(u64::try_from(bytes).unwrap_or(0));
+        lines.push(("scanned", format!("{bytes}{}", cost.unwrap_or_default())));
+    }
+    lines
+}
+
+fn whole(rate: f64) -> String {
+    #[expect(clippy::cast_possible_truncation, reason = "for a person")]
+    number(rate.round() as i64)
+}
+
+/// With four digits below 1, so that a small amount does not read as nothing.
+fn money(amount: f64) -> String {
+    let digits = if amount < 1.0 { 4 } else { 2 };
+    format!("{amount:.digits$}")
+}
+
+/// What a run has only in some states.
+fn remarks(run: &Run) -> Vec<Line> {
+    let mut lines = Vec::new();
+    lines.extend(run.committed_at.clone().map(|at| ("committed", at)));
+    lines.extend(run.failure.clone().map(|failure| ("failure", failure)));
+    if run.dead_letters > 0 {
+        let dead = counted(run.dead_letters, "dead letter");
+        lines.push(("blocked", format!("by {dead} (`etl dead list`)")));
+    }
+    if run.state == RunState::Held {
+        lines.push(("decide", choice(run)));
+    }
+    if run.ignored_messages > 0 {
+        let messages = counted(run.ignored_messages, "message");
+        lines.push((
+            "ignored",
+            format!("{messages} arrived after the run ended and changed nothing"),
+        ));
+    }
+    lines
+}
+
+fn rejects_and_drops(status: &Status) -> Vec<Line> {
+    let rejects = status.rejects.iter().map(|count| {
+        let column = count.column_name.as_deref().unwrap_or("the row");
+        (
+            "rejected",
+            format!("{} by {} of {column}", number(count.rows), count.rule),
+        )
+    });
+    let drops = status.drops.iter().map(|drop| {
+        let text = format!(
+            "{} of {} by {}: {}",
+            counted(drop.rows, "row"),
+            counted(drop.batches, "batch"),
+            drop.dropped_by.as_deref().unwrap_or("unknown user"),
+            drop.reason.as_deref().unwrap_or("no reason is recorded")
+        );
+        ("dropped", text)
+    });
+    rejects.chain(drops).collect()
+}
+
+/// The depths of the queues, which all runs share.
+fn queues(status: &Status) -> Vec<Line> {
+    if status.run.state.is_over() {
+        return Vec::new();
+    }
+    let Some(queues) = &status.queues else {
+        let why = status.broker.as_deref().unwrap_or("unknown");
+        return vec![("queues", format!("unknown: {why}"))];
+    };
+    let lines = queues.iter().map(|depth| {
+        let consumers = match depth.consumers {
+            0 => "NO consumer".to_owned(),
+            count => counted(count.into(), "consumer"),
+        };
+        (
+            depth.queue,
+            format!("{} waiting, {consumers}", number(depth.messages.into())),
+        )
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::samples;
+
+    fn status_of(run: Run, queues: Result<Vec<Depth>, String>) -> Status {
+        let rejects = vec![
+            RejectCount {
+                column_name: Some("country_code".into()),
+                rule: "none_of".into(),
+                rows: run.rows_rejected,
+                runs: 1,
+            },
+            RejectCount {
+                column_name: None,
+                rule: "postgres".into(),
+                rows: 3,
+                runs: 1,
+            },
+        ];
+        Status::new(run, rejects, Vec::new(), queues, Price::per_tb(5.0))
+    }
+
+    fn queues() -> Vec<Depth> {
+        let depth = |queue, messages, consumers| Depth {
+            queue,
+            messages,
+            consumers,
+        };
+        vec![
+            depth("etl.extract", 0, 2),
+            depth("etl.raw", 1_200, 1),
+            depth("etl.valid", 17, 0),
+        ]
+    }
+
+    #[test]
+    fn every_state_shows_its_own_lines() {
+        let all: Vec<_> = samples::runs()
+            .into_iter()
+            .map(|run| lines(&status_of(run, Ok(queues()))))
+            .collect();
+        insta::assert_snapshot!(all.join("\n\n"));
+    }
+
+    #[test]
+    fn watched_run_is_shown_without_the_broker() {
+        let mut status = status_of(
+            samples::runs().swap_remove(1),
+            Err("connecting to amqp://host/: connection refused".into()),
+        );
+        status.rows_per_second_now = rate(1_500, Some(1.0));
+        insta::assert_snapshot!(lines(&status));
+    }
+
+    #[test]
+    fn replay_shows_its_own_time_and_its_end() {
+        let cancelled = Run {
+            replay_abandoned: Some("given up by ana: cancelled: the wrong job".into()),
+            ..samples::replayed()
+        };
+        let shown: Vec<_> = [samples::replayed(), cancelled]
+            .into_iter()
+            .map(|run| {
+                lines(&Status::new(
+                    run,
+                    Vec::new(),
+                    Vec::new(),
+                    Ok(queues()),
+                    None,
+                ))
+            })
+            .collect();
+        insta::assert_snapshot!(shown.join("\n\n"));
+    }
+
+    #[test]
+    fn dropped_rows_show_the_user_and_the_reason() {
+        let drops =
+            [(1, 1, Some("ana")), (39, 83_760, None)].map(|(batches, rows, who)| DroppedRows {
+                dropped_by: who.map(Into::into),
+                reason: who.map(|_| "a test of Monday".into()),
+                batches,
+                rows,
+            });
+        let status = Status::new(
+            samples::completed(),
+            vec![],
+            drops.into(),
+            Ok(queues()),
+            None,
+        );
+        let shown = lines(&status);
+        assert!(
+            shown.ends_with("   dropped  1 row of 1 batch by ana: a test of Monday\n   dropped  83,760 rows of 39 batches by unknown user: no reason is recorded"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn status_as_json() {
+        let status = status_of(samples::completed(), Ok(queues()));
+        insta::assert_snapshot!(serde_json::to_string_pretty(&status).unwrap());
+    }
+
+    #[test]
+    fn cost_is_at_least_that_of_ten_megabytes() {
+        let price = Price::per_tb(5.0).unwrap();
+        assert!((price.of(1) - 0.00005).abs() < 1e-9);
+        assert!((price.of(2_000_000_000_000) - 10.0).abs() < 1e-9);
+        assert!(Price::per_tb(-1.0).is_none() && Price::per_tb(f64::NAN).is_none());
+    }
+}

@@ -1,0 +1,118 @@
+//! What every command prints with: tables and sheets for people, JSON for scripts, numbers, notes.
+
+pub mod progress;
+pub mod run;
+#[cfg(test)]
+pub(crate) mod samples;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use indicatif::HumanCount;
+use serde::Serialize;
+
+pub use common::command::{print, print_json};
+
+use crate::Failure;
+
+/// Prints a note beside the result.
+pub fn note(text: &str) {
+    common::command::note("etl", text);
+}
+
+/// Prints a result as JSON, or as the text for a person.
+pub fn show<T: Serialize>(
+    json: bool,
+    value: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    if json {
+        print_json(value)
+    } else {
+        print(&text(value))
+    }
+}
+
+/// `12,345`.
+pub fn number(rows: i64) -> String {
+    HumanCount(u64::try_from(rows).unwrap_or(0)).to_string()
+}
+
+/// `1 row`, `2 rows`; `1 batch`, `2 batches`.
+pub fn counted(count: i64, what: &str) -> String {
+    let plural = if what.ends_with("ch") { "es" } else { "s" };
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{} {what}{plural}", number(count)),
+    }
+}
+
+/// A collection's size as the database counts.
+pub fn size<T>(items: &[T]) -> i64 {
+    i64::try_from(items.len()).unwrap_or(i64::MAX)
+}
+
+/// A table without lines, whose columns in `numbers` are aligned to the right.
+pub fn table<R: IntoIterator<Item = String>>(
+    header: &[&str],
+    numbers: Range<usize>,
+    rows: impl IntoIterator<Item = R>,
+) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    for index in numbers {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// One thing with its properties, a line each: names of at most `width` characters, aligned to the right.
+pub fn sheet<N: AsRef<str>>(width: usize, lines: impl IntoIterator<Item = (N, String)>) -> String {
+    let lines = lines.into_iter().map(|(name, value)| {
+        let line = format!("{:>width$}  {value}", name.as_ref());
+        line.trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// ` by NAME`, where it is known.
+pub fn by(user: Option<&String>) -> String {
+    user.map(|user| format!(" by {user}")).unwrap_or_default()
+}
+
+/// A job with the parameters of a run: `clicks from=2018-04-02`.
+pub fn job(name: &str, parameters: &BTreeMap<String, String>) -> String {
+    let mut text = name.to_owned();
+    for (name, value) in parameters {
+        text += &format!(" {name}={value}");
+    }
+    text
+}
+
+/// The first characters of a text.
+pub fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// A table as a terminal of this width shows it, without the spaces at the ends of its lines.
+#[cfg(test)]
+pub(crate) fn on_a_terminal(mut table: Table, width: u16) -> String {
+    table.force_no_tty().set_width(width);
+    let lines: Vec<_> = table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
+    lines.join("\n")
+}
