@@ -11,10 +11,6 @@ use crate::Failure;
 
 /// A run with its sums. Times are RFC 3339 in UTC.
 #[derive(Debug, Clone, Default, FromRow, Serialize)]
-#[expect(
-    clippy::struct_field_names,
-    reason = "the books' own names, and those of the JSON"
-)]
 pub struct Run {
     pub run_id: String,
     pub run_no: i64,

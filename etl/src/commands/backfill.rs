@@ -27,7 +27,7 @@ use crate::books::{Books, Requested, Run};
 use crate::broker::Broker;
 use crate::jobs::{Jobs, checkable, filled_in};
 use crate::output::run::{by_whom, choice, state};
-use crate::output::{note, number, print, print_json, table};
+use crate::output::{note, notes, number, print, print_json, table};
 use crate::request::request;
 
 /// Request a run for each window of a range of days, the last day not included.
@@ -171,7 +171,7 @@ pub async fn act(
     arguments: &Arguments,
     look: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<WindowReport>, Failure> {
-    let lock = books
+    let alone = books
         .lock_alone(&plan.identity.key())
         .await?
         .ok_or_else(|| {
@@ -189,7 +189,7 @@ pub async fn act(
         look,
     };
     let runs = backfill.work(arguments).await;
-    drop(lock);
+    drop(alone);
     let mut runs = runs.context(
         "the backfill stopped; its runs go on, and the same command continues from here",
     )?;
@@ -347,7 +347,7 @@ impl Command for Arguments {
             print(&list(&windows).to_string())?;
             print(&total(&windows))?;
         }
-        remarks(&windows).iter().for_each(|remark| note(remark));
+        notes(&remarks(&windows));
         Ok(windows.iter().all(WindowReport::is_loaded))
     }
 }

@@ -29,7 +29,7 @@ use crate::books::{Books, Claims, NewReplay, Subject};
 use crate::broker::Broker;
 use crate::jobs::Jobs;
 use crate::output::run::follow;
-use crate::output::{counted, note, print};
+use crate::output::{self, counted, note, print};
 use crate::seqs::Seqs;
 
 /// Replay batches of runs, with the job as it is now and without a query.
@@ -102,7 +102,7 @@ pub struct Plan {
     /// Runs without a rejected row, with `--rejected-only`: there is nothing to send.
     pub nothing: Vec<String>,
     pub notes: Vec<String>,
-    _claims: Claims,
+    claims: Claims,
 }
 
 /// A replay that passed every check. Nothing has changed yet.
@@ -171,10 +171,10 @@ pub async fn plan(
         replays: Vec::with_capacity(names.len()),
         nothing: Vec::new(),
         notes: Vec::new(),
-        _claims: books.claims().await?,
+        claims: books.claims().await?,
     };
     for name in names {
-        plan._claims.take(name).await?;
+        plan.claims.take(name).await?;
         let subject = books.subject(name).await?;
         checks::state(&subject, arguments.force)?;
         let replay = if arguments.from_athena {
@@ -326,7 +326,7 @@ impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let books = Books::open().await?;
         let (names, notes) = runs(&books, &self).await?;
-        notes.iter().for_each(|text| note(text));
+        output::notes(&notes);
         if names.is_empty() {
             if !self.json {
                 print("no run of this job was requested in that time")?;
@@ -340,7 +340,7 @@ impl Command for Arguments {
             }
         } else {
             let plan = plan(&books, &broker, &names, &self).await?;
-            plan.notes.iter().for_each(|text| note(text));
+            output::notes(&plan.notes);
             for name in &plan.nothing {
                 let (run_id, batches) = (name.clone(), Some(0));
                 self.print(&Sent {
