@@ -21,6 +21,13 @@ pub fn note(text: &str) {
     common::command::note("etl", text);
 }
 
+/// Prints notes beside the result.
+pub fn notes<'a>(texts: impl IntoIterator<Item = &'a String>) {
+    for text in texts {
+        note(text);
+    }
+}
+
 /// Prints a result as JSON, or as the text for a person.
 pub fn show<T: Serialize>(
     json: bool,
@@ -91,11 +98,10 @@ pub fn by(user: Option<&String>) -> String {
 
 /// A job with the parameters of a run: `clicks from=2018-04-02`.
 pub fn job(name: &str, parameters: &BTreeMap<String, String>) -> String {
-    let mut text = name.to_owned();
-    for (name, value) in parameters {
-        text += &format!(" {name}={value}");
-    }
-    text
+    let parameters = parameters
+        .iter()
+        .map(|(name, value)| format!(" {name}={value}"));
+    name.to_owned() + &parameters.collect::<String>()
 }
 
 /// The first characters of a text.

@@ -26,7 +26,7 @@ use crate::Failure;
 use crate::broker::Broker;
 use crate::jobs::{Jobs, checkable, filled_in};
 use crate::output::run::{by_whom, choice, state};
-use crate::output::{note, number, print, print_json, table};
+use crate::output::{note, notes, number, print, print_json, table};
 use crate::request::request;
 use crate::store;
 use crate::target;
@@ -173,8 +173,8 @@ pub async fn act(
     arguments: &Arguments,
     look: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<WindowReport>, Failure> {
-    let mut lock = store.session_lock().await?;
-    if !lock.take("backfill", &plan.identity.key()).await? {
+    let mut alone = store.session_lock().await?;
+    if !alone.take("backfill", &plan.identity.key()).await? {
         return Err(
             anyhow!("another `etl backfill` works on the same backfill; nothing was sent").into(),
         );
@@ -189,7 +189,7 @@ pub async fn act(
         look,
     };
     let runs = backfill.work(arguments).await;
-    drop(lock);
+    drop(alone);
     let mut runs = runs.context(
         "the backfill stopped; its runs go on, and the same command continues from here",
     )?;
@@ -347,7 +347,7 @@ impl Command for Arguments {
             print(&list(&windows).to_string())?;
             print(&total(&windows))?;
         }
-        remarks(&windows).iter().for_each(|remark| note(remark));
+        notes(&remarks(&windows));
         Ok(windows.iter().all(WindowReport::is_loaded))
     }
 }

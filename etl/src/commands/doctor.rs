@@ -49,6 +49,21 @@ impl Findings {
         self.0.push(Finding { level, what, text });
     }
 
+    /// A check that is fine, or wrong with the remedy.
+    fn check(
+        &mut self,
+        what: &'static str,
+        is_fine: bool,
+        fine: impl Into<String>,
+        wrong: impl Into<String>,
+    ) {
+        if is_fine {
+            self.fine(what, fine);
+        } else {
+            self.wrong(what, wrong);
+        }
+    }
+
     fn fine(&mut self, what: &'static str, text: impl Into<String>) {
         self.add(Level::Fine, what, text);
     }

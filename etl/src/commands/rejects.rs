@@ -2,9 +2,9 @@
 
 mod csv;
 
-use std::io::{BufWriter, ErrorKind, Stdout, Write, stdout};
+use std::io::{self, BufWriter, ErrorKind, Write, stdout};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use comfy_table::Table;
 
 use super::Command;
@@ -97,16 +97,16 @@ impl Command for Arguments {
             (Some(ExportFormat::Csv), _) => {
                 let mut sheet = csv::Sheet::new(columns(&store, &runs, filter).await?);
                 let header = sheet.header().to_owned();
-                let write = |out: &mut Output, row: &QuarantinedRow| out.write(sheet.line(row)?);
-                export(&store, &runs, filter, limit, [&header, ""], write).await?;
+                let line = |row: &QuarantinedRow| sheet.line(row).map(str::to_owned);
+                export(&store, &runs, filter, limit, [&header, ""], line).await?;
             }
             (Some(ExportFormat::Json), _) | (None, true) => {
                 let mut before = "\n";
-                let write = |out: &mut Output, row: &QuarantinedRow| {
-                    out.write(std::mem::replace(&mut before, ",\n"))?;
-                    out.write(&serde_json::to_string(row).context("cannot write JSON")?)
+                let line = |row: &QuarantinedRow| {
+                    let before = std::mem::replace(&mut before, ",\n");
+                    Ok(before.to_owned() + &serde_json::to_string(row)?)
                 };
-                export(&store, &runs, filter, limit, ["[", "\n]\n"], write).await?;
+                export(&store, &runs, filter, limit, ["[", "\n]\n"], line).await?;
             }
             (None, false) => {
                 let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
@@ -209,62 +209,43 @@ async fn columns(
     Ok(columns)
 }
 
-/// Writes the rows between a beginning and an end, as they come from the database.
+/// Writes the rows between a beginning and an end, as they come from the database. A reader that closed the pipe is not an
+/// error.
 async fn export(
     store: &Store,
     runs: &[Generation],
     filter: RejectFilter<'_>,
     limit: Option<i64>,
     [beginning, end]: [&str; 2],
-    mut write: impl FnMut(&mut Output, &QuarantinedRow) -> anyhow::Result<()>,
+    mut line: impl FnMut(&QuarantinedRow) -> anyhow::Result<String>,
 ) -> Result<(), Failure> {
-    let mut out = Output(Some(BufWriter::new(stdout())));
-    let mut left = limit;
-    out.write(beginning)?;
-    for run in runs {
-        if left.is_some_and(|left| left <= 0) || out.0.is_none() {
-            break;
+    let export = async {
+        let mut out = BufWriter::new(stdout());
+        let mut left = limit;
+        out.write_all(beginning.as_bytes())?;
+        for run in runs {
+            let (mut written, mut rows) = (Ok(()), 0);
+            let write = |row| {
+                written = line(&row).and_then(|line| Ok(out.write_all(line.as_bytes())?));
+                rows += 1;
+                written.is_ok()
+            };
+            store.each_rejected_row(run, filter, left, write).await?;
+            written?;
+            left = left.map(|left| left - rows);
         }
-        let (mut written, mut rows) = (Ok(()), 0);
-        let each = |row| {
-            written = write(&mut out, &row);
-            rows += 1;
-            written.is_ok() && out.0.is_some()
-        };
-        store.each_rejected_row(run, filter, left, each).await?;
-        written?;
-        left = left.map(|left| left - rows);
-    }
-    out.write(end)?;
-    Ok(out.flush()?)
-}
-
-/// Standard output; none once its reader closed the pipe, which is not an error.
-struct Output(Option<BufWriter<Stdout>>);
-
-impl Output {
-    fn write(&mut self, text: &str) -> anyhow::Result<()> {
-        let written = self.0.as_mut().map(|out| out.write_all(text.as_bytes()));
-        self.settle(written)
-    }
-
-    fn flush(&mut self) -> anyhow::Result<()> {
-        let flushed = self.0.as_mut().map(Write::flush);
-        self.settle(flushed)
-    }
-
-    fn settle(&mut self, done: Option<std::io::Result<()>>) -> anyhow::Result<()> {
-        match done {
-            None | Some(Ok(())) => Ok(()),
-            Some(Err(error)) if error.kind() == ErrorKind::BrokenPipe => {
-                // Dropping the buffer would write it.
-                if let Some(out) = self.0.take() {
-                    drop(out.into_parts());
-                }
-                Ok(())
-            }
-            Some(Err(error)) => Err(anyhow!(error).context("cannot print")),
+        out.write_all(end.as_bytes())?;
+        anyhow::Ok(out.flush()?)
+    };
+    match export.await {
+        Err(error)
+            if error
+                .downcast_ref()
+                .is_some_and(|error: &io::Error| error.kind() == ErrorKind::BrokenPipe) =>
+        {
+            Ok(())
         }
+        written => Ok(written.context("cannot export the rejected rows")?),
     }
 }
 

@@ -28,10 +28,9 @@ use crate::Failure;
 use crate::broker::Broker;
 use crate::jobs::Jobs;
 use crate::output::run::follow;
-use crate::output::{counted, note, print};
+use crate::output::{self, counted, note, print};
 use crate::store;
-use ledger::Seqs;
-use ledger::{Claims, NewReplay, RunState, Store, Subject};
+use ledger::{Claims, NewReplay, RunState, Seqs, Store, Subject};
 
 /// Replay batches of runs, with the job as it is now and without a query.
 #[derive(Debug, Default, clap::Args)]
@@ -103,7 +102,7 @@ pub struct Plan {
     /// Runs without a rejected row, with `--rejected-only`: there is nothing to send.
     pub nothing: Vec<String>,
     pub notes: Vec<String>,
-    _claims: Claims,
+    claims: Claims,
 }
 
 /// A replay that passed every check. Nothing has changed yet.
@@ -172,10 +171,10 @@ pub async fn plan(
         replays: Vec::with_capacity(names.len()),
         nothing: Vec::new(),
         notes: Vec::new(),
-        _claims: store.claims().await?,
+        claims: store.claims().await?,
     };
     for name in names {
-        plan._claims.take(name).await?;
+        plan.claims.take(name).await?;
         let subject = store.subject(name).await?;
         subject.check_state(arguments.force)?;
         let replay = if arguments.from_athena {
@@ -327,7 +326,7 @@ impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let store = store::open().await?;
         let (names, notes) = runs(&store, &self).await?;
-        notes.iter().for_each(|text| note(text));
+        output::notes(&notes);
         if names.is_empty() {
             if !self.json {
                 print("no run of this job was requested in that time")?;
@@ -341,7 +340,7 @@ impl Command for Arguments {
             }
         } else {
             let plan = plan(&store, &broker, &names, &self).await?;
-            plan.notes.iter().for_each(|text| note(text));
+            output::notes(&plan.notes);
             for name in &plan.nothing {
                 let (run_id, batches) = (name.clone(), Some(0));
                 self.print(&Sent {

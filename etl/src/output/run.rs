@@ -24,7 +24,7 @@ pub async fn follow(
     let end = end?;
     let run = end.run();
     show(json, run, ending)?;
-    notes(&end).iter().for_each(|text| note(text));
+    super::notes(&notes(&end));
     if run.dead_letters > 0 {
         for dead in store
             .dead_letters(&DeadLetterFilter::of_run(&run.run_id), Some(DEAD_LETTERS))

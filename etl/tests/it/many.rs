@@ -100,7 +100,7 @@ async fn ten_thousand_runs_and_a_million_batches_are_looked_at_within_a_second()
         (
             &["prune", "--older-than", "400d", "--dry-run"],
             0,
-            "would forget",
+            "would delete",
         ),
     ] {
         let before = scans(&line, "batches").await;

@@ -36,16 +36,14 @@ async fn connect(findings: &mut Findings) -> Result<Option<Store>, Failure> {
 fn examine_server(server: &Server, findings: &mut Findings) {
     let Server { version, role, .. } = server;
     let what = "database";
-    if server.version_num < OLDEST {
-        findings.wrong(
-            what,
-            format!(
-                "PostgreSQL {version} is too old; 14 is the oldest that works, 15 and 17 are tested"
-            ),
-        );
-    } else {
-        findings.fine(what, format!("PostgreSQL {version}, as the role {role}"));
-    }
+    findings.check(
+        what,
+        server.version_num >= OLDEST,
+        format!("PostgreSQL {version}, as the role {role}"),
+        format!(
+            "PostgreSQL {version} is too old; 14 is the oldest that works, 15 and 17 are tested"
+        ),
+    );
     if server.is_read_only {
         findings.wrong(
             what,
@@ -72,30 +70,23 @@ fn examine_server(server: &Server, findings: &mut Findings) {
 /// Whether the ledger can be read.
 async fn schema(store: &Store, role: &str, findings: &mut Findings) -> anyhow::Result<bool> {
     let is_current = store.is_current().await?;
-    if is_current {
-        findings.fine("migrations", "schema etl is of this version");
-    } else {
-        findings.wrong(
-            "migrations",
-            "schema etl is missing or of an older version; run `loader migrate`",
-        );
-    }
+    findings.check(
+        "migrations",
+        is_current,
+        "schema etl is of this version",
+        "schema etl is missing or of an older version; run `loader migrate`",
+    );
     let missing = store.missing_privileges().await?;
-    if missing.is_empty() {
-        findings.fine(
-            "privileges",
-            format!("{role} may read and write the ledger"),
-        );
-    } else {
-        findings.wrong(
-            "privileges",
-            format!(
-                "{role} lacks {} privileges on the ledger; run, as its owner: GRANT {} TO \"{role}\"",
-                missing.len(),
-                missing.join(&format!(" TO \"{role}\"; GRANT "))
-            ),
-        );
-    }
+    findings.check(
+        "privileges",
+        missing.is_empty(),
+        format!("{role} may read and write the ledger"),
+        format!(
+            "{role} lacks {} privileges on the ledger; run, as its owner: GRANT {} TO \"{role}\"",
+            missing.len(),
+            missing.join(&format!(" TO \"{role}\"; GRANT "))
+        ),
+    );
     let what = "schema";
     for schema in Jobs::load().map(|jobs| jobs.schemas).unwrap_or_default() {
         match store.may_create_in(&schema).await? {

@@ -160,7 +160,7 @@ async fn batches_that_a_replay_has_replaced_stay_replaced_and_the_others_stay_wh
         .await;
     let given_up = cancel(&line, &[]).await;
     assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
-    let said = format!("{replayed} batches had been put through again by then");
+    let said = format!("{replayed} batches had been replaced by the replay until then");
     assert!(given_up.stdout.contains(&said), "{}", given_up.stdout);
     line.assert_reconciled("daily").await;
     assert_books_are_about_the_target(&line).await;
