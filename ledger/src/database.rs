@@ -44,7 +44,7 @@ macro_rules! begin {
     };
 }
 
-const BEGIN: &str = begin!("READ COMMITTED READ WRITE");
+const BEGIN: &str = begin!("READ COMMITTED");
 
 /// Every statement sees the same snapshot.
 const BEGIN_READING: &str = begin!("REPEATABLE READ READ ONLY");

@@ -145,6 +145,25 @@ impl Transition {
         Self::Restore,
     ];
 
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Extract => "extract",
+            Self::Complete => "complete",
+            Self::Hold => "hold",
+            Self::Supersede => "supersede",
+            Self::Fail => "fail",
+            Self::Approve => "approve",
+            Self::Discard => "discard",
+            Self::Cancel => "cancel",
+            Self::Undo => "undo",
+            Self::DropBatch => "drop a batch",
+            Self::Replay => "replay",
+            Self::Restore => "abandon the replay",
+        }
+    }
+
     /// The state that it leads to from `state`; none where it is not allowed. docs/architecture.md has the picture.
     pub fn leads_to(self, state: RunState) -> Option<RunState> {
         use RunState::{Cancelled, Completed, Failed, Held, Requested, Running, Superseded};
@@ -184,7 +203,10 @@ impl Transition {
             (Self::Replay, _) => {
                 format!("the run {run} is {state}, and its rows were dropped; request a new run")
             }
-            _ => format!("the run {run} is {state}, which does not allow this ({self:?})"),
+            _ => format!(
+                "the run {run} is {state}, and the transition \"{}\" does not start there",
+                self.name()
+            ),
         }
     }
 }
@@ -229,6 +251,36 @@ mod tests {
                 assert!(!transition.refusal("r", state).is_empty());
             }
         }
+    }
+
+    /// The transitions as a Mermaid diagram: one arrow for each pair of states.
+    fn diagram() -> String {
+        let mut lines = vec![
+            "stateDiagram-v2".to_owned(),
+            "    [*] --> requested: request".to_owned(),
+        ];
+        for from in RunState::ALL {
+            for to in RunState::ALL {
+                let between = Transition::ALL
+                    .into_iter()
+                    .filter(|transition| transition.leads_to(from) == Some(to));
+                let names: Vec<_> = between.map(Transition::name).collect();
+                if !names.is_empty() {
+                    lines.push(format!("    {from} --> {to}: {}", names.join(", ")));
+                }
+            }
+        }
+        lines.join("\n")
+    }
+
+    #[test]
+    fn the_documented_diagram_has_every_transition() {
+        let documented = include_str!("../../docs/architecture.md");
+        let diagram = diagram();
+        assert!(
+            documented.contains(&diagram),
+            "docs/architecture.md has to have this diagram:\n{diagram}"
+        );
     }
 
     #[test]

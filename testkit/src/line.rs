@@ -139,7 +139,7 @@ impl Line {
 
     /// The books without what depends on the time of day.
     pub async fn books(&self) -> Vec<String> {
-        let batches = "run_id, generation, seq, content_hash, rows_extracted, rows_loaded, rows_collapsed, rows_rejected, loaded_at";
+        let batches = "run_id, generation, seq, content_hash, rows_extracted, rows_loaded, rows_deduplicated, rows_rejected, loaded_at";
         let mut books = self
             .table(
                 "run_id, state, generation, rows_expected, finished_at",

@@ -312,6 +312,18 @@ fn remarks(run: &Run) -> Vec<Line> {
     if run.state == RunState::Held {
         lines.push(("decide", choice(run)));
     }
+    if run.removal_pending {
+        let failure = run.removal_failure.as_ref();
+        let failure = failure.map(|why| format!("; the last attempt failed: {why}"));
+        lines.push((
+            "removal",
+            format!(
+                "rows of it are still in {}, and a loader is to remove them{}",
+                run.target_table,
+                failure.unwrap_or_default()
+            ),
+        ));
+    }
     if run.ignored_messages > 0 {
         let messages = counted(run.ignored_messages, "message");
         lines.push((

@@ -55,12 +55,12 @@ pub(crate) fn replayed() -> Run {
 /// A run in each state, and a blocked one.
 #[expect(clippy::too_many_lines, reason = "a table of runs")]
 pub(crate) fn runs() -> Vec<Run> {
-    let named = |state: &str| Run {
+    let named = |state: RunState| Run {
         run_id: format!("a-{state}-run"),
-        state: state.parse().unwrap(),
+        state,
         ..completed()
     };
-    let open = |state: &str| Run {
+    let open = |state: RunState| Run {
         finished_at: None,
         balanced: false,
         rows_deduplicated: 0,
@@ -79,7 +79,7 @@ pub(crate) fn runs() -> Vec<Run> {
         rows_rejected: 0,
         seconds: 0.4,
         working_seconds: None,
-        ..open("requested")
+        ..open(RunState::Requested)
     };
     let running = Run {
         batches_expected: None,
@@ -87,20 +87,20 @@ pub(crate) fn runs() -> Vec<Run> {
         batches: 12,
         rows_loaded: 25_000,
         rows_rejected: 40,
-        ..open("running")
+        ..open(RunState::Running)
     };
     let blocked = Run {
         run_id: "a-blocked-run".into(),
         dead_letters: 2,
         batches: 37,
         rows_loaded: 80_000,
-        ..open("running")
+        ..open(RunState::Running)
     };
     let held = Run {
         held_because: Some("1,690 of 83,760 rows were rejected, and max_rejected is 1%".into()),
         balanced: true,
         commit: "run".into(),
-        ..open("held")
+        ..open(RunState::Held)
     };
     let failed = Run {
         failure: Some("SYNTAX_ERROR: line 1:8: Column 'x' cannot be resolved".into()),
@@ -122,7 +122,7 @@ pub(crate) fn runs() -> Vec<Run> {
         decided_by: Some("ana".into()),
         decision: Some("cancelled: the wrong week".into()),
         ignored_messages: 3,
-        ..named("cancelled")
+        ..named(RunState::Cancelled)
     };
     vec![
         requested,
@@ -132,6 +132,6 @@ pub(crate) fn runs() -> Vec<Run> {
         completed(),
         failed,
         cancelled,
-        named("superseded"),
+        named(RunState::Superseded),
     ]
 }

@@ -109,7 +109,7 @@ async fn state(line: &Line, run: &str) -> String {
 /// Every row of the sample has its ordinal in its URL.
 async fn assert_every_row_once(line: &Line, run: &str, rows: u64) {
     let of_run = format!(
-        "FROM clicks WHERE _batch >> 24 = (SELECT run_no FROM etl.runs WHERE run_id = '{run}')"
+        "FROM clicks WHERE etl.run_no(_batch) = (SELECT run_no FROM etl.runs WHERE run_id = '{run}')"
     );
     let all = line.number(&format!("SELECT count(*) {of_run}")).await;
     let ordinal = "substring(url FROM 'row=([0-9]+)')";

@@ -110,8 +110,8 @@ async fn rows_that_were_loaded_go_and_what_comes_late_changes_nothing() {
     // Rows of others, which have no batch of this run.
     let others = format!(
         "INSERT INTO clicks (url, _batch) VALUES ('before', {}), ('after', {})",
-        (run_no << 24) - 1,
-        (run_no + 1) << 24
+        ledger::BatchNo::of_run(run_no).start - 1,
+        ledger::BatchNo::of_run(run_no).end
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(others))
         .execute(&line.database.pool)
@@ -139,7 +139,7 @@ async fn rows_that_were_loaded_go_and_what_comes_late_changes_nothing() {
                 let depth = line.vhost.depth(queue).await;
                 left += depth.ready + depth.unacked;
             }
-            left == 0 && line.number("SELECT late_messages FROM etl.runs").await > 5
+            left == 0 && line.number("SELECT ignored_messages FROM etl.runs").await > 5
         },
     )
     .await;

@@ -217,7 +217,7 @@ async fn what_a_job_adds_is_the_runs_own_however_often_its_batches_come() {
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     // The same request, and a request that is lost on the way and made again, is the same run.
     assert_eq!(line.etl(&run).await.code, Some(0));
-    let same = "SELECT count(*) FROM added a JOIN etl.runs r ON r.run_no = a._batch >> 24
+    let same = "SELECT count(*) FROM added a JOIN etl.runs r ON r.run_no = etl.run_no(a._batch)
                 WHERE a.asked = r.requested_at AND a.tenant = 'acme' AND a.first_day = date '2018-04-05'";
     assert_eq!(line.number(same).await, 2);
     let comment = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'added'::regclass AND col_description(attrelid, attnum) LIKE 'From the job%'";

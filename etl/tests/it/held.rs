@@ -138,6 +138,6 @@ async fn a_held_replay_is_discarded_and_the_rows_of_before_stay() {
     line.assert_reconciled("daily").await;
     assert_eq!(line.number("SELECT count(*) FROM clicks").await, 5_000);
     let books =
-        "SELECT rows_loaded FROM etl.run_books WHERE rows_rejected = 0 AND rows_dropped = 0";
+        "SELECT rows_loaded FROM etl.run_balance WHERE rows_rejected = 0 AND rows_dropped = 0";
     assert_eq!(line.number(books).await, 5_000);
 }

@@ -1,5 +1,6 @@
 //! A transaction means the same whatever the role's or the server's defaults are.
 
+use ledger::{Class, Error, classify};
 use sqlx::PgConnection;
 
 use crate::support::{execute, ledger};
@@ -44,4 +45,25 @@ async fn a_transaction_has_its_own_settings() {
         store.read("the settings", show).await.unwrap(),
         "repeatable read; pg_catalog, pg_temp; off; UTC; 10s; on"
     );
+}
+
+#[tokio::test]
+async fn a_database_that_is_set_to_read_only_is_not_written_to() {
+    let (database, store) = ledger().await;
+    let read_only = format!(
+        "ALTER DATABASE {} SET default_transaction_read_only = on",
+        database.name
+    );
+    execute(&database.pool, &read_only).await;
+    let write = async |tx: &mut PgConnection| {
+        sqlx::query("UPDATE etl.runs SET state = state")
+            .execute(tx)
+            .await?;
+        Ok(())
+    };
+    let refused = store.transaction("cannot write", write).await.unwrap_err();
+    let Error::Postgres { source, .. } = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(classify(&source), Class::World, "{source}");
 }

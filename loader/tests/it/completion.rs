@@ -202,7 +202,7 @@ async fn the_first_terminal_state_stays() {
     };
     assert_eq!(
         loader.handle_event(&failed("no\0 table")).await.unwrap(),
-        Noted::Noted
+        Noted::Failed
     );
     assert_eq!(
         loader.handle_event(&failed("no\0 table")).await.unwrap(),

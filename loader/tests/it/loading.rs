@@ -191,7 +191,7 @@ async fn batches_complete_their_run_in_any_order_with_the_event() {
             "completed expected 3 extracted 3 loaded 3 deduplicated 0 rejected 0 balanced"
         );
     }
-    let batches = "SELECT count(DISTINCT _batch) = 9 AND bool_and(_batch >> 24 IN (SELECT run_no FROM etl.runs)) FROM clicks";
+    let batches = "SELECT count(DISTINCT _batch) = 9 AND bool_and(etl.run_no(_batch) IN (SELECT run_no FROM etl.runs)) FROM clicks";
     assert_eq!(text(&database.pool, batches).await, "true");
 }
 

@@ -18,6 +18,7 @@ mod killed;
 mod loading;
 mod modes;
 mod refused;
+mod removal;
 mod service;
 mod support;
 mod upsert;

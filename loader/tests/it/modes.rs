@@ -375,7 +375,7 @@ async fn another_run_of_the_same_rows() {
             assert_eq!(rows, way.table, "{table}");
         }
         // An insert only changes nothing the second time; the others leave the newer run's rows.
-        let whose = format!("SELECT count(*) FROM {table} WHERE _batch >> 24 = (SELECT run_no FROM etl.runs WHERE run_id = 'again')");
+        let whose = format!("SELECT count(*) FROM {table} WHERE etl.run_no(_batch) = (SELECT run_no FROM etl.runs WHERE run_id = 'again')");
         let wanted = match way.target.mode {
             Mode::Append | Mode::Replace => "7",
             Mode::Upsert => "4",

@@ -62,10 +62,10 @@ async fn bytes_that_are_no_utf_8_fail_the_run_by_row_and_column() {
         "{reason}"
     );
     // What came before it may be there, and is not taken for the result.
-    let complete = "SELECT count(*) FROM etl.run_books WHERE state = 'completed' OR balanced OR rows_expected IS NOT NULL";
+    let complete = "SELECT count(*) FROM etl.run_balance WHERE state = 'completed' OR balanced OR rows_expected IS NOT NULL";
     assert_eq!(line.number(complete).await, 0);
     assert!(
-        line.number("SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.run_books")
+        line.number("SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.run_balance")
             .await
             < 9_000
     );

@@ -67,14 +67,14 @@ async fn assert_books_are_about_the_target(line: &Line) {
         .await;
     let target = line
         .table(
-            "_batch & 16777215, count(*)",
-            "clicks GROUP BY _batch & 16777215",
+            "etl.seq(_batch), count(*)",
+            "clicks GROUP BY etl.seq(_batch)",
         )
         .await;
     assert_eq!(ledger, target);
     let rejected =
         "SELECT count(*) FROM etl.rejected_rows JOIN etl.runs USING (run_id, generation)";
-    let counted = "SELECT rows_rejected FROM etl.run_books";
+    let counted = "SELECT rows_rejected FROM etl.run_balance";
     assert_eq!(line.number(rejected).await, line.number(counted).await);
 }
 
@@ -130,7 +130,7 @@ async fn a_replay_of_which_nothing_has_come_leaves_the_run_as_it_was() {
         .await;
         assert_eq!(line.books().await, books, "{target}");
         assert!(rows(&line).await == before, "{target}");
-        let why = line.table("given_up", "etl.replays").await;
+        let why = line.table("abandoned", "etl.replays").await;
         assert_eq!(
             why,
             ["(\"given up by somebody: cancelled: the wrong job\")"]

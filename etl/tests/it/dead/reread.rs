@@ -66,7 +66,7 @@ async fn a_complete_run_is_complete_again_with_the_rows_that_it_had() {
             run["rows_rejected"].as_i64().unwrap()
         );
         assert_eq!(
-            line.table("source, given_up", "etl.replays").await,
+            line.table("source, abandoned", "etl.replays").await,
             ["(athena,\"given up by unknown user: the object is gone\")"]
         );
 
@@ -85,7 +85,7 @@ async fn a_run_that_was_not_complete_fails_and_the_books_say_which_of_its_rows_a
     line.job("clicks", job, sample::clicks(5_000));
     let run = line.run("clicks", "daily").await;
     // As if its last batch had never come, and the query had failed.
-    let cut = "DELETE FROM clicks WHERE _batch & 16777215 = 2; DELETE FROM etl.batches WHERE seq = 2;
+    let cut = "DELETE FROM clicks WHERE etl.seq(_batch) = 2; DELETE FROM etl.batches WHERE seq = 2;
         UPDATE etl.runs SET state = 'failed', failure = 'a test', batches_expected = NULL, rows_expected = NULL";
     sqlx::raw_sql(cut)
         .execute(&line.database.pool)

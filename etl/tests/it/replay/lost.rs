@@ -86,7 +86,7 @@ async fn a_gap_in_the_archive_is_named_and_nothing_is_sent() {
 /// The database as it was a moment after the run was asked for, or after some of its batches were loaded.
 async fn restore(line: &Line, kept: &str) {
     let forget = format!(
-        "DELETE FROM clicks WHERE NOT (_batch & 16777215 IN ({kept}));
+        "DELETE FROM clicks WHERE NOT (etl.seq(_batch) IN ({kept}));
          DELETE FROM etl.rejected_rows WHERE NOT seq IN ({kept});
          DELETE FROM etl.batches WHERE NOT seq IN ({kept});
          UPDATE etl.runs SET state = CASE WHEN EXISTS (SELECT FROM etl.batches) THEN 'running' ELSE 'requested' END, finished_at = NULL,

@@ -49,7 +49,7 @@ async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
         .await
         .unwrap();
     let rejected =
-        "SELECT coalesce(sum(rows_rejected), 0)::bigint FROM etl.run_books WHERE run_id = ";
+        "SELECT coalesce(sum(rows_rejected), 0)::bigint FROM etl.run_balance WHERE run_id = ";
     assert!(line.number(&format!("{rejected}'two'")).await > 0);
 
     line.write_job("clicks", "[target]\ntable = \"clicks\"\n");
@@ -109,7 +109,7 @@ async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
     assert_eq!(line.number(&format!("{rejected}'two'")).await, 0);
     line.assert_reconciled("two").await;
     assert_eq!(
-        line.number("SELECT count(*) FROM clicks JOIN etl.runs ON run_no = _batch >> 24 WHERE run_id = 'two'").await,
+        line.number("SELECT count(*) FROM clicks JOIN etl.runs ON run_no = etl.run_no(_batch) WHERE run_id = 'two'").await,
         5_000
     );
 

@@ -136,7 +136,7 @@ fn hash(text: &str) -> u128 {
 /// What a table holds of each run: its number, and the sum.
 pub(crate) async fn loaded(line: &Line, mode: Mode) -> sqlx::Result<Vec<(i64, Sum)>> {
     let sql = format!(
-        "SELECT _batch >> 24, count(*), sum(('x' || left(encode(sha256(convert_to({CANONICAL}, 'UTF8')), 'hex'), 15))::bit(60)::bigint)::text
+        "SELECT etl.run_no(_batch), count(*), sum(('x' || left(encode(sha256(convert_to({CANONICAL}, 'UTF8')), 'hex'), 15))::bit(60)::bigint)::text
          FROM {} GROUP BY 1 ORDER BY 1",
         table(mode)
     );

@@ -1,0 +1,84 @@
+//! Rows that a person requested to leave a target: deleted by the loader, with the ledger rows that say so.
+
+use std::time::Duration;
+
+use ledger::{Removed, Rows};
+use loader::load::Loader;
+use loader::removal;
+use sqlx::PgPool;
+
+use crate::support::{execute, ledger_database, loader, request, shape, text};
+
+/// A run with two rows in its target, and a third row of another program there. Answers the removal that an undo requests.
+async fn undone(pool: &PgPool, loader: &Loader, run: &str) -> i64 {
+    request(pool, run).await;
+    let point = format!("UPDATE etl.runs SET target_table = 'public.{run}' WHERE run_id = '{run}'");
+    execute(pool, &point).await;
+    let batch =
+        shape(run, &["n bigint"], &[]).batch(run, 0, 0, &[vec![Some("1")], vec![Some("2")]]);
+    loader.handle(&batch).await.unwrap();
+    execute(
+        pool,
+        &format!("INSERT INTO {run} (n, _batch) VALUES (3, 0)"),
+    )
+    .await;
+    let ended = loader.store.cancel(&run.parse().unwrap(), true, None);
+    match ended.await.unwrap().rows {
+        Rows::Leave { rows: 2, removal } => removal,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn rows(pool: &PgPool, table: &str) -> String {
+    let rows = format!("SELECT string_agg(n::text, ' ' ORDER BY n) FROM {table}");
+    text(pool, &rows).await
+}
+
+#[tokio::test]
+async fn a_removal_that_fails_says_why_and_keeps_no_other() {
+    let database = ledger_database().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let kept = undone(pool, &loader, "kept").await;
+    let gone = undone(pool, &loader, "gone").await;
+    assert_eq!(rows(pool, "kept").await, "1 2 3");
+    execute(
+        pool,
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no deletions here'; END $$;
+         CREATE TRIGGER keep BEFORE DELETE ON kept FOR EACH ROW EXECUTE FUNCTION keep()",
+    )
+    .await;
+    removal::execute_all(&loader.store).await.unwrap();
+    let look = async |removal| loader.store.removed(removal, Duration::ZERO).await.unwrap();
+    assert_eq!(look(gone).await, Removed::Done(2));
+    assert_eq!(rows(pool, "gone").await, "3");
+    let Removed::Pending(Some(why)) = look(kept).await else {
+        panic!("it was not tried")
+    };
+    assert!(
+        why.contains("the run kept") && why.contains("P0001"),
+        "{why}"
+    );
+    assert_eq!(rows(pool, "kept").await, "1 2 3");
+    let loaded = "SELECT sum(rows_loaded) FROM etl.batches WHERE run_id = 'kept'";
+    assert_eq!(
+        text(pool, loaded).await,
+        "2",
+        "the ledger agrees with the table"
+    );
+    execute(pool, "DROP TRIGGER keep ON kept").await;
+    removal::execute_all(&loader.store).await.unwrap();
+    assert_eq!(look(kept).await, Removed::Done(2));
+    assert_eq!(rows(pool, "kept").await, "3");
+    assert_eq!(text(pool, loaded).await, "0");
+}
+
+#[tokio::test]
+async fn rows_of_a_table_that_is_gone_are_removed() {
+    let database = ledger_database().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let removal = undone(pool, &loader, "missing").await;
+    execute(pool, "DROP TABLE missing").await;
+    removal::execute_all(&loader.store).await.unwrap();
+    let found = loader.store.removed(removal, Duration::ZERO).await.unwrap();
+    assert_eq!(found, Removed::Done(0));
+}
