@@ -26,7 +26,7 @@ mod trace;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use common::telemetry::trace as telemetry;
+use common::telemetry;
 
 use crate::books::Books;
 use crate::cli::{Cli, Command};
@@ -56,13 +56,12 @@ impl Failure {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    common::telemetry::start_logging_of_a_command();
     common::service::install_tls();
     let cli = Cli::parse();
     for sentence in common::settings::unknown_variables() {
         report::note(&sentence);
     }
-    let traces = match telemetry::start("etl") {
+    let traces = match telemetry::start_command("etl") {
         Ok(traces) => traces,
         Err(error) => {
             complain(&error);
@@ -70,9 +69,7 @@ async fn main() -> ExitCode {
         }
     };
     let done = answer(cli).await;
-    if let Some(traces) = traces {
-        traces.finish().await;
-    }
+    traces.finish().await;
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

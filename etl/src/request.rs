@@ -5,7 +5,7 @@ use common::job::{Job, JobSpec, Request};
 use common::message::{ExtractTask, Limits, RunId, TaskState};
 use common::queue::Outgoing;
 use common::settings;
-use common::telemetry::trace::Span;
+use common::telemetry::trace;
 use serde::Deserialize;
 
 use crate::Failure;
@@ -97,9 +97,9 @@ async fn send(
         limits,
         state: TaskState::Start { attempt: 1 },
     };
-    let trace = Span::begin("run", None).with("run.id", run.as_str());
+    let span = tracing::info_span!(target: trace::TARGET, "run", run.id = %run);
     let message = Outgoing::of(&task).context("cannot ask for this run")?;
-    let message = message.traced(trace.context());
+    let message = message.traced(trace::join(&span, None).as_deref());
     broker.send(&[message]).await.with_context(|| {
         format!("the run {run} is in the books, but it is not known whether its task was sent; ask again with --run-id {run}")
     })?;

@@ -81,7 +81,10 @@ enum Failure {
 
 /// Runs a command to its exit code.
 pub async fn run(command: Command) -> ExitCode {
-    common::telemetry::start_logging_of_a_command();
+    if let Err(error) = common::telemetry::start_command("extractor") {
+        note(&format!("{error:#}"));
+        return ExitCode::from(2);
+    }
     common::service::install_tls();
     for sentence in settings::unknown_variables() {
         note(&sentence);
