@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 
 use crate::settings::{self, variable};
-use crate::telemetry::{self, trace};
+use crate::telemetry;
 
 /// Why a command did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -64,17 +64,14 @@ pub async fn run(
     program: &'static str,
     command: impl Future<Output = Result<bool, Failure>>,
 ) -> ExitCode {
-    telemetry::start_logging_of_a_command();
     crate::service::install_tls();
     for sentence in settings::unknown_variables() {
         note(program, &sentence);
     }
-    let done = match trace::start(program) {
+    let done = match telemetry::start_command(program) {
         Ok(traces) => {
             let done = command.await;
-            if let Some(traces) = traces {
-                traces.finish().await;
-            }
+            traces.finish().await;
             done
         }
         Err(error) => Err(Failure::Usage(error)),

@@ -6,6 +6,7 @@
 mod column;
 mod file;
 mod parameter;
+mod resolve;
 mod rule;
 mod target;
 mod window;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use column::{Case, ColumnSpec, EpochUnit, Mask, Unfit};
 pub use file::{Job, JobError};
 pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request};
+pub use resolve::{Origin, ResolvedColumn, resolve};
 pub use rule::{Rule, Scalar};
 pub use target::{Duplicates, MIN_ROWS, MaxRejected, Mode, Publish, SchemaContract, Target};
 pub use window::{Bound, Comparison, Operand, Window};

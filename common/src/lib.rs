@@ -1,14 +1,25 @@
-//! What the services share, and nothing else: the job as it travels, the message types, the typed
-//! queue, and how a service starts, reports and stops. Nothing here knows AWS or SQL.
+//! What the programs share. Nothing here knows AWS or SQL.
+//!
+//! Four layers, the lowest first. A module uses the modules before it and none after it
+//! (the test in `layers.rs` fails otherwise):
+//!
+//! 1. The job and its types: [`schema`], [`rows`], [`job`]; below them [`secret`] and [`mod@backoff`].
+//! 2. The messages: [`message`], each bound to its queue.
+//! 3. RabbitMQ: [`queue`].
+//! 4. A program's runtime: [`settings`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`].
 
+pub mod backoff;
 pub mod command;
 pub mod failpoint;
 pub mod job;
+#[cfg(test)]
+mod layers;
 pub mod lifecycle;
 pub mod message;
 pub mod queue;
 pub mod rows;
 pub mod schema;
+pub mod secret;
 pub mod service;
 pub mod settings;
 pub mod telemetry;

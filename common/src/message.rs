@@ -6,6 +6,7 @@ mod body;
 mod control;
 mod event;
 mod identity;
+mod queue_name;
 mod task;
 
 pub use batch::{ContentHash, RawBatch, Reject, RejectedRow, ValidBatch};
@@ -13,12 +14,11 @@ pub use body::Body;
 pub use control::{Control, Order};
 pub use event::{EventKind, RunEvent};
 pub use identity::{BatchId, InvalidRunId, RunId};
+pub use queue_name::QueueName;
 pub use task::{Cursor, ExtractTask, Limits, ResultLocation, TaskState};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-use crate::queue::QueueName;
 
 /// A message type: where it travels and how it is told from others.
 pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {

@@ -1,18 +1,17 @@
 //! RabbitMQ, and the only code that names lapin: connections, the queues, a publisher whose success
 //! means 'confirmed and routed', and consumers whose deliveries are settled once, by value.
 //!
-//! Rules that the code here keeps, each learnt from a way to lose messages silently:
-//! a connection, channel or consumer that ends is an error and never idleness; every call has a
-//! timeout, since lapin's can wait for ever; one channel is used by one publishing task, since
-//! confirms go astray otherwise; an unknown outcome is published again under the same id, and
-//! whoever reads it can tell the copies.
+//! Four rules, each against a way to lose messages silently. A connection, channel or consumer that
+//! ends is an error and never idleness. Every call has a timeout, since lapin's own calls can wait for
+//! ever. One channel belongs to one publishing task, since lapin mixes the confirms of several. A
+//! message whose outcome is unknown is published again under the same id, and its readers deduplicate.
 
 mod archive;
-mod cautious;
 mod connection;
 mod consumer;
 mod control;
 pub mod inspect;
+mod policy;
 mod publisher;
 mod stream;
 mod topology;
@@ -20,20 +19,25 @@ mod topology;
 use std::time::Duration;
 
 pub use archive::ArchiveReader;
-pub use cautious::CautiousConsumer;
 pub use connection::{Connection, ConnectionEvent};
 pub use consumer::{Consumer, Dead, Death, Delivery, RawDelivery, Unreadable, read_body};
 pub use control::ControlReader;
+pub use policy::{Handler, Intake, Prefetch, consume};
 pub use publisher::{Outgoing, Publisher, Unsendable};
-pub use topology::{QueueName, declare};
+pub use topology::declare;
+
+pub use crate::message::QueueName;
 
 /// How long a call to the broker may take before it counts as failed.
-const CALL: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The header that carries a trace's context (W3C Trace Context).
 const TRACEPARENT: &str = "traceparent";
 
-/// A failure of the broker, of the way to it, or of what was asked of it.
+/// RabbitMQ's largest message is 16 MiB since 4.0; a larger one closes the channel.
+const MAX_BODY: usize = 15 << 20;
+
+/// A failure of the broker, of the connection to it, or of its configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     #[error("the broker did not answer within {after:?} while {doing}")]
@@ -45,7 +49,7 @@ pub enum QueueError {
     )]
     Denied { doing: String, source: lapin::Error },
     #[error(
-        "the queue {queue} exists with other arguments than this version needs; drain and delete it, and it will be declared anew"
+        "the queue {queue} exists with other arguments than this version needs; drain and delete it, and the next service that starts declares it again"
     )]
     Mismatch {
         queue: &'static str,
@@ -53,14 +57,14 @@ pub enum QueueError {
     },
     #[error("the consumer of {queue} ended: the queue was deleted or the broker cancelled it")]
     ConsumerEnded { queue: &'static str },
-    #[error("the queue {queue} does not exist; it will be declared again")]
+    #[error("the queue {queue} does not exist; the next session declares it again")]
     Unroutable { queue: String },
     #[error(
-        "the queue {queue} stayed full with {messages} messages; the stage behind it is slower or away"
+        "the queue {queue} stayed full with {messages} messages; the stage that consumes it is slower or not running"
     )]
     Full { queue: &'static str, messages: u32 },
     #[error(
-        "the broker takes no messages: {reason}; look for a memory or disk alarm (rabbitmq-diagnostics alarms)"
+        "the broker accepts no messages: {reason}; look for a memory or disk alarm (rabbitmq-diagnostics alarms)"
     )]
     Blocked { reason: String },
     #[error(
@@ -70,7 +74,7 @@ pub enum QueueError {
 }
 
 impl QueueError {
-    /// Whether waiting cannot help, since somebody has to change a setting or a queue.
+    /// Whether waiting cannot help: a person must change a setting or a queue.
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Denied { .. } | Self::Mismatch { .. } | Self::Url(_) => true,
@@ -106,12 +110,12 @@ fn amqp_code(error: &lapin::Error) -> Option<u16> {
     }
 }
 
-/// Awaits a call to the broker, but not for ever.
+/// Awaits a call to the broker for [`CALL_TIMEOUT`].
 async fn within<T>(
     doing: &str,
     call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, QueueError> {
-    within_time(CALL, doing, call).await
+    within_time(CALL_TIMEOUT, doing, call).await
 }
 
 async fn within_time<T>(

@@ -1,17 +1,19 @@
-//! The columns of a result and of a target, and how the one becomes the other.
-//!
-//! Which Athena types exist ([`AthenaType`]), which Postgres types a target may have ([`PgType`]),
-//! and which column of the result fills which column of the target ([`resolve`]). How a value is
-//! converted is the transformer's.
+//! The types on both sides: Athena's ([`AthenaType`]), those that a target column may have
+//! ([`PgType`]), which of the first may become which of the second, and how targets are named.
+//! Which column of a result fills which column of a target is `job::resolve`; the
+//! transformer converts the values.
 
 mod athena;
+mod error;
+mod identifier;
 mod matrix;
 mod postgres;
-mod resolve;
 
 pub use athena::{AthenaType, UnknownAthenaType};
+pub use error::SchemaError;
+pub use identifier::{BATCH_COLUMN, check_identifier};
+pub(crate) use matrix::{default_type, is_lossless};
 pub use postgres::{PgType, UnknownPgType, quoted};
-pub use resolve::{BATCH_COLUMN, Origin, ResolvedColumn, SchemaError, check_identifier, resolve};
 
 use serde::{Deserialize, Serialize};
 

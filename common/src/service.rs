@@ -13,9 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::lifecycle::{Health, HttpAddress, serve_http, shutdown_on_signal};
-use crate::queue::{self, Connection, ConnectionEvent, Publisher, QueueError, QueueName, inspect};
-use crate::settings::{self, SecretUrl};
+use crate::message::QueueName;
+use crate::queue::{self, Connection, ConnectionEvent, Publisher, QueueError, inspect};
+use crate::secret::SecretUrl;
+use crate::settings;
 use crate::telemetry;
+
+pub use crate::backoff::backoff;
 
 /// What a service is called, and where it serves its health when nothing is set.
 #[derive(Debug, Clone, Copy)]
@@ -100,9 +104,16 @@ pub async fn run(
     service: Service,
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
 ) -> ExitCode {
-    telemetry::start_logging();
-    telemetry::warn_of_unknown_settings();
-    match run_until_stopped(service, session).await {
+    let started = telemetry::start(service.name);
+    let ended = match started {
+        Ok(traces) => {
+            let ended = run_until_stopped(service, session).await;
+            traces.finish().await;
+            ended
+        }
+        Err(error) => Err(error),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "{} stopped", service.name);
@@ -117,7 +128,6 @@ async fn run_until_stopped(
 ) -> anyhow::Result<()> {
     let settings: ServiceSettings = settings::load()?;
     let metrics = telemetry::start_metrics(service.name, service.consumes)?;
-    let traces = telemetry::trace::start(service.name)?;
     install_tls();
     let health = Health::default();
     health.not_ready("broker", "connecting");
@@ -129,14 +139,10 @@ async fn run_until_stopped(
     // To the very end: how a service stops is what somebody may want to look at.
     let http = tracker.spawn(serve_http(address, health.clone(), metrics));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), broker = %settings.amqp_url, "{} starts", service.name);
-    let ended = tokio::select! {
+    tokio::select! {
         ended = supervise(service, &settings, &health, &stop, session) => ended,
         served = http => served.context("the HTTP server crashed")?,
-    };
-    if let Some(traces) = traces {
-        traces.finish().await;
     }
-    ended
 }
 
 /// Installs ring as the provider of TLS. lapin's connector would else look for one by itself.
@@ -383,27 +389,4 @@ async fn wait_for_room(
         }
     }
     Ok(())
-}
-
-/// The pause before try number `attempt`, from 0: doubled each time up to `most`, with jitter, so
-/// that replicas do not come back all at once.
-pub fn backoff(attempt: u32, first: Duration, most: Duration) -> Duration {
-    let full = first.saturating_mul(1 << attempt.min(16)).min(most);
-    full.mul_f64(rand::random_range(0.5..1.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_their_bound() {
-        for attempt in [0, 1, 5, 40, u32::MAX] {
-            let pause = backoff(attempt, Duration::from_millis(100), Duration::from_secs(5));
-            assert!(
-                pause >= Duration::from_millis(50) && pause <= Duration::from_secs(5),
-                "{attempt}: {pause:?}"
-            );
-        }
-    }
 }

@@ -4,11 +4,9 @@
 //! A setting `amqp_url` is `ETL_AMQP_URL` in the environment and `amqp_url = ".."` in the TOML file
 //! that `ETL_CONFIG` names. A service asks for its own type; what it leaves out is its default.
 
-use std::fmt;
-
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use url::Url;
+
+pub use crate::secret::SecretUrl;
 
 /// Every setting that any part of the system knows. A key of the file that is not here is a typo.
 const KNOWN: &[&str] = &[
@@ -154,43 +152,10 @@ fn nearest<'a>(name: &str, settings: &'a [String]) -> Option<&'a String> {
     (distance <= most).then_some(setting)
 }
 
-/// A URL with a password in it. Shown without the password.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SecretUrl(Url);
-
-impl SecretUrl {
-    /// The URL as it is, password included: for connecting, never for showing.
-    pub fn expose(&self) -> &Url {
-        &self.0
-    }
-}
-
-impl From<Url> for SecretUrl {
-    fn from(url: Url) -> Self {
-        Self(url)
-    }
-}
-
-impl fmt::Display for SecretUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = self.0.clone();
-        if shown.password().is_some() && shown.set_password(Some("REDACTED")).is_err() {
-            return f.write_str("[REDACTED]");
-        }
-        shown.set_query(None);
-        write!(f, "{shown}")
-    }
-}
-
-impl fmt::Debug for SecretUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
 
     #[derive(Debug, Deserialize)]

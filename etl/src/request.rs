@@ -5,7 +5,7 @@ use common::job::{Job, Request};
 use common::message::{ExtractTask, Limits, RunId, TaskState};
 use common::queue::Outgoing;
 use common::settings;
-use common::telemetry::trace::Span;
+use common::telemetry::trace;
 use serde::Deserialize;
 
 use crate::Failure;
@@ -39,10 +39,10 @@ pub async fn request(
             limits: settled.limits,
             state: TaskState::Start { attempt: 1 },
         };
-        let trace = Span::begin("run", None).with("run.id", run.as_str());
+        let span = tracing::info_span!(target: trace::TARGET, "run", run.id = %run);
         let message = Outgoing::of(&task)
             .with_context(|| format!("the task of the run {run} cannot be sent"))?;
-        let message = message.traced(trace.context());
+        let message = message.traced(trace::join(&span, None).as_deref());
         broker.send(&[message]).await.with_context(|| {
             format!("the run {run} is in the ledger, and its task may not have been sent; request it again with --run-id {run}")
         })?;

@@ -10,8 +10,9 @@ use common::job::JobSpec;
 use common::message::{BatchId, Cursor, RawBatch, RunId};
 use common::queue::Outgoing;
 use common::schema::ResultColumn;
-use common::telemetry::trace::{Context, Span};
+use common::telemetry::trace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tracing::Span;
 
 use crate::batching::Batch;
 use crate::read::ReadError;
@@ -29,8 +30,8 @@ pub struct Labels {
     pub result_id: String,
     pub job: Arc<JobSpec>,
     pub columns: Arc<Vec<ResultColumn>>,
-    /// What the spans of the batches are below.
-    pub trace: Option<Context>,
+    /// The `traceparent` of the span that the spans of the batches are below.
+    pub trace: Option<String>,
 }
 
 /// The reader's end.
@@ -93,10 +94,9 @@ impl Outbox {
             columns,
             trace,
         } = self.labels.clone();
-        let span = Span::begin("publish", trace)
-            .with("run.id", run.as_str())
-            .with_number("batch.seq", batch.seq.into())
-            .with_number("batch.rows", batch.rows.len() as u64);
+        let rows = i64::try_from(batch.rows.len()).unwrap_or(i64::MAX);
+        let span = tracing::info_span!(target: trace::TARGET, "publish", run.id = %run, batch.seq = i64::from(batch.seq), batch.rows = rows);
+        let traceparent = trace::join(&span, trace.as_deref());
         let text_bytes = batch.rows.text_bytes() as u64;
         let batch = RawBatch {
             id: BatchId {
@@ -110,7 +110,7 @@ impl Outbox {
             columns,
             rows: batch.rows,
         };
-        let raw = Outgoing::of(&batch)?.traced(span.context());
+        let raw = Outgoing::of(&batch)?.traced(traceparent.as_deref());
         let archived = Outgoing::archived(&batch, &raw);
         drop(batch);
         let bytes = raw.bytes() + archived.bytes();

@@ -1,15 +1,17 @@
-//! What an extractor does while it is connected: so many workers, each with a consumer and a
-//! publisher of its own, each with one task in hand.
+//! What an extractor does while it is connected: it runs workers, each with a consumer and a publisher
+//! of its own and one task in hand.
 
 use std::time::Duration;
 
 use common::failpoint;
 use common::message::ExtractTask;
-use common::queue::{Consumer, ControlReader, Delivery, Outgoing, Publisher, QueueError};
+use common::queue::{
+    self, ControlReader, Delivery, Handler, Intake, Prefetch, Publisher, QueueError,
+};
 use common::service::{Fault, Session};
 use common::settings;
-use common::telemetry::trace::Span;
-use futures::future::{try_join, try_join_all};
+use common::telemetry::trace;
+use futures::future::try_join;
 use tracing::Instrument;
 
 use crate::athena::Athena;
@@ -19,9 +21,12 @@ use crate::s3::S3;
 use crate::settings::Settings;
 use crate::work::{TURN, Worker};
 
-/// A task that has been delivered this often without an end is not worked on any more: it takes its
-/// extractors down.
-const DELIVERIES: u32 = 8;
+/// One task a worker: a task in hand waits for nothing but its own work.
+const PREFETCH: Prefetch = Prefetch {
+    deliveries: 1,
+    together: 1,
+    bytes: 0,
+};
 
 /// The clients of AWS.
 #[derive(Debug, Clone)]
@@ -37,6 +42,7 @@ impl Clients {
         Ok(Self::of(&config, settings))
     }
 
+    /// The clients with this configuration.
     pub fn of(config: &aws::SdkConfig, settings: &Settings) -> Self {
         Self {
             athena: Athena::new(config),
@@ -45,8 +51,7 @@ impl Clients {
     }
 }
 
-/// Works on tasks until the session is to stop. What is in hand then is left to whoever receives it
-/// next.
+/// Works on tasks until the session ends. Tasks that are in hand then are redelivered.
 pub async fn run(session: &Session) -> Result<(), Fault> {
     let settings: Settings =
         settings::load().map_err(|error| Fault::Configuration(error.into()))?;
@@ -54,129 +59,139 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
         .await
         .map_err(|error| Fault::Configuration(error.into()))?;
     session.health.clear("aws");
-    // Before the first task: one of a run that was cancelled meanwhile must not reach Athena.
+    // Before the first task: Athena must not get the query of a run that was cancelled meanwhile.
     let cancelled = Cancelled::new();
-    let obey = |control| cancelled.obey(control);
-    let orders = tokio::select! {
+    let apply = |control| cancelled.obey(control);
+    let controls = tokio::select! {
         () = session.stop.cancelled() => return Ok(()),
-        opened = ControlReader::open(&session.consuming, &session.publishing, obey) => opened?,
+        opened = ControlReader::open(&session.consuming, &session.publishing, apply) => opened?,
     };
-    let workers = (0..settings.tasks.get()).map(|index| {
-        consume(
-            session,
-            index,
-            &settings,
-            clients.clone(),
-            cancelled.clone(),
-        )
-    });
-    let workers = try_join_all(workers.map(Box::pin));
-    try_join(Box::pin(follow(session, orders, &cancelled)), workers)
+    let mut handlers = Vec::new();
+    for _ in 0..settings.tasks.get() {
+        let worker = Worker {
+            settings: &settings,
+            clients: clients.clone(),
+            publisher: Publisher::open(&session.publishing).await?,
+            health: &session.health,
+            cancelled: cancelled.clone(),
+            trace: None,
+            turn: TURN,
+        };
+        handlers.push(Tasks { session, worker });
+    }
+    let consume = queue::consume(&session.consuming, &session.stop, PREFETCH, handlers);
+    let follow = follow(session, controls, &cancelled);
+    try_join(Box::pin(follow), Box::pin(consume))
         .await
         .map(drop)
 }
 
-/// Takes note of every order, for as long as the session lives.
+/// Applies every control message until the session ends.
 async fn follow(
     session: &Session,
-    mut orders: ControlReader,
+    mut controls: ControlReader,
     cancelled: &Cancelled,
 ) -> Result<(), Fault> {
     loop {
-        let order = tokio::select! {
+        let control = tokio::select! {
             () = session.stop.cancelled() => return Ok(()),
-            order = orders.next() => order?,
+            control = controls.next() => control?,
         };
-        tracing::info!(run.id = %order.run, "run cancelled");
-        cancelled.obey(order);
+        tracing::info!(run.id = %control.run, "run cancelled");
+        cancelled.obey(control);
     }
 }
 
-async fn consume(
-    session: &Session,
-    index: u32,
-    settings: &Settings,
-    clients: Clients,
-    cancelled: Cancelled,
-) -> Result<(), Fault> {
-    let mut consumer = Consumer::<ExtractTask>::open(&session.consuming, 1).await?;
-    let publisher = Publisher::open(&session.publishing).await?;
-    let mut worker = Worker {
-        settings,
-        clients,
-        publisher,
-        health: &session.health,
-        cancelled,
-        trace: None,
-        turn: TURN,
-    };
-    if index == 0 {
-        session.begins();
+/// A worker as the handler of its deliveries.
+struct Tasks<'a> {
+    session: &'a Session,
+    worker: Worker<'a>,
+}
+
+impl Handler<ExtractTask> for Tasks<'_> {
+    type Fault = Fault;
+
+    fn started(&mut self) {
+        self.session.begins();
     }
-    loop {
-        let delivery = tokio::select! {
-            biased;
-            () = session.stop.cancelled() => return Ok(()),
-            delivery = consumer.next() => delivery?,
-        };
-        let then = tokio::select! {
-            settled = handle(&mut worker, &delivery) => settled?,
-            () = session.stop.cancelled() => return Ok(()),
-            // Nothing more is delivered while this one is not acked, so that this can only be the
-            // channel's end. The task is somebody else's from now on.
-            lost = consumer.next() => {
-                lost?;
-                return Err(Fault::World(anyhow::anyhow!("the broker delivered more than it was asked for")));
+
+    /// A cancelled task is only dropped, which takes no extractor down.
+    async fn exempts(&mut self, delivery: &Delivery<ExtractTask>) -> bool {
+        delivery
+            .read()
+            .is_ok_and(|task| self.worker.cancelled.has(&task))
+    }
+
+    async fn handle(
+        &mut self,
+        deliveries: Vec<Delivery<ExtractTask>>,
+        intake: &mut Intake<'_, ExtractTask>,
+    ) -> Result<(), Fault> {
+        let stop = &self.session.stop;
+        for delivery in deliveries {
+            let task = match delivery.read() {
+                Ok(task) => task,
+                Err(unreadable) => {
+                    self.dead_letter(delivery, &unreadable.to_string()).await?;
+                    continue;
+                }
+            };
+            let full = tokio::select! {
+                settled = Box::pin(self.work(task, &delivery)) => settled?,
+                () = stop.cancelled() => return Ok(()),
+                // The task is redelivered to another worker: this one must not go on with it.
+                ended = intake.ended() => return Err(ended.into()),
+            };
+            failpoint::reach("before_ack").await;
+            delivery.ack().await?;
+            if let Some(error) = full {
+                return Err(error.into());
             }
-        };
-        failpoint::reach("before_ack").await;
-        delivery.ack().await?;
-        if let Some(error) = then {
-            return Err(error.into());
         }
+        Ok(())
+    }
+
+    async fn dead_letter(
+        &mut self,
+        delivery: Delivery<ExtractTask>,
+        reason: &str,
+    ) -> Result<(), Fault> {
+        let attempts = delivery.deliveries();
+        let publisher = &mut self.worker.publisher;
+        Ok(delivery
+            .dead_letter(publisher, "extractor", reason, attempts)
+            .await?)
     }
 }
 
-/// Works on a delivery until it can be acked. May give an error that ends the session after that.
-async fn handle(
-    worker: &mut Worker<'_>,
-    delivery: &Delivery<ExtractTask>,
-) -> Result<Option<QueueError>, QueueError> {
-    let deliveries = delivery.deliveries();
-    let problem = match delivery.read() {
-        // A cancelled one is only put away, however often it took its extractor down.
-        Ok(task) if deliveries < DELIVERIES || worker.cancelled.has(&task) => {
-            let span =
-                tracing::info_span!("task", run.id = %task.run, job = task.job.name, deliveries);
-            // One that came back is handed on as soon as it came forward at all: its successor counts
-            // anew, so that only what makes no progress is ever given up. A broker that goes down
-            // again and again, and extractors that are killed, make a task come back too.
-            worker.turn = if delivery.is_suspect() {
-                Duration::ZERO
-            } else {
-                TURN
-            };
-            // Asked for by somebody who traces nothing, the trace begins here.
-            let begun = match delivery.trace() {
-                Some(_) => None,
-                None => Some(Span::begin("run", None).with("run.id", task.run.as_str())),
-            };
-            worker.trace = delivery
-                .trace()
-                .or_else(|| begun.as_ref().and_then(Span::context));
-            failpoint::reach("extract").await;
-            return Box::pin(worker.work(task, delivery)).instrument(span).await;
-        }
-        Ok(_) => format!(
-            "it was delivered {deliveries} times and never finished: it takes the extractor down"
-        ),
-        Err(unreadable) => unreadable.to_string(),
-    };
-    tracing::error!(
-        message.id = delivery.id(),
-        problem,
-        "task moved to etl.dead"
-    );
-    let dead = Outgoing::dead(delivery, "extractor", &problem, deliveries);
-    worker.publisher.publish(&[dead]).await.map(|()| None)
+impl Tasks<'_> {
+    /// Works on a task until its delivery can be acked. The error in the result ends the session after
+    /// the ack.
+    async fn work(
+        &mut self,
+        task: ExtractTask,
+        delivery: &Delivery<ExtractTask>,
+    ) -> Result<Option<QueueError>, QueueError> {
+        // A task that came back makes a checkpoint as soon as it advances: the deliveries of its
+        // successor count anew, so that only a task without progress reaches the limit. Restarts of the
+        // broker and killed extractors make tasks come back, too.
+        self.worker.turn = if delivery.is_isolated() {
+            Duration::ZERO
+        } else {
+            TURN
+        };
+        let parent = delivery.traceparent();
+        // The request was not traced: the trace begins here, and the span ends with this work.
+        let begun = parent
+            .is_none()
+            .then(|| tracing::info_span!(target: trace::TARGET, "run", run.id = %task.run));
+        self.worker.trace = match &begun {
+            Some(span) => trace::join(span, None),
+            None => parent,
+        };
+        let deliveries = delivery.deliveries();
+        let span = tracing::info_span!("task", run.id = %task.run, job = task.job.name, deliveries);
+        failpoint::reach("extract").await;
+        self.worker.work(task, delivery).instrument(span).await
+    }
 }

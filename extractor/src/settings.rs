@@ -1,17 +1,17 @@
-//! The extractor's own settings. AWS is configured as everywhere, by its own variables.
+//! The settings that only the extractor has. The standard AWS variables configure AWS.
 
 use std::num::NonZeroU32;
 
 use serde::Deserialize;
 
-/// Besides those that every service has.
+/// The extractor's settings, beside those of every service.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Settings {
-    /// Tasks that are worked on at the same time (`ETL_TASKS`).
+    /// Tasks that run at the same time (`ETL_TASKS`).
     #[serde(default = "two")]
     pub tasks: NonZeroU32,
-    /// Whether S3 is asked for `http://host/bucket/key` (`ETL_S3_PATH_STYLE`); when not set, where an
-    /// endpoint of one's own is configured.
+    /// Whether S3 requests use `http://host/bucket/key` (`ETL_S3_PATH_STYLE`). The default is true where
+    /// an endpoint is configured, and false elsewhere.
     pub s3_path_style: Option<bool>,
 }
 

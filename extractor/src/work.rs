@@ -15,7 +15,6 @@ use common::message::{EventKind, ExtractTask, RunEvent, TaskState};
 use common::queue::{Outgoing, Publisher, QueueError, RawDelivery};
 use common::service::backoff;
 use common::telemetry::retried;
-use common::telemetry::trace::Context;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::aws::{AwsError, AwsErrorKind};
@@ -47,8 +46,8 @@ pub(crate) struct Worker<'a> {
     pub(crate) publisher: Publisher<'a>,
     pub(crate) health: &'a Health,
     pub(crate) cancelled: Cancelled,
-    /// The span that the run's work is below.
-    pub(crate) trace: Option<Context>,
+    /// The `traceparent` of the span that the run's work is below.
+    pub(crate) trace: Option<String>,
     /// How long the delivery in hand may be held while it comes forward: [`TURN`] at most.
     pub(crate) turn: Duration,
 }
@@ -162,7 +161,7 @@ impl Worker<'_> {
         match Outgoing::of(task) {
             Ok(successor) => {
                 self.publisher
-                    .publish(&[successor.traced(self.trace)])
+                    .publish(&[successor.traced(self.trace.as_deref())])
                     .await
             }
             // Only a task that never should have been read.
@@ -172,7 +171,7 @@ impl Worker<'_> {
 
     async fn tell(&mut self, task: &ExtractTask, kind: EventKind) -> Result<(), QueueError> {
         self.publisher
-            .publish(&[event(task, kind).traced(self.trace)])
+            .publish(&[event(task, kind).traced(self.trace.as_deref())])
             .await
     }
 }

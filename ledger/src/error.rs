@@ -27,8 +27,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of PostgreSQL whose sentence the transaction around it says.
-    const UNSAID: Cow<'static, str> = Cow::Borrowed("");
+    /// The sentence of an error of PostgreSQL unless the transaction around it says a better one.
+    const UNSAID: Cow<'static, str> = Cow::Borrowed("cannot read or write the ledger");
 
     /// A failure of PostgreSQL, for `map_err`.
     pub fn postgres(failure: impl Into<Cow<'static, str>>) -> impl FnOnce(sqlx::Error) -> Self {
@@ -39,7 +39,7 @@ impl Error {
     /// Says what could not be done, where the error does not say it yet.
     pub(crate) fn while_doing(self, what: impl FnOnce() -> Cow<'static, str>) -> Self {
         match self {
-            Self::Postgres { failure, source } if failure.is_empty() => Self::Postgres {
+            Self::Postgres { failure, source } if failure == Self::UNSAID => Self::Postgres {
                 failure: what(),
                 source,
             },

@@ -39,8 +39,7 @@ impl From<ledger::Error> for LoadError {
 
 impl From<sqlx::Error> for LoadError {
     fn from(source: sqlx::Error) -> Self {
-        let failure = "cannot use the ledger".into();
-        Self::Ledger(ledger::Error::Postgres { failure, source })
+        Self::Ledger(source.into())
     }
 }
 

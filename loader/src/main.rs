@@ -8,7 +8,7 @@ use common::service::{Service, install_tls, run};
 use common::{settings, telemetry};
 use loader::service::{LoaderService, LoaderSettings};
 
-/// Loads batches into PostgreSQL and keeps the books. Without a command: the service.
+/// Loads batches into PostgreSQL and keeps the ledger. Without a command: the service.
 ///
 /// `ETL_DATABASE_URL` and `ETL_AMQP_URL` say where; `ETL_SCHEMAS` which schemas targets may be in
 /// (public); `ETL_MIGRATE=false` leaves the schema etl to `loader migrate`.
@@ -51,10 +51,14 @@ async fn main() -> ExitCode {
 }
 
 async fn migrate(settings: &LoaderSettings) -> ExitCode {
-    telemetry::start_logging();
-    telemetry::warn_of_unknown_settings();
-    install_tls();
-    match ledger::migrate::run(&settings.database_url).await {
+    let migrated = match telemetry::start("loader") {
+        Ok(_) => {
+            install_tls();
+            ledger::migrate::run(&settings.database_url).await
+        }
+        Err(error) => Err(error),
+    };
+    match migrated {
         Ok(()) => {
             tracing::info!(database = %settings.database_url, "schema etl is up to date");
             ExitCode::SUCCESS
@@ -66,9 +70,9 @@ async fn migrate(settings: &LoaderSettings) -> ExitCode {
     }
 }
 
+/// Says why the process cannot start. The log is not set up before.
 fn failed(error: &anyhow::Error) -> ExitCode {
-    telemetry::start_logging();
-    telemetry::warn_of_unknown_settings();
+    drop(telemetry::start("loader"));
     tracing::error!(error = format!("{error:#}"), "the loader cannot start");
     ExitCode::FAILURE
 }

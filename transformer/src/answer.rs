@@ -3,13 +3,13 @@
 use common::message::{RawBatch, ValidBatch};
 use common::queue::{Delivery, Outgoing, QueueError, Unreadable, Unsendable};
 use common::service::Fault;
-use common::telemetry::trace::Span;
+use common::telemetry::trace;
 
 use crate::rules::PlanError;
 use crate::transform::{Plans, transform};
 
 /// The stage's name in a dead letter.
-const STAGE: &str = "transformer";
+pub(crate) const STAGE: &str = "transformer";
 
 /// What can go wrong on the way from a delivery to its acknowledgement.
 #[derive(Debug, thiserror::Error)]
@@ -20,10 +20,6 @@ pub(crate) enum Failure {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Unsendable(#[from] Unsendable),
-    #[error(
-        "it was delivered {0} times without an end, so it takes the transformer down; it was not looked into again"
-    )]
-    GivenUp(u32),
     #[error(transparent)]
     Queue(#[from] QueueError),
 }
@@ -41,10 +37,9 @@ impl From<Failure> for Blame {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Queue(error) => Self::Session(error.into()),
-            failure @ (Failure::Unreadable(_)
-            | Failure::Plan(_)
-            | Failure::Unsendable(_)
-            | Failure::GivenUp(_)) => Self::Message(failure.to_string()),
+            failure @ (Failure::Unreadable(_) | Failure::Plan(_) | Failure::Unsendable(_)) => {
+                Self::Message(failure.to_string())
+            }
         }
     }
 }
@@ -71,11 +66,7 @@ pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result
         Err(failure) => match Blame::from(failure) {
             Blame::Session(fault) => Err(fault),
             Blame::Message(reason) => {
-                tracing::error!(
-                    message.id = delivery.id(),
-                    reason,
-                    "message given up; it will be in etl.dead_letters"
-                );
+                tracing::error!(message.id = delivery.id(), reason, "message dead-lettered");
                 let outgoing = Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries());
                 Ok(Answer {
                     outgoing,
@@ -87,18 +78,13 @@ pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result
 }
 
 fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Failure> {
-    if delivery.is_hopeless() {
-        return Err(Failure::GivenUp(delivery.deliveries() - 1));
-    }
     let raw = delivery.read()?;
-    let trace = Span::begin("transform", delivery.trace())
-        .with("run.id", raw.id.run.as_str())
-        .with_number("batch.seq", raw.id.seq.into());
-    let span = tracing::info_span!("batch", run.id = %raw.id.run, batch.seq = raw.id.seq);
+    let span = tracing::info_span!(target: trace::TARGET, "transform", run.id = %raw.id.run, batch.seq = i64::from(raw.id.seq));
+    let traceparent = trace::join(&span, delivery.traceparent().as_deref());
     span.in_scope(|| {
         let plan = plans.of(&raw)?;
         let valid = transform(&plan, raw);
-        let outgoing = Outgoing::of(&valid)?.traced(trace.context());
+        let outgoing = Outgoing::of(&valid)?.traced(traceparent.as_deref());
         tracing::debug!(
             batch.rows = valid.rows.len(),
             batch.rejected = valid.rejected.len(),

@@ -5,9 +5,9 @@
 use std::borrow::Cow;
 
 use common::Row;
-use common::job::Mask;
+use common::job::{Mask, Origin, ResolvedColumn};
 use common::message::Reject;
-use common::schema::{AthenaType, Origin, PgType, ResolvedColumn};
+use common::schema::{AthenaType, PgType};
 
 use crate::convert::{Conversion, Unconvertible, convert};
 use crate::mask::masked;

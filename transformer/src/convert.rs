@@ -81,7 +81,7 @@ enum Reading {
 
 impl Conversion {
     /// The conversion that a job asks for, or what is wrong with its format. The pair of types and the
-    /// settings must be ones that [`common::schema::resolve`] allows.
+    /// settings must be ones that [`common::job::resolve`] allows.
     pub(crate) fn new(from: AthenaType, to: PgType, spec: &ColumnSpec) -> Result<Self, String> {
         let reading = match (&spec.format, spec.epoch) {
             (Some(format), _) => Reading::Written(Format::parse(format, to)?),
@@ -120,7 +120,7 @@ pub(crate) fn check_format(format: &str, to: PgType) -> Result<(), String> {
     Format::parse(format, to).map(drop)
 }
 
-/// Converts one value. The pair of types must be one that [`common::schema::resolve`] allows.
+/// Converts one value. The pair of types must be one that [`common::job::resolve`] allows.
 ///
 /// A `varchar` or `char` may become any type and must then be that type's text.
 pub fn convert(from: AthenaType, to: PgType, text: &str) -> Result<Cow<'_, str>, Unconvertible> {

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::job::JobSpec;
+use common::job::{JobSpec, ResolvedColumn, resolve};
 use common::message::{ContentHash, RawBatch, Reject, RejectedRow, ValidBatch};
-use common::schema::{ResolvedColumn, ResultColumn, TargetColumn, resolve};
+use common::schema::{ResultColumn, TargetColumn};
 use common::{Row, Rows};
 
 use crate::column::Column;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::QueueName;
 use super::body::{read_batch, read_json};
 use super::{BatchId, Body, Message, RunId};
 use crate::job::{JobSpec, Target};
-use crate::queue::QueueName;
 use crate::rows::Rows;
 use crate::schema::{ResultColumn, TargetColumn};
 

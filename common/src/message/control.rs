@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::QueueName;
 use super::{Message, RunId};
-use crate::queue::QueueName;
 
 /// An order about a run. The books are what decides; this is for those who would work in vain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

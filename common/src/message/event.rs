@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::QueueName;
 use super::{BatchId, Message, RunId};
-use crate::queue::QueueName;
 
 /// Something that happened to a run. Delivered at least once and in any order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::QueueName;
 use super::{BatchId, Message, RunId};
 use crate::job::{JobSpec, Source};
-use crate::queue::QueueName;
 use crate::schema::ResultColumn;
 
 /// Work on one run, from a point on.

@@ -1,20 +1,21 @@
 //! Reading the archive: the stream that keeps every raw batch for some days.
 //!
-//! It begins where retention has left it, silently, so that a reader has to check that it found what
-//! it was looking for; and it is read up to a marker that the reader publishes first.
+//! Retention removes the oldest batches without an error, so that a reader must check that it found
+//! every batch that it needs. A stream has no end: the reader publishes a marker first, and reads up to it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lapin::types::AMQPValue;
 
 use super::stream::StreamReader;
-use super::{CALL, Connection, QueueError, QueueName, RawDelivery};
+use super::{CALL_TIMEOUT, Connection, QueueError, RawDelivery};
+use crate::message::QueueName;
 
 /// A reader of the archive.
 pub struct ArchiveReader(StreamReader);
 
 impl ArchiveReader {
-    /// Reads from this time on, or from a little earlier: a stream is entered at a chunk's beginning.
+    /// Reads from this time on, or from a little earlier: a reader enters a stream at the start of a chunk.
     pub async fn open(connection: &Connection, since: SystemTime) -> Result<Self, QueueError> {
         let seconds = since
             .duration_since(UNIX_EPOCH)
@@ -25,13 +26,13 @@ impl ArchiveReader {
         Ok(Self(reader))
     }
 
-    /// The next message, which stays in the archive. There is one: the reader's own marker at least.
+    /// The next message, which stays in the archive. The reader's own marker guarantees that there is one.
     pub async fn next(&mut self) -> Result<RawDelivery, QueueError> {
-        let next = tokio::time::timeout(CALL, self.0.next()).await;
+        let next = tokio::time::timeout(CALL_TIMEOUT, self.0.next()).await;
         next.unwrap_or_else(|_| {
             Err(QueueError::Timeout {
                 doing: "reading the archive".to_owned(),
-                after: CALL,
+                after: CALL_TIMEOUT,
             })
         })
     }

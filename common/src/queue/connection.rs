@@ -1,5 +1,5 @@
-//! A connection to the broker. Without lapin's own recovery: whoever holds a connection that broke
-//! gets an error, and the service's supervisor builds everything anew.
+//! A connection to the broker, without lapin's automatic recovery: a broken connection is an error, and
+//! the service's supervisor opens new connections.
 
 use std::time::Duration;
 
@@ -7,96 +7,95 @@ use futures::{Stream, StreamExt, stream};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, ConnectionProperties, Event};
 
-use super::{CALL, QueueError, within, within_time};
-use crate::settings::SecretUrl;
+use super::{CALL_TIMEOUT, QueueError, within, within_time};
+use crate::secret::SecretUrl;
 
-/// Seconds between heartbeats when the URL does not say. A dead peer is noticed after twice that.
+/// Seconds between heartbeats unless the URL sets them. lapin notices a dead peer after twice that.
 const HEARTBEAT: u16 = 15;
 
-/// Bytes of a frame when the URL does not say. lapin keeps room for 64 of them for each connection, which at
-/// RabbitMQ's own 128 KiB is most of what an idle service holds; a message's headers have to fit one.
+/// Bytes of a frame unless the URL sets them. lapin keeps a buffer of 64 frames a connection, which at RabbitMQ's
+/// default of 128 KiB is most of the memory of an idle service. The headers of a message must fit into a frame.
 const FRAME: u32 = 64 << 10;
 
-/// How often a connection is looked at: whether it is still blocked, whether it is still there.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often a connection is checked: whether it is still blocked, whether it still exists.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A connection to the broker.
 pub struct Connection(lapin::Connection);
 
-/// What a connection tells while it lives.
+/// What happens to a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ConnectionEvent {
-    /// The broker takes no messages at the moment, and why.
+    /// The broker accepts no messages for now, with its reason.
     Blocked(String),
+    /// The broker accepts messages again.
     Unblocked,
-    /// The connection is gone.
+    /// The connection was lost, with the reason.
     Lost(String),
 }
 
 impl Connection {
-    /// Connects; `name` is what RabbitMQ's management shows. The URL's query may say `heartbeat`, in
-    /// seconds, and `connection_timeout`, in milliseconds, which lapin itself does not keep.
+    /// Connects under the name that RabbitMQ's management shows. The URL's query may set `heartbeat`, in
+    /// seconds, and `connection_timeout`, in milliseconds, which lapin itself ignores.
     pub async fn open(url: &SecretUrl, name: &str) -> Result<Self, QueueError> {
         let mut uri: AMQPUri = url.expose().as_str().parse().map_err(QueueError::Url)?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uri.query.frame_max.get_or_insert(FRAME);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let doing = format!("connecting to {url}");
-        let patience = uri
-            .query
-            .connection_timeout
-            .map_or(CALL, Duration::from_millis);
+        let limit = uri.query.connection_timeout;
+        let limit = limit.map_or(CALL_TIMEOUT, Duration::from_millis);
         let connecting = lapin::Connection::connect_uri(uri, properties);
-        within_time(patience, &doing, connecting).await.map(Self)
+        within_time(limit, &doing, connecting).await.map(Self)
     }
 
     pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
         within("opening a channel", self.0.create_channel()).await
     }
 
-    /// Closes a channel that is no longer needed. One that cannot be closed goes with its connection.
+    /// Closes a channel that is no longer needed. One that cannot be closed ends with its connection.
     pub(super) async fn close_channel(&self, channel: &Channel) {
         if let Err(error) = within("closing a channel", channel.close(200, "done".into())).await {
             tracing::debug!(%error, "channel not closed");
         }
     }
 
-    /// Whether the broker takes no messages at the moment (a memory or disk alarm).
+    /// Whether the broker accepts no messages for now (a memory or disk alarm).
     pub fn is_blocked(&self) -> bool {
         self.0.status().blocked()
     }
 
-    /// Waits until the broker takes messages again, or the connection is lost.
+    /// Waits until the broker accepts messages again, or the connection is lost.
     pub(super) async fn until_unblocked(&self) -> Result<(), QueueError> {
         while self.is_blocked() {
             if !self.0.status().connected() {
                 return Err(QueueError::Blocked {
-                    reason: "it blocked this connection until that was lost".to_owned(),
+                    reason: "it blocked this connection until the connection was lost".to_owned(),
                 });
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
 
-    /// What happens to the connection from now on, the last of it that it was lost: at once where it is lost already.
+    /// The events of the connection from now on. The last one is its loss, at once where it is lost already.
     pub fn events(&self) -> impl Stream<Item = ConnectionEvent> + Send + Unpin + 'static {
         let status = self.0.status().clone();
-        // lapin tells of a loss those who listen at that moment, and is silent where a connection just ends. Nobody else
-        // would notice that of a connection which has nothing to do.
+        // lapin reports a loss only to those who listen at that moment, and not at all where a connection just ends. An
+        // idle connection would not notice.
         let gone = stream::once(async move {
             while status.connected() {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
-            // The reason comes within this where there is one.
-            tokio::time::sleep(LOOK).await;
+            // A reason, if there is one, arrives within this time.
+            tokio::time::sleep(POLL_INTERVAL).await;
             ConnectionEvent::Lost("it ended without a reason".to_owned())
         });
         let events = self.0.events_listener().filter_map(|event| {
             std::future::ready(match event {
                 Event::ConnectionBlocked(reason) => Some(ConnectionEvent::Blocked(reason)),
                 Event::ConnectionUnblocked => Some(ConnectionEvent::Unblocked),
-                // Also of a single channel: what was delivered on it cannot be acked any more.
+                // Also the loss of a single channel: its deliveries can no longer be acked.
                 Event::Error(error) => Some(ConnectionEvent::Lost(error.to_string())),
                 _ => None,
             })
@@ -104,18 +103,18 @@ impl Connection {
         Box::pin(stream::select(events, gone))
     }
 
-    /// Closes the connection; what was delivered and not acked goes back to its queue. A broker that
-    /// does not answer (a blocked connection's close hangs) is left alone after a while.
+    /// Closes the connection; deliveries that were not acked return to their queues. The wait for the
+    /// broker's answer has a bound, since the close of a blocked connection hangs.
     pub async fn close(&self) {
         if !self.0.status().connected() {
             return;
         }
-        let patience = if self.is_blocked() {
-            CALL / 20
+        let limit = if self.is_blocked() {
+            CALL_TIMEOUT / 20
         } else {
-            CALL / 4
+            CALL_TIMEOUT / 4
         };
-        match tokio::time::timeout(patience, self.0.close(200, "done".into())).await {
+        match tokio::time::timeout(limit, self.0.close(200, "done".into())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "connection not closed"),
             Err(_) => tracing::debug!("connection not closed in time"),

@@ -7,22 +7,21 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 
-use super::{Connection, QueueError, QueueName, TRACEPARENT, within};
-use crate::message::{Message, RunId};
-use crate::telemetry::trace::Context;
+use super::{Connection, QueueError, TRACEPARENT, within};
+use crate::message::{Message, QueueName, RunId};
 
-/// Why a delivery cannot be read: the message's own fault, whoever reads it.
+/// Why a delivery cannot be read. It is the message's fault, and every reader finds the same.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
     #[error(
-        "the message has the type {found:?}, and this version reads {wanted}; upgrade the service that reads, or replay it once that is done"
+        "the message has the type {found:?}, and this version reads {wanted}; upgrade the service that reads it, then replay it"
     )]
     Kind { found: String, wanted: String },
     #[error("the body is not a {kind}: {problem}")]
     Body { kind: String, problem: String },
 }
 
-/// A consumer of one queue on a channel of its own.
+/// A consumer of one queue, on its own channel.
 pub struct Consumer<M> {
     queue: QueueName,
     channel: Channel,
@@ -30,7 +29,7 @@ pub struct Consumer<M> {
     message: PhantomData<fn() -> M>,
 }
 
-/// Stands for 'whatever was dead-lettered' as the type of a consumer.
+/// The message type of a consumer of `etl.dead`, where a message may have any type.
 pub enum Dead {}
 
 /// A delivery of a message that should be an `M`.
@@ -39,14 +38,14 @@ pub struct Delivery<M> {
     message: PhantomData<fn() -> M>,
 }
 
-/// A delivery whose body has not been looked at.
+/// A delivery whose body has not been read.
 pub struct RawDelivery {
     queue: QueueName,
     id: String,
     inner: lapin::message::Delivery,
 }
 
-/// What the broker says of a message that it dead-lettered itself.
+/// The broker's record of a message that it dead-lettered itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Death {
     pub queue: String,
@@ -60,13 +59,12 @@ impl<M: Message> Consumer<M> {
         Self::open_queue(connection, M::QUEUE, prefetch).await
     }
 
-    /// The next delivery; waits for it. A stream that ends is an error. Dropping the future loses
-    /// nothing.
+    /// Waits for the next delivery. A stream that ends is an error. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Delivery<M>, QueueError> {
         self.next_raw().await.map(Delivery::from)
     }
 
-    /// A delivery that is already here.
+    /// A delivery that has already arrived.
     pub fn try_next(&mut self) -> Option<Result<Delivery<M>, QueueError>> {
         self.next().now_or_never()
     }
@@ -78,7 +76,7 @@ impl Consumer<Dead> {
         Self::open_queue(connection, QueueName::Dead, prefetch).await
     }
 
-    /// The next dead letter; waits for it.
+    /// Waits for the next dead letter.
     pub async fn next_dead(&mut self) -> Result<RawDelivery, QueueError> {
         self.next_raw().await
     }
@@ -115,8 +113,8 @@ impl<M> Consumer<M> {
     async fn next_raw(&mut self) -> Result<RawDelivery, QueueError> {
         let queue = self.queue;
         match self.stream.next().await {
-            // After a connection broke, what was prefetched still comes out of the stream, and
-            // cannot be acked any more: it will be delivered again.
+            // After a connection broke, the stream still yields prefetched deliveries. They cannot be
+            // acked, and are redelivered.
             Some(Ok(inner)) if inner.acker.usable() => {
                 if inner.redelivered {
                     metrics::counter!("etl_redeliveries_total", "queue" => queue.name())
@@ -134,20 +132,20 @@ impl<M> Consumer<M> {
         }
     }
 
-    /// Stops consuming; what was delivered and not acked goes back to the queue.
+    /// Stops consuming. Deliveries that were not acked return to the queue.
     pub async fn close(self, connection: &Connection) {
         connection.close_channel(&self.channel).await;
     }
 }
 
 impl<M: Message> Delivery<M> {
-    /// The message, checked.
+    /// The message, parsed and checked.
     pub fn read(&self) -> Result<M, Unreadable> {
         read_body(self.raw.kind(), self.raw.body())
     }
 }
 
-/// A message of this type from its AMQP `type` and its body, checked.
+/// Parses and checks a message from its AMQP `type` and its body.
 pub fn read_body<M: Message>(kind: &str, body: &[u8]) -> Result<M, Unreadable> {
     if !M::reads(kind) {
         let before = M::KIND_BEFORE.map(|kind| format!(" and {kind:?}"));
@@ -166,8 +164,8 @@ pub fn read_body<M: Message>(kind: &str, body: &[u8]) -> Result<M, Unreadable> {
 }
 
 impl<M> Delivery<M> {
-    /// Tells the broker that this delivery is done with. An ack that cannot be sent is no error: the
-    /// message comes again, and the ledger knows it.
+    /// Settles this delivery. An ack that cannot be sent is no error: the message is redelivered, and
+    /// the ledger recognises it.
     pub async fn ack(self) -> Result<(), QueueError> {
         self.raw.ack().await
     }
@@ -197,17 +195,17 @@ impl RawDelivery {
         Self { queue, id, inner }
     }
 
-    /// The `message_id`; empty when there is none.
+    /// The `message_id`, or an empty text.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The name of the queue that it came from.
+    /// The name of its queue.
     pub fn queue(&self) -> &'static str {
         self.queue.name()
     }
 
-    /// The AMQP property `type`; empty when there is none.
+    /// The AMQP property `type`, or an empty text.
     pub fn kind(&self) -> &str {
         self.inner
             .properties
@@ -217,21 +215,22 @@ impl RawDelivery {
             .unwrap_or_default()
     }
 
+    /// The body as it was delivered.
     pub fn body(&self) -> &[u8] {
         &self.inner.data
     }
 
-    /// The run in the headers, where there is one.
+    /// The run in the headers, if any.
     pub fn run(&self) -> Option<RunId> {
         self.header("run")?.parse().ok()
     }
 
-    /// The span that it comes from, where there is one.
-    pub fn trace(&self) -> Option<Context> {
-        self.header(TRACEPARENT)?.parse().ok()
+    /// The header `traceparent`, if any: the span that the message comes from.
+    pub fn traceparent(&self) -> Option<String> {
+        self.header(TRACEPARENT)
     }
 
-    /// How often this message has been delivered, this time included.
+    /// The number of deliveries of this message, this one included.
     pub fn deliveries(&self) -> u32 {
         let counted = match self.field("x-delivery-count") {
             Some(AMQPValue::LongLongInt(count)) => u32::try_from(*count).ok(),
@@ -257,7 +256,7 @@ impl RawDelivery {
         }
     }
 
-    /// The headers that can be shown as text, by name.
+    /// The headers that have a text form, by name.
     pub fn headers(&self) -> std::collections::BTreeMap<String, String> {
         let table = self.inner.properties.headers().as_ref();
         let names = table.into_iter().flat_map(|table| table.inner().keys());
@@ -266,7 +265,7 @@ impl RawDelivery {
             .collect()
     }
 
-    /// The broker's own record, where it was the broker that dead-lettered the message.
+    /// The broker's record, where the broker dead-lettered the message.
     pub fn death(&self) -> Option<Death> {
         let AMQPValue::FieldArray(deaths) = self.field("x-death")? else {
             return None;
@@ -295,7 +294,7 @@ impl RawDelivery {
         &self.inner.properties
     }
 
-    /// The headers without the broker's, which it would not take from a client.
+    /// The headers without the broker's own, which the broker refuses from a client.
     pub(super) fn own_headers(&self) -> FieldTable {
         let mut own = FieldTable::default();
         for (name, value) in self
@@ -325,7 +324,7 @@ impl RawDelivery {
             tracing::debug!(
                 queue.name = self.queue.name(),
                 message.id = self.id,
-                "ack not sent; the message will come again"
+                "ack not sent; the message is redelivered"
             );
         }
         Ok(())

@@ -1,23 +1,23 @@
-//! Following `etl.control`: the small stream of orders about runs. Whoever has to obey them reads
-//! what was ordered before, all of it, and then follows for as long as it works.
+//! Following `etl.control`, the small stream of control messages about runs. An extractor first reads
+//! all earlier messages, and then follows the stream for as long as it works.
 
 use lapin::types::AMQPValue;
 use tokio::time::timeout;
 
 use super::stream::StreamReader;
-use super::{CALL, Connection, Delivery, Outgoing, Publisher, QueueError, QueueName};
-use crate::message::Control;
+use super::{CALL_TIMEOUT, Connection, Delivery, Outgoing, Publisher, QueueError};
+use crate::message::{Control, QueueName};
 
-/// A reader of `etl.control` that has seen all that was there when it was opened.
+/// A reader of `etl.control` that has applied every message from before it was opened.
 pub struct ControlReader(StreamReader);
 
 impl ControlReader {
-    /// Reads the stream up to now, and hands each order to `obey`, oldest first. An empty stream has
-    /// an end, too: a marker that is published first. `consuming` and `publishing` may be the same.
+    /// Reads the stream up to now and calls `apply` with each message, oldest first. A marker, published
+    /// first, is the end to read to. `consuming` and `publishing` may be the same.
     pub async fn open(
         consuming: &Connection,
         publishing: &Connection,
-        mut obey: impl FnMut(Control),
+        mut apply: impl FnMut(Control),
     ) -> Result<Self, QueueError> {
         let end = format!("marker/{:032x}", rand::random::<u128>());
         let mut publisher = Publisher::open(publishing).await?;
@@ -26,41 +26,41 @@ impl ControlReader {
         let offset = AMQPValue::LongString("first".into());
         let mut reader = StreamReader::open(consuming, QueueName::Control, offset).await?;
         loop {
-            // The marker is confirmed: something has to come.
-            let next = timeout(CALL, reader.next()).await;
+            // The marker is confirmed, so that a delivery must come.
+            let next = timeout(CALL_TIMEOUT, reader.next()).await;
             let delivery = next.map_err(|_| QueueError::Timeout {
                 doing: format!("reading {} to its end", QueueName::Control.name()),
-                after: CALL,
+                after: CALL_TIMEOUT,
             })??;
             if delivery.id() == end {
                 return Ok(Self(reader));
             }
-            if let Some(order) = read(&delivery.into()) {
-                obey(order);
+            if let Some(control) = read(&delivery.into()) {
+                apply(control);
             }
         }
     }
 
-    /// The next order; waits for it, for as long as it takes.
+    /// Waits for the next control message, without a timeout.
     pub async fn next(&mut self) -> Result<Control, QueueError> {
         loop {
-            if let Some(order) = read(&self.0.next().await?.into()) {
-                return Ok(order);
+            if let Some(control) = read(&self.0.next().await?.into()) {
+                return Ok(control);
             }
         }
     }
 }
 
-/// None for somebody's marker, and for what is no order that this version knows: it cannot be given
-/// back, and the books decide without it.
+/// None for a marker, and for a message that this version cannot read: a stream takes nothing back, and
+/// the ledger decides without it.
 fn read(delivery: &Delivery<Control>) -> Option<Control> {
     if delivery.kind() == Outgoing::MARKER {
         return None;
     }
     match delivery.read() {
-        Ok(order) => Some(order),
+        Ok(control) => Some(control),
         Err(problem) => {
-            tracing::warn!(message.id = delivery.id(), %problem, "an order is not understood, and skipped");
+            tracing::warn!(message.id = delivery.id(), %problem, "control message skipped: it cannot be read");
             None
         }
     }

@@ -1,4 +1,4 @@
-//! Looking at the broker without changing anything.
+//! Reading the state of the broker without changing it.
 
 use std::time::{Duration, Instant};
 
@@ -6,46 +6,47 @@ use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 
-use super::publisher::MAX_BODY;
-use super::{Connection, QueueError, QueueName, amqp_code, within};
+use super::topology::arguments;
+use super::{Connection, MAX_BODY, QueueError, amqp_code, within};
+use crate::message::QueueName;
 
-/// How a queue stands at the moment.
+/// The counts of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueState {
-    /// Messages that wait to be delivered.
+    /// Messages that are ready.
     pub messages: u32,
-    /// Who takes them.
+    /// Its consumers.
     pub consumers: u32,
 }
 
-/// Whether a queue is as this version declares it.
+/// How a queue compares with what this version declares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Declared {
     AsWanted,
-    /// Nobody has declared it yet.
+    /// It does not exist.
     Missing,
-    /// It has other arguments; the broker's own sentence says which.
+    /// It has other arguments; the broker's sentence names them.
     Otherwise(String),
 }
 
-/// A quorum queue that does not tell its counts within 250 ms is said to have no messages and no consumers. An answer that
-/// says so and took this long tells nothing.
-const UNTOLD: Duration = Duration::from_millis(200);
+/// A quorum queue that does not report its counts within 250 ms is reported as empty, without consumers. An empty answer
+/// that took this long is therefore ignored.
+const MAX_ANSWER_TIME: Duration = Duration::from_millis(200);
 
-/// How often a queue that does not tell is asked.
-const LOOKS: u32 = 8;
+/// Attempts to read the counts of a queue.
+const MAX_ATTEMPTS: u32 = 8;
 
-/// How a queue stands; none when there is no such queue.
+/// The counts of a queue, or none when it does not exist.
 ///
 /// # Errors
-/// Besides those of the broker, [`QueueError::Timeout`] where the queue is too busy to tell.
+/// Besides those of the broker, [`QueueError::Timeout`] where the queue is too busy to report them.
 pub async fn look(
     connection: &Connection,
     queue: QueueName,
 ) -> Result<Option<QueueState>, QueueError> {
-    let doing = format!("looking at the queue {}", queue.name());
-    for _ in 0..LOOKS {
-        // Of its own, since a refusal closes it.
+    let doing = format!("reading the counts of the queue {}", queue.name());
+    for _ in 0..MAX_ATTEMPTS {
+        // A refusal closes the channel, so that each attempt has its own.
         let channel = connection.channel().await?;
         let options = QueueDeclareOptions {
             passive: true,
@@ -65,17 +66,17 @@ pub async fn look(
             messages: found.message_count(),
             consumers: found.consumer_count(),
         };
-        if state.messages > 0 || state.consumers > 0 || took < UNTOLD {
+        if state.messages > 0 || state.consumers > 0 || took < MAX_ANSWER_TIME {
             return Ok(Some(state));
         }
     }
     Err(QueueError::Timeout {
         doing,
-        after: UNTOLD * LOOKS,
+        after: MAX_ANSWER_TIME * MAX_ATTEMPTS,
     })
 }
 
-/// Whether a queue has the arguments that this version wants. Creates none that is missing.
+/// Compares the arguments of a queue with those that this version declares. Creates no queue.
 pub async fn check(connection: &Connection, queue: QueueName) -> Result<Declared, QueueError> {
     if look(connection, queue).await?.is_none() {
         return Ok(Declared::Missing);
@@ -86,30 +87,30 @@ pub async fn check(connection: &Connection, queue: QueueName) -> Result<Declared
         ..QueueDeclareOptions::default()
     };
     let doing = format!("comparing the queue {}", queue.name());
-    let declared = channel.queue_declare(queue.name().into(), options, queue.arguments());
+    let declared = channel.queue_declare(queue.name().into(), options, arguments(queue));
     match within(&doing, declared).await {
         Ok(_) => {
             connection.close_channel(&channel).await;
             Ok(Declared::AsWanted)
         }
-        Err(error) if reply(&error) == Some(406) => Ok(Declared::Otherwise(own_words(&error))),
+        Err(error) if reply(&error) == Some(406) => Ok(Declared::Otherwise(broker_text(&error))),
         Err(error) => Err(error),
     }
 }
 
-/// Whether the broker takes the largest message that is ever sent: one to a queue that is not there
-/// has to come back, and is kept nowhere. Otherwise the broker's own sentence.
+/// Whether the broker accepts the largest message that is ever sent, or the broker's sentence why not.
+/// The message goes to a queue that does not exist, so that it returns and no queue keeps it.
 pub async fn takes_largest(connection: &Connection) -> Result<Result<usize, String>, QueueError> {
     let channel = connection.channel().await?;
     let confirms = channel.confirm_select(ConfirmSelectOptions::default());
-    within("turning confirms on", confirms).await?;
+    within("turning publisher confirms on", confirms).await?;
     let options = BasicPublishOptions {
         mandatory: true,
         ..BasicPublishOptions::default()
     };
     let body = vec![b' '; MAX_BODY];
     let properties = BasicProperties::default();
-    let doing = "sending the largest message to nobody";
+    let doing = "publishing the largest message as a probe";
     let sent = channel.basic_publish("".into(), "etl.probe".into(), options, &body, properties);
     let answer = match within(doing, sent).await {
         Ok(confirm) => within(doing, confirm).await.map(drop),
@@ -120,12 +121,12 @@ pub async fn takes_largest(connection: &Connection) -> Result<Result<usize, Stri
             connection.close_channel(&channel).await;
             Ok(Ok(MAX_BODY))
         }
-        Err(error) if reply(&error) == Some(406) => Ok(Err(own_words(&error))),
+        Err(error) if reply(&error) == Some(406) => Ok(Err(broker_text(&error))),
         Err(error) => Err(error),
     }
 }
 
-/// The AMQP reply code, where the broker refused.
+/// The AMQP reply code of a refusal.
 fn reply(error: &QueueError) -> Option<u16> {
     match error {
         QueueError::Broker { source, .. } | QueueError::Denied { source, .. } => amqp_code(source),
@@ -133,7 +134,8 @@ fn reply(error: &QueueError) -> Option<u16> {
     }
 }
 
-fn own_words(error: &QueueError) -> String {
+/// The sentence of the broker in a refusal.
+fn broker_text(error: &QueueError) -> String {
     match error {
         QueueError::Broker { source, .. } | QueueError::Denied { source, .. } => {
             match source.kind() {

@@ -1,5 +1,5 @@
-//! Publishing. A publish counts when the broker confirmed it and had a queue for it; anything else
-//! is published again or is an error.
+//! Publishing. A publish counts when the broker confirmed it and routed it to its queue; any other
+//! outcome is published again or is an error.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,25 +10,21 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Connection, QueueError, QueueName, RawDelivery, TRACEPARENT, inspect, within};
-use crate::message::Message;
-use crate::service::backoff;
-use crate::telemetry::trace::Context;
+use super::{Connection, MAX_BODY, QueueError, RawDelivery, TRACEPARENT, inspect, within};
+use crate::backoff::backoff;
+use crate::message::{Message, QueueName};
 
-/// How long a confirm may take. Longer than a broker's pause, shorter than its patience with an
-/// unacked delivery.
-const CONFIRM: Duration = Duration::from_mins(1);
+/// How long a confirm may take: longer than a broker's pauses, shorter than its own timeout of an
+/// unacked delivery (30 minutes).
+const CONFIRM_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long a full queue is waited for with deliveries in hand.
-const FULL: Duration = Duration::from_secs(20);
-
-/// RabbitMQ's largest message is 16 MiB since 4.0; a larger one closes the channel.
-pub(super) const MAX_BODY: usize = 15 << 20;
+/// How long a publish waits for room in a full queue while deliveries are in hand.
+const FULL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// PERSISTENT, the delivery mode of the AMQP specification that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
-/// A message that cannot be sent, whoever tries.
+/// A message that no publisher can send.
 #[derive(Debug, thiserror::Error)]
 pub enum Unsendable {
     #[error("the {kind} {id} is not consistent: {problem}")]
@@ -44,7 +40,7 @@ pub enum Unsendable {
         source: serde_json::Error,
     },
     #[error(
-        "the {kind} {id} has {bytes} bytes, more than the {MAX_BODY} that a broker takes; its rows are too large for a table, select less of them"
+        "the {kind} {id} has {bytes} bytes, more than the {MAX_BODY} that a broker accepts; its rows are too large, select fewer columns or shorter values"
     )]
     TooLarge {
         kind: &'static str,
@@ -62,7 +58,7 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// The type of a mark in a stream.
+    /// The AMQP `type` of a marker in a stream.
     pub const MARKER: &'static str = "marker.v1";
 
     /// A message to its type's queue.
@@ -96,7 +92,7 @@ impl Outgoing {
         Ok(Self::new(M::QUEUE, id, body.bytes, properties))
     }
 
-    /// The same batch, or the same event, to the archive, which keeps it for replays.
+    /// A copy of a batch or an event for the archive, which keeps it for replays.
     #[must_use]
     pub fn archived<M: Message>(message: &M, sent: &Self) -> Self {
         debug_assert_eq!(message.id(), sent.id);
@@ -108,7 +104,7 @@ impl Outgoing {
         }
     }
 
-    /// An archived batch back to the transformers, as it was.
+    /// An archived batch for the transformers again, unchanged.
     pub fn restored(archived: &RawDelivery) -> Self {
         let headers = archived.own_headers();
         let properties = archived.properties().clone().with_headers(headers);
@@ -120,12 +116,12 @@ impl Outgoing {
         )
     }
 
-    /// A mark in the archive: whoever reads it up to here has read all that was there before.
+    /// A marker in the archive: a reader that reaches it has read all that was there before.
     pub fn marker(id: &str) -> Self {
         Self::mark(QueueName::Archive, id)
     }
 
-    /// As [`Self::marker`], in the stream of orders.
+    /// A marker in the stream of control messages.
     pub(super) fn control_marker(id: &str) -> Self {
         Self::mark(QueueName::Control, id)
     }
@@ -135,10 +131,10 @@ impl Outgoing {
         Self::new(stream, id.to_owned(), Vec::new(), properties)
     }
 
-    /// A delivery to `etl.dead`, its body and headers as they were, with what happened: the stage,
-    /// a reason for a person, and how often it was tried.
+    /// A delivery for `etl.dead`, with its body and headers unchanged, the stage that failed, a
+    /// reason for a person, and the number of attempts.
     pub fn dead(delivery: &RawDelivery, stage: &str, reason: &str, attempts: u32) -> Self {
-        // The frame of the headers has to fit the connection's frame size, 128 KiB by default.
+        // The headers must fit into one frame of the connection.
         let reason: String = reason.chars().take(4_000).collect();
         let mut headers = delivery.own_headers();
         headers.insert("x-etl-stage".into(), text(stage));
@@ -149,8 +145,8 @@ impl Outgoing {
             "x-etl-dead-at".into(),
             text(&jiff::Timestamp::now().to_string()),
         );
-        // Nothing else of a foreign message comes along: an expiration would delete the letter, another
-        // user's name would close the channel.
+        // No other property of a foreign message is kept: an expiration would delete the dead letter,
+        // and another user's name would close the channel.
         let mut properties = BasicProperties::default()
             .with_type(delivery.kind().into())
             .with_headers(headers);
@@ -168,8 +164,8 @@ impl Outgoing {
         )
     }
 
-    /// A dead letter back to the queue that it came from, with the identity that it had: whoever
-    /// has handled it meanwhile will know it. None when that is not one of the pipeline's queues.
+    /// A dead letter for the queue that it came from, under its own id, so that a service which has
+    /// handled it meanwhile recognises it. None when it came from no work queue.
     pub fn again(
         queue: &str,
         id: &str,
@@ -197,7 +193,7 @@ impl Outgoing {
     }
 
     fn new(queue: QueueName, id: String, body: Vec<u8>, properties: BasicProperties) -> Self {
-        // An AMQP short string has at most 255 bytes; a foreign message may have come with any id.
+        // An AMQP short string has at most 255 bytes, and the id of a foreign message may be longer.
         let short = ShortString::try_new(id.as_str()).unwrap_or_default();
         Self {
             queue,
@@ -209,12 +205,12 @@ impl Outgoing {
         }
     }
 
-    /// Says which span of which trace it comes from; without one it begins nothing.
+    /// Adds the header `traceparent`, where there is one.
     #[must_use]
-    pub fn traced(mut self, context: Option<Context>) -> Self {
-        if let Some(context) = context {
+    pub fn traced(mut self, traceparent: Option<&str>) -> Self {
+        if let Some(traceparent) = traceparent {
             let mut headers = self.properties.headers().clone().unwrap_or_default();
-            headers.insert(TRACEPARENT.into(), text(&context.to_string()));
+            headers.insert(TRACEPARENT.into(), text(traceparent));
             self.properties = self.properties.with_headers(headers);
         }
         self
@@ -234,7 +230,7 @@ fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-/// A channel of its own for one publishing task, with confirms on.
+/// A channel with confirms on, for one publishing task.
 pub struct Publisher<'a> {
     connection: &'a Connection,
     channel: Channel,
@@ -244,7 +240,7 @@ pub struct Publisher<'a> {
 #[derive(Default)]
 struct Answers {
     nacked: Vec<usize>,
-    /// A queue that is not there.
+    /// The name of a queue that does not exist.
     unroutable: Option<String>,
 }
 
@@ -255,7 +251,7 @@ impl Answers {
 }
 
 impl<'a> Publisher<'a> {
-    /// A channel with confirms on: there is no other way to get a publisher.
+    /// Opens a channel with confirms on. There is no other way to get a publisher.
     pub async fn open(connection: &'a Connection) -> Result<Self, QueueError> {
         let channel = connection.channel().await?;
         within(
@@ -269,12 +265,12 @@ impl<'a> Publisher<'a> {
         })
     }
 
-    /// Publishes a window of messages and returns when each is confirmed and routed. One that the
-    /// broker refuses since its queue is full is published again until it is taken.
+    /// Publishes a window of messages and returns when each is confirmed and routed. A message that
+    /// the broker refuses because its queue is full is published again.
     ///
     /// # Errors
-    /// Any error means that the outcome is unknown: some of the messages may have been taken. They
-    /// have to be published again under the same ids, on another connection.
+    /// After any error the outcome is unknown: the broker may have accepted some of the messages.
+    /// Publish all of them again under the same ids, on another connection.
     pub async fn publish(&mut self, window: &[Outgoing]) -> Result<(), QueueError> {
         let mut pending: Vec<usize> = (0..window.len()).collect();
         let started = Instant::now();
@@ -286,7 +282,7 @@ impl<'a> Publisher<'a> {
             let Some(refused) = answers.nacked.first().map(|index| window[*index].queue) else {
                 return Ok(());
             };
-            if started.elapsed() > FULL {
+            if started.elapsed() > FULL_TIMEOUT {
                 let queue = refused.name();
                 return Err(match inspect::look(self.connection, refused).await? {
                     Some(state) => QueueError::Full {
@@ -300,7 +296,8 @@ impl<'a> Publisher<'a> {
             }
             metrics::counter!("etl_publishes_refused_total", "queue" => refused.name())
                 .increment(answers.nacked.len() as u64);
-            crate::telemetry::retried("queue_full", answers.nacked.len() as u64);
+            metrics::counter!("etl_retries_total", "cause" => "queue_full")
+                .increment(answers.nacked.len() as u64);
             pending = answers.nacked;
             sleep(backoff(
                 attempt,
@@ -309,10 +306,10 @@ impl<'a> Publisher<'a> {
             ))
             .await;
         }
-        unreachable!("the attempts have no end")
+        unreachable!("the attempts are endless")
     }
 
-    /// Sends the messages at `pending`; each is still to be confirmed.
+    /// Sends the messages at `pending`, and returns their pending confirms.
     async fn send(
         &self,
         window: &[Outgoing],
@@ -345,8 +342,8 @@ impl<'a> Publisher<'a> {
         Ok(confirms)
     }
 
-    /// One go at the messages at `pending`. Which were refused is decided after all have answered:
-    /// lapin may hand a returned message to the confirm of another one of the window.
+    /// One attempt at the messages at `pending`. The refused ones are known only after every confirm:
+    /// lapin may attach a returned message to the confirm of another message of the window.
     async fn publish_once(
         &self,
         window: &[Outgoing],
@@ -358,7 +355,7 @@ impl<'a> Publisher<'a> {
         for (index, confirm) in confirms {
             let queue = window[index].queue.name();
             let doing = || format!("confirming a message to {queue}");
-            match timeout(CONFIRM, confirm).await {
+            match timeout(CONFIRM_TIMEOUT, confirm).await {
                 Err(_) if self.connection.is_blocked() => {
                     return Err(QueueError::Blocked {
                         reason: "it blocked this connection".to_owned(),
@@ -367,7 +364,7 @@ impl<'a> Publisher<'a> {
                 Err(_) => {
                     return Err(QueueError::Timeout {
                         doing: doing(),
-                        after: CONFIRM,
+                        after: CONFIRM_TIMEOUT,
                     });
                 }
                 Ok(Err(source)) => return Err(QueueError::broker(doing(), source)),
@@ -393,17 +390,17 @@ impl<'a> Publisher<'a> {
         Ok(answers)
     }
 
-    /// A channel anew, after a publish was given up half-way: what it did not wait for is answered on
-    /// the old one.
+    /// Opens another channel, after the caller dropped a publish half-way: confirms that nothing waits
+    /// for arrive on the old one.
     pub async fn renew(&mut self) -> Result<(), QueueError> {
         let old = std::mem::replace(self, Self::open(self.connection).await?);
         old.close().await;
         Ok(())
     }
 
-    /// Waits until the broker takes messages: one to a queue that is not there has to come back.
-    /// During an alarm it connects, declares and delivers as always, and only a publish tells: it
-    /// blocks the connection, even where it was still confirmed.
+    /// Waits until the broker accepts messages. The probe is a message to a queue that does not exist,
+    /// which must return. During an alarm the broker connects, declares and delivers as always, and
+    /// only a publish shows the alarm: it blocks the connection, even where it is still confirmed.
     pub async fn probe(&mut self) -> Result<(), QueueError> {
         loop {
             let options = BasicPublishOptions {
@@ -422,7 +419,7 @@ impl<'a> Publisher<'a> {
             if !self.connection.is_blocked() {
                 return answer.map(drop);
             }
-            // Waiting is all that helps: a new connection would be blocked like this one.
+            // A new connection would be blocked like this one.
             self.connection.until_unblocked().await?;
         }
     }

@@ -1,18 +1,19 @@
-//! What reading a stream takes over AMQP: a prefetch, an offset to begin at, and acks, which only
-//! ask for more. A stream is not emptied by reading it, and has no end: whoever wants to know that
-//! it has seen all that was there publishes a marker first.
+//! Reading a stream over AMQP. It needs a prefetch, an offset to begin at, and acks, which only request
+//! more deliveries. Reading does not empty a stream, and a stream has no end: a reader that must see all
+//! earlier messages publishes a marker first.
 
 use futures::StreamExt;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use super::{Connection, QueueError, QueueName, RawDelivery, within};
+use super::{Connection, QueueError, RawDelivery, within};
+use crate::message::QueueName;
 
-/// Deliveries on their way.
+/// Unacked deliveries at most.
 const PREFETCH: u16 = 32;
 
-/// A reader of a stream on a channel of its own.
+/// A reader of a stream, on its own channel.
 pub(super) struct StreamReader {
     queue: QueueName,
     channel: Channel,
@@ -45,7 +46,7 @@ impl StreamReader {
         })
     }
 
-    /// The next message, which stays in the stream; waits for it.
+    /// Waits for the next message, which stays in the stream.
     pub(super) async fn next(&mut self) -> Result<RawDelivery, QueueError> {
         let doing = || format!("reading {}", self.queue.name());
         match self.stream.next().await {

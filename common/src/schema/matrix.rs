@@ -1,11 +1,10 @@
 //! Which Postgres types an Athena type may become.
 
 use super::{AthenaType, PgType};
-use crate::job::ColumnSpec;
 
 /// The Postgres type that holds every value of an Athena type; none where the text form that
 /// Athena returns cannot be read back.
-pub(super) fn default_type(athena: AthenaType) -> Option<PgType> {
+pub(crate) fn default_type(athena: AthenaType) -> Option<PgType> {
     Some(match athena {
         AthenaType::Boolean => PgType::Boolean,
         AthenaType::TinyInt | AthenaType::SmallInt => PgType::SmallInt,
@@ -29,18 +28,14 @@ pub(super) fn default_type(athena: AthenaType) -> Option<PgType> {
     })
 }
 
-/// Whether every value of the Athena type, as the job's settings read it, either becomes the same
-/// value in the Postgres type or is refused row by row; never rounded unasked, cut or stripped of
-/// its zone.
-pub(super) fn is_lossless(athena: AthenaType, postgres: PgType, spec: &ColumnSpec) -> bool {
+/// Whether every value of the Athena type either becomes the same value of the Postgres type or is
+/// rejected as a row. No value is truncated or loses its zone; one is rounded only where the job says
+/// `round`.
+pub(crate) fn is_lossless(athena: AthenaType, postgres: PgType, round: bool) -> bool {
     use AthenaType as A;
     use PgType as P;
     let is_text = matches!(postgres, P::Text | P::Varchar(_) | P::Char(_));
     let is_integer = matches!(postgres, P::SmallInt | P::Integer | P::BigInt);
-    if spec.epoch.is_some() {
-        // Which types may be counted in, and become what, `ColumnSpec` checks.
-        return true;
-    }
     match athena {
         A::Char | A::Varchar => true,
         A::Boolean => is_text || postgres == P::Boolean,
@@ -51,7 +46,7 @@ pub(super) fn is_lossless(athena: AthenaType, postgres: PgType, spec: &ColumnSpe
         A::BigInt | A::Decimal(..) => is_text || is_integer || matches!(postgres, P::Numeric(_)),
         A::Real | A::Double => {
             is_text
-                || matches!(postgres, P::Numeric(size) if size.is_none() || spec.round)
+                || matches!(postgres, P::Numeric(size) if size.is_none() || round)
                 || postgres == P::Double
                 || (athena == A::Real && postgres == P::Real)
         }

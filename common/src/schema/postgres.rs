@@ -159,7 +159,7 @@ impl From<PgType> for String {
 }
 
 /// An identifier in double quotes, safe to place in SQL. It must have passed
-/// [`check_identifier`](super::check_identifier), since Postgres cuts longer ones silently.
+/// [`check_identifier`](super::check_identifier), since Postgres truncates a longer one without an error.
 pub fn quoted(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shown_type_is_read_back() {
+    fn displayed_type_parses_to_itself() {
         for text in [
             "boolean",
             "smallint",
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_in_an_identifier_is_doubled() {
+    fn quote_in_identifier_is_doubled() {
         assert_eq!(
             quoted(r#"a"; DROP TABLE b; --"#),
             r#""a""; DROP TABLE b; --""#

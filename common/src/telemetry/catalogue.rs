@@ -6,7 +6,7 @@
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
-use crate::queue::QueueName;
+use crate::message::QueueName;
 
 /// What kind of number a metric is, as Prometheus calls it.
 #[derive(Debug, Clone, Copy, PartialEq)]

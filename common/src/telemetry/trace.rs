@@ -1,180 +1,154 @@
-//! Traces: one from the request for a run to the commit of its last batch. A span's context travels
-//! in the header `traceparent` (W3C Trace Context), and finished spans go to a collector by OTLP over
-//! HTTP, as JSON, when `OTEL_EXPORTER_OTLP_ENDPOINT` names one.
+//! Traces: one from the request for a run to the commit of its last batch.
 //!
-//! Without an endpoint no span begins; a context that came with a message travels on. A collector
-//! that is away or slow costs spans, and never a row: what does not fit the buffer is dropped.
+//! A traced span is a tracing span with the target [`TARGET`]. [`join`] places it below the span that
+//! its message came from, and gives the `traceparent` (W3C Trace Context) of the messages that follow
+//! from it. Finished spans go to the collector that `OTEL_EXPORTER_OTLP_ENDPOINT` names, by OTLP over
+//! HTTP with protobuf.
+//!
+//! Without an endpoint nothing is exported, and a `traceparent` that came with a message travels on.
+//! A collector that is away or slow costs spans and nothing else.
 
-mod export;
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
 
-use std::fmt;
-use std::str::FromStr;
-use std::sync::OnceLock;
-use std::time::SystemTime;
+use anyhow::{Context as _, ensure};
+pub use opentelemetry::KeyValue;
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::trace::{Span as _, TraceContextExt, Tracer, TracerProvider};
+use opentelemetry::{Context, global};
+use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::registry::LookupSpan;
+use url::Url;
 
-use serde_json::{Value, json};
+use super::collector::Collector;
+use crate::settings::variable;
 
-pub use export::{Exporter, start};
+/// The target of spans that are exported. Other spans serve the log alone.
+pub const TARGET: &str = "etl::trace";
 
-/// Where finished spans go; nowhere unless an endpoint is set.
-static SINK: OnceLock<export::Sink> = OnceLock::new();
+/// The scope of the spans.
+const SCOPE: &str = "etl";
 
-/// Which span of which trace: what travels with a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Context {
-    trace: u128,
-    span: u64,
-    flags: u8,
-}
+/// The header that carries a trace's context.
+const TRACEPARENT: &str = "traceparent";
 
-/// A text that is no `traceparent`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a traceparent")]
-pub struct NoContext;
+/// How long the end of a process waits for the collector to take the last spans.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl fmt::Display for Context {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "00-{:032x}-{:016x}-{:02x}",
-            self.trace, self.span, self.flags
-        )
+/// Places a span that has not been entered below the span that `parent` names, or begins a trace.
+/// Returns the `traceparent` of the messages that the span's work leads to.
+pub fn join(span: &Span, parent: Option<&str>) -> Option<String> {
+    let parent = context(parent);
+    let own = match span.set_parent(parent.clone()) {
+        Ok(()) => span.context(),
+        // Nothing is exported.
+        Err(_) => Context::new(),
+    };
+    if own.span().span_context().is_valid() {
+        traceparent(&own)
+    } else {
+        traceparent(&parent)
     }
 }
 
-impl FromStr for Context {
-    type Err = NoContext;
-
-    /// Of any version: those to come begin with the same four fields (Trace Context, section 4.3).
-    fn from_str(text: &str) -> Result<Self, NoContext> {
-        let mut fields = text.split('-');
-        let mut field = |length: usize| {
-            let field = fields.next().filter(|field| field.len() == length);
-            let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-            field
-                .filter(|field| field.chars().all(hex))
-                .ok_or(NoContext)
-        };
-        let (version, trace, span, flags) = (field(2)?, field(32)?, field(16)?, field(2)?);
-        let context = Self {
-            trace: u128::from_str_radix(trace, 16).map_err(|_| NoContext)?,
-            span: u64::from_str_radix(span, 16).map_err(|_| NoContext)?,
-            flags: u8::from_str_radix(flags, 16).map_err(|_| NoContext)?,
-        };
-        let valid = version != "ff" && context.trace != 0 && context.span != 0;
-        valid.then_some(context).ok_or(NoContext)
-    }
-}
-
-/// A piece of work that is under way; it is told of when it is dropped or [`Span::end`]ed.
-#[derive(Debug)]
-pub struct Span(Option<Box<Open>>, Option<Context>);
-
-#[derive(Debug)]
-struct Open {
-    context: Context,
-    parent: Option<Context>,
+/// Exports a span that ends now and began at `since`, possibly in another process: a tracing span
+/// cannot begin in the past.
+pub fn record(
     name: &'static str,
-    started: SystemTime,
-    attributes: Vec<Value>,
+    parent: Option<&str>,
+    since: SystemTime,
+    attributes: impl IntoIterator<Item = KeyValue>,
+) {
+    let tracer = global::tracer(SCOPE);
+    let builder = tracer
+        .span_builder(name)
+        .with_start_time(since)
+        .with_attributes(attributes);
+    tracer.build_with_context(builder, &context(parent)).end();
 }
 
-impl Span {
-    /// Begins a span below `parent`, or a new trace. Costs nothing when nobody collects spans.
-    pub fn begin(name: &'static str, parent: Option<Context>) -> Self {
-        Self::begin_at(name, parent, None)
-    }
-
-    /// As [`Self::begin`], for work that began earlier.
-    pub fn begin_at(
-        name: &'static str,
-        parent: Option<Context>,
-        started: Option<SystemTime>,
-    ) -> Self {
-        // A trace that its root does not record is not recorded further down.
-        let unrecorded = parent.is_some_and(|parent| parent.flags & 1 == 0);
-        if SINK.get().is_none() || unrecorded {
-            return Self(None, parent);
-        }
-        let context = Context {
-            trace: parent.map_or_else(|| rand::random_range(1..u128::MAX), |parent| parent.trace),
-            span: rand::random_range(1..u64::MAX),
-            flags: 1,
-        };
-        let open = Open {
-            context,
-            parent,
-            name,
-            started: started.unwrap_or_else(SystemTime::now),
-            attributes: Vec::new(),
-        };
-        Self(Some(Box::new(open)), Some(context))
-    }
-
-    /// What goes along with a message that this work leads to.
-    pub fn context(&self) -> Option<Context> {
-        self.1
-    }
-
-    /// Adds a text; never a value of a row.
-    #[must_use]
-    pub fn with(mut self, key: &'static str, value: &str) -> Self {
-        if let Some(open) = &mut self.0 {
-            let value = json!({ "stringValue": value });
-            open.attributes.push(json!({ "key": key, "value": value }));
-        }
-        self
-    }
-
-    /// Adds a number.
-    #[must_use]
-    pub fn with_number(mut self, key: &'static str, value: u64) -> Self {
-        if let Some(open) = &mut self.0 {
-            // 64-bit integers are text in the JSON form of OTLP.
-            let value = json!({ "intValue": value.to_string() });
-            open.attributes.push(json!({ "key": key, "value": value }));
-        }
-        self
-    }
-
-    /// The work is done.
-    pub fn end(self) {
-        drop(self);
-    }
-
-    /// It came to nothing after all: nothing is told.
-    pub fn forget(mut self) {
-        self.0 = None;
-    }
+fn context(traceparent: Option<&str>) -> Context {
+    let carrier = traceparent.map(|text| (TRACEPARENT.to_owned(), text.to_owned()));
+    let carrier: HashMap<_, _> = carrier.into_iter().collect();
+    TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier)
 }
 
-impl Drop for Span {
-    fn drop(&mut self) {
-        if let (Some(open), Some(sink)) = (self.0.take(), SINK.get()) {
-            sink.take(open.finished(SystemTime::now()));
-        }
-    }
+fn traceparent(context: &Context) -> Option<String> {
+    let mut carrier = HashMap::new();
+    TraceContextPropagator::new().inject_context(context, &mut carrier);
+    carrier.remove(TRACEPARENT)
 }
 
-impl Open {
-    /// A span in the JSON form of OTLP.
-    fn finished(self, ended: SystemTime) -> Value {
-        let nanos = |time: SystemTime| {
-            let since = time.duration_since(SystemTime::UNIX_EPOCH);
-            since.unwrap_or_default().as_nanos().to_string()
+/// The exporter of a process; none without an endpoint.
+#[derive(Debug, Default)]
+pub struct Exporter(Option<SdkTracerProvider>);
+
+impl Exporter {
+    /// Reads the standard variables `OTEL_EXPORTER_OTLP_*`. Must be called inside a Tokio runtime.
+    pub(super) fn from_env(service: &'static str) -> anyhow::Result<Self> {
+        let endpoint = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+            .or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
+        let Some(endpoint) = endpoint else {
+            return Ok(Self::default());
         };
-        let parent = self.parent.map(|parent| format!("{:016x}", parent.span));
-        json!({
-            "traceId": format!("{:032x}", self.context.trace),
-            "spanId": format!("{:016x}", self.context.span),
-            "parentSpanId": parent.unwrap_or_default(),
-            "name": self.name,
-            "kind": 1,
-            "startTimeUnixNano": nanos(self.started),
-            "endTimeUnixNano": nanos(ended),
-            "attributes": self.attributes,
-            "status": {},
-        })
+        let cannot = || {
+            format!(
+                "cannot export traces to {endpoint:?}; OTEL_EXPORTER_OTLP_ENDPOINT looks like http://collector:4318 or https://collector:4318"
+            )
+        };
+        let url: Url = endpoint.parse().with_context(cannot)?;
+        ensure!(matches!(url.scheme(), "http" | "https"), cannot());
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(Collector::new(&url).with_context(cannot)?)
+            .build()
+            .with_context(cannot)?;
+        let resource = Resource::builder().with_attributes([
+            KeyValue::new("service.name", service),
+            KeyValue::new("service.namespace", "etl"),
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        ]);
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource.build())
+            .with_batch_exporter(exporter)
+            .build();
+        global::set_tracer_provider(provider.clone());
+        Ok(Self(Some(provider)))
+    }
+
+    /// What makes traced spans spans of OpenTelemetry, with the same attributes and no others.
+    pub(super) fn layer<S>(&self) -> Option<impl Layer<S> + Send + Sync + use<S>>
+    where
+        S: tracing::Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
+    {
+        let provider = self.0.as_ref()?;
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer(SCOPE))
+            .with_location(false)
+            .with_target(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false)
+            .with_context_activation(false);
+        Some(layer.with_filter(filter_fn(|metadata| {
+            metadata.is_span() && metadata.target() == TARGET
+        })))
+    }
+
+    /// Exports the spans that are left, within a bound.
+    pub async fn finish(self) {
+        let Some(provider) = self.0 else { return };
+        let flushed =
+            tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT));
+        if !matches!(flushed.await, Ok(Ok(()))) {
+            tracing::debug!("the collector did not take the last spans in time");
+        }
     }
 }
 
@@ -182,13 +156,13 @@ impl Open {
 mod tests {
     use super::*;
 
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
     #[test]
-    fn a_traceparent_is_read_as_it_is_written_and_nothing_else_is() {
-        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let context: Context = text.parse().unwrap();
-        assert_eq!(context.to_string(), text);
-        // A version to come has more fields.
-        assert!(format!("01{}-more", &text[2..]).parse::<Context>().is_ok());
+    fn without_exporter_valid_traceparent_travels_on() {
+        let span = tracing::info_span!(target: TARGET, "x");
+        assert_eq!(join(&span, Some(PARENT)).as_deref(), Some(PARENT));
+        assert_eq!(join(&span, None), None);
         for bad in [
             "",
             "00",
@@ -198,16 +172,24 @@ mod tests {
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
             "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         ] {
-            assert_eq!(bad.parse::<Context>(), Err(NoContext), "{bad}");
+            assert_eq!(join(&span, Some(bad)), None, "{bad}");
         }
     }
 
     #[test]
-    fn nothing_begins_without_a_collector_and_a_context_travels_on() {
-        let parent: Context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-            .parse()
-            .unwrap();
-        assert_eq!(Span::begin("x", Some(parent)).context(), Some(parent));
-        assert_eq!(Span::begin("x", None).context(), None);
+    fn exported_span_continues_the_trace_of_its_message() {
+        use tracing_subscriber::layer::SubscriberExt;
+
+        let exporter = Exporter(Some(SdkTracerProvider::builder().build()));
+        let subscriber = tracing_subscriber::registry().with(exporter.layer());
+        tracing::subscriber::with_default(subscriber, || {
+            let span = tracing::info_span!(target: TARGET, "x");
+            let joined = join(&span, Some(PARENT)).unwrap();
+            assert_eq!(joined[..36], PARENT[..36]);
+            assert_ne!(joined[36..52], PARENT[36..52]);
+            let unrecorded = PARENT.replace("-01", "-00");
+            let span = tracing::info_span!(target: TARGET, "x");
+            assert!(join(&span, Some(&unrecorded)).unwrap().ends_with("-00"));
+        });
     }
 }

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use common::telemetry::{Kind, METRICS};
-use serde_json::Value;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::AnyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
 use testkit::PATIENCE;
 use testkit::cloud::{Column, ResultSet, sample};
 use testkit::line::Line;
@@ -26,7 +30,7 @@ type = "char(2)"
 "#;
 
 /// The metrics of a page and their types, each of which has to be explained.
-fn exported(page: &str) -> BTreeMap<String, String> {
+fn exposed(page: &str) -> BTreeMap<String, String> {
     let types = page.lines().filter_map(|line| {
         let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
         let help = format!("# HELP {name} ");
@@ -60,7 +64,7 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
         let mut page = String::new();
         // Except the loader's confirms: it publishes only what it gives up.
         let lacks = |page: &str| -> Vec<String> {
-            let seen = exported(page);
+            let seen = exposed(page);
             let all = documented.keys().filter(|name| !seen.contains_key(*name));
             all.filter(|metric| !(name == "loader" && *metric == "etl_confirm_seconds"))
                 .cloned()
@@ -75,7 +79,7 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
             },
         )
         .await;
-        for (metric, kind) in exported(&page) {
+        for (metric, kind) in exposed(&page) {
             assert_eq!(
                 documented.get(&metric),
                 Some(&kind),
@@ -107,47 +111,67 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
     assert!(commit > Some(1.0e9), "{commit:?}");
 }
 
-/// A collector of traces that takes everything: each request's path and body.
+/// A span as the collector got it, with the service that it is of.
+#[derive(Debug, Clone)]
+struct Exported {
+    service: String,
+    span: Span,
+}
+
+/// A collector of traces that accepts everything.
 struct Collector {
     endpoint: String,
-    taken: Arc<Mutex<Vec<(String, Value)>>>,
+    spans: Arc<Mutex<Vec<Exported>>>,
 }
 
 impl Collector {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let taken = Arc::<Mutex<Vec<_>>>::default();
-        let taking = Arc::clone(&taken);
+        let spans = Arc::<Mutex<Vec<_>>>::default();
+        let taking = Arc::clone(&spans);
         #[expect(clippy::disallowed_methods, reason = "it ends with the test")]
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let request = take(stream).await;
-                taking.lock().unwrap().push(request);
+                taking.lock().unwrap().extend(exported(request));
             }
         });
-        Self { endpoint, taken }
+        Self { endpoint, spans }
     }
 
-    /// Every span so far, with the service that it is of.
-    fn spans(&self) -> Vec<(String, Value)> {
-        let mut spans = Vec::new();
-        for (path, body) in self.taken.lock().unwrap().iter() {
-            assert_eq!(path, "/v1/traces");
-            for resource in body["resourceSpans"].as_array().unwrap() {
-                let name = &resource["resource"]["attributes"][0];
-                assert_eq!(name["key"], "service.name");
-                let name = name["value"]["stringValue"].as_str().unwrap();
-                let of_scope = &resource["scopeSpans"][0]["spans"];
-                let of_scope = of_scope.as_array().unwrap().iter();
-                spans.extend(of_scope.map(|span| (name.to_owned(), span.clone())));
-            }
-        }
-        spans
+    /// The spans of this name so far.
+    fn named(&self, name: &str) -> Vec<Exported> {
+        let spans = self.spans.lock().unwrap();
+        let named = spans.iter().filter(|exported| exported.span.name == name);
+        named.cloned().collect()
     }
 }
 
-async fn take(mut stream: TcpStream) -> (String, Value) {
+fn text(value: Option<&AnyValue>) -> String {
+    match value.and_then(|value| value.value.clone()) {
+        Some(Value::StringValue(text)) => text,
+        Some(Value::IntValue(number)) => number.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn exported(request: ExportTraceServiceRequest) -> Vec<Exported> {
+    let mut exported = Vec::new();
+    for resource in request.resource_spans {
+        let attributes = resource.resource.unwrap().attributes;
+        let service = attributes.iter().find(|one| one.key == "service.name");
+        let service = text(service.unwrap().value.as_ref());
+        let spans = resource.scope_spans.into_iter().flat_map(|of| of.spans);
+        exported.extend(spans.map(|span| Exported {
+            service: service.clone(),
+            span,
+        }));
+    }
+    exported
+}
+
+async fn take(mut stream: TcpStream) -> ExportTraceServiceRequest {
     let mut bytes = Vec::new();
     let head = loop {
         stream.read_buf(&mut bytes).await.unwrap();
@@ -158,7 +182,13 @@ async fn take(mut stream: TcpStream) -> (String, Value) {
     let text = String::from_utf8(bytes[..head].to_vec())
         .unwrap()
         .to_lowercase();
-    assert!(text.contains("content-type: application/json"), "{text}");
+    for part in [
+        "post /v1/traces http/1.1",
+        "content-type: application/x-protobuf",
+        "x-tenant: clicks",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
     let length = text
         .lines()
         .find_map(|line| line.strip_prefix("content-length: "));
@@ -166,10 +196,9 @@ async fn take(mut stream: TcpStream) -> (String, Value) {
     while bytes.len() < head + 4 + length {
         stream.read_buf(&mut bytes).await.unwrap();
     }
-    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     stream.write_all(answer.as_bytes()).await.unwrap();
-    let path = text.split(' ').nth(1).unwrap().to_owned();
-    (path, serde_json::from_slice(&bytes[head + 4..]).unwrap())
+    ExportTraceServiceRequest::decode(&bytes[head + 4..]).unwrap()
 }
 
 #[tokio::test]
@@ -177,7 +206,9 @@ async fn one_trace_leads_from_the_request_to_each_commit() {
     let collector = Collector::start().await;
     let mut line = Line::without_services().await;
     let with_traces = |service: testkit::process::Service| {
-        service.env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint)
+        service
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint)
+            .env("OTEL_EXPORTER_OTLP_HEADERS", "X-Tenant=clicks")
     };
     for name in SERVICES {
         let service = with_traces(line.service(name)).start().await;
@@ -196,10 +227,7 @@ async fn one_trace_leads_from_the_request_to_each_commit() {
     let batches = line.number("SELECT count(*) FROM etl.batches").await;
     let batches = usize::try_from(batches).unwrap();
     assert!(batches > 1, "{batches}");
-    let of = |name: &str| -> Vec<(String, Value)> {
-        let spans = collector.spans().into_iter();
-        spans.filter(|(_, span)| span["name"] == name).collect()
-    };
+    let of = |name: &str| collector.named(name);
     wait_until("the spans of every stage", PATIENCE, async || {
         of("run").len() == 1
             && of("query").len() == 1
@@ -208,36 +236,55 @@ async fn one_trace_leads_from_the_request_to_each_commit() {
                 .all(|name| of(name).len() == batches)
     })
     .await;
-    let run = of("run")[0].1.clone();
-    assert_eq!(run["parentSpanId"], "");
-    for (name, service, above) in [
-        ("run", "etl", None),
-        ("query", "extractor", Some("run")),
-        ("publish", "extractor", Some("run")),
-        ("transform", "transformer", Some("publish")),
-        ("load", "loader", Some("transform")),
+    let run = of("run")[0].span.clone();
+    assert_eq!(run.parent_span_id, [0_u8; 0]);
+    let keys = "delivery.count, batch.result, batch.seq, run.id";
+    for (name, service, above, keys) in [
+        ("run", "etl", None, "run.id"),
+        (
+            "query",
+            "extractor",
+            Some("run"),
+            "run.id, query.id, query.bytes_scanned",
+        ),
+        (
+            "publish",
+            "extractor",
+            Some("run"),
+            "run.id, batch.seq, batch.rows",
+        ),
+        (
+            "transform",
+            "transformer",
+            Some("publish"),
+            "run.id, batch.seq",
+        ),
+        ("load", "loader", Some("transform"), keys),
     ] {
-        for (by, span) in of(name) {
-            assert_eq!(
-                (by.as_str(), &span["traceId"]),
-                (service, &run["traceId"]),
-                "{name}"
-            );
-            let nanos = |key: &str| span[key].as_str().unwrap().parse::<u128>().unwrap();
-            assert!(nanos("startTimeUnixNano") <= nanos("endTimeUnixNano"));
-            let Some(above) = above else { continue };
-            let above = of(above)
-                .into_iter()
-                .map(|(_, span)| span["spanId"].clone());
-            let mut ids: Vec<_> = above.collect();
-            ids.retain(|id| *id == span["parentSpanId"]);
-            assert_eq!(ids.len(), 1, "{name} hangs in the air");
+        let above: Vec<_> = above.into_iter().flat_map(of).collect();
+        for Exported { service: by, span } in of(name) {
+            assert_eq!((by.as_str(), &span.trace_id), (service, &run.trace_id));
+            assert!(span.start_time_unix_nano <= span.end_time_unix_nano);
+            let mut found: Vec<_> = span.attributes.iter().map(|one| one.key.as_str()).collect();
+            let mut keys: Vec<_> = keys.split(", ").collect();
+            found.sort_unstable();
+            keys.sort_unstable();
+            assert_eq!(found, keys, "{name}");
+            let id = span.attributes.iter().find(|one| one.key == "run.id");
+            assert_eq!(text(id.unwrap().value.as_ref()), "traced");
+            if name == "run" {
+                continue;
+            }
+            let parents = above
+                .iter()
+                .filter(|above| above.span.span_id == span.parent_span_id);
+            assert_eq!(parents.count(), 1, "{name} has no parent");
         }
     }
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_costs_nothing_but_spans_and_a_wrong_one_is_refused() {
+async fn absent_collector_costs_only_spans_and_unusable_endpoint_is_refused() {
     let line = Line::without_services().await;
     let away = "http://127.0.0.1:1";
     let mut services = Vec::new();
@@ -251,17 +298,17 @@ async fn a_collector_that_is_away_costs_nothing_but_spans_and_a_wrong_one_is_ref
     line.job("numbers", "[target]\ntable = \"numbers\"\n", result);
     line.run("numbers", "r").await;
     line.assert_reconciled("r").await;
-    wait_until("the loss to be told once", PATIENCE, async || {
+    wait_until("one warning about the collector", PATIENCE, async || {
         services[0].log().matches("traces are not exported").count() == 1
     })
     .await;
-    let wrong = line.service("loader");
-    let wrong = wrong.env("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318");
-    let wrong = wrong.run().await;
-    assert_eq!(wrong.code, Some(1));
-    assert!(
-        wrong.stderr.contains("only http:// is spoken here"),
-        "{}",
-        wrong.stderr
-    );
+    for wrong in ["collector:4318", "ftp://collector:4318"] {
+        let loader = line.service("loader");
+        let loader = loader.env("OTEL_EXPORTER_OTLP_ENDPOINT", wrong);
+        let loader = loader.run().await;
+        assert_eq!(loader.code, Some(1));
+        for part in ["cannot export traces to", wrong, "https://collector:4318"] {
+            assert!(loader.stderr.contains(part), "{}", loader.stderr);
+        }
+    }
 }

@@ -7,9 +7,9 @@ use anyhow::{Context, anyhow};
 use comfy_table::{ContentArrangement, Table, presets};
 use common::Rows;
 use common::command::{Failure, assignment, assignments, note, print, print_json};
-use common::job::Job;
+use common::job::{Job, Origin, resolve};
 use common::message::{BatchId, RawBatch, RejectedRow, RunId};
-use common::schema::{self, Origin, ResultColumn};
+use common::schema::ResultColumn;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use transformer::{Plan, check_job, transform};
@@ -175,7 +175,7 @@ fn transformed(
 ) -> Result<Sample, Failure> {
     let cannot = || format!("cannot load the result of the job {}", job.spec.name);
     let resolved =
-        schema::resolve(&job.spec.columns, &columns, &job.spec.target.key).with_context(cannot)?;
+        resolve(&job.spec.columns, &columns, &job.spec.target.key).with_context(cannot)?;
     let plan = Plan::new(&job.spec, &columns).with_context(cannot)?;
     let shown = resolved.into_iter().map(|column| {
         let source = match column.origin {

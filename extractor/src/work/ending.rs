@@ -20,7 +20,7 @@ impl Worker<'_> {
     ) -> Result<(), QueueError> {
         if task.generation == 0 {
             tracing::error!(reason, "run failed");
-            let event = event(task, EventKind::Failed { reason }).traced(self.trace);
+            let event = event(task, EventKind::Failed { reason }).traced(self.trace.as_deref());
             return self.publisher.publish(&[event]).await;
         }
         let reason = format!("the result cannot be read again: {reason}");

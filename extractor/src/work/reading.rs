@@ -45,7 +45,7 @@ impl Worker<'_> {
                 };
                 window
                     .messages
-                    .push(event(task, progress).traced(self.trace));
+                    .push(event(task, progress).traced(self.trace.as_deref()));
             }
             self.publisher.publish(&window.messages).await?;
             failpoint::reach("after_window").await;
@@ -87,7 +87,7 @@ impl Worker<'_> {
             result_id,
             job: Arc::clone(&task.job),
             columns: Arc::clone(&columns),
-            trace: self.trace,
+            trace: self.trace.clone(),
         });
         let reading = Reading {
             query_execution_id,
@@ -127,7 +127,7 @@ impl Worker<'_> {
                 result_location: location.object(),
             },
         );
-        let sent = outgoing(&event).traced(self.trace);
+        let sent = outgoing(&event).traced(self.trace.as_deref());
         // Also to the archive: books that were restored to an earlier time lack it like the batches.
         let archived = Outgoing::archived(&event, &sent);
         self.publisher.publish(&[archived, sent]).await?;

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::failpoint;
-use common::job::Results;
+use common::job::{Results, resolve};
 use common::message::{Cursor, EventKind, ExtractTask, ResultLocation, TaskState};
-use common::schema;
 use common::service::backoff;
 use common::telemetry::retried;
-use common::telemetry::trace::Span;
+use common::telemetry::trace::{self, KeyValue};
 use tokio::time::{Instant, sleep};
 
 use super::{Next, TURN, Worker};
@@ -77,11 +76,13 @@ impl Worker<'_> {
                 Verdict::Wait if begun.elapsed() < self.turn => {}
                 Verdict::Wait => return Ok(Next::HandOn),
                 Verdict::Read => {
-                    Span::begin_at("query", self.trace, Some(since.into()))
-                        .with("run.id", task.run.as_str())
-                        .with("query.id", &id)
-                        .with_number("query.bytes_scanned", execution.bytes_scanned)
-                        .end();
+                    let scanned = i64::try_from(execution.bytes_scanned).unwrap_or(i64::MAX);
+                    let attributes = [
+                        KeyValue::new("run.id", task.run.to_string()),
+                        KeyValue::new("query.id", id.clone()),
+                        KeyValue::new("query.bytes_scanned", scanned),
+                    ];
+                    trace::record("query", self.trace.as_deref(), since.into(), attributes);
                     let results = task.source.results;
                     return self.begin(task, &id, execution, results).await;
                 }
@@ -150,7 +151,7 @@ impl Worker<'_> {
     ) -> Result<Next, Trouble> {
         let columns = self.clients.athena.columns(id).await?;
         let job = &task.job;
-        schema::resolve(&job.columns, &columns, &job.target.key)
+        resolve(&job.columns, &columns, &job.target.key)
             .map_err(|error| Trouble::Run(error.to_string()))?;
         task.limits = fitted(task.limits, &columns);
         let place = choose(results, execution.output_location);

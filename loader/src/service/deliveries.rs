@@ -1,160 +1,234 @@
-//! The consuming loops: take a delivery, handle it, settle it.
+//! What happens to each delivery: it is handled, and then settled.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use common::failpoint;
 use common::message::{Message, RunEvent, ValidBatch};
-use common::queue::{CautiousConsumer, Consumer, Delivery, Outgoing, Publisher, RawDelivery};
+use common::queue::{self, Consumer, Delivery, Handler, Intake, Prefetch, Publisher};
 use common::service::{Fault, Session};
-use common::telemetry::stage_label;
-use common::telemetry::trace::Span;
-use futures::future::try_join_all;
+use common::telemetry::{stage_label, trace};
 use ledger::NewDeadLetter;
 use sqlx::PgConnection;
 use tokio::sync::Mutex;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::persist::{GivenUp, persevere, wait_for_postgres};
-use crate::errors::{LoadError, Refused};
+use crate::errors::LoadError;
 use crate::load::{Loader, Outcome};
 
-/// What this service is called in dead letters.
+/// The stage's name in dead letters.
 const STAGE: &str = "loader";
 
-/// Deliveries in hand at most, for each lane: one is loaded while the next is on its way.
-const PREFETCH: u16 = 2;
+/// What a lane takes: one delivery is loaded while the next is on its way.
+const PREFETCH: Prefetch = Prefetch {
+    deliveries: 2,
+    together: 1,
+    bytes: 0,
+};
 
-/// Lanes in which batches are loaded side by side, each on a connection of its own: Postgres has as many processes at
-/// work. Each is ready or not for itself, under this name.
+/// Lanes that load batches side by side, each on its own database connection. Each reports its health
+/// under this name.
 const LANES: [&str; 2] = ["batches", "batches, second lane"];
 
 /// What the loops of a session share.
 pub(super) struct Deliveries<'a> {
     pub(super) session: &'a Session,
     pub(super) loader: &'a Loader,
-    /// For dead letters. One publish at a time, as one channel demands.
+    /// For dead letters. One publish at a time, as a channel requires.
     pub(super) publisher: &'a Mutex<Publisher<'a>>,
     /// Whether this process ever waited for Postgres.
     pub(super) has_waited: &'a AtomicBool,
 }
 
-/// A queue's consumer and what it has in hand; none while Postgres is waited for.
-type Hand<M> = Option<CautiousConsumer<M>>;
+/// The handler of one lane's batches.
+struct Lane<'d, 's> {
+    shared: &'d Deliveries<'s>,
+    name: &'static str,
+}
 
-impl Deliveries<'_> {
-    /// Loads batches until the session ends, on so many connections side by side.
-    pub(super) async fn batches(&self) -> Result<(), Fault> {
-        // The first begins alone and with one delivery in hand, so that a batch that takes the process down is alone when
-        // it does; the others follow once one was handled well.
-        let proven = CancellationToken::new();
-        let lanes = LANES.iter().enumerate().map(async |(index, lane)| {
-            if index > 0 {
-                tokio::select! {
-                    biased;
-                    () = self.session.stop.cancelled() => return Ok(()),
-                    () = proven.cancelled() => {}
+impl Handler<ValidBatch> for Lane<'_, '_> {
+    type Fault = Fault;
+
+    async fn handle(
+        &mut self,
+        deliveries: Vec<Delivery<ValidBatch>>,
+        intake: &mut Intake<'_, ValidBatch>,
+    ) -> Result<(), Fault> {
+        for delivery in deliveries {
+            match delivery.read() {
+                Ok(batch) => self.batch(delivery, intake, &batch).await?,
+                Err(unreadable) => {
+                    let reason = unreadable.to_string();
+                    self.shared.dead_letter(delivery, &reason, 1).await?;
                 }
             }
-            self.lane(lane, &proven).await
-        });
-        try_join_all(lanes.map(Box::pin)).await.map(drop)
+        }
+        Ok(())
     }
 
-    async fn lane(&self, lane: &'static str, proven: &CancellationToken) -> Result<(), Fault> {
-        self.consume::<ValidBatch>(proven, async |delivery, hand| {
-            let batch = match self.readable(&delivery).await {
-                Ok(batch) => batch,
-                Err(refused) => return self.bury(delivery, &refused.to_string(), 1).await,
-            };
-            let span = tracing::info_span!("batch", run.id = %batch.id.run, batch.seq = batch.id.seq, delivery.count = delivery.deliveries());
-            self.batch(lane, delivery, hand, &batch)
-                .instrument(span)
-                .await
-        })
-        .await
+    async fn dead_letter(
+        &mut self,
+        delivery: Delivery<ValidBatch>,
+        reason: &str,
+    ) -> Result<(), Fault> {
+        let attempts = delivery.deliveries();
+        self.shared.dead_letter(delivery, reason, attempts).await
     }
 
+    async fn exempts(&mut self, _: &Delivery<ValidBatch>) -> bool {
+        self.shared.database_may_be_at_fault().await
+    }
+}
+
+impl Lane<'_, '_> {
     async fn batch(
         &self,
-        lane: &'static str,
         delivery: Delivery<ValidBatch>,
-        hand: &mut Hand<ValidBatch>,
+        intake: &mut Intake<'_, ValidBatch>,
         batch: &ValidBatch,
     ) -> Result<(), Fault> {
+        let span = tracing::info_span!(
+            target: trace::TARGET,
+            "load",
+            run.id = %batch.id.run,
+            batch.seq = i64::from(batch.id.seq),
+            delivery.count = i64::from(delivery.deliveries()),
+            batch.result = tracing::field::Empty,
+        );
+        trace::join(&span, delivery.traceparent().as_deref());
+        Box::pin(self.load(delivery, intake, batch))
+            .instrument(span)
+            .await
+    }
+
+    async fn load(
+        &self,
+        delivery: Delivery<ValidBatch>,
+        intake: &mut Intake<'_, ValidBatch>,
+        batch: &ValidBatch,
+    ) -> Result<(), Fault> {
+        let Deliveries {
+            session, loader, ..
+        } = self.shared;
         let started = Instant::now();
-        let trace = Span::begin("load", delivery.trace())
-            .with("run.id", batch.id.run.as_str())
-            .with_number("batch.seq", batch.id.seq.into());
-        let patient = !self.loader.targets.is_ailing(&batch.target);
-        match persevere(&self.session.stop, patient, async || {
-            self.loader.handle(batch).await
-        })
-        .await
-        {
+        let retries = !loader.targets.is_ailing(&batch.target);
+        match persevere(&session.stop, retries, async || loader.handle(batch).await).await {
             Ok(outcome) => {
                 note(batch, outcome, started);
-                trace.with("batch.result", outcome.name()).end();
+                tracing::Span::current().record("batch.result", outcome.name());
                 failpoint::reach("before_ack").await;
                 delivery.ack().await?;
                 Ok(())
             }
             Err(GivenUp::Dead { error, attempts }) => {
-                self.loader.targets.mark_ailing(&batch.target);
-                self.bury(delivery, &error.sentence(), attempts).await
+                loader.targets.mark_ailing(&batch.target);
+                let reason = error.sentence();
+                self.shared.dead_letter(delivery, &reason, attempts).await
             }
             Err(GivenUp::Stopping) => Ok(()),
             Err(GivenUp::Pause(error)) => {
                 drop(delivery);
-                self.let_go(hand).await;
-                self.wait(lane, error, async || {
-                    self.loader.handle(batch).await.map(drop)
-                })
-                .await;
+                intake.release().await;
+                let again = async || loader.handle(batch).await.map(drop);
+                self.shared.wait(self.name, error, again).await;
                 Ok(())
             }
         }
     }
+}
 
-    /// Notes events until the session ends.
-    pub(super) async fn events(&self) -> Result<(), Fault> {
-        self.consume::<RunEvent>(&CancellationToken::new(), async |delivery, hand| {
-            let event = match self.readable(&delivery).await {
-                Ok(event) => event,
-                Err(refused) => {
-                    return self.bury(delivery, &refused.to_string(), 1).await;
-                }
-            };
-            match persevere(&self.session.stop, true, async || {
-                self.loader.handle_event(&event).await
-            })
-            .await
-            {
-                Ok(noted) => {
-                    metrics::counter!("etl_events_total", "result" => noted.name()).increment(1);
-                    delivery.ack().await?;
-                    Ok(())
-                }
-                Err(GivenUp::Dead { error, attempts }) => {
-                    self.bury(delivery, &error.sentence(), attempts).await
-                }
-                Err(GivenUp::Stopping) => Ok(()),
-                Err(GivenUp::Pause(error)) => {
-                    drop(delivery);
-                    self.let_go(hand).await;
-                    self.wait("events", error, async || {
-                        self.loader.handle_event(&event).await.map(drop)
-                    })
-                    .await;
-                    Ok(())
+/// The handler of events about runs.
+struct Events<'d, 's>(&'d Deliveries<'s>);
+
+impl Handler<RunEvent> for Events<'_, '_> {
+    type Fault = Fault;
+
+    async fn handle(
+        &mut self,
+        deliveries: Vec<Delivery<RunEvent>>,
+        intake: &mut Intake<'_, RunEvent>,
+    ) -> Result<(), Fault> {
+        for delivery in deliveries {
+            match delivery.read() {
+                Ok(event) => self.event(delivery, intake, &event).await?,
+                Err(unreadable) => {
+                    let reason = unreadable.to_string();
+                    self.0.dead_letter(delivery, &reason, 1).await?;
                 }
             }
-        })
-        .await
+        }
+        Ok(())
     }
 
-    /// Stores dead letters until the session ends. Nothing gives one of these up.
+    async fn dead_letter(
+        &mut self,
+        delivery: Delivery<RunEvent>,
+        reason: &str,
+    ) -> Result<(), Fault> {
+        let attempts = delivery.deliveries();
+        self.0.dead_letter(delivery, reason, attempts).await
+    }
+
+    async fn exempts(&mut self, _: &Delivery<RunEvent>) -> bool {
+        self.0.database_may_be_at_fault().await
+    }
+}
+
+impl Events<'_, '_> {
+    async fn event(
+        &self,
+        delivery: Delivery<RunEvent>,
+        intake: &mut Intake<'_, RunEvent>,
+        event: &RunEvent,
+    ) -> Result<(), Fault> {
+        let loader = self.0.loader;
+        let stop = &self.0.session.stop;
+        match persevere(stop, true, async || loader.handle_event(event).await).await {
+            Ok(noted) => {
+                metrics::counter!("etl_events_total", "result" => noted.name()).increment(1);
+                delivery.ack().await?;
+                Ok(())
+            }
+            Err(GivenUp::Dead { error, attempts }) => {
+                let reason = error.sentence();
+                self.0.dead_letter(delivery, &reason, attempts).await
+            }
+            Err(GivenUp::Stopping) => Ok(()),
+            Err(GivenUp::Pause(error)) => {
+                drop(delivery);
+                intake.release().await;
+                let again = async || loader.handle_event(event).await.map(drop);
+                self.0.wait("events", error, again).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Deliveries<'_> {
+    /// Loads batches until the session ends, on so many connections side by side.
+    pub(super) async fn batches(&self) -> Result<(), Fault> {
+        let lanes = LANES.map(|name| Lane { shared: self, name });
+        self.consume(lanes).await
+    }
+
+    /// Applies events until the session ends.
+    pub(super) async fn events(&self) -> Result<(), Fault> {
+        self.consume([Events(self)]).await
+    }
+
+    async fn consume<M: Message, H: Handler<M, Fault = Fault>>(
+        &self,
+        handlers: impl IntoIterator<Item = H>,
+    ) -> Result<(), Fault> {
+        let Session {
+            consuming, stop, ..
+        } = self.session;
+        queue::consume(consuming, stop, PREFETCH, handlers).await
+    }
+
+    /// Stores dead letters until the session ends. A dead letter is retried without a limit.
     pub(super) async fn dead_letters(&self) -> Result<(), Fault> {
         let stop = &self.session.stop;
         while !stop.is_cancelled() {
@@ -189,34 +263,6 @@ impl Deliveries<'_> {
         Ok(())
     }
 
-    /// Consumes a queue with caution, and cancels `proven` when a delivery was handled well. Anew after each time that
-    /// Postgres was waited for.
-    async fn consume<M: Message>(
-        &self,
-        proven: &CancellationToken,
-        mut handle: impl AsyncFnMut(Delivery<M>, &mut Hand<M>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
-        let (stop, connection) = (&self.session.stop, &self.session.consuming);
-        while !stop.is_cancelled() {
-            let mut hand = Some(CautiousConsumer::open(connection, PREFETCH).await?);
-            while let Some(consumer) = hand.as_mut() {
-                let delivery = tokio::select! {
-                    biased;
-                    () = stop.cancelled() => break,
-                    delivery = consumer.next() => delivery?,
-                };
-                let is_suspect = delivery.is_suspect();
-                Box::pin(handle(delivery, &mut hand)).await?;
-                if !is_suspect && let Some(consumer) = hand.as_mut() {
-                    consumer.widen(connection).await?;
-                    proven.cancel();
-                }
-            }
-            self.let_go(&mut hand).await;
-        }
-        Ok(())
-    }
-
     async fn wait(
         &self,
         cause: &'static str,
@@ -228,63 +274,34 @@ impl Deliveries<'_> {
         wait_for_postgres(health, cause, stop, error, work).await;
     }
 
-    /// The message, unless it cannot be read or keeps killing whoever handles it.
-    async fn readable<M: Message>(&self, delivery: &Delivery<M>) -> Result<M, Refused> {
-        if delivery.is_hopeless() && self.is_to_blame().await {
-            return Err(Refused::Poison {
-                deliveries: delivery.deliveries(),
-            });
-        }
-        Ok(delivery.read()?)
-    }
-
-    /// Whether it is a message itself that made it come back so often. Each loader that finds Postgres
-    /// away costs a message a delivery, too: while it is away, and in a process that has lived
-    /// through that, the message is tried once more. If it is to blame all the same, it is the next
-    /// process that gives it up.
-    async fn is_to_blame(&self) -> bool {
+    /// Whether PostgreSQL, and not the message, may have made deliveries come back. Each loader that finds PostgreSQL away costs a
+    /// message a delivery, too. So while PostgreSQL is away, and in a process that has waited for it, a message over the limit is
+    /// handled once more. The next process dead-letters it.
+    async fn database_may_be_at_fault(&self) -> bool {
         let probe = async |tx: &mut PgConnection| {
             sqlx::query("SELECT 1").execute(tx).await?;
             Ok(())
         };
-        let answers = self
-            .loader
-            .store
-            .transaction("PostgreSQL does not answer", probe);
-        !self.has_waited.load(Ordering::Relaxed) && answers.await.is_ok()
+        let store = &self.loader.store;
+        let answers = store.transaction("PostgreSQL does not answer", probe);
+        self.has_waited.load(Ordering::Relaxed) || answers.await.is_err()
     }
 
-    async fn let_go<M: Message>(&self, hand: &mut Hand<M>) {
-        if let Some(open) = hand.take() {
-            open.close(&self.session.consuming).await;
-        }
-    }
-
-    /// To `etl.dead`, and only then off its queue.
-    async fn bury<M>(
+    /// Moves a message to `etl.dead`.
+    async fn dead_letter<M>(
         &self,
         delivery: Delivery<M>,
         reason: &str,
         attempts: u32,
     ) -> Result<(), Fault> {
-        let raw: &RawDelivery = &delivery;
-        tracing::error!(
-            message.id = raw.id(),
-            queue.name = raw.queue(),
-            reason,
-            "message given up; it will be in etl.dead_letters"
-        );
-        self.publisher
-            .lock()
-            .await
-            .publish(&[Outgoing::dead(raw, STAGE, reason, attempts)])
-            .await?;
-        delivery.ack().await?;
-        Ok(())
+        let publisher = &mut *self.publisher.lock().await;
+        Ok(delivery
+            .dead_letter(publisher, STAGE, reason, attempts)
+            .await?)
     }
 }
 
-/// A batch that was handled, in metrics and in the log.
+/// Counts and logs a batch that was handled.
 fn note(batch: &ValidBatch, outcome: Outcome, started: Instant) {
     let elapsed = started.elapsed();
     metrics::counter!("etl_batches_total", "job" => batch.job.clone(), "result" => outcome.name())

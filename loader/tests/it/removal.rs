@@ -22,8 +22,8 @@ async fn undone(pool: &PgPool, loader: &Loader, run: &str) -> i64 {
         &format!("INSERT INTO {run} (n, _batch) VALUES (3, 0)"),
     )
     .await;
-    let ended = loader.store.cancel(&run.parse().unwrap(), true, None);
-    match ended.await.unwrap().rows {
+    let id = run.parse().unwrap();
+    match loader.store.cancel(&id, true, None).await.unwrap().rows {
         Rows::Leave { rows: 2, removal } => removal,
         other => panic!("{other:?}"),
     }

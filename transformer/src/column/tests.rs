@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use common::Rows;
-use common::job::ColumnSpec;
-use common::schema::{ResultColumn, SchemaError, resolve};
+use common::job::{ColumnSpec, resolve};
+use common::schema::{ResultColumn, SchemaError};
 
 use super::*;
 use crate::documented::assert_documented;

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use common::job::ColumnSpec;
-use common::schema::{ResultColumn, resolve};
+use common::job::{ColumnSpec, resolve};
+use common::schema::ResultColumn;
 use proptest::prelude::*;
 
 use super::*;

@@ -6,9 +6,9 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
+use common::job::resolve;
 use common::message::{EventKind, Message, RawBatch, RunEvent};
 use common::queue::{Delivery, RawDelivery};
-use common::schema;
 
 use super::Replay;
 use crate::Failure;
@@ -35,7 +35,7 @@ pub(super) async fn prove(broker: &Broker, replay: &Replay) -> Result<(), Failur
     let id = replay.subject.id();
     let search = search(broker, &replay.subject, None, &replay.seqs, async |batch| {
         if !fits {
-            schema::resolve(&spec.columns, &batch.columns, &spec.target.key).with_context(|| {
+            resolve(&spec.columns, &batch.columns, &spec.target.key).with_context(|| {
                 format!("the job {} as it is now does not fit the result of the run {id}; correct it, or request a new run; nothing was changed", spec.name)
             })?;
             fits = true;

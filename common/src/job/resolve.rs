@@ -1,21 +1,16 @@
-//! Which column of a result fills which column of the target, and as what.
+//! Which column of a result fills which column of the target, and with which type.
 //!
-//! Both sides of the queue call it: the extractor before the first batch, so that a run which
-//! cannot succeed fails at once, and the transformer on every batch, since a replay brings another
-//! job along. Declared columns refine; a column that is not declared keeps its name and gets the
-//! default type, so that no column is lost for want of a line in the job.
+//! The extractor resolves before the first batch, so that a run which cannot succeed fails at once.
+//! The transformer resolves every batch, since a replay may bring another job. A column that the job
+//! does not declare keeps its name and gets the default type, so that no column is lost.
 
 use std::collections::HashSet;
 
-use super::matrix::{default_type, is_lossless};
-use super::{AthenaType, PgType, ResultColumn, TargetColumn};
-use crate::job::{ColumnSpec, Rule, Unfit};
-
-/// Postgres cuts identifiers beyond this many bytes, silently (`NAMEDATALEN` - 1).
-const IDENTIFIER_BYTES: usize = 63;
-
-/// The column that every target gets: which batch a row came from.
-pub const BATCH_COLUMN: &str = "_batch";
+use super::{ColumnSpec, Rule, Unfit};
+use crate::schema::{
+    AthenaType, ResultColumn, SchemaError, TargetColumn, check_identifier, default_type,
+    is_lossless,
+};
 
 /// A target column and where its values come from.
 #[derive(Debug, Clone)]
@@ -39,79 +34,6 @@ pub enum Origin {
     },
     /// The job: the same text for every row of a run.
     Job(String),
-}
-
-/// Why a result cannot be loaded as a job says. Each says what to change.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SchemaError {
-    #[error(
-        "the job declares a column with source {source_name:?}, which the query does not return (it returns {returned}); correct the job or the SELECT"
-    )]
-    MissingSource {
-        source_name: String,
-        returned: String,
-    },
-    #[error(
-        "the query returns two columns named {0:?}; give one of them an alias: SELECT ... AS another_name"
-    )]
-    DuplicateSource(String),
-    #[error("column {0} of the query has no name; give it an alias: SELECT ... AS some_name")]
-    EmptySource(usize),
-    #[error(
-        "two columns are named {0:?} in the target; rename one: name = ... in the job, or AS ... in the SELECT"
-    )]
-    DuplicateTarget(String),
-    #[error("the column {name:?} has the Athena type {type_name}, whose text form cannot be read back; write CAST({quoted} AS JSON) AS {quoted} in the SELECT", quoted = super::quoted(name))]
-    Unreadable { name: String, type_name: String },
-    #[error(
-        "the column {name:?} has the Athena type {type_name}, which is not known here; CAST it to varchar in the SELECT"
-    )]
-    UnknownType { name: String, type_name: String },
-    #[error(
-        "the column {name:?} of Athena type {type_name} cannot become {pg_type} without loss; use {default} in the job, or CAST it in the SELECT"
-    )]
-    Lossy {
-        name: String,
-        type_name: String,
-        pg_type: PgType,
-        default: PgType,
-    },
-    #[error("the column {name:?} cannot have {setting}: {problem}; correct the job")]
-    Setting {
-        name: String,
-        setting: &'static str,
-        problem: String,
-    },
-    #[error(
-        "the column {0:?} is filled in when a run is asked for, and was not; ask for the run with `etl run`"
-    )]
-    Unfilled(String),
-    #[error("the key column {0:?} is not among the columns; correct target.key")]
-    MissingKey(String),
-    #[error(
-        "the name {name:?} {problem}; choose another (AS ... in the SELECT, or name = ... in the job)"
-    )]
-    Identifier { name: String, problem: &'static str },
-}
-
-/// Refuses what cannot be a table's or a column's name: empty, too long for Postgres, with a NUL,
-/// or the name that the loader uses for itself.
-pub fn check_identifier(name: &str) -> Result<(), SchemaError> {
-    let problem = match name {
-        "" => "is empty",
-        _ if name.len() > IDENTIFIER_BYTES => {
-            "is longer than the 63 bytes that Postgres keeps of a name"
-        }
-        _ if name.contains('\0') => "has a NUL character",
-        BATCH_COLUMN => "is kept for the loader's own column",
-        // System columns: CREATE TABLE refuses them.
-        "tableoid" | "xmin" | "cmin" | "xmax" | "cmax" | "ctid" => "is a system column of Postgres",
-        _ => return Ok(()),
-    };
-    Err(SchemaError::Identifier {
-        name: name.to_owned(),
-        problem,
-    })
 }
 
 /// The target's columns: the result's in their order, then those that the job adds. Key columns are
@@ -198,7 +120,8 @@ fn of_result(
     let pg_type = spec.declared_type().unwrap_or(default);
     spec.check_types(Some(athena_type), Some(pg_type))
         .map_err(|unfit| unusable(&name, unfit))?;
-    if !is_lossless(athena_type, pg_type, &spec) {
+    // `check_types` has decided which types `epoch` reads and writes.
+    if spec.epoch.is_none() && !is_lossless(athena_type, pg_type, spec.round) {
         return Err(SchemaError::Lossy {
             name,
             type_name,
@@ -249,6 +172,7 @@ fn unusable(name: &str, unfit: Unfit) -> SchemaError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::PgType;
 
     fn result(columns: &[(&str, &str)]) -> Vec<ResultColumn> {
         columns

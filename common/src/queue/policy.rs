@@ -1,0 +1,276 @@
+//! The consumers' policy, the same for every service: how many deliveries a process has in hand, and
+//! what happens to one that comes back. It isolates poison messages.
+//!
+//! The broker counts every delivery that was not acked, and after a crash the deliveries that were in
+//! hand are at the head of their queue again. Therefore:
+//!
+//! - A session begins with one worker and one delivery in hand, so that a message that takes the
+//!   process down counts alone. More deliveries and the other workers follow a success.
+//! - From its third delivery on, a message is handled alone, and its success widens nothing.
+//! - At its eighth delivery, it is dead-lettered unprocessed.
+//! - No delivery is returned to narrow the prefetch again: the broker counts a return as a delivery.
+
+use std::collections::VecDeque;
+
+use futures::future::try_join_all;
+use tokio_util::sync::CancellationToken;
+
+use super::{Connection, Consumer, Delivery, Outgoing, Publisher, QueueError, RawDelivery};
+use crate::message::Message;
+
+/// From this delivery on, a message is handled alone.
+const ISOLATE_AT: u32 = 3;
+
+/// At this delivery, a message is dead-lettered unprocessed.
+const DELIVERY_LIMIT: u32 = 8;
+
+/// How much a worker takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Prefetch {
+    /// Deliveries that a worker has in hand at most.
+    pub deliveries: u16,
+    /// Deliveries that it handles together at most.
+    pub together: usize,
+    /// Bytes of bodies that are enough for one handling.
+    pub bytes: usize,
+}
+
+/// What a service does with the deliveries of a worker.
+pub trait Handler<M: Message> {
+    /// What ends the session.
+    type Fault: From<QueueError>;
+
+    /// Handles deliveries and settles each of them. Deliveries that it leaves unsettled are
+    /// redelivered once the worker ends or [releases](Intake::release) its consumers.
+    fn handle(
+        &mut self,
+        deliveries: Vec<Delivery<M>>,
+        intake: &mut Intake<'_, M>,
+    ) -> impl Future<Output = Result<(), Self::Fault>>;
+
+    /// Dead-letters a delivery over the limit ([`Delivery::dead_letter`]).
+    fn dead_letter(
+        &mut self,
+        delivery: Delivery<M>,
+        reason: &str,
+    ) -> impl Future<Output = Result<(), Self::Fault>>;
+
+    /// Whether a delivery over the limit is handled all the same, since something other than the
+    /// message made it come back.
+    fn exempts(&mut self, _delivery: &Delivery<M>) -> impl Future<Output = bool> {
+        std::future::ready(false)
+    }
+
+    /// The first worker of a session consumes.
+    fn started(&mut self) {}
+}
+
+/// Consumes the queue of `M` until `stop`, with one worker a handler. Ends with the first fault.
+pub async fn consume<M: Message, H: Handler<M>>(
+    connection: &Connection,
+    stop: &CancellationToken,
+    prefetch: Prefetch,
+    handlers: impl IntoIterator<Item = H>,
+) -> Result<(), H::Fault> {
+    let proven = CancellationToken::new();
+    let workers = handlers
+        .into_iter()
+        .enumerate()
+        .map(async |(index, mut handler)| {
+            if index > 0 {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = proven.cancelled() => {}
+                }
+            }
+            let mut intake = Intake {
+                connection,
+                prefetch,
+                consumers: None,
+                waiting: VecDeque::new(),
+            };
+            intake.open().await?;
+            if index == 0 {
+                handler.started();
+            }
+            work(intake, handler, stop, &proven).await
+        });
+    try_join_all(workers.map(Box::pin)).await.map(drop)
+}
+
+async fn work<M: Message, H: Handler<M>>(
+    mut intake: Intake<'_, M>,
+    mut handler: H,
+    stop: &CancellationToken,
+    proven: &CancellationToken,
+) -> Result<(), H::Fault> {
+    loop {
+        let deliveries = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            taken = intake.take() => taken?,
+        };
+        let (isolated, others): (Vec<_>, Vec<_>) =
+            deliveries.into_iter().partition(|one| one.is_isolated());
+        let widens = isolated.is_empty();
+        if !others.is_empty() {
+            Box::pin(handler.handle(others, &mut intake)).await?;
+        }
+        for delivery in isolated {
+            if intake.is_open() {
+                Box::pin(alone(&mut handler, delivery, &mut intake)).await?;
+            }
+        }
+        if widens && intake.is_open() {
+            intake.widen().await?;
+            proven.cancel();
+        }
+    }
+    intake.release().await;
+    Ok(())
+}
+
+/// Handles a delivery that came back so often that others must not be in hand with it.
+async fn alone<M: Message, H: Handler<M>>(
+    handler: &mut H,
+    delivery: Delivery<M>,
+    intake: &mut Intake<'_, M>,
+) -> Result<(), H::Fault> {
+    let deliveries = delivery.deliveries();
+    if deliveries >= DELIVERY_LIMIT && !handler.exempts(&delivery).await {
+        let reason = format!(
+            "it was delivered {deliveries} times and never settled, so it may take the process down; it was not processed again"
+        );
+        return handler.dead_letter(delivery, &reason).await;
+    }
+    tracing::warn!(
+        message.id = delivery.id(),
+        deliveries,
+        "message came back; handling it alone"
+    );
+    handler.handle(vec![delivery], intake).await
+}
+
+/// The consumers of one worker.
+pub struct Intake<'a, M> {
+    connection: &'a Connection,
+    prefetch: Prefetch,
+    /// The first has one delivery in hand, the second the rest of the prefetch. None once released.
+    consumers: Option<(Consumer<M>, Option<Consumer<M>>)>,
+    /// Delivered while [`Self::ended`] waited.
+    waiting: VecDeque<Delivery<M>>,
+}
+
+impl<M: Message> Intake<'_, M> {
+    async fn open(&mut self) -> Result<(), QueueError> {
+        self.consumers = Some((Consumer::open(self.connection, 1).await?, None));
+        Ok(())
+    }
+
+    fn is_open(&self) -> bool {
+        self.consumers.is_some()
+    }
+
+    /// Closes the consumers: what is in hand returns to the queue. The worker opens them again, with
+    /// one delivery in hand, when it takes the next delivery.
+    pub async fn release(&mut self) {
+        self.waiting.clear();
+        if let Some((first, more)) = self.consumers.take() {
+            first.close(self.connection).await;
+            if let Some(more) = more {
+                more.close(self.connection).await;
+            }
+        }
+    }
+
+    /// Waits for as long as deliveries in hand can be settled, and says why they no longer can.
+    pub async fn ended(&mut self) -> QueueError {
+        loop {
+            match self.next().await {
+                Ok(delivery) => self.waiting.push_back(delivery),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    async fn widen(&mut self) -> Result<(), QueueError> {
+        let rest = self.prefetch.deliveries.saturating_sub(1);
+        if let Some((_, more @ None)) = &mut self.consumers
+            && rest > 0
+        {
+            *more = Some(Consumer::open(self.connection, rest).await?);
+        }
+        Ok(())
+    }
+
+    /// Waits for a delivery, and takes those that are already here with it. Dropping the future loses
+    /// nothing.
+    async fn take(&mut self) -> Result<Vec<Delivery<M>>, QueueError> {
+        if !self.is_open() {
+            self.open().await?;
+        }
+        let first = match self.waiting.pop_front() {
+            Some(delivery) => delivery,
+            None => self.next().await?,
+        };
+        let mut bytes = first.body().len();
+        let mut taken = vec![first];
+        while taken.len() < self.prefetch.together && bytes < self.prefetch.bytes {
+            let Some(delivery) = self.ready().transpose()? else {
+                break;
+            };
+            bytes += delivery.body().len();
+            taken.push(delivery);
+        }
+        Ok(taken)
+    }
+
+    async fn next(&mut self) -> Result<Delivery<M>, QueueError> {
+        match &mut self.consumers {
+            // Released: there is nothing to wait for.
+            None => std::future::pending().await,
+            Some((first, None)) => first.next().await,
+            Some((first, Some(more))) => tokio::select! {
+                delivery = first.next() => delivery,
+                delivery = more.next() => delivery,
+            },
+        }
+    }
+
+    fn ready(&mut self) -> Option<Result<Delivery<M>, QueueError>> {
+        if let Some(delivery) = self.waiting.pop_front() {
+            return Some(Ok(delivery));
+        }
+        let (first, more) = self.consumers.as_mut()?;
+        first.try_next().or_else(|| more.as_mut()?.try_next())
+    }
+}
+
+impl RawDelivery {
+    /// Whether the message came back so often that it is handled alone.
+    pub fn is_isolated(&self) -> bool {
+        self.deliveries() >= ISOLATE_AT
+    }
+}
+
+impl<M> Delivery<M> {
+    /// Publishes the message to `etl.dead` with the reason, and acks it once that is confirmed.
+    pub async fn dead_letter(
+        self,
+        publisher: &mut Publisher<'_>,
+        stage: &str,
+        reason: &str,
+        attempts: u32,
+    ) -> Result<(), QueueError> {
+        tracing::error!(
+            message.id = self.id(),
+            queue.name = self.queue(),
+            reason,
+            "message dead-lettered"
+        );
+        let dead = Outgoing::dead(&self, stage, reason, attempts);
+        publisher.publish(&[dead]).await?;
+        self.ack().await
+    }
+}

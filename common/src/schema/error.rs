@@ -1,0 +1,56 @@
+//! Why a job, a result and a target do not fit together.
+
+use super::postgres::{PgType, quoted};
+
+/// Why a result cannot be loaded as a job says. Each says what to change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SchemaError {
+    #[error(
+        "the job declares a column with source {source_name:?}, which the query does not return (it returns {returned}); correct the job or the SELECT"
+    )]
+    MissingSource {
+        source_name: String,
+        returned: String,
+    },
+    #[error(
+        "the query returns two columns named {0:?}; give one of them an alias: SELECT ... AS another_name"
+    )]
+    DuplicateSource(String),
+    #[error("column {0} of the query has no name; give it an alias: SELECT ... AS some_name")]
+    EmptySource(usize),
+    #[error(
+        "two columns are named {0:?} in the target; rename one: name = ... in the job, or AS ... in the SELECT"
+    )]
+    DuplicateTarget(String),
+    #[error("the column {name:?} has the Athena type {type_name}, whose text form cannot be read back; write CAST({quoted} AS JSON) AS {quoted} in the SELECT", quoted = quoted(name))]
+    Unreadable { name: String, type_name: String },
+    #[error(
+        "the column {name:?} has the Athena type {type_name}, which is not known here; CAST it to varchar in the SELECT"
+    )]
+    UnknownType { name: String, type_name: String },
+    #[error(
+        "the column {name:?} of Athena type {type_name} cannot become {pg_type} without loss; use {default} in the job, or CAST it in the SELECT"
+    )]
+    Lossy {
+        name: String,
+        type_name: String,
+        pg_type: PgType,
+        default: PgType,
+    },
+    #[error("the column {name:?} cannot have {setting}: {problem}; correct the job")]
+    Setting {
+        name: String,
+        setting: &'static str,
+        problem: String,
+    },
+    #[error(
+        "the column {0:?} has no value; `etl run` fills it in when it requests the run, so request the run with `etl run`"
+    )]
+    Unfilled(String),
+    #[error("the key column {0:?} is not among the columns; correct target.key")]
+    MissingKey(String),
+    #[error(
+        "the name {name:?} {problem}; choose another (AS ... in the SELECT, or name = ... in the job)"
+    )]
+    Identifier { name: String, problem: &'static str },
+}
