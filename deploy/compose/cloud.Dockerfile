@@ -1,4 +1,4 @@
-# The stand-in of AWS in a container: MiniStack with the stack of deploy/aws/template.yaml and the sample data. For trying
+# The emulator of AWS in a container: MiniStack with the stack of deploy/aws/template.yaml and the sample data. For trying
 # the pipeline out; deploy/local/cloud says where it differs from the real thing. Its context is the folder deploy/.
 FROM python:3.13-slim
 WORKDIR /cloud
