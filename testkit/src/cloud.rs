@@ -1,4 +1,4 @@
-//! An HTTP stand-in for Athena and S3, faithful where emulators are not: the CSV exactly as Athena writes it, pages of
+//! An HTTP emulator of Athena and S3, faithful where emulators are not: the CSV exactly as Athena writes it, pages of
 //! 1,000 rows whose first is the header, idempotent tokens, workgroup settings, states that take time, and every failure
 //! that a test may want, scripted. Results come from a generator or a file, so that ten million rows need no memory.
 //!
@@ -21,14 +21,15 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub use self::answer::{Answer, AthenaError, QueryState};
+pub use self::csv::Row;
 pub use self::fault::{Fault, Op};
-pub use self::result::{Column, ResultSet, Row};
+pub use self::result::{Column, ResultSet};
 pub use self::state::{Request, Workgroup};
 
 use self::server::Shared;
 use self::state::Object;
 
-/// A running stand-in; it ends, with all of its connections, when this is dropped.
+/// A running emulator; it ends, with all of its connections, when this is dropped.
 pub struct Cloud {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -45,14 +46,14 @@ impl Cloud {
     pub async fn start_at(address: &str) -> Self {
         let listener = TcpListener::bind(address).await;
         let listener = listener
-            .unwrap_or_else(|e| panic!("the stand-in of AWS cannot listen on {address}: {e}"));
+            .unwrap_or_else(|e| panic!("the emulator of AWS cannot listen on {address}: {e}"));
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
         let shared = Arc::new(Shared::default());
         #[expect(
             clippy::disallowed_methods,
-            reason = "the stand-in belongs to the test, which aborts it in Drop"
+            reason = "the emulator belongs to the test, which aborts it in Drop"
         )]
         let server = tokio::spawn(server::run(listener, Arc::clone(&shared)));
         let cloud = Self {
@@ -73,7 +74,7 @@ impl Cloud {
         self.address
     }
 
-    /// The environment that makes an AWS SDK talk to this stand-in and to nothing else.
+    /// The environment that makes an AWS SDK talk to this emulator and to nothing else.
     pub fn env(&self) -> Vec<(String, String)> {
         [
             ("AWS_ENDPOINT_URL", self.url().as_str()),

@@ -1,6 +1,6 @@
 //! For tests and benchmarks only: what the services' tests need of the world around them, as real as it can be. A broker's
 //! virtual host and a database for each test on private servers, instances of their own for tests that break them, a
-//! stand-in for Athena and S3 over HTTP, a TCP relay that can fail, the services as child processes, and waiting for a
+//! emulator of Athena and S3 over HTTP, a TCP relay that can fail, the services as child processes, and waiting for a
 //! condition instead of sleeping.
 //!
 //! Helpers here panic with a sentence instead of returning errors: in a test that is what the caller would do.

@@ -1,4 +1,4 @@
-//! The whole line for a test: a stand-in cloud, a vhost, a database, the three services, and a folder of jobs.
+//! The whole line for a test: an emulator of AWS, a vhost, a database, the three services, and a folder of jobs.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! The stand-in for Athena and S3 as a program, for running the services by hand and for benchmarks: every query succeeds
+//! The emulator of Athena and S3 as a program, for running the services by hand and for benchmarks: every query succeeds
 //! with the same click-stream.
 //!
 //! `cloud [ROWS] [ADDRESS]`: a million rows on a free port of 127.0.0.1 by default. Prints its URL and serves until it is

@@ -1,4 +1,4 @@
-//! What the stand-in does with a query: the states it shows, one a poll, how it ends, and the result it ends with.
+//! What the emulator does with a query: the states it shows, one a poll, how it ends, and the result it ends with.
 
 use std::time::Duration;
 

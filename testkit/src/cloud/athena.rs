@@ -1,4 +1,4 @@
-//! Athena's side of the stand-in: the operations that the extractor uses, with the rules of the API that matter to it
+//! Athena's side of the emulator: the operations that the extractor uses, with the rules of the API that matter to it
 //! (Amazon Athena API Reference): idempotent tokens, workgroup settings, states, pages whose first row is the header.
 
 mod pages;
@@ -71,7 +71,7 @@ fn start(state: &mut State, request: &Value) -> Answered {
     let id = execution_id(state.executions.len());
     let output = output_location(&workgroup, request, &id)?;
     let answer = state.answer_to(sql).ok_or_else(|| {
-        invalid("the stand-in has no answer for this query: give it one with Cloud::answer or Cloud::otherwise")
+        invalid("the emulator has no answer for this query: give it one with Cloud::answer or Cloud::otherwise")
     })?;
     if let End::Refused(message) = &answer.end {
         return Err(invalid(message));

@@ -2,7 +2,8 @@
 //! for a quote, nothing at all for NULL, LF after every record, line ends inside of quotes left as they are.
 //! (Athena user guide, "Working with query results"; what is quoted was seen in real files.)
 
-use super::result::Row;
+/// One row: a value's text as Athena returns it, or NULL.
+pub type Row = Vec<Option<String>>;
 
 /// Appends one record.
 pub(crate) fn write_record<'a>(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-/// An operation of the stand-in.
+/// An operation of the emulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     StartQueryExecution,

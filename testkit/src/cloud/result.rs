@@ -10,10 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use super::csv;
-
-/// One row: a value's text as Athena gives it, or NULL.
-pub type Row = Vec<Option<String>>;
+use super::csv::{self, Row};
 
 /// A column of a result, as `ResultSetMetadata.ColumnInfo` describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! S3's side of the stand-in: path-style GET, HEAD and PUT of whole objects or ranges, with If-Match, `ETag` and S3's own
+//! S3's side of the emulator: path-style GET, HEAD and PUT of whole objects or ranges, with If-Match, `ETag` and S3's own
 //! errors (Amazon S3 API Reference, `GetObject` and "Error responses").
 
 use std::ops::Range;

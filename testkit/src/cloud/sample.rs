@@ -3,7 +3,8 @@
 
 use std::fmt::Write as _;
 
-use super::result::{Column, ResultSet, Row};
+use super::csv::Row;
+use super::result::{Column, ResultSet};
 
 /// The columns of [`clicks`]: `dt date, country varchar, url varchar, visits bigint, seconds double, seen_at timestamp`.
 pub fn columns() -> Vec<Column> {

@@ -1,4 +1,4 @@
-//! The HTTP server of the stand-in: takes a request apart, applies the scripted fault, and has it served. Written on
+//! The HTTP server of the emulator: takes a request apart, applies the scripted fault, and has it served. Written on
 //! hyper itself because a fault may be that no answer comes at all, which a router cannot express.
 
 use std::fmt;
@@ -14,6 +14,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Response, header};
 use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -80,13 +81,15 @@ async fn handle(
             athena_error(
                 400,
                 "UnknownOperationException",
-                "the stand-in has no such operation",
+                "the emulator has no such operation",
             ),
             Op::GetWorkGroup,
         ));
     };
     let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let name = percent_decoded(parts.uri.path().trim_start_matches('/'));
+    let path = parts.uri.path().trim_start_matches('/');
+    // S3 keys arrive percent-encoded.
+    let name = percent_decode_str(path).decode_utf8_lossy();
     let fault = note(&shared, op, &parts.headers, &json, &name);
     match &fault {
         Fault::NoAnswer => std::future::pending().await,
@@ -301,26 +304,4 @@ fn first(
             Some(cut)
         })
     })
-}
-
-/// A path as S3 means it: `%20` and its like decoded.
-fn percent_decoded(path: &str) -> String {
-    let bytes = path.as_bytes();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let code = path
-            .get(at + 1..at + 3)
-            .and_then(|code| u8::from_str_radix(code, 16).ok());
-        match (bytes[at], code) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                at += 3;
-            }
-            (byte, _) => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }

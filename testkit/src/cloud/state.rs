@@ -1,4 +1,4 @@
-//! What the stand-in remembers: answers and faults that the test scripted, query executions with their tokens, objects,
+//! What the emulator remembers: answers and faults that the test scripted, query executions with their tokens, objects,
 //! and the log of requests. Plain data behind one lock; nothing here waits.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -36,7 +36,7 @@ impl Workgroup {
     }
 }
 
-/// One request that the stand-in received, faulted or not.
+/// One request that the emulator received, faulted or not.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub op: Op,

@@ -1,4 +1,4 @@
-//! The stand-in for Athena and S3, spoken to in plain HTTP: what an SDK would send and see.
+//! The emulator of Athena and S3, spoken to in plain HTTP: what an SDK would send and see.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! `make bench`: how long it takes to bring a finished result into Postgres, and what it costs.
 //!
-//! In one run and in turns: the one line that a user would write without this project (`curl | psql \copy`), `\copy` of a
-//! local file, two binary COPYs side by side, and this pipeline from `etl run` to the last commit, all of the same
-//! deterministic click-stream on the same servers. Times of one machine say little to another; what is reported first are
-//! the medians of the ratios within a round. Then: a small run, each stage alone, two replicas, rules, and how the cost
+//! It compares, in turns within one run: the line that a user would write without this project (`curl | psql \copy`), `\copy`
+//! of a local file, two binary COPYs in parallel, and this pipeline from `etl run` to the last commit. All load the same
+//! deterministic click-stream on the same servers. Times of two machines cannot be compared, so the report begins with the
+//! medians of the ratios within a round. Then follow a small run, each stage alone, two replicas, rules, and how the cost
 //! grows with the rows.
 //!
 //! `BENCH_PARTS` (contest small replicas stages rules growth), `BENCH_ROWS` (1000000 5000000), `BENCH_REPEATS` (5),
@@ -20,7 +20,9 @@ mod settings;
 mod stages;
 mod world;
 
-use serde_json::json;
+use std::path::Path;
+
+use serde_json::{Value, json};
 
 use settings::Settings;
 use world::World;
@@ -41,17 +43,32 @@ async fn main() {
             "growth" => growth::run(&mut world, &settings).await,
             other => panic!("BENCH_PARTS: there is no part {other:?}"),
         };
-        // After each part, so that an interrupted benchmark has not been for nothing.
-        report::write(&settings.dir, &result);
+        // After each part, so that an interrupted benchmark keeps the parts it has done.
+        write(&settings.dir, &result);
     }
     show(&report::text(&result));
     world.end().await;
 }
 
-/// A line on standard error for who looks on.
+/// Writes what there is so far: `result.json`, `report.md` and `plot.svg`.
+fn write(dir: &Path, result: &Value) {
+    let json = serde_json::to_string_pretty(result).expect("a JSON value can be written");
+    for (name, content) in [
+        ("result.json", json),
+        ("report.md", report::text(result)),
+        ("plot.svg", plot::draw(result)),
+    ] {
+        let path = dir.join(name);
+        std::fs::write(&path, content)
+            .unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
+    }
+    say(&format!("written: {}", dir.display()));
+}
+
+/// Prints a line of progress on standard error.
 #[expect(
     clippy::print_stderr,
-    reason = "a program of many minutes tells what it does"
+    reason = "a program of many minutes reports its progress"
 )]
 pub(crate) fn say(text: &str) {
     eprintln!("bench: {text}");
@@ -59,7 +76,7 @@ pub(crate) fn say(text: &str) {
 
 #[expect(
     clippy::print_stdout,
-    reason = "the report is what this program is asked for"
+    reason = "the report is the output of this program"
 )]
 fn show(report: &str) {
     println!("{report}");

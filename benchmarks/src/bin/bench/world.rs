@@ -1,11 +1,11 @@
-//! What the benchmark runs on: a virtual host, a database, the stand-in of the cloud in this process, and services as they
+//! What the benchmark runs on: a virtual host, a database, the emulator of AWS in this process, and services as they
 //! are needed.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use hyper::Method;
 use serde_json::{Value, json};
 use testkit::cloud::{Answer, Cloud, ResultSet, sample};
+use testkit::http::Method;
 use testkit::line::Line;
 use testkit::process::{Process, Service};
 use testkit::servers::{shared_broker, shared_postgres};
@@ -128,7 +128,7 @@ impl World {
     pub(crate) fn cpu(&self) -> Cpu {
         let (this, commands) = meter::this();
         let mut cpu = Cpu::from([
-            ("stand-in of AWS".to_owned(), this),
+            ("emulator of AWS".to_owned(), this),
             ("commands".to_owned(), commands),
             ("broker".to_owned(), meter::own(self.broker)),
             ("postgres".to_owned(), meter::family(self.postgres)),
@@ -305,8 +305,8 @@ impl World {
         .await;
     }
 
-    /// Lets the stand-in write a result's CSV into a file, and answers the file's size. From then on the stand-in serves
-    /// it from a file of its own.
+    /// Writes a result's CSV object to a file and returns its size. From then on the emulator serves the object from a
+    /// file of its own.
     pub(crate) async fn write_csv(&self, result: &ResultSet, object: &str, path: &str) -> u64 {
         self.line.cloud.put_result(object, result.clone());
         let url = format!("{}/{object}", self.line.cloud.url());

@@ -1,5 +1,5 @@
-//! What is loaded: the sample's clicks, in a version of its own for each run, so that an upsert has something to change;
-//! and a sum over rows that does not depend on their order, made of the source here and of the table in Postgres.
+//! The rows: the sample's clicks, in another version for each run, so that an upsert changes rows; and a sum over rows that
+//! does not depend on their order, computed from the source here and from the table in Postgres.
 
 use std::fmt::Write as _;
 

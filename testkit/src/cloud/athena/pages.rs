@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::super::answer::{Answer, QueryState};
-use super::super::result::{Column, ResultSet, Row};
+use super::super::csv::Row;
+use super::super::result::{Column, ResultSet};
 use super::super::state::State;
 use super::{Answered, invalid, not_found, text};
 
