@@ -17,8 +17,8 @@ from botocore import xform_name
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# The policies by the headings that docs/aws.md has for them.
-POLICIES = {"ExtractorPolicy": "The extractor", "SeedPolicy": "Whoever uploads data", "CrawlerRole": "The crawler"}
+# The policies, and their headings in docs/aws.md.
+POLICIES = {"ExtractorPolicy": "The extractor", "SeedPolicy": "Uploads of data", "CrawlerRole": "The crawler"}
 
 
 class Template(yaml.SafeLoader):
