@@ -1,4 +1,4 @@
-//! Athena's side of the emulator: the operations that the extractor uses, with the rules of the API that matter to it
+//! Athena's part of the emulator: the operations that the extractor uses, with the rules of the API that matter to it
 //! (Amazon Athena API Reference): idempotent tokens, workgroup settings, states, pages whose first row is the header.
 
 mod pages;
@@ -71,7 +71,7 @@ fn start(state: &mut State, request: &Value) -> Answered {
     let id = execution_id(state.executions.len());
     let output = output_location(&workgroup, request, &id)?;
     let answer = state.answer_to(sql).ok_or_else(|| {
-        invalid("the emulator has no answer for this query: give it one with Cloud::answer or Cloud::otherwise")
+        invalid("the emulator has no answer for this query: set one with Cloud::answer or Cloud::otherwise")
     })?;
     if let End::Refused(message) = &answer.end {
         return Err(invalid(message));
@@ -108,7 +108,7 @@ fn execution(
     };
     if execution.output.is_some() && execution.writes_ahead() {
         let result = execution.answer.result.clone();
-        // Not a task: it writes a file and nobody waits for it but the polls, which look whether it is there.
+        // Not a task: only polls wait for it, and they check whether the file exists.
         std::thread::spawn(move || result.spool().size);
     }
     execution
@@ -131,17 +131,17 @@ fn workgroup(state: &State, name: &str) -> Result<Workgroup, ErrorAnswer> {
     }
 }
 
-/// Where the result goes: nowhere with managed results, the workgroup's place when that is enforced, else the client's.
+/// The result's location: none with managed results, the workgroup's when it is enforced, else the client's.
 fn output_location(
     workgroup: &Workgroup,
     request: &Value,
     id: &str,
 ) -> Result<Option<String>, ErrorAnswer> {
-    let asked = request
+    let wanted = request
         .pointer("/ResultConfiguration/OutputLocation")
         .and_then(Value::as_str);
     if workgroup.managed_results {
-        return if asked.is_some() {
+        return if wanted.is_some() {
             Err(invalid(
                 "ResultConfiguration cannot be specified when the WorkGroup has managed query results enabled",
             ))
@@ -153,7 +153,7 @@ fn output_location(
     let folder = if workgroup.enforced {
         own
     } else {
-        asked.or(own)
+        wanted.or(own)
     };
     let folder = folder.ok_or_else(|| {
         invalid("No output location provided. An output location is required either through the Workgroup result configuration setting or as an API input.")

@@ -38,10 +38,10 @@ impl Op {
     }
 }
 
-/// What happens to one request instead of its being served, or on the way back.
+/// What happens to one request instead of an answer, or to its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing: this request is served. For reaching the third request of an operation.
+    /// None: this request is served. Skips to a later request of an operation.
     Pass,
     /// Athena's modelled throttling: `TooManyRequestsException` with `Reason` `CONCURRENT_QUERY_LIMIT_EXCEEDED`.
     TooManyRequests,
@@ -61,7 +61,7 @@ pub enum Fault {
     AccessDenied,
     /// 403: the client's clock is wrong.
     RequestTimeTooSkewed,
-    /// The form that Athena's own endpoint gives a wrong clock: `InvalidSignatureException`, "Signature expired".
+    /// The error of Athena's endpoint for a wrong clock: `InvalidSignatureException`, "Signature expired".
     SignatureExpired,
     /// 404 `NoSuchKey` from S3, `InvalidRequestException` from Athena.
     NotFound,
@@ -69,15 +69,15 @@ pub enum Fault {
     PreconditionFailed,
     /// The request is served after this time.
     Delay(Duration),
-    /// The request is taken and never answered.
+    /// The request is accepted and never answered.
     NoAnswer,
     /// The request is served, and the connection closed before anything of the answer is sent.
     LoseAnswer,
-    /// The body breaks off after so many bytes, the connection is closed.
+    /// The body breaks off after this many bytes, and the connection is closed.
     Truncate(u64),
-    /// The body stops after so many bytes, the connection stays open.
+    /// The body stops after this many bytes, and the connection stays open.
     Stall(u64),
-    /// At most so many bytes are sent, and Content-Length says that this is all: fewer than the range asked for, no error.
+    /// At most this many bytes are sent, with a matching Content-Length: fewer than the requested range, without an error.
     Short(u64),
     /// Any other error.
     Other {
@@ -199,7 +199,7 @@ impl Fault {
     }
 }
 
-/// AWS JSON 1.1: `Message` for the errors that the service's model has, `message` for those of the front door.
+/// AWS JSON 1.1: `Message` for the errors that the service's model has, `message` for the others.
 pub(crate) fn athena_error(status: u16, code: &str, message: &str) -> ErrorAnswer {
     let body = match code {
         "TooManyRequestsException" => {

@@ -1,5 +1,5 @@
-//! A click-stream to try things with: any number of rows, each made from its ordinal alone, so that a result is the same
-//! in every process, with the awkward values that real ones have.
+//! A sample click-stream: any number of rows, each computed from its ordinal alone, so that a result is the same in every
+//! process, with the difficult values of real data.
 
 use std::fmt::Write as _;
 
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn has_what_it_promises() {
+    fn clicks_have_nulls_empty_strings_and_special_characters() {
         let rows = clicks(20_000).range(0, 20_000);
         let nulls = rows.iter().filter(|r| r[1].is_none()).count();
         assert!((100..400).contains(&nulls), "{nulls} NULL countries");

@@ -1,5 +1,5 @@
-//! The HTTP server of the emulator: takes a request apart, applies the scripted fault, and has it served. Written on
-//! hyper itself because a fault may be that no answer comes at all, which a router cannot express.
+//! The HTTP server of the emulator: parses a request, applies the scripted fault, and serves it. It uses hyper directly, since
+//! a router cannot express the fault that no answer comes.
 
 use std::fmt;
 use std::io;
@@ -25,7 +25,7 @@ use super::{athena, s3};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Bytes of an object that are read and sent at once.
+/// The bytes of an object that are read and sent at once.
 const CHUNK: u64 = 256 * 1024;
 
 #[derive(Default)]
@@ -38,7 +38,7 @@ impl Shared {
     }
 }
 
-/// The connection is to be closed without an answer.
+/// The connection is closed without an answer.
 #[derive(Debug)]
 struct Closed;
 
@@ -143,7 +143,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Writes the request to the log, with the fault that it meets, and gives that.
+/// Logs the request with its fault, and returns the fault.
 fn note(shared: &Shared, op: Op, headers: &HeaderMap, json: &Value, name: &str) -> Fault {
     let field = |name: &str| json.get(name).and_then(Value::as_str).map(str::to_owned);
     let mut state = shared.lock();
@@ -177,7 +177,7 @@ async fn get_object(
         text(headers, "if-match").map(str::to_owned),
         text(headers, "range").map(str::to_owned),
     );
-    // A result that nobody asked for yet is written now.
+    // The first request for a result writes it.
     let selected = tokio::task::spawn_blocking(move || {
         s3::select(object, if_match.as_deref(), range.as_deref())
     })
@@ -210,7 +210,7 @@ async fn get_object(
     reply(status, &fields, length, chunks(found.object, read), fault)
 }
 
-/// The bytes of a range, a chunk at a time, read when the connection takes them.
+/// The bytes of a range in chunks, read when the connection accepts them.
 fn chunks(
     object: Object,
     range: Range<u64>,
@@ -249,7 +249,7 @@ fn error(answer: ErrorAnswer, op: Op) -> Response<Body> {
     )
 }
 
-/// An answer of `length` bytes, of which a fault may keep some back.
+/// An answer of `length` bytes, of which a fault may withhold some.
 fn reply(
     status: u16,
     fields: &[(&str, &str)],

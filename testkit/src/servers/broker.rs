@@ -1,6 +1,6 @@
 //! A RabbitMQ node: its script, its management API, and new virtual hosts on it.
 //!
-//! Tests that only need a virtual host run on another broker, of another version say, when `ETL_TEST_OUTSIDE_AMQP_URL`
+//! Tests that only need a virtual host run on another broker, for example of another version, when `ETL_TEST_OUTSIDE_AMQP_URL`
 //! (`amqp://user:password@host:port/%2f`, of an administrator) and `ETL_TEST_OUTSIDE_MANAGEMENT_URL` (`http://host:port`)
 //! name one:
 //!
@@ -8,7 +8,7 @@
 //! docker run -d --rm --network host rabbitmq:4-management
 //! ```
 //!
-//! Tests that kill, stop or reconfigure their broker start one of their own, of the version that is installed here.
+//! Tests that kill, stop or reconfigure their broker start a private one, of the installed version.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use super::unique_name;
 use super::vhost::Vhost;
 use crate::http;
 
-/// A virtual host of its own on the broker outside where there is one, else on the shared broker.
+/// A new virtual host on the outside broker if one is named, else on the shared broker.
 pub async fn vhost() -> Vhost {
     outside_broker().unwrap_or_else(shared_broker).vhost().await
 }
@@ -42,13 +42,13 @@ fn outside_broker() -> Option<Broker> {
     }))
 }
 
-/// A broker for this test alone; starting takes some seconds.
+/// A private broker for this test; its start takes some seconds.
 pub async fn private_broker() -> Broker {
     let instance = Instance::private("rabbitmq").await;
     Broker(Place::Local(Arc::new(instance)))
 }
 
-/// A RabbitMQ node. A private one ends when the last clone, and the last of its virtual hosts, is dropped.
+/// A RabbitMQ node. A private one ends when its last clone and its last virtual host are dropped.
 #[derive(Clone, Debug)]
 pub struct Broker(Place);
 
@@ -83,42 +83,42 @@ impl Broker {
         match &self.0 {
             Place::Local(instance) => instance,
             Place::Outside { url, .. } => {
-                panic!("the broker at {url} is not this test's to command; use private_broker()")
+                panic!("the broker at {url} cannot be controlled by a test; use private_broker()")
             }
         }
     }
 
-    /// The process id of the Erlang VM. Only of a broker that this machine runs.
+    /// The process id of the Erlang VM. Only of a broker on this machine.
     pub fn pid(&self) -> u32 {
         self.instance().pid().as_raw_nonzero().get().unsigned_abs()
     }
 
     /// Kills the node with SIGKILL. Private brokers only.
     ///
-    /// Before that, the names of quorum queues are brought to disk. RabbitMQ 3.10.8 does so half a second after a queue was
-    /// declared, and one that is killed earlier comes back with the queue but without its log and its leader: what was
-    /// confirmed is gone, and the queue stays unusable. That is the broker's own weakness and not what tests are about.
+    /// First flushes the names of quorum queues to disk. RabbitMQ 3.10.8 does so half a second after the declaration. A node that
+    /// is killed earlier restarts with the queue but without its log and leader: confirmed messages are lost and the queue is
+    /// unusable. The tests are not about this weakness of the broker.
     pub async fn kill9(&self) {
         self.rabbitmqctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."])
             .await;
         self.instance().kill9().await;
     }
 
-    /// Stops it in good order, or as well as the script can.
+    /// Stops it cleanly, or as cleanly as the script can.
     pub async fn stop(&self) {
         assert!(
             self.is_private(),
-            "a shared broker is not to be stopped: other tests use it"
+            "a shared broker must not be stopped: other tests use it"
         );
         self.instance().run("stop").await;
     }
 
-    /// Starts it again after [`Self::kill9`] or [`Self::stop`], at the same address with the same data.
+    /// Restarts it after [`Self::kill9`] or [`Self::stop`], at the same address with the same data.
     pub async fn restart(&self) {
         self.instance().run("start").await;
     }
 
-    /// Runs `rabbitmqctl` against this node and gives its output. Panics when it fails.
+    /// Runs `rabbitmqctl` against this node and returns its output. Panics when it fails.
     pub async fn rabbitmqctl(&self, arguments: &[&str]) -> String {
         let program = self.instance().dir().join("rabbitmqctl");
         let output = tokio::process::Command::new(&program)
@@ -135,8 +135,7 @@ impl Broker {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// A new virtual host, in which the broker's own user may do everything. It is deleted when dropped, unless the test
-    /// failed.
+    /// A new virtual host with all permissions for the broker's user. It is deleted when dropped, unless the test failed.
     pub async fn vhost(&self) -> Vhost {
         let name = unique_name("test");
         let vhost = Vhost {
@@ -174,7 +173,7 @@ impl Broker {
     }
 }
 
-/// The management API with the AMQP user's name and password.
+/// Calls the management API with the credentials of the AMQP URL.
 pub(super) async fn call(
     management: &str,
     amqp_url: &str,

@@ -1,4 +1,4 @@
-//! A virtual host of the test broker, with the few things that a test does to queues by hand.
+//! A virtual host of the test broker, and the operations of tests on its queues.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub struct Depth {
     pub unacked: u64,
 }
 
-/// A message that a test took off a queue.
+/// A message that a test read from a queue.
 #[derive(Clone, Debug)]
 pub struct Message {
     pub body: Vec<u8>,
@@ -59,7 +59,7 @@ impl Message {
             .map(lapin::types::ShortString::as_str)
     }
 
-    /// The body as JSON. Panics when it is none.
+    /// The body as JSON. Panics when it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("the body is JSON")
     }
@@ -69,10 +69,10 @@ impl Message {
 #[derive(Debug)]
 pub struct Vhost {
     pub name: String,
-    /// What to give a service as `ETL_AMQP_URL`.
+    /// The `ETL_AMQP_URL` of a service.
     pub amqp_url: String,
     pub broker: Broker,
-    /// Of the helpers, made when the first of them is called.
+    /// The connection of the helpers, opened by the first call.
     pub(super) connection: Mutex<Option<Connection>>,
 }
 
@@ -84,7 +84,7 @@ impl Vhost {
             .expect("the test broker takes a connection")
     }
 
-    /// A new connection, or why the broker does not take one.
+    /// A new connection, or the reason why the broker refuses it.
     ///
     /// # Errors
     /// Those of lapin.
@@ -116,7 +116,7 @@ impl Vhost {
         self.declare_passively(queue).await.is_ok()
     }
 
-    /// Its messages that are ready, and how long it took to tell.
+    /// The number of ready messages, and how long the broker took to answer.
     async fn declare_passively(&self, queue: &str) -> lapin::Result<(u32, Duration)> {
         let channel = self.channel().await;
         let options = QueueDeclareOptions {
@@ -143,7 +143,7 @@ impl Vhost {
                 let found = self.declare_passively(queue).await;
                 let (ready, took) =
                     found.unwrap_or_else(|e| panic!("{queue} of {}: {e}", self.name));
-                // The broker gives a busy queue 250 ms to tell, and says 0 where that was not enough.
+                // The broker waits 250 ms for a busy queue, and answers 0 when that is not enough.
                 (ready > 0 || took < Duration::from_millis(200)).then_some(ready.into())
             },
         )
@@ -239,11 +239,13 @@ impl Vhost {
         while let Some(got) = get(&channel, queue, false).await {
             seen.push(got);
         }
-        // Closing the channel gives them all back, a moment after that was confirmed.
+        // Closing the channel returns them to the queue, a moment after the confirmation.
         channel.close(200, "done".into()).await.ok();
-        wait_until("what was read to be back", PATIENCE, async || {
-            self.ready(queue).await >= seen.len() as u64
-        })
+        wait_until(
+            "the messages to return to the queue",
+            PATIENCE,
+            async || self.ready(queue).await >= seen.len() as u64,
+        )
         .await;
         seen
     }
@@ -273,7 +275,7 @@ impl Vhost {
         while read.len() < count {
             let next = tokio::time::timeout(PATIENCE, consumer.next()).await;
             let Ok(Some(Ok(delivery))) = next else {
-                panic!("stream {stream} gave {} messages, not {count}", read.len());
+                panic!("stream {stream} has {} messages, not {count}", read.len());
             };
             delivery
                 .acker

@@ -1,4 +1,4 @@
-//! The emulator of Athena and S3, spoken to in plain HTTP: what an SDK would send and see.
+//! The emulator of Athena and S3 over plain HTTP: what an SDK sends and receives.
 
 use std::time::Duration;
 
@@ -229,10 +229,10 @@ async fn failed_cancelled_and_stopped_queries_say_why() {
     .await;
     assert_eq!(status, 400);
 
-    cloud.answer("late", Answer::cancelled("by somebody").at_once());
+    cloud.answer("late", Answer::cancelled("by another client").at_once());
     assert_eq!(
         ended(&cloud, "late").await["Status"]["StateChangeReason"],
-        "by somebody"
+        "by another client"
     );
 
     cloud.answer("endless", Answer::running_for_ever());

@@ -1,4 +1,4 @@
-//! The test kit against real servers, and its emulator of AWS through a plain HTTP client.
+//! The test kit with real servers, and its emulator of AWS with a plain HTTP client.
 
 #![expect(
     clippy::unwrap_used,
