@@ -127,7 +127,7 @@ def main() -> None:
     if len(sys.argv) != 3:
         sys.exit("usage: seed.py TEMPLATE FOLDER")
     if "AWS_ENDPOINT_URL" not in os.environ:
-        # Without it boto3 would go to the real AWS, with whatever credentials it finds.
+        # Without it boto3 would go to the real AWS, with any credentials that it finds.
         sys.exit("seed.py: AWS_ENDPOINT_URL is not set; this is for the local emulator only")
     outputs = make_stack(Path(sys.argv[1]))
     prepare_workgroups(outputs["WorkGroup"])

@@ -12,42 +12,43 @@
 //! that write to disk before they say that they did.
 
 mod contest;
+mod environment;
 mod growth;
 mod meter;
 mod plot;
 mod report;
 mod settings;
 mod stages;
-mod world;
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use environment::Environment;
 use settings::Settings;
-use world::World;
 
 #[tokio::main]
 async fn main() {
     let settings = Settings::read();
-    let mut world = World::start().await;
-    let mut result = json!({ "machine": world.machine().await, "settings": settings.shown() });
+    let mut environment = Environment::start().await;
+    let mut result =
+        json!({ "machine": environment.machine().await, "settings": settings.shown() });
     for part in &settings.parts {
         say(&format!("{part} ..."));
         result[part.as_str()] = match part.as_str() {
-            "contest" => contest::run(&mut world, &settings).await,
-            "small" => growth::small(&mut world, &settings).await,
-            "replicas" => growth::replicas(&mut world, &settings).await,
-            "rules" => growth::rules(&mut world, &settings).await,
-            "stages" => stages::run(&mut world, &settings).await,
-            "growth" => growth::run(&mut world, &settings).await,
+            "contest" => contest::run(&mut environment, &settings).await,
+            "small" => growth::small(&mut environment, &settings).await,
+            "replicas" => growth::replicas(&mut environment, &settings).await,
+            "rules" => growth::rules(&mut environment, &settings).await,
+            "stages" => stages::run(&mut environment, &settings).await,
+            "growth" => growth::run(&mut environment, &settings).await,
             other => panic!("BENCH_PARTS: there is no part {other:?}"),
         };
         // After each part, so that an interrupted benchmark keeps the parts it has done.
         write(&settings.dir, &result);
     }
     show(&report::text(&result));
-    world.end().await;
+    environment.end().await;
 }
 
 /// Writes what there is so far: `result.json`, `report.md` and `plot.svg`.

@@ -1,5 +1,5 @@
-//! The plot: for each size a bar a way, as long as its median of ratios to the one line, with a dot for each round; below,
-//! microseconds a row over the number of rows.
+//! The plot: for each size one bar per method, as long as its median ratio to `curl | psql`, with a dot for each round. Below:
+//! microseconds per row over the number of rows.
 
 use std::error::Error;
 
@@ -108,7 +108,7 @@ fn draw_growth(area: &Area<'_>, growth: &[Value]) -> Drawn {
     let highest = points.iter().map(|(_, micros)| *micros).fold(0.1, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(
-            "microseconds a row, by the number of rows",
+            "microseconds per row, by the number of rows",
             ("sans-serif", 15),
         )
         .margin_right(20)

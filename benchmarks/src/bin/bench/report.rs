@@ -60,7 +60,7 @@ fn write_contest(text: &mut String, contest: &Value) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "| way | seconds (median) | ratio (median) | ratios | CPU seconds | MB in and out of the broker |\n|---|---|---|---|---|---|"
+        "| method | seconds (median) | ratio (median) | ratios | CPU seconds | MB in and out of the broker |\n|---|---|---|---|---|---|"
     )?;
     for way in list(&contest["ways"]) {
         let ratios: Vec<String> = list(&way["ratios"]).iter().map(Value::to_string).collect();

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use testkit::cloud::{Answer, ResultSet, Row, sample};
 use testkit::line::Line;
 
-/// What a run does to its target, and the way on which its result is read.
+/// The load mode of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Append,
