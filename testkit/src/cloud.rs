@@ -8,6 +8,7 @@ mod answer;
 mod athena;
 mod csv;
 mod fault;
+mod pages;
 mod result;
 mod s3;
 pub mod sample;

@@ -7,9 +7,9 @@ mod postgres;
 mod script;
 mod vhost;
 
-pub use broker::{Broker, private_broker, shared_broker, vhost};
+pub use broker::{Broker, private_broker, shared_broker};
 pub use postgres::{Database, Postgres, database, private_postgres, shared_postgres};
-pub use vhost::{Depth, Message, Vhost};
+pub use vhost::{Depth, Message, Vhost, vhost};
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;

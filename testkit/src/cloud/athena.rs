@@ -1,24 +1,17 @@
 //! Athena's part of the emulator: the operations that the extractor uses, with the rules of the API that matter to it
 //! (Amazon Athena API Reference): idempotent tokens, workgroup settings, states, pages whose first row is the header.
 
-mod pages;
-
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
 use super::answer::{Answer, End, QueryState};
-use super::fault::{ErrorAnswer, Op, athena_error};
+use super::fault::{Answered, ErrorAnswer, Op, invalid, not_found};
+use super::pages;
 use super::state::{Execution, State, Workgroup};
-
-type Answered = Result<Value, ErrorAnswer>;
 
 /// The longest query string, in bytes.
 const LONGEST_SQL: usize = 262_144;
-
-fn invalid(message: impl AsRef<str>) -> ErrorAnswer {
-    athena_error(400, "InvalidRequestException", message.as_ref())
-}
 
 fn text<'a>(request: &'a Value, name: &str) -> Option<&'a str> {
     request.get(name).and_then(Value::as_str)
@@ -165,10 +158,6 @@ fn get(state: &mut State, request: &Value) -> Answered {
     let id = text(request, "QueryExecutionId").unwrap_or_default();
     let execution = state.poll(id).ok_or_else(|| not_found(id))?;
     Ok(json!({ "QueryExecution": describe(execution) }))
-}
-
-fn not_found(id: &str) -> ErrorAnswer {
-    invalid(format!("QueryExecution {id} was not found"))
 }
 
 fn batch_get(state: &mut State, request: &Value) -> Value {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::{Value, json};
 
 /// An operation of the emulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,6 +93,9 @@ pub(crate) struct ErrorAnswer {
     pub(crate) status: u16,
     pub(crate) body: Bytes,
 }
+
+/// The answer to an Athena request.
+pub(crate) type Answered = Result<Value, ErrorAnswer>;
 
 /// Status, code and message of an error.
 type Parts = (u16, &'static str, &'static str);
@@ -203,18 +207,28 @@ impl Fault {
 pub(crate) fn athena_error(status: u16, code: &str, message: &str) -> ErrorAnswer {
     let body = match code {
         "TooManyRequestsException" => {
-            serde_json::json!({ "__type": code, "Message": message, "Reason": "CONCURRENT_QUERY_LIMIT_EXCEEDED" })
+            json!({ "__type": code, "Message": message, "Reason": "CONCURRENT_QUERY_LIMIT_EXCEEDED" })
         }
         "InvalidRequestException" => {
-            serde_json::json!({ "__type": code, "Message": message, "AthenaErrorCode": "INVALID_INPUT" })
+            json!({ "__type": code, "Message": message, "AthenaErrorCode": "INVALID_INPUT" })
         }
-        "InternalServerException" => serde_json::json!({ "__type": code, "Message": message }),
-        _ => serde_json::json!({ "__type": code, "message": message }),
+        "InternalServerException" => json!({ "__type": code, "Message": message }),
+        _ => json!({ "__type": code, "message": message }),
     };
     ErrorAnswer {
         status,
         body: body.to_string().into(),
     }
+}
+
+/// An `InvalidRequestException`.
+pub(crate) fn invalid(message: impl AsRef<str>) -> ErrorAnswer {
+    athena_error(400, "InvalidRequestException", message.as_ref())
+}
+
+/// The error for an unknown query execution.
+pub(crate) fn not_found(id: &str) -> ErrorAnswer {
+    invalid(format!("QueryExecution {id} was not found"))
 }
 
 pub(crate) fn s3_error(status: u16, code: &str, message: &str) -> ErrorAnswer {

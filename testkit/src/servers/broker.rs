@@ -17,14 +17,7 @@ use hyper::{Method, StatusCode};
 use serde_json::Value;
 
 use super::script::{Instance, variable_of};
-use super::unique_name;
-use super::vhost::Vhost;
 use crate::http;
-
-/// A new virtual host on the outside broker if one is named, else on the shared broker.
-pub async fn vhost() -> Vhost {
-    outside_broker().unwrap_or_else(shared_broker).vhost().await
-}
 
 /// The broker that `deploy/local/with-servers` started.
 pub fn shared_broker() -> Broker {
@@ -32,7 +25,7 @@ pub fn shared_broker() -> Broker {
     Broker(Place::Local(Arc::new(instance)))
 }
 
-fn outside_broker() -> Option<Broker> {
+pub(super) fn outside_broker() -> Option<Broker> {
     let url = variable_of("ETL_TEST_OUTSIDE_AMQP_URL")?;
     let management = variable_of("ETL_TEST_OUTSIDE_MANAGEMENT_URL");
     Some(Broker(Place::Outside {
@@ -135,38 +128,6 @@ impl Broker {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// A new virtual host with all permissions for the broker's user. It is deleted when dropped, unless the test failed.
-    pub async fn vhost(&self) -> Vhost {
-        let name = unique_name("test");
-        let vhost = Vhost {
-            amqp_url: with_vhost(&self.url(), &name),
-            broker: self.clone(),
-            connection: tokio::sync::Mutex::new(None),
-            name,
-        };
-        let created = self
-            .call(Method::PUT, &format!("vhosts/{}", vhost.name), Value::Null)
-            .await;
-        assert!(
-            created.0.is_success(),
-            "the broker did not create a virtual host: {created:?}"
-        );
-        let all = serde_json::json!({ "configure": ".*", "write": ".*", "read": ".*" });
-        let user = user_of(&self.url());
-        let granted = self
-            .call(
-                Method::PUT,
-                &format!("permissions/{}/{user}", vhost.name),
-                all,
-            )
-            .await;
-        assert!(
-            granted.0.is_success(),
-            "the broker did not grant {user} the new virtual host: {granted:?}"
-        );
-        vhost
-    }
-
     /// Calls the management API at `/api/PATH`.
     pub async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
         call(&self.management(), &self.url(), method, path, body).await
@@ -201,17 +162,4 @@ pub(super) async fn call(
         answer.status(),
         serde_json::from_slice(answer.body()).unwrap_or(Value::Null),
     )
-}
-
-fn user_of(amqp_url: &str) -> String {
-    url::Url::parse(amqp_url)
-        .map(|url| url.username().to_owned())
-        .expect("the broker's url file holds a URL")
-}
-
-/// The same URL with another virtual host.
-fn with_vhost(amqp_url: &str, vhost: &str) -> String {
-    let mut url = url::Url::parse(amqp_url).expect("the broker's url file holds a URL");
-    url.set_path(vhost);
-    url.into()
 }

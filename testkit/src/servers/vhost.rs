@@ -13,11 +13,16 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use super::block_on_elsewhere;
-use super::broker::{Broker, call};
+use super::broker::{Broker, call, outside_broker, shared_broker};
+use super::{block_on_elsewhere, unique_name};
 use crate::{PATIENCE, wait_for, wait_until};
 
-/// How full a queue is.
+/// A new virtual host on the outside broker if one is named, else on the shared broker.
+pub async fn vhost() -> Vhost {
+    outside_broker().unwrap_or_else(shared_broker).vhost().await
+}
+
+/// The number of messages in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Depth {
     pub ready: u64,
@@ -73,7 +78,54 @@ pub struct Vhost {
     pub amqp_url: String,
     pub broker: Broker,
     /// The connection of the helpers, opened by the first call.
-    pub(super) connection: Mutex<Option<Connection>>,
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Broker {
+    /// A new virtual host with all permissions for the broker's user. It is deleted when dropped, unless the test failed.
+    pub async fn vhost(&self) -> Vhost {
+        let name = unique_name("test");
+        let vhost = Vhost {
+            amqp_url: with_vhost(&self.url(), &name),
+            broker: self.clone(),
+            connection: Mutex::new(None),
+            name,
+        };
+        let created = self
+            .call(Method::PUT, &format!("vhosts/{}", vhost.name), Value::Null)
+            .await;
+        assert!(
+            created.0.is_success(),
+            "the broker did not create a virtual host: {created:?}"
+        );
+        let all = serde_json::json!({ "configure": ".*", "write": ".*", "read": ".*" });
+        let user = user_of(&self.url());
+        let granted = self
+            .call(
+                Method::PUT,
+                &format!("permissions/{}/{user}", vhost.name),
+                all,
+            )
+            .await;
+        assert!(
+            granted.0.is_success(),
+            "the broker did not grant {user} the new virtual host: {granted:?}"
+        );
+        vhost
+    }
+}
+
+fn user_of(amqp_url: &str) -> String {
+    url::Url::parse(amqp_url)
+        .map(|url| url.username().to_owned())
+        .expect("the broker's url file holds a URL")
+}
+
+/// The same URL with another virtual host.
+fn with_vhost(amqp_url: &str, vhost: &str) -> String {
+    let mut url = url::Url::parse(amqp_url).expect("the broker's url file holds a URL");
+    url.set_path(vhost);
+    url.into()
 }
 
 impl Vhost {
