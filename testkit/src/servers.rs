@@ -3,13 +3,15 @@
 //! kill it.
 
 mod broker;
+mod message;
 mod postgres;
 mod script;
 mod vhost;
 
 pub use broker::{Broker, private_broker, shared_broker};
+pub use message::Message;
 pub use postgres::{Database, Postgres, database, private_postgres, shared_postgres};
-pub use vhost::{Depth, Message, Vhost, vhost};
+pub use vhost::{Depth, Vhost, vhost};
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;

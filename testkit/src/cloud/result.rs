@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn precision_and_scale_are_athenas() {
+    fn columns_have_athenas_precision_and_scale() {
         let decimal = Column::new("d", "decimal(10,2)");
         assert_eq!(
             (decimal.type_name.as_str(), decimal.precision, decimal.scale),
@@ -337,12 +337,12 @@ mod tests {
     }
 
     #[test]
-    fn a_result_without_rows_is_its_header() {
+    fn result_without_rows_is_its_header() {
         assert_eq!(numbers(0).csv(), b"\"n\",\"text\"\n");
     }
 
     #[test]
-    fn the_csv_has_every_row_and_any_range_of_it_can_be_read() {
+    fn csv_has_every_row_and_is_read_in_ranges() {
         let result = numbers(2_501);
         let all = result.csv();
         let spool = result.spool();
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_gives_the_same_rows_as_what_it_was_written_from() {
+    fn result_from_a_file_has_the_rows_of_its_source() {
         let generated = numbers(2_001);
         let mut path = tempfile::NamedTempFile::new().unwrap();
         path.write_all(&generated.csv()).unwrap();
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn another_content_has_another_etag() {
+    fn different_content_has_a_different_etag() {
         assert_ne!(numbers(3).spool().etag, numbers(4).spool().etag);
     }
 }

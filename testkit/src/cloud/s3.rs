@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_cut_to_the_object() {
+    fn ranges_are_limited_to_the_object() {
         assert_eq!(range("bytes=0-9"), Some(0..10));
         assert_eq!(range("bytes=90-"), Some(90..100));
         assert_eq!(range("bytes=90-5000"), Some(90..100));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_behind_the_end_is_refused() {
+    fn range_behind_the_end_is_refused() {
         assert_eq!(
             parse_range("bytes=100-", 100).err().map(|e| e.status),
             Some(416)

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_depends_on_its_ordinal_alone() {
+    fn row_depends_on_its_ordinal_alone() {
         assert_eq!(clicks(10).row(7), clicks(1_000_000_000).row(7));
     }
 }

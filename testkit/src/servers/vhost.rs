@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use super::broker::{Broker, call, outside_broker, shared_broker};
+use super::message::Message;
 use super::{block_on_elsewhere, unique_name};
 use crate::{PATIENCE, wait_for, wait_until};
 
@@ -27,47 +28,6 @@ pub async fn vhost() -> Vhost {
 pub struct Depth {
     pub ready: u64,
     pub unacked: u64,
-}
-
-/// A message that a test read from a queue.
-#[derive(Clone, Debug)]
-pub struct Message {
-    pub body: Vec<u8>,
-    pub properties: BasicProperties,
-    pub routing_key: String,
-    pub redelivered: bool,
-}
-
-impl Message {
-    /// The header as text, whatever number or string it is.
-    pub fn header(&self, name: &str) -> Option<String> {
-        let value = self.properties.headers().as_ref()?.inner().get(name)?;
-        Some(match value {
-            AMQPValue::LongString(text) => text.to_string(),
-            AMQPValue::ShortString(text) => text.to_string(),
-            AMQPValue::Boolean(value) => value.to_string(),
-            AMQPValue::ShortShortInt(n) => n.to_string(),
-            AMQPValue::ShortShortUInt(n) => n.to_string(),
-            AMQPValue::ShortInt(n) => n.to_string(),
-            AMQPValue::ShortUInt(n) => n.to_string(),
-            AMQPValue::LongInt(n) => n.to_string(),
-            AMQPValue::LongUInt(n) => n.to_string(),
-            AMQPValue::LongLongInt(n) => n.to_string(),
-            other => format!("{other:?}"),
-        })
-    }
-
-    pub fn message_id(&self) -> Option<&str> {
-        self.properties
-            .message_id()
-            .as_ref()
-            .map(lapin::types::ShortString::as_str)
-    }
-
-    /// The body as JSON. Panics when it is not JSON.
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).expect("the body is JSON")
-    }
 }
 
 /// A virtual host, which is deleted when dropped, unless the test failed.
@@ -334,7 +294,7 @@ impl Vhost {
                 .ack(BasicAckOptions::default())
                 .await
                 .expect("a delivery can be acked");
-            read.push(message(delivery));
+            read.push(delivery.into());
         }
         channel.close(200, "done".into()).await.ok();
         read
@@ -381,16 +341,7 @@ async fn get(channel: &Channel, queue: &str, no_ack: bool) -> Option<Message> {
         .basic_get(queue.into(), BasicGetOptions { no_ack })
         .await;
     got.unwrap_or_else(|e| panic!("reading {queue}: {e}"))
-        .map(|got| message(got.delivery))
-}
-
-fn message(delivery: lapin::message::Delivery) -> Message {
-    Message {
-        body: delivery.data,
-        properties: delivery.properties,
-        routing_key: delivery.routing_key.to_string(),
-        redelivered: delivery.redelivered,
-    }
+        .map(|got| got.delivery.into())
 }
 
 impl Drop for Vhost {

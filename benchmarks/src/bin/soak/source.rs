@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_written_as_postgres_shows_it() {
+    fn canonical_row_equals_postgres_text() {
         let row = [
             "2018-04-02",
             "",
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_sum_tells_versions_and_rows_apart_and_not_their_order() {
+    async fn sum_depends_on_version_and_rows_and_not_on_order() {
         let sum = expected(100, 1).await;
         assert_ne!(sum, expected(99, 1).await);
         assert_ne!(sum.hash, expected(100, 2).await.hash);
