@@ -1,5 +1,5 @@
-# The commands of this project. Everything they install, start and write is below .local/ (LOCAL_DIR moves it), except
-# packages, which they install by apt when they are missing.
+# The commands of this project. They install, start and write everything below .local/ (LOCAL_DIR moves it), except missing
+# packages, which they install by apt.
 
 .PHONY: help demo stop clean-local test check test-notebook test-compose soak bench
 
@@ -7,11 +7,11 @@ help:
 	@echo 'make demo         the whole pipeline on this machine, on sample data, without an AWS account'
 	@echo 'make stop         ends what the demo started; the data stays'
 	@echo 'make clean-local  ends it and deletes its data'
-	@echo 'make test         formatting, lints, documentation, the demo, and all tests'
-	@echo 'make test-notebook  executes docs/confirm_load.ipynb on what the demo loaded'
+	@echo 'make test         formatting, lints, deployment files, the demo, the commands of the documentation, and all tests'
+	@echo 'make test-notebook  executes docs/confirm_load.ipynb in the demo'
 	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
-	@echo 'make soak         the line under kill -9 for SOAK_MINUTES (10), then hostile input for ten more'
-	@echo 'make bench        what the way through the queues costs, against curl | psql (some 15 minutes)'
+	@echo 'make soak         the pipeline under kill -9 for SOAK_MINUTES (10), then hostile input for ten more'
+	@echo 'make bench        the cost of the pipeline, compared with curl | psql (some 15 minutes)'
 
 demo:
 	@deploy/local/demo
@@ -27,7 +27,7 @@ check:
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
 
-# The tests come last, so that the run ends with cargo's summary of them.
+# The tests come last, so that the output ends with cargo's summary.
 test:
 	@deploy/local/setup
 	$(MAKE) check
@@ -39,16 +39,16 @@ test:
 test-notebook: demo
 	@deploy/local/test-notebook
 
-# Apart from test, since it needs a Docker engine, and to compile everything once more for the images.
+# Not a part of test, since it needs Docker, and compiles everything once more for the images.
 test-compose:
 	@deploy/compose/test
 
-# The report is .local/soak/report.md; testkit/src/bin/soak says what it does.
+# The report is .local/soak/report.md; benchmarks/src/bin/soak/main.rs describes it.
 soak:
 	@deploy/local/setup
 	deploy/local/soak
 
-# The report is .local/bench/report.md; testkit/src/bin/bench says what it measures, docs/benchmarks.md what came out.
+# The report is .local/bench/report.md; benchmarks/src/bin/bench/main.rs describes it, docs/benchmarks.md has results.
 bench:
 	@deploy/local/setup
 	deploy/local/bench

@@ -1,4 +1,4 @@
--- Every click of the days asked for, as it is: what is wrong with a row is for the job's rules to say.
+-- Every click of the days, as it is: the job's rules check the rows.
 SELECT
     event_id,
     event_time,

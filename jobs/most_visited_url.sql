@@ -1,4 +1,4 @@
--- Every URL with the highest number of visits of its country and day. Two URLs with the same number both count.
+-- Every URL with the highest number of visits of its country and day, ties included.
 WITH visits AS (
     SELECT
         server_request_country_code AS country_code,
@@ -6,8 +6,8 @@ WITH visits AS (
         event_url,
         count(*) AS total_visited
     FROM vod_clickstream
-    -- dt is text that sorts like the day it names. Comparing it as text lets Athena skip, and not charge for, the parts
-    -- of the Parquet files whose days are out of range.
+    -- dt is text that sorts as its day. A comparison as text lets Athena skip, and not charge for, the parts of the Parquet
+    -- files whose days are out of range.
     WHERE dt BETWEEN CAST(:from AS varchar) AND CAST(:to AS varchar)
         -- Not countries: unknown, anonymous proxy, satellite. NULL is unknown, too, and NOT IN leaves it out.
         AND server_request_country_code NOT IN ('', 'A1', 'A2')

@@ -17,12 +17,12 @@ from botocore import xform_name
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# The policies by the headings that docs/aws.md has for them.
-POLICIES = {"ExtractorPolicy": "The extractor", "SeedPolicy": "Whoever uploads data", "CrawlerRole": "The crawler"}
+# The policies, and their headings in docs/aws.md.
+POLICIES = {"ExtractorPolicy": "The extractor", "SeedPolicy": "Uploads of data", "CrawlerRole": "The crawler"}
 
 
 class Template(yaml.SafeLoader):
-    """CloudFormation's YAML; of its functions, only that they are there."""
+    """CloudFormation's YAML, with its functions as plain text."""
 
 
 Template.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
@@ -86,7 +86,7 @@ def main() -> None:
         problems += compare(heading, "in the template", allowed[name], "in docs/aws.md", listed(heading))
     for action in set().union(*allowed.values()):
         if "*" in action:
-            problems.append(f"{action} is more than anybody needs")
+            problems.append(f"{action} is more than the pipeline needs")
     if problems:
         sys.exit("aws/check.py:\n  " + "\n  ".join(problems))
     print(

@@ -1,10 +1,10 @@
-# The stand-in of AWS in a container: MiniStack with the stack of deploy/aws/template.yaml and the sample data. For trying
-# the pipeline out; deploy/local/cloud says where it differs from the real thing. Its context is the folder deploy/.
+# The emulator of AWS in a container: MiniStack with the stack of deploy/aws/template.yaml and the sample data. For
+# experiments; deploy/local/cloud lists its differences from AWS. Its context is the folder deploy/.
 FROM python:3.13-slim
 WORKDIR /cloud
 COPY local/requirements.txt .
 RUN pip install --no-cache-dir --no-deps --only-binary :all: -r requirements.txt
-# The sample is the same on each machine, so it is made once, here.
+# The sample is the same on each machine, so the image has it.
 COPY local/sample/generate.py sample/
 RUN python sample/generate.py /cloud/data
 COPY local/sample/ sample/

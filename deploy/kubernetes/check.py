@@ -5,7 +5,7 @@
 Each object against the schemas of two versions of Kubernetes, strictly: a field that is not known is an error. KEDA's
 against what its scaler of RabbitMQ reads. Then that the names agree with the program: every setting is one that this
 program reads, every port is served, every probe is answered, every queue is there, every reference leads somewhere. Last,
-the CronJob's script is run, to see what it would ask for.
+and it runs the CronJob's script to check which run it requests.
 
 It follows kustomize only as far as these files go. Where kubectl is installed, what it makes of the example is checked, too.
 """
@@ -24,9 +24,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # The oldest with everything that is used here (a CronJob's time zone, the label with a Job's name), and the newest known.
 VERSIONS = ["1.28", "1.37"]
-# Given from outside, as base/kustomization.yaml says.
+# Provided by the user, as base/kustomization.yaml says.
 SECRETS = {"etl-rabbitmq": {"url"}, "etl-postgres": {"url"}}
-# No settings of ours: the AWS SDK's, and the one of the script in daily.yaml.
+# Not settings of this project: the AWS SDK's, and that of the script in daily.yaml.
 FOREIGN = {"AWS_REGION", "JOB_NAME"}
 # KEDA's scaler for RabbitMQ with protocol amqp ("RabbitMQ Queue" in its documentation).
 TRIGGER = {"protocol", "queueName", "mode", "value"}
@@ -96,10 +96,10 @@ def check_pod(where: str, template: dict, accounts: set[str], maps: dict[str, se
     if pod.get("serviceAccountName") not in accounts:
         complain(where, f"there is no service account {pod.get('serviceAccountName')!r}")
     if pod.get("automountServiceAccountToken") is not False:
-        complain(where, "it gets a token of Kubernetes, which it does not need")
+        complain(where, "it has a Kubernetes token, which it does not need")
     for volume in pod.get("volumes", []):
         if (name := volume.get("configMap", {}).get("name")) not in maps:
-            complain(where, f"the volume {volume['name']} is of no ConfigMap that is made here: {name}")
+            complain(where, f"the volume {volume['name']} refers to a ConfigMap that does not exist: {name}")
     for container in pod["containers"]:
         check_container(where, pod, template.get("metadata", {}), container, maps)
 
@@ -133,7 +133,7 @@ def check_container(where: str, pod: dict, metadata: dict, container: dict, maps
 
 
 def check_variables(where: str, program: str, container: dict, maps: dict[str, set[str]]) -> dict[str, str | None]:
-    """Every variable is a setting of the program, and every reference leads somewhere. Gives the values known here."""
+    """Every variable is a setting of the program, and every reference leads somewhere. Returns the values known here."""
     variables: dict[str, str | None] = {}
     for source in container.get("envFrom", []):
         name = source["configMapRef"]["name"]
@@ -149,7 +149,7 @@ def check_variables(where: str, program: str, container: dict, maps: dict[str, s
                 complain(where, f"{variable['name']} is of a Secret that base/kustomization.yaml does not name: {secret}")
         if reference := source.get("configMapKeyRef"):
             if reference["key"] not in maps.get(reference["name"], set()):
-                complain(where, f"{variable['name']} is of a ConfigMap that is not made: {reference}")
+                complain(where, f"{variable['name']} refers to a ConfigMap that does not exist: {reference}")
     for name in sorted(set(variables) - settings_of(program) - FOREIGN):
         complain(where, f"{program} does not read {name}, by the README and common/src/settings.rs")
     if "AWS_REGION" in variables and "AWS_REGION" not in read("extractor/src/aws.rs"):
@@ -166,7 +166,7 @@ def literals() -> dict[str, list[str]]:
 
 
 def check_ports(where: str, container: dict, metadata: dict, address: str) -> None:
-    """The port is where the service serves, and the probes ask what it answers, by that name."""
+    """The port is that of the service, and the probes use it by name with the paths that it serves."""
     ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
     if list(ports.values()) != [int(address.rpartition(":")[2] or 0)]:
         complain(where, f"its ports are {ports}, but ETL_HTTP_ADDR is {address!r}")
@@ -174,11 +174,11 @@ def check_ports(where: str, container: dict, metadata: dict, address: str) -> No
     for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
         asked = container.get(probe, {}).get("httpGet", {})
         if asked.get("port") not in ports or asked.get("path") != path or path not in served:
-            complain(where, f"its {probe} asks {asked}; {path} on the port http is what it should")
+            complain(where, f"its {probe} requests {asked} instead of {path} on the port http")
     annotations = metadata.get("annotations", {})
     scraped = [annotations.get(f"prometheus.io/{key}") for key in ("port", "path")]
     if scraped != [str(ports.get("http")), "/metrics"] or "/metrics" not in served:
-        complain(where, f"Prometheus is told {scraped}")
+        complain(where, f"Prometheus would scrape {scraped}")
 
 
 def check_keda(where: str, found: dict, deployments: set[str], authentications: set[str]) -> None:
@@ -187,14 +187,14 @@ def check_keda(where: str, found: dict, deployments: set[str], authentications: 
     if unknown := set(spec) - allowed:
         complain(where, f"unknown to this check: {', '.join(sorted(unknown))}")
     if spec["scaleTargetRef"] != {"name": found["metadata"]["name"]} or spec["scaleTargetRef"]["name"] not in deployments:
-        complain(where, f"it scales {spec['scaleTargetRef']}, which is no Deployment of its name")
+        complain(where, f"it scales {spec['scaleTargetRef']}, which is not the Deployment of its name")
     if not 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]:
-        complain(where, "its numbers of replicas")
+        complain(where, "its minimum or maximum number of replicas is wrong")
     queues = set(re.findall(r'=> "(etl\.\w+)"', read("common/src/queue/topology.rs")))
     for trigger in spec["triggers"]:
         metadata = trigger["metadata"]
         if trigger["type"] != "rabbitmq" or set(metadata) != TRIGGER:
-            complain(where, f"a trigger that is not read as it is meant: {trigger}")
+            complain(where, f"the trigger has unknown or missing fields: {trigger}")
         elif metadata["queueName"] not in queues:
             complain(where, f"there is no queue {metadata['queueName']}, only {', '.join(sorted(queues))}")
         elif (metadata["protocol"], metadata["mode"]) != ("amqp", "QueueLength") or not float(metadata["value"]) > 0:
@@ -233,10 +233,10 @@ def check_jobs(maps: dict[str, set[str]]) -> None:
 
 
 def check_daily(objects: list[dict]) -> None:
-    """Runs the CronJob's script with an etl that only says how it was called."""
+    """Runs the CronJob's script with a fake etl that prints its arguments."""
     pod = next(pod_of(found) for found in objects if found["kind"] == "CronJob")["spec"]
     container = pod["containers"][0]
-    # 2026-11-24T03:00Z, so that the day asked for is the 23rd, however late the pod starts.
+    # 2026-11-24T03:00Z: the requested day is the 23rd, however late the pod starts.
     minutes = 1795489200 // 60
     with tempfile.TemporaryDirectory() as folder:
         fake = Path(folder) / "etl"
@@ -252,7 +252,7 @@ def check_daily(objects: list[dict]) -> None:
             wanted = ["run", "most_visited_url", "--set", f"from={day}", "--set", f"to={day}"]
             wanted += ["--run-id", f"most_visited_url-{day}", "--follow"]
             if ran.returncode or asked != wanted or not re.fullmatch(r"20[0-9-]{8}", day):
-                complain("CronJob etl-daily", f"as {job} it asks {asked} {ran.stderr}")
+                complain("CronJob etl-daily", f"as {job} it requests {asked} {ran.stderr}")
 
 
 def main() -> None:
@@ -268,7 +268,7 @@ def main() -> None:
         else:
             made = list(yaml.safe_load_all(ran.stdout))
             made_maps = {f["metadata"]["name"]: set(f["data"]) for f in made if f["kind"] == "ConfigMap"}
-            # Of the values that its ConfigMaps have, only the names are looked at again.
+            # Of its ConfigMaps, only the names are checked again.
             check_objects(made, made_maps, "rendered")
             rendered = len(made)
     if problems:

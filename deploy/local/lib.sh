@@ -4,7 +4,7 @@
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 root=$(cd -- "$here/../.." && pwd -P)
 
-# A sentence for a person, on standard error.
+# Prints a sentence on standard error.
 say() { printf '%s\n' "$*" >&2; }
 die() {
   say "${0##*/}: $*"
@@ -14,10 +14,18 @@ die() {
 # The folder as an absolute path, made when missing.
 folder() { mkdir -p -- "$1" && (cd -- "$1" && pwd -P); }
 
-# Where everything is that the demo installs, starts and writes; LOCAL_DIR in the environment moves it.
+# Where the demo installs, starts and writes everything; LOCAL_DIR in the environment moves it.
 local_dir=$(realpath -m -- "${LOCAL_DIR:-$root/.local}")
 
-# A port of 127.0.0.1 that nobody listens on, outside of the range that the kernel hands to clients.
+# service_address NAME: the address of a service's /readyz and /metrics, chosen once and kept.
+service_address() {
+  local file
+  file=$(folder "$local_dir/services")/$1.http
+  [[ -s $file ]] || echo "127.0.0.1:$(free_port)" >"$file"
+  cat -- "$file"
+}
+
+# A port of 127.0.0.1 that no process listens on, outside of the range that the kernel assigns to clients.
 free_port() {
   local port
   while :; do
@@ -29,7 +37,7 @@ free_port() {
 
 listens() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Is this process alive? A zombie is not: in a container nobody may be there to reap it.
+# Is this process alive? A zombie is not: a container may have no process that reaps it.
 alive() {
   local stat
   stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
@@ -38,7 +46,7 @@ alive() {
 }
 
 # alive_as PID NAME VARIABLE=VALUE: alive, the program is NAME, and it was started with that in its environment. A pid
-# file outlives a reboot, and the number is somebody else's then, so nothing is ever signalled by number alone.
+# file outlives a reboot, after which another process may have the number. So no script signals by number alone.
 alive_as() {
   alive "$1" && [[ $(cat "/proc/$1/comm" 2>/dev/null) == "$2" ]] && grep -qzxF -- "$3" "/proc/$1/environ" 2>/dev/null
 }
@@ -55,7 +63,7 @@ await() {
 
 gone() { ! alive "$1"; }
 
-# end_process PID SIGNAL SECONDS: ask with SIGNAL, insist with KILL after SECONDS, return when it is gone.
+# end_process PID SIGNAL SECONDS: sends SIGNAL, and KILL after SECONDS; returns when the process is gone.
 end_process() {
   kill "-$2" "$1" 2>/dev/null || true
   await "$3" gone "$1" || { kill -KILL "$1" 2>/dev/null || true; await 10 gone "$1"; }

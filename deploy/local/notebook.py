@@ -1,7 +1,7 @@
 """Executes docs/confirm_load.ipynb and compares it with the outputs that are committed in it.
 
-    python notebook.py NOTEBOOK           fails when a cell fails, or shows something else than it should
-    python notebook.py NOTEBOOK --write   puts the new outputs into the file
+    python notebook.py NOTEBOOK           fails when a cell fails, or shows another output
+    python notebook.py NOTEBOOK --write   writes the new outputs to the file
 
 The database is the one that ETL_DATABASE_URL names. Cells with the tag `same` must show the same text each time; the others
 the same kinds of output, since a run's number differs.
@@ -31,7 +31,7 @@ def shown(cell: nbformat.NotebookNode) -> list[tuple[str, str]]:
 
 
 def execute(notebook: nbformat.NotebookNode) -> None:
-    # A socket in a folder of its own, rather than a port that anybody on this machine could connect to.
+    # A socket in a private folder instead of a port that every user of this machine could connect to.
     settings = Config({"ConnectionFileMixin": {"transport": "ipc"}})
     NotebookClient(notebook, kernel_name="python3", timeout=120, record_timing=False, config=settings).execute()
 
@@ -44,11 +44,11 @@ def main() -> None:
     cells = [cell for cell in committed.cells if cell.cell_type == "code"]
     before = [shown(cell) for cell in cells]
     with tempfile.TemporaryDirectory() as home:
-        # Nothing of the user's own configuration, and nothing left in it.
+        # Neither reads nor changes the user's configuration.
         for name in ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "MPLCONFIGDIR"):
             os.environ[name] = home
         os.environ["PLOOMBER_STATS_ENABLED"] = "false"
-        # Else a slow machine says in the first cell's output that it looks for the fonts.
+        # Otherwise the first cell on a slow machine prints that it searches for fonts.
         subprocess.run([sys.executable, "-c", "import matplotlib.pyplot"], check=True, stdout=subprocess.DEVNULL)
         try:
             execute(notebook)
@@ -64,7 +64,7 @@ def main() -> None:
     kinds = [kind for outputs in after for kind, _ in outputs]
     if kinds.count("image") < 2 or kinds.count("table") < 2:
         sys.exit(f"notebook.py: {path.name} shows too little: {kinds}")
-    print(f"notebook.py: {path.name} shows what it should: {len(kinds)} outputs of {len(cells)} cells, {kinds.count('image')} plots")
+    print(f"notebook.py: {path.name} shows the committed output: {len(kinds)} outputs of {len(cells)} cells, {kinds.count('image')} plots")
 
 
 if __name__ == "__main__":

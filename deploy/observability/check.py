@@ -2,9 +2,9 @@
 
     python check.py PROMTOOL
 
-Every metric that they name is one of docs/metrics.md, with the labels that it is asked for. The dashboard is one that
+Every metric that they name is in docs/metrics.md, with the labels that they use. The dashboard is one that
 Grafana can load: JSON with panels that do not overlap, each with a data source that is provisioned, expressions that promtool
-can read, and variables that are there. Every section of docs/operations.md that an alert sends a person to is there, too.
+can read, and variables that are there. Every section of docs/operations.md that an alert names exists, too.
 """
 
 import json
@@ -18,9 +18,9 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# What a histogram is made of.
+# The series of a histogram.
 SUFFIXES = ("_sum", "_count", "_bucket")
-# The label that all metrics of a service have, and Prometheus' own.
+# The label of all metrics of a service, and those that Prometheus adds.
 LABELS_OF_ALL = {"service", "instance"}
 OF_PROMETHEUS = {"ALERTS"}
 
@@ -40,7 +40,7 @@ def counted() -> dict[str, set[str]]:
 def check_expression(where: str, expression: str, known: dict[str, set[str]]) -> None:
     names = set(re.findall(r"\betl_[a-z_]+", expression))
     if not names and not any(name in expression for name in OF_PROMETHEUS):
-        problems.append(f"{where}: it asks for no metric of ours: {expression}")
+        problems.append(f"{where}: it uses no metric of the services: {expression}")
     for name in sorted(names):
         if name not in known:
             problems.append(f"{where}: docs/metrics.md has no {name}")
@@ -48,7 +48,7 @@ def check_expression(where: str, expression: str, known: dict[str, set[str]]) ->
         asked = set()
         for selector in re.findall(rf"\b{name}\{{([^}}]*)\}}", expression):
             asked |= set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector))
-        # A grouping goes by the labels of what stands right behind it.
+        # A grouping uses the labels of the expression behind it.
         for labels, grouped in re.findall(r"by \(([^)]*)\)\s*\((?:\w+\()*\(?(etl_[a-z_]+)", expression):
             if grouped == name:
                 asked |= {label.strip() for label in labels.split(",")}
@@ -69,7 +69,7 @@ def alerts() -> list[tuple[str, str]]:
     headings = set(re.findall(r"^## (.*)$", (ROOT / "docs/operations.md").read_text(), re.M))
     for rule in rules:
         if rule["alert"] not in fired:
-            problems.append(f"{rule['alert']}: no test in alerts_test.yml sees it fire")
+            problems.append(f"{rule['alert']}: no test in alerts_test.yml makes it fire")
         for section in re.findall(r"See '(.*?)'|see '(.*?)'", rule["annotations"]["description"]):
             if not any(heading.startswith("".join(section)) for heading in headings):
                 problems.append(f"{rule['alert']}: docs/operations.md has no section '{''.join(section)}'")
@@ -158,7 +158,7 @@ def main() -> None:
         sys.exit("observability/check.py:\n  " + "\n  ".join(problems))
     print(
         f"observability/check.py: {len(of_alerts)} alerts and {len(of_dashboards)} expressions of the dashboard "
-        f"ask for metrics that the services have"
+        f"use metrics that the services have"
     )
 
 

@@ -1,13 +1,14 @@
-//! An HTTP stand-in for Athena and S3, faithful where emulators are not: the CSV exactly as Athena writes it, pages of
-//! 1,000 rows whose first is the header, idempotent tokens, workgroup settings, states that take time, and every failure
-//! that a test may want, scripted. Results come from a generator or a file, so that ten million rows need no memory.
+//! An HTTP emulator of Athena and S3, faithful where others are not: the CSV exactly as Athena writes it, pages of 1,000
+//! rows whose first is the header, idempotent tokens, workgroup settings, states that take time, and scripted failures.
+//! Results come from a generator or a file, so ten million rows need no memory.
 //!
-//! Nothing is executed: a test says which answer a query gets. Signatures are not checked.
+//! It executes no SQL: a test sets the answer of a query. It checks no signatures.
 
 mod answer;
 mod athena;
 mod csv;
 mod fault;
+mod pages;
 mod result;
 mod s3;
 pub mod sample;
@@ -21,14 +22,15 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub use self::answer::{Answer, AthenaError, QueryState};
+pub use self::csv::Row;
 pub use self::fault::{Fault, Op};
-pub use self::result::{Column, ResultSet, Row};
+pub use self::result::{Column, ResultSet};
 pub use self::state::{Request, Workgroup};
 
 use self::server::Shared;
 use self::state::Object;
 
-/// A running stand-in; it ends, with all of its connections, when this is dropped.
+/// A running emulator. Dropping it closes all of its connections.
 pub struct Cloud {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -41,18 +43,18 @@ impl Cloud {
         Self::start_at("127.0.0.1:0").await
     }
 
-    /// Starts one at an address of the caller's choice.
+    /// Starts one at the given address.
     pub async fn start_at(address: &str) -> Self {
         let listener = TcpListener::bind(address).await;
         let listener = listener
-            .unwrap_or_else(|e| panic!("the stand-in of AWS cannot listen on {address}: {e}"));
+            .unwrap_or_else(|e| panic!("the emulator of AWS cannot listen on {address}: {e}"));
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
         let shared = Arc::new(Shared::default());
         #[expect(
             clippy::disallowed_methods,
-            reason = "the stand-in belongs to the test, which aborts it in Drop"
+            reason = "the emulator belongs to the test, which aborts it in Drop"
         )]
         let server = tokio::spawn(server::run(listener, Arc::clone(&shared)));
         let cloud = Self {
@@ -73,7 +75,7 @@ impl Cloud {
         self.address
     }
 
-    /// The environment that makes an AWS SDK talk to this stand-in and to nothing else.
+    /// The environment that makes an AWS SDK use this emulator and nothing else.
     pub fn env(&self) -> Vec<(String, String)> {
         [
             ("AWS_ENDPOINT_URL", self.url().as_str()),
@@ -89,17 +91,17 @@ impl Cloud {
         .to_vec()
     }
 
-    /// Queries whose SQL contains `part` get this answer. A later call wins over an earlier one.
+    /// Queries whose SQL contains `part` get this answer. A later call overrides an earlier one.
     pub fn answer(&self, part: &str, answer: Answer) {
         self.shared.lock().answers.push((part.to_owned(), answer));
     }
 
-    /// The next execution whose SQL contains `part` gets this answer, once, before any other way to answer.
+    /// The next execution whose SQL contains `part` gets this answer, once, before all other answers.
     pub fn answer_once(&self, part: &str, answer: Answer) {
         self.shared.lock().once.push_back((part.to_owned(), answer));
     }
 
-    /// Asks `handler` for the answer to each new execution's SQL; on `None` the answers by text are looked at.
+    /// `handler` answers the SQL of each new execution; on `None` the answers by text apply.
     pub fn on_sql(&self, handler: impl FnMut(&str) -> Option<Answer> + Send + 'static) {
         self.shared.lock().handler = Some(Box::new(handler));
     }
@@ -109,7 +111,7 @@ impl Cloud {
         self.shared.lock().default = Some(answer);
     }
 
-    /// Adds a workgroup, or replaces the one of its name.
+    /// Adds a workgroup, or replaces the one with its name.
     pub fn workgroup(&self, workgroup: Workgroup) {
         self.shared
             .lock()
@@ -117,12 +119,12 @@ impl Cloud {
             .insert(workgroup.name.clone(), workgroup);
     }
 
-    /// The next request of `op` that has no fault yet meets this one: calls queue up.
+    /// The next request of `op` without a scripted fault gets this one; calls queue up.
     pub fn fault(&self, op: Op, fault: Fault) {
         self.faults(op, fault, 1);
     }
 
-    /// `fault`, for so many requests.
+    /// `fault`, for the given number of requests.
     pub fn faults(&self, op: Op, fault: Fault, times: usize) {
         self.shared
             .lock()
@@ -132,12 +134,12 @@ impl Cloud {
             .extend(std::iter::repeat_n(fault, times));
     }
 
-    /// Every request of `op` meets this fault, after the queued ones are used up; `Fault::Pass` ends it.
+    /// Every request of `op` gets this fault after the queued ones; `Fault::Pass` ends it.
     pub fn always(&self, op: Op, fault: Fault) {
         self.shared.lock().always.insert(op, fault);
     }
 
-    /// Puts an object there, or replaces one; `name` is `bucket/key`.
+    /// Creates or replaces an object; `name` is `bucket/key`.
     pub fn put_object(&self, name: &str, bytes: &[u8]) {
         self.shared
             .lock()
@@ -145,7 +147,7 @@ impl Cloud {
             .insert(name.to_owned(), Object::of_bytes(bytes));
     }
 
-    /// Puts a result's CSV there, which is written when it is asked for first; `name` is `bucket/key`.
+    /// Creates an object with a result's CSV, which the first request writes; `name` is `bucket/key`.
     pub fn put_result(&self, name: &str, result: ResultSet) {
         self.shared
             .lock()
@@ -235,7 +237,7 @@ impl Cloud {
         self.shared.lock().log.clone()
     }
 
-    /// How many requests of an operation came so far.
+    /// The number of requests of an operation so far.
     pub fn count(&self, op: Op) -> usize {
         self.shared.lock().log.iter().filter(|r| r.op == op).count()
     }

@@ -1,7 +1,9 @@
-//! A few lines of HTTP client for tests: one request, one connection, no TLS, no redirects.
+//! A minimal HTTP client for tests: one connection per request, no TLS, no redirects.
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, header};
@@ -11,14 +13,14 @@ use url::Url;
 
 pub use hyper::{Method, StatusCode};
 
-/// Longer than anything that a test's servers take when they are alive.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Bounds a whole exchange. A server of a test that is alive answers sooner.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Sends one request to an `http://` URL and reads the whole answer. User and password in the URL become basic
+/// Sends one request to an `http://` URL and reads the whole answer. A user and password in the URL become basic
 /// authentication.
 ///
 /// # Errors
-/// When nobody listens, the connection breaks, or the answer takes more than a minute.
+/// When no server listens, the connection breaks, or the answer takes more than a minute.
 pub async fn send(
     method: Method,
     url: &str,
@@ -26,7 +28,7 @@ pub async fn send(
     body: impl Into<Bytes>,
 ) -> std::io::Result<Response<Bytes>> {
     let body = body.into();
-    let sent = tokio::time::timeout(PATIENCE, send_unbounded(method, url, headers, body)).await;
+    let sent = tokio::time::timeout(TIMEOUT, send_unbounded(method, url, headers, body)).await;
     sent.unwrap_or_else(|_| {
         Err(std::io::Error::new(
             std::io::ErrorKind::TimedOut,
@@ -35,7 +37,7 @@ pub async fn send(
     })
 }
 
-/// GET: the status and the body as text.
+/// Sends a GET request and returns the status and the body as text.
 ///
 /// # Errors
 /// As [`send`].
@@ -79,7 +81,7 @@ async fn send_unbounded(
     let request = request
         .body(Full::new(body))
         .map_err(std::io::Error::other)?;
-    // The connection moves on only while it is polled, and ends when the sender is gone.
+    // The connection makes progress only while it is polled, and ends when the sender is dropped.
     let exchange = async move {
         let (parts, body) = sender.send_request(request).await?.into_parts();
         Ok(Response::from_parts(
@@ -91,24 +93,9 @@ async fn send_unbounded(
     answer.map_err(|e: hyper::Error| std::io::Error::other(e))
 }
 
-/// `Basic` and the credentials in base 64.
+/// The value of an `Authorization` header for basic authentication.
 fn basic(user: &str, password: &str) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let text = format!("{user}:{password}");
-    let mut out = String::from("Basic ");
-    for chunk in text.as_bytes().chunks(3) {
-        let at = |index: usize| u32::from(chunk.get(index).copied().unwrap_or(0));
-        let bits = at(0) << 16 | at(1) << 8 | at(2);
-        for place in 0..4 {
-            let letter = LETTERS[(bits >> (18 - 6 * place) & 63) as usize];
-            out.push(if place <= chunk.len() {
-                char::from(letter)
-            } else {
-                '='
-            });
-        }
-    }
-    out
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
-//! For tests and benchmarks only: what the services' tests need of the world around them, as real as it can be. A broker's
-//! virtual host and a database for each test on private servers, instances of their own for tests that break them, a
-//! stand-in for Athena and S3 over HTTP, a TCP relay that can fail, the services as child processes, and waiting for a
-//! condition instead of sleeping.
+//! The environment of the services' tests and benchmarks, as real as possible: a virtual host and a database for each test
+//! on private servers, private instances for tests that break them, an emulator of Athena and S3 over HTTP, a TCP relay that
+//! fails on demand, the services as child processes, and waiting for a condition instead of sleeping.
 //!
-//! Helpers here panic with a sentence instead of returning errors: in a test that is what the caller would do.
+//! Helpers panic with a sentence instead of returning errors, since their callers are tests.
 
 pub mod cloud;
 pub mod http;

@@ -1,4 +1,4 @@
-//! The whole line for a test: a stand-in cloud, a vhost, a database, the three services, and a folder of jobs.
+//! The whole pipeline for a test: an emulator of AWS, a virtual host, a database, the three services, and a folder of jobs.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::servers::{Database, Vhost, database, vhost};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Drop it at the end: the services end, the vhost and the database go.
+/// The pipeline of one test. Dropping it ends the services and deletes the virtual host and the database.
 pub struct Line {
     pub cloud: Cloud,
     pub vhost: Vhost,
@@ -23,7 +23,7 @@ impl Line {
         Self::with_replicas(1).await
     }
 
-    /// So many replicas of each service, ready.
+    /// The given number of replicas of each service, ready.
     pub async fn with_replicas(replicas: usize) -> Self {
         let mut line = Self::without_services().await;
         for name in ["loader", "transformer", "extractor"] {
@@ -35,12 +35,12 @@ impl Line {
         line
     }
 
-    /// Everything around the services.
+    /// Everything but the services.
     pub async fn without_services() -> Self {
         Self::on(vhost().await).await
     }
 
-    /// Everything around the services, with a virtual host of the test's own broker.
+    /// Everything but the services, with a virtual host of the test's private broker.
     pub async fn on(vhost: Vhost) -> Self {
         let (cloud, database) = tokio::join!(Cloud::start(), database());
         let jobs = tempfile::tempdir().expect("a temporary folder for jobs");
@@ -53,12 +53,12 @@ impl Line {
         }
     }
 
-    /// A program of the workspace, with this line's world around it.
+    /// A program of the workspace, in the environment of this pipeline.
     pub fn service(&self, name: &str) -> Service {
         Service::new(name)
             .env("ETL_AMQP_URL", &self.vhost.amqp_url)
             .env("ETL_DATABASE_URL", &self.database.url)
-            // A few thousand rows are to be several batches.
+            // So that a few thousand rows are several batches.
             .env("ETL_BATCH_ROWS", "5000")
             .env("ETL_BATCH_BYTES", "262144")
             .env(
@@ -71,7 +71,7 @@ impl Line {
             .envs(self.cloud.env())
     }
 
-    /// Writes a job whose SQL is `SELECT * FROM NAME`, and lets the cloud answer it with `result`.
+    /// Writes a job whose SQL is `SELECT * FROM NAME`, which the emulator answers with `result`.
     pub fn job(&self, name: &str, toml: &str, result: ResultSet) {
         self.write_job(name, toml);
         self.cloud
@@ -94,7 +94,7 @@ impl Line {
         .expect("the SQL of a job can be written");
     }
 
-    /// Runs `etl` to its end.
+    /// Runs `etl` and waits for its end.
     pub async fn etl(&self, arguments: &[&str]) -> Finished {
         let command = arguments
             .iter()
@@ -104,7 +104,7 @@ impl Line {
         command.run().await
     }
 
-    /// `etl run JOB --run-id RUN --again --follow --json`, which has to end well: the run's books.
+    /// `etl run JOB --run-id RUN --again --follow --json`, which must succeed; returns the run's status.
     pub async fn run(&self, job: &str, run: &str) -> Value {
         let done = self
             .etl(&["run", job, "--run-id", run, "--again", "--follow", "--json"])
@@ -113,13 +113,13 @@ impl Line {
         serde_json::from_str(&done.stdout).expect("`etl run --json` prints JSON")
     }
 
-    /// `etl reconcile RUN`, which has to say yes.
+    /// `etl reconcile RUN`, which must exit with 0.
     pub async fn assert_reconciled(&self, run: &str) {
         let done = self.etl(&["reconcile", run]).await;
         assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
     }
 
-    /// One number out of the database.
+    /// One number from the database.
     pub async fn number(&self, sql: &str) -> i64 {
         let query = sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned()));
         query
@@ -128,7 +128,7 @@ impl Line {
             .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
-    /// A table as text, a line a row, ordered.
+    /// A table as text, one line per row, ordered.
     pub async fn table(&self, columns: &str, table: &str) -> Vec<String> {
         let sql = format!("SELECT row({columns})::text FROM {table} ORDER BY 1");
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
@@ -137,7 +137,7 @@ impl Line {
             .expect("the table can be read")
     }
 
-    /// The books without what depends on the time of day.
+    /// The ledger, without values that depend on the time of day.
     pub async fn books(&self) -> Vec<String> {
         let batches = "run_id, generation, seq, content_hash, rows_extracted, rows_loaded, rows_deduplicated, rows_rejected, loaded_at";
         let mut books = self

@@ -1,5 +1,5 @@
-//! The services as child processes: started with an environment of their own, awaited until ready, killed or asked to end,
-//! and measured. What they log goes to a file, which is printed when the test fails.
+//! The services as child processes: started with an isolated environment, awaited until ready, killed or terminated, and
+//! measured. They log to a file, which is printed when the test fails.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub use rustix::process::Signal;
 use crate::http::{self, StatusCode};
 use crate::{PATIENCE, wait_for};
 
-/// A service of the workspace, or its command, about to be started.
+/// A program of the workspace that is about to be started.
 #[derive(Debug)]
 pub struct Service {
     name: String,
@@ -24,8 +24,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// The binary `name` of this workspace with nothing of the caller's environment but `PATH`, serving its health on
-    /// whatever port is free.
+    /// The binary `name` of this workspace, with only `PATH` of the caller's environment. It serves its health on a free
+    /// port.
     pub fn new(name: &str) -> Self {
         let mut command = Command::new(binary(name));
         command
@@ -64,7 +64,7 @@ impl Service {
         self
     }
 
-    /// Starts it, and does not wait.
+    /// Starts it without waiting.
     pub fn spawn(mut self) -> Process {
         let log = NamedTempFile::with_prefix(format!("{}-", self.name))
             .expect("a temporary file for a log");
@@ -84,14 +84,14 @@ impl Service {
         }
     }
 
-    /// Starts it, and waits until `/readyz` says 200. Panics when it ends before.
+    /// Starts it, and waits until `/readyz` answers 200. Panics when it ends before.
     pub async fn start(self) -> Process {
         let mut process = self.spawn();
         process.await_ready().await;
         process
     }
 
-    /// Runs it to its end: its exit code, standard output, and standard error.
+    /// Runs it and waits for its end; returns the exit code, standard output and standard error.
     pub async fn run(mut self) -> Finished {
         let output = tokio::time::timeout(PATIENCE * 4, self.command.output()).await;
         let output =
@@ -108,7 +108,7 @@ impl Service {
 /// How a command ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
-    /// `None`: by a signal.
+    /// `None`: a signal ended it.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -116,13 +116,13 @@ pub struct Finished {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "a child needs the PATH, everything else is kept from it"
+    reason = "a child needs the PATH, and gets nothing else"
 )]
 fn path() -> String {
     std::env::var("PATH").unwrap_or_default()
 }
 
-/// `target/debug/NAME`, beside the folder of the test that runs.
+/// `target/debug/NAME`, found from the path of the running test.
 fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a process knows its own file");
     let folder = test
@@ -139,8 +139,8 @@ fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A port of 127.0.0.1 on which nobody listens: that of a service (tcpmux) which no system runs any more, and below
-/// those that are handed out.
+/// A port of 127.0.0.1 on which no process listens: that of tcpmux, which no system runs any more. It is below the ports that
+/// the kernel assigns.
 pub const CLOSED_PORT: u16 = 1;
 
 /// A running service; killed when dropped. If the test fails its log is printed.
@@ -153,7 +153,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// What it answers to a path such as `/metrics`; `None` when it serves nothing, not yet or no more.
+    /// The answer to a path such as `/metrics`; `None` while it does not serve.
     pub async fn get(&self, path: &str) -> Option<(StatusCode, String)> {
         let address = if let Some(known) = self.http_address.get() {
             known
@@ -164,7 +164,7 @@ impl Process {
         http::get(&format!("http://{address}{path}")).await.ok()
     }
 
-    /// Waits until `/readyz` says 200. Panics when the process ends before.
+    /// Waits until `/readyz` answers 200. Panics when the process ends before.
     pub async fn await_ready(&mut self) {
         let what = format!("{} to be ready", self.name);
         wait_for(&what, PATIENCE, async || {
@@ -176,7 +176,7 @@ impl Process {
         .await;
     }
 
-    /// What `/readyz` says now: ready or not, and why. `None` when it does not answer.
+    /// The current answer of `/readyz`: ready or not, and the causes. `None` when it does not answer.
     pub async fn readiness(&self) -> Option<(bool, String)> {
         let (status, body) = self.get("/readyz").await?;
         Some((status.is_success(), body))
@@ -253,7 +253,7 @@ impl Process {
     }
 }
 
-/// The address at which a service says in its log that it serves.
+/// The address in a service's log at which it serves.
 fn serves(log: &str) -> Option<String> {
     let lines = log.lines().filter(|line| line.contains("\"http.addr\""));
     lines

@@ -1,5 +1,5 @@
-//! A TCP relay between a service and a server that can be made to fail as networks do, at run time: silence, a cut, or an
-//! answer that gets lost after the server has acted.
+//! A TCP relay between a service and a server that fails on demand as networks do: silence, a cut, or an answer that is
+//! lost after the server has acted.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,18 +14,18 @@ use url::Url;
 /// What the relay does with bytes and connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Passes everything on, both ways.
+    /// Forwards everything, in both directions.
     Pass,
-    /// Passes nothing on, in neither direction, and closes nothing; new connections are taken and stay silent. What is
-    /// sent meanwhile is passed on when the mode changes back, as TCP would.
+    /// Forwards nothing and closes nothing; accepts new connections, which stay silent. Bytes sent meanwhile are forwarded when
+    /// the mode changes back, as with TCP.
     Blackhole,
-    /// Closes every connection, and new ones at once.
+    /// Closes every connection, new ones at once.
     Cut,
-    /// Passes on what the client sends, and throws away what the server answers.
+    /// Forwards what the client sends, and drops what the server answers.
     DropReplies,
 }
 
-/// A running relay; it ends, with all of its connections, when this is dropped.
+/// A running relay. Dropping it closes all of its connections.
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
@@ -36,9 +36,9 @@ pub struct Relay {
 #[derive(Debug)]
 struct Shared {
     mode: watch::Sender<Mode>,
-    /// Grows with each call of `cut_once`: a connection that began with another number is closed.
+    /// Grows with each call of `cut_once`, which closes connections that started with another number.
     cuts: watch::Sender<u64>,
-    /// The answer that is to get lost.
+    /// The answer to lose.
     lose: Mutex<Option<Lose>>,
     connections: watch::Sender<usize>,
 }
@@ -46,7 +46,7 @@ struct Shared {
 #[derive(Debug)]
 struct Lose {
     pattern: Vec<u8>,
-    /// Not once, but each time.
+    /// Each time, not once.
     always: bool,
 }
 
@@ -99,18 +99,18 @@ impl Relay {
         self.address
     }
 
-    /// Changes the mode, for connections that are open and for those to come.
+    /// Changes the mode, for open and future connections.
     pub fn set(&self, mode: Mode) {
         self.shared.mode.send_replace(mode);
     }
 
-    /// Closes the open connections; new ones are relayed as the mode says.
+    /// Closes the open connections; new ones follow the mode.
     pub fn cut_once(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// The next bytes from the server that contain `pattern` are not passed on, and their connection is closed: the server
-    /// has acted, the client never hears of it. Happens once. A lost COMMIT of Postgres: `b"COMMIT\0"`.
+    /// Drops the next bytes from the server that contain `pattern`, once, and closes their connection: the server has acted,
+    /// and the client gets no answer. A lost COMMIT of Postgres: `b"COMMIT\0"`.
     pub fn lose_reply(&self, pattern: &[u8]) {
         self.lose_what_has(pattern, false);
     }
@@ -120,7 +120,7 @@ impl Relay {
         self.lose_what_has(pattern, true);
     }
 
-    /// From now on no reply gets lost.
+    /// Loses no reply from now on.
     pub fn lose_none(&self) {
         *self.lose() = None;
     }
@@ -176,7 +176,7 @@ async fn accept(listener: TcpListener, target: String, shared: Arc<Shared>) {
 async fn relay(client: TcpStream, target: &str, shared: &Shared) {
     let (mut modes, mut cuts) = (shared.mode.subscribe(), shared.cuts.subscribe());
     let talk = async {
-        // In a black hole not even the connection to the server comes about.
+        // In a black hole there is not even a connection to the server.
         modes.wait_for(|mode| *mode != Mode::Blackhole).await.ok();
         let Ok(server) = TcpStream::connect(target).await else {
             return;
@@ -212,7 +212,7 @@ async fn pump(
 ) {
     let mut modes = shared.mode.subscribe();
     let mut buffer = vec![0; 64 * 1024];
-    // The end of what was passed on, since a pattern may lie across two reads.
+    // The end of the forwarded bytes, since a pattern may span two reads.
     let mut tail = Vec::new();
     loop {
         let length = match from.read(&mut buffer).await {
@@ -243,8 +243,8 @@ async fn pump(
     }
 }
 
-/// True for bytes that contain the pattern, once or each time. It has to end behind the bytes that were passed on
-/// already: an answer that the client has cannot get lost.
+/// True for bytes that contain the pattern, once or each time. The pattern must end behind the bytes that were forwarded
+/// already: an answer that the client has cannot be lost.
 fn is_to_be_lost(shared: &Shared, bytes: &[u8], passed_on: usize) -> bool {
     let mut lose = shared.lose.lock().unwrap_or_else(PoisonError::into_inner);
     let has = |pattern: &[u8]| {
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn passes_and_cuts() {
+    async fn pass_forwards_and_cut_closes() {
         let (server, _) = echo().await;
         let relay = Relay::start(&server).await;
         let mut one = TcpStream::connect(relay.address()).await.unwrap();
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn is_silent_for_a_while() {
+    async fn blackhole_delays_bytes_until_the_mode_changes() {
         let (server, received) = echo().await;
         let relay = Relay::start(&server).await;
         let mut old = TcpStream::connect(relay.address()).await.unwrap();
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn drops_replies_after_the_server_acted() {
+    async fn drop_replies_hides_answers_from_the_client() {
         let (server, received) = echo().await;
         let relay = Relay::start(&server).await;
         let mut stream = TcpStream::connect(relay.address()).await.unwrap();
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn loses_one_reply_and_the_connection_with_it() {
+    async fn lose_reply_drops_one_answer_and_its_connection() {
         let (server, received) = echo().await;
         let relay = Relay::start(&server).await;
         relay.lose_reply(b"COMMIT");
@@ -374,14 +374,14 @@ mod tests {
         assert!(relay.has_lost_reply());
         let mut stream = TcpStream::connect(relay.address()).await.unwrap();
         assert_eq!(said(&mut stream, "COMMIT").await, "COMMIT");
-        // What the client has cannot get lost.
+        // Bytes that the client has cannot be lost.
         relay.lose_reply(b"COMMIT");
         assert_eq!(said(&mut stream, "next").await, "next");
         assert_eq!(said(&mut stream, "COMMIT").await, "");
     }
 
     #[tokio::test]
-    async fn loses_every_reply_until_it_is_told_to_stop() {
+    async fn lose_every_reply_ends_with_lose_none() {
         let (server, _) = echo().await;
         let relay = Relay::start(&server).await;
         relay.lose_every_reply(b"BEGIN");
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_url_leads_through_the_relay() {
+    async fn url_for_replaces_host_and_port() {
         let relay = Relay::to_url("amqp://guest:guest@127.0.0.1:5/%2f").await;
         let port = relay.address().port();
         assert_eq!(

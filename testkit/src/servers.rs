@@ -1,20 +1,22 @@
-//! Real servers for tests. [`vhost`] and [`database`] give each test a virtual host and a database of its own on the
-//! private servers that `deploy/local/with-servers` started; [`private_broker`] and [`private_postgres`] start an instance
-//! for one test alone, which may kill it.
+//! Real servers for tests. [`vhost`] and [`database`] create a virtual host and a database for one test on the servers that
+//! `deploy/local/with-servers` started. [`private_broker`] and [`private_postgres`] start an instance for one test, which may
+//! kill it.
 
 mod broker;
+mod message;
 mod postgres;
 mod script;
 mod vhost;
 
-pub use broker::{Broker, private_broker, shared_broker, vhost};
+pub use broker::{Broker, private_broker, shared_broker};
+pub use message::Message;
 pub use postgres::{Database, Postgres, database, private_postgres, shared_postgres};
-pub use vhost::{Depth, Message, Vhost};
+pub use vhost::{Depth, Vhost, vhost};
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
-/// A name that no other test of this machine has: letters, digits and underscores, short enough for Postgres.
+/// A name that no other test on this machine has: letters, digits and underscores, short enough for Postgres.
 fn unique_name(kind: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -24,7 +26,7 @@ fn unique_name(kind: &str) -> String {
     format!("{kind}_{}_{}_{count}", std::process::id(), now.as_millis())
 }
 
-/// Runs a future to its end from `Drop`, where nothing can be awaited.
+/// Runs a future to completion from `Drop`, which cannot await.
 fn block_on_elsewhere(future: impl Future<Output = ()> + Send + 'static) {
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -32,6 +34,6 @@ fn block_on_elsewhere(future: impl Future<Output = ()> + Send + 'static) {
             .build();
         runtime.expect("a runtime can be made").block_on(future);
     });
-    // A clean-up that failed is no failure of the test.
+    // A failed clean-up does not fail the test.
     thread.join().ok();
 }

@@ -1,6 +1,6 @@
-//! Values of every type that Athena returns and can be read back: the text that Athena prints for each, and the text
-//! that Postgres shows for the same value (in UTC, with ISO dates). Both are made from the value's parts, and neither
-//! from the other, so that whatever lies between them can be compared with what it should be.
+//! Values of every type whose text can be parsed: the text that Athena prints for each, and the text that Postgres shows for
+//! the same value (in UTC, with ISO dates). Both are built from the parts of the value, and neither from the other, so that
+//! tests can compare any conversion with the expected result.
 //!
 //! Sources: Athena prints as Java and Trino do; PostgreSQL documentation, "Data Types".
 
@@ -19,15 +19,15 @@ pub type Value = (String, String);
 pub struct Kind {
     /// As a query's metadata has it, with its parameters.
     pub athena: &'static str,
-    /// What it becomes when a job does not say.
+    /// The type it becomes by default.
     pub postgres: &'static str,
-    /// The borders of the type, and what is special in it.
+    /// The borders of the type, and its special values.
     pub edges: Vec<Value>,
     random: fn(&mut StdRng) -> Value,
 }
 
 impl Kind {
-    /// So many random values, the same each time.
+    /// The given number of random values, the same each time.
     pub fn random(&self, count: usize) -> Vec<Value> {
         let mut numbers = StdRng::seed_from_u64(20_180_402);
         (0..count).map(|_| (self.random)(&mut numbers)).collect()
@@ -256,7 +256,7 @@ fn pairs(texts: &[(&str, &str)]) -> Vec<Value> {
     texts.iter().map(owned).collect()
 }
 
-/// Letters, and what means something to a CSV or a COPY.
+/// Letters, and characters with a meaning in CSV or COPY.
 fn text(r: &mut StdRng, length: usize) -> String {
     const CHARACTERS: &[char] = &[
         'a', 'Z', '0', ' ', ',', '"', '\'', '\\', '\n', '\r', '\t', 'ä', 'ß', '€', '漢', '😀',

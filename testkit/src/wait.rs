@@ -1,16 +1,16 @@
-//! Waiting for a condition instead of sleeping: a deadline, and a panic that names what was awaited.
+//! Waits for a condition instead of sleeping, with a deadline and a panic that names the condition.
 
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
-/// How long something may take that comes within seconds on a machine with nothing else to do. A test that waits for a
-/// condition costs nothing by being patient, and one that is not fails where the machine is busy.
+/// The deadline for conditions that hold within seconds on an idle machine. A long one costs nothing, since a test waits no
+/// longer than necessary; a short one fails on a busy machine.
 pub const PATIENCE: Duration = Duration::from_mins(5);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Polls `condition` until it is true. Panics after `deadline` with `what`, where it was called.
+/// Polls `condition` until it is true. Panics after `deadline` with `what` and the caller's location.
 ///
 /// ```no_run
 /// # async fn f(queue_is_empty: impl AsyncFn() -> bool) {
@@ -28,7 +28,7 @@ pub fn wait_until(
     })
 }
 
-/// Polls `attempt` until it gives a value, and gives that. Panics after `deadline` with `what`, where it was called.
+/// Polls `attempt` until it returns a value, and returns that. Panics after `deadline` with `what` and the caller's location.
 #[track_caller]
 pub fn wait_for<T>(
     what: &str,
@@ -45,7 +45,7 @@ pub fn wait_for<T>(
             }
             assert!(
                 start.elapsed() < deadline,
-                "waited {deadline:?} in vain for {what} ({caller})"
+                "timed out after {deadline:?} waiting for {what} ({caller})"
             );
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn ends_as_soon_as_the_condition_holds() {
+    async fn wait_ends_when_the_condition_holds() {
         let mut asked = 0;
         let answer = wait_for("the third time", Duration::from_secs(5), async || {
             asked += 1;
@@ -68,8 +68,8 @@ mod tests {
     }
 
     #[tokio::test]
-    #[should_panic(expected = "in vain for rain")]
-    async fn says_what_never_came() {
+    #[should_panic(expected = "waiting for rain")]
+    async fn timeout_names_the_condition() {
         wait_until("rain", Duration::from_millis(10), async || false).await;
     }
 }

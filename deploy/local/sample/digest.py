@@ -3,7 +3,7 @@
     python digest.py FOLDER FROM TO        days as YYYY-MM-DD
 
 The digest is a sum over the rows, so that their order does not matter. It has a counterpart in SQL in deploy/compose/test.
-Clicks without a real country are what the job's rules reject; nothing else in the sample breaks one.
+The job's rules reject clicks without a country, and no others in the sample.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Makes the sample click-stream: about a million clicks of twelve days, one Parquet file a day.
+"""Makes the sample click-stream: about a million clicks of twelve days, one Parquet file per day.
 
     python generate.py FOLDER
 
-Every value comes from MD5 of the click's number, so each run on each machine makes the same rows. The clicks look like
-the real thing where it hurts: a page that nearly always wins, real ties, URLs of more than 255 characters that win,
+Every value comes from MD5 of the click's number, so each run on each machine makes the same rows. The clicks have the
+difficulties of real data: a page that nearly always wins, real ties, URLs of more than 255 characters that win,
 percent-encoding, text outside of ASCII, quotes, commas and a line break within URLs, and country codes that are empty,
 missing or none ('A1' is an anonymous proxy, 'A2' a satellite).
 """

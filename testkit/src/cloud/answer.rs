@@ -1,4 +1,4 @@
-//! What the stand-in does with a query: the states it shows, one a poll, how it ends, and the result it ends with.
+//! The course of a query: the states it shows, one per poll, its end, and its result.
 
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ impl Answer {
         Self::without_result(End::Failed(error))
     }
 
-    /// FAILED for what the user wrote (category 2, type 1006): never worth another attempt.
+    /// FAILED by an error in the query (category 2, type 1006): another attempt cannot succeed.
     pub fn failed_by_user(message: &str) -> Self {
         Self::failed(AthenaError {
             category: 2,
@@ -99,7 +99,7 @@ impl Answer {
         })
     }
 
-    /// FAILED for Athena's own trouble (category 1, type 1402): worth another attempt with another token.
+    /// FAILED by an error of Athena (category 1, type 1402): another attempt with another token may succeed.
     pub fn failed_by_system(message: &str) -> Self {
         Self::failed(AthenaError {
             category: 1,
@@ -109,7 +109,7 @@ impl Answer {
         })
     }
 
-    /// Ends CANCELLED, as by somebody else's StopQueryExecution.
+    /// Ends CANCELLED, as by the StopQueryExecution of another client.
     pub fn cancelled(reason: &str) -> Self {
         Self::without_result(End::Cancelled(reason.to_owned()))
     }

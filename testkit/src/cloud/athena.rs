@@ -1,24 +1,17 @@
-//! Athena's side of the stand-in: the operations that the extractor uses, with the rules of the API that matter to it
+//! Athena's part of the emulator: the operations that the extractor uses, with the rules of the API that matter to it
 //! (Amazon Athena API Reference): idempotent tokens, workgroup settings, states, pages whose first row is the header.
-
-mod pages;
 
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
 use super::answer::{Answer, End, QueryState};
-use super::fault::{ErrorAnswer, Op, athena_error};
+use super::fault::{Answered, ErrorAnswer, Op, invalid, not_found};
+use super::pages;
 use super::state::{Execution, State, Workgroup};
-
-type Answered = Result<Value, ErrorAnswer>;
 
 /// The longest query string, in bytes.
 const LONGEST_SQL: usize = 262_144;
-
-fn invalid(message: impl AsRef<str>) -> ErrorAnswer {
-    athena_error(400, "InvalidRequestException", message.as_ref())
-}
 
 fn text<'a>(request: &'a Value, name: &str) -> Option<&'a str> {
     request.get(name).and_then(Value::as_str)
@@ -71,7 +64,7 @@ fn start(state: &mut State, request: &Value) -> Answered {
     let id = execution_id(state.executions.len());
     let output = output_location(&workgroup, request, &id)?;
     let answer = state.answer_to(sql).ok_or_else(|| {
-        invalid("the stand-in has no answer for this query: give it one with Cloud::answer or Cloud::otherwise")
+        invalid("the emulator has no answer for this query: set one with Cloud::answer or Cloud::otherwise")
     })?;
     if let End::Refused(message) = &answer.end {
         return Err(invalid(message));
@@ -108,7 +101,7 @@ fn execution(
     };
     if execution.output.is_some() && execution.writes_ahead() {
         let result = execution.answer.result.clone();
-        // Not a task: it writes a file and nobody waits for it but the polls, which look whether it is there.
+        // Not a task: only polls wait for it, and they check whether the file exists.
         std::thread::spawn(move || result.spool().size);
     }
     execution
@@ -131,17 +124,17 @@ fn workgroup(state: &State, name: &str) -> Result<Workgroup, ErrorAnswer> {
     }
 }
 
-/// Where the result goes: nowhere with managed results, the workgroup's place when that is enforced, else the client's.
+/// The result's location: none with managed results, the workgroup's when it is enforced, else the client's.
 fn output_location(
     workgroup: &Workgroup,
     request: &Value,
     id: &str,
 ) -> Result<Option<String>, ErrorAnswer> {
-    let asked = request
+    let wanted = request
         .pointer("/ResultConfiguration/OutputLocation")
         .and_then(Value::as_str);
     if workgroup.managed_results {
-        return if asked.is_some() {
+        return if wanted.is_some() {
             Err(invalid(
                 "ResultConfiguration cannot be specified when the WorkGroup has managed query results enabled",
             ))
@@ -153,7 +146,7 @@ fn output_location(
     let folder = if workgroup.enforced {
         own
     } else {
-        asked.or(own)
+        wanted.or(own)
     };
     let folder = folder.ok_or_else(|| {
         invalid("No output location provided. An output location is required either through the Workgroup result configuration setting or as an API input.")
@@ -165,10 +158,6 @@ fn get(state: &mut State, request: &Value) -> Answered {
     let id = text(request, "QueryExecutionId").unwrap_or_default();
     let execution = state.poll(id).ok_or_else(|| not_found(id))?;
     Ok(json!({ "QueryExecution": describe(execution) }))
-}
-
-fn not_found(id: &str) -> ErrorAnswer {
-    invalid(format!("QueryExecution {id} was not found"))
 }
 
 fn batch_get(state: &mut State, request: &Value) -> Value {

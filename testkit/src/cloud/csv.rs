@@ -1,8 +1,9 @@
 //! The CSV form of a result as Athena writes it: a header always, every value that is not NULL in double quotes with `""`
-//! for a quote, nothing at all for NULL, LF after every record, line ends inside of quotes left as they are.
-//! (Athena user guide, "Working with query results"; what is quoted was seen in real files.)
+//! for a quote, nothing at all for NULL, LF after every record, line ends inside of quotes unchanged.
+//! (Athena user guide, "Working with query results"; the quoting was observed in real files.)
 
-use super::result::Row;
+/// One row: a value's text as Athena returns it, or NULL.
+pub type Row = Vec<Option<String>>;
 
 /// Appends one record.
 pub(crate) fn write_record<'a>(
@@ -29,7 +30,7 @@ pub(crate) fn write_record<'a>(
 
 /// Reads one record from the start of `bytes`: its fields and how many bytes it took, or `None` at the end.
 ///
-/// The tests' own reader, so it panics on what Athena would never write rather than guess.
+/// It panics on input that Athena never writes.
 pub(crate) fn read_record(bytes: &[u8]) -> Option<(Row, usize)> {
     if bytes.is_empty() {
         return None;
@@ -90,18 +91,18 @@ mod tests {
     }
 
     #[test]
-    fn null_is_nothing_and_the_empty_string_is_two_quotes() {
+    fn null_is_written_as_nothing_and_the_empty_string_as_quotes() {
         assert_eq!(written(&[None, Some(""), Some("a")]), ",\"\",\"a\"\n");
         assert_eq!(written(&[None]), "\n");
     }
 
     #[test]
-    fn quotes_are_doubled_and_line_ends_stay() {
+    fn quotes_are_doubled_and_line_ends_are_kept() {
         assert_eq!(written(&[Some("a\"b\n,\r\n\"")]), "\"a\"\"b\n,\r\n\"\"\"\n");
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_records_are_read_back() {
         let row = vec![None, Some(String::new()), Some("\"\n,é".to_owned()), None];
         let mut out = Vec::new();
         write_record(&mut out, row.iter().map(Option::as_deref));

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::{Value, json};
 
-/// An operation of the stand-in.
+/// An operation of the emulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     StartQueryExecution,
@@ -38,10 +39,10 @@ impl Op {
     }
 }
 
-/// What happens to one request instead of its being served, or on the way back.
+/// What happens to one request instead of an answer, or to its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing: this request is served. For reaching the third request of an operation.
+    /// None: this request is served. Skips to a later request of an operation.
     Pass,
     /// Athena's modelled throttling: `TooManyRequestsException` with `Reason` `CONCURRENT_QUERY_LIMIT_EXCEEDED`.
     TooManyRequests,
@@ -61,7 +62,7 @@ pub enum Fault {
     AccessDenied,
     /// 403: the client's clock is wrong.
     RequestTimeTooSkewed,
-    /// The form that Athena's own endpoint gives a wrong clock: `InvalidSignatureException`, "Signature expired".
+    /// The error of Athena's endpoint for a wrong clock: `InvalidSignatureException`, "Signature expired".
     SignatureExpired,
     /// 404 `NoSuchKey` from S3, `InvalidRequestException` from Athena.
     NotFound,
@@ -69,15 +70,15 @@ pub enum Fault {
     PreconditionFailed,
     /// The request is served after this time.
     Delay(Duration),
-    /// The request is taken and never answered.
+    /// The request is accepted and never answered.
     NoAnswer,
     /// The request is served, and the connection closed before anything of the answer is sent.
     LoseAnswer,
-    /// The body breaks off after so many bytes, the connection is closed.
+    /// The body breaks off after this many bytes, and the connection is closed.
     Truncate(u64),
-    /// The body stops after so many bytes, the connection stays open.
+    /// The body stops after this many bytes, and the connection stays open.
     Stall(u64),
-    /// At most so many bytes are sent, and Content-Length says that this is all: fewer than the range asked for, no error.
+    /// At most this many bytes are sent, with a matching Content-Length: fewer than the requested range, without an error.
     Short(u64),
     /// Any other error.
     Other {
@@ -92,6 +93,9 @@ pub(crate) struct ErrorAnswer {
     pub(crate) status: u16,
     pub(crate) body: Bytes,
 }
+
+/// The answer to an Athena request.
+pub(crate) type Answered = Result<Value, ErrorAnswer>;
 
 /// Status, code and message of an error.
 type Parts = (u16, &'static str, &'static str);
@@ -199,22 +203,32 @@ impl Fault {
     }
 }
 
-/// AWS JSON 1.1: `Message` for the errors that the service's model has, `message` for those of the front door.
+/// AWS JSON 1.1: `Message` for the errors that the service's model has, `message` for the others.
 pub(crate) fn athena_error(status: u16, code: &str, message: &str) -> ErrorAnswer {
     let body = match code {
         "TooManyRequestsException" => {
-            serde_json::json!({ "__type": code, "Message": message, "Reason": "CONCURRENT_QUERY_LIMIT_EXCEEDED" })
+            json!({ "__type": code, "Message": message, "Reason": "CONCURRENT_QUERY_LIMIT_EXCEEDED" })
         }
         "InvalidRequestException" => {
-            serde_json::json!({ "__type": code, "Message": message, "AthenaErrorCode": "INVALID_INPUT" })
+            json!({ "__type": code, "Message": message, "AthenaErrorCode": "INVALID_INPUT" })
         }
-        "InternalServerException" => serde_json::json!({ "__type": code, "Message": message }),
-        _ => serde_json::json!({ "__type": code, "message": message }),
+        "InternalServerException" => json!({ "__type": code, "Message": message }),
+        _ => json!({ "__type": code, "message": message }),
     };
     ErrorAnswer {
         status,
         body: body.to_string().into(),
     }
+}
+
+/// An `InvalidRequestException`.
+pub(crate) fn invalid(message: impl AsRef<str>) -> ErrorAnswer {
+    athena_error(400, "InvalidRequestException", message.as_ref())
+}
+
+/// The error for an unknown query execution.
+pub(crate) fn not_found(id: &str) -> ErrorAnswer {
+    invalid(format!("QueryExecution {id} was not found"))
 }
 
 pub(crate) fn s3_error(status: u16, code: &str, message: &str) -> ErrorAnswer {

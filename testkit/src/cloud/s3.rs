@@ -1,4 +1,4 @@
-//! S3's side of the stand-in: path-style GET, HEAD and PUT of whole objects or ranges, with If-Match, `ETag` and S3's own
+//! S3's part of the emulator: path-style GET, HEAD and PUT of whole objects or ranges, with If-Match, `ETag` and S3's own
 //! errors (Amazon S3 API Reference, `GetObject` and "Error responses").
 
 use std::ops::Range;
@@ -10,7 +10,7 @@ use super::fault::{ErrorAnswer, s3_error};
 use super::result::Spool;
 use super::state::{Object, State};
 
-/// What a GET or HEAD found: the object, and the bytes of it that were asked for.
+/// The result of a GET or HEAD: the object, and the requested range.
 pub(crate) struct Found {
     pub(crate) object: Object,
     /// `None` for the whole object.
@@ -65,7 +65,7 @@ pub(crate) fn select(
     Ok(Found { object, range })
 }
 
-/// A single `bytes=` range within `size`; anything that is no such range is ignored, as HTTP has it.
+/// A single `bytes=` range within `size`; any other header is ignored, as in HTTP.
 fn parse_range(text: &str, size: u64) -> Result<Option<Range<u64>>, ErrorAnswer> {
     let Some((first, last)) = text.strip_prefix("bytes=").and_then(|r| r.split_once('-')) else {
         return Ok(None);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_cut_to_the_object() {
+    fn ranges_are_limited_to_the_object() {
         assert_eq!(range("bytes=0-9"), Some(0..10));
         assert_eq!(range("bytes=90-"), Some(90..100));
         assert_eq!(range("bytes=90-5000"), Some(90..100));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_behind_the_end_is_refused() {
+    fn range_behind_the_end_is_refused() {
         assert_eq!(
             parse_range("bytes=100-", 100).err().map(|e| e.status),
             Some(416)

@@ -1,9 +1,10 @@
-//! A click-stream to try things with: any number of rows, each made from its ordinal alone, so that a result is the same
-//! in every process, with the awkward values that real ones have.
+//! A sample click-stream: any number of rows, each computed from its ordinal alone, so that a result is the same in every
+//! process, with the difficult values of real data.
 
 use std::fmt::Write as _;
 
-use super::result::{Column, ResultSet, Row};
+use super::csv::Row;
+use super::result::{Column, ResultSet};
 
 /// The columns of [`clicks`]: `dt date, country varchar, url varchar, visits bigint, seconds double, seen_at timestamp`.
 pub fn columns() -> Vec<Column> {
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn has_what_it_promises() {
+    fn clicks_have_nulls_empty_strings_and_special_characters() {
         let rows = clicks(20_000).range(0, 20_000);
         let nulls = rows.iter().filter(|r| r[1].is_none()).count();
         assert!((100..400).contains(&nulls), "{nulls} NULL countries");
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_depends_on_its_ordinal_alone() {
+    fn row_depends_on_its_ordinal_alone() {
         assert_eq!(clicks(10).row(7), clicks(1_000_000_000).row(7));
     }
 }

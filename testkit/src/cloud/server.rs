@@ -1,5 +1,5 @@
-//! The HTTP server of the stand-in: takes a request apart, applies the scripted fault, and has it served. Written on
-//! hyper itself because a fault may be that no answer comes at all, which a router cannot express.
+//! The HTTP server of the emulator: parses a request, applies the scripted fault, and serves it. It uses hyper directly, since
+//! a router cannot express the fault that no answer comes.
 
 use std::fmt;
 use std::io;
@@ -14,6 +14,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Response, header};
 use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -24,7 +25,7 @@ use super::{athena, s3};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Bytes of an object that are read and sent at once.
+/// The bytes of an object that are read and sent at once.
 const CHUNK: u64 = 256 * 1024;
 
 #[derive(Default)]
@@ -37,7 +38,7 @@ impl Shared {
     }
 }
 
-/// The connection is to be closed without an answer.
+/// The connection is closed without an answer.
 #[derive(Debug)]
 struct Closed;
 
@@ -80,13 +81,15 @@ async fn handle(
             athena_error(
                 400,
                 "UnknownOperationException",
-                "the stand-in has no such operation",
+                "the emulator has no such operation",
             ),
             Op::GetWorkGroup,
         ));
     };
     let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let name = percent_decoded(parts.uri.path().trim_start_matches('/'));
+    let path = parts.uri.path().trim_start_matches('/');
+    // S3 keys arrive percent-encoded.
+    let name = percent_decode_str(path).decode_utf8_lossy();
     let fault = note(&shared, op, &parts.headers, &json, &name);
     match &fault {
         Fault::NoAnswer => std::future::pending().await,
@@ -140,7 +143,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Writes the request to the log, with the fault that it meets, and gives that.
+/// Logs the request with its fault, and returns the fault.
 fn note(shared: &Shared, op: Op, headers: &HeaderMap, json: &Value, name: &str) -> Fault {
     let field = |name: &str| json.get(name).and_then(Value::as_str).map(str::to_owned);
     let mut state = shared.lock();
@@ -174,7 +177,7 @@ async fn get_object(
         text(headers, "if-match").map(str::to_owned),
         text(headers, "range").map(str::to_owned),
     );
-    // A result that nobody asked for yet is written now.
+    // The first request for a result writes it.
     let selected = tokio::task::spawn_blocking(move || {
         s3::select(object, if_match.as_deref(), range.as_deref())
     })
@@ -207,7 +210,7 @@ async fn get_object(
     reply(status, &fields, length, chunks(found.object, read), fault)
 }
 
-/// The bytes of a range, a chunk at a time, read when the connection takes them.
+/// The bytes of a range in chunks, read when the connection accepts them.
 fn chunks(
     object: Object,
     range: Range<u64>,
@@ -246,7 +249,7 @@ fn error(answer: ErrorAnswer, op: Op) -> Response<Body> {
     )
 }
 
-/// An answer of `length` bytes, of which a fault may keep some back.
+/// An answer of `length` bytes, of which a fault may withhold some.
 fn reply(
     status: u16,
     fields: &[(&str, &str)],
@@ -301,26 +304,4 @@ fn first(
             Some(cut)
         })
     })
-}
-
-/// A path as S3 means it: `%20` and its like decoded.
-fn percent_decoded(path: &str) -> String {
-    let bytes = path.as_bytes();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let code = path
-            .get(at + 1..at + 3)
-            .and_then(|code| u8::from_str_radix(code, 16).ok());
-        match (bytes[at], code) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                at += 3;
-            }
-            (byte, _) => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }

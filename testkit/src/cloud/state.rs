@@ -1,5 +1,5 @@
-//! What the stand-in remembers: answers and faults that the test scripted, query executions with their tokens, objects,
-//! and the log of requests. Plain data behind one lock; nothing here waits.
+//! The state of the emulator: scripted answers and faults, query executions with their tokens, objects, and the log of
+//! requests. Plain data behind one lock; nothing here waits.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use super::answer::{Answer, End, QueryState};
 use super::fault::{Fault, Op};
 use super::result::{ResultSet, Spool};
 
-/// A workgroup, as `GetWorkGroup` describes it and StartQueryExecution obeys it.
+/// A workgroup, as `GetWorkGroup` describes it and StartQueryExecution applies it.
 #[derive(Clone, Debug)]
 pub struct Workgroup {
     pub name: String,
-    /// `s3://bucket/prefix/` for queries that bring no location of their own; for all of them when `enforced`.
+    /// `s3://bucket/prefix/` for queries without a location; for all queries when `enforced`.
     pub output_location: Option<String>,
     /// `EnforceWorkGroupConfiguration`: the client's own location is ignored without an error.
     pub enforced: bool,
@@ -24,7 +24,7 @@ pub struct Workgroup {
 }
 
 impl Workgroup {
-    /// An enabled workgroup that writes to `s3://results/prefix/` unless the client says otherwise.
+    /// An enabled workgroup that writes to `s3://results/prefix/` unless the client names another location.
     pub fn named(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -36,7 +36,7 @@ impl Workgroup {
     }
 }
 
-/// One request that the stand-in received, faulted or not.
+/// One request that the emulator received, faulted or not.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub op: Op,
@@ -51,7 +51,7 @@ pub struct Request {
     pub range: Option<String>,
     /// The If-Match header of an S3 request.
     pub if_match: Option<String>,
-    /// The fault that it met.
+    /// Its fault.
     pub fault: Option<Fault>,
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The answer to a new execution of `sql`: one given for once, then the handler's, then the newest whose text the SQL
+    /// The answer to a new execution of `sql`: one set for once, then the handler's, then the newest whose text the SQL
     /// contains, then the default.
     pub(crate) fn answer_to(&mut self, sql: &str) -> Option<Answer> {
         if let Some(index) = self
@@ -123,7 +123,7 @@ impl State {
             .or_else(|| self.default.clone())
     }
 
-    /// The fault that the next request of `op` meets.
+    /// The fault of the next request of `op`.
     pub(crate) fn take_fault(&mut self, op: Op) -> Fault {
         let scripted = self.faults.get_mut(&op).and_then(VecDeque::pop_front);
         scripted
@@ -135,7 +135,7 @@ impl State {
         self.executions.iter_mut().find(|e| e.id == id)
     }
 
-    /// One poll of an execution: moves it on, and lets its object appear when it succeeds.
+    /// One poll of an execution: advances its state, and creates its object when it succeeds.
     pub(crate) fn poll(&mut self, id: &str) -> Option<&Execution> {
         let execution = self.executions.iter_mut().find(|e| e.id == id)?;
         if execution.advance()
@@ -194,7 +194,7 @@ impl Execution {
         }
     }
 
-    /// A large result's object is written while the query runs, and the query runs as long as that takes.
+    /// A large result's object is written while the query runs, and the query runs until it is written.
     fn is_writing(&self) -> bool {
         self.output.is_some() && self.writes_ahead() && !self.answer.result.is_spooled()
     }

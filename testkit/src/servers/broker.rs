@@ -1,6 +1,6 @@
 //! A RabbitMQ node: its script, its management API, and new virtual hosts on it.
 //!
-//! Tests that only need a virtual host run on another broker, of another version say, when `ETL_TEST_OUTSIDE_AMQP_URL`
+//! Tests that only need a virtual host run on another broker, for example of another version, when `ETL_TEST_OUTSIDE_AMQP_URL`
 //! (`amqp://user:password@host:port/%2f`, of an administrator) and `ETL_TEST_OUTSIDE_MANAGEMENT_URL` (`http://host:port`)
 //! name one:
 //!
@@ -8,7 +8,7 @@
 //! docker run -d --rm --network host rabbitmq:4-management
 //! ```
 //!
-//! Tests that kill, stop or reconfigure their broker start one of their own, of the version that is installed here.
+//! Tests that kill, stop or reconfigure their broker start a private one, of the installed version.
 
 use std::sync::Arc;
 
@@ -17,14 +17,7 @@ use hyper::{Method, StatusCode};
 use serde_json::Value;
 
 use super::script::{Instance, variable_of};
-use super::unique_name;
-use super::vhost::Vhost;
 use crate::http;
-
-/// A virtual host of its own on the broker outside where there is one, else on the shared broker.
-pub async fn vhost() -> Vhost {
-    outside_broker().unwrap_or_else(shared_broker).vhost().await
-}
 
 /// The broker that `deploy/local/with-servers` started.
 pub fn shared_broker() -> Broker {
@@ -32,7 +25,7 @@ pub fn shared_broker() -> Broker {
     Broker(Place::Local(Arc::new(instance)))
 }
 
-fn outside_broker() -> Option<Broker> {
+pub(super) fn outside_broker() -> Option<Broker> {
     let url = variable_of("ETL_TEST_OUTSIDE_AMQP_URL")?;
     let management = variable_of("ETL_TEST_OUTSIDE_MANAGEMENT_URL");
     Some(Broker(Place::Outside {
@@ -42,13 +35,13 @@ fn outside_broker() -> Option<Broker> {
     }))
 }
 
-/// A broker for this test alone; starting takes some seconds.
+/// A private broker for this test; its start takes some seconds.
 pub async fn private_broker() -> Broker {
     let instance = Instance::private("rabbitmq").await;
     Broker(Place::Local(Arc::new(instance)))
 }
 
-/// A RabbitMQ node. A private one ends when the last clone, and the last of its virtual hosts, is dropped.
+/// A RabbitMQ node. A private one ends when its last clone and its last virtual host are dropped.
 #[derive(Clone, Debug)]
 pub struct Broker(Place);
 
@@ -83,42 +76,42 @@ impl Broker {
         match &self.0 {
             Place::Local(instance) => instance,
             Place::Outside { url, .. } => {
-                panic!("the broker at {url} is not this test's to command; use private_broker()")
+                panic!("the broker at {url} cannot be controlled by a test; use private_broker()")
             }
         }
     }
 
-    /// The process id of the Erlang VM. Only of a broker that this machine runs.
+    /// The process id of the Erlang VM. Only of a broker on this machine.
     pub fn pid(&self) -> u32 {
         self.instance().pid().as_raw_nonzero().get().unsigned_abs()
     }
 
     /// Kills the node with SIGKILL. Private brokers only.
     ///
-    /// Before that, the names of quorum queues are brought to disk. RabbitMQ 3.10.8 does so half a second after a queue was
-    /// declared, and one that is killed earlier comes back with the queue but without its log and its leader: what was
-    /// confirmed is gone, and the queue stays unusable. That is the broker's own weakness and not what tests are about.
+    /// First flushes the names of quorum queues to disk. RabbitMQ 3.10.8 does so half a second after the declaration. A node that
+    /// is killed earlier restarts with the queue but without its log and leader: confirmed messages are lost and the queue is
+    /// unusable. The tests are not about this weakness of the broker.
     pub async fn kill9(&self) {
         self.rabbitmqctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."])
             .await;
         self.instance().kill9().await;
     }
 
-    /// Stops it in good order, or as well as the script can.
+    /// Stops it cleanly, or as cleanly as the script can.
     pub async fn stop(&self) {
         assert!(
             self.is_private(),
-            "a shared broker is not to be stopped: other tests use it"
+            "a shared broker must not be stopped: other tests use it"
         );
         self.instance().run("stop").await;
     }
 
-    /// Starts it again after [`Self::kill9`] or [`Self::stop`], at the same address with the same data.
+    /// Restarts it after [`Self::kill9`] or [`Self::stop`], at the same address with the same data.
     pub async fn restart(&self) {
         self.instance().run("start").await;
     }
 
-    /// Runs `rabbitmqctl` against this node and gives its output. Panics when it fails.
+    /// Runs `rabbitmqctl` against this node and returns its output. Panics when it fails.
     pub async fn rabbitmqctl(&self, arguments: &[&str]) -> String {
         let program = self.instance().dir().join("rabbitmqctl");
         let output = tokio::process::Command::new(&program)
@@ -135,46 +128,13 @@ impl Broker {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// A new virtual host, in which the broker's own user may do everything. It is deleted when dropped, unless the test
-    /// failed.
-    pub async fn vhost(&self) -> Vhost {
-        let name = unique_name("test");
-        let vhost = Vhost {
-            amqp_url: with_vhost(&self.url(), &name),
-            broker: self.clone(),
-            connection: tokio::sync::Mutex::new(None),
-            name,
-        };
-        let created = self
-            .call(Method::PUT, &format!("vhosts/{}", vhost.name), Value::Null)
-            .await;
-        assert!(
-            created.0.is_success(),
-            "the broker did not create a virtual host: {created:?}"
-        );
-        let all = serde_json::json!({ "configure": ".*", "write": ".*", "read": ".*" });
-        let user = user_of(&self.url());
-        let granted = self
-            .call(
-                Method::PUT,
-                &format!("permissions/{}/{user}", vhost.name),
-                all,
-            )
-            .await;
-        assert!(
-            granted.0.is_success(),
-            "the broker did not grant {user} the new virtual host: {granted:?}"
-        );
-        vhost
-    }
-
     /// Calls the management API at `/api/PATH`.
     pub async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
         call(&self.management(), &self.url(), method, path, body).await
     }
 }
 
-/// The management API with the AMQP user's name and password.
+/// Calls the management API with the credentials of the AMQP URL.
 pub(super) async fn call(
     management: &str,
     amqp_url: &str,
@@ -202,17 +162,4 @@ pub(super) async fn call(
         answer.status(),
         serde_json::from_slice(answer.body()).unwrap_or(Value::Null),
     )
-}
-
-fn user_of(amqp_url: &str) -> String {
-    url::Url::parse(amqp_url)
-        .map(|url| url.username().to_owned())
-        .expect("the broker's url file holds a URL")
-}
-
-/// The same URL with another virtual host.
-fn with_vhost(amqp_url: &str, vhost: &str) -> String {
-    let mut url = url::Url::parse(amqp_url).expect("the broker's url file holds a URL");
-    url.set_path(vhost);
-    url.into()
 }

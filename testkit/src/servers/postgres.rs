@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, Pg
 use super::script::Instance;
 use super::{block_on_elsewhere, unique_name};
 
-/// An empty database of its own on the shared server.
+/// A new, empty database on the shared server.
 pub async fn database() -> Database {
     shared_postgres().database().await
 }
@@ -22,12 +22,12 @@ pub fn shared_postgres() -> Postgres {
     )))
 }
 
-/// A server for this test alone; starting takes some seconds.
+/// A private server for this test; its start takes some seconds.
 pub async fn private_postgres() -> Postgres {
     Postgres(Arc::new(Instance::private("postgres").await))
 }
 
-/// A Postgres cluster. A private one ends when the last clone, and the last of its databases, is dropped.
+/// A Postgres cluster. A private one ends when its last clone and its last database are dropped.
 #[derive(Clone, Debug)]
 pub struct Postgres(Arc<Instance>);
 
@@ -47,16 +47,16 @@ impl Postgres {
         self.0.kill9().await;
     }
 
-    /// Stops it in good order.
+    /// Stops it cleanly.
     pub async fn stop(&self) {
         assert!(
             self.0.is_private(),
-            "a shared server is not to be stopped: other tests use it"
+            "a shared server must not be stopped: other tests use it"
         );
         self.0.run("stop").await;
     }
 
-    /// Starts it again after [`Self::kill9`] or [`Self::stop`], at the same address with the same data.
+    /// Restarts it after [`Self::kill9`] or [`Self::stop`], at the same address with the same data.
     pub async fn restart(&self) {
         self.0.run("start").await;
     }
@@ -69,7 +69,7 @@ impl Postgres {
             .parse()
             .expect("the server's url file holds a URL");
         let mut admin = connect(&options).await;
-        // The name is made of letters, digits and underscores.
+        // The name consists of letters, digits and underscores.
         let created = admin
             .execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
             .await;
@@ -79,7 +79,7 @@ impl Postgres {
         url.set_path(&name);
         let pool = PgPoolOptions::new()
             .max_connections(5)
-            // For as long as this a pool also tries to reach a server that is away.
+            // A pool also retries to reach an absent server for this time.
             .acquire_timeout(Duration::from_secs(20))
             .connect_lazy_with(options.database(&name));
         Database {
@@ -102,9 +102,9 @@ async fn connect(options: &PgConnectOptions) -> PgConnection {
 #[derive(Debug)]
 pub struct Database {
     pub name: String,
-    /// What to give a service as `ETL_DATABASE_URL`.
+    /// The `ETL_DATABASE_URL` of a service.
     pub url: String,
-    /// At most five connections, made when they are needed.
+    /// At most five connections, opened on demand.
     pub pool: PgPool,
     pub server: Postgres,
 }

@@ -8,12 +8,12 @@ use tempfile::TempDir;
 
 use crate::{PATIENCE, wait_until};
 
-/// A server that lives in a folder, under one of the scripts.
+/// A server in a folder, controlled by one of the scripts.
 #[derive(Debug)]
 pub(super) struct Instance {
     script: &'static str,
     dir: PathBuf,
-    /// Of a private instance, which ends with this.
+    /// The folder of a private instance, which ends with this value.
     own: Option<TempDir>,
 }
 
@@ -33,7 +33,7 @@ impl Instance {
         }
     }
 
-    /// Starts one in a folder of its own, beside the shared one's, so that `with-servers` finds what a killed test left.
+    /// Starts one in a new folder beside the shared one, so that `with-servers` finds what a killed test left.
     pub(super) async fn private(script: &'static str) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let shared = variable_of("ETL_TEST_BROKER_DIR").map(PathBuf::from);
@@ -43,7 +43,7 @@ impl Instance {
             .map_or_else(std::env::temp_dir, Path::to_path_buf);
         let own = TempDir::with_prefix_in(format!("etl-{script}-"), beside)
             .expect("a folder for temporary files");
-        // The script may run the server as another user, who has to get through.
+        // The script may run the server as another user, who must pass.
         std::fs::set_permissions(own.path(), std::fs::Permissions::from_mode(0o711))
             .expect("the folder is ours");
         let instance = Self {
@@ -127,7 +127,7 @@ pub(super) fn variable_of(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Alive and not a zombie that nobody has waited for.
+/// Alive, and not a zombie.
 fn runs(pid: Pid) -> bool {
     let stat =
         std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A virtual host of the test broker, with the few things that a test does to queues by hand.
+//! A virtual host of the test broker, and the operations of tests on its queues.
 
 use std::time::{Duration, Instant};
 
@@ -13,67 +13,79 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use super::block_on_elsewhere;
-use super::broker::{Broker, call};
+use super::broker::{Broker, call, outside_broker, shared_broker};
+use super::message::Message;
+use super::{block_on_elsewhere, unique_name};
 use crate::{PATIENCE, wait_for, wait_until};
 
-/// How full a queue is.
+/// A new virtual host on the outside broker if one is named, else on the shared broker.
+pub async fn vhost() -> Vhost {
+    outside_broker().unwrap_or_else(shared_broker).vhost().await
+}
+
+/// The number of messages in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Depth {
     pub ready: u64,
     pub unacked: u64,
 }
 
-/// A message that a test took off a queue.
-#[derive(Clone, Debug)]
-pub struct Message {
-    pub body: Vec<u8>,
-    pub properties: BasicProperties,
-    pub routing_key: String,
-    pub redelivered: bool,
-}
-
-impl Message {
-    /// The header as text, whatever number or string it is.
-    pub fn header(&self, name: &str) -> Option<String> {
-        let value = self.properties.headers().as_ref()?.inner().get(name)?;
-        Some(match value {
-            AMQPValue::LongString(text) => text.to_string(),
-            AMQPValue::ShortString(text) => text.to_string(),
-            AMQPValue::Boolean(value) => value.to_string(),
-            AMQPValue::ShortShortInt(n) => n.to_string(),
-            AMQPValue::ShortShortUInt(n) => n.to_string(),
-            AMQPValue::ShortInt(n) => n.to_string(),
-            AMQPValue::ShortUInt(n) => n.to_string(),
-            AMQPValue::LongInt(n) => n.to_string(),
-            AMQPValue::LongUInt(n) => n.to_string(),
-            AMQPValue::LongLongInt(n) => n.to_string(),
-            other => format!("{other:?}"),
-        })
-    }
-
-    pub fn message_id(&self) -> Option<&str> {
-        self.properties
-            .message_id()
-            .as_ref()
-            .map(lapin::types::ShortString::as_str)
-    }
-
-    /// The body as JSON. Panics when it is none.
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).expect("the body is JSON")
-    }
-}
-
 /// A virtual host, which is deleted when dropped, unless the test failed.
 #[derive(Debug)]
 pub struct Vhost {
     pub name: String,
-    /// What to give a service as `ETL_AMQP_URL`.
+    /// The `ETL_AMQP_URL` of a service.
     pub amqp_url: String,
     pub broker: Broker,
-    /// Of the helpers, made when the first of them is called.
-    pub(super) connection: Mutex<Option<Connection>>,
+    /// The connection of the helpers, opened by the first call.
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Broker {
+    /// A new virtual host with all permissions for the broker's user. It is deleted when dropped, unless the test failed.
+    pub async fn vhost(&self) -> Vhost {
+        let name = unique_name("test");
+        let vhost = Vhost {
+            amqp_url: with_vhost(&self.url(), &name),
+            broker: self.clone(),
+            connection: Mutex::new(None),
+            name,
+        };
+        let created = self
+            .call(Method::PUT, &format!("vhosts/{}", vhost.name), Value::Null)
+            .await;
+        assert!(
+            created.0.is_success(),
+            "the broker did not create a virtual host: {created:?}"
+        );
+        let all = serde_json::json!({ "configure": ".*", "write": ".*", "read": ".*" });
+        let user = user_of(&self.url());
+        let granted = self
+            .call(
+                Method::PUT,
+                &format!("permissions/{}/{user}", vhost.name),
+                all,
+            )
+            .await;
+        assert!(
+            granted.0.is_success(),
+            "the broker did not grant {user} the new virtual host: {granted:?}"
+        );
+        vhost
+    }
+}
+
+fn user_of(amqp_url: &str) -> String {
+    url::Url::parse(amqp_url)
+        .map(|url| url.username().to_owned())
+        .expect("the broker's url file holds a URL")
+}
+
+/// The same URL with another virtual host.
+fn with_vhost(amqp_url: &str, vhost: &str) -> String {
+    let mut url = url::Url::parse(amqp_url).expect("the broker's url file holds a URL");
+    url.set_path(vhost);
+    url.into()
 }
 
 impl Vhost {
@@ -84,7 +96,7 @@ impl Vhost {
             .expect("the test broker takes a connection")
     }
 
-    /// A new connection, or why the broker does not take one.
+    /// A new connection, or the reason why the broker refuses it.
     ///
     /// # Errors
     /// Those of lapin.
@@ -116,7 +128,7 @@ impl Vhost {
         self.declare_passively(queue).await.is_ok()
     }
 
-    /// Its messages that are ready, and how long it took to tell.
+    /// The number of ready messages, and how long the broker took to answer.
     async fn declare_passively(&self, queue: &str) -> lapin::Result<(u32, Duration)> {
         let channel = self.channel().await;
         let options = QueueDeclareOptions {
@@ -143,7 +155,7 @@ impl Vhost {
                 let found = self.declare_passively(queue).await;
                 let (ready, took) =
                     found.unwrap_or_else(|e| panic!("{queue} of {}: {e}", self.name));
-                // The broker gives a busy queue 250 ms to tell, and says 0 where that was not enough.
+                // The broker waits 250 ms for a busy queue, and answers 0 when that is not enough.
                 (ready > 0 || took < Duration::from_millis(200)).then_some(ready.into())
             },
         )
@@ -239,11 +251,13 @@ impl Vhost {
         while let Some(got) = get(&channel, queue, false).await {
             seen.push(got);
         }
-        // Closing the channel gives them all back, a moment after that was confirmed.
+        // Closing the channel returns them to the queue, a moment after the confirmation.
         channel.close(200, "done".into()).await.ok();
-        wait_until("what was read to be back", PATIENCE, async || {
-            self.ready(queue).await >= seen.len() as u64
-        })
+        wait_until(
+            "the messages to return to the queue",
+            PATIENCE,
+            async || self.ready(queue).await >= seen.len() as u64,
+        )
         .await;
         seen
     }
@@ -273,14 +287,14 @@ impl Vhost {
         while read.len() < count {
             let next = tokio::time::timeout(PATIENCE, consumer.next()).await;
             let Ok(Some(Ok(delivery))) = next else {
-                panic!("stream {stream} gave {} messages, not {count}", read.len());
+                panic!("stream {stream} has {} messages, not {count}", read.len());
             };
             delivery
                 .acker
                 .ack(BasicAckOptions::default())
                 .await
                 .expect("a delivery can be acked");
-            read.push(message(delivery));
+            read.push(delivery.into());
         }
         channel.close(200, "done".into()).await.ok();
         read
@@ -327,16 +341,7 @@ async fn get(channel: &Channel, queue: &str, no_ack: bool) -> Option<Message> {
         .basic_get(queue.into(), BasicGetOptions { no_ack })
         .await;
     got.unwrap_or_else(|e| panic!("reading {queue}: {e}"))
-        .map(|got| message(got.delivery))
-}
-
-fn message(delivery: lapin::message::Delivery) -> Message {
-    Message {
-        body: delivery.data,
-        properties: delivery.properties,
-        routing_key: delivery.routing_key.to_string(),
-        redelivered: delivery.redelivered,
-    }
+        .map(|got| got.delivery.into())
 }
 
 impl Drop for Vhost {

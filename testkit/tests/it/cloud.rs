@@ -1,4 +1,4 @@
-//! The stand-in for Athena and S3, spoken to in plain HTTP: what an SDK would send and see.
+//! The emulator of Athena and S3 over plain HTTP: what an SDK sends and receives.
 
 use std::time::Duration;
 
@@ -111,7 +111,7 @@ fn two_rows() -> ResultSet {
 }
 
 #[tokio::test]
-async fn a_query_goes_its_way_and_its_object_is_what_athena_writes() {
+async fn query_passes_its_states_and_its_object_is_athenas_csv() {
     let cloud = Cloud::start().await;
     cloud.answer("FROM t", Answer::rows(two_rows()).scanned(77));
     let id = started(&cloud, "SELECT * FROM t").await;
@@ -160,7 +160,7 @@ async fn pages_and_object_have_the_same_rows() {
 }
 
 #[tokio::test]
-async fn a_page_describes_its_columns() {
+async fn page_describes_its_columns() {
     let cloud = Cloud::start().await;
     let columns = vec![Column::new("d", "decimal(10,2)")];
     cloud.otherwise(
@@ -188,7 +188,7 @@ async fn a_page_describes_its_columns() {
 }
 
 #[tokio::test]
-async fn a_token_starts_one_query_however_often_it_comes() {
+async fn repeated_token_starts_one_query() {
     let cloud = Cloud::start().await;
     cloud.otherwise(Answer::rows(two_rows()));
     let request = json!({ "QueryString": "SELECT 1", "ClientRequestToken": TOKEN });
@@ -208,7 +208,7 @@ async fn a_token_starts_one_query_however_often_it_comes() {
 }
 
 #[tokio::test]
-async fn failed_cancelled_and_stopped_queries_say_why() {
+async fn failed_cancelled_and_stopped_queries_report_a_reason() {
     let cloud = Cloud::start().await;
     let error = AthenaError {
         category: 2,
@@ -229,10 +229,10 @@ async fn failed_cancelled_and_stopped_queries_say_why() {
     .await;
     assert_eq!(status, 400);
 
-    cloud.answer("late", Answer::cancelled("by somebody").at_once());
+    cloud.answer("late", Answer::cancelled("by another client").at_once());
     assert_eq!(
         ended(&cloud, "late").await["Status"]["StateChangeReason"],
-        "by somebody"
+        "by another client"
     );
 
     cloud.answer("endless", Answer::running_for_ever());
@@ -272,7 +272,7 @@ async fn failed_cancelled_and_stopped_queries_say_why() {
 }
 
 #[tokio::test]
-async fn a_workgroup_decides_where_the_result_goes() {
+async fn workgroup_decides_the_output_location() {
     let cloud = Cloud::start().await;
     cloud.otherwise(Answer::rows(two_rows()).at_once());
     cloud.workgroup(Workgroup {
@@ -374,7 +374,7 @@ async fn objects_are_read_in_ranges_of_one_version() {
 }
 
 #[tokio::test]
-async fn errors_have_the_form_of_the_service_that_gives_them() {
+async fn errors_have_the_form_of_their_service() {
     let cloud = Cloud::start().await;
     cloud.otherwise(Answer::rows(two_rows()).at_once());
     cloud.fault(Op::StartQueryExecution, Fault::TooManyRequests);
@@ -421,7 +421,7 @@ async fn errors_have_the_form_of_the_service_that_gives_them() {
 }
 
 #[tokio::test]
-async fn bodies_break_off_stall_or_come_short() {
+async fn bodies_are_truncated_stalled_or_shortened() {
     let cloud = Cloud::start().await;
     cloud.put_object("b/k", &vec![b'x'; 1_000_000]);
     cloud.fault(Op::GetObject, Fault::Truncate(300_000));
@@ -449,7 +449,7 @@ async fn bodies_break_off_stall_or_come_short() {
 }
 
 #[tokio::test]
-async fn an_answer_can_get_lost_after_the_query_was_started() {
+async fn lost_answer_leaves_the_query_started() {
     let cloud = Cloud::start().await;
     cloud.otherwise(Answer::rows(two_rows()));
     cloud.fault(Op::StartQueryExecution, Fault::LoseAnswer);
@@ -467,7 +467,7 @@ async fn an_answer_can_get_lost_after_the_query_was_started() {
 }
 
 #[tokio::test]
-async fn answers_for_once_come_first_and_later_ones_win() {
+async fn answers_for_once_come_first_and_later_ones_override() {
     let cloud = Cloud::start().await;
     cloud.otherwise(Answer::rows(two_rows()).at_once());
     cloud.answer_once("q", Answer::failed_by_system("try again").at_once());

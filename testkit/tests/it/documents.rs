@@ -1,14 +1,14 @@
-//! What a document says of a test is only worth something while there is such a test.
+//! Every test that the documentation names exists.
 
 use std::fs;
 use std::path::Path;
 
 #[test]
-fn every_test_that_reliability_md_names_is_there() {
+fn every_test_named_in_reliability_md_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let page = fs::read_to_string(root.join("docs/reliability.md")).unwrap();
     let (mut file, mut named, mut missing) = (String::new(), 0, Vec::new());
-    // What stands between two backticks; `::name` is a test of the file that was named last.
+    // Text between two backticks; `::name` is a test of the last named file.
     for code in page.split('`').skip(1).step_by(2) {
         let Some((place, test)) = code.split_once("::") else {
             continue;
@@ -25,6 +25,6 @@ fn every_test_that_reliability_md_names_is_there() {
     assert!(named > 40, "only {named} tests are named");
     assert!(
         missing.is_empty(),
-        "there is no such test any more: {missing:?}"
+        "docs/reliability.md names tests that do not exist: {missing:?}"
     );
 }

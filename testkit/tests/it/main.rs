@@ -1,11 +1,10 @@
-//! The test kit against real servers, and its stand-in for AWS through a plain HTTP client.
+//! The test kit with real servers, and its emulator of AWS with a plain HTTP client.
 
 #![expect(
     clippy::unwrap_used,
     reason = "in a test a panic is the failure, in its helpers too"
 )]
 
-mod bench;
 mod cloud;
 mod documents;
 mod process;

@@ -1,10 +1,10 @@
-//! Child processes, tried with the test kit's own program.
+//! Child processes, tested with the test kit's own program.
 
 use testkit::process::Service;
 use testkit::{PATIENCE, http, wait_for};
 
 #[tokio::test]
-async fn a_process_runs_is_measured_and_ends() {
+async fn started_process_is_measured_and_terminates() {
     let mut process = Service::new("cloud").arg("10").spawn();
     let url = wait_for("the program to print its URL", PATIENCE, async || {
         process
@@ -28,14 +28,14 @@ async fn a_process_runs_is_measured_and_ends() {
 }
 
 #[tokio::test]
-async fn a_killed_process_is_gone() {
+async fn killed_process_does_not_run() {
     let mut process = Service::new("cloud").spawn();
     process.kill9().await;
     assert!(!process.is_running());
 }
 
 #[tokio::test]
-async fn a_command_is_run_to_its_end() {
+async fn command_returns_exit_code_and_output() {
     let finished = Service::new("cloud").arg("many").run().await;
     assert_eq!(finished.code, Some(1));
     assert!(
@@ -47,12 +47,12 @@ async fn a_command_is_run_to_its_end() {
 
 #[tokio::test]
 #[should_panic(expected = "ended with exit status: 1 before it was ready")]
-async fn a_service_that_ends_is_not_waited_for() {
+async fn start_of_a_service_that_ends_panics() {
     Service::new("cloud").arg("many").start().await;
 }
 
 #[tokio::test]
 #[should_panic(expected = "cargo build --workspace")]
-async fn a_binary_that_was_not_built_is_asked_for() {
+async fn missing_binary_panics_with_the_build_command() {
     Service::new("no-such-service");
 }

@@ -7,7 +7,7 @@ use testkit::servers::{self, Depth};
 use testkit::wait_until;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vhost_takes_and_gives_back_messages() {
+async fn vhost_publishes_peeks_and_takes_messages() {
     let vhost = servers::vhost().await;
     vhost.declare("q").await;
     assert_eq!(vhost.ready("q").await, 0);
@@ -35,7 +35,7 @@ async fn a_vhost_takes_and_gives_back_messages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_test_has_a_vhost_of_its_own_and_it_is_gone_afterwards() {
+async fn vhosts_are_separate_and_deleted_on_drop() {
     let (one, other) = (servers::vhost().await, servers::vhost().await);
     one.declare("q").await;
     assert!(!other.exists("q").await);
@@ -46,7 +46,7 @@ async fn each_test_has_a_vhost_of_its_own_and_it_is_gone_afterwards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_test_has_a_database_of_its_own_and_it_is_gone_afterwards() {
+async fn databases_are_separate_and_dropped_on_drop() {
     let (one, other) = (servers::database().await, servers::database().await);
     sqlx::query("CREATE TABLE t AS SELECT 1 AS n")
         .execute(&one.pool)
@@ -69,7 +69,7 @@ async fn each_test_has_a_database_of_its_own_and_it_is_gone_afterwards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_private_broker_survives_a_kill_with_what_it_confirmed() {
+async fn killed_private_broker_keeps_confirmed_messages() {
     let broker = servers::private_broker().await;
     let vhost = broker.vhost().await;
     vhost.declare("q").await;
@@ -77,17 +77,15 @@ async fn a_private_broker_survives_a_kill_with_what_it_confirmed() {
     broker.kill9().await;
     assert!(vhost.try_connect().await.is_err());
     broker.restart().await;
-    wait_until(
-        "the queue to be back, and led by somebody",
-        PATIENCE,
-        async || vhost.exists("q").await && vhost.ready("q").await == 1,
-    )
+    wait_until("the queue to be back with a leader", PATIENCE, async || {
+        vhost.exists("q").await && vhost.ready("q").await == 1
+    })
     .await;
     assert_eq!(vhost.take_all("q").await[0].body, b"kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_private_postgres_survives_a_kill_with_what_it_committed() {
+async fn killed_private_postgres_keeps_committed_rows() {
     let postgres = servers::private_postgres().await;
     let database = postgres.database().await;
     sqlx::query("CREATE TABLE t AS SELECT 1 AS n")
@@ -128,7 +126,7 @@ async fn private_servers_end_with_the_test() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unacked_messages_show_in_the_depth() {
+async fn depth_counts_unacked_messages() {
     use lapin::options::BasicGetOptions;
     let vhost = servers::vhost().await;
     vhost.declare("q").await;

@@ -1,4 +1,4 @@
-//! What was asked for, by the environment.
+//! The settings, from the environment.
 
 use std::path::PathBuf;
 

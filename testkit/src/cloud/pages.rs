@@ -2,15 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::super::answer::{Answer, QueryState};
-use super::super::result::{Column, ResultSet, Row};
-use super::super::state::State;
-use super::{Answered, invalid, not_found, text};
+use super::answer::{Answer, QueryState};
+use super::csv::Row;
+use super::fault::{Answered, invalid, not_found};
+use super::result::{Column, ResultSet};
+use super::state::State;
 
 const LONGEST_PAGE: u64 = 1_000;
 
-pub(super) fn results(state: &mut State, request: &Value) -> Answered {
-    let id = text(request, "QueryExecutionId").unwrap_or_default();
+pub(crate) fn results(state: &mut State, request: &Value) -> Answered {
+    let id = request["QueryExecutionId"].as_str().unwrap_or_default();
     let execution = state.execution(id).ok_or_else(|| not_found(id))?;
     match execution.state {
         QueryState::Succeeded => {}
@@ -36,7 +37,7 @@ pub(super) fn results(state: &mut State, request: &Value) -> Answered {
             "MaxResults {most} is not between 1 and {LONGEST_PAGE}"
         )));
     }
-    let start = match text(request, "NextToken") {
+    let start = match request["NextToken"].as_str() {
         None => None,
         Some(token) => {
             Some(read_token(token, id).ok_or_else(|| invalid("NextToken is not valid"))?)

@@ -1,4 +1,4 @@
-//! The report, in markdown: what was done, what was survived, and whether everything holds.
+//! The report, in markdown: what was done, the kills, and the result of each check.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::kills::Killed;
 use crate::metrics::count;
 use crate::runs::Run;
 
-/// Writes the report into the soak's folder, and gives it.
+/// Writes the report into the soak's folder, and returns it.
 pub(crate) async fn write(
     soak: &Soak,
     runs: &[Run],
@@ -58,7 +58,7 @@ fn write_all(
 ) -> std::fmt::Result {
     let rows: i64 = runs
         .iter()
-        .filter_map(|run| run.books["rows_loaded"].as_i64())
+        .filter_map(|run| run.status["rows_loaded"].as_i64())
         .sum();
     let kills: u32 = killed.kills.values().sum();
     let counters = &killed.counters;
@@ -86,14 +86,14 @@ fn write_all(
     for (result, what) in [
         ("loaded", "batches loaded"),
         ("duplicate", "duplicate batches refused"),
-        ("late", "batches that came after their run was over"),
+        ("late", "batches ignored after their run ended"),
     ] {
         let batches = count(counters, "etl_batches_total", &format!("\"{result}\""));
         writeln!(text, "| {what} | {batches} |")?;
     }
     writeln!(
         text,
-        "\nWhat a process counted in the last half second before its kill is not in these numbers.\n"
+        "\nCounts of the last half second before a kill are not included.\n"
     )?;
     write_runs(text, runs)?;
     for Check { sentence, problem } in checks {
@@ -108,7 +108,7 @@ fn write_all(
 fn write_runs(text: &mut String, runs: &[Run]) -> std::fmt::Result {
     writeln!(
         text,
-        "| run | way | rows | batches | seconds |\n|---|---|---|---|---|"
+        "| run | source | rows | batches | seconds |\n|---|---|---|---|---|"
     )?;
     for run in runs {
         writeln!(
@@ -116,8 +116,8 @@ fn write_runs(text: &mut String, runs: &[Run]) -> std::fmt::Result {
             "| {} | {} | {} | {} | {:.1} |",
             run.id,
             run.way,
-            run.books["rows_loaded"],
-            run.books["batches"],
+            run.status["rows_loaded"],
+            run.status["batches"],
             run.took.as_secs_f64()
         )?;
     }

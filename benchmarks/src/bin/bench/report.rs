@@ -1,28 +1,10 @@
-//! What was measured, for a person and for a program.
+//! The report of what was measured, in markdown, and how its values are read.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{plot, say};
-
-/// Writes what there is so far: `result.json`, `report.md` and `plot.svg`.
-pub(crate) fn write(dir: &Path, result: &Value) {
-    let json = serde_json::to_string_pretty(result).expect("a JSON value can be written");
-    for (name, content) in [
-        ("result.json", json),
-        ("report.md", text(result)),
-        ("plot.svg", plot::draw(result)),
-    ] {
-        let path = dir.join(name);
-        std::fs::write(&path, content)
-            .unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
-    }
-    say(&format!("written: {}", dir.display()));
-}
-
-/// In markdown.
+/// The report so far.
 pub(crate) fn text(result: &Value) -> String {
     let mut text = String::new();
     write_all(&mut text, result).expect("a String takes everything");
@@ -78,7 +60,7 @@ fn write_contest(text: &mut String, contest: &Value) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "| way | seconds (median) | ratio (median) | ratios | CPU seconds | MB in and out of the broker |\n|---|---|---|---|---|---|"
+        "| method | seconds (median) | ratio (median) | ratios | CPU seconds | MB in and out of the broker |\n|---|---|---|---|---|---|"
     )?;
     for way in list(&contest["ways"]) {
         let ratios: Vec<String> = list(&way["ratios"]).iter().map(Value::to_string).collect();

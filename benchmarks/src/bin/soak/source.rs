@@ -1,5 +1,5 @@
-//! What is loaded: the sample's clicks, in a version of its own for each run, so that an upsert has something to change;
-//! and a sum over rows that does not depend on their order, made of the source here and of the table in Postgres.
+//! The rows: the sample's clicks, in another version for each run, so that an upsert changes rows; and a sum over rows that
+//! does not depend on their order, computed from the source here and from the table in Postgres.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use testkit::cloud::{Answer, ResultSet, Row, sample};
 use testkit::line::Line;
 
-/// What a run does to its target, and the way on which its result is read.
+/// The load mode of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Append,
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_written_as_postgres_shows_it() {
+    fn canonical_row_equals_postgres_text() {
         let row = [
             "2018-04-02",
             "",
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_sum_tells_versions_and_rows_apart_and_not_their_order() {
+    async fn sum_depends_on_version_and_rows_and_not_on_order() {
         let sum = expected(100, 1).await;
         assert_ne!(sum, expected(99, 1).await);
         assert_ne!(sum.hash, expected(100, 2).await.hash);

@@ -1,30 +1,30 @@
-//! Each stage alone, at 1, 2 and 4 replicas: the others are not running, and what it makes waits in the queue behind it.
+//! Each stage alone, with 1, 2 and 4 replicas: the others do not run, and its output waits in the next queue.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use crate::environment::Environment;
 use crate::meter::rounded;
 use crate::say;
 use crate::settings::Settings;
-use crate::world::World;
 
-/// Runs that the rows are spread over: an extractor reads two at a time, and no two read one.
+/// The rows are spread over this many runs: an extractor reads two at a time, and no two extractors read the same one.
 const RUNS: u64 = 8;
 
-/// A stage, and the counter of rows that it has done.
+/// A stage, and the counter of its rows.
 const STAGES: [(&str, &str); 3] = [
     ("extractor", "etl_rows_extracted_total"),
     ("transformer", "etl_rows_transformed_total"),
     ("loader", "etl_rows_loaded_total"),
 ];
 
-pub(crate) async fn run(world: &mut World, settings: &Settings) -> Value {
+pub(crate) async fn run(environment: &mut Environment, settings: &Settings) -> Value {
     let rows = settings.stage_rows / RUNS * RUNS;
-    let result = world.job("staged", rows / RUNS, "");
+    let result = environment.job("staged", rows / RUNS, "");
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    world
+    environment
         .write_csv(
             &result,
             "results/staged.csv",
@@ -32,34 +32,34 @@ pub(crate) async fn run(world: &mut World, settings: &Settings) -> Value {
         )
         .await;
     for run in 0..RUNS {
-        // One job would not be run eight times at once.
-        world.job_of(&format!("staged_{run}"), &result, "table = \"staged\"\n");
+        // One job cannot run eight times at the same time.
+        environment.job_of(&format!("staged_{run}"), &result, "table = \"staged\"\n");
     }
-    // The table is made, and the queues are, before the clock runs.
-    world.replicas(1).await;
-    world.run("staged").await;
-    world.stop().await;
+    // Creates the table and the queues before the measurement.
+    environment.replicas(1).await;
+    environment.run("staged").await;
+    environment.stop().await;
     let mut measured = Vec::new();
     for replicas in [1, 2, 4] {
-        world.afresh("staged").await;
+        environment.afresh("staged").await;
         for run in 0..RUNS {
-            world.request(&format!("staged_{run}")).await;
+            environment.request(&format!("staged_{run}")).await;
         }
         for (stage, counter) in STAGES {
-            let rate = alone(world, stage, counter, replicas, rows).await;
+            let rate = alone(environment, stage, counter, replicas, rows).await;
             say(&format!("{replicas} x {stage}: {rate:.0} rows/s"));
             measured.push(
                 json!({ "stage": stage, "replicas": replicas, "rows_per_second": rate.round() }),
             );
         }
-        world.holds("staged", rows).await;
+        environment.holds("staged", rows).await;
     }
     json!({ "rows": rows, "measured": measured })
 }
 
-/// Rows a second from the first that is counted to the last.
+/// Rows per second from the first counted row to the last.
 async fn alone(
-    world: &mut World,
+    environment: &mut Environment,
     stage: &'static str,
     counter: &str,
     replicas: usize,
@@ -67,10 +67,10 @@ async fn alone(
 ) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let wanted = rows as f64;
-    world.start_service(stage, replicas).await;
+    environment.start_service(stage, replicas).await;
     let (mut first, begun) = (None, Instant::now());
     let rate = loop {
-        let done = world.counted(stage, counter).await;
+        let done = environment.counted(stage, counter).await;
         let now = Instant::now();
         if done >= wanted {
             let (at, before) = first.unwrap_or((begun, 0.0));
@@ -85,13 +85,13 @@ async fn alone(
         );
         sleep(Duration::from_millis(5)).await;
     };
-    // What is still in hand would be counted again in the next round, and a job is not asked for again while a run of
-    // it is open.
+    // Unacknowledged deliveries would be counted again in the next round, and a job cannot be requested while a run of it is
+    // open.
     match stage {
-        "extractor" => world.queue_is_settled("etl.extract").await,
-        "loader" => world.all_runs_are_over().await,
+        "extractor" => environment.queue_is_settled("etl.extract").await,
+        "loader" => environment.all_runs_are_over().await,
         _ => {}
     }
-    world.stop().await;
+    environment.stop().await;
     rounded(rate)
 }

@@ -1,13 +1,13 @@
-//! The contest: the same rows by each of the ways, in turns.
+//! The comparison: the same rows by each of the methods, in turns.
 
 use serde_json::{Value, json};
 
+use crate::environment::Environment;
 use crate::meter::{Cpu, between, median, rounded};
 use crate::say;
 use crate::settings::Settings;
-use crate::world::World;
 
-/// The ways, in the order of a round.
+/// The methods, in the order of a round.
 const WAYS: [&str; 4] = [
     "curl | psql \\copy",
     "psql \\copy of a local file",
@@ -20,18 +20,18 @@ const PIPELINE: usize = 3;
 
 const CSV: &str = "WITH (FORMAT csv, HEADER)";
 
-/// One result, ready on every way.
+/// One result, prepared for every method.
 struct Course<'a> {
-    world: &'a mut World,
+    environment: &'a mut Environment,
     /// Name of job, table of the pipeline, and object.
     name: String,
-    /// The other ways' table.
+    /// The other methods' table.
     table: String,
     rows: u64,
     dir: tempfile::TempDir,
 }
 
-/// What one way took.
+/// The cost of one method.
 struct Took {
     wall: f64,
     cpu: Cpu,
@@ -39,11 +39,11 @@ struct Took {
     bytes: f64,
 }
 
-pub(crate) async fn run(world: &mut World, settings: &Settings) -> Value {
+pub(crate) async fn run(environment: &mut Environment, settings: &Settings) -> Value {
     let mut contests = Vec::new();
     for rows in &settings.rows {
-        world.replicas(1).await;
-        let mut course = Course::prepare(world, *rows).await;
+        environment.replicas(1).await;
+        let mut course = Course::prepare(environment, *rows).await;
         let bytes = course.size();
         let mut rounds = Vec::new();
         for round in 0..settings.repeats {
@@ -60,7 +60,7 @@ pub(crate) async fn run(world: &mut World, settings: &Settings) -> Value {
             ));
             rounds.push(took);
         }
-        let peaks = course.world.peaks();
+        let peaks = course.environment.peaks();
         course.clear().await;
         contests.push(summary(*rows, bytes, &rounds, &peaks));
     }
@@ -68,12 +68,12 @@ pub(crate) async fn run(world: &mut World, settings: &Settings) -> Value {
 }
 
 impl<'a> Course<'a> {
-    async fn prepare(world: &'a mut World, rows: u64) -> Self {
+    async fn prepare(environment: &'a mut Environment, rows: u64) -> Self {
         let (name, table) = (format!("clicks_{rows}"), format!("copied_{rows}"));
-        let result = world.job(&name, rows, "");
+        let result = environment.job(&name, rows, "");
         let dir = tempfile::tempdir().expect("a temporary folder for files");
         let mut course = Self {
-            world,
+            environment,
             name,
             table,
             rows,
@@ -81,13 +81,13 @@ impl<'a> Course<'a> {
         };
         let csv = course.file("csv");
         let object = format!("results/{}.csv", course.name);
-        course.world.write_csv(&result, &object, &csv).await;
+        course.environment.write_csv(&result, &object, &csv).await;
         course.make_binary_files().await;
-        // The services' connections, and the pipeline's table, made by a run of a few rows.
+        // A run of a few rows opens the services' connections and creates the pipeline's table.
         let first = format!("first_{rows}");
         let into = format!("table = \"{}\"\n", course.name);
-        course.world.job_into(&first, 100, &into);
-        course.world.run(&first).await;
+        course.environment.job_into(&first, 100, &into);
+        course.environment.run(&first).await;
         course
     }
 
@@ -105,20 +105,20 @@ impl<'a> Course<'a> {
 
     async fn make_binary_files(&mut self) {
         let table = self.table.clone();
-        self.world
+        self.environment
             .execute(&format!(
                 "CREATE TABLE {table} (dt date, country text, url text, visits bigint, seconds double precision, seen_at timestamp)"
             ))
             .await;
-        let psql = self.world.psql();
+        let psql = self.environment.psql();
         let csv = self.file("csv");
-        self.world
+        self.environment
             .shell(&format!("{psql} \"\\copy {table} FROM '{csv}' {CSV}\""))
             .await;
         for half in 0..2 {
             let file = self.file(&half.to_string());
             let select = format!("SELECT * FROM {table} WHERE visits % 2 = {half}");
-            self.world
+            self.environment
                 .shell(&format!(
                     "{psql} \"\\copy ({select}) TO '{file}' WITH (FORMAT binary)\""
                 ))
@@ -132,24 +132,28 @@ impl<'a> Course<'a> {
         } else {
             &self.table
         };
-        self.world.afresh(table).await;
+        self.environment.afresh(table).await;
         let before = self.broker_bytes(way).await;
-        let cpu = self.world.cpu();
-        let psql = self.world.psql();
+        let cpu = self.environment.cpu();
+        let psql = self.environment.psql();
         let (table, url) = (
             self.table.clone(),
-            format!("{}/results/{}.csv", self.world.line.cloud.url(), self.name),
+            format!(
+                "{}/results/{}.csv",
+                self.environment.line.cloud.url(),
+                self.name
+            ),
         );
         let wall = match way {
             0 => {
                 let line =
                     format!("curl -sf '{url}' | {psql} \"\\copy {table} FROM PSTDIN {CSV}\"");
-                self.world.shell(&line).await
+                self.environment.shell(&line).await
             }
             1 => {
                 let csv = self.file("csv");
                 let line = format!("{psql} \"\\copy {table} FROM '{csv}' {CSV}\"");
-                self.world.shell(&line).await
+                self.environment.shell(&line).await
             }
             2 => {
                 let copy = |half: usize| {
@@ -157,25 +161,25 @@ impl<'a> Course<'a> {
                     format!("{psql} \"\\copy {table} FROM '{file}' WITH (FORMAT binary)\"")
                 };
                 let line = format!("{} & {} && wait $!", copy(0), copy(1));
-                self.world.shell(&line).await
+                self.environment.shell(&line).await
             }
-            _ => self.world.run(&self.name).await.committed,
+            _ => self.environment.run(&self.name).await.committed,
         };
-        let cpu = between(&cpu, &self.world.cpu());
+        let cpu = between(&cpu, &self.environment.cpu());
         let bytes = self.broker_bytes(way).await - before;
         let table = if way == PIPELINE {
             &self.name
         } else {
             &self.table
         };
-        self.world.holds(table, self.rows).await;
+        self.environment.holds(table, self.rows).await;
         Took { wall, cpu, bytes }
     }
 
-    /// Only the pipeline has anything to do with the broker.
+    /// Only the pipeline uses the broker.
     async fn broker_bytes(&self, way: usize) -> f64 {
         if way == PIPELINE {
-            self.world.broker_bytes().await
+            self.environment.broker_bytes().await
         } else {
             0.0
         }
@@ -183,7 +187,7 @@ impl<'a> Course<'a> {
 
     async fn clear(self) {
         let tables = format!("DROP TABLE {}, {}", self.name, self.table);
-        self.world.execute(&tables).await;
+        self.environment.execute(&tables).await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! The killing: every few seconds one of eight processes, at random, by SIGKILL; started again after a moment.
+//! Kills one of eight processes at random by SIGKILL every few seconds, and restarts it after a moment.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -24,17 +24,17 @@ const SERVICES: [&str; 6] = [
     "loader",
 ];
 
-/// What became of the processes.
+/// What happened to the processes.
 #[derive(Default)]
 pub(crate) struct Killed {
-    /// By what was killed.
+    /// Kills by service or server.
     pub(crate) kills: BTreeMap<&'static str, u32>,
-    /// Processes that ended though nobody had killed them.
-    pub(crate) deserters: Vec<String>,
+    /// Processes that ended without being killed.
+    pub(crate) unexpected_exits: Vec<String>,
     pub(crate) counters: Counters,
 }
 
-/// A place in the line, and the process that is there now.
+/// One replica, and its process at the moment.
 struct Replica {
     service: &'static str,
     label: String,
@@ -42,13 +42,13 @@ struct Replica {
     seen: Counters,
 }
 
-/// Starts the services and kills until the time is over; then looks after them until the last run is over.
+/// Starts the services and kills until the time is over; then restarts what ends by itself until the last run has ended.
 pub(crate) async fn kill(soak: &Soak) -> Killed {
     let mut dice = StdRng::seed_from_u64(soak.settings.seed);
     let mut killed = Killed::default();
     let mut replicas = start(soak).await;
-    // A broker that dies within half a second of a queue's declaration loses it: see `Broker::kill9`. So the first kill
-    // comes when all queues are there.
+    // A broker that is killed within half a second of a queue's declaration loses the queue: see `Broker::kill9`. So the
+    // first kill waits until all queues exist.
     while Instant::now() < soak.until && !soak.over.load(Ordering::Relaxed) {
         watched_pause(
             soak,
@@ -76,9 +76,9 @@ pub(crate) async fn kill(soak: &Soak) -> Killed {
             place => {
                 let replica = &mut replicas[place - 2];
                 soak.say(&format!("kill {}, away for {away:?}", replica.label));
-                replica.look().await;
+                replica.read_counters().await;
                 replica.process.kill9().await;
-                replica.bury(soak, &mut killed);
+                replica.keep_records(soak, &mut killed);
                 sleep(away).await;
                 replica.process = soak.line.service(replica.service).spawn();
                 replica.service
@@ -91,8 +91,8 @@ pub(crate) async fn kill(soak: &Soak) -> Killed {
         watched_pause(soak, &mut replicas, &mut killed, Duration::from_secs(1)).await;
     }
     for replica in &mut replicas {
-        replica.look().await;
-        replica.bury(soak, &mut killed);
+        replica.read_counters().await;
+        replica.keep_records(soak, &mut killed);
     }
     killed
 }
@@ -113,7 +113,7 @@ async fn start(soak: &Soak) -> Vec<Replica> {
     replicas
 }
 
-/// Waits, looks at the counters, and starts again what ended by itself.
+/// Waits, reads the counters, and restarts what ended by itself.
 async fn watched_pause(
     soak: &Soak,
     replicas: &mut [Replica],
@@ -123,7 +123,7 @@ async fn watched_pause(
     let end = Instant::now() + pause;
     loop {
         for replica in replicas.iter_mut() {
-            replica.look().await;
+            replica.read_counters().await;
             if replica.process.is_running() {
                 continue;
             }
@@ -131,8 +131,8 @@ async fn watched_pause(
             let last: Vec<_> = log.lines().rev().take(3).collect();
             let what = format!("{} ended by itself: {}", replica.label, last.join(" / "));
             soak.say(&what);
-            killed.deserters.push(what);
-            replica.bury(soak, killed);
+            killed.unexpected_exits.push(what);
+            replica.keep_records(soak, killed);
             replica.process = soak.line.service(replica.service).spawn();
         }
         let left = end.saturating_duration_since(Instant::now());
@@ -144,16 +144,16 @@ async fn watched_pause(
 }
 
 impl Replica {
-    /// Notes what it has counted, if it answers.
-    async fn look(&mut self) {
-        let looking = tokio::time::timeout(Duration::from_secs(1), metrics::of(&self.process));
-        if let Ok(Some(counters)) = looking.await {
+    /// Reads its counters, if it answers.
+    async fn read_counters(&mut self) {
+        let reading = tokio::time::timeout(Duration::from_secs(1), metrics::of(&self.process));
+        if let Ok(Some(counters)) = reading.await {
             self.seen = counters;
         }
     }
 
-    /// Keeps what a process that has ended, or is about to, counted and logged.
-    fn bury(&mut self, soak: &Soak, killed: &mut Killed) {
+    /// Keeps the counters and the log of a process that has ended, or is about to.
+    fn keep_records(&mut self, soak: &Soak, killed: &mut Killed) {
         metrics::add(&mut killed.counters, &std::mem::take(&mut self.seen));
         let path = soak.settings.dir.join(format!("{}.log", self.label));
         let mut file = OpenOptions::new().create(true).append(true).open(&path);

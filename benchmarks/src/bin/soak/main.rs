@@ -1,12 +1,12 @@
-//! `make soak`: the line under kill -9. A million rows go through two replicas of each service again and again, by append
-//! and by upsert, from S3 and from pages, while a random service, the broker or Postgres is killed every few seconds and
-//! started again. In the end every run has to be complete and balanced, the tables have to hold what the source holds, row
-//! for row, and nothing may be left over.
+//! `make soak`: the pipeline under kill -9. Two replicas of each service load a million rows again and again, by append and
+//! by upsert, from S3 and from pages, while a random service, the broker or Postgres is killed every few seconds and
+//! restarted. In the end every run must be complete and balanced, the tables must equal the source row for row, and no
+//! message may be left.
 //!
-//! Exit code 0 only if all of that is so. `SOAK_MINUTES` (10), `SOAK_ROWS` (1000000), `SOAK_LANES` (2: runs that
+//! The exit code is 0 only if all of that holds. `SOAK_MINUTES` (10), `SOAK_ROWS` (1000000), `SOAK_LANES` (2: runs that
 //! are under way at once), `SOAK_PAUSE` (3: seconds from one kill to the next, by half more or less), `SOAK_SEED` (random;
 //! it is printed) and `SOAK_DIR` (`.local/soak`, for the services' logs and the report) are its settings. Runs below
-//! `deploy/local/with-servers`, which ends what a killed soak left behind.
+//! `deploy/local/with-servers`, which ends servers that a killed soak leaves behind.
 
 mod check;
 mod kills;
@@ -24,7 +24,7 @@ use testkit::cloud::Cloud;
 use testkit::line::Line;
 use testkit::servers::{private_broker, private_postgres};
 
-/// What was asked for.
+/// The settings, from the environment.
 struct Settings {
     minutes: f64,
     rows: u64,
@@ -36,16 +36,16 @@ struct Settings {
     dir: PathBuf,
 }
 
-/// What the two halves of a soak, the killing and the running, have in common.
+/// What the two halves of a soak share: the one that kills processes and the one that requests runs.
 struct Soak {
     settings: Settings,
     line: Line,
     begun: Instant,
-    /// The killing ends, and no run is begun any more.
+    /// When the kills end; no run is requested after it.
     until: Instant,
-    /// A run did not end well, and no other is begun.
+    /// Whether a run has failed; no run is requested after it.
     failed: AtomicBool,
-    /// The last run is over.
+    /// Whether the last run has ended.
     over: AtomicBool,
 }
 
@@ -70,7 +70,7 @@ async fn main() -> ExitCode {
 
 #[expect(
     clippy::print_stdout,
-    reason = "the report is what this program is asked for"
+    reason = "the report is the output of this program"
 )]
 fn show(report: &str) {
     println!("{report}");
@@ -137,10 +137,10 @@ impl Soak {
         }
     }
 
-    /// A line on standard error for who looks on.
+    /// Prints a line of progress on standard error.
     #[expect(
         clippy::print_stderr,
-        reason = "a program of many minutes tells what it does"
+        reason = "a program of many minutes reports its progress"
     )]
     fn say(&self, text: &str) {
         eprintln!("soak {:6.1} s  {text}", self.begun.elapsed().as_secs_f64());

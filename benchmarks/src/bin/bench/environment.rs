@@ -1,11 +1,10 @@
-//! What the benchmark runs on: a virtual host, a database, the stand-in of the cloud in this process, and services as they
-//! are needed.
+//! The environment of the benchmark: a virtual host, a database, the emulator of AWS in this process, and services on demand.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use hyper::Method;
 use serde_json::{Value, json};
 use testkit::cloud::{Answer, Cloud, ResultSet, sample};
+use testkit::http::Method;
 use testkit::line::Line;
 use testkit::process::{Process, Service};
 use testkit::servers::{shared_broker, shared_postgres};
@@ -17,7 +16,7 @@ use crate::meter::{self, Cpu, rounded};
 /// The services, in the order in which they are started.
 const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
 
-pub(crate) struct World {
+pub(crate) struct Environment {
     pub(crate) line: Line,
     /// The running services by name.
     services: Vec<(&'static str, Process)>,
@@ -26,7 +25,7 @@ pub(crate) struct World {
     runs: u32,
 }
 
-/// One run, as it ended.
+/// A run that has ended.
 pub(crate) struct Ran {
     /// Seconds from the start of `etl run` to the transaction that completed the run.
     pub(crate) committed: f64,
@@ -34,7 +33,7 @@ pub(crate) struct Ran {
     pub(crate) followed: f64,
 }
 
-impl World {
+impl Environment {
     pub(crate) async fn start() -> Self {
         let (broker, postgres) = (shared_broker(), shared_postgres());
         let (cloud, vhost, database) =
@@ -54,7 +53,7 @@ impl World {
         }
     }
 
-    /// What the numbers were measured on.
+    /// The machine and the servers' versions.
     pub(crate) async fn machine(&self) -> Value {
         let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -69,22 +68,22 @@ impl World {
         })
     }
 
-    /// A job of this name that loads a click-stream into the table of this name; `more` is more of the job.
+    /// A job of this name that loads a click-stream into the table of this name; `more` is the rest of the job.
     pub(crate) fn job(&self, name: &str, rows: u64, more: &str) -> ResultSet {
         self.job_into(name, rows, &format!("table = \"{name}\"\n{more}"))
     }
 
-    /// A job of this name that loads a click-stream; `target` is what the job says of its target, and what follows.
+    /// A job of this name that loads a click-stream; `target` is the job from its target on.
     pub(crate) fn job_into(&self, name: &str, rows: u64, target: &str) -> ResultSet {
         let result = sample::clicks(rows);
         self.job_of(name, &result, target);
         result
     }
 
-    /// As `job_into`, of a result that others may have, too.
+    /// As `job_into`, with a result that other jobs may share.
     pub(crate) fn job_of(&self, name: &str, result: &ResultSet, target: &str) {
         self.line.write_job(name, &format!("[target]\n{target}"));
-        // The quotes keep a name from being found in a longer one.
+        // The quotes prevent a match within a longer name.
         let from = format!("FROM \"{name}\"");
         std::fs::write(
             self.line.jobs.path().join(format!("{name}.sql")),
@@ -95,7 +94,7 @@ impl World {
         self.line.cloud.answer(&from, answer);
     }
 
-    /// So many fresh replicas of each service, ready.
+    /// The given number of new replicas of each service, ready.
     pub(crate) async fn replicas(&mut self, count: usize) {
         self.stop().await;
         for name in SERVICES {
@@ -105,14 +104,14 @@ impl World {
 
     pub(crate) async fn start_service(&mut self, name: &'static str, count: usize) {
         for _ in 0..count {
-            // What is logged for each batch is nothing that a benchmark should wait for.
+            // A benchmark should not wait for the log of each batch.
             let service = self.line.service(name);
             let service = service.env("ETL_LOG", "warn,common::lifecycle=info");
             self.services.push((name, service.start().await));
         }
     }
 
-    /// Ends all services in good order.
+    /// Stops all services cleanly.
     pub(crate) async fn stop(&mut self) {
         for (name, mut process) in self.services.drain(..).rev() {
             let code = process.terminate(Duration::from_secs(30)).await;
@@ -124,11 +123,11 @@ impl World {
         self.stop().await;
     }
 
-    /// CPU seconds so far of everything that takes part.
+    /// CPU seconds so far of all processes.
     pub(crate) fn cpu(&self) -> Cpu {
         let (this, commands) = meter::this();
         let mut cpu = Cpu::from([
-            ("stand-in of AWS".to_owned(), this),
+            ("emulator of AWS".to_owned(), this),
             ("commands".to_owned(), commands),
             ("broker".to_owned(), meter::own(self.broker)),
             ("postgres".to_owned(), meter::family(self.postgres)),
@@ -167,8 +166,7 @@ impl World {
         sum
     }
 
-    /// Bytes that the virtual host has received and sent so far, as the broker counts them. It adds them up in steps of
-    /// five seconds.
+    /// Bytes that the virtual host has received and sent so far. The broker updates the sum every five seconds.
     pub(crate) async fn broker_bytes(&self) -> f64 {
         sleep(Duration::from_millis(6_500)).await;
         let path = format!("vhosts/{}", self.line.vhost.name);
@@ -188,7 +186,7 @@ impl World {
         format!("{job}-{}", self.runs)
     }
 
-    /// `etl run JOB --follow`, which has to end well, with every row.
+    /// `etl run JOB --follow`, which must succeed.
     pub(crate) async fn run(&mut self, job: &str) -> Ran {
         let run = self.next_run(job);
         let command = as_by_default(self.line.service("etl"));
@@ -207,7 +205,7 @@ impl World {
         .bind(&run)
         .fetch_one(&self.line.database.pool)
         .await
-        .expect("the run is in the books");
+        .expect("the run is in the ledger");
         let begun = clock
             .duration_since(UNIX_EPOCH)
             .expect("the clock is past 1970");
@@ -217,7 +215,7 @@ impl World {
         }
     }
 
-    /// `etl run JOB`, not waited for.
+    /// `etl run JOB`, without waiting for its end.
     pub(crate) async fn request(&mut self, job: &str) {
         let run = self.next_run(job);
         let command = as_by_default(self.line.service("etl"));
@@ -228,7 +226,7 @@ impl World {
         assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
     }
 
-    /// Seconds of a shell's line, which has to end well.
+    /// Seconds of a shell command, which must succeed.
     pub(crate) async fn shell(&self, line: &str) -> f64 {
         let begun = Instant::now();
         let done = tokio::process::Command::new("bash")
@@ -242,7 +240,7 @@ impl World {
         seconds
     }
 
-    /// `psql` on the database, up to its command.
+    /// A `psql` command line up to the statement.
     pub(crate) fn psql(&self) -> String {
         format!(
             "psql -X -q -v ON_ERROR_STOP=1 '{}' -c",
@@ -264,13 +262,13 @@ impl World {
             .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
-    /// Empties a table, and lets the server write out what it still has to, so that nobody pays for who came before.
+    /// Empties a table and makes a checkpoint, so that a measurement does not pay for the previous one.
     pub(crate) async fn afresh(&self, table: &str) {
         self.execute(&format!("TRUNCATE {table}")).await;
         self.execute("CHECKPOINT").await;
     }
 
-    /// Asserts that a table has so many rows.
+    /// Asserts the number of rows of a table.
     pub(crate) async fn holds(&self, table: &str, rows: u64) {
         let found = self
             .line
@@ -279,9 +277,9 @@ impl World {
         assert_eq!(found.unsigned_abs(), rows, "rows in {table}");
     }
 
-    /// Waits until nothing is left in a queue, ready or in hand.
+    /// Waits until a queue has no message, ready or unacknowledged.
     pub(crate) async fn queue_is_settled(&self, queue: &str) {
-        // What the broker tells of messages in hand may be a second old.
+        // The broker's number of unacknowledged messages may be a second old.
         let mut empty_since = None;
         wait_until(&format!("{queue} to be settled"), PATIENCE, async || {
             let depth = self.line.vhost.depth(queue).await;
@@ -294,19 +292,17 @@ impl World {
         .await;
     }
 
-    /// Waits until no run is open: the last rows may be in before their run is counted.
+    /// Waits until no run is open: a run may end after its last row is loaded.
     pub(crate) async fn all_runs_are_over(&self) {
         let open = "SELECT count(*) FROM etl.runs WHERE state IN ('requested', 'running')";
-        wait_until(
-            "the runs whose rows are loaded to be over",
-            PATIENCE,
-            async || self.line.number(open).await == 0,
-        )
+        wait_until("the loaded runs to end", PATIENCE, async || {
+            self.line.number(open).await == 0
+        })
         .await;
     }
 
-    /// Lets the stand-in write a result's CSV into a file, and answers the file's size. From then on the stand-in serves
-    /// it from a file of its own.
+    /// Writes a result's CSV object to a file and returns its size. From then on the emulator serves the object from a
+    /// file of its own.
     pub(crate) async fn write_csv(&self, result: &ResultSet, object: &str, path: &str) -> u64 {
         self.line.cloud.put_result(object, result.clone());
         let url = format!("{}/{object}", self.line.cloud.url());
@@ -315,7 +311,7 @@ impl World {
     }
 }
 
-/// With batches of the size that they have outside of tests.
+/// With the default size of batches.
 fn as_by_default(etl: Service) -> Service {
     etl.without("ETL_BATCH_ROWS").without("ETL_BATCH_BYTES")
 }

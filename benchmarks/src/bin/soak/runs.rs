@@ -1,5 +1,5 @@
-//! The running: run after run until the time is over, asked for as an operator would, again when the broker or
-//! the database is away.
+//! Requests run after run until the time is over, as an operator would: a command that fails while the broker or the database
+//! is away is repeated.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use tokio::time::sleep;
 use crate::Soak;
 use crate::source::{self, JOBS, Mode, Sum};
 
-/// A run whose books do not change for so long is stuck.
-const PATIENCE: Duration = Duration::from_mins(4);
+/// A run whose status does not change for this long has failed.
+const TIMEOUT: Duration = Duration::from_mins(4);
 
 /// One run, as it ended.
 pub(crate) struct Run {
@@ -24,13 +24,12 @@ pub(crate) struct Run {
     pub(crate) took: Duration,
     /// What the source holds.
     pub(crate) source: Sum,
-    /// What `etl status --json` says.
-    pub(crate) books: Value,
+    /// The output of `etl status --json`.
+    pub(crate) status: Value,
     pub(crate) problem: Option<String>,
 }
 
-/// Runs the jobs in turn, in so many lanes side by side. Ends early at the first run that does not end well: what comes
-/// later would only hide why.
+/// Runs the jobs in turn, in parallel lanes. Ends early at the first run that fails, since later runs would hide the cause.
 pub(crate) async fn run(soak: &Soak) -> Vec<Run> {
     let next = AtomicU64::new(0);
     let lanes = (0..soak.settings.lanes).map(|_| lane(soak, &next));
@@ -69,12 +68,12 @@ async fn one(soak: &Soak, version: u64) -> Run {
     let id = format!("{job}-{version}");
     let begun = Instant::now();
     let set = format!("version={version}");
-    let ask = ["run", job, "--run-id", &id, "--set", &set, "--json"];
-    let (asked, source) = tokio::join!(
-        until_it_answers(soak, &ask),
+    let command = ["run", job, "--run-id", &id, "--set", &set, "--json"];
+    let (requested, source) = tokio::join!(
+        repeat_while_away(soak, &command),
         source::expected(rows, version)
     );
-    let (books, problem) = match asked {
+    let (status, problem) = match requested {
         Ok(_) => follow(soak, &id).await,
         Err(problem) => (Value::Null, Some(problem)),
     };
@@ -85,37 +84,34 @@ async fn one(soak: &Soak, version: u64) -> Run {
         way,
         took: begun.elapsed(),
         source,
-        books,
+        status,
         problem,
     }
 }
 
-/// Looks at the run until it is over; the books, and what is wrong.
+/// Polls the run until it has ended; returns its status, and the problem if there is one.
 async fn follow(soak: &Soak, id: &str) -> (Value, Option<String>) {
     let mut last = (Value::Null, Instant::now());
     loop {
-        let books = match until_it_answers(soak, &["status", id, "--json"]).await {
+        let status = match repeat_while_away(soak, &["status", id, "--json"]).await {
             Ok(done) => serde_json::from_str(&done.stdout).unwrap_or(Value::Null),
             Err(problem) => return (last.0, Some(problem)),
         };
-        if books["dead_letters"].as_i64() != Some(0) {
-            return (
-                books,
-                Some("messages of it are among the dead letters".to_owned()),
-            );
+        if status["dead_letters"].as_i64() != Some(0) {
+            return (status, Some("it has dead letters".to_owned()));
         }
-        match books["state"].as_str().unwrap_or_default() {
+        match status["state"].as_str().unwrap_or_default() {
             "requested" | "running" => {}
-            "completed" if books["balanced"] == true => return (books, None),
+            "completed" if status["balanced"] == true => return (status, None),
             state => {
-                let problem = format!("it is {state}: {}", books["failure"]);
-                return (books, Some(problem));
+                let problem = format!("it is {state}: {}", status["failure"]);
+                return (status, Some(problem));
             }
         }
-        if books != last.0 {
-            last = (books, Instant::now());
-        } else if last.1.elapsed() > PATIENCE {
-            let problem = format!("nothing changed for {PATIENCE:?}: {}", last.0);
+        if status != last.0 {
+            last = (status, Instant::now());
+        } else if last.1.elapsed() > TIMEOUT {
+            let problem = format!("nothing changed for {TIMEOUT:?}: {}", last.0);
             diagnose(soak).await;
             return (last.0, Some(problem));
         }
@@ -123,14 +119,14 @@ async fn follow(soak: &Soak, id: &str) -> (Value, Option<String>) {
     }
 }
 
-/// Runs `etl` until it answers: exit code 1 is what it gives when the broker or the database is away.
-async fn until_it_answers(soak: &Soak, arguments: &[&str]) -> Result<Finished, String> {
+/// Repeats `etl` while it exits with 1, as it does when the broker or the database is away.
+async fn repeat_while_away(soak: &Soak, arguments: &[&str]) -> Result<Finished, String> {
     let begun = Instant::now();
     loop {
         let done = soak.line.etl(arguments).await;
         match done.code {
             Some(0) => return Ok(done),
-            Some(1) if begun.elapsed() < PATIENCE => {}
+            Some(1) if begun.elapsed() < TIMEOUT => {}
             _ => {
                 return Err(format!(
                     "etl {arguments:?}: {:?}, {}",
@@ -142,7 +138,7 @@ async fn until_it_answers(soak: &Soak, arguments: &[&str]) -> Result<Finished, S
     }
 }
 
-/// Writes down where things stand: the queues, as the broker has them.
+/// Prints the queues, as the broker reports them.
 async fn diagnose(soak: &Soak) {
     let vhost = &soak.line.vhost;
     let arguments = [

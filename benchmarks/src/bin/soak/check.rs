@@ -1,4 +1,4 @@
-//! What has to be so in the end. Each check is a sentence, and what is wrong where it does not hold.
+//! The checks at the end. Each is a sentence, with the problem where it does not hold.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,17 +29,20 @@ pub(crate) async fn all(soak: &Soak, runs: &[Run], killed: &Killed) -> Vec<Check
     vec![
         check("every run completed", ended),
         check(
-            "`etl reconcile` says yes to every run",
+            "`etl reconcile` exits with 0 for every run",
             reconciled(soak, runs).await,
         ),
         check(
-            "the tables hold what the source holds, row for row",
+            "the tables equal the source, row for row",
             tables(soak, runs).await,
         ),
-        check("each run asked Athena once", asked_once(soak, runs)),
+        check("each run started one query", one_query_each(soak, runs)),
         check("`etl.dead_letters` is empty", dead_letters(soak).await),
-        check("the queues are drained", drained(soak).await),
-        check("no process ended by itself", killed.deserters.clone()),
+        check("the queues are empty", left_in_queues(soak).await),
+        check(
+            "no process ended by itself",
+            killed.unexpected_exits.clone(),
+        ),
     ]
 }
 
@@ -60,7 +63,7 @@ async fn tables(soak: &Soak, runs: &[Run]) -> Vec<String> {
     for mode in [Mode::Append, Mode::Upsert] {
         let of_mode = runs.iter().filter(|run| run.mode == mode);
         let wanted: BTreeMap<i64, Sum> = of_mode
-            .map(|run| (run.books["run_no"].as_i64().unwrap_or(-1), run.source))
+            .map(|run| (run.status["run_no"].as_i64().unwrap_or(-1), run.source))
             .collect();
         let wanted = match mode {
             Mode::Append => wanted,
@@ -85,7 +88,7 @@ async fn tables(soak: &Soak, runs: &[Run]) -> Vec<String> {
     problems
 }
 
-fn asked_once(soak: &Soak, runs: &[Run]) -> Vec<String> {
+fn one_query_each(soak: &Soak, runs: &[Run]) -> Vec<String> {
     let started = soak.line.cloud.started().len();
     if started == runs.len() {
         Vec::new()
@@ -102,8 +105,8 @@ async fn dead_letters(soak: &Soak) -> Vec<String> {
     found.unwrap_or_else(|error| vec![error.to_string()])
 }
 
-/// The last acks, and events that say what is known, may still be under way.
-async fn drained(soak: &Soak) -> Vec<String> {
+/// Waits for the last acks and for events that change nothing.
+async fn left_in_queues(soak: &Soak) -> Vec<String> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let mut left = Vec::new();

@@ -1,12 +1,12 @@
-//! What processes cost, from `/proc`: CPU seconds and peak resident memory.
+//! The cost of processes, from `/proc`: CPU seconds and peak resident memory.
 
 use std::collections::BTreeMap;
 use std::fs;
 
-/// Ticks of a second in `/proc/PID/stat` (`USER_HZ`): 100 on every architecture that Debian has.
+/// Ticks per second in `/proc/PID/stat` (`USER_HZ`): 100 on every architecture of Debian.
 const TICKS: f64 = 100.0;
 
-/// CPU seconds by the name of who used them.
+/// CPU seconds by process name.
 pub(crate) type Cpu = BTreeMap<String, f64>;
 
 /// Fields of `/proc/PID/stat`.
@@ -14,14 +14,14 @@ struct Stat {
     parent: u32,
     /// Its own CPU seconds.
     own: f64,
-    /// Those of its children that have ended and were waited for.
+    /// Those of its reaped children.
     reaped: f64,
 }
 
-/// None when there is no such process.
+/// `None` when there is no such process.
 fn stat(pid: &str) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may have blanks; the fields behind it have none.
+    // The name, in parentheses, may contain blanks; the fields behind it do not.
     let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
     let seconds = |field: usize| fields[field].parse::<f64>().unwrap_or(0.0) / TICKS;
     Some(Stat {
@@ -76,7 +76,7 @@ pub(crate) fn peak(pid: &str) -> f64 {
     kib.unwrap_or(0.0) / 1024.0
 }
 
-/// What was used between two readings.
+/// The difference of two readings.
 pub(crate) fn between(before: &Cpu, after: &Cpu) -> Cpu {
     let used = |(name, after): (&String, &f64)| {
         let before = before.get(name).copied().unwrap_or(0.0);
@@ -85,12 +85,12 @@ pub(crate) fn between(before: &Cpu, after: &Cpu) -> Cpu {
     after.iter().map(used).collect()
 }
 
-/// With three digits after the point: more would be noise.
+/// Rounds to three digits after the point: more would be noise.
 pub(crate) fn rounded(number: f64) -> f64 {
     (number * 1e3).round() / 1e3
 }
 
-/// The middle of some numbers; of an even count, between the two in the middle.
+/// The median of some numbers.
 pub(crate) fn median(numbers: &[f64]) -> f64 {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
