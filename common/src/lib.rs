@@ -1,6 +1,7 @@
 //! What the services share, and nothing else: the job as it travels, the message types, the typed
 //! queue, and how a service starts, reports and stops. Nothing here knows AWS or SQL.
 
+pub mod canonical;
 pub mod failpoint;
 pub mod job;
 pub mod lifecycle;

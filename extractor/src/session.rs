@@ -12,38 +12,14 @@ use common::telemetry::trace::Span;
 use futures::future::{try_join, try_join_all};
 use tracing::Instrument;
 
-use crate::athena::Athena;
-use crate::aws::{self, ConfigurationError, Patience};
-use crate::cancelled::Cancelled;
-use crate::s3::S3;
+use crate::cancellations::Cancellations;
+pub use crate::clients::Clients;
 use crate::settings::Settings;
-use crate::work::{TURN, Worker};
+use crate::work::{CHECKPOINT_INTERVAL, Worker};
 
 /// A task that has been delivered this often without an end is not worked on any more: it takes its
 /// extractors down.
 const DELIVERIES: u32 = 8;
-
-/// The clients of AWS.
-#[derive(Debug, Clone)]
-pub struct Clients {
-    pub athena: Athena,
-    pub s3: S3,
-}
-
-impl Clients {
-    /// Reads the AWS configuration; makes no call.
-    pub async fn connect(settings: &Settings) -> Result<Self, ConfigurationError> {
-        let config = aws::configure(Patience::Service).await?;
-        Ok(Self::of(&config, settings))
-    }
-
-    pub fn of(config: &aws::SdkConfig, settings: &Settings) -> Self {
-        Self {
-            athena: Athena::new(config),
-            s3: S3::new(config, settings.s3_path_style),
-        }
-    }
-}
 
 /// Works on tasks until the session is to stop. What is in hand then is left to whoever receives it
 /// next.
@@ -55,8 +31,8 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
         .map_err(|error| Fault::Configuration(error.into()))?;
     session.health.clear("aws");
     // Before the first task: one of a run that was cancelled meanwhile must not reach Athena.
-    let cancelled = Cancelled::new();
-    let obey = |control| cancelled.obey(control);
+    let cancelled = Cancellations::default();
+    let obey = |control| cancelled.apply(control);
     let orders = tokio::select! {
         () = session.stop.cancelled() => return Ok(()),
         opened = ControlReader::open(&session.consuming, &session.publishing, obey) => opened?,
@@ -80,7 +56,7 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
 async fn follow(
     session: &Session,
     mut orders: ControlReader,
-    cancelled: &Cancelled,
+    cancelled: &Cancellations,
 ) -> Result<(), Fault> {
     loop {
         let order = tokio::select! {
@@ -88,7 +64,7 @@ async fn follow(
             order = orders.next() => order?,
         };
         tracing::info!(run.id = %order.run, "run cancelled");
-        cancelled.obey(order);
+        cancelled.apply(order);
     }
 }
 
@@ -97,7 +73,7 @@ async fn consume(
     index: u32,
     settings: &Settings,
     clients: Clients,
-    cancelled: Cancelled,
+    cancelled: Cancellations,
 ) -> Result<(), Fault> {
     let mut consumer = Consumer::<ExtractTask>::open(&session.consuming, 1).await?;
     let publisher = Publisher::open(&session.publishing).await?;
@@ -106,9 +82,9 @@ async fn consume(
         clients,
         publisher,
         health: &session.health,
-        cancelled,
+        cancellations: cancelled,
         trace: None,
-        turn: TURN,
+        checkpoint_interval: CHECKPOINT_INTERVAL,
     };
     if index == 0 {
         session.begins();
@@ -145,16 +121,16 @@ async fn handle(
     let deliveries = delivery.deliveries();
     let problem = match delivery.read() {
         // A cancelled one is only put away, however often it took its extractor down.
-        Ok(task) if deliveries < DELIVERIES || worker.cancelled.has(&task) => {
+        Ok(task) if deliveries < DELIVERIES || worker.cancellations.contains(&task) => {
             let span =
                 tracing::info_span!("task", run.id = %task.run, job = task.job.name, deliveries);
             // One that came back is handed on as soon as it came forward at all: its successor counts
             // anew, so that only what makes no progress is ever given up. A broker that goes down
             // again and again, and extractors that are killed, make a task come back too.
-            worker.turn = if delivery.is_suspect() {
+            worker.checkpoint_interval = if delivery.is_suspect() {
                 Duration::ZERO
             } else {
-                TURN
+                CHECKPOINT_INTERVAL
             };
             // Asked for by somebody who traces nothing, the trace begins here.
             let begun = match delivery.trace() {

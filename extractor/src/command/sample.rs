@@ -11,13 +11,12 @@ use common::job::Job;
 use common::message::{BatchId, RawBatch, RejectedRow, RunId};
 use common::schema::{self, Origin, ResultColumn};
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
 use transformer::{Plan, check_job, transform};
 
 use super::{Failure, SampleArguments, fresh_name, note, print, print_json, read_job};
 use crate::athena::{PageRow, Query};
 use crate::aws::{self, AwsError, Patience};
-use crate::query::{Verdict, judge, pause};
+use crate::query::{self, Started};
 use crate::session::Clients;
 use crate::settings::Settings;
 
@@ -128,19 +127,13 @@ async fn ask(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Samp
 
 /// Waits for the query, within the job's limits: the bytes that it scanned.
 async fn ended(clients: &Clients, job: &Job, id: &str) -> Result<u64, Failure> {
-    let begun = Instant::now();
-    loop {
-        sleep(pause(begun.elapsed())).await;
-        let execution = clients.athena.look(id).await.map_err(hinted)?;
-        match judge(&execution, &job.source, begun.elapsed(), u32::MAX) {
-            Verdict::Wait => {}
-            Verdict::Read => return Ok(execution.bytes_scanned),
-            Verdict::Stop(reason) => {
-                clients.athena.stop(id).await.map_err(hinted)?;
-                return Err(anyhow!(reason).into());
-            }
-            Verdict::Again(reason) | Verdict::Fail(reason) => return Err(anyhow!(reason).into()),
-        }
+    let started = Started::now(id, &job.source);
+    match query::wait_to_the_end(&clients.athena, started)
+        .await
+        .map_err(hinted)?
+    {
+        Ok(execution) => Ok(execution.bytes_scanned),
+        Err(reason) => Err(anyhow!(reason).into()),
     }
 }
 
