@@ -1,4 +1,4 @@
-//! What one delivery is answered with: a ValidBatch, or a dead letter with the reason. Pure.
+//! The answer to one delivery: a ValidBatch, or a dead letter with the reason. Pure.
 
 use common::message::{RawBatch, ValidBatch};
 use common::queue::{Delivery, Outgoing, QueueError, Unreadable, Unsendable};
@@ -11,9 +11,9 @@ use crate::transform::{Plans, transform};
 /// The stage's name in a dead letter.
 const STAGE: &str = "transformer";
 
-/// What can go wrong on the way from a delivery to its acknowledgement.
+/// Why a delivery was not transformed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+enum Failure {
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
     #[error("the job does not fit the rows: {0}; correct the job and run it again")]
@@ -21,46 +21,47 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Unsendable(#[from] Unsendable),
     #[error(
-        "it was delivered {0} times without an end, so it takes the transformer down; it was not looked into again"
+        "the batch was delivered {0} times and never acked, so it crashes the transformer; it is not tried again"
     )]
-    GivenUp(u32),
+    OverLimit(u32),
     #[error(transparent)]
     Queue(#[from] QueueError),
 }
 
-/// Whose fault a failure is.
+/// What follows from a failure.
 #[derive(Debug)]
-pub(crate) enum Blame {
-    /// The message is dead-lettered with this reason; nobody else's work is touched.
-    Message(String),
-    /// The session ends: the broker's fault or the configuration's. The message comes again.
-    Session(Fault),
+enum Consequence {
+    /// The message is dead-lettered with this reason; other deliveries are not affected.
+    DeadLetter(String),
+    /// The session ends: the broker or the configuration is at fault. The broker delivers the message
+    /// again.
+    EndSession(Fault),
 }
 
-impl From<Failure> for Blame {
+impl From<Failure> for Consequence {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Queue(error) => Self::Session(error.into()),
+            Failure::Queue(error) => Self::EndSession(error.into()),
             failure @ (Failure::Unreadable(_)
             | Failure::Plan(_)
             | Failure::Unsendable(_)
-            | Failure::GivenUp(_)) => Self::Message(failure.to_string()),
+            | Failure::OverLimit(_)) => Self::DeadLetter(failure.to_string()),
         }
     }
 }
 
-/// A delivery's answer, to be published before the delivery is acked.
+/// The answer to a delivery. It is published before the delivery is acked.
 pub(crate) struct Answer {
     pub(crate) outgoing: Outgoing,
     pub(crate) counts: Counts,
 }
 
-/// What the metrics say of one delivery; empty for a dead letter.
+/// The metrics of one delivery; empty for a dead letter.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) job: String,
     pub(crate) rows: usize,
-    /// How many rows were rejected by each rule.
+    /// The number of rows that each rule rejected.
     pub(crate) rejected: Vec<(String, u64)>,
 }
 
@@ -68,13 +69,13 @@ pub(crate) struct Counts {
 pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Fault> {
     match transformed(plans, delivery) {
         Ok(answer) => Ok(answer),
-        Err(failure) => match Blame::from(failure) {
-            Blame::Session(fault) => Err(fault),
-            Blame::Message(reason) => {
+        Err(failure) => match Consequence::from(failure) {
+            Consequence::EndSession(fault) => Err(fault),
+            Consequence::DeadLetter(reason) => {
                 tracing::error!(
                     message.id = delivery.id(),
                     reason,
-                    "message given up; it will be in etl.dead_letters"
+                    "message moved to etl.dead"
                 );
                 let outgoing = Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries());
                 Ok(Answer {
@@ -88,7 +89,7 @@ pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result
 
 fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Failure> {
     if delivery.is_hopeless() {
-        return Err(Failure::GivenUp(delivery.deliveries() - 1));
+        return Err(Failure::OverLimit(delivery.deliveries() - 1));
     }
     let raw = delivery.read()?;
     let trace = Span::begin("transform", delivery.trace())
@@ -96,7 +97,7 @@ fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answe
         .with_number("batch.seq", raw.id.seq.into());
     let span = tracing::info_span!("batch", run.id = %raw.id.run, batch.seq = raw.id.seq);
     span.in_scope(|| {
-        let plan = plans.of(&raw)?;
+        let plan = plans.plan(&raw)?;
         let valid = transform(&plan, raw);
         let outgoing = Outgoing::of(&valid)?.traced(trace.context());
         tracing::debug!(
@@ -130,7 +131,7 @@ impl Counts {
         }
     }
 
-    /// Adds to the process' metrics.
+    /// Adds them to the metrics of the process.
     pub(crate) fn record(self) {
         let Self {
             job,

@@ -1,17 +1,21 @@
-//! Dates and times as a job says that they are written: `%d.%m.%Y`.
+//! Dates and times in the format that a job defines: `%d.%m.%Y`.
 //!
-//! The letters are those of `strftime`. A value has to be written exactly so: nothing is skipped, no
-//! blank is optional, and a weekday that is not the date's is refused. A format that leaves open what
-//! the column needs, or reads what the column would drop, is refused before the first row.
+//! The specifiers are those of `strftime`. A value must match the format exactly: nothing is skipped,
+//! no blank is optional, and a weekday must be the date's. A format that omits what the column needs,
+//! or reads what the column would drop, is refused before the first row.
+//!
+//! Written by hand, since `jiff`'s strptime with a round trip is not as strict and not as wide: it reads
+//! no `%Z`, no offset with a colon or `Z` and no more than nine digits of a second, and its round trip
+//! refuses `01.250` and `APRIL`.
 
 use std::borrow::Cow;
 use std::fmt;
 
+use common::canonical::{Moment, SECOND, digits};
 use common::schema::PgType;
 
-use super::calendar::{days_of, weekday};
-use super::moment::{NO_SUCH_DAY, NO_SUCH_TIME, read_digits, read_fraction};
-use super::{Excess, Moment, Problem};
+use super::moment::{NO_SUCH_DAY, NO_SUCH_TIME, read_fraction, show};
+use super::{Excess, Problem};
 
 const MONTHS: [&str; 12] = [
     "january",
@@ -37,11 +41,11 @@ const WEEKDAYS: [&str; 7] = [
     "sunday",
 ];
 
-/// The letters that a format may have.
-const LETTERS: &str = "%Y %y %m %b %B %d %a %A %H %I %p %M %S %f %z %Z %F %T %R %%, and %-m, %-d, %-H and %-I \
+/// The specifiers that a format may have.
+const SPECIFIERS: &str = "%Y %y %m %b %B %d %a %A %H %I %p %M %S %f %z %Z %F %T %R %%, and %-m, %-d, %-H and %-I \
                        for numbers without a leading zero";
 
-/// A format, taken apart.
+/// A parsed format.
 #[derive(Debug, Clone)]
 pub(crate) struct Format {
     to: PgType,
@@ -81,7 +85,7 @@ enum Field {
     Second,
 }
 
-/// What a text was found to say.
+/// The fields that were read from a text.
 #[derive(Debug, Default)]
 struct Found<'a> {
     year: Option<i32>,
@@ -97,7 +101,7 @@ struct Found<'a> {
 }
 
 impl Format {
-    /// Reads a format for a column of this type, or says what is wrong with it.
+    /// Parses a format for a column of this type, or returns what is wrong with it.
     pub(crate) fn parse(written: &str, to: PgType) -> Result<Self, String> {
         let expanded = written
             .replace("%F", "%Y-%m-%d")
@@ -107,7 +111,7 @@ impl Format {
         let mut rest = expanded.chars();
         while let Some(next) = rest.next() {
             pieces.push(if next == '%' {
-                letter(&mut rest)?
+                specifier(&mut rest)?
             } else {
                 Piece::Literal(next)
             });
@@ -132,7 +136,7 @@ impl Format {
         if !rest.is_empty() {
             return Err(self.not_written_so());
         }
-        found.moment()?.show(self.to, found.zone).map(Cow::Owned)
+        show(found.moment()?, self.to, found.zone).map(Cow::Owned)
     }
 
     fn not_written_so(&self) -> Problem {
@@ -146,8 +150,8 @@ impl fmt::Display for Format {
     }
 }
 
-/// The piece after a `%`.
-fn letter(rest: &mut std::str::Chars<'_>) -> Result<Piece, String> {
+/// The piece of a specifier, after its `%`.
+fn specifier(rest: &mut std::str::Chars<'_>) -> Result<Piece, String> {
     let mut next = rest.next();
     let padded = next != Some('-');
     if !padded {
@@ -176,13 +180,13 @@ fn letter(rest: &mut std::str::Chars<'_>) -> Result<Piece, String> {
             let sign = if padded { "" } else { "-" };
             let other = other.map(String::from).unwrap_or_default();
             return Err(format!(
-                "%{sign}{other} is not known; it may have {LETTERS}"
+                "%{sign}{other} is not known; it may have {SPECIFIERS}"
             ));
         }
     })
 }
 
-/// Refuses what leaves the moment open, or the column would drop.
+/// Refuses a format that omits what the column needs, or reads what it would drop.
 fn check(pieces: &[Piece], to: PgType) -> Result<(), String> {
     let count =
         |wanted: &dyn Fn(&Piece) -> bool| pieces.iter().filter(|piece| wanted(piece)).count();
@@ -233,7 +237,7 @@ fn check(pieces: &[Piece], to: PgType) -> Result<(), String> {
     }
 }
 
-/// Refuses a part of any length that runs into what follows.
+/// Refuses a part of variable length that runs into the next one.
 fn check_borders(pieces: &[Piece]) -> Result<(), String> {
     for pair in pieces.windows(2) {
         let begins_with_digit = match pair[1] {
@@ -258,7 +262,7 @@ fn is_of_zone(c: char) -> bool {
 }
 
 impl Piece {
-    /// Reads the piece off the front of a text, and gives the rest; none where the text begins with
+    /// Reads the piece at the front of a text, and returns the rest; None where the text begins with
     /// something else.
     fn read<'a>(
         self,
@@ -268,13 +272,13 @@ impl Piece {
     ) -> Result<Option<&'a str>, Problem> {
         Ok(match self {
             Self::Literal(c) => text.strip_prefix(c),
-            Self::Year => digits(text, 4, 4).map(|(year, rest)| {
+            Self::Year => number(text, 4, 4).map(|(year, rest)| {
                 found.year = Some(year.cast_signed());
                 rest
             }),
             Self::Number { field, padded } => {
                 let least = if padded { 2 } else { 1 };
-                digits(text, least, 2).map(|(number, rest)| {
+                number(text, least, 2).map(|(number, rest)| {
                     found.set(field, number);
                     rest
                 })
@@ -315,8 +319,8 @@ impl Piece {
     }
 }
 
-/// A number of this many digits at the front of a text, as many as there are.
-fn digits(text: &str, least: usize, most: usize) -> Option<(u32, &str)> {
+/// A number of `least` to `most` digits at the front of a text.
+fn number(text: &str, least: usize, most: usize) -> Option<(u32, &str)> {
     let length = text
         .bytes()
         .take(most)
@@ -325,10 +329,10 @@ fn digits(text: &str, least: usize, most: usize) -> Option<(u32, &str)> {
     if length < least {
         return None;
     }
-    Some((read_digits(&text.as_bytes()[..length])?, &text[length..]))
+    Some((digits(&text.as_bytes()[..length])?, &text[length..]))
 }
 
-/// One of the names at the front of a text, or its first three letters, in any case.
+/// One of the names, or its first three letters, at the front of a text, in any case.
 fn name<'a>(text: &'a str, names: &[&str], short: bool) -> Option<(u32, &'a str)> {
     (0..).zip(names).find_map(|(index, name)| {
         let name = if short { &name[..3] } else { name };
@@ -340,7 +344,7 @@ fn name<'a>(text: &'a str, names: &[&str], short: bool) -> Option<(u32, &'a str)
 impl Found<'_> {
     fn set(&mut self, field: Field, number: u32) {
         match field {
-            // As POSIX has it: 69 to 99 are of the 20th century.
+            // As in POSIX, 69 to 99 are of the 20th century.
             Field::YearOfCentury => {
                 let century = if number < 69 { 2000 } else { 1900 };
                 self.year = Some(century + number.cast_signed());
@@ -348,7 +352,7 @@ impl Found<'_> {
             Field::Month => self.month = number,
             Field::Day => self.day = number,
             Field::Hour => self.hour = number.into(),
-            // 12 AM is midnight; 0 and 13 are no hours of a half day.
+            // 12 AM is midnight; 0 and 13 are not hours of a half day.
             Field::HourOfHalfDay => {
                 self.hour = match number {
                     12 => 0,
@@ -364,19 +368,8 @@ impl Found<'_> {
     fn moment(&self) -> Result<Moment, Problem> {
         let mut moment = Moment::default();
         if let Some(year) = self.year {
-            let is_day = (1..=12).contains(&self.month)
-                && (1..=days_of(year, self.month)).contains(&self.day);
-            let small = |number: u32| u8::try_from(number).map_err(|_| NO_SUCH_DAY);
-            if !is_day {
-                return Err(NO_SUCH_DAY);
-            }
-            moment = Moment {
-                year,
-                month: small(self.month)?,
-                day: small(self.day)?,
-                micros: 0,
-            };
-            if self.weekday.is_some_and(|named| named != weekday(moment)) {
+            moment = Moment::of_day(year, self.month, self.day).ok_or(NO_SUCH_DAY)?;
+            if self.weekday.is_some_and(|named| named != moment.weekday()) {
                 return Err("names another day of the week than the date has".into());
             }
         }
@@ -390,7 +383,7 @@ impl Found<'_> {
             return Err(NO_SUCH_TIME);
         }
         let seconds = (hour * 60 + self.minute) * 60 + self.second;
-        moment.micros = seconds * 1_000_000 + self.micros;
+        moment.micros = seconds * SECOND + self.micros;
         Ok(moment)
     }
 }
