@@ -93,9 +93,9 @@ impl Moment {
     }
 
     /// The day of the week, Monday being 0.
-    pub fn weekday(self) -> usize {
+    pub fn weekday(self) -> u32 {
         // 1970-01-01 was a Thursday.
-        usize::try_from((self.days() + 3).rem_euclid(7)).unwrap_or_default()
+        u32::try_from((self.days() + 3).rem_euclid(7)).unwrap_or_default()
     }
 
     /// Reads `YYYY-MM-DD` with a year of four to seven digits, which `year` turns into the calendar's.
@@ -277,7 +277,7 @@ mod tests {
             assert_eq!(Moment::from_days(days), moment, "{date}");
             assert_eq!(moment.unwrap().days(), days, "{date}");
             let weekday = date.weekday().to_monday_zero_offset();
-            assert_eq!(moment.unwrap().weekday(), usize::try_from(weekday).unwrap());
+            assert_eq!(moment.unwrap().weekday(), u32::try_from(weekday).unwrap());
         }
         assert_eq!(Moment::from_days(i64::MAX), None);
         for (year, month, day) in [(2001, 2, 29), (1900, 2, 29), (2018, 0, 1), (2018, 13, 1)] {

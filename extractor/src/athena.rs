@@ -6,10 +6,11 @@ use std::fmt;
 
 use aws_config::SdkConfig;
 use aws_sdk_athena::Client;
+use aws_sdk_athena::types::builders::ResultConfigurationBuilder;
 use aws_sdk_athena::types::{
     AthenaError, ColumnInfo, ManagedQueryResultsConfiguration, QueryExecution,
-    QueryExecutionContext, QueryExecutionState, QueryExecutionStatistics, ResultConfiguration,
-    ResultSet, Row, StatementType, WorkGroupConfiguration, WorkGroupState,
+    QueryExecutionContext, QueryExecutionState, QueryExecutionStatistics, ResultConfiguration, Row,
+    StatementType, WorkGroupConfiguration, WorkGroupState,
 };
 use common::job::Source;
 use common::message::RunId;
@@ -141,20 +142,16 @@ impl Athena {
         let source = query.source;
         let context = QueryExecutionContext::builder()
             .database(&source.database)
-            .set_catalog(source.catalog.clone())
-            .build();
-        let output = source.output_location.as_ref().map(|location| {
-            ResultConfiguration::builder()
-                .output_location(location)
-                .build()
-        });
+            .set_catalog(source.catalog.clone());
+        let output = (source.output_location.as_ref())
+            .map(|location| ResultConfiguration::builder().output_location(location));
         let started = self
             .0
             .start_query_execution()
             .query_string(query.sql)
             .client_request_token(query.token())
-            .query_execution_context(context)
-            .set_result_configuration(output)
+            .query_execution_context(context.build())
+            .set_result_configuration(output.map(ResultConfigurationBuilder::build))
             .set_work_group(source.workgroup.clone())
             .send()
             .await
@@ -251,15 +248,13 @@ impl Athena {
             .send()
             .await
             .map_err(|error| AwsError::of(format!("reading the result of query {id}"), &error))?;
-        let set = page
+        let (rows, metadata) = page
             .result_set
-            .unwrap_or_else(|| ResultSet::builder().build());
-        let columns = set
-            .result_set_metadata
-            .and_then(|metadata| metadata.column_info);
+            .map_or((None, None), |set| (set.rows, set.result_set_metadata));
+        let columns = metadata.and_then(|metadata| metadata.column_info);
         Ok(Page {
             columns: columns.unwrap_or_default().iter().map(column).collect(),
-            rows: set.rows.unwrap_or_default(),
+            rows: rows.unwrap_or_default(),
             next: page.next_token,
         })
     }

@@ -122,11 +122,6 @@ fn in_a_line(error: &(dyn Error + 'static)) -> String {
     messages.join(": ")
 }
 
-/// The error of a call that was not sent, since there were no credentials to sign it.
-fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CredentialsError> {
-    chain(error).find_map(|error| error.downcast_ref())
-}
-
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error| (*error).source())
 }
@@ -191,11 +186,8 @@ impl AwsError {
         let (code, text, status) = match error {
             SdkError::ServiceError(service) => {
                 let meta = service.err().meta();
-                (
-                    meta.code(),
-                    meta.message(),
-                    Some(service.raw().status().as_u16()),
-                )
+                let status = service.raw().status();
+                (meta.code(), meta.message(), Some(status.as_u16()))
             }
             SdkError::ResponseError(response) => {
                 (None, None, Some(response.raw().status().as_u16()))
@@ -208,7 +200,7 @@ impl AwsError {
             (_, None, Some(status)) if matches!(error, SdkError::ServiceError(_)) => {
                 format!("no reason given (HTTP status {status})")
             }
-            _ => match credentials_error(error) {
+            _ => match chain(error).find_map(|error| error.downcast_ref::<CredentialsError>()) {
                 Some(error) => format!(
                     "the AWS credentials cannot be loaded: {}; check what provides them: the profile, or the role's endpoint",
                     in_a_line(error)
@@ -216,11 +208,10 @@ impl AwsError {
                 None => in_a_line(error),
             },
         };
-        let never_sent = matches!(error, SdkError::ConstructionFailure(_));
-        let kind = if never_sent {
-            AwsErrorKind::Refused
-        } else {
-            classify(code, text, status)
+        let kind = match error {
+            // The call was never sent.
+            SdkError::ConstructionFailure(_) => AwsErrorKind::Refused,
+            _ => classify(code, text, status),
         };
         metrics::counter!("etl_aws_errors_total", "kind" => kind.name()).increment(1);
         Self {
@@ -233,9 +224,8 @@ impl AwsError {
 
     /// An answer that is missing or breaks off.
     pub fn unavailable(doing: impl Into<String>, message: impl Into<String>) -> Self {
-        let kind = AwsErrorKind::Unavailable;
         Self {
-            kind,
+            kind: AwsErrorKind::Unavailable,
             doing: doing.into(),
             code: None,
             message: message.into(),
@@ -256,7 +246,7 @@ impl AwsError {
             | "InvalidClientTokenId"
             | "MissingAuthenticationToken"
             | "IncompleteSignature" => "check the AWS credentials of the extractor",
-            "AccessDeniedException" | "AccessDenied" | "NotAuthorized" => {
+            _ if self.is_denied() => {
                 "give the extractor's AWS user or role the permission that the message names"
             }
             _ => return None,
@@ -265,9 +255,10 @@ impl AwsError {
 
     /// Whether a permission is missing, as opposed to wrong credentials.
     pub fn is_denied(&self) -> bool {
-        ["AccessDeniedException", "AccessDenied", "NotAuthorized"]
-            .into_iter()
-            .any(|code| self.is_code(code))
+        matches!(
+            self.code.as_deref(),
+            Some("AccessDeniedException" | "AccessDenied" | "NotAuthorized")
+        )
     }
 
     pub fn is_code(&self, code: &str) -> bool {
@@ -288,11 +279,8 @@ impl AwsErrorKind {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Throttled => "throttled",
-            Self::Unavailable => "unavailable",
-            Self::ExpiredCredentials => "expired_credentials",
-            Self::ClockSkew => "clock_skew",
             Self::Refused => "refused",
+            retried => retried.cause().trim_start_matches("aws_"),
         }
     }
 }
@@ -333,13 +321,13 @@ fn classify(code: Option<&str>, message: Option<&str>, status: Option<u16>) -> A
             | "RequestTimeoutException"
             | "OperationAborted",
         ) => AwsErrorKind::Unavailable,
-        Some(_) | None => match status {
+        _ => match status {
             Some(429) => AwsErrorKind::Throttled,
             Some(408 | 500..) => AwsErrorKind::Unavailable,
             // A redirect, or an unknown 4xx.
             Some(300..) => AwsErrorKind::Refused,
             // No answer, or an incomplete one.
-            Some(_) | None => AwsErrorKind::Unavailable,
+            _ => AwsErrorKind::Unavailable,
         },
     }
 }

@@ -68,10 +68,10 @@ pub struct Batcher {
 pub fn fitted(limits: Limits, columns: &[ResultColumn]) -> Limits {
     // Besides the name: quotes, comma, brackets and null.
     let names = columns.iter().map(|column| json_bytes(&column.name) + 10);
-    let most = MAX_NAME_BYTES / names.sum::<usize>().max(1);
-    let most = u32::try_from(most).unwrap_or(u32::MAX).max(1);
+    let max_rows = MAX_NAME_BYTES / names.sum::<usize>().max(1);
+    let max_rows = u32::try_from(max_rows).unwrap_or(u32::MAX).max(1);
     Limits {
-        batch_rows: limits.batch_rows.min(most),
+        batch_rows: limits.batch_rows.min(max_rows),
         ..limits
     }
 }
@@ -133,16 +133,16 @@ impl Batcher {
     }
 }
 
-/// The sum of the values' measures, or the column in which it exceeds `most`.
+/// The sum of the values' measures, or the column in which it exceeds `max`.
 fn bounded<'a>(
     row: impl Iterator<Item = Option<&'a str>>,
-    most: usize,
+    max: usize,
     measure: impl Fn(&str) -> usize,
 ) -> Result<usize, usize> {
     let mut sum = 0;
     for (column, value) in row.enumerate() {
         sum += value.map_or(0, &measure);
-        if sum > most {
+        if sum > max {
             return Err(column);
         }
     }
@@ -218,7 +218,7 @@ mod tests {
             lengths(&cut(limits(9, 10), &sized(&[5, 5, 0, 1]), 0, 0)),
             [3, 1]
         );
-        // A row larger than a batch is a batch by itself.
+        // A row larger than a batch is a batch of its own.
         assert_eq!(
             lengths(&cut(limits(9, 10), &sized(&[3, 50, 3, 3]), 0, 0)),
             [1, 1, 2]

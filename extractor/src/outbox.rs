@@ -5,10 +5,8 @@
 
 use std::sync::Arc;
 
-use common::job::JobSpec;
-use common::message::{BatchId, Cursor, RawBatch, RunId};
+use common::message::{Cursor, RawBatch};
 use common::queue::{Outgoing, Unsendable};
-use common::schema::ResultColumn;
 use common::telemetry::trace::{Context, Span};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -19,22 +17,11 @@ const CAPACITY_BYTES: usize = 4 << 20;
 /// Bytes of messages that are published together; the rest of the capacity is filled meanwhile.
 const WINDOW_BYTES: usize = 2 << 20;
 
-/// What all batches of a run have in common.
-#[derive(Debug, Clone)]
-pub struct Labels {
-    pub run: RunId,
-    pub generation: u32,
-    pub result_id: String,
-    pub job: Arc<JobSpec>,
-    pub columns: Arc<Vec<ResultColumn>>,
-    /// The parent of the batches' spans.
-    pub trace: Option<Context>,
-}
-
 /// The reader's end.
 #[derive(Debug)]
 pub struct Outbox {
-    labels: Labels,
+    template: RawBatch,
+    trace: Option<Context>,
     capacity: Arc<Semaphore>,
     sender: mpsc::UnboundedSender<Ready>,
 }
@@ -75,13 +62,15 @@ pub struct Window {
     spans: Vec<Span>,
 }
 
-/// Makes both ends.
-pub fn channel(labels: Labels) -> (Outbox, Inbox) {
+/// Makes both ends. All batches have what `template` has, apart from their place and their rows.
+/// `trace` is the parent of their spans.
+pub fn channel(template: RawBatch, trace: Option<Context>) -> (Outbox, Inbox) {
     // The semaphore bounds it.
     let (sender, receiver) = mpsc::unbounded_channel();
     let capacity = Arc::new(Semaphore::new(CAPACITY_BYTES));
     let outbox = Outbox {
-        labels,
+        template,
+        trace,
         capacity,
         sender,
     };
@@ -91,34 +80,20 @@ pub fn channel(labels: Labels) -> (Outbox, Inbox) {
 impl Outbox {
     /// Puts a batch in, once there is capacity for it.
     pub async fn put(&self, batch: Batch, next: Cursor) -> Result<(), PutError> {
-        let Labels {
-            run,
-            generation,
-            result_id,
-            job,
-            columns,
-            trace,
-        } = self.labels.clone();
-        let span = Span::begin("publish", trace)
-            .with("run.id", run.as_str())
+        let span = Span::begin("publish", self.trace)
+            .with("run.id", self.template.id.run.as_str())
             .with_number("batch.seq", batch.seq.into())
             .with_number("batch.rows", batch.rows.len() as u64);
         let text_bytes = batch.rows.text_bytes() as u64;
-        let batch = RawBatch {
-            id: BatchId {
-                run,
-                generation,
-                seq: batch.seq,
-            },
+        let mut full = RawBatch {
             first_row: batch.first_row,
-            result_id,
-            job,
-            columns,
             rows: batch.rows,
+            ..self.template.clone()
         };
-        let raw = Outgoing::of(&batch)?.traced(span.context());
-        let archived = Outgoing::archived(&batch, &raw);
-        drop(batch);
+        full.id.seq = batch.seq;
+        let raw = Outgoing::of(&full)?.traced(span.context());
+        let archived = Outgoing::archived(&full, &raw);
+        drop(full);
         let bytes = raw.bytes() + archived.bytes();
         let permits = u32::try_from(bytes.min(CAPACITY_BYTES)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.capacity).acquire_many_owned(permits).await;

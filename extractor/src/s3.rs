@@ -130,27 +130,17 @@ impl S3 {
     /// Reads the first byte instead of the head: an error of a HEAD request has no code.
     async fn look(&self, bucket: &str, key: &str) -> Result<Object, AwsError> {
         let doing = || format!("opening s3://{bucket}/{key}");
-        let request = self
-            .0
-            .get_object()
-            .bucket(bucket)
-            .key(key)
-            .range("bytes=0-0");
-        let found = match request
-            .send()
-            .await
-            .map_err(|error| AwsError::of(doing(), &error))
-        {
+        let object = |etag: &str, size| Object {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            etag: etag.to_owned(),
+            size,
+        };
+        let request = self.0.get_object().bucket(bucket).key(key);
+        let found = request.range("bytes=0-0").send().await;
+        let found = match found.map_err(|error| AwsError::of(doing(), &error)) {
             // An empty object has no first byte.
-            Err(error) if error.is_code("InvalidRange") => {
-                let (bucket, key) = (bucket.to_owned(), key.to_owned());
-                return Ok(Object {
-                    bucket,
-                    key,
-                    etag: String::new(),
-                    size: 0,
-                });
-            }
+            Err(error) if error.is_code("InvalidRange") => return Ok(object("", 0)),
             found => found?,
         };
         let size = found
@@ -158,19 +148,13 @@ impl S3 {
             .and_then(parse_content_range)
             .map(|(_, size)| size);
         let etag = found.e_tag().filter(|etag| !etag.is_empty());
-        let (Some(etag), Some(size)) = (etag, size) else {
-            return Err(AwsError::unavailable(
+        match (etag, size) {
+            (Some(etag), Some(size)) => Ok(object(etag, size)),
+            _ => Err(AwsError::unavailable(
                 doing(),
                 "S3 returned no ETag or no size",
-            ));
-        };
-        let (bucket, key, etag) = (bucket.to_owned(), key.to_owned(), etag.to_owned());
-        Ok(Object {
-            bucket,
-            key,
-            etag,
-            size,
-        })
+            )),
+        }
     }
 
     /// Reads `object` from byte `at`.
@@ -263,23 +247,15 @@ impl ObjectReader {
             size,
         } = &self.object;
         let last = size.min(&(self.at + RANGE_BYTES)) - 1;
-        let request = (self
-            .client
-            .get_object()
-            .bucket(bucket)
-            .key(key)
-            .if_match(etag))
-        .range(format!("bytes={}-{last}", self.at));
-        let answer = request
-            .send()
-            .await
-            .map_err(|error| AwsError::of(self.doing(), &error));
+        let request = self.client.get_object().bucket(bucket).key(key);
+        let range = format!("bytes={}-{last}", self.at);
+        let answer = request.if_match(etag).range(range).send().await;
         let replaced = || S3Error::Replaced {
             bucket: bucket.clone(),
             key: key.clone(),
             etag: etag.clone(),
         };
-        let answer = match answer {
+        let answer = match answer.map_err(|error| AwsError::of(self.doing(), &error)) {
             Err(error) if error.is_code("PreconditionFailed") => return Err(replaced()),
             answer => answer?,
         };

@@ -1,8 +1,9 @@
 //! The answer to one delivery: a ValidBatch, or a dead letter with the reason. Pure.
 
+use std::collections::HashMap;
+
 use common::message::{RawBatch, ValidBatch};
-use common::queue::{Delivery, Outgoing, QueueError, Unreadable, Unsendable};
-use common::service::Fault;
+use common::queue::{Delivery, Outgoing, Unreadable, Unsendable};
 use common::telemetry::trace::Span;
 
 use crate::rules::PlanError;
@@ -11,7 +12,8 @@ use crate::transform::{Plans, transform};
 /// The stage's name in a dead letter.
 const STAGE: &str = "transformer";
 
-/// Why a delivery was not transformed.
+/// Why a delivery becomes a dead letter. The broker's errors end the session instead: see
+/// [`crate::session`].
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -24,30 +26,6 @@ enum Failure {
         "the batch was delivered {0} times and never acked, so it crashes the transformer; it is not tried again"
     )]
     OverLimit(u32),
-    #[error(transparent)]
-    Queue(#[from] QueueError),
-}
-
-/// What follows from a failure.
-#[derive(Debug)]
-enum Consequence {
-    /// The message is dead-lettered with this reason; other deliveries are not affected.
-    DeadLetter(String),
-    /// The session ends: the broker or the configuration is at fault. The broker delivers the message
-    /// again.
-    EndSession(Fault),
-}
-
-impl From<Failure> for Consequence {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Queue(error) => Self::EndSession(error.into()),
-            failure @ (Failure::Unreadable(_)
-            | Failure::Plan(_)
-            | Failure::Unsendable(_)
-            | Failure::OverLimit(_)) => Self::DeadLetter(failure.to_string()),
-        }
-    }
 }
 
 /// The answer to a delivery. It is published before the delivery is acked.
@@ -62,29 +40,23 @@ pub(crate) struct Counts {
     pub(crate) job: String,
     pub(crate) rows: usize,
     /// The number of rows that each rule rejected.
-    pub(crate) rejected: Vec<(String, u64)>,
+    pub(crate) rejected: HashMap<String, u64>,
 }
 
-/// Transforms the batch that a delivery carries.
-pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Fault> {
-    match transformed(plans, delivery) {
-        Ok(answer) => Ok(answer),
-        Err(failure) => match Consequence::from(failure) {
-            Consequence::EndSession(fault) => Err(fault),
-            Consequence::DeadLetter(reason) => {
-                tracing::error!(
-                    message.id = delivery.id(),
-                    reason,
-                    "message moved to etl.dead"
-                );
-                let outgoing = Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries());
-                Ok(Answer {
-                    outgoing,
-                    counts: Counts::default(),
-                })
-            }
-        },
-    }
+/// Transforms the batch that a delivery carries, or dead-letters the delivery with the reason.
+pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Answer {
+    transformed(plans, delivery).unwrap_or_else(|failure| {
+        let reason = failure.to_string();
+        tracing::error!(
+            message.id = delivery.id(),
+            reason,
+            "message moved to etl.dead"
+        );
+        Answer {
+            outgoing: Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries()),
+            counts: Counts::default(),
+        }
+    })
 }
 
 fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Failure> {
@@ -114,15 +86,9 @@ fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answe
 
 impl Counts {
     fn of(batch: &ValidBatch) -> Self {
-        let mut rejected: Vec<(String, u64)> = Vec::new();
+        let mut rejected: HashMap<String, u64> = HashMap::new();
         for row in &batch.rejected {
-            match rejected
-                .iter_mut()
-                .find(|(rule, _)| *rule == row.reject.rule)
-            {
-                Some((_, count)) => *count += 1,
-                None => rejected.push((row.reject.rule.clone(), 1)),
-            }
+            *rejected.entry(row.reject.rule.clone()).or_default() += 1;
         }
         Self {
             job: batch.job.clone(),
@@ -132,25 +98,25 @@ impl Counts {
     }
 
     /// Adds them to the metrics of the process.
-    pub(crate) fn record(self) {
-        let Self {
-            job,
-            rows,
-            rejected,
-        } = self;
-        if job.is_empty() {
+    pub(crate) fn record(&self) {
+        if self.job.is_empty() {
             return;
         }
-        let bad: u64 = rejected.iter().map(|(_, count)| count).sum();
-        metrics::counter!("etl_batches_total", "job" => job.clone(), "result" => "transformed")
-            .increment(1);
-        for (result, count) in [("valid", rows as u64 - bad), ("rejected", bad)] {
-            metrics::counter!("etl_rows_transformed_total", "job" => job.clone(), "result" => result)
-                .increment(count);
+        let add = |metric: &'static str, label: &'static str, value: String, count: u64| {
+            metrics::counter!(metric, "job" => self.job.clone(), label => value).increment(count);
+        };
+        let bad: u64 = self.rejected.values().sum();
+        add("etl_batches_total", "result", "transformed".to_owned(), 1);
+        for (result, count) in [("valid", self.rows as u64 - bad), ("rejected", bad)] {
+            add(
+                "etl_rows_transformed_total",
+                "result",
+                result.to_owned(),
+                count,
+            );
         }
-        for (rule, count) in rejected {
-            metrics::counter!("etl_rows_rejected_total", "job" => job.clone(), "rule" => rule)
-                .increment(count);
+        for (rule, count) in &self.rejected {
+            add("etl_rows_rejected_total", "rule", rule.clone(), *count);
         }
     }
 }

@@ -261,7 +261,7 @@ fn compile_bound(pg_type: PgType, scalar: &Scalar) -> Result<Bound, String> {
 fn compile_values(pg_type: PgType, scalars: &[Scalar]) -> Result<Values, String> {
     if matches!(pg_type, PgType::Json | PgType::Jsonb) {
         return Err(format!(
-            "values of {pg_type} can be written in many ways and are not compared"
+            "equal values of {pg_type} have many spellings and are not compared"
         ));
     }
     if scalars.is_empty() {

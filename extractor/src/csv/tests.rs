@@ -1,11 +1,11 @@
-//! What is written is read, wherever pieces end, and what is no CSV is refused by its place.
+//! Rows are read whatever the chunks; malformed text is refused naming its place.
 
 use super::*;
 use proptest::prelude::*;
 
 type Rows = Vec<Vec<Option<String>>>;
 
-/// Every record of `bytes`, fed in the given pieces, with the offsets behind them.
+/// Every record of the given pieces, with the offsets behind them.
 fn read_pieces(mut tokenizer: Tokenizer, pieces: &[&[u8]]) -> Result<(Rows, Vec<u64>), CsvError> {
     let (mut rows, mut offsets) = (Vec::new(), Vec::new());
     let owned = |record: &Record| -> Vec<_> {
@@ -134,7 +134,7 @@ fn malformed_csv_is_refused_naming_the_place() {
         problem(2, b"a,b\nc,d,e\n"),
         (row_1, Problem::TooManyColumns { wanted: 2 })
     );
-    // A letter that is cut by a comma.
+    // A comma inside a UTF-8 sequence.
     assert_eq!(
         problem(2, b"\xc3,\xa9\n"),
         (Place::Row(0), Problem::NotUtf8 { column: 0 })
@@ -167,7 +167,7 @@ fn header_is_not_counted_as_a_row() {
     assert_eq!(tokenizer.read(&mut rest).unwrap_err().place, Place::Row(1));
 }
 
-/// The writer that the reader is measured against: quoted, or bare where that is the same.
+/// A reference writer: quoted values, or bare ones where that is equivalent.
 fn write(rows: &Rows, bare: bool, end: &str) -> Vec<u8> {
     let mut text = String::new();
     for row in rows {
@@ -207,7 +207,7 @@ proptest! {
         let width = rows[0].len();
         let (seen, offsets) = read_pieces(Tokenizer::from_row(width, 0, 0), &pieces).unwrap();
         prop_assert_eq!(&seen, &rows);
-        // Every chunk boundary, and going on from every record.
+        // Every chunk boundary, and resuming from every record.
         for middle in 0..=bytes.len() {
             let (left, right) = bytes.split_at(middle);
             let (seen, _) = read_pieces(Tokenizer::from_row(width, 0, 0), &[left, right]).unwrap();

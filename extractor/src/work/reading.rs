@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::Rows;
 use common::failpoint;
-use common::message::{EventKind, ExtractTask, ResultLocation, TaskState};
+use common::message::{BatchId, EventKind, ExtractTask, RawBatch, ResultLocation, TaskState};
 use common::queue::Outgoing;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Next, OUTAGE_TIMEOUT, Worker, outgoing, run_event};
 use crate::error_policy::StepError;
-use crate::outbox::{self, Inbox, Labels, PutError};
+use crate::outbox::{self, Inbox, PutError};
 use crate::read::{ReadError, Reading, object, pages};
 use crate::s3::Object;
 
@@ -83,14 +84,19 @@ impl Worker<'_> {
         else {
             return None;
         };
-        let (outbox, inbox) = outbox::channel(Labels {
-            run: task.run.clone(),
-            generation: task.generation,
+        let template = RawBatch {
+            id: BatchId {
+                run: task.run.clone(),
+                generation: task.generation,
+                seq: 0,
+            },
+            first_row: 0,
             result_id,
             job: Arc::clone(&task.job),
+            rows: Rows::new(columns.len()),
             columns: Arc::clone(&columns),
-            trace: self.trace,
-        });
+        };
+        let (outbox, inbox) = outbox::channel(template, self.trace);
         let reading = Reading {
             query_execution_id,
             columns,
@@ -159,11 +165,8 @@ impl Worker<'_> {
 
 /// Adds what was confirmed to the metrics.
 fn count(job: &str, rows: u64, batches: u32, bytes: u64) {
-    for (name, count) in [
-        ("etl_rows_extracted_total", rows),
-        ("etl_batches_extracted_total", batches.into()),
-        ("etl_bytes_extracted_total", bytes),
-    ] {
-        metrics::counter!(name, "job" => job.to_owned()).increment(count);
-    }
+    let add = |name, count| metrics::counter!(name, "job" => job.to_owned()).increment(count);
+    add("etl_rows_extracted_total", rows);
+    add("etl_batches_extracted_total", batches.into());
+    add("etl_bytes_extracted_total", bytes);
 }

@@ -151,10 +151,13 @@ async fn refusal_fails_the_run_with_the_message_and_the_remedy() {
         "{reason}"
     );
     let mut other = task("workgroup", "SELECT 1");
-    other.source.workgroup = Some("nobody".into());
+    other.source.workgroup = Some("unknown".into());
     fixture.send(&other).await;
     let reason = fixture.failure_of("workgroup").await;
-    assert!(reason.contains("WorkGroup nobody is not found"), "{reason}");
+    assert!(
+        reason.contains("WorkGroup unknown is not found"),
+        "{reason}"
+    );
     let strict = |run: &str| {
         let mut task = task(run, "SELECT 1");
         task.source.results = Results::S3;
@@ -186,11 +189,11 @@ async fn object_that_appears_after_the_query_is_found() {
         .cloud
         .otherwise(Answer::rows(sample::clicks(5)).at_once());
     fixture.cloud.faults(Op::GetObject, Fault::NotFound, 2);
-    let mut task = task("late", "SELECT 1");
+    let mut task = task("delayed", "SELECT 1");
     task.source.results = Results::S3;
     fixture.send(&task).await;
     assert!(matches!(
-        fixture.end_of("late").await,
+        fixture.end_of("delayed").await,
         EventKind::Extracted { rows: 5, .. }
     ));
 }

@@ -181,9 +181,9 @@ async fn check_runs_a_query_only_with_the_option() {
         "{}",
         done.stdout
     );
-    let done = extractor(&cloud, &["check", "--workgroup", "nobody"]).await;
+    let done = extractor(&cloud, &["check", "--workgroup", "unknown"]).await;
     assert!(
-        done.code == Some(1) && done.stdout.contains("nobody is not found"),
+        done.code == Some(1) && done.stdout.contains("unknown is not found"),
         "{}",
         done.stdout
     );
