@@ -77,17 +77,11 @@ impl S3Error {
 
 impl From<Object> for ResultLocation {
     fn from(object: Object) -> Self {
-        let Object {
-            bucket,
-            key,
-            etag,
-            size,
-        } = object;
         Self::S3 {
-            bucket,
-            key,
-            etag,
-            size,
+            bucket: object.bucket,
+            key: object.key,
+            etag: object.etag,
+            size: object.size,
         }
     }
 }
@@ -143,13 +137,10 @@ impl S3 {
             Err(error) if error.is_code("InvalidRange") => return Ok(object("", 0)),
             found => found?,
         };
-        let size = found
-            .content_range()
-            .and_then(parse_content_range)
-            .map(|(_, size)| size);
+        let range = found.content_range().and_then(parse_content_range);
         let etag = found.e_tag().filter(|etag| !etag.is_empty());
-        match (etag, size) {
-            (Some(etag), Some(size)) => Ok(object(etag, size)),
+        match (etag, range) {
+            (Some(etag), Some((_, size))) => Ok(object(etag, size)),
             _ => Err(AwsError::unavailable(
                 doing(),
                 "S3 returned no ETag or no size",

@@ -115,10 +115,17 @@ impl Worker<'_> {
         let (cancellations, run) = (self.cancellations.clone(), task.run.clone());
         let cancelled = cancellations.wait_for(&run, task.generation);
         let step = async {
-            match task.state {
+            match task.state.clone() {
                 TaskState::Start { attempt } => self.start(task, attempt).await,
-                TaskState::Waiting { .. } => self.wait(task).await,
-                TaskState::Reread { .. } => self.reread(task).await,
+                TaskState::Waiting {
+                    attempt,
+                    query_execution_id: id,
+                    since,
+                } => self.wait(task, attempt, &id, since).await,
+                TaskState::Reread {
+                    query_execution_id: id,
+                    result_id,
+                } => self.reread(task, &id, &result_id).await,
                 TaskState::Reading { .. } => self.read(task).await,
             }
         };

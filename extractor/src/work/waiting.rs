@@ -10,6 +10,7 @@ use common::schema;
 use common::service::backoff;
 use common::telemetry::retried;
 use common::telemetry::trace::Span;
+use jiff::Timestamp;
 use tokio::time::sleep;
 
 use super::{CHECKPOINT_INTERVAL, Next, Worker};
@@ -41,7 +42,7 @@ impl Worker<'_> {
         task.state = TaskState::Waiting {
             attempt,
             query_execution_id: id.clone(),
-            since: jiff::Timestamp::now(),
+            since: Timestamp::now(),
         };
         let query_execution_id = id;
         self.tell(task, EventKind::Started { query_execution_id })
@@ -50,17 +51,15 @@ impl Worker<'_> {
     }
 
     /// Waits for the query until it has ended or a checkpoint is due.
-    pub(super) async fn wait(&mut self, task: &mut ExtractTask) -> Result<Next, StepError> {
-        let TaskState::Waiting {
-            attempt,
-            query_execution_id: id,
-            since,
-        } = task.state.clone()
-        else {
-            return Ok(Next::Step);
-        };
+    pub(super) async fn wait(
+        &mut self,
+        task: &mut ExtractTask,
+        attempt: u32,
+        id: &str,
+        since: Timestamp,
+    ) -> Result<Next, StepError> {
         let started = Started {
-            id: &id,
+            id,
             source: &task.source,
             attempt,
             since,
@@ -70,11 +69,11 @@ impl Worker<'_> {
             Waited::Succeeded(execution) => {
                 Span::begin_at("query", self.trace, Some(since.into()))
                     .with("run.id", task.run.as_str())
-                    .with("query.id", &id)
+                    .with("query.id", id)
                     .with_number("query.bytes_scanned", execution.bytes_scanned)
                     .end();
                 let results = task.source.results;
-                self.begin(task, &id, execution, results).await
+                self.begin(task, id, execution, results).await
             }
             Waited::Retryable(reason) => {
                 tracing::warn!(query.id = id, reason, "query failed; starting it again");
@@ -90,26 +89,24 @@ impl Worker<'_> {
     }
 
     /// Finds the result that a replay names, without another query.
-    pub(super) async fn reread(&mut self, task: &mut ExtractTask) -> Result<Next, StepError> {
-        let TaskState::Reread {
-            query_execution_id: id,
-            result_id,
-        } = task.state.clone()
-        else {
-            return Ok(Next::Step);
-        };
-        let execution = self.clients.athena.look(&id).await?;
+    pub(super) async fn reread(
+        &mut self,
+        task: &mut ExtractTask,
+        id: &str,
+        result_id: &str,
+    ) -> Result<Next, StepError> {
+        let execution = self.clients.athena.look(id).await?;
         if execution.state != ExecutionState::Succeeded {
             return Err(StepError::FailRun(format!(
                 "the query {id} has no result in Athena"
             )));
         }
-        let results = if result_id == ResultLocation::Pages.result_id(&id) {
+        let results = if result_id == ResultLocation::Pages.result_id(id) {
             Results::Api
         } else {
             Results::S3
         };
-        self.begin(task, &id, execution, results).await
+        self.begin(task, id, execution, results).await
     }
 
     /// Decides what is read and from where, once, before the first batch. A checkpoint records the
