@@ -42,7 +42,7 @@ pub enum Misread {
 impl Moment {
     /// Midnight of a day; None where the calendar has no such day.
     #[inline]
-    pub fn of_day(year: i32, month: u32, day: u32) -> Option<Self> {
+    pub fn midnight(year: i32, month: u32, day: u32) -> Option<Self> {
         let last = match month {
             2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
             2 => 28,
@@ -115,7 +115,7 @@ impl Moment {
             Some((years, digits(&rest[1..3])?, digits(&rest[4..])?))
         };
         let (year, month, day) = fields().ok_or(Misread::Form)?;
-        Self::of_day(year, month, day).ok_or(Misread::Range)
+        Self::midnight(year, month, day).ok_or(Misread::Range)
     }
 
     /// Reads the canonical text of a `date`, `time`, `timestamp` or `timestamptz`; the last in UTC.
@@ -288,7 +288,7 @@ mod tests {
         for (count, date) in (0..).zip(dates.take_while(|date| *date < last)) {
             let days: i64 = count - i64::from(before);
             let (month, day) = (date.month().unsigned_abs(), date.day().unsigned_abs());
-            let moment = Moment::of_day(date.year().into(), month.into(), day.into());
+            let moment = Moment::midnight(date.year().into(), month.into(), day.into());
             assert_eq!(Moment::from_days(days), moment, "{date}");
             assert_eq!(moment.unwrap().days(), days, "{date}");
             let weekday = date.weekday().to_monday_zero_offset();
@@ -296,7 +296,7 @@ mod tests {
         }
         assert_eq!(Moment::from_days(i64::MAX), None);
         for (year, month, day) in [(2001, 2, 29), (1900, 2, 29), (2018, 0, 1), (2018, 13, 1)] {
-            assert_eq!(Moment::of_day(year, month, day), None);
+            assert_eq!(Moment::midnight(year, month, day), None);
         }
     }
 

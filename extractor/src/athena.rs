@@ -155,7 +155,7 @@ impl Athena {
             .set_work_group(source.workgroup.clone())
             .send()
             .await
-            .map_err(|error| AwsError::of("starting the query", &error))?;
+            .map_err(|error| AwsError::from_sdk("starting the query", &error))?;
         started.query_execution_id.ok_or_else(|| {
             AwsError::unavailable(
                 "starting the query",
@@ -173,7 +173,7 @@ impl Athena {
             .query_execution_id(id)
             .send()
             .await
-            .map_err(|error| AwsError::of(doing(), &error))?;
+            .map_err(|error| AwsError::from_sdk(doing(), &error))?;
         found
             .query_execution()
             .map(describe)
@@ -189,7 +189,7 @@ impl Athena {
             .work_group(name)
             .send()
             .await
-            .map_err(|error| AwsError::of(doing(), &error))?;
+            .map_err(|error| AwsError::from_sdk(doing(), &error))?;
         let found = found
             .work_group
             .ok_or_else(|| AwsError::unavailable(doing(), "Athena returned no description"))?;
@@ -220,7 +220,7 @@ impl Athena {
             .send()
             .await
             .map(drop)
-            .map_err(|error| AwsError::of(format!("stopping query {id}"), &error))
+            .map_err(|error| AwsError::from_sdk(format!("stopping query {id}"), &error))
     }
 
     /// The columns of a result.
@@ -247,7 +247,9 @@ impl Athena {
             .max_results(max_rows)
             .send()
             .await
-            .map_err(|error| AwsError::of(format!("reading the result of query {id}"), &error))?;
+            .map_err(|error| {
+                AwsError::from_sdk(format!("reading the result of query {id}"), &error)
+            })?;
         let (rows, metadata) = page
             .result_set
             .map_or((None, None), |set| (set.rows, set.result_set_metadata));

@@ -179,7 +179,7 @@ pub enum AwsErrorKind {
 
 impl AwsError {
     /// Classifies the `error` of a call to AWS.
-    pub fn of<E>(doing: impl Into<String>, error: &SdkError<E, HttpResponse>) -> Self
+    pub fn from_sdk<E>(doing: impl Into<String>, error: &SdkError<E, HttpResponse>) -> Self
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {

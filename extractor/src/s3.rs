@@ -132,7 +132,7 @@ impl S3 {
         };
         let request = self.0.get_object().bucket(bucket).key(key);
         let found = request.range("bytes=0-0").send().await;
-        let found = match found.map_err(|error| AwsError::of(doing(), &error)) {
+        let found = match found.map_err(|error| AwsError::from_sdk(doing(), &error)) {
             // An empty object has no first byte.
             Err(error) if error.is_code("InvalidRange") => return Ok(object("", 0)),
             found => found?,
@@ -246,7 +246,7 @@ impl ObjectReader {
             key: key.clone(),
             etag: etag.clone(),
         };
-        let answer = match answer.map_err(|error| AwsError::of(self.doing(), &error)) {
+        let answer = match answer.map_err(|error| AwsError::from_sdk(self.doing(), &error)) {
             Err(error) if error.is_code("PreconditionFailed") => return Err(replaced()),
             answer => answer?,
         };

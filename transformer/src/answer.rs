@@ -79,13 +79,13 @@ fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answe
         );
         Ok(Answer {
             outgoing,
-            counts: Counts::of(&valid),
+            counts: Counts::new(&valid),
         })
     })
 }
 
 impl Counts {
-    fn of(batch: &ValidBatch) -> Self {
+    fn new(batch: &ValidBatch) -> Self {
         let mut rejected: HashMap<String, u64> = HashMap::new();
         for row in &batch.rejected {
             *rejected.entry(row.reject.rule.clone()).or_default() += 1;

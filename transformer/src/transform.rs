@@ -44,7 +44,7 @@ impl Plan {
         Ok(Self {
             inside,
             columns,
-            key: KeyColumns::of(&job.target, &targets),
+            key: KeyColumns::new(&job.target, &targets),
             targets,
         })
     }

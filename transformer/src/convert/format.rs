@@ -337,7 +337,7 @@ impl Found<'_> {
     fn moment(&self, excess: Excess) -> Result<Moment, Problem> {
         let mut moment = Moment::default();
         if let Some(year) = self.year {
-            moment = Moment::of_day(year, self.month, self.day).ok_or(NO_SUCH_DAY)?;
+            moment = Moment::midnight(year, self.month, self.day).ok_or(NO_SUCH_DAY)?;
             if self.weekday.is_some_and(|named| named != moment.weekday()) {
                 return Err("names another day of the week than the date has".into());
             }

@@ -59,7 +59,7 @@ pub(super) fn time(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> 
 
 /// A date and a time of day. A text with a zone is refused: Postgres would drop the zone.
 pub(super) fn timestamp(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> {
-    let parts = Parts::of(text)?;
+    let parts = Parts::split(text)?;
     if !parts.zone.is_empty() {
         return Err("has a time zone, which timestamp would drop; use timestamptz".into());
     }
@@ -78,7 +78,7 @@ pub(super) fn timestamp(text: &str, excess: Excess) -> Result<Cow<'_, str>, Prob
 /// A date, a time of day and a zone, shown in UTC. A text without a zone is refused, since any zone
 /// would be a guess.
 pub(super) fn timestamptz(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> {
-    let parts = Parts::of(text)?;
+    let parts = Parts::split(text)?;
     if parts.zone.is_empty() {
         return Err("has no time zone, and timestamptz needs one".into());
     }
@@ -201,7 +201,7 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn of(text: &'a str) -> Result<Self, Problem> {
+    fn split(text: &'a str) -> Result<Self, Problem> {
         let (moment, era) = split_era(text);
         let separator = moment.find([' ', 'T']).ok_or(NOT_A_TIMESTAMP)?;
         let (date, rest) = (&moment[..separator], &moment[separator + 1..]);

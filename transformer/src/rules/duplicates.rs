@@ -23,7 +23,7 @@ pub(crate) struct Seen(HashSet<String>);
 
 impl KeyColumns {
     /// None when the job accepts duplicates.
-    pub(crate) fn of(target: &Target, columns: &[TargetColumn]) -> Option<Self> {
+    pub(crate) fn new(target: &Target, columns: &[TargetColumn]) -> Option<Self> {
         let position = |name: &String| {
             let position = columns.iter().position(|column| column.name == *name)?;
             Some((position, columns[position].pg_type))
@@ -88,7 +88,7 @@ mod tests {
             duplicates,
             ..Target::default()
         };
-        let key = KeyColumns::of(&target, &columns)?;
+        let key = KeyColumns::new(&target, &columns)?;
         let mut seen = Seen::default();
         let verdicts = rows.iter().map(|row| key.check(&mut seen, row).is_none());
         Some(verdicts.collect())
