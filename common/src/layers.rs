@@ -4,8 +4,9 @@ use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
 /// The modules, the lowest first. Each names only modules before it.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "backoff",
+    "canonical",
     "secret",
     "schema",
     "rows",

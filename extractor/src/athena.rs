@@ -1,15 +1,16 @@
-//! Athena, and the only code that names its SDK: start, look, stop, read.
+//! Athena, and the only code that names its SDK: start, poll, stop and read a query.
 //!
-//! What comes out is plain data; every error is an [`AwsError`] that says what follows from it.
+//! It returns plain data; every error is a classified [`AwsError`].
 
 use std::fmt;
 
 use aws_config::SdkConfig;
 use aws_sdk_athena::Client;
+use aws_sdk_athena::types::builders::ResultConfigurationBuilder;
 use aws_sdk_athena::types::{
     AthenaError, ColumnInfo, ManagedQueryResultsConfiguration, QueryExecution,
-    QueryExecutionContext, QueryExecutionState, QueryExecutionStatistics, ResultConfiguration,
-    ResultSet, Row, StatementType, WorkGroupConfiguration, WorkGroupState,
+    QueryExecutionContext, QueryExecutionState, QueryExecutionStatistics, ResultConfiguration, Row,
+    StatementType, WorkGroupConfiguration, WorkGroupState,
 };
 use common::job::Source;
 use common::message::RunId;
@@ -18,14 +19,14 @@ use sha2::{Digest, Sha256};
 
 use crate::aws::AwsError;
 
-/// Rows of a page: the most that `GetQueryResults` gives.
-const PAGE: i32 = 1_000;
+/// Rows of a page: the maximum of `GetQueryResults`.
+const PAGE_ROWS: i32 = 1_000;
 
-/// Athena's side of a run.
+/// The client of Athena.
 #[derive(Debug, Clone)]
 pub struct Athena(Client);
 
-/// What is asked of Athena.
+/// A query to start.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
     pub run: &'a RunId,
@@ -35,7 +36,7 @@ pub struct Query<'a> {
     pub attempt: u32,
 }
 
-/// How a query execution stands.
+/// The state of a query execution.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Execution {
     pub state: ExecutionState,
@@ -43,42 +44,41 @@ pub struct Execution {
     pub bytes_scanned: u64,
     /// `s3://bucket/key` of the result; none with managed query results.
     pub output_location: Option<String>,
-    /// Whether it is a kind of statement that has rows with a header: not DDL, not `SHOW`, `DESCRIBE`
-    /// or `EXPLAIN`.
+    /// Whether the statement's result has a header: not DDL, `SHOW`, `DESCRIBE` or `EXPLAIN`.
     pub is_query: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecutionState {
-    /// Queued or running; a running one may be queued again.
+    /// Queued or running; a running query may be queued again.
     Working,
     Succeeded,
     Failed(QueryFailure),
-    /// Somebody stopped it, and why, if it says.
+    /// Stopped by a user, with Athena's reason.
     Cancelled(String),
 }
 
-/// Why Athena could not answer (Athena User Guide, "Athena error catalog").
+/// Why a query failed (Athena User Guide, "Athena error catalog").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryFailure {
     pub reason: String,
     /// 1 system, 2 user, 3 other.
     pub category: Option<i32>,
     pub error_type: Option<i32>,
-    /// Whether Athena thinks that another attempt may work.
+    /// Whether Athena says that another attempt may succeed.
     pub is_retryable: bool,
 }
 
-/// What a workgroup says of the queries in it.
+/// The settings of a workgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workgroup {
     pub name: String,
     pub enabled: bool,
     /// `s3://bucket/prefix/`.
     pub output_location: Option<String>,
-    /// A query's own output location is ignored.
+    /// The workgroup ignores a query's own output location.
     pub enforced: bool,
-    /// Athena keeps results itself: there is no object.
+    /// Athena keeps the results itself: there is no object in S3.
     pub managed_results: bool,
     /// The most that a query may scan, in bytes.
     pub scan_limit: Option<i64>,
@@ -89,7 +89,7 @@ impl fmt::Display for Workgroup {
         let state = if self.enabled { "enabled" } else { "disabled" };
         write!(f, "{}: {state}", self.name)?;
         if self.enforced {
-            f.write_str(", its settings outrank a job's")?;
+            f.write_str(", its settings override a job's")?;
         }
         if let Some(limit) = self.scan_limit {
             write!(f, ", a query may scan {limit} bytes")?;
@@ -103,14 +103,14 @@ impl fmt::Display for Workgroup {
 pub struct Page {
     pub columns: Vec<ResultColumn>,
     rows: Vec<Row>,
-    /// The token of the page behind it.
+    /// The token of the next page.
     pub next: Option<String>,
 }
 
 impl Query<'_> {
-    /// The same for the same query of the same run, so that whoever asks again gets the same
-    /// execution and nobody pays twice; another for every other query. 64 characters, of the 32 to
-    /// 128 that Athena takes.
+    /// The `ClientRequestToken`: the same for the same query of the same run, so that a second request
+    /// finds the same execution and nothing is paid twice; different for every other query. It has 64
+    /// characters; Athena accepts 32 to 128.
     pub fn token(&self) -> String {
         let (source, attempt) = (self.source, self.attempt.to_string());
         let mut hash = Sha256::new();
@@ -123,7 +123,7 @@ impl Query<'_> {
             source.output_location.as_deref(),
             Some(&attempt),
         ] {
-            // With its length, so that no two different queries hash the same bytes.
+            // The length keeps two different queries from hashing the same bytes.
             let length = part.map_or(u64::MAX, |part| part.len() as u64);
             hash.update(length.to_le_bytes());
             hash.update(part.unwrap_or_default());
@@ -137,63 +137,62 @@ impl Athena {
         Self(Client::new(config))
     }
 
-    /// Starts the query, or finds the execution that was started for it before. Gives its id.
+    /// Starts the query, or finds the execution that an earlier request started. Returns its id.
     pub async fn start(&self, query: Query<'_>) -> Result<String, AwsError> {
         let source = query.source;
         let context = QueryExecutionContext::builder()
             .database(&source.database)
-            .set_catalog(source.catalog.clone())
-            .build();
-        let output = source.output_location.as_ref().map(|location| {
-            ResultConfiguration::builder()
-                .output_location(location)
-                .build()
-        });
+            .set_catalog(source.catalog.clone());
+        let output = (source.output_location.as_ref())
+            .map(|location| ResultConfiguration::builder().output_location(location));
         let started = self
             .0
             .start_query_execution()
             .query_string(query.sql)
             .client_request_token(query.token())
-            .query_execution_context(context)
-            .set_result_configuration(output)
+            .query_execution_context(context.build())
+            .set_result_configuration(output.map(ResultConfigurationBuilder::build))
             .set_work_group(source.workgroup.clone())
             .send()
             .await
-            .map_err(|error| AwsError::of("starting the query", &error))?;
+            .map_err(|error| AwsError::from_sdk("starting the query", &error))?;
         started.query_execution_id.ok_or_else(|| {
-            AwsError::unavailable("starting the query", "Athena gave no query execution id")
+            AwsError::unavailable(
+                "starting the query",
+                "Athena returned no query execution id",
+            )
         })
     }
 
-    /// How the execution stands.
+    /// The current state of the execution.
     pub async fn look(&self, id: &str) -> Result<Execution, AwsError> {
-        let doing = || format!("looking at query {id}");
+        let doing = || format!("polling query {id}");
         let found = self
             .0
             .get_query_execution()
             .query_execution_id(id)
             .send()
             .await
-            .map_err(|error| AwsError::of(doing(), &error))?;
+            .map_err(|error| AwsError::from_sdk(doing(), &error))?;
         found
             .query_execution()
             .map(describe)
-            .ok_or_else(|| AwsError::unavailable(doing(), "Athena gave no description of it"))
+            .ok_or_else(|| AwsError::unavailable(doing(), "Athena returned no description"))
     }
 
-    /// What a workgroup says of the queries in it.
+    /// The settings of the workgroup.
     pub async fn workgroup(&self, name: &str) -> Result<Workgroup, AwsError> {
-        let doing = || format!("looking at the workgroup {name}");
+        let doing = || format!("reading the workgroup {name}");
         let found = self
             .0
             .get_work_group()
             .work_group(name)
             .send()
             .await
-            .map_err(|error| AwsError::of(doing(), &error))?;
+            .map_err(|error| AwsError::from_sdk(doing(), &error))?;
         let found = found
             .work_group
-            .ok_or_else(|| AwsError::unavailable(doing(), "Athena gave no description of it"))?;
+            .ok_or_else(|| AwsError::unavailable(doing(), "Athena returned no description"))?;
         let settings = found.configuration();
         let result = settings.and_then(WorkGroupConfiguration::result_configuration);
         let managed =
@@ -213,7 +212,7 @@ impl Athena {
         })
     }
 
-    /// Stops the execution. One that has ended stays as it is.
+    /// Stops the execution. It does not change one that has ended.
     pub async fn stop(&self, id: &str) -> Result<(), AwsError> {
         self.0
             .stop_query_execution()
@@ -221,38 +220,43 @@ impl Athena {
             .send()
             .await
             .map(drop)
-            .map_err(|error| AwsError::of(format!("stopping query {id}"), &error))
+            .map_err(|error| AwsError::from_sdk(format!("stopping query {id}"), &error))
     }
 
-    /// The columns of the result of an execution that succeeded.
+    /// The columns of a result.
     pub async fn columns(&self, id: &str) -> Result<Vec<ResultColumn>, AwsError> {
         self.results(id, None, 1).await.map(|page| page.columns)
     }
 
-    /// The page of the result that `token` names, or the first.
+    /// The page that `token` names, or the first one.
     pub async fn page(&self, id: &str, token: Option<&str>) -> Result<Page, AwsError> {
-        self.results(id, token, PAGE).await
+        self.results(id, token, PAGE_ROWS).await
     }
 
-    async fn results(&self, id: &str, token: Option<&str>, most: i32) -> Result<Page, AwsError> {
+    async fn results(
+        &self,
+        id: &str,
+        token: Option<&str>,
+        max_rows: i32,
+    ) -> Result<Page, AwsError> {
         let page = self
             .0
             .get_query_results()
             .query_execution_id(id)
             .set_next_token(token.map(str::to_owned))
-            .max_results(most)
+            .max_results(max_rows)
             .send()
             .await
-            .map_err(|error| AwsError::of(format!("reading the result of query {id}"), &error))?;
-        let set = page
+            .map_err(|error| {
+                AwsError::from_sdk(format!("reading the result of query {id}"), &error)
+            })?;
+        let (rows, metadata) = page
             .result_set
-            .unwrap_or_else(|| ResultSet::builder().build());
-        let columns = set
-            .result_set_metadata
-            .and_then(|metadata| metadata.column_info);
+            .map_or((None, None), |set| (set.rows, set.result_set_metadata));
+        let columns = metadata.and_then(|metadata| metadata.column_info);
         Ok(Page {
             columns: columns.unwrap_or_default().iter().map(column).collect(),
-            rows: set.rows.unwrap_or_default(),
+            rows: rows.unwrap_or_default(),
             next: page.next_token,
         })
     }
@@ -282,7 +286,7 @@ fn describe(found: &QueryExecution) -> Execution {
         let reason = status.and_then(|status| status.state_change_reason());
         let message = error.and_then(AthenaError::error_message);
         let given = reason.filter(|reason| !reason.is_empty()).or(message);
-        given.unwrap_or("Athena gave no reason").to_owned()
+        given.unwrap_or("Athena gives no reason").to_owned()
     };
     let state = match status.and_then(|status| status.state()) {
         Some(QueryExecutionState::Succeeded) => ExecutionState::Succeeded,
@@ -293,7 +297,7 @@ fn describe(found: &QueryExecution) -> Execution {
             error_type: error.and_then(AthenaError::error_type),
             is_retryable: error.is_some_and(AthenaError::retryable),
         }),
-        // Queued, running, or a state of the future that is not known to be an end.
+        // Queued, running, or a future state that is not known to be final.
         _ => ExecutionState::Working,
     };
     let scanned = found
@@ -317,7 +321,7 @@ fn describe(found: &QueryExecution) -> Execution {
     }
 }
 
-/// The type's full text: the metadata has the arguments of a decimal apart from its name.
+/// The type with its arguments: the metadata keeps those of a decimal apart from its name.
 fn column(info: &ColumnInfo) -> ResultColumn {
     let type_name = match info.r#type() {
         "decimal" => format!("decimal({},{})", info.precision(), info.scale()),
@@ -348,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_the_querys_and_no_other_has_it() {
+    fn token_is_stable_and_unique_to_the_query() {
         let token = |run: &str, sql: &str, source: &Source, attempt| {
             Query {
                 run: &run.parse().unwrap(),
@@ -363,7 +367,7 @@ mod tests {
             workgroup: Some("etl".into()),
             ..source()
         };
-        // The same bytes in another part.
+        // The same bytes in another field.
         let output = Source {
             output_location: Some("etl".into()),
             ..source()

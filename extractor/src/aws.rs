@@ -1,8 +1,8 @@
-//! How AWS is reached, and what an error of it means.
+//! How the extractor reaches AWS, and what an error of AWS means.
 //!
-//! Configured as everywhere (`AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`, roles ...). The SDK's
-//! own defaults would wait for an answer for ever and give up a throttled call within a second, so
-//! timeouts and retries are set here, once for both clients.
+//! The usual AWS configuration applies (`AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`, roles ...).
+//! The SDK's defaults wait forever for an answer and stop retrying a throttled call within a second,
+//! so this module sets timeouts and retries, once for both clients.
 
 use std::error::Error;
 use std::time::Duration;
@@ -23,28 +23,28 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Until the first byte of an answer.
-const READ: Duration = Duration::from_secs(30);
-/// One attempt of a call, and all attempts together. Bodies that are streamed come after that.
-const ATTEMPT: Duration = Duration::from_mins(1);
-const OPERATION: Duration = Duration::from_mins(3);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// One attempt of a call, and all attempts together. A streamed body comes after that.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_mins(1);
+const OPERATION_TIMEOUT: Duration = Duration::from_mins(3);
 /// Attempts of one call: about half a minute of throttling.
-const ATTEMPTS: u32 = 8;
-/// The same for somebody who waits at a terminal.
-const ATTEMPTS_OF_A_COMMAND: u32 = 3;
-const OPERATION_OF_A_COMMAND: Duration = Duration::from_secs(20);
+const MAX_ATTEMPTS: u32 = 8;
+/// The same for a command, whose user waits at a terminal.
+const COMMAND_MAX_ATTEMPTS: u32 = 3;
+const COMMAND_OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a call may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// As long as waiting may help.
+    /// As long as a retry may help.
     Service,
-    /// Until a person wants to know.
+    /// As long as a user waits.
     Command,
 }
 
-/// AWS cannot be used at all, until somebody changes a setting.
+/// AWS cannot be used until a setting changes.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigurationError {
     #[error("no AWS region is set; set AWS_REGION, or region in the profile")]
@@ -57,18 +57,18 @@ pub enum ConfigurationError {
     Credentials(#[source] CredentialsError),
 }
 
-/// Reads the configuration and makes sure that there are a region and credentials. Credentials that
-/// are there but wrong show at the first call; a provider that is away (a role's endpoint that
-/// does not answer) is not a matter of configuration, and the calls will say so.
+/// Reads the configuration and checks that there are a region and credentials. Wrong credentials
+/// fail at the first call. So does a provider that is unavailable (a role's endpoint that does not
+/// answer), since that is not a matter of configuration.
 pub async fn configure(patience: Patience) -> Result<SdkConfig, ConfigurationError> {
     let (attempts, operation) = match patience {
-        Patience::Service => (ATTEMPTS, OPERATION),
-        Patience::Command => (ATTEMPTS_OF_A_COMMAND, OPERATION_OF_A_COMMAND),
+        Patience::Service => (MAX_ATTEMPTS, OPERATION_TIMEOUT),
+        Patience::Command => (COMMAND_MAX_ATTEMPTS, COMMAND_OPERATION_TIMEOUT),
     };
     let timeouts = TimeoutConfig::builder()
-        .connect_timeout(CONNECT)
-        .read_timeout(READ)
-        .operation_attempt_timeout(ATTEMPT)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .operation_attempt_timeout(ATTEMPT_TIMEOUT)
         .operation_timeout(operation)
         .build();
     let config = aws_config::defaults(BehaviorVersion::latest())
@@ -101,7 +101,7 @@ pub async fn configure(patience: Patience) -> Result<SdkConfig, ConfigurationErr
     Ok(config)
 }
 
-/// Whose credentials are used, as far as it can be told without a call to AWS, or why there are none.
+/// The identity of the credentials, as far as it is known without a call to AWS, or why there are none.
 pub async fn identity(config: &SdkConfig) -> Result<String, String> {
     let Some(provider) = config.credentials_provider() else {
         return Err("no provider of credentials is configured".to_owned());
@@ -116,23 +116,17 @@ pub async fn identity(config: &SdkConfig) -> Result<String, String> {
     }
 }
 
-/// What an error and what is behind it say. The SDK's own way to show an error adds its structure, headers of answers
-/// included.
+/// An error and its sources in one line. The SDK's own format adds its structure and the headers of answers.
 fn in_a_line(error: &(dyn Error + 'static)) -> String {
-    let said: Vec<_> = chain(error).map(ToString::to_string).collect();
-    said.join(": ")
-}
-
-/// Why a call was not even sent: there was nothing to sign it with.
-fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CredentialsError> {
-    chain(error).find_map(|error| error.downcast_ref())
+    let messages: Vec<_> = chain(error).map(ToString::to_string).collect();
+    messages.join(": ")
 }
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error| (*error).source())
 }
 
-/// The action in AWS's own words for a denial, such as `athena:GetWorkGroup` in 'User: .. is not
+/// The action that AWS's message names, such as `athena:GetWorkGroup` in 'User: .. is not
 /// authorized to perform: athena:GetWorkGroup on resource: ..'.
 pub fn denied_action(message: &str) -> Option<&str> {
     let rest = message.split_once("not authorized to perform: ")?.1;
@@ -140,12 +134,12 @@ pub fn denied_action(message: &str) -> Option<&str> {
     action.contains(':').then_some(action)
 }
 
-/// HTTP with ring as its TLS and the proxy of the environment; the SDK's own client would bring
-/// another TLS.
+/// HTTP with TLS by ring and the proxy of the environment; the SDK's default client would add a
+/// second TLS library.
 fn http_client() -> SharedHttpClient {
     let settings = HttpConnectorSettings::builder()
-        .connect_timeout(CONNECT)
-        .read_timeout(READ);
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT);
     let connector = Connector::builder()
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .proxy_config(ProxyConfig::from_env())
@@ -162,41 +156,38 @@ pub struct AwsError {
     pub kind: AwsErrorKind,
     /// The call, such as `starting the query`.
     pub doing: String,
-    /// AWS's own word for it, such as `InvalidRequestException`.
+    /// AWS's error code, such as `InvalidRequestException`.
     pub code: Option<String>,
-    /// AWS's own message, with the code.
+    /// AWS's message, with the code.
     pub message: String,
 }
 
 /// What follows from an error of AWS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AwsErrorKind {
-    /// Too many calls: the same call will work later.
+    /// Too many calls: a retry will succeed.
     Throttled,
-    /// AWS or the way to it is away: the same call will work later.
+    /// AWS or the network is unavailable: a retry will succeed.
     Unavailable,
-    /// The session's credentials have ended: works again once there are new ones.
+    /// The session's credentials have expired: new ones will succeed.
     ExpiredCredentials,
-    /// The clock of this machine is wrong: works elsewhere, or once it is set.
+    /// The clock of this machine is wrong: another machine, or a correct clock, will succeed.
     ClockSkew,
-    /// The same call will never work, whoever makes it.
+    /// The same call fails at any time, on every replica.
     Refused,
 }
 
 impl AwsError {
-    /// What `error` of a call to AWS means.
-    pub fn of<E>(doing: impl Into<String>, error: &SdkError<E, HttpResponse>) -> Self
+    /// Classifies the `error` of a call to AWS.
+    pub fn from_sdk<E>(doing: impl Into<String>, error: &SdkError<E, HttpResponse>) -> Self
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
         let (code, text, status) = match error {
             SdkError::ServiceError(service) => {
                 let meta = service.err().meta();
-                (
-                    meta.code(),
-                    meta.message(),
-                    Some(service.raw().status().as_u16()),
-                )
+                let status = service.raw().status();
+                (meta.code(), meta.message(), Some(status.as_u16()))
             }
             SdkError::ResponseError(response) => {
                 (None, None, Some(response.raw().status().as_u16()))
@@ -209,7 +200,7 @@ impl AwsError {
             (_, None, Some(status)) if matches!(error, SdkError::ServiceError(_)) => {
                 format!("no reason given (HTTP status {status})")
             }
-            _ => match credentials_error(error) {
+            _ => match chain(error).find_map(|error| error.downcast_ref::<CredentialsError>()) {
                 Some(error) => format!(
                     "the AWS credentials cannot be loaded: {}; check what provides them: the profile, or the role's endpoint",
                     in_a_line(error)
@@ -217,11 +208,10 @@ impl AwsError {
                 None => in_a_line(error),
             },
         };
-        let never_sent = matches!(error, SdkError::ConstructionFailure(_));
-        let kind = if never_sent {
-            AwsErrorKind::Refused
-        } else {
-            classify(code, text, status)
+        let kind = match error {
+            // The call was never sent.
+            SdkError::ConstructionFailure(_) => AwsErrorKind::Refused,
+            _ => classify(code, text, status),
         };
         metrics::counter!("etl_aws_errors_total", "kind" => kind.name()).increment(1);
         Self {
@@ -232,20 +222,23 @@ impl AwsError {
         }
     }
 
-    /// An answer that does not come, or that breaks off.
+    /// An answer that is missing or breaks off.
     pub fn unavailable(doing: impl Into<String>, message: impl Into<String>) -> Self {
-        let kind = AwsErrorKind::Unavailable;
         Self {
-            kind,
+            kind: AwsErrorKind::Unavailable,
             doing: doing.into(),
             code: None,
             message: message.into(),
         }
     }
 
-    /// What a person may do about it, where that is not plain from the message.
+    /// What to do about the error, where the message does not say it.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self.code.as_deref()? {
+            // Athena's message when neither the query nor its workgroup has an output location.
+            "InvalidRequestException" if self.message.contains("output location") => {
+                "set workgroup or output_location in the job's [source], or an output location in the workgroup"
+            }
             "UnrecognizedClientException"
             | "InvalidAccessKeyId"
             | "InvalidSignatureException"
@@ -253,18 +246,19 @@ impl AwsError {
             | "InvalidClientTokenId"
             | "MissingAuthenticationToken"
             | "IncompleteSignature" => "check the AWS credentials of the extractor",
-            "AccessDeniedException" | "AccessDenied" | "NotAuthorized" => {
+            _ if self.is_denied() => {
                 "give the extractor's AWS user or role the permission that the message names"
             }
             _ => return None,
         })
     }
 
-    /// Whether a permission is missing, and not the credentials wrong.
+    /// Whether a permission is missing, as opposed to wrong credentials.
     pub fn is_denied(&self) -> bool {
-        ["AccessDeniedException", "AccessDenied", "NotAuthorized"]
-            .into_iter()
-            .any(|code| self.is_code(code))
+        matches!(
+            self.code.as_deref(),
+            Some("AccessDeniedException" | "AccessDenied" | "NotAuthorized")
+        )
     }
 
     pub fn is_code(&self, code: &str) -> bool {
@@ -273,7 +267,7 @@ impl AwsError {
 }
 
 impl AwsErrorKind {
-    /// As the cause of a retry, in metrics.
+    /// The cause of a retry, in metrics.
     pub fn cause(self) -> &'static str {
         match self {
             Self::Throttled => "aws_throttled",
@@ -285,17 +279,14 @@ impl AwsErrorKind {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Throttled => "throttled",
-            Self::Unavailable => "unavailable",
-            Self::ExpiredCredentials => "expired_credentials",
-            Self::ClockSkew => "clock_skew",
             Self::Refused => "refused",
+            retried => retried.cause().trim_start_matches("aws_"),
         }
     }
 }
 
-/// The one place that says what an error means. By the code, since not every operation's model has
-/// the error that its front door gives: Athena's `ThrottlingException` is in no model.
+/// The one place that classifies an error. It goes by the code, since some errors of the services'
+/// front ends are in no operation's model: Athena's `ThrottlingException`, for example.
 fn classify(code: Option<&str>, message: Option<&str>, status: Option<u16>) -> AwsErrorKind {
     match code {
         Some(
@@ -313,7 +304,7 @@ fn classify(code: Option<&str>, message: Option<&str>, status: Option<u16>) -> A
             AwsErrorKind::ExpiredCredentials
         }
         Some("RequestTimeTooSkewed" | "RequestExpired") => AwsErrorKind::ClockSkew,
-        // Also what a wrong secret key gets, with another message.
+        // A wrong secret key has the same code with another message.
         Some("InvalidSignatureException")
             if message.is_some_and(|text| {
                 text.contains("Signature expired") || text.contains("Signature not yet current")
@@ -330,13 +321,13 @@ fn classify(code: Option<&str>, message: Option<&str>, status: Option<u16>) -> A
             | "RequestTimeoutException"
             | "OperationAborted",
         ) => AwsErrorKind::Unavailable,
-        Some(_) | None => match status {
+        _ => match status {
             Some(429) => AwsErrorKind::Throttled,
             Some(408 | 500..) => AwsErrorKind::Unavailable,
-            // A redirect or a 4xx that nobody knows.
+            // A redirect, or an unknown 4xx.
             Some(300..) => AwsErrorKind::Refused,
-            // No answer, or one that broke off.
-            Some(_) | None => AwsErrorKind::Unavailable,
+            // No answer, or an incomplete one.
+            _ => AwsErrorKind::Unavailable,
         },
     }
 }
@@ -346,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_means_what_its_code_says() {
+    fn error_is_classified_by_its_code() {
         for (code, status, wanted) in [
             (
                 Some("TooManyRequestsException"),
@@ -391,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_names_its_action() {
+    fn denial_names_its_action() {
         let message = "User: arn:aws:iam::1:user/x is not authorized to perform: s3:ListBucket on resource: \"arn\" because ...";
         assert_eq!(denied_action(message), Some("s3:ListBucket"));
         assert_eq!(denied_action("Access Denied (AccessDenied)"), None);
@@ -402,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_clock_is_told_from_a_wrong_key() {
+    fn wrong_clock_differs_from_wrong_key() {
         let of = |text| classify(Some("InvalidSignatureException"), Some(text), Some(403));
         assert_eq!(
             of("Signature expired: 20240101T000000Z is now earlier"),

@@ -1,20 +1,20 @@
 //! Cuts a result's rows into batches.
 //!
-//! Where a batch ends depends on the rows and the task's limits and on nothing else, above all not
-//! on time or on how the rows arrived: whoever reads the result again, from any batch's end on, cuts
-//! the same batches. That is what makes a redelivered task harmless.
+//! The rows and the task's limits alone decide where a batch ends; time and the order in which bytes
+//! arrive do not. Every reader of the result therefore cuts the same batches, from the end of any
+//! batch on, and a redelivered task is harmless.
 
 use common::Rows;
-use common::message::Limits;
+use common::message::{Cursor, Limits};
 use common::schema::ResultColumn;
 
-/// The most bytes of columns' names in a batch, were each row to carry them: rows that are rejected
-/// do, and may be all rows. With the values and the reasons a message stays below RabbitMQ's largest.
-/// Only results of more than a hundred columns come near it at the default of 10,000 rows.
-const BATCH_NAMES: usize = 6 << 20;
+/// The most bytes of column names in a batch, if each row carried them: rejected rows do, and all
+/// rows may be rejected. With the values and the reasons a message stays below RabbitMQ's maximum.
+/// At the default of 10,000 rows, only results of more than a hundred columns reach it.
+const MAX_NAME_BYTES: usize = 6 << 20;
 
-/// The most bytes of a row's values as JSON has them, where a control character is six.
-const ROW_JSON: usize = 12 << 20;
+/// The most bytes of a row's values as JSON, where a control character takes six.
+const MAX_ROW_JSON_BYTES: usize = 12 << 20;
 
 /// Rows that belong together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,21 +30,31 @@ impl Batch {
     pub fn end(&self) -> u64 {
         self.first_row + self.rows.len() as u64
     }
+
+    /// The position behind the batch: see [`Cursor`] for `offset` and `page`.
+    pub fn next(&self, offset: u64, page: Option<(String, u64)>) -> Cursor {
+        Cursor {
+            offset,
+            row: self.end(),
+            seq: self.seq + 1,
+            page,
+        }
+    }
 }
 
 /// A row that is too large for any table. It fails the run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "row {row} (from 0) of the result is larger than a row may be, {} MiB, or {} MiB as JSON writes it; it passes that in column {column:?}: shorten it in the SELECT",
+    "row {row} (from 0) of the result is too large: its values exceed {} MiB, or {} MiB as JSON, in column {column:?}; shorten that column in the SELECT",
     Limits::ROW_BYTES >> 20,
-    ROW_JSON >> 20
+    MAX_ROW_JSON_BYTES >> 20
 )]
 pub struct RowTooLarge {
     pub row: u64,
     pub column: String,
 }
 
-/// Takes rows in order and gives out batches.
+/// Takes rows in order and returns batches.
 #[derive(Debug)]
 pub struct Batcher {
     batch_rows: usize,
@@ -53,21 +63,21 @@ pub struct Batcher {
     batch: Batch,
 }
 
-/// The limits for a result of these columns. Settled before the first batch and written into the
-/// task, so that an extractor of another version, with another idea of what fits, cuts the same.
+/// The limits for a result of these columns. They are computed before the first batch and travel in
+/// the task, so that an extractor of another version cuts the same batches.
 pub fn fitted(limits: Limits, columns: &[ResultColumn]) -> Limits {
-    // A value's quotes, comma, brackets and null stand beside its column's name.
+    // Besides the name: quotes, comma, brackets and null.
     let names = columns.iter().map(|column| json_bytes(&column.name) + 10);
-    let most = BATCH_NAMES / names.sum::<usize>().max(1);
-    let most = u32::try_from(most).unwrap_or(u32::MAX).max(1);
+    let max_rows = MAX_NAME_BYTES / names.sum::<usize>().max(1);
+    let max_rows = u32::try_from(max_rows).unwrap_or(u32::MAX).max(1);
     Limits {
-        batch_rows: limits.batch_rows.min(most),
+        batch_rows: limits.batch_rows.min(max_rows),
         ..limits
     }
 }
 
 impl Batcher {
-    /// Goes on with row `row`, which is the first of batch `seq`. The limits are [`fitted`].
+    /// Begins with row `row`, the first of batch `seq`. The limits are [`fitted`].
     pub fn new(limits: Limits, width: usize, seq: u32, row: u64) -> Self {
         let batch = Batch {
             seq,
@@ -82,18 +92,17 @@ impl Batcher {
         }
     }
 
-    /// Adds a row. Gives the batch before it when the row does not fit there any more and becomes
-    /// the first of the next.
+    /// Adds a row. Returns the batch before it when the row does not fit and begins the next one.
     ///
-    /// The error is the column, from 0, in which the row passes what a row may have.
+    /// The error is the column, from 0, in which the row exceeds the maximum.
     pub fn push<'a>(
         &mut self,
         row: impl Iterator<Item = Option<&'a str>> + Clone,
     ) -> Result<Option<Batch>, usize> {
         let bytes = bounded(row.clone(), Limits::ROW_BYTES, str::len)?;
-        // Smaller rows cannot pass it.
-        if bytes > ROW_JSON / 6 {
-            bounded(row.clone(), ROW_JSON, json_bytes)?;
+        // Smaller rows cannot exceed it.
+        if bytes > MAX_ROW_JSON_BYTES / 6 {
+            bounded(row.clone(), MAX_ROW_JSON_BYTES, json_bytes)?;
         }
         let rows = &self.batch.rows;
         let is_full = rows.len() >= self.batch_rows || rows.text_bytes() + bytes > self.batch_bytes;
@@ -117,23 +126,23 @@ impl Batcher {
         let next = Batch {
             seq: self.batch.seq + 1,
             first_row: self.batch.end(),
-            // It will be of much the same size.
+            // The next batch will be about as large.
             rows: Rows::with_room_of(self.width, &self.batch.rows),
         };
         std::mem::replace(&mut self.batch, next)
     }
 }
 
-/// The sum of what the values measure, or the column in which it passes the most.
+/// The sum of the values' measures, or the column in which it exceeds `max`.
 fn bounded<'a>(
     row: impl Iterator<Item = Option<&'a str>>,
-    most: usize,
+    max: usize,
     measure: impl Fn(&str) -> usize,
 ) -> Result<usize, usize> {
     let mut sum = 0;
     for (column, value) in row.enumerate() {
         sum += value.map_or(0, &measure);
-        if sum > most {
+        if sum > max {
             return Err(column);
         }
     }
@@ -192,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_result_is_one_empty_batch() {
+    fn empty_result_is_one_empty_batch() {
         assert_eq!(lengths(&cut(limits(10, 10), &[], 0, 0)), [0]);
-        // But reading on behind the last batch of a result gives none.
+        // Reading behind the last batch of a result gives none.
         assert_eq!(lengths(&cut(limits(10, 10), &sized(&[1, 1]), 1, 2)), [0; 0]);
     }
 
     #[test]
-    fn rows_and_bytes_bound_a_batch() {
+    fn rows_and_bytes_limit_a_batch() {
         assert_eq!(
             lengths(&cut(limits(2, 100), &sized(&[1; 5]), 0, 0)),
             [2, 2, 1]
@@ -209,7 +218,7 @@ mod tests {
             lengths(&cut(limits(9, 10), &sized(&[5, 5, 0, 1]), 0, 0)),
             [3, 1]
         );
-        // A row beyond the bytes of a batch is a batch of its own.
+        // A row larger than a batch is a batch of its own.
         assert_eq!(
             lengths(&cut(limits(9, 10), &sized(&[3, 50, 3, 3]), 0, 0)),
             [1, 1, 2]
@@ -221,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_very_wide_result_has_fewer_rows_a_batch() {
+    fn wide_result_has_fewer_rows_per_batch() {
         let wide = columns(1_000, &"n".repeat(38));
         let mut batcher = Batcher::new(fitted(limits(5_000, 1 << 20), &wide), wide.len(), 0, 0);
         let row = vec![None; 1_000];
@@ -230,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_beyond_four_mebibytes_is_refused_by_its_column() {
+    fn row_over_four_mebibytes_is_refused_naming_the_column() {
         let mut batcher = Batcher::new(Limits::default(), 2, 0, 0);
         let half = "x".repeat(Limits::ROW_BYTES / 2);
         let row = [Some(half.as_str()), Some(half.as_str())];
@@ -243,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_refused_that_a_message_would_write_in_more_than_twelve_mebibytes() {
+    fn row_over_twelve_mebibytes_of_json_is_refused() {
         let mut batcher = Batcher::new(Limits::default(), 2, 0, 0);
         let (fits, passes) = ("\u{1}".repeat(2 << 20), "\u{1}".repeat((2 << 20) + 1));
         assert_eq!(batcher.push([None, Some(&*fits)].into_iter()), Ok(None));
@@ -255,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_same_result_gives_the_same_batches_from_any_batch_on(
+        fn same_batches_from_any_checkpoint(
             sizes in prop::collection::vec(0..30_usize, 0..60), batch_rows in 1..8_u32, batch_bytes in 1..60_u32,
         ) {
             let (rows, limits) = (sized(&sizes), limits(batch_rows, batch_bytes));

@@ -1,21 +1,21 @@
 //! The result CSV as Athena writes it, read record by record from chunks of bytes.
 //!
-//! A general CSV reader cannot be used: it takes NULL (nothing between two commas) for the empty
-//! string (`""`), and drops the blank line that is a NULL row of a one-column result. This one keeps
-//! the two apart, holds one record at a time whatever the size of the chunks, and tells the byte at
-//! which the next record begins, so that reading can go on from there.
+//! The crate `csv` does not fit: it reads NULL (nothing between two commas) as the empty string
+//! (`""`), and drops the blank line that is a NULL row of a one-column result. This tokenizer keeps
+//! the two apart, holds one record at a time whatever the size of the chunks, and reports the byte
+//! where the next record begins, so that reading can resume there.
 //!
-//! Form (Amazon Athena User Guide, "Working with query results", and RFC 4180): a value in double
+//! Format (Amazon Athena User Guide, "Working with query results", and RFC 4180): a value in double
 //! quotes with `""` for a quote, or bare up to the next comma or line end; LF or CRLF after a record.
 
 use memchr::{memchr, memchr2};
 
 use common::message::Limits;
 
-/// Text that is not such a CSV. Rows and columns count from 0, as they do in the ledger; the header
-/// has no row number.
+/// Text that is not in this format. Rows and columns count from 0, as in the ledger; the header has
+/// no row number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{place} of the result file, which begins at byte {begins}, {problem}")]
+#[error("{place} of the result file, at byte {begins}, {problem}")]
 pub struct CsvError {
     pub place: Place,
     /// The byte at which the record begins.
@@ -23,7 +23,7 @@ pub struct CsvError {
     pub problem: Problem,
 }
 
-/// Which record.
+/// The position of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     Header,
@@ -41,24 +41,24 @@ impl std::fmt::Display for Place {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    #[error("has text behind the closing quote of column {column} (from 0)")]
+    #[error("has text after the closing quote of column {column} (from 0)")]
     TextAfterQuote { column: usize },
-    #[error("ends within the quotes of column {column} (from 0): the file is cut off")]
+    #[error("ends inside the quotes of column {column} (from 0): the file is truncated")]
     Unterminated { column: usize },
-    #[error("has bytes in column {column} (from 0) that are not UTF-8")]
+    #[error("is not UTF-8 in column {column} (from 0)")]
     NotUtf8 { column: usize },
-    #[error("has {found} columns where there are {wanted}")]
+    #[error("has {found} columns instead of {wanted}")]
     Columns { found: usize, wanted: usize },
     #[error("has more than {wanted} columns")]
     TooManyColumns { wanted: usize },
-    #[error("passes {} MiB in column {column} (from 0), more than a row may have", Limits::ROW_BYTES >> 20)]
+    #[error("exceeds {} MiB, the maximum of a row, in column {column} (from 0)", Limits::ROW_BYTES >> 20)]
     TooLong { column: usize },
 }
 
 /// One record.
 #[derive(Debug, Default)]
 pub struct Record {
-    /// The texts of its values behind each other.
+    /// The concatenated texts of its values.
     text: String,
     /// The end of each value in `text`, and whether it is NULL.
     ends: Vec<(usize, bool)>,
@@ -73,41 +73,41 @@ impl Record {
     }
 }
 
-/// What the next byte is part of.
+/// What the next byte belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// The first byte of a value.
     Start,
     Bare,
     Quoted,
-    /// Behind a quote in a quoted value: its end, or the first half of `""`.
+    /// After a quote in a quoted value: its end, or the first half of `""`.
     Quote,
-    /// Behind a quoted value and a CR.
+    /// After a quoted value and a CR.
     CarriageReturn,
 }
 
-/// Reads records. Feed it chunks with [`Tokenizer::read`], and [`Tokenizer::finish`] it.
+/// Reads records from chunks: [`Tokenizer::read`] until the last chunk, then [`Tokenizer::finish`].
 #[derive(Debug)]
 pub struct Tokenizer {
     columns: usize,
     state: State,
-    /// The text of the record so far; it becomes `record.text` when the record is complete.
+    /// The text of the record so far; a complete record takes it as `record.text`.
     text: Vec<u8>,
     record: Record,
     place: Place,
-    /// Where the record that is being read, or read next, begins.
+    /// The byte where the current or next record begins.
     begins: u64,
-    /// The first byte that was not consumed.
+    /// The first byte that is not consumed.
     at: u64,
 }
 
 impl Tokenizer {
-    /// For a file from its first byte on. The first record is the header.
+    /// Reads a file from its first byte. The first record is the header.
     pub fn from_header(columns: usize) -> Self {
         Self::new(columns, Place::Header, 0)
     }
 
-    /// For a file from the byte at which `row` begins.
+    /// Reads a file from the byte where `row` begins.
     pub fn from_row(columns: usize, row: u64, offset: u64) -> Self {
         Self::new(columns, Place::Row(row), offset)
     }
@@ -125,13 +125,13 @@ impl Tokenizer {
         }
     }
 
-    /// The byte behind the record that was read last: where the next one begins.
+    /// The byte where the next record begins.
     pub fn offset(&self) -> u64 {
         self.begins
     }
 
-    /// Reads from `chunk` up to the end of a record and gives it, or all of the chunk and gives
-    /// nothing. What was read is taken off the chunk.
+    /// Reads `chunk` up to the end of a record and returns it, or reads all of it and returns None.
+    /// Removes what was read from `chunk`.
     pub fn read(&mut self, chunk: &mut &[u8]) -> Result<Option<&Record>, CsvError> {
         self.clear();
         let all = chunk.len();
@@ -144,7 +144,7 @@ impl Tokenizer {
         }
     }
 
-    /// The end of the file: the last record, when the file does not end with a line end.
+    /// The last record, when the file does not end with a line end.
     pub fn finish(&mut self) -> Result<Option<&Record>, CsvError> {
         self.clear();
         let column = self.record.ends.len();
@@ -166,7 +166,7 @@ impl Tokenizer {
         }
     }
 
-    /// Takes the buffer back from a record that was given out.
+    /// Takes the buffer back from the record that was returned.
     fn clear(&mut self) {
         if self.begins == self.at {
             if self.text.capacity() == 0 {
@@ -177,7 +177,7 @@ impl Tokenizer {
         }
     }
 
-    /// Checks the record that has ended.
+    /// Checks the record that has just ended.
     fn complete(&mut self) -> Result<&Record, CsvError> {
         let (found, wanted) = (self.record.ends.len(), self.columns);
         if found != wanted {
@@ -190,7 +190,7 @@ impl Tokenizer {
                 let byte = error.utf8_error().valid_up_to();
                 ends.iter().position(|(end, _)| byte < *end)
             }
-            // Two values may be UTF-8 only when taken together.
+            // Two values may be valid UTF-8 only when joined.
             Ok(text) => ends
                 .iter()
                 .position(|(end, _)| !text.is_char_boundary(*end)),
@@ -211,12 +211,12 @@ impl Tokenizer {
         Ok(&self.record)
     }
 
-    /// Where the value that is being read begins in the text.
+    /// Where the current value begins in the text.
     fn start(&self) -> usize {
         self.record.ends.last().map_or(0, |(end, _)| *end)
     }
 
-    /// True when a record has ended.
+    /// Returns true when a record has ended.
     fn advance(&mut self, chunk: &mut &[u8]) -> Result<bool, Problem> {
         while let Some(byte) = chunk.first().copied() {
             match (self.state, byte) {
@@ -232,7 +232,7 @@ impl Tokenizer {
                 (State::Start, b'"') => self.state = State::Quoted,
                 (State::Start | State::Bare, b',') => self.end_bare(),
                 (State::Start | State::Bare, b'\n') => {
-                    // A CRLF; a CR elsewhere is text.
+                    // CRLF ends a record; a CR elsewhere is text.
                     if self.text.len() > self.start() && self.text.last() == Some(&b'\r') {
                         self.text.pop();
                     }
@@ -284,7 +284,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// A bare value of no text is NULL.
+    /// A bare value without text is NULL.
     fn end_bare(&mut self) {
         self.end_value(self.text.len() == self.start());
     }

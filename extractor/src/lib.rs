@@ -1,20 +1,22 @@
 //! Athena results to `RawBatch`es on the queue. The only part of the system that knows AWS.
 //!
-//! A task says which query of which run, and how far it has come; this service goes on from there:
-//! it asks Athena, waits, reads the result in either of two ways that give the same rows, and
-//! publishes them in batches that come out the same whoever cuts them, however often.
+//! A task names the query of a run and the position in its result. The extractor continues from
+//! there: it starts the query, waits for it, reads the result from S3 or from the pages of
+//! `GetQueryResults`, and publishes batches. Every extractor cuts the same batches, however often a
+//! task is delivered.
 
 pub mod athena;
 pub mod aws;
 pub mod batching;
-mod cancelled;
+mod cancellations;
+pub mod clients;
 pub mod command;
 pub mod csv;
+mod error_policy;
 pub mod outbox;
 mod query;
 pub mod read;
 pub mod s3;
 pub mod session;
 pub mod settings;
-mod trouble;
 mod work;

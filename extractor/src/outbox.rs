@@ -1,44 +1,29 @@
-//! Between the reader of a result and the publisher of its batches: a channel that is bounded by
-//! bytes, so that the one works while the other waits and neither fills the memory.
+//! The channel between the reader of a result and the publisher of its batches. It is bounded by
+//! bytes, so that both work at the same time and memory stays small.
 //!
-//! Batches become messages on the reader's side: that is the costly part, and the publisher waits
-//! for the broker meanwhile.
+//! The reader encodes the messages: that takes the CPU time, while the publisher waits for the broker.
 
 use std::sync::Arc;
 
-use common::job::JobSpec;
-use common::message::{BatchId, Cursor, RawBatch, RunId};
-use common::queue::Outgoing;
-use common::schema::ResultColumn;
+use common::message::{Cursor, RawBatch};
+use common::queue::{Outgoing, Unsendable};
 use common::telemetry::trace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::Span;
 
 use crate::batching::Batch;
-use crate::read::ReadError;
 
-/// Bytes of messages that are waiting or on their way, unconfirmed.
-const ROOM: usize = 4 << 20;
-/// Bytes of messages that are published at once; the rest of the room is read meanwhile.
-const WINDOW: usize = 2 << 20;
-
-/// What all batches of a run have in common.
-#[derive(Debug, Clone)]
-pub struct Labels {
-    pub run: RunId,
-    pub generation: u32,
-    pub result_id: String,
-    pub job: Arc<JobSpec>,
-    pub columns: Arc<Vec<ResultColumn>>,
-    /// The `traceparent` of the span that the spans of the batches are below.
-    pub trace: Option<String>,
-}
+/// Bytes of messages that are waiting or unconfirmed.
+const CAPACITY_BYTES: usize = 4 << 20;
+/// Bytes of messages that are published together; the rest of the capacity is filled meanwhile.
+const WINDOW_BYTES: usize = 2 << 20;
 
 /// The reader's end.
 #[derive(Debug)]
 pub struct Outbox {
-    labels: Labels,
-    room: Arc<Semaphore>,
+    template: RawBatch,
+    trace: Option<String>,
+    capacity: Arc<Semaphore>,
     sender: mpsc::UnboundedSender<Ready>,
 }
 
@@ -46,93 +31,88 @@ pub struct Outbox {
 #[derive(Debug)]
 pub struct Inbox(mpsc::UnboundedReceiver<Ready>);
 
-/// A batch as the messages that it is published as.
+/// Why a batch could not be put into the outbox.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    #[error(transparent)]
+    Unsendable(#[from] Unsendable),
+    /// The publisher has ended.
+    #[error("the publisher takes no more batches")]
+    Closed,
+}
+
+/// A batch as the messages that carry it.
 struct Ready {
     messages: [Outgoing; 2],
     bytes: usize,
     text_bytes: u64,
     next: Cursor,
-    room: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     span: Span,
 }
 
-/// Batches that are published together.
+/// Batches that are published together. Dropping a window frees its capacity and ends its spans.
 #[derive(Default)]
 pub struct Window {
     pub messages: Vec<Outgoing>,
-    /// Where reading goes on once all of them are confirmed.
+    /// Where reading resumes once all of them are confirmed.
     pub next: Cursor,
-    /// Bytes of the values, for the checkpoint's distance.
+    /// Bytes of the values.
     pub text_bytes: u64,
-    /// Held until the window is dropped.
-    room: Vec<OwnedSemaphorePermit>,
-    /// They end when the window is dropped: once it is confirmed.
+    permits: Vec<OwnedSemaphorePermit>,
     spans: Vec<Span>,
 }
 
-pub fn channel(labels: Labels) -> (Outbox, Inbox) {
-    // Bounded by the semaphore.
+/// Makes both ends. All batches have what `template` has, apart from their place and their rows.
+/// `trace` is the parent of their spans.
+pub fn channel(template: RawBatch, trace: Option<String>) -> (Outbox, Inbox) {
+    // The semaphore bounds it.
     let (sender, receiver) = mpsc::unbounded_channel();
-    (
-        Outbox {
-            labels,
-            room: Arc::new(Semaphore::new(ROOM)),
-            sender,
-        },
-        Inbox(receiver),
-    )
+    let capacity = Arc::new(Semaphore::new(CAPACITY_BYTES));
+    let outbox = Outbox {
+        template,
+        trace,
+        capacity,
+        sender,
+    };
+    (outbox, Inbox(receiver))
 }
 
 impl Outbox {
-    /// Hands a batch on, once there is room for it.
-    pub async fn put(&self, batch: Batch, next: Cursor) -> Result<(), ReadError> {
-        let Labels {
-            run,
-            generation,
-            result_id,
-            job,
-            columns,
-            trace,
-        } = self.labels.clone();
+    /// Puts a batch in, once there is capacity for it.
+    pub async fn put(&self, batch: Batch, next: Cursor) -> Result<(), PutError> {
+        let run = &self.template.id.run;
         let rows = i64::try_from(batch.rows.len()).unwrap_or(i64::MAX);
         let span = tracing::info_span!(target: trace::TARGET, "publish", run.id = %run, batch.seq = i64::from(batch.seq), batch.rows = rows);
-        let traceparent = trace::join(&span, trace.as_deref());
+        let traceparent = trace::join(&span, self.trace.as_deref());
         let text_bytes = batch.rows.text_bytes() as u64;
-        let batch = RawBatch {
-            id: BatchId {
-                run,
-                generation,
-                seq: batch.seq,
-            },
+        let mut full = RawBatch {
             first_row: batch.first_row,
-            result_id,
-            job,
-            columns,
             rows: batch.rows,
+            ..self.template.clone()
         };
-        let raw = Outgoing::of(&batch)?.traced(traceparent.as_deref());
-        let archived = Outgoing::archived(&batch, &raw);
-        drop(batch);
+        full.id.seq = batch.seq;
+        let raw = Outgoing::of(&full)?.traced(traceparent.as_deref());
+        let archived = Outgoing::archived(&full, &raw);
+        drop(full);
         let bytes = raw.bytes() + archived.bytes();
-        let permits = u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(permits).await;
-        let room = room.map_err(|_| ReadError::Closed)?;
-        let messages = [archived, raw];
+        let permits = u32::try_from(bytes.min(CAPACITY_BYTES)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.capacity).acquire_many_owned(permits).await;
         let ready = Ready {
-            messages,
+            messages: [archived, raw],
             bytes,
             text_bytes,
             next,
-            room,
+            permit: permit.map_err(|_| PutError::Closed)?,
             span,
         };
-        self.sender.send(ready).map_err(|_| ReadError::Closed)
+        self.sender.send(ready).map_err(|_| PutError::Closed)
     }
 }
 
 impl Inbox {
-    /// What is there, up to a window; waits for the first batch. None when the reader has ended,
-    /// well or not.
+    /// The waiting batches, up to a window; waits for the first one. None when the reader has ended,
+    /// with or without an error.
     pub async fn next(&mut self) -> Option<Window> {
         let mut window = Window::default();
         let mut bytes = 0;
@@ -142,13 +122,11 @@ impl Inbox {
             window.text_bytes += batch.text_bytes;
             window.next = batch.next;
             window.messages.extend(batch.messages);
-            window.room.push(batch.room);
+            window.permits.push(batch.permit);
             window.spans.push(batch.span);
-            ready = if bytes < WINDOW {
-                self.0.try_recv().ok()
-            } else {
-                None
-            };
+            ready = (bytes < WINDOW_BYTES)
+                .then(|| self.0.try_recv().ok())
+                .flatten();
         }
         Some(window)
     }

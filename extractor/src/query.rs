@@ -1,80 +1,157 @@
-//! What to do about a query, given how it stands: pure decisions and their sentences.
+//! Waits for a query execution, and decides what follows from its state.
 
 use std::time::Duration;
 
-use common::job::{Results, Source};
+use common::job::Source;
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
 
-use crate::athena::{Execution, ExecutionState, QueryFailure};
+use crate::athena::{Athena, Execution, ExecutionState, QueryFailure};
+use crate::aws::{AwsError, AwsErrorKind};
 
-/// Attempts at a query that fails for a reason that Athena itself calls passing.
-const ATTEMPTS: u32 = 3;
+/// Attempts at a query that fails for a reason that Athena calls retryable.
+const MAX_ATTEMPTS: u32 = 3;
 
-/// What follows from how a query stands. The texts are for the run's books.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Look again later.
-    Wait,
-    /// Stop it, and fail the run.
-    Stop(String),
-    /// Its result can be read.
-    Read,
-    /// Start another attempt.
-    Again(String),
-    /// Fail the run.
-    Fail(String),
+/// A query execution that was started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Started<'a> {
+    pub(crate) id: &'a str,
+    /// Its limits: `timeout` and `max_scanned`.
+    pub(crate) source: &'a Source,
+    /// From 1.
+    pub(crate) attempt: u32,
+    /// By the clock of the machine that started it. Only the pace of polling and the timeout depend on it.
+    pub(crate) since: Timestamp,
 }
 
-/// `waited`: since the start of this attempt, the first being 1.
-pub(crate) fn judge(
-    execution: &Execution,
-    source: &Source,
-    waited: Duration,
-    attempt: u32,
-) -> Verdict {
-    match &execution.state {
-        ExecutionState::Succeeded if execution.is_query => Verdict::Read,
-        ExecutionState::Succeeded => Verdict::Fail(
-            "the statement is no query: only the results of SELECT and WITH can be loaded".into(),
-        ),
-        ExecutionState::Failed(failure) if failure.is_retryable && attempt < ATTEMPTS => {
-            Verdict::Again(describe(failure))
-        }
-        ExecutionState::Failed(failure) => {
-            let attempts = if attempt > 1 {
-                format!(", at attempt {attempt}")
-            } else {
-                String::new()
-            };
-            Verdict::Fail(format!(
-                "Athena failed the query{attempts}: {}",
-                describe(failure)
-            ))
-        }
-        ExecutionState::Cancelled(reason) => {
-            Verdict::Fail(format!("the query was cancelled in Athena: {reason}"))
-        }
-        ExecutionState::Working => {
-            over_limit(execution, source, waited).map_or(Verdict::Wait, Verdict::Stop)
+/// How waiting for a query ended. The texts are the reason that the ledger keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// The query has not ended yet.
+    Running,
+    /// The result can be read.
+    Succeeded(Execution),
+    /// The query failed; another attempt may succeed.
+    Retryable(String),
+    /// The query failed, was cancelled, or was stopped since it passed a limit.
+    Failed(String),
+}
+
+/// What to do about a query in a given state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Poll,
+    Stop(String),
+    Ended(Waited),
+}
+
+/// Polls the query until it ends, stops it when it passes a limit, and returns `Running` after `at_most`.
+pub(crate) async fn wait(
+    athena: &Athena,
+    query: Started<'_>,
+    at_most: Duration,
+) -> Result<Waited, AwsError> {
+    let begun = Instant::now();
+    loop {
+        sleep(poll_interval(query.age())).await;
+        let execution = athena.look(query.id).await?;
+        match judge(execution, query.source, query.age(), query.attempt) {
+            Verdict::Poll if begun.elapsed() < at_most => {}
+            Verdict::Poll => return Ok(Waited::Running),
+            Verdict::Stop(reason) => {
+                stop(athena, query.id).await?;
+                return Ok(Waited::Failed(reason));
+            }
+            Verdict::Ended(waited) => return Ok(waited),
         }
     }
 }
 
-fn over_limit(execution: &Execution, source: &Source, waited: Duration) -> Option<String> {
+/// Waits as [`wait`] does until the query has ended: the execution, or the reason why it has no result.
+pub(crate) async fn wait_to_the_end(
+    athena: &Athena,
+    query: Started<'_>,
+) -> Result<Result<Execution, String>, AwsError> {
+    loop {
+        match wait(athena, query, Duration::MAX).await? {
+            Waited::Running => {}
+            Waited::Succeeded(execution) => return Ok(Ok(execution)),
+            Waited::Retryable(reason) | Waited::Failed(reason) => return Ok(Err(reason)),
+        }
+    }
+}
+
+/// Stops a query. A refusal is only logged: the query may have ended. Other errors are worth a
+/// retry, since a running query costs money.
+pub(crate) async fn stop(athena: &Athena, id: &str) -> Result<(), AwsError> {
+    match athena.stop(id).await {
+        Err(error) if error.kind == AwsErrorKind::Refused => {
+            tracing::warn!(query.id = id, %error, "the query could not be stopped");
+            Ok(())
+        }
+        stopped => stopped,
+    }
+}
+
+impl<'a> Started<'a> {
+    /// The first attempt, started just now.
+    pub(crate) fn now(id: &'a str, source: &'a Source) -> Self {
+        Self {
+            id,
+            source,
+            attempt: 1,
+            since: Timestamp::now(),
+        }
+    }
+
+    /// The time since the start of this attempt.
+    fn age(&self) -> Duration {
+        Duration::try_from(Timestamp::now().duration_since(self.since)).unwrap_or_default()
+    }
+}
+
+fn judge(execution: Execution, source: &Source, age: Duration, attempt: u32) -> Verdict {
+    Verdict::Ended(match &execution.state {
+        ExecutionState::Working => {
+            return over_limit(&execution, source, age).map_or(Verdict::Poll, Verdict::Stop);
+        }
+        ExecutionState::Succeeded if execution.is_query => Waited::Succeeded(execution),
+        ExecutionState::Succeeded => Waited::Failed(
+            "the statement is not a query: only the results of SELECT and WITH can be loaded"
+                .into(),
+        ),
+        ExecutionState::Failed(failure) if failure.is_retryable && attempt < MAX_ATTEMPTS => {
+            Waited::Retryable(describe(failure))
+        }
+        ExecutionState::Failed(failure) => {
+            let attempts = match attempt {
+                1 => String::new(),
+                _ => format!(" at attempt {attempt}"),
+            };
+            Waited::Failed(format!("the query failed{attempts}: {}", describe(failure)))
+        }
+        ExecutionState::Cancelled(reason) => {
+            Waited::Failed(format!("the query was cancelled in Athena: {reason}"))
+        }
+    })
+}
+
+fn over_limit(execution: &Execution, source: &Source, age: Duration) -> Option<String> {
     let scanned = execution.bytes_scanned;
     if let Some(most) = source.max_scanned.filter(|most| scanned > *most) {
         return Some(format!(
-            "the query was stopped: it had scanned {scanned} bytes, more than max_scanned = {most} of the job; narrow the query, or raise the limit"
+            "the query was stopped: it scanned {scanned} bytes, more than max_scanned = {most} of the job; narrow the query, or raise the limit"
         ));
     }
-    (waited > source.timeout).then(|| {
+    (age > source.timeout).then(|| {
         let timeout = humantime::format_duration(source.timeout);
         format!(
-            "the query was stopped: it had not ended after timeout = {timeout} of the job; narrow the query, or raise the limit"
+            "the query was stopped: it did not end within timeout = {timeout} of the job; narrow the query, or raise the limit"
         )
     })
 }
 
-/// Athena's own reason, and what kind of error it says it is.
+/// Athena's reason with its classification of the error.
 fn describe(failure: &QueryFailure) -> String {
     let category = match failure.category {
         Some(1) => "system",
@@ -90,32 +167,19 @@ fn describe(failure: &QueryFailure) -> String {
     }
 }
 
-/// The pause before looking again: short for a query that has just begun, since most are quick, and
-/// five seconds for one that takes long. With jitter, so that replicas do not ask all at once.
-pub(crate) fn pause(waited: Duration) -> Duration {
-    let pause = waited
+/// The pause before the next poll: short for a new query, since most end quickly, and up to five
+/// seconds for an old one. Jitter spreads the polls of the replicas.
+fn poll_interval(age: Duration) -> Duration {
+    let interval = age
         .mul_f64(0.3)
         .clamp(Duration::from_millis(100), Duration::from_secs(5));
-    pause.mul_f64(rand::random_range(0.75..1.0))
-}
-
-/// The location in S3 to read the result from, or none to read its pages.
-pub(crate) fn choose(
-    results: Results,
-    location: Option<String>,
-) -> Result<Option<String>, &'static str> {
-    match (results, location) {
-        (Results::Api, _) | (Results::Auto, None) => Ok(None),
-        (Results::Auto | Results::S3, Some(location)) => Ok(Some(location)),
-        (Results::S3, None) => Err(
-            "the job says results = \"s3\", and the workgroup keeps results itself (managed query results); say \"auto\" or \"api\"",
-        ),
-    }
+    interval.mul_f64(rand::random_range(0.75..1.0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::job::Results;
 
     const GB: u64 = 1_000_000_000;
 
@@ -138,12 +202,8 @@ mod tests {
             output_location: None,
             is_query: true,
         };
-        judge(
-            &execution,
-            &source(Some(10 * GB)),
-            Duration::from_mins(minutes),
-            attempt,
-        )
+        let age = Duration::from_mins(minutes);
+        judge(execution, &source(Some(10 * GB)), age, attempt)
     }
 
     fn failed(is_retryable: bool) -> ExecutionState {
@@ -157,10 +217,10 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_stopped_beyond_its_limits_and_not_before() {
+    fn query_beyond_a_limit_is_stopped() {
         assert_eq!(
             judged(ExecutionState::Working, 10 * GB, 30, 1),
-            Verdict::Wait
+            Verdict::Poll
         );
         let Verdict::Stop(why) = judged(ExecutionState::Working, 10 * GB + 1, 0, 1) else {
             panic!()
@@ -170,46 +230,42 @@ mod tests {
             panic!()
         };
         assert!(why.contains("timeout = 30m"), "{why}");
-        // What it cost is spent when it has ended.
-        assert_eq!(
+        // A query that has ended has cost what it cost.
+        assert!(matches!(
             judged(ExecutionState::Succeeded, 11 * GB, 31, 1),
-            Verdict::Read
-        );
+            Verdict::Ended(Waited::Succeeded(_))
+        ));
     }
 
     #[test]
-    fn only_what_athena_calls_retryable_is_asked_again_and_not_for_ever() {
-        assert!(matches!(judged(failed(true), 0, 0, 1), Verdict::Again(_)));
-        assert!(matches!(judged(failed(true), 0, 0, 3), Verdict::Fail(_)));
-        let Verdict::Fail(why) = judged(failed(false), 0, 0, 1) else {
+    fn only_retryable_failures_are_retried_up_to_the_last_attempt() {
+        let ended = |state, attempt| match judged(state, 0, 0, attempt) {
+            Verdict::Ended(waited) => waited,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(ended(failed(true), 1), Waited::Retryable(_)));
+        let Waited::Failed(why) = ended(failed(true), 3) else {
+            panic!()
+        };
+        assert!(why.contains("at attempt 3"), "{why}");
+        let Waited::Failed(why) = ended(failed(false), 1) else {
             panic!()
         };
         assert!(
             why.contains("'x' cannot be resolved") && why.contains("1006, user"),
             "{why}"
         );
-        let cancelled = ExecutionState::Cancelled("by Eve".into());
-        let Verdict::Fail(why) = judged(cancelled, 0, 0, 1) else {
+        let Waited::Failed(why) = ended(ExecutionState::Cancelled("by Eve".into()), 1) else {
             panic!()
         };
         assert!(why.contains("by Eve"), "{why}");
     }
 
     #[test]
-    fn a_result_is_read_from_s3_where_it_is_there() {
-        let location = || Some("s3://b/k".to_owned());
-        assert_eq!(choose(Results::Auto, location()), Ok(location()));
-        assert_eq!(choose(Results::S3, location()), Ok(location()));
-        assert_eq!(choose(Results::Api, location()), Ok(None));
-        assert_eq!(choose(Results::Auto, None), Ok(None));
-        assert!(choose(Results::S3, None).is_err());
-    }
-
-    #[test]
-    fn pauses_grow_from_a_tenth_of_a_second_to_five() {
-        for (waited, least, most) in [(0, 75, 100), (1_000, 225, 300), (60_000, 3_750, 5_000)] {
-            let pause = pause(Duration::from_millis(waited)).as_millis();
-            assert!((least..=most).contains(&pause), "{waited}: {pause}");
+    fn poll_interval_grows_from_a_tenth_of_a_second_to_five() {
+        for (age, least, most) in [(0, 75, 100), (1_000, 225, 300), (60_000, 3_750, 5_000)] {
+            let pause = poll_interval(Duration::from_millis(age)).as_millis();
+            assert!((least..=most).contains(&pause), "{age}: {pause}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! S3, and the only code that names its SDK: one object, read forward from any byte.
+//! S3, and the only code that names its SDK: reads one object forward from any byte.
 //!
-//! What is read is one version of the object (`If-Match` with its `ETag`) and all of it: the SDK does
-//! not repeat a body that broke off, so that is done here, at the byte.
+//! A reader reads one version of the object (`If-Match` with its `ETag`) to its end. The SDK does not
+//! resume a body that breaks off, so the reader does, at the byte.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use aws_config::SdkConfig;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
-use common::service::backoff;
+use common::backoff::backoff;
+use common::message::ResultLocation;
 use common::settings;
 use tokio::time::{sleep, timeout};
 
-use crate::aws::AwsError;
+use crate::aws::{AwsError, AwsErrorKind};
 
-/// The bytes of one request. A request costs some 50 ms; what is left of it is lost when the reader
-/// stops.
-const RANGE: u64 = 16 << 20;
-/// How long the next bytes of a body may take.
-const CHUNK: Duration = Duration::from_secs(20);
-/// Attempts to go on at one byte before the object counts as away.
-const ATTEMPTS: u32 = 6;
+/// The bytes of one request. A request costs about 50 ms; a reader that stops wastes the rest of it.
+const RANGE_BYTES: u64 = 16 << 20;
+/// The longest wait for the next bytes of a body.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
+/// Attempts to resume at one byte before the object counts as unavailable.
+const MAX_READ_ATTEMPTS: u32 = 6;
 /// Attempts to find an object whose query has just succeeded.
-const FIND_ATTEMPTS: u32 = 5;
+const MAX_FIND_ATTEMPTS: u32 = 5;
 
 /// Access to objects.
 #[derive(Debug, Clone)]
@@ -45,28 +45,50 @@ pub enum S3Error {
     #[error(transparent)]
     Aws(#[from] AwsError),
     #[error(
-        "the result s3://{bucket}/{key} was replaced while it was being read: it is not the version {etag} any more; run the job again"
+        "the result s3://{bucket}/{key} was replaced while it was being read: its version is no longer {etag}; run the job again"
     )]
     Replaced {
         bucket: String,
         key: String,
         etag: String,
     },
-    #[error("{0:?} is no place in S3: s3://bucket/key was expected")]
+    #[error("{0:?} is not a location in S3, such as s3://bucket/key")]
     Location(String),
 }
 
-/// `s3://bucket/key` into bucket and key.
-pub fn parse_location(location: &str) -> Result<(&str, &str), S3Error> {
+/// Splits `s3://bucket/key` into bucket and key.
+fn parse_location(location: &str) -> Result<(&str, &str), S3Error> {
     (location.strip_prefix("s3://"))
         .and_then(|rest| rest.split_once('/'))
         .filter(|(bucket, key)| !bucket.is_empty() && !key.is_empty())
         .ok_or_else(|| S3Error::Location(location.to_owned()))
 }
 
+impl S3Error {
+    /// Whether no retry by any replica can succeed: the location is invalid, there is no such object
+    /// or bucket, or a permission is missing.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Aws(error) => error.kind == AwsErrorKind::Refused,
+            Self::Replaced { .. } | Self::Location(_) => true,
+        }
+    }
+}
+
+impl From<Object> for ResultLocation {
+    fn from(object: Object) -> Self {
+        Self::S3 {
+            bucket: object.bucket,
+            key: object.key,
+            etag: object.etag,
+            size: object.size,
+        }
+    }
+}
+
 impl S3 {
-    /// `path_style`: `http://host/bucket/key` instead of `http://bucket.host/key`. When not set it is
-    /// so for an endpoint of one's own, which rarely has a name for every bucket.
+    /// `path_style`: `http://host/bucket/key` instead of `http://bucket.host/key`. The default is true
+    /// for a custom endpoint, which rarely has a host name for every bucket.
     pub fn new(config: &SdkConfig, path_style: Option<bool>) -> Self {
         let has_endpoint =
             config.endpoint_url().is_some() || settings::variable("AWS_ENDPOINT_URL_S3").is_some();
@@ -76,15 +98,15 @@ impl S3 {
         Self(Client::from_conf(config))
     }
 
-    /// Finds the current version of an object. One that is not there is looked for a little longer:
-    /// the query that wrote it may have ended a moment ago.
+    /// Finds the current version of an object. Retries a missing one for a few seconds, since the
+    /// query that writes it may have ended a moment ago.
     pub async fn find(&self, location: &str) -> Result<Object, S3Error> {
         let (bucket, key) = parse_location(location)?;
         let mut attempt = 0;
         loop {
             match self.look(bucket, key).await {
-                Err(error) if error.is_code("NoSuchKey") && attempt + 1 < FIND_ATTEMPTS => {
-                    sleep(backoff(attempt, Duration::from_millis(200), CHUNK)).await;
+                Err(error) if error.is_code("NoSuchKey") && attempt + 1 < MAX_FIND_ATTEMPTS => {
+                    sleep(backoff(attempt, Duration::from_millis(200), CHUNK_TIMEOUT)).await;
                     attempt += 1;
                 }
                 found => return Ok(found?),
@@ -92,67 +114,48 @@ impl S3 {
         }
     }
 
-    /// Whether an object could be read; `NoSuchKey` when there is none at this place.
+    /// Checks that an object can be read; `NoSuchKey` when there is none at this location.
     pub async fn probe(&self, location: &str) -> Result<(), S3Error> {
         let (bucket, key) = parse_location(location)?;
         self.look(bucket, key).await?;
         Ok(())
     }
 
-    /// Asks for the first byte rather than for the head alone: an error of a HEAD has no code.
+    /// Reads the first byte instead of the head: an error of a HEAD request has no code.
     async fn look(&self, bucket: &str, key: &str) -> Result<Object, AwsError> {
         let doing = || format!("opening s3://{bucket}/{key}");
-        let request = self
-            .0
-            .get_object()
-            .bucket(bucket)
-            .key(key)
-            .range("bytes=0-0");
-        let found = match request
-            .send()
-            .await
-            .map_err(|error| AwsError::of(doing(), &error))
-        {
-            // An object without bytes has no first one.
-            Err(error) if error.is_code("InvalidRange") => {
-                let (bucket, key) = (bucket.to_owned(), key.to_owned());
-                return Ok(Object {
-                    bucket,
-                    key,
-                    etag: String::new(),
-                    size: 0,
-                });
-            }
+        let object = |etag: &str, size| Object {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            etag: etag.to_owned(),
+            size,
+        };
+        let request = self.0.get_object().bucket(bucket).key(key);
+        let found = request.range("bytes=0-0").send().await;
+        let found = match found.map_err(|error| AwsError::from_sdk(doing(), &error)) {
+            // An empty object has no first byte.
+            Err(error) if error.is_code("InvalidRange") => return Ok(object("", 0)),
             found => found?,
         };
-        let size = found
-            .content_range()
-            .and_then(parse_content_range)
-            .map(|(_, size)| size);
+        let range = found.content_range().and_then(parse_content_range);
         let etag = found.e_tag().filter(|etag| !etag.is_empty());
-        let (Some(etag), Some(size)) = (etag, size) else {
-            return Err(AwsError::unavailable(
+        match (etag, range) {
+            (Some(etag), Some((_, size))) => Ok(object(etag, size)),
+            _ => Err(AwsError::unavailable(
                 doing(),
-                "S3 gave no ETag or no size of it",
-            ));
-        };
-        let (bucket, key, etag) = (bucket.to_owned(), key.to_owned(), etag.to_owned());
-        Ok(Object {
-            bucket,
-            key,
-            etag,
-            size,
-        })
+                "S3 returned no ETag or no size",
+            )),
+        }
     }
 
-    /// Reads `object` from byte `at` on.
+    /// Reads `object` from byte `at`.
     pub fn read(&self, object: Object, at: u64) -> ObjectReader {
         ObjectReader {
             client: self.0.clone(),
             object,
             at,
             body: None,
-            fruitless: 0,
+            attempts: 0,
         }
     }
 }
@@ -165,26 +168,26 @@ pub struct ObjectReader {
     /// The next byte.
     at: u64,
     body: Option<ByteStream>,
-    /// Requests since the last byte came.
-    fruitless: u32,
+    /// Requests since the last byte arrived.
+    attempts: u32,
 }
 
 impl ObjectReader {
     /// The next bytes; none at the object's end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, S3Error> {
-        let mut broken = "its body was empty".to_owned();
+        let mut broken = "the body was empty".to_owned();
         while self.at < self.object.size {
             if self.body.is_none() {
                 self.pause(&broken).await?;
                 self.body = Some(self.request().await?);
             }
             let Some(body) = &mut self.body else { continue };
-            match timeout(CHUNK, body.next()).await {
+            match timeout(CHUNK_TIMEOUT, body.next()).await {
                 Ok(Some(Ok(bytes))) if !bytes.is_empty() => return self.took(bytes).map(Some),
-                // The end of a range, or of an answer that was shorter than its range.
+                // The end of a range, or of a response that was shorter than its range.
                 Ok(Some(Ok(_)) | None) => {}
                 Ok(Some(Err(error))) => broken = error.to_string(),
-                Err(_) => broken = format!("nothing came for {} s", CHUNK.as_secs()),
+                Err(_) => broken = format!("no data arrived for {} s", CHUNK_TIMEOUT.as_secs()),
             }
             self.body = None;
         }
@@ -192,28 +195,24 @@ impl ObjectReader {
     }
 
     fn took(&mut self, bytes: Bytes) -> Result<Bytes, S3Error> {
-        self.fruitless = 0;
+        self.attempts = 0;
         self.at += bytes.len() as u64;
         if self.at > self.object.size {
-            let message = "more bytes came than the object has";
+            let message = "more bytes arrived than the object has";
             return Err(AwsError::unavailable(self.doing(), message).into());
         }
         Ok(bytes)
     }
 
-    /// Waits before another request at the same byte, or gives up. Requests that fail are repeated
-    /// by the SDK; this is for bodies that break off.
+    /// Waits before another request at the same byte; fails after the last attempt. The SDK retries
+    /// requests that fail; this is for bodies that break off.
     async fn pause(&mut self, broken: &str) -> Result<(), S3Error> {
-        let attempt = self.fruitless;
-        if attempt >= ATTEMPTS {
+        let attempt = self.attempts;
+        if attempt >= MAX_READ_ATTEMPTS {
             return Err(AwsError::unavailable(self.doing(), broken).into());
         }
         if attempt > 0 {
-            tracing::debug!(
-                error = broken,
-                byte = self.at,
-                "a body broke off; reading on"
-            );
+            tracing::debug!(error = broken, byte = self.at, "a body broke off; resuming");
             sleep(backoff(
                 attempt,
                 Duration::from_millis(100),
@@ -221,7 +220,7 @@ impl ObjectReader {
             ))
             .await;
         }
-        self.fruitless += 1;
+        self.attempts += 1;
         Ok(())
     }
 
@@ -230,7 +229,7 @@ impl ObjectReader {
         format!("reading s3://{bucket}/{key} at byte {}", self.at)
     }
 
-    /// Asks for the next range, and makes sure that it is of the same object.
+    /// Requests the next range, and checks that it belongs to the same version of the object.
     async fn request(&self) -> Result<ByteStream, S3Error> {
         let Object {
             bucket,
@@ -238,31 +237,23 @@ impl ObjectReader {
             etag,
             size,
         } = &self.object;
-        let last = size.min(&(self.at + RANGE)) - 1;
-        let request = (self
-            .client
-            .get_object()
-            .bucket(bucket)
-            .key(key)
-            .if_match(etag))
-        .range(format!("bytes={}-{last}", self.at));
-        let answer = request
-            .send()
-            .await
-            .map_err(|error| AwsError::of(self.doing(), &error));
+        let last = size.min(&(self.at + RANGE_BYTES)) - 1;
+        let request = self.client.get_object().bucket(bucket).key(key);
+        let range = format!("bytes={}-{last}", self.at);
+        let answer = request.if_match(etag).range(range).send().await;
         let replaced = || S3Error::Replaced {
             bucket: bucket.clone(),
             key: key.clone(),
             etag: etag.clone(),
         };
-        let answer = match answer {
+        let answer = match answer.map_err(|error| AwsError::from_sdk(self.doing(), &error)) {
             Err(error) if error.is_code("PreconditionFailed") => return Err(replaced()),
             answer => answer?,
         };
         match answer.content_range().and_then(parse_content_range) {
             Some((_, total)) if total != *size => Err(replaced()),
             Some((start, _)) if start == self.at => Ok(answer.body),
-            _ => Err(AwsError::unavailable(self.doing(), "S3 answered with another range").into()),
+            _ => Err(AwsError::unavailable(self.doing(), "S3 returned another range").into()),
         }
     }
 }
@@ -279,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_location_is_a_bucket_and_a_key() {
+    fn location_is_a_bucket_and_a_key() {
         assert_eq!(
             parse_location("s3://b/c/d e.csv").unwrap(),
             ("b", "c/d e.csv")
@@ -290,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_range_is_a_first_byte_and_a_size() {
+    fn content_range_is_a_first_byte_and_a_size() {
         assert_eq!(parse_content_range("bytes 5-9/100"), Some((5, 100)));
         for bad in ["", "bytes */100", "bytes 5-9/*", "items 5-9/100"] {
             assert_eq!(parse_content_range(bad), None, "{bad}");

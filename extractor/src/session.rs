@@ -14,12 +14,10 @@ use common::telemetry::trace;
 use futures::future::try_join;
 use tracing::Instrument;
 
-use crate::athena::Athena;
-use crate::aws::{self, ConfigurationError, Patience};
-use crate::cancelled::Cancelled;
-use crate::s3::S3;
+use crate::cancellations::Cancellations;
+pub use crate::clients::Clients;
 use crate::settings::Settings;
-use crate::work::{TURN, Worker};
+use crate::work::{CHECKPOINT_INTERVAL, Worker};
 
 /// One task a worker: a task in hand waits for nothing but its own work.
 const PREFETCH: Prefetch = Prefetch {
@@ -27,29 +25,6 @@ const PREFETCH: Prefetch = Prefetch {
     together: 1,
     bytes: 0,
 };
-
-/// The clients of AWS.
-#[derive(Debug, Clone)]
-pub struct Clients {
-    pub athena: Athena,
-    pub s3: S3,
-}
-
-impl Clients {
-    /// Reads the AWS configuration; makes no call.
-    pub async fn connect(settings: &Settings) -> Result<Self, ConfigurationError> {
-        let config = aws::configure(Patience::Service).await?;
-        Ok(Self::of(&config, settings))
-    }
-
-    /// The clients with this configuration.
-    pub fn of(config: &aws::SdkConfig, settings: &Settings) -> Self {
-        Self {
-            athena: Athena::new(config),
-            s3: S3::new(config, settings.s3_path_style),
-        }
-    }
-}
 
 /// Works on tasks until the session ends. Tasks that are in hand then are redelivered.
 pub async fn run(session: &Session) -> Result<(), Fault> {
@@ -60,8 +35,8 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
         .map_err(|error| Fault::Configuration(error.into()))?;
     session.health.clear("aws");
     // Before the first task: Athena must not get the query of a run that was cancelled meanwhile.
-    let cancelled = Cancelled::new();
-    let apply = |control| cancelled.obey(control);
+    let cancelled = Cancellations::default();
+    let apply = |control| cancelled.apply(control);
     let controls = tokio::select! {
         () = session.stop.cancelled() => return Ok(()),
         opened = ControlReader::open(&session.consuming, &session.publishing, apply) => opened?,
@@ -73,9 +48,9 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
             clients: clients.clone(),
             publisher: Publisher::open(&session.publishing).await?,
             health: &session.health,
-            cancelled: cancelled.clone(),
+            cancellations: cancelled.clone(),
             trace: None,
-            turn: TURN,
+            checkpoint_interval: CHECKPOINT_INTERVAL,
         };
         handlers.push(Tasks { session, worker });
     }
@@ -90,7 +65,7 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
 async fn follow(
     session: &Session,
     mut controls: ControlReader,
-    cancelled: &Cancelled,
+    cancelled: &Cancellations,
 ) -> Result<(), Fault> {
     loop {
         let control = tokio::select! {
@@ -98,7 +73,7 @@ async fn follow(
             control = controls.next() => control?,
         };
         tracing::info!(run.id = %control.run, "run cancelled");
-        cancelled.obey(control);
+        cancelled.apply(control);
     }
 }
 
@@ -119,7 +94,7 @@ impl Handler<ExtractTask> for Tasks<'_> {
     async fn exempts(&mut self, delivery: &Delivery<ExtractTask>) -> bool {
         delivery
             .read()
-            .is_ok_and(|task| self.worker.cancelled.has(&task))
+            .is_ok_and(|task| self.worker.cancellations.contains(&task))
     }
 
     async fn handle(
@@ -175,10 +150,10 @@ impl Tasks<'_> {
         // A task that came back makes a checkpoint as soon as it advances: the deliveries of its
         // successor count anew, so that only a task without progress reaches the limit. Restarts of the
         // broker and killed extractors make tasks come back, too.
-        self.worker.turn = if delivery.is_isolated() {
+        self.worker.checkpoint_interval = if delivery.is_isolated() {
             Duration::ZERO
         } else {
-            TURN
+            CHECKPOINT_INTERVAL
         };
         let parent = delivery.traceparent();
         // The request was not traced: the trace begins here, and the span ends with this work.

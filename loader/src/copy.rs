@@ -1,8 +1,8 @@
 //! Rows in the text format of `COPY ... FROM STDIN`. Pure.
 //!
-//! Promise: whatever the values are, each row is one line and each value comes out of Postgres as
-//! it went in. A lone `\.` would end a COPY early with success, so that backslashes are escaped
-//! without exception; the caller compares the count that Postgres answers all the same.
+//! Each row is one line, and Postgres stores each value unchanged, whatever it contains. A lone `\.`
+//! would end a COPY early with success: every backslash is therefore escaped, and the caller compares
+//! the count that Postgres returns.
 //!
 //! Source: PostgreSQL documentation, COPY, "Text Format".
 
@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use common::Rows;
 
-/// Encoded rows, of which any range of lines can be sent.
+/// Encoded rows; any range of lines can be sent.
 pub struct CopyText {
     text: String,
     /// Where each line starts, and where the last one ends.
@@ -21,8 +21,7 @@ pub struct CopyText {
 }
 
 impl CopyText {
-    /// Encodes `rows` with one more value at the end of each line, a number that depends on the
-    /// row's index.
+    /// Encodes `rows` with one more value at the end of each line: a number, by the row's index.
     pub fn encode(rows: &Rows, last: impl Fn(usize) -> u64) -> Self {
         let mut text =
             String::with_capacity(rows.text_bytes() + rows.len() * (rows.width() * 2 + 12));
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_data_marker_is_a_value_like_any_other() {
+    fn end_of_data_marker_is_an_ordinary_value() {
         let lone = rows(&[
             vec![Some("\\.".to_owned())],
             vec![None],
@@ -135,7 +134,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_goes_in_comes_out(values in prop::collection::vec(prop::collection::vec(prop::option::of("(?s)[\\\\.NtnrX\t\n\r\u{b}\u{8}\"a-cäß😀]{0,8}|(?s).{0,8}"), 3), 0..20)) {
+        fn encoded_rows_decode_to_the_same_values(values in prop::collection::vec(prop::collection::vec(prop::option::of("(?s)[\\\\.NtnrX\t\n\r\u{b}\u{8}\"a-cäß😀]{0,8}|(?s).{0,8}"), 3), 0..20)) {
             let copy = CopyText::encode(&rows(&values), |index| index as u64);
             let wanted: Vec<Vec<_>> = values.iter().enumerate().map(|(index, row)| {
                 row.iter().cloned().chain([Some(index.to_string())]).collect()

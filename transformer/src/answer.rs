@@ -1,8 +1,9 @@
-//! What one delivery is answered with: a ValidBatch, or a dead letter with the reason. Pure.
+//! The answer to one delivery: a ValidBatch, or a dead letter with the reason. Pure.
+
+use std::collections::HashMap;
 
 use common::message::{RawBatch, ValidBatch};
-use common::queue::{Delivery, Outgoing, QueueError, Unreadable, Unsendable};
-use common::service::Fault;
+use common::queue::{Delivery, Outgoing, Unreadable, Unsendable};
 use common::telemetry::trace;
 
 use crate::rules::PlanError;
@@ -11,70 +12,47 @@ use crate::transform::{Plans, transform};
 /// The stage's name in a dead letter.
 pub(crate) const STAGE: &str = "transformer";
 
-/// What can go wrong on the way from a delivery to its acknowledgement.
+/// Why a delivery becomes a dead letter. The broker's errors end the session instead: see
+/// [`crate::session`].
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+enum Failure {
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
     #[error("the job does not fit the rows: {0}; correct the job and run it again")]
     Plan(#[from] PlanError),
     #[error(transparent)]
     Unsendable(#[from] Unsendable),
-    #[error(transparent)]
-    Queue(#[from] QueueError),
 }
 
-/// Whose fault a failure is.
-#[derive(Debug)]
-pub(crate) enum Blame {
-    /// The message is dead-lettered with this reason; nobody else's work is touched.
-    Message(String),
-    /// The session ends: the broker's fault or the configuration's. The message comes again.
-    Session(Fault),
-}
-
-impl From<Failure> for Blame {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Queue(error) => Self::Session(error.into()),
-            failure @ (Failure::Unreadable(_) | Failure::Plan(_) | Failure::Unsendable(_)) => {
-                Self::Message(failure.to_string())
-            }
-        }
-    }
-}
-
-/// A delivery's answer, to be published before the delivery is acked.
+/// The answer to a delivery. It is published before the delivery is acked.
 pub(crate) struct Answer {
     pub(crate) outgoing: Outgoing,
     pub(crate) counts: Counts,
 }
 
-/// What the metrics say of one delivery; empty for a dead letter.
+/// The metrics of one delivery; empty for a dead letter.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) job: String,
     pub(crate) rows: usize,
-    /// How many rows were rejected by each rule.
-    pub(crate) rejected: Vec<(String, u64)>,
+    /// The number of rows that each rule rejected.
+    pub(crate) rejected: HashMap<String, u64>,
 }
 
-/// Transforms the batch that a delivery carries.
-pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Fault> {
-    match transformed(plans, delivery) {
-        Ok(answer) => Ok(answer),
-        Err(failure) => match Blame::from(failure) {
-            Blame::Session(fault) => Err(fault),
-            Blame::Message(reason) => {
-                tracing::error!(message.id = delivery.id(), reason, "message dead-lettered");
-                let outgoing = Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries());
-                Ok(Answer {
-                    outgoing,
-                    counts: Counts::default(),
-                })
-            }
-        },
-    }
+/// Transforms the batch that a delivery carries, or dead-letters the delivery with the reason.
+pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Answer {
+    transformed(plans, delivery).unwrap_or_else(|failure| {
+        let reason = failure.to_string();
+        tracing::error!(
+            message.id = delivery.id(),
+            reason,
+            "message moved to etl.dead"
+        );
+        Answer {
+            outgoing: Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries()),
+            counts: Counts::default(),
+        }
+    })
 }
 
 fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Failure> {
@@ -82,7 +60,7 @@ fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answe
     let span = tracing::info_span!(target: trace::TARGET, "transform", run.id = %raw.id.run, batch.seq = i64::from(raw.id.seq));
     let traceparent = trace::join(&span, delivery.traceparent().as_deref());
     span.in_scope(|| {
-        let plan = plans.of(&raw)?;
+        let plan = plans.plan(&raw)?;
         let valid = transform(&plan, raw);
         let outgoing = Outgoing::of(&valid)?.traced(traceparent.as_deref());
         tracing::debug!(
@@ -92,22 +70,16 @@ fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answe
         );
         Ok(Answer {
             outgoing,
-            counts: Counts::of(&valid),
+            counts: Counts::new(&valid),
         })
     })
 }
 
 impl Counts {
-    fn of(batch: &ValidBatch) -> Self {
-        let mut rejected: Vec<(String, u64)> = Vec::new();
+    fn new(batch: &ValidBatch) -> Self {
+        let mut rejected: HashMap<String, u64> = HashMap::new();
         for row in &batch.rejected {
-            match rejected
-                .iter_mut()
-                .find(|(rule, _)| *rule == row.reject.rule)
-            {
-                Some((_, count)) => *count += 1,
-                None => rejected.push((row.reject.rule.clone(), 1)),
-            }
+            *rejected.entry(row.reject.rule.clone()).or_default() += 1;
         }
         Self {
             job: batch.job.clone(),
@@ -116,26 +88,26 @@ impl Counts {
         }
     }
 
-    /// Adds to the process' metrics.
-    pub(crate) fn record(self) {
-        let Self {
-            job,
-            rows,
-            rejected,
-        } = self;
-        if job.is_empty() {
+    /// Adds them to the metrics of the process.
+    pub(crate) fn record(&self) {
+        if self.job.is_empty() {
             return;
         }
-        let bad: u64 = rejected.iter().map(|(_, count)| count).sum();
-        metrics::counter!("etl_batches_total", "job" => job.clone(), "result" => "transformed")
-            .increment(1);
-        for (result, count) in [("valid", rows as u64 - bad), ("rejected", bad)] {
-            metrics::counter!("etl_rows_transformed_total", "job" => job.clone(), "result" => result)
-                .increment(count);
+        let add = |metric: &'static str, label: &'static str, value: String, count: u64| {
+            metrics::counter!(metric, "job" => self.job.clone(), label => value).increment(count);
+        };
+        let bad: u64 = self.rejected.values().sum();
+        add("etl_batches_total", "result", "transformed".to_owned(), 1);
+        for (result, count) in [("valid", self.rows as u64 - bad), ("rejected", bad)] {
+            add(
+                "etl_rows_transformed_total",
+                "result",
+                result.to_owned(),
+                count,
+            );
         }
-        for (rule, count) in rejected {
-            metrics::counter!("etl_rows_rejected_total", "job" => job.clone(), "rule" => rule)
-                .increment(count);
+        for (rule, count) in &self.rejected {
+            add("etl_rows_rejected_total", "rule", rule.clone(), *count);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! One column of the target: from a row of the result to its value, or to the reason why not.
+//! One column of the target: from a row of the result to the column's value, or to the reject.
 //!
-//! Treated, converted, checked, masked, in this order. A value that is masked is in no reason.
+//! A value is treated, converted, checked and masked, in this order. No reason contains a masked value.
 
 use std::borrow::Cow;
 
@@ -14,13 +14,13 @@ use crate::mask::masked;
 use crate::rules::{Broken, Checks, PlanError};
 use crate::treat::Treatment;
 
-/// The rule's name of a value that is not one of its column's type.
+/// The name of the rule that a value must be of its column's type.
 const TYPE_RULE: &str = "type";
 
-/// A reason is a sentence, and a batch may have thousands of them. A job's pattern in it may be long.
-pub(crate) const REASON_CHARS: usize = 300;
+/// The most characters of a reason: a batch may have thousands of reasons, and a job's pattern in one may be long.
+pub(crate) const MAX_REASON_CHARS: usize = 300;
 
-/// How the values of one column are made. Compiled once for a job and a result.
+/// How to make the values of one column. Compiled once for a job and a result.
 #[derive(Debug, Clone)]
 pub(crate) struct Column {
     name: String,
@@ -32,7 +32,7 @@ pub(crate) struct Column {
 
 #[derive(Debug, Clone)]
 enum Source {
-    /// In canonical text.
+    /// Canonical text.
     Constant(String),
     Result {
         position: usize,
@@ -44,7 +44,7 @@ enum Source {
 impl Column {
     pub(crate) fn new(resolved: &ResolvedColumn) -> Result<Self, PlanError> {
         let (name, mask) = (&resolved.target.name, resolved.spec.mask);
-        // A mask fits the column, or the job was refused; the value under it may be longer.
+        // The job's check made sure that the mask fits the column; the value itself may be longer.
         let to = match mask {
             None => resolved.target.pg_type,
             Some(_) => PgType::Text,
@@ -70,7 +70,7 @@ impl Column {
         })
     }
 
-    /// The column's value of a row.
+    /// The column's value in a row.
     pub(crate) fn value<'a>(&'a self, row: Row<'a>) -> Result<Option<Cow<'a, str>>, Reject> {
         let value = match self.converted(row) {
             Ok(value) => value,
@@ -87,8 +87,8 @@ impl Column {
         })
     }
 
-    /// Of a masked column: where in the result its values are, and what a quarantine record may have
-    /// instead of the row's.
+    /// For a masked column: its position in the result, and the value that a quarantine record may
+    /// show there.
     pub(crate) fn hidden(&self, row: Row<'_>) -> Option<(usize, Option<String>)> {
         let (Some(mask), Source::Result { position, .. }) = (self.mask, &self.source) else {
             return None;
@@ -100,7 +100,7 @@ impl Column {
         Some((*position, value.map(|value| masked(mask, &value))))
     }
 
-    /// The value in the column's type, unmasked; or the text that is none, and why.
+    /// The value in the column's type, unmasked; or the text that is not of that type, and why.
     fn converted<'a>(
         &'a self,
         row: Row<'a>,
@@ -133,7 +133,7 @@ impl Column {
         }
     }
 
-    /// A rule's reason may name the value, or the one value that the job does not allow.
+    /// The reason of a rule; for a masked column one that does not reveal the value.
     fn rule_reason<'a>(&self, broken: &'a Broken) -> &'a str {
         match self.mask {
             None => &broken.reason,
@@ -145,12 +145,12 @@ impl Column {
         Reject {
             column: Some(self.name.clone()),
             rule: rule.to_owned(),
-            reason: reason.chars().take(REASON_CHARS).collect(),
+            reason: reason.chars().take(MAX_REASON_CHARS).collect(),
         }
     }
 }
 
-/// A value that the job has for every row, in canonical text.
+/// A constant of the job, in canonical text.
 pub(crate) fn constant(name: &str, to: PgType, text: &str) -> Result<String, PlanError> {
     match convert(AthenaType::Varchar, to, text) {
         Ok(text) => Ok(text.into_owned()),

@@ -1,17 +1,14 @@
-//! The text that Athena gives for a value, into the canonical text of a Postgres type, or a reason
-//! that a person understands.
+//! Athena's text for a value into the canonical text of a Postgres type, or the reason why not.
 //!
-//! Lossless or loud: a value is never rounded, cut, stripped of its time zone or guessed at. What
-//! Postgres would accept and change (a zone into `timestamp`, nine digits of a second, `31 32 33`
-//! into `bytea`) is converted or refused here. Canonical is what Postgres shows for the value with
-//! `DateStyle ISO` and `TimeZone UTC`, apart from `char(n)`, which goes without its padding, and from
-//! `boolean`, the floating-point types and the zeros at the end of a second, which keep Athena's
-//! spelling. `docs/types.md` has the whole matrix; a test compares it with this code.
+//! A value is never rounded, cut, stripped of its time zone or guessed. What Postgres would accept and
+//! change (a zone into `timestamp`, nine digits of a second, `31 32 33` into `bytea`) is converted or
+//! refused here. Canonical is what Postgres shows for the value with `DateStyle ISO` and `TimeZone
+//! UTC`. Exceptions: `char(n)` has no padding; `boolean`, floats and the zeros at the end of a second
+//! keep Athena's spelling. `docs/types.md` has the whole matrix; a test compares it with this code.
 //!
-//! Most values are canonical as Athena writes them; those come back borrowed.
+//! Most values are canonical as Athena writes them; those are returned borrowed.
 
 mod binary;
-mod calendar;
 mod decimal;
 mod epoch;
 mod format;
@@ -30,24 +27,24 @@ use common::schema::{AthenaType, PgType};
 use format::Format;
 
 pub(crate) use decimal::Decimal;
-pub(crate) use moment::{Moment, without_zeros};
+pub(crate) use moment::without_zeros;
 
-/// What is wrong with a value; the rest of a sentence that begins with the value.
+/// What is wrong with a value: the end of a sentence that begins with the value.
 type Problem = Cow<'static, str>;
 
-/// Of a refused value, this many characters are shown.
+/// The most characters that a reason shows of a value.
 const SHOWN_CHARACTERS: usize = 60;
 
-/// What becomes of digits that the type does not have.
+/// What to do with digits that the type does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Excess {
     Refuse,
-    /// The job says `round = true`.
+    /// The job sets `round = true`.
     Round,
 }
 
-/// A value that is not one of its column's type: a sentence that says which value and what is
-/// wrong with it. It holds a value of a row, so it is for the quarantine and not for logs.
+/// A value that is not of its column's type: a sentence that shows the value and what is wrong with
+/// it. It belongs in the quarantine and not in logs, since it contains a value of a row.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{shown} {problem}")]
 pub struct Unconvertible {
@@ -56,13 +53,13 @@ pub struct Unconvertible {
 }
 
 impl Unconvertible {
-    /// What is wrong, without the value.
+    /// The problem without the value.
     pub(crate) fn problem(&self) -> &str {
         &self.problem
     }
 }
 
-/// How the values of a column are converted.
+/// The conversion of a column's values.
 #[derive(Debug, Clone)]
 pub(crate) struct Conversion {
     from: AthenaType,
@@ -80,8 +77,8 @@ enum Reading {
 }
 
 impl Conversion {
-    /// The conversion that a job asks for, or what is wrong with its format. The pair of types and the
-    /// settings must be ones that [`common::job::resolve`] allows.
+    /// The conversion that a job defines, or what is wrong with its format. [`common::job::resolve`]
+    /// must allow the pair of types and the settings.
     pub(crate) fn new(from: AthenaType, to: PgType, spec: &ColumnSpec) -> Result<Self, String> {
         let reading = match (&spec.format, spec.epoch) {
             (Some(format), _) => Reading::Written(Format::parse(format, to)?),
@@ -115,14 +112,14 @@ impl Conversion {
     }
 }
 
-/// Refuses a format that means nothing for the type; for a job whose query did not run yet.
+/// Refuses a format that does not apply to the type, for a job whose query has not run yet.
 pub(crate) fn check_format(format: &str, to: PgType) -> Result<(), String> {
     Format::parse(format, to).map(drop)
 }
 
-/// Converts one value. The pair of types must be one that [`common::job::resolve`] allows.
+/// Converts one value. [`common::job::resolve`] must allow the pair of types.
 ///
-/// A `varchar` or `char` may become any type and must then be that type's text.
+/// A `varchar` or `char` may become any type, and must then be that type's text.
 pub fn convert(from: AthenaType, to: PgType, text: &str) -> Result<Cow<'_, str>, Unconvertible> {
     let plain = Conversion {
         from,
@@ -147,8 +144,8 @@ fn convert_value(
         PgType::SmallInt => number::integer(from, text, i16::MIN.into(), i16::MAX.into(), to),
         PgType::Integer => number::integer(from, text, i32::MIN.into(), i32::MAX.into(), to),
         PgType::BigInt => number::integer(from, text, i64::MIN, i64::MAX, to),
-        PgType::Real => number::real(from, text),
-        PgType::Double => number::double(from, text),
+        PgType::Real => number::float::<f32>(from, text, to),
+        PgType::Double => number::float::<f64>(from, text, to),
         PgType::Numeric(size) => number::numeric(text, size, excess),
         PgType::Date => moment::date(text),
         PgType::Time => moment::time(text, excess),
@@ -163,7 +160,7 @@ fn convert_value(
     }
 }
 
-/// A value in quotes, cut where it is long, to begin a sentence with.
+/// A value in quotes to begin a sentence with; a long one is truncated.
 pub(crate) fn shown(text: &str) -> String {
     let mut characters = text.chars();
     let first: String = characters.by_ref().take(SHOWN_CHARACTERS).collect();
@@ -180,8 +177,8 @@ fn unlimited_text(text: &str) -> Result<Cow<'_, str>, Problem> {
     Ok(text.into())
 }
 
-/// `varchar(n)`. The blanks with which Athena pads a `char` may be cut, as they mean nothing there;
-/// those of a `varchar` may not.
+/// `varchar(n)`. The padding of an Athena `char` may be cut, since it has no meaning; the blanks of a
+/// `varchar` may not.
 fn limited_text(from: AthenaType, text: &str, length: u32) -> Result<Cow<'_, str>, Problem> {
     if fits(text, length) {
         return unlimited_text(text);
@@ -193,7 +190,7 @@ fn limited_text(from: AthenaType, text: &str, length: u32) -> Result<Cow<'_, str
     Err(too_long(text, length))
 }
 
-/// `char(n)`, without its trailing blanks: they are never significant in Postgres, which pads anew.
+/// `char(n)` without its trailing blanks: they have no meaning in Postgres, which pads the value.
 fn padded_text(text: &str, length: u32) -> Result<Cow<'_, str>, Problem> {
     let unpadded = text.trim_end_matches(' ');
     if fits(unpadded, length) {

@@ -1,9 +1,9 @@
-//! For tests: the generated parts of `docs/types.md`.
+//! For tests: compares the generated parts of `docs/types.md` with the code.
 
 use std::path::Path;
 
-/// Panics unless the document has exactly this between its markers `<!-- NAME: begin -->` and
-/// `<!-- NAME: end -->`, and writes it as it should be to `target/types.md`.
+/// Panics unless the document has exactly `wanted` between its markers `<!-- NAME: begin -->` and
+/// `<!-- NAME: end -->`, and then writes the corrected document to `target/types-NAME.md`.
 pub(crate) fn assert_documented(name: &str, wanted: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let document = std::fs::read_to_string(root.join("docs/types.md")).unwrap();

@@ -1,13 +1,13 @@
-//! What takes the place of a value that a job hides. Nothing after the transformer sees the value.
+//! Replaces the values that a job hides. Nothing after the transformer sees them.
 
 use common::job::Mask;
 use sha2::{Digest, Sha256};
 
 const STARS: &str = "***";
-/// So many characters of a value stay, if they are at most half of it.
+/// The number of characters that `last4` shows, if they are at most half of the value.
 const SHOWN: usize = 4;
 
-/// The mask of a value. The same value always has the same one.
+/// The mask of a value. Equal values have equal masks.
 pub(crate) fn masked(mask: Mask, value: &str) -> String {
     match mask {
         Mask::Sha256 => format!("{:x}", Sha256::digest(value)),
@@ -45,7 +45,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mask_is_no_longer_than_it_says(value in ".{0,40}") {
+        fn mask_fits_its_declared_length(value in ".{0,40}") {
             for mask in [Mask::Sha256, Mask::Redact, Mask::Last4] {
                 prop_assert!(masked(mask, &value).chars().count() <= mask.length() as usize);
             }

@@ -1,8 +1,8 @@
-//! A job's rules, compiled once, and checked on every value.
+//! A job's rules, compiled once and checked on every value.
 //!
-//! Values are compared as values of the column's Postgres type: numbers exactly, dates and times as
+//! Values compare as values of the column's Postgres type: numbers exactly, dates and times as
 //! moments, text by Unicode code point. NULL passes every rule but `required`. Rules are checked in
-//! the order in which they are written; the first that is broken is the row's reject.
+//! the order of the job; the first broken one is the row's reject.
 
 mod duplicates;
 mod order;
@@ -21,10 +21,10 @@ pub(crate) use duplicates::{KeyColumns, Seen};
 use order::{Bound, key};
 pub(crate) use window::{Inside, Place};
 
-/// A compiled pattern may take this much memory; a job has a few of them.
-const PATTERN_BYTES: usize = 1 << 20;
+/// The most memory of a compiled pattern; a job has a few of them.
+const MAX_PATTERN_BYTES: usize = 1 << 20;
 
-/// Of a list of values, this many are shown.
+/// The number of values that a reason shows of a list.
 const SHOWN_VALUES: usize = 5;
 
 /// A job that cannot be applied to any row.
@@ -56,11 +56,11 @@ impl PlanError {
     }
 }
 
-/// Refuses a job that no batch could be made with: a pattern that is no regular expression, a bound
-/// or a constant that is not of the column's type, a rule or a format that means nothing for the type.
-/// What a run fills in has to be filled in: see [`common::job::Request`].
+/// Refuses a job that fits no batch: a pattern that is not a regular expression, a bound or a constant
+/// that is not of the column's type, a rule or a format that does not apply to the type. The values of
+/// the run must be filled in: see [`common::job::Request`].
 ///
-/// Of a column without a declared type only the patterns can be looked at before the query ran.
+/// Before the query has run, only the patterns of a column without a declared type can be checked.
 pub fn check_job(job: &JobSpec) -> Result<(), PlanError> {
     job.columns.iter().try_for_each(check_column)?;
     let window = job.target.replace_where.as_ref();
@@ -115,7 +115,7 @@ pub struct Checks {
 pub struct Broken {
     /// The rule's name.
     pub rule: &'static str,
-    /// A sentence for a person.
+    /// A sentence.
     pub reason: String,
 }
 
@@ -137,7 +137,7 @@ enum Test {
     Pattern { regex: Regex, written: String },
 }
 
-/// A list of values: as keys that are equal when the values are, and as it was written.
+/// A list of values: their keys, which are equal when the values are, and the list as written.
 #[derive(Debug, Clone)]
 struct Values {
     keys: HashSet<String>,
@@ -176,7 +176,7 @@ impl Test {
     }
 
     fn broken_by(&self, pg_type: PgType, value: &str) -> Option<String> {
-        // A pattern is written for what Postgres shows.
+        // A pattern applies to the text that Postgres shows.
         let value = match pg_type {
             PgType::Time | PgType::Timestamp => without_zeros(value),
             _ => value,
@@ -221,7 +221,7 @@ impl Test {
     }
 }
 
-/// `None` for a rule that is switched off, such as `required = false`.
+/// None for a rule that is off, such as `required = false`.
 fn compile(pg_type: PgType, rule: &Rule) -> Result<Option<Test>, String> {
     Ok(match rule {
         Rule::Required(true) => Some(Test::Required),
@@ -246,7 +246,7 @@ fn is_text(pg_type: PgType) -> bool {
     matches!(pg_type, PgType::Text | PgType::Varchar(_) | PgType::Char(_))
 }
 
-/// A value of the job, as the column would hold it.
+/// A value of the job in the column's canonical text.
 fn canonical(pg_type: PgType, scalar: &Scalar) -> Result<String, String> {
     match convert(AthenaType::Varchar, pg_type, scalar.as_str()) {
         Ok(text) => Ok(text.into_owned()),
@@ -261,7 +261,7 @@ fn compile_bound(pg_type: PgType, scalar: &Scalar) -> Result<Bound, String> {
 fn compile_values(pg_type: PgType, scalars: &[Scalar]) -> Result<Values, String> {
     if matches!(pg_type, PgType::Json | PgType::Jsonb) {
         return Err(format!(
-            "values of {pg_type} can be written in many ways and are not compared"
+            "equal values of {pg_type} have many spellings and are not compared"
         ));
     }
     if scalars.is_empty() {
@@ -285,13 +285,17 @@ fn compile_values(pg_type: PgType, scalars: &[Scalar]) -> Result<Values, String>
     })
 }
 
-/// The pattern is anchored: it has to match the whole value.
+/// The pattern is anchored: it must match the whole value.
 fn compile_pattern(pattern: &str) -> Result<Regex, String> {
-    let compiled = |pattern: &str| RegexBuilder::new(pattern).size_limit(PATTERN_BYTES).build();
-    // By itself first: `a)|(b` is a regular expression only between the anchors.
+    let compiled = |pattern: &str| {
+        RegexBuilder::new(pattern)
+            .size_limit(MAX_PATTERN_BYTES)
+            .build()
+    };
+    // Without the anchors first: `a)|(b` is a regular expression only between them.
     compiled(pattern)
         .and_then(|_| compiled(&format!(r"\A(?:{pattern})\z")))
-        .map_err(|error| format!("{pattern:?} is no regular expression that can be used: {error}"))
+        .map_err(|error| format!("{pattern:?} is not a usable regular expression: {error}"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! RawBatch to ValidBatch: every row is either valid or rejected, and no row touches its neighbours.
+//! RawBatch to ValidBatch: every row is either valid or rejected, and no row affects another one.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,21 +12,21 @@ use common::{Row, Rows};
 use crate::column::Column;
 use crate::rules::{Inside, KeyColumns, Place, PlanError, Seen};
 
-/// A process meets a few jobs; a stream of ever new ones must not fill its memory.
-const KEPT_PLANS: usize = 64;
+/// The most plans in memory. A process sees few jobs; a stream of new ones must not fill its memory.
+const MAX_PLANS: usize = 64;
 
-/// How the rows of one result are made those of one target.
+/// How to turn the rows of a result into rows of a target.
 #[derive(Debug, Clone)]
 pub struct Plan {
     columns: Vec<Column>,
     targets: Vec<TargetColumn>,
     inside: Inside,
-    /// The key, when a second row of it in a batch is rejected.
+    /// The key, if a second row with the same key in a batch is rejected.
     key: Option<KeyColumns>,
 }
 
 impl Plan {
-    /// Resolves the job's columns against the result's and compiles what the job says of them.
+    /// Resolves the job's columns against the result's and compiles their settings.
     pub fn new(job: &JobSpec, result: &[ResultColumn]) -> Result<Self, PlanError> {
         let resolved = resolve(&job.columns, result, &job.target.key)?;
         let place = |name: &str| {
@@ -44,12 +44,12 @@ impl Plan {
         Ok(Self {
             inside,
             columns,
-            key: KeyColumns::of(&job.target, &targets),
+            key: KeyColumns::new(&job.target, &targets),
             targets,
         })
     }
 
-    /// The row by itself for the quarantine, with the mask in place of each value that is masked.
+    /// The row for the quarantine, with the mask in place of each masked value.
     fn raw(&self, batch: &RawBatch, row: Row<'_>) -> Vec<(String, Option<String>)> {
         let mut values = row.to_vec();
         for (position, value) in self.columns.iter().filter_map(|column| column.hidden(row)) {
@@ -60,21 +60,21 @@ impl Plan {
     }
 }
 
-/// The plans of the jobs that came by lately.
+/// The plans of recent jobs.
 #[derive(Debug, Default)]
 pub struct Plans(HashMap<PlanKey, Arc<Plan>>);
 
 type PlanKey = (Arc<JobSpec>, Arc<Vec<ResultColumn>>);
 
 impl Plans {
-    /// The plan for a batch. Equal jobs and columns share one, whichever run they came with.
-    pub fn of(&mut self, batch: &RawBatch) -> Result<Arc<Plan>, PlanError> {
+    /// The plan for a batch. Runs with equal jobs and columns share one.
+    pub fn plan(&mut self, batch: &RawBatch) -> Result<Arc<Plan>, PlanError> {
         let key = (Arc::clone(&batch.job), Arc::clone(&batch.columns));
         if let Some(plan) = self.0.get(&key) {
             return Ok(Arc::clone(plan));
         }
         let plan = Arc::new(Plan::new(&batch.job, &batch.columns)?);
-        if self.0.len() >= KEPT_PLANS {
+        if self.0.len() >= MAX_PLANS {
             self.0.clear();
         }
         self.0.insert(key, Arc::clone(&plan));
@@ -82,7 +82,7 @@ impl Plans {
     }
 }
 
-/// Converts and checks every row. The same batch and plan always give the same result.
+/// Converts and checks every row. The result depends on the plan and the batch alone.
 pub fn transform(plan: &Plan, batch: RawBatch) -> ValidBatch {
     let mut valid = Valid::new(plan, &batch.rows);
     let mut rejected = Vec::new();
@@ -92,7 +92,7 @@ pub fn transform(plan: &Plan, batch: RawBatch) -> ValidBatch {
         match convert_row(plan, row, &mut seen, &mut values) {
             Ok(()) => valid.push(offset, row, &values),
             Err(reject) => {
-                valid.part();
+                valid.copy();
                 rejected.push(RejectedRow {
                     row: batch.first_row + u64::from(offset),
                     reject,
@@ -121,10 +121,10 @@ pub fn transform(plan: &Plan, batch: RawBatch) -> ValidBatch {
     }
 }
 
-/// The valid rows, and where they were. Nothing is copied as long as they are the rows that came in.
+/// The valid rows and their offsets. Nothing is copied while they equal the raw rows.
 struct Valid<'a> {
     raw: &'a Rows,
-    /// None as long as the first `offsets.len()` rows that came in are the valid ones.
+    /// None while the first `offsets.len()` raw rows are the valid ones.
     other: Option<Rows>,
     offsets: Vec<u32>,
 }
@@ -142,7 +142,7 @@ impl<'a> Valid<'a> {
 
     fn push(&mut self, offset: u32, row: Row<'_>, values: &[Option<Cow<'_, str>>]) {
         if self.other.is_none() && !is_untouched(row, values) {
-            self.part();
+            self.copy();
         }
         if let Some(rows) = &mut self.other {
             rows.push(values.iter().map(Option::as_deref));
@@ -150,15 +150,15 @@ impl<'a> Valid<'a> {
         self.offsets.push(offset);
     }
 
-    /// From here on they are not those that came in.
-    fn part(&mut self) {
+    /// Copies the valid rows so far: from here on they differ from the raw ones.
+    fn copy(&mut self) {
         if self.other.is_none() {
             self.other = Some(self.raw.first(self.offsets.len()));
         }
     }
 }
 
-/// Whether the values are the row's own: not equal ones, the very same.
+/// Whether the values are the row's own texts, not equal ones.
 fn is_untouched(row: Row<'_>, values: &[Option<Cow<'_, str>>]) -> bool {
     row.iter().zip(values).all(|pair| match pair {
         (None, None) => true,
@@ -167,7 +167,7 @@ fn is_untouched(row: Row<'_>, values: &[Option<Cow<'_, str>>]) -> bool {
     })
 }
 
-/// Fills `values` with the target's values of one row, or says why there are none.
+/// Fills `values` with the target's values of one row, or returns the reject.
 fn convert_row<'a>(
     plan: &'a Plan,
     row: Row<'a>,

@@ -1,11 +1,11 @@
-//! What a job does to a value before it is converted: `trim`, then `null_if`, then `case`.
+//! What a job does to a value before its conversion: `trim`, then `null_if`, then `case`.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 
 use common::job::{Case, ColumnSpec};
 
-/// The job's wishes for one column; mostly none.
+/// The settings of one column; most columns have none.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Treatment {
     trim: bool,
@@ -26,7 +26,7 @@ impl Treatment {
         }
     }
 
-    /// The value to convert; none where the job takes it for NULL.
+    /// The value to convert; None where the job reads it as NULL.
     pub(crate) fn apply<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
         let text = if self.trim { text.trim() } else { text };
         if !self.null_if.is_empty() && self.null_if.contains(text) {
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_is_trim_null_if_case() {
+    fn settings_apply_in_the_order_trim_null_if_case() {
         let all = "trim = true\nnull_if = [\"n/a\", \"\"]\ncase = \"upper\"";
         assert_eq!(treated(all, " n/a\t"), None);
         assert_eq!(treated(all, " \u{a0}\n"), None);

@@ -8,12 +8,11 @@ use common::job::{Results, Source};
 use common::message::RunId;
 use serde::Serialize;
 use serde_json::json;
-use tokio::time::{Instant, sleep};
 
 use super::{fresh_name, read_job};
-use crate::athena::{ExecutionState, Query, Workgroup};
+use crate::athena::{Query, Workgroup};
 use crate::aws::{self, AwsError, AwsErrorKind, Patience};
-use crate::query::{Verdict, judge, pause};
+use crate::query::{self, Started};
 use crate::s3::S3Error;
 use crate::session::Clients;
 use crate::settings::Settings;
@@ -240,44 +239,22 @@ async fn query(
         Err(error) => return findings.permission(check, Err(error)),
     };
     findings.ok(check, format!("query {id}"));
-    match ended(clients, source, &id).await {
-        Ok(None) => {}
-        Ok(Some(reason)) => {
+    let started = Started::now(&id, source);
+    let execution = match query::wait_to_the_end(&clients.athena, started).await {
+        Ok(Ok(execution)) => execution,
+        Ok(Err(reason)) => {
             let remedy = "its role needs what Athena names: s3:GetBucketLocation, s3:ListBucket and s3:PutObject at the output location, and glue for tables".to_owned();
             return findings.failed("a query", reason, None, Some(remedy));
         }
         Err(error) => return findings.permission("athena:GetQueryExecution", Err(error)),
-    }
+    };
     let columns = clients.athena.columns(&id).await.map(drop);
     findings.permission("the result as pages", columns);
-    if let Ok(execution) = clients.athena.look(&id).await
-        && let Some(place) = execution.output_location
-    {
+    if let Some(place) = execution.output_location {
         match clients.s3.find(&place).await {
             Ok(object) => findings.ok("the result in S3", format!("{} bytes", object.size)),
             Err(S3Error::Aws(error)) => findings.permission("the result in S3", Err(error)),
             Err(error) => findings.failed("the result in S3", error.to_string(), None, None),
-        }
-    }
-}
-
-/// Waits for a query. Returns the reason when it did not succeed.
-async fn ended(clients: &Clients, source: &Source, id: &str) -> Result<Option<String>, AwsError> {
-    let begun = Instant::now();
-    loop {
-        sleep(pause(begun.elapsed())).await;
-        let execution = clients.athena.look(id).await?;
-        if let ExecutionState::Failed(failure) = execution.state {
-            return Ok(Some(failure.reason));
-        }
-        match judge(&execution, source, begun.elapsed(), 1) {
-            Verdict::Wait => {}
-            Verdict::Read => return Ok(None),
-            Verdict::Stop(reason) => {
-                clients.athena.stop(id).await?;
-                return Ok(Some(reason));
-            }
-            Verdict::Again(reason) | Verdict::Fail(reason) => return Ok(Some(reason)),
         }
     }
 }

@@ -11,13 +11,12 @@ use common::job::{Job, Origin, resolve};
 use common::message::{BatchId, RawBatch, RejectedRow, RunId};
 use common::schema::ResultColumn;
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
 use transformer::{Plan, check_job, transform};
 
 use super::{fresh_name, read_job};
 use crate::athena::{PageRow, Query};
 use crate::aws::{self, AwsError, Patience};
-use crate::query::{Verdict, judge, pause};
+use crate::query::{self, Started};
 use crate::session::Clients;
 use crate::settings::Settings;
 
@@ -147,19 +146,13 @@ async fn query(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Sa
 
 /// Waits for the query, within the job's limits. Returns the bytes that it scanned.
 async fn ended(clients: &Clients, job: &Job, id: &str) -> Result<u64, Failure> {
-    let begun = Instant::now();
-    loop {
-        sleep(pause(begun.elapsed())).await;
-        let execution = clients.athena.look(id).await.map_err(hinted)?;
-        match judge(&execution, &job.source, begun.elapsed(), 1) {
-            Verdict::Wait => {}
-            Verdict::Read => return Ok(execution.bytes_scanned),
-            Verdict::Stop(reason) => {
-                clients.athena.stop(id).await.map_err(hinted)?;
-                return Err(anyhow!(reason).into());
-            }
-            Verdict::Again(reason) | Verdict::Fail(reason) => return Err(anyhow!(reason).into()),
-        }
+    let started = Started::now(id, &job.source);
+    match query::wait_to_the_end(&clients.athena, started)
+        .await
+        .map_err(hinted)?
+    {
+        Ok(execution) => Ok(execution.bytes_scanned),
+        Err(reason) => Err(anyhow!(reason).into()),
     }
 }
 

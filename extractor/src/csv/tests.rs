@@ -1,11 +1,11 @@
-//! What is written is read, wherever pieces end, and what is no CSV is refused by its place.
+//! Rows are read whatever the chunks; malformed text is refused naming its place.
 
 use super::*;
 use proptest::prelude::*;
 
 type Rows = Vec<Vec<Option<String>>>;
 
-/// Every record of `bytes`, fed in the given pieces, with the offsets behind them.
+/// Every record of the given pieces, with the offsets behind them.
 fn read_pieces(mut tokenizer: Tokenizer, pieces: &[&[u8]]) -> Result<(Rows, Vec<u64>), CsvError> {
     let (mut rows, mut offsets) = (Vec::new(), Vec::new());
     let owned = |record: &Record| -> Vec<_> {
@@ -49,13 +49,13 @@ fn problem(columns: usize, text: &[u8]) -> (Place, Problem) {
 }
 
 #[test]
-fn null_and_the_empty_string_are_two_things() {
+fn null_and_empty_string_differ() {
     let wanted = rows(&[&[None, Some(""), Some("a")], &[None, None, None]]);
     assert_eq!(read(3, b",\"\",\"a\"\n,,\n"), Ok(wanted));
 }
 
 #[test]
-fn a_blank_line_is_a_null_row_of_one_column() {
+fn blank_line_is_a_null_row_of_one_column() {
     let wanted = rows(&[&[Some("a")], &[None], &[Some("")], &[None], &[Some("b")]]);
     assert_eq!(read(1, b"\"a\"\n\n\"\"\n\r\nb"), Ok(wanted));
     assert_eq!(
@@ -68,7 +68,7 @@ fn a_blank_line_is_a_null_row_of_one_column() {
 }
 
 #[test]
-fn quotes_commas_and_line_ends_within_quotes_are_text() {
+fn quotes_commas_and_line_ends_inside_quotes_are_text() {
     let wanted = rows(&[
         &[Some("a\"b"), Some("c,\r\nd")],
         &[Some("\""), Some("\"\"")],
@@ -87,12 +87,12 @@ fn bare_values_are_text() {
 }
 
 #[test]
-fn nothing_is_no_row() {
+fn empty_input_has_no_row() {
     assert_eq!(read(1, b""), Ok(vec![]));
 }
 
 #[test]
-fn what_is_no_csv_is_refused_and_says_where() {
+fn malformed_csv_is_refused_naming_the_place() {
     let (row_1, column) = (Place::Row(1), 1);
     assert_eq!(
         problem(2, b"a,b\nc,\"d\"e\n"),
@@ -134,7 +134,7 @@ fn what_is_no_csv_is_refused_and_says_where() {
         problem(2, b"a,b\nc,d,e\n"),
         (row_1, Problem::TooManyColumns { wanted: 2 })
     );
-    // A letter that is cut by a comma.
+    // A comma inside a UTF-8 sequence.
     assert_eq!(
         problem(2, b"\xc3,\xa9\n"),
         (Place::Row(0), Problem::NotUtf8 { column: 0 })
@@ -147,7 +147,7 @@ fn what_is_no_csv_is_refused_and_says_where() {
 }
 
 #[test]
-fn a_row_beyond_the_limit_is_refused_before_it_is_held() {
+fn too_large_row_is_refused_before_it_is_in_memory() {
     let mut text = b"a,\"".to_vec();
     text.resize(text.len() + Limits::ROW_BYTES - 1, b'x');
     text.extend(b"\"\n");
@@ -158,7 +158,7 @@ fn a_row_beyond_the_limit_is_refused_before_it_is_held() {
 }
 
 #[test]
-fn the_header_counts_as_no_row() {
+fn header_is_not_counted_as_a_row() {
     let mut tokenizer = Tokenizer::from_header(1);
     let mut rest: &[u8] = b"\"n\"\n\"1\"\n\"2\"3";
     assert!(tokenizer.read(&mut rest).unwrap().is_some());
@@ -167,7 +167,7 @@ fn the_header_counts_as_no_row() {
     assert_eq!(tokenizer.read(&mut rest).unwrap_err().place, Place::Row(1));
 }
 
-/// The writer that the reader is measured against: quoted, or bare where that is the same.
+/// A reference writer: quoted values, or bare ones where that is equivalent.
 fn write(rows: &Rows, bare: bool, end: &str) -> Vec<u8> {
     let mut text = String::new();
     for row in rows {
@@ -196,7 +196,7 @@ fn any_rows() -> impl Strategy<Value = Rows> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_wherever_the_chunks_end(
+    fn written_rows_are_read_whatever_the_chunks(
         rows in any_rows(), bare: bool, crlf: bool, cut in prop::collection::vec(0..400_usize, 0..6),
     ) {
         let bytes = write(&rows, bare, if crlf { "\r\n" } else { "\n" });
@@ -207,7 +207,7 @@ proptest! {
         let width = rows[0].len();
         let (seen, offsets) = read_pieces(Tokenizer::from_row(width, 0, 0), &pieces).unwrap();
         prop_assert_eq!(&seen, &rows);
-        // Every chunk boundary, and going on from every record.
+        // Every chunk boundary, and resuming from every record.
         for middle in 0..=bytes.len() {
             let (left, right) = bytes.split_at(middle);
             let (seen, _) = read_pieces(Tokenizer::from_row(width, 0, 0), &[left, right]).unwrap();
@@ -223,7 +223,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(bytes in prop::collection::vec(prop::sample::select(b"\",\r\na\xc3\xa9".to_vec()), 0..40), width in 1..4_usize) {
+    fn no_input_panics(bytes in prop::collection::vec(prop::sample::select(b"\",\r\na\xc3\xa9".to_vec()), 0..40), width in 1..4_usize) {
         let whole = read_pieces(Tokenizer::from_row(width, 0, 0), &[&bytes]);
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         prop_assert_eq!(whole, read_pieces(Tokenizer::from_row(width, 0, 0), &single));

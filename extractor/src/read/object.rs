@@ -1,6 +1,4 @@
-//! The way through the CSV object in S3.
-
-use common::message::Cursor;
+//! Reads the CSV object in S3.
 
 use super::{ReadError, Reading};
 use crate::batching::Batcher;
@@ -8,7 +6,8 @@ use crate::csv::{CsvError, Place, Problem, Tokenizer};
 use crate::outbox::Outbox;
 use crate::s3::ObjectReader;
 
-pub(super) async fn read(
+/// Reads to the end of the object, which begins at the cursor's byte, and puts every batch into the outbox.
+pub async fn read(
     mut object: ObjectReader,
     reading: &Reading,
     outbox: &Outbox,
@@ -21,7 +20,7 @@ pub(super) async fn read(
     rows.finish().await
 }
 
-/// The rows of the object on their way into batches.
+/// Turns the bytes of the object into batches.
 struct Rows<'a> {
     reading: &'a Reading,
     outbox: &'a Outbox,
@@ -39,12 +38,11 @@ impl<'a> Rows<'a> {
         } else {
             Tokenizer::from_row(columns, cursor.row, cursor.offset)
         };
-        let batcher = reading.batcher();
         Self {
             reading,
             outbox,
             tokenizer,
-            batcher,
+            batcher: reading.batcher(),
             in_header,
         }
     }
@@ -58,7 +56,7 @@ impl<'a> Rows<'a> {
                 Some(_) => self.tokenizer.read(&mut rest),
                 None => self.tokenizer.finish(),
             };
-            let Some(record) = record.map_err(|error| named(self.reading, error))? else {
+            let Some(record) = record.map_err(|error| row_error(self.reading, error))? else {
                 return Ok(());
             };
             if self.in_header {
@@ -70,12 +68,7 @@ impl<'a> Rows<'a> {
             let full = self.batcher.push(record.values());
             let full = full.map_err(|column| self.reading.row_too_large(row, column))?;
             if let Some(batch) = full {
-                let next = Cursor {
-                    offset,
-                    row: batch.end(),
-                    seq: batch.seq + 1,
-                    page: None,
-                };
+                let next = batch.next(offset, None);
                 self.outbox.put(batch, next).await?;
             }
         }
@@ -85,22 +78,16 @@ impl<'a> Rows<'a> {
         if self.in_header {
             return Err(self.reading.no_header("nothing"));
         }
-        let offset = self.tokenizer.offset();
         if let Some(batch) = self.batcher.finish() {
-            let next = Cursor {
-                offset,
-                row: batch.end(),
-                seq: batch.seq + 1,
-                page: None,
-            };
+            let next = batch.next(self.tokenizer.offset(), None);
             self.outbox.put(batch, next).await?;
         }
         Ok(())
     }
 }
 
-/// A row that is too long is the same failure on both ways.
-fn named(reading: &Reading, error: CsvError) -> ReadError {
+/// Reports a row that is too long as [`super::pages`] does.
+fn row_error(reading: &Reading, error: CsvError) -> ReadError {
     match (error.place, error.problem) {
         (Place::Row(row), Problem::TooLong { column }) => reading.row_too_large(row, column),
         (Place::Header | Place::Row(_), _) => error.into(),

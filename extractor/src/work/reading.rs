@@ -3,49 +3,52 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::Rows;
 use common::failpoint;
-use common::message::{EventKind, ExtractTask, TaskState};
+use common::message::{BatchId, EventKind, ExtractTask, RawBatch, ResultLocation, TaskState};
 use common::queue::Outgoing;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Next, PATIENCE, Worker, event, outgoing, run_event};
-use crate::outbox::{self, Inbox, Labels};
-use crate::read::{ReadError, Reading};
-use crate::trouble::Trouble;
+use super::{Next, OUTAGE_TIMEOUT, Worker, outgoing, run_event};
+use crate::error_policy::StepError;
+use crate::outbox::{self, Inbox, PutError};
+use crate::read::{ReadError, Reading, object, pages};
+use crate::s3::Object;
 
 /// Bytes of values from one checkpoint to the next.
-const DISTANCE: u64 = 64 << 20;
-/// How often those who look on are told.
-const PROGRESS: Duration = Duration::from_secs(1);
+const CHECKPOINT_BYTES: u64 = 64 << 20;
+/// The pace of progress events.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Worker<'_> {
-    /// Reads and publishes until the result's end or until it is time for a checkpoint. The task's
-    /// cursor follows what is confirmed.
-    pub(super) async fn read(&mut self, task: &mut ExtractTask) -> Result<Next, Trouble> {
+    /// Reads and publishes until the result's end or until a checkpoint is due. The task's cursor
+    /// advances with each confirmed window.
+    pub(super) async fn read(&mut self, task: &mut ExtractTask) -> Result<Next, StepError> {
         let begun = Instant::now();
         let (mut told, mut bytes) = (begun, 0);
         let Some((mut reader, mut inbox)) = self.open(task) else {
-            return Ok(Next::GoOn);
+            return Ok(Next::Step);
         };
         loop {
-            // A delivery that has not come forward waits for longer: whoever received it next would
-            // begin the same wait again.
-            let turn = if bytes > 0 { self.turn } else { PATIENCE };
-            let Ok(window) = timeout_at(begun + turn, inbox.next()).await else {
-                return Ok(Next::HandOn);
+            // Without progress the delivery is held for longer: the next one would begin the same
+            // wait anew.
+            let interval = if bytes > 0 {
+                self.checkpoint_interval
+            } else {
+                OUTAGE_TIMEOUT
+            };
+            let Ok(window) = timeout_at(begun + interval, inbox.next()).await else {
+                return Ok(Next::Checkpoint);
             };
             let Some(mut window) = window else { break };
             let next = window.next.clone();
-            if told.elapsed() >= PROGRESS {
+            if told.elapsed() >= PROGRESS_INTERVAL {
                 told = Instant::now();
-                let progress = EventKind::Progress {
-                    batches: next.seq,
-                    rows: next.row,
-                };
-                window
-                    .messages
-                    .push(event(task, progress).traced(self.trace.as_deref()));
+                let (batches, rows) = (next.seq, next.row);
+                let progress = run_event(task, EventKind::Progress { batches, rows });
+                let progress = outgoing(&progress).traced(self.trace.as_deref());
+                window.messages.push(progress);
             }
             self.publisher.publish(&window.messages).await?;
             failpoint::reach("after_window").await;
@@ -56,14 +59,14 @@ impl Worker<'_> {
             }
             bytes += window.text_bytes;
             drop(window);
-            if bytes >= DISTANCE || begun.elapsed() >= self.turn {
-                return Ok(Next::HandOn);
+            if bytes >= CHECKPOINT_BYTES || begun.elapsed() >= self.checkpoint_interval {
+                return Ok(Next::Checkpoint);
             }
         }
         match reader.join_next().await {
             Some(Ok(ended)) => ended?,
             Some(Err(crash)) if crash.is_panic() => std::panic::resume_unwind(crash.into_panic()),
-            Some(Err(_)) | None => return Err(ReadError::Closed.into()),
+            Some(Err(_)) | None => return Err(ReadError::from(PutError::Closed).into()),
         }
         self.complete(task).await
     }
@@ -81,29 +84,52 @@ impl Worker<'_> {
         else {
             return None;
         };
-        let (outbox, inbox) = outbox::channel(Labels {
-            run: task.run.clone(),
-            generation: task.generation,
+        let template = RawBatch {
+            id: BatchId {
+                run: task.run.clone(),
+                generation: task.generation,
+                seq: 0,
+            },
+            first_row: 0,
             result_id,
             job: Arc::clone(&task.job),
+            rows: Rows::new(columns.len()),
             columns: Arc::clone(&columns),
-            trace: self.trace.clone(),
-        });
+        };
+        let (outbox, inbox) = outbox::channel(template, self.trace.clone());
         let reading = Reading {
             query_execution_id,
-            location,
             columns,
             limits: task.limits,
             cursor,
         };
         let clients = self.clients.clone();
         let mut reader = JoinSet::new();
-        reader.spawn(async move { reading.run(&clients.athena, &clients.s3, &outbox).await });
+        reader.spawn(async move {
+            match location {
+                ResultLocation::S3 {
+                    bucket,
+                    key,
+                    etag,
+                    size,
+                } => {
+                    let found = Object {
+                        bucket,
+                        key,
+                        etag,
+                        size,
+                    };
+                    let bytes = clients.s3.read(found, reading.cursor.offset);
+                    object::read(bytes, &reading, &outbox).await
+                }
+                ResultLocation::Pages => pages::read(&clients.athena, &reading, &outbox).await,
+            }
+        });
         Some((reader, inbox))
     }
 
-    /// Every batch is confirmed: tells what the run is measured against.
-    async fn complete(&mut self, task: &ExtractTask) -> Result<Next, Trouble> {
+    /// Publishes the run's totals once every batch is confirmed.
+    async fn complete(&mut self, task: &ExtractTask) -> Result<Next, StepError> {
         let (
             TaskState::Reading {
                 cursor,
@@ -114,21 +140,22 @@ impl Worker<'_> {
             Some(result_id),
         ) = (&task.state, task.state.result_id())
         else {
-            return Ok(Next::GoOn);
+            return Ok(Next::Step);
         };
-        let (batches, rows, bytes_scanned) = (cursor.seq, cursor.row, *bytes_scanned);
+        let (batches, rows) = (cursor.seq, cursor.row);
         let event = run_event(
             task,
             EventKind::Extracted {
                 result_id,
                 batches,
                 rows,
-                bytes_scanned,
+                bytes_scanned: *bytes_scanned,
                 result_location: location.object(),
             },
         );
         let sent = outgoing(&event).traced(self.trace.as_deref());
-        // Also to the archive: books that were restored to an earlier time lack it like the batches.
+        // To the archive as well: a ledger that is restored to an earlier time lacks the totals as
+        // it lacks the batches.
         let archived = Outgoing::archived(&event, &sent);
         self.publisher.publish(&[archived, sent]).await?;
         tracing::info!(batches, rows, "result extracted");
@@ -136,13 +163,10 @@ impl Worker<'_> {
     }
 }
 
-/// What was confirmed, in metrics.
+/// Adds what was confirmed to the metrics.
 fn count(job: &str, rows: u64, batches: u32, bytes: u64) {
-    for (name, count) in [
-        ("etl_rows_extracted_total", rows),
-        ("etl_batches_extracted_total", batches.into()),
-        ("etl_bytes_extracted_total", bytes),
-    ] {
-        metrics::counter!(name, "job" => job.to_owned()).increment(count);
-    }
+    let add = |name, count| metrics::counter!(name, "job" => job.to_owned()).increment(count);
+    add("etl_rows_extracted_total", rows);
+    add("etl_batches_extracted_total", batches.into());
+    add("etl_bytes_extracted_total", bytes);
 }

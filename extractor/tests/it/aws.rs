@@ -1,4 +1,4 @@
-//! AWS at its worst: what passes is endured, what does not fails the run with AWS's own words.
+//! Errors of AWS: a passing one is retried, a lasting one fails the run with AWS's message.
 
 use common::job::Results;
 use common::message::EventKind;
@@ -6,14 +6,16 @@ use testkit::PATIENCE;
 use testkit::cloud::{Answer, Fault, Op, sample};
 use testkit::wait_until;
 
-use crate::line::{Line, rows_of, task};
+use crate::fixture::{Fixture, rows_of, task};
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_read_on_at_the_byte() {
-    let (line, _extractor) = Line::started().await;
+async fn interrupted_body_resumes_at_the_byte() {
+    let (fixture, _extractor) = Fixture::started().await;
     let result = sample::clicks(5_000);
-    line.cloud.otherwise(Answer::rows(result.clone()).at_once());
-    // The first request only looks for the object.
+    fixture
+        .cloud
+        .otherwise(Answer::rows(result.clone()).at_once());
+    // The first request finds the object.
     for fault in [
         Fault::Pass,
         Fault::Truncate(100_001),
@@ -22,15 +24,15 @@ async fn a_body_that_breaks_off_is_read_on_at_the_byte() {
         Fault::Stall(70_003),
         Fault::Truncate(0),
     ] {
-        line.cloud.fault(Op::GetObject, fault);
+        fixture.cloud.fault(Op::GetObject, fault);
     }
-    line.ask(&task("broken", "SELECT 1")).await;
+    fixture.send(&task("broken", "SELECT 1")).await;
     assert!(matches!(
-        line.end_of("broken").await,
+        fixture.end_of("broken").await,
         EventKind::Extracted { rows: 5_000, .. }
     ));
-    assert!(rows_of(&line.batches().await) == result.range(0, 5_000));
-    let requests = line.cloud.requests();
+    assert!(rows_of(&fixture.batches().await) == result.range(0, 5_000));
+    let requests = fixture.cloud.requests();
     let ranges: Vec<_> = requests
         .iter()
         .filter(|request| request.op == Op::GetObject)
@@ -54,40 +56,48 @@ async fn a_body_that_breaks_off_is_read_on_at_the_byte() {
 }
 
 #[tokio::test]
-async fn throttling_in_every_shape_is_waited_out() {
-    let (line, _extractor) = Line::started().await;
+async fn throttled_calls_are_retried() {
+    let (fixture, _extractor) = Fixture::started().await;
     let result = sample::clicks(1_500);
-    line.cloud.otherwise(Answer::rows(result.clone()));
-    line.cloud
+    fixture.cloud.otherwise(Answer::rows(result.clone()));
+    fixture
+        .cloud
         .faults(Op::StartQueryExecution, Fault::TooManyRequests, 2);
-    line.cloud.fault(Op::StartQueryExecution, Fault::Throttling);
-    line.cloud.fault(Op::GetQueryExecution, Fault::Throttling);
-    line.cloud.fault(Op::GetQueryExecution, Fault::Unavailable);
-    line.cloud.fault(Op::GetQueryResults, Fault::Throttling);
-    line.cloud.fault(Op::GetObject, Fault::SlowDown);
-    line.ask(&task("throttled", "SELECT 1")).await;
+    fixture
+        .cloud
+        .fault(Op::StartQueryExecution, Fault::Throttling);
+    fixture
+        .cloud
+        .fault(Op::GetQueryExecution, Fault::Throttling);
+    fixture
+        .cloud
+        .fault(Op::GetQueryExecution, Fault::Unavailable);
+    fixture.cloud.fault(Op::GetQueryResults, Fault::Throttling);
+    fixture.cloud.fault(Op::GetObject, Fault::SlowDown);
+    fixture.send(&task("throttled", "SELECT 1")).await;
     assert!(matches!(
-        line.end_of("throttled").await,
+        fixture.end_of("throttled").await,
         EventKind::Extracted { rows: 1_500, .. }
     ));
-    assert!(rows_of(&line.batches().await) == result.range(0, 1_500));
-    assert_eq!(line.cloud.started().len(), 1);
+    assert!(rows_of(&fixture.batches().await) == result.range(0, 1_500));
+    assert_eq!(fixture.cloud.started().len(), 1);
 }
 
 #[tokio::test]
 async fn expired_credentials_keep_the_task_and_make_the_service_not_ready() {
-    let (line, extractor) = Line::started().await;
-    line.cloud.otherwise(Answer::rows(sample::clicks(5)));
-    line.cloud
+    let (fixture, extractor) = Fixture::started().await;
+    fixture.cloud.otherwise(Answer::rows(sample::clicks(5)));
+    fixture
+        .cloud
         .always(Op::StartQueryExecution, Fault::ExpiredToken);
-    line.ask(&task("expired", "SELECT 1")).await;
+    fixture.send(&task("expired", "SELECT 1")).await;
     wait_until("the extractor to say why it cannot work", PATIENCE, async || {
         matches!(extractor.readiness().await, Some((false, why)) if why.contains("ExpiredToken"))
     })
     .await;
-    line.cloud.always(Op::StartQueryExecution, Fault::Pass);
+    fixture.cloud.always(Op::StartQueryExecution, Fault::Pass);
     assert!(matches!(
-        line.end_of("expired").await,
+        fixture.end_of("expired").await,
         EventKind::Extracted { rows: 5, .. }
     ));
     assert_eq!(
@@ -97,14 +107,16 @@ async fn expired_credentials_keep_the_task_and_make_the_service_not_ready() {
 }
 
 #[tokio::test]
-async fn a_wrong_clock_is_waited_for_and_fails_no_run() {
-    let (line, extractor) = Line::started().await;
-    line.cloud.otherwise(Answer::rows(sample::clicks(5)));
-    line.cloud
+async fn wrong_clock_is_retried_and_fails_no_run() {
+    let (fixture, extractor) = Fixture::started().await;
+    fixture.cloud.otherwise(Answer::rows(sample::clicks(5)));
+    fixture
+        .cloud
         .always(Op::StartQueryExecution, Fault::SignatureExpired);
-    line.cloud
+    fixture
+        .cloud
         .always(Op::GetObject, Fault::RequestTimeTooSkewed);
-    line.ask(&task("skewed", "SELECT 1")).await;
+    fixture.send(&task("skewed", "SELECT 1")).await;
     for (op, doing) in [
         (Op::StartQueryExecution, "starting the query"),
         (Op::GetObject, "opening s3://"),
@@ -113,72 +125,83 @@ async fn a_wrong_clock_is_waited_for_and_fails_no_run() {
             matches!(extractor.readiness().await, Some((false, why)) if why.contains(doing))
         })
         .await;
-        line.cloud.always(op, Fault::Pass);
+        fixture.cloud.always(op, Fault::Pass);
     }
     assert!(matches!(
-        line.end_of("skewed").await,
+        fixture.end_of("skewed").await,
         EventKind::Extracted { rows: 5, .. }
     ));
-    assert_eq!(line.cloud.started().len(), 1);
+    assert_eq!(fixture.cloud.started().len(), 1);
 }
 
 #[tokio::test]
-async fn what_aws_refuses_fails_the_run_with_its_words_and_what_to_do() {
-    let (line, extractor) = Line::started().await;
-    line.cloud
+async fn refusal_fails_the_run_with_the_message_and_the_remedy() {
+    let (fixture, extractor) = Fixture::started().await;
+    fixture
+        .cloud
         .otherwise(Answer::rows(sample::clicks(5)).at_once());
-    line.cloud
+    fixture
+        .cloud
         .fault(Op::StartQueryExecution, Fault::UnknownClient);
-    line.ask(&task("unknown", "SELECT 1")).await;
-    let reason = line.failure_of("unknown").await;
+    fixture.send(&task("unknown", "SELECT 1")).await;
+    let reason = fixture.failure_of("unknown").await;
     assert!(
         reason.contains("UnrecognizedClientException")
             && reason.contains("check the AWS credentials"),
         "{reason}"
     );
     let mut other = task("workgroup", "SELECT 1");
-    other.source.workgroup = Some("nobody".into());
-    line.ask(&other).await;
-    let reason = line.failure_of("workgroup").await;
-    assert!(reason.contains("WorkGroup nobody is not found"), "{reason}");
-    line.cloud.always(Op::GetObject, Fault::AccessDenied);
-    line.ask(&task("denied", "SELECT 1")).await;
-    let reason = line.failure_of("denied").await;
+    other.source.workgroup = Some("unknown".into());
+    fixture.send(&other).await;
+    let reason = fixture.failure_of("workgroup").await;
+    assert!(
+        reason.contains("WorkGroup unknown is not found"),
+        "{reason}"
+    );
+    let strict = |run: &str| {
+        let mut task = task(run, "SELECT 1");
+        task.source.results = Results::S3;
+        task
+    };
+    fixture.cloud.always(Op::GetObject, Fault::AccessDenied);
+    fixture.send(&strict("denied")).await;
+    let reason = fixture.failure_of("denied").await;
     assert!(
         reason.contains("s3://results/prefix/") && reason.contains("AccessDenied"),
         "{reason}"
     );
-    line.cloud.always(Op::GetObject, Fault::NotFound);
-    line.ask(&task("gone", "SELECT 1")).await;
-    let reason = line.failure_of("gone").await;
+    fixture.cloud.always(Op::GetObject, Fault::NotFound);
+    fixture.send(&strict("gone")).await;
+    let reason = fixture.failure_of("gone").await;
     assert!(reason.contains("NoSuchKey"), "{reason}");
-    assert!(line.batches().await.is_empty());
+    assert!(fixture.batches().await.is_empty());
     assert_eq!(
         extractor.readiness().await.map(|(ready, _)| ready),
         Some(true)
     );
-    line.settled().await;
+    fixture.settled().await;
 }
 
 #[tokio::test]
-async fn a_result_that_appears_late_is_found() {
-    let (line, _extractor) = Line::started().await;
-    line.cloud
+async fn object_that_appears_after_the_query_is_found() {
+    let (fixture, _extractor) = Fixture::started().await;
+    fixture
+        .cloud
         .otherwise(Answer::rows(sample::clicks(5)).at_once());
-    line.cloud.faults(Op::GetObject, Fault::NotFound, 2);
-    let mut task = task("late", "SELECT 1");
+    fixture.cloud.faults(Op::GetObject, Fault::NotFound, 2);
+    let mut task = task("delayed", "SELECT 1");
     task.source.results = Results::S3;
-    line.ask(&task).await;
+    fixture.send(&task).await;
     assert!(matches!(
-        line.end_of("late").await,
+        fixture.end_of("delayed").await,
         EventKind::Extracted { rows: 5, .. }
     ));
 }
 
 #[tokio::test]
-async fn a_roles_endpoint_that_is_away_is_waited_for_and_said_in_a_sentence() {
-    let line = Line::new().await;
-    let extractor = line
+async fn unavailable_credentials_endpoint_is_retried_and_reported_in_one_sentence() {
+    let fixture = Fixture::new().await;
+    let extractor = fixture
         .extractor()
         .env("AWS_ACCESS_KEY_ID", "")
         .env("AWS_SECRET_ACCESS_KEY", "")
@@ -189,7 +212,7 @@ async fn a_roles_endpoint_that_is_away_is_waited_for_and_said_in_a_sentence() {
         )
         .start()
         .await;
-    line.ask(&task("roleless", "SELECT 1")).await;
+    fixture.send(&task("roleless", "SELECT 1")).await;
     wait_until(
         "the extractor to say why it cannot work",
         PATIENCE,
@@ -207,9 +230,9 @@ async fn a_roles_endpoint_that_is_away_is_waited_for_and_said_in_a_sentence() {
 }
 
 #[tokio::test]
-async fn without_credentials_it_ends_with_a_sentence() {
-    let line = Line::new().await;
-    let extractor = line
+async fn missing_credentials_or_region_end_the_service_with_the_remedy() {
+    let fixture = Fixture::new().await;
+    let extractor = fixture
         .extractor()
         .env("AWS_ACCESS_KEY_ID", "")
         .env("AWS_SECRET_ACCESS_KEY", "")
@@ -221,7 +244,7 @@ async fn without_credentials_it_ends_with_a_sentence() {
         "{}",
         process.log()
     );
-    let mut process = line
+    let mut process = fixture
         .extractor()
         .env("AWS_REGION", "")
         .env("HOME", "/nonexistent")

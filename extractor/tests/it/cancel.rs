@@ -1,4 +1,4 @@
-//! A run that is cancelled: whatever an extractor is at, it stops at once, and so does Athena.
+//! Cancelled runs: the extractor stops at once in any state of a task, and stops the query.
 
 use std::time::Duration;
 
@@ -9,61 +9,62 @@ use testkit::PATIENCE;
 use testkit::cloud::{Answer, Fault, Op, QueryState, sample};
 use testkit::wait_until;
 
-use crate::line::{Line, rows_of, task};
+use crate::fixture::{Fixture, rows_of, task};
 
-impl Line {
+impl Fixture {
     async fn cancel(&self, run: &str, generation: u32) {
-        let order = Control::cancel(run.parse().unwrap(), generation, "clicks");
-        self.publish(&[Outgoing::of(&order).unwrap()]).await;
+        let control = Control::cancel(run.parse().unwrap(), generation, "clicks");
+        self.publish(&[Outgoing::of(&control).unwrap()]).await;
     }
 }
 
 #[tokio::test]
-async fn a_run_that_was_cancelled_before_its_task_was_taken_never_reaches_athena() {
-    let line = Line::new().await;
-    line.cloud.otherwise(Answer::rows(sample::clicks(5)));
-    line.cancel("early", 0).await;
-    // What nobody understands is skipped, in a stream that nothing can be taken out of.
-    line.vhost.publish("etl.control", b"{\"half\":").await;
-    line.cancel("early-2", 0).await;
+async fn run_cancelled_before_its_task_starts_no_query() {
+    let fixture = Fixture::new().await;
+    fixture.cloud.otherwise(Answer::rows(sample::clicks(5)));
+    fixture.cancel("early", 0).await;
+    // An unreadable message is skipped: nothing can be taken out of a stream.
+    fixture.vhost.publish("etl.control", b"{\"half\":").await;
+    fixture.cancel("early-2", 0).await;
     for run in ["early", "early-2", "other"] {
-        line.ask(&task(run, "SELECT 1")).await;
+        fixture.send(&task(run, "SELECT 1")).await;
     }
-    let extractor = line.extractor().start().await;
+    let extractor = fixture.extractor().start().await;
     assert!(matches!(
-        line.end_of("other").await,
+        fixture.end_of("other").await,
         EventKind::Extracted { rows: 5, .. }
     ));
-    line.settled().await;
-    assert_eq!(line.cloud.started().len(), 1, "the other's");
-    assert_eq!(line.cloud.count(Op::StartQueryExecution), 1);
+    fixture.settled().await;
+    assert_eq!(fixture.cloud.started().len(), 1, "the other run's query");
+    assert_eq!(fixture.cloud.count(Op::StartQueryExecution), 1);
     assert!(extractor.log().contains("the run was cancelled"));
-    assert_eq!(line.vhost.ready("etl.dead").await, 0);
+    assert_eq!(fixture.vhost.ready("etl.dead").await, 0);
 }
 
 #[tokio::test]
-async fn a_query_that_runs_or_waits_is_stopped_and_the_task_dropped() {
-    let (line, _extractor) = Line::started().await;
-    line.cloud.answer("runs", Answer::running_for_ever());
-    line.cloud.answer("waits", Answer::queued_for_ever());
+async fn cancel_stops_running_and_queued_queries_and_drops_their_tasks() {
+    let (fixture, _extractor) = Fixture::started().await;
+    fixture.cloud.answer("runs", Answer::running_for_ever());
+    fixture.cloud.answer("waits", Answer::queued_for_ever());
     for run in ["runs", "waits"] {
-        line.ask(&task(run, &format!("SELECT {run}"))).await;
+        fixture.send(&task(run, &format!("SELECT {run}"))).await;
     }
     wait_until("both queries", PATIENCE, async || {
-        line.cloud.started().len() == 2 && line.vhost.ready("etl.events").await == 2
+        fixture.cloud.started().len() == 2 && fixture.vhost.ready("etl.events").await == 2
     })
     .await;
-    // Athena is throttled at first: a query costs until it is stopped.
-    line.cloud
+    // Throttled stops are retried: a query costs money until it is stopped.
+    fixture
+        .cloud
         .faults(Op::StopQueryExecution, Fault::Throttling, 9);
-    line.cancel("runs", 0).await;
-    line.cancel("waits", 0).await;
+    fixture.cancel("runs", 0).await;
+    fixture.cancel("waits", 0).await;
     wait_until("both queries to be stopped", PATIENCE, async || {
-        line.cloud.states() == [QueryState::Cancelled; 2]
+        fixture.cloud.states() == [QueryState::Cancelled; 2]
     })
     .await;
-    line.settled().await;
-    let events = line.vhost.take_all("etl.events").await;
+    fixture.settled().await;
+    let events = fixture.vhost.take_all("etl.events").await;
     let events = events.iter().map(|event| {
         let event: RunEvent = serde_json::from_slice(&event.body).unwrap();
         event.kind
@@ -76,11 +77,11 @@ async fn a_query_that_runs_or_waits_is_stopped_and_the_task_dropped() {
 }
 
 #[tokio::test]
-async fn a_query_of_an_extractor_that_died_is_found_and_stopped() {
-    let line = Line::new().await;
-    line.cloud.otherwise(Answer::running_for_ever());
-    line.ask(&task("orphan", "SELECT 1")).await;
-    let mut first = line
+async fn cancel_stops_the_query_of_a_killed_extractor() {
+    let fixture = Fixture::new().await;
+    fixture.cloud.otherwise(Answer::running_for_ever());
+    fixture.send(&task("orphan", "SELECT 1")).await;
+    let mut first = fixture
         .extractor()
         .env("ETL_FAILPOINT", "after_start")
         .start()
@@ -90,79 +91,86 @@ async fn a_query_of_an_extractor_that_died_is_found_and_stopped() {
     })
     .await;
     first.kill9().await;
-    line.cancel("orphan", 0).await;
-    let _second = line.extractor().start().await;
+    fixture.cancel("orphan", 0).await;
+    let _second = fixture.extractor().start().await;
     wait_until("the query to be stopped", PATIENCE, async || {
-        line.cloud.states() == [QueryState::Cancelled]
+        fixture.cloud.states() == [QueryState::Cancelled]
     })
     .await;
-    line.settled().await;
-    assert_eq!(line.cloud.started().len(), 1);
+    fixture.settled().await;
+    assert_eq!(fixture.cloud.started().len(), 1);
 }
 
 #[tokio::test]
-async fn a_result_that_is_being_read_is_left_at_once() {
-    let line = Line::new().await;
+async fn cancel_interrupts_reading() {
+    let fixture = Fixture::new().await;
     let result = sample::clicks(400_000);
-    line.cloud
+    fixture
+        .cloud
         .answer("long", Answer::rows(result.clone()).at_once());
-    line.cloud
+    fixture
+        .cloud
         .answer("short", Answer::rows(sample::clicks(10)).at_once());
     let mut long = task("long", "SELECT long");
     long.source.results = Results::Api;
-    line.ask(&long).await;
-    let extractor = line.extractor().env("ETL_TASKS", "1").start().await;
+    fixture.send(&long).await;
+    let extractor = fixture.extractor().env("ETL_TASKS", "1").start().await;
     wait_until("some batches", PATIENCE, async || {
-        line.vhost.ready("etl.raw").await > 5
+        fixture.vhost.ready("etl.raw").await > 5
     })
     .await;
-    // From here on nothing comes any more: only who is interrupted goes on.
-    line.cloud.always(Op::GetQueryResults, Fault::NoAnswer);
-    line.cancel("long", 0).await;
+    // From here on no page arrives: only the cancellation can end the read.
+    fixture.cloud.always(Op::GetQueryResults, Fault::NoAnswer);
+    fixture.cancel("long", 0).await;
     let mut short = task("short", "SELECT short");
     short.source.results = Results::S3;
     wait_until(
         "the task to be dropped",
-        // Less than the thirty after which the SDK gives the silent call up.
+        // Shorter than the SDK's read timeout of 30 s.
         Duration::from_secs(25),
         async || extractor.log().contains("the run was cancelled"),
     )
     .await;
-    line.cloud.always(Op::GetQueryResults, Fault::Pass);
-    line.vhost.take_all("etl.raw").await;
-    line.ask(&short).await;
+    fixture.cloud.always(Op::GetQueryResults, Fault::Pass);
+    fixture.vhost.take_all("etl.raw").await;
+    fixture.send(&short).await;
     assert!(matches!(
-        line.end_of("short").await,
+        fixture.end_of("short").await,
         EventKind::Extracted { rows: 10, .. }
     ));
-    assert!(rows_of(&line.batches().await) == sample::clicks(10).range(0, 10));
-    line.settled().await;
-    assert_eq!(line.cloud.count(Op::StopQueryExecution), 0, "it had ended");
+    assert!(rows_of(&fixture.batches().await) == sample::clicks(10).range(0, 10));
+    fixture.settled().await;
+    assert_eq!(
+        fixture.cloud.count(Op::StopQueryExecution),
+        0,
+        "the query had ended"
+    );
 }
 
 #[tokio::test]
-async fn orders_are_read_again_after_a_reconnect_and_a_later_generation_is_another_matter() {
-    let (line, extractor) = Line::started().await;
-    line.cloud
+async fn cancellation_survives_a_reconnect_and_spares_a_later_generation() {
+    let (fixture, extractor) = Fixture::started().await;
+    fixture
+        .cloud
         .otherwise(Answer::rows(sample::clicks(5)).at_once());
-    line.cancel("r", 0).await;
-    // Its consumers end, and it begins anew.
-    line.vhost.delete_queue("etl.extract").await;
+    fixture.cancel("r", 0).await;
+    // Ends its consumers, so that it starts a new session.
+    fixture.vhost.delete_queue("etl.extract").await;
     wait_until("the extractor to connect again", PATIENCE, async || {
         extractor.log().matches("connected to the broker").count() >= 2
     })
     .await;
-    line.ask(&task("r", "SELECT 1")).await;
+    fixture.send(&task("r", "SELECT 1")).await;
     wait_until("the task to be dropped", PATIENCE, async || {
         extractor.log().contains("the run was cancelled")
     })
     .await;
-    assert_eq!(line.cloud.count(Op::StartQueryExecution), 0);
+    assert_eq!(fixture.cloud.count(Op::StartQueryExecution), 0);
     let mut later = task("r", "SELECT 1");
     later.generation = 1;
-    line.ask(&later).await;
+    fixture.send(&later).await;
     assert!(matches!(
-        line.end_of("r").await,
+        fixture.end_of("r").await,
         EventKind::Extracted { rows: 5, .. }
     ));
 }

@@ -1,5 +1,5 @@
-//! The extractor as a process, with the real AWS SDK against the stand-in for Athena and S3, and a
-//! real broker.
+//! The extractor as a process: the real AWS SDK against an emulator of Athena and S3, and a real
+//! broker.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,10 +8,11 @@
 
 mod aws;
 mod cancel;
+mod checkpoint;
 mod commands;
-mod hand_off;
-mod line;
-mod paths;
+mod fixture;
+
 mod query;
 mod refused;
 mod reread;
+mod result_source;

@@ -1,4 +1,4 @@
-//! Results and tasks that cannot be used are refused with a reason, before anything is half-done.
+//! Unusable results and tasks are refused with a reason, before the first batch.
 
 use common::job::Results;
 use common::message::{EventKind, Limits};
@@ -6,30 +6,31 @@ use testkit::PATIENCE;
 use testkit::cloud::{Answer, Column, ResultSet, Workgroup, sample};
 use testkit::wait_until;
 
-use crate::line::{Line, rows_of, task};
+use crate::fixture::{Fixture, rows_of, task};
 
 #[tokio::test]
-async fn a_result_that_cannot_be_loaded_fails_before_the_first_batch() {
-    let (line, _extractor) = Line::started().await;
+async fn unloadable_result_fails_the_run_before_the_first_batch() {
+    let (fixture, _extractor) = Fixture::started().await;
     let tags = ResultSet::table(&[("tags", "array(varchar)")], &[&[Some("[a, b]")]]);
-    line.cloud.answer("tags", Answer::rows(tags));
-    line.ask(&task("tags", "SELECT tags")).await;
-    let reason = line.failure_of("tags").await;
+    fixture.cloud.answer("tags", Answer::rows(tags));
+    fixture.send(&task("tags", "SELECT tags")).await;
+    let reason = fixture.failure_of("tags").await;
     assert!(reason.contains("CAST(\"tags\" AS JSON)"), "{reason}");
     let tables = ResultSet::table(&[("tab_name", "varchar")], &[&[Some("clicks")]]);
-    line.cloud
+    fixture
+        .cloud
         .answer("SHOW", Answer::rows(tables).without_header());
     let mut show = task("show", "SHOW TABLES");
     show.source.results = Results::Api;
-    line.ask(&show).await;
-    let reason = line.failure_of("show").await;
+    fixture.send(&show).await;
+    let reason = fixture.failure_of("show").await;
     assert!(reason.contains("column names (tab_name)"), "{reason}");
-    assert!(line.batches().await.is_empty());
+    assert!(fixture.batches().await.is_empty());
 }
 
 #[tokio::test]
-async fn a_row_that_is_too_large_fails_the_run_and_is_named_on_both_paths() {
-    let (line, _extractor) = Line::started().await;
+async fn too_large_row_is_named_alike_from_object_and_pages() {
+    let (fixture, _extractor) = Fixture::started().await;
     let columns = vec![Column::new("n", "bigint"), Column::new("text", "varchar")];
     let result = ResultSet::generated(columns, 4, |n| {
         let text = if n == 2 {
@@ -39,13 +40,13 @@ async fn a_row_that_is_too_large_fails_the_run_and_is_named_on_both_paths() {
         };
         vec![Some(n.to_string()), Some(text)]
     });
-    line.cloud.otherwise(Answer::rows(result).at_once());
+    fixture.cloud.otherwise(Answer::rows(result).at_once());
     let mut reasons = Vec::new();
     for results in [Results::S3, Results::Api] {
         let mut task = task(&format!("large-{results:?}"), "SELECT 1");
         task.source.results = results;
-        line.ask(&task).await;
-        reasons.push(line.failure_of(task.run.as_str()).await);
+        fixture.send(&task).await;
+        reasons.push(fixture.failure_of(task.run.as_str()).await);
     }
     assert!(
         reasons[0].contains("row 2") && reasons[0].contains("\"text\""),
@@ -56,43 +57,44 @@ async fn a_row_that_is_too_large_fails_the_run_and_is_named_on_both_paths() {
 
 #[tokio::test]
 async fn managed_results_are_read_as_pages() {
-    let (line, _extractor) = Line::started().await;
-    line.cloud.workgroup(Workgroup {
+    let (fixture, _extractor) = Fixture::started().await;
+    fixture.cloud.workgroup(Workgroup {
         managed_results: true,
         ..Workgroup::named("managed")
     });
     let result = sample::clicks(2_000);
-    line.cloud
+    fixture
+        .cloud
         .otherwise(Answer::rows(result.clone()).with_empty_last_page());
     let mut task = task("auto", "SELECT 1");
     task.source.workgroup = Some("managed".into());
-    line.ask(&task).await;
+    fixture.send(&task).await;
     let EventKind::Extracted {
         result_id,
         rows: 2_000,
         ..
-    } = line.end_of("auto").await
+    } = fixture.end_of("auto").await
     else {
         panic!()
     };
     assert!(result_id.ends_with(":pages"), "{result_id}");
-    assert!(rows_of(&line.batches().await) == result.range(0, 2_000));
+    assert!(rows_of(&fixture.batches().await) == result.range(0, 2_000));
     task.run = "s3".parse().unwrap();
     task.source.results = Results::S3;
-    line.ask(&task).await;
-    let reason = line.failure_of("s3").await;
+    fixture.send(&task).await;
+    let reason = fixture.failure_of("s3").await;
     assert!(reason.contains("managed query results"), "{reason}");
 }
 
 #[tokio::test]
-async fn a_message_that_is_no_task_goes_to_the_dead_letters() {
-    let (line, _extractor) = Line::started().await;
-    line.vhost.publish("etl.extract", b"{\"half\":").await;
+async fn unreadable_task_is_dead_lettered() {
+    let (fixture, _extractor) = Fixture::started().await;
+    fixture.vhost.publish("etl.extract", b"{\"half\":").await;
     wait_until("the dead letter", PATIENCE, async || {
-        line.vhost.ready("etl.dead").await == 1
+        fixture.vhost.ready("etl.dead").await == 1
     })
     .await;
-    let dead = line.vhost.take_all("etl.dead").await;
+    let dead = fixture.vhost.take_all("etl.dead").await;
     assert_eq!(dead[0].body, b"{\"half\":");
     assert_eq!(dead[0].header("x-etl-stage").as_deref(), Some("extractor"));
     assert!(
@@ -101,5 +103,5 @@ async fn a_message_that_is_no_task_goes_to_the_dead_letters() {
             .unwrap()
             .contains("extract-task.v1")
     );
-    line.settled().await;
+    fixture.settled().await;
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use common::backoff::backoff;
 use common::lifecycle::Health;
-use common::service::backoff;
 use common::telemetry::retried;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;

@@ -1,4 +1,4 @@
-//! What the settings of a column do, value by value, and `docs/types.md` compared with it.
+//! The settings of a column, value by value, compared with `docs/types.md`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -17,8 +17,8 @@ type Example = (
     Result<Option<&'static str>, &'static str>,
 );
 
-/// The Athena type, the column's settings, Athena's text, and what becomes of it: a value or NULL, or a
-/// part of the reason why not.
+/// The Athena type, the column's settings, Athena's text, and the result: a value, NULL, or a part of
+/// the reason.
 const EXAMPLES: &[Example] = &[
     (
         "varchar",
@@ -406,7 +406,7 @@ const POSTGRES: &[&str] = &[
     "inet",
 ];
 
-/// Each setting by itself.
+/// Each setting alone.
 const SETTINGS: &[&str] = &[
     r#"format = ".." "#,
     r#"epoch = "s" "#,
@@ -441,7 +441,7 @@ fn made(from: &str, settings: &str, text: Option<&str>) -> Result<Option<String>
 }
 
 #[test]
-fn every_example_is_as_the_table_says() {
+fn every_example_is_as_listed() {
     for &(from, settings, text, wanted) in EXAMPLES {
         let seen = made(from, settings, text);
         match (&seen, wanted) {
@@ -454,7 +454,7 @@ fn every_example_is_as_the_table_says() {
     }
 }
 
-/// Whether a column may have the setting, for what is not refused without it.
+/// Whether a column may have the setting; the pair of types must be allowed without it.
 fn may_have(setting: &str, from: &str, to: &str) -> bool {
     let with = spec(&format!("type = \"{to}\"; {setting}"));
     let result = [ResultColumn {
@@ -468,7 +468,7 @@ fn may_have(setting: &str, from: &str, to: &str) -> bool {
     }
 }
 
-/// Which settings go with which types, and what they do.
+/// The settings that each type may have, and what they do.
 fn tables() -> String {
     let mut tables =
         String::from("| setting | Athena types | Postgres types |\n| --- | --- | --- |\n");
@@ -525,12 +525,12 @@ fn tables() -> String {
 }
 
 #[test]
-fn the_documentation_has_the_same_tables() {
+fn documentation_has_the_same_tables() {
     assert_documented("settings", &tables());
 }
 
 #[test]
-fn a_masked_value_is_in_no_reason_and_in_no_record() {
+fn masked_value_is_in_no_reason_and_no_record() {
     const SECRET: &str = "4111 1111 1111 1234";
     for settings in [
         r#"mask = "sha256"; rules = [{ none_of = ["4111 1111 1111 1234"] }]"#,

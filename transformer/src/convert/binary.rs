@@ -1,5 +1,5 @@
 //! `bytea`. Athena shows bytes as pairs of hex digits with blanks between them, which Postgres would
-//! take for text; Postgres' own form begins with `\x`.
+//! read as text; Postgres' own format begins with `\x`.
 
 use std::borrow::Cow;
 
@@ -25,7 +25,7 @@ pub(super) fn bytea(from: AthenaType, text: &str) -> Result<Cow<'_, str>, Proble
     }
     let mut shown = String::with_capacity(2 + text.len() / 3 * 2 + 2);
     shown.push_str("\\x");
-    // Trino parts words and lines of bytes with more than one blank.
+    // Trino separates words and lines of bytes with more than one blank.
     for pair in text.split_ascii_whitespace() {
         if pair.len() != 2 || !pair.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(NOT_BYTES.into());

@@ -1,86 +1,39 @@
-//! Exact decimal numbers as digits, without a float on the way.
+//! Exact decimal numbers as digits, without floats.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-/// A double goes up to 1.8E308 and down to 4.9E-324. Beyond this bound a text of ten bytes would
-/// stand for thousands of digits.
+use common::canonical::Number;
+
+/// A double ranges from 4.9E-324 to 1.8E308. Beyond this bound a text of ten bytes would stand for
+/// thousands of digits.
 const MAX_EXPONENT: i32 = 400;
 
-/// Whole numbers of more digits than this are not made.
+/// The most digits of a whole number that [`Decimal::shifted`] returns.
 const MAX_SHIFTED_DIGITS: i64 = 30;
 
-/// A number as it is written: `-`, digits, a fraction, an exponent.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Scanned<'a> {
-    negative: bool,
-    integer: &'a str,
-    fraction: &'a str,
-    exponent: Option<&'a str>,
-}
-
-impl<'a> Scanned<'a> {
-    /// Reads `-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?`: no blanks, no `+`, no bare point.
-    pub(super) fn read(text: &'a str) -> Option<Self> {
-        let (negative, unsigned) = match text.strip_prefix('-') {
-            Some(rest) => (true, rest),
-            None => (false, text),
-        };
-        let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
-            Some((mantissa, exponent)) => (mantissa, Some(exponent)),
-            None => (unsigned, None),
-        };
-        let (integer, fraction) = match mantissa.split_once('.') {
-            Some((_, "")) => return None,
-            Some(parts) => parts,
-            None => (mantissa, ""),
-        };
-        let exponent_digits = exponent.map(|text| text.strip_prefix(['+', '-']).unwrap_or(text));
-        let fits = is_digits(integer)
-            && (fraction.is_empty() || is_digits(fraction))
-            && exponent_digits.is_none_or(is_digits);
-        fits.then_some(Self {
-            negative,
-            integer,
-            fraction,
-            exponent,
-        })
-    }
-
-    pub(super) fn is_zero(&self) -> bool {
-        self.integer
-            .bytes()
-            .chain(self.fraction.bytes())
-            .all(|digit| digit == b'0')
-    }
-}
-
-fn is_digits(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// A finite decimal number. Two are equal when their values are, however they were written.
+/// A finite decimal number. Two are equal when their values are, whatever their spelling.
 #[derive(Debug, Clone)]
 pub(crate) struct Decimal<'a> {
     negative: bool,
     /// Without leading zeros; empty for 0.
     integer: Cow<'a, str>,
-    /// With the zeros that were written.
+    /// With its trailing zeros.
     fraction: Cow<'a, str>,
-    /// The text is already how Postgres shows it, if the fraction stays as it is.
+    /// Whether Postgres shows the text unchanged, if the fraction stays as it is.
     plain: bool,
 }
 
 impl<'a> Decimal<'a> {
     /// Reads a number, with or without an exponent (of at most 400 in either direction).
     pub(crate) fn parse(text: &'a str) -> Option<Self> {
-        let scanned = Scanned::read(text)?;
-        let (integer, fraction) = match scanned.exponent {
+        let written_as = Number::read(text)?;
+        let (integer, fraction) = match written_as.exponent {
             None => (
-                Cow::Borrowed(scanned.integer),
-                Cow::Borrowed(scanned.fraction),
+                Cow::Borrowed(written_as.integer),
+                Cow::Borrowed(written_as.fraction),
             ),
-            Some(exponent) => shifted(scanned.integer, scanned.fraction, exponent)?,
+            Some(exponent) => shifted(written_as.integer, written_as.fraction, exponent)?,
         };
         let significant = integer.trim_start_matches('0').len();
         let written = integer.len();
@@ -88,9 +41,9 @@ impl<'a> Decimal<'a> {
             Cow::Borrowed(digits) => Cow::Borrowed(&digits[written - significant..]),
             Cow::Owned(digits) => Cow::Owned(digits[written - significant..].to_owned()),
         };
-        let negative = scanned.negative && !scanned.is_zero();
-        let plain = scanned.exponent.is_none()
-            && scanned.negative == negative
+        let negative = written_as.negative && !written_as.is_zero();
+        let plain = written_as.exponent.is_none()
+            && written_as.negative == negative
             && written == significant.max(1);
         Some(Self {
             negative,
@@ -100,7 +53,7 @@ impl<'a> Decimal<'a> {
         })
     }
 
-    /// The same number, independent of the text it was read from.
+    /// The same number, which does not borrow from the text.
     pub(crate) fn into_owned(self) -> Decimal<'static> {
         Decimal {
             negative: self.negative,
@@ -138,8 +91,8 @@ impl<'a> Decimal<'a> {
         })
     }
 
-    /// The number as Postgres shows it, with `scale` digits after the point. `text` is what it was
-    /// parsed from. Only zeros of the fraction may be lost: see [`Self::precision_at`].
+    /// The number as Postgres shows it, with `scale` digits after the point. `text` is the parsed text.
+    /// The fraction may only lose zeros: see [`Self::precision_at`].
     pub(super) fn show(&self, text: &'a str, scale: usize) -> Cow<'a, str> {
         if self.plain && self.fraction.len() == scale {
             return text.into();
@@ -204,7 +157,7 @@ impl<'a> Decimal<'a> {
             whole.parse().ok()?
         };
         let is_exact = rest.bytes().all(|digit| digit == b'0');
-        // What is left over begins below the first decimal place where the point moved past the digits.
+        // If the point moved past all digits, the first decimal place is 0.
         let first = if point < 0 {
             b'0'
         } else {
@@ -292,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exponent_moves_the_point_and_nothing_else() {
+    fn exponent_moves_the_point() {
         for (text, wanted) in [
             ("1.0E10", "10000000000"),
             ("1.5E-3", "0.0015"),
@@ -308,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_none() {
+    fn text_that_is_not_a_number_is_none() {
         for text in [
             "", "-", "+1", " 1", "1 ", ".5", "5.", "1e", "1e+", "1e401", "0x1", "1,5", "--1",
             "NaN", "١",
@@ -351,7 +304,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn order_is_that_of_the_numbers(a in -100_000_i64..100_000, b in -100_000_i64..100_000, scale in 0_usize..5) {
+        fn order_is_numeric(a in -100_000_i64..100_000, b in -100_000_i64..100_000, scale in 0_usize..5) {
             let text = |n: i64| {
                 let digits = format!("{:0>6}", n.unsigned_abs());
                 let (integer, fraction) = digits.split_at(6 - scale);
@@ -362,7 +315,7 @@ mod tests {
         }
 
         #[test]
-        fn a_value_is_the_same_in_every_spelling(n in any::<i64>(), zeros in 0_usize..5) {
+        fn spellings_of_a_value_are_equal(n in any::<i64>(), zeros in 0_usize..5) {
             let plain = n.to_string();
             let spelled = format!("{n}.{:0<zeros$}0E{zeros}", "");
             let back = format!("{n}{:0<zeros$}E-{zeros}", "");

@@ -1,14 +1,14 @@
-//! Numbers that count since 1970-01-01 00:00:00 UTC, as moments.
+//! Numbers that count from 1970-01-01 00:00:00 UTC, as moments.
 
 use std::borrow::Cow;
 
 use common::job::EpochUnit;
 use common::schema::PgType;
 
-use super::moment::{OUT_OF_RANGE, TOO_EXACT};
-use super::{Decimal, Excess, Moment, Problem};
+use super::moment::{OUT_OF_RANGE, TOO_EXACT, from_micros, show};
+use super::{Decimal, Excess, Problem};
 
-/// The count in the column's type: of `timestamptz` the moment, of `timestamp` what UTC showed.
+/// The moment in the column's type; a `timestamp` shows UTC.
 pub(super) fn counted(
     text: &str,
     unit: EpochUnit,
@@ -26,6 +26,6 @@ pub(super) fn counted(
     if !is_exact && excess == Excess::Refuse {
         return Err(TOO_EXACT);
     }
-    let moment = Moment::of_micros(micros).ok_or(OUT_OF_RANGE)?;
-    moment.show(to, "UTC").map(Cow::Owned)
+    let moment = from_micros(micros).ok_or(OUT_OF_RANGE)?;
+    show(moment, to, "UTC").map(Cow::Owned)
 }

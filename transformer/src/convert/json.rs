@@ -1,4 +1,4 @@
-//! `json` and `jsonb`. The text passes as it is; what Postgres would refuse, or change, does not.
+//! `json` and `jsonb`. The text passes unchanged; what Postgres would refuse or change is refused.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -9,10 +9,10 @@ use serde::{Deserialize, Deserializer};
 
 use super::Problem;
 
-/// `serde_json` stops at this depth by itself, and Postgres at one that depends on its stack.
+/// `serde_json` refuses a greater depth, and Postgres one that depends on its stack.
 const MAX_DEPTH: usize = 128;
 
-/// Valid JSON. Escapes are not looked into, as Postgres does not either.
+/// Valid JSON. Escapes are not checked, as in Postgres.
 pub(super) fn json(text: &str) -> Result<Cow<'_, str>, Problem> {
     serde_json::from_str::<IgnoredAny>(text)
         .map_err(|error| format!("is not valid JSON: {error}"))?;
@@ -31,7 +31,7 @@ pub(super) fn jsonb(text: &str) -> Result<Cow<'_, str>, Problem> {
     Ok(text.into())
 }
 
-/// How deep arrays and objects are nested in a text that is JSON.
+/// The depth of nested arrays and objects in valid JSON.
 fn depth(text: &str) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
     for byte in text.bytes() {
@@ -48,7 +48,7 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
-/// Any JSON that `jsonb` would give back with the same meaning.
+/// Any JSON that `jsonb` keeps without a change of meaning.
 struct Kept;
 
 impl<'de> Deserialize<'de> for Kept {

@@ -1,14 +1,14 @@
 //! Dates, times and timestamps.
 //!
-//! Sources: PostgreSQL documentation, "Date/Time Types" (ranges) and "Date/Time Input"; years are
-//! printed by Athena as Java prints them: `+12345` beyond 9999, `0000` for 1 BC, `-0001` for 2 BC.
+//! Sources: PostgreSQL documentation, "Date/Time Types" (ranges) and "Date/Time Input". Athena prints
+//! years as Java does: `+12345` beyond 9999, `0000` for 1 BC, `-0001` for 2 BC.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
+use common::canonical::{DAY, Misread, Moment, SECOND, read_clock};
 use common::schema::PgType;
 
-use super::calendar::{days_of, from_days, next_day};
 use super::{Excess, Problem, zone};
 
 /// Midnight of the first day that Postgres knows, 4714-11-24 BC.
@@ -23,9 +23,6 @@ const LAST_DATE_YEAR: i32 = 5_874_897;
 /// The last year of a `timestamp`.
 const LAST_TIMESTAMP_YEAR: i32 = 294_276;
 
-const MICROS: u64 = 1_000_000;
-const DAY: u64 = 86_400 * MICROS;
-
 const NOT_A_DATE: Problem = Cow::Borrowed("is not a date written YYYY-MM-DD");
 const NOT_A_TIME: Problem = Cow::Borrowed("is not a time written HH:MM:SS");
 const NOT_A_TIMESTAMP: Problem = Cow::Borrowed("is not a timestamp written YYYY-MM-DD HH:MM:SS");
@@ -37,130 +34,6 @@ pub(super) const OUT_OF_RANGE: Problem =
     Cow::Borrowed("is out of the range that Postgres can store");
 const NEXT_DAY: Problem = Cow::Borrowed("is 24:00:00 when it is rounded, which no clock shows");
 
-/// A point of the calendar without a zone. Year 0 is 1 BC. A time of day alone is of year 0.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Moment {
-    pub(super) year: i32,
-    pub(super) month: u8,
-    pub(super) day: u8,
-    /// Since midnight.
-    pub(super) micros: u64,
-}
-
-impl Moment {
-    /// Reads what [`date`], [`time`], [`timestamp`] or [`timestamptz`] made. The zone is UTC in all
-    /// of the last, so that it may be left out.
-    pub(crate) fn of_canonical(text: &str) -> Option<Self> {
-        let (text, era) = match text.strip_suffix(" BC") {
-            Some(rest) => (rest, " BC"),
-            None => (text, ""),
-        };
-        let text = text.strip_suffix("+00").unwrap_or(text);
-        let Some((date, time)) = text.split_once(' ') else {
-            if !text.contains(':') {
-                return read_date(text, era).ok();
-            }
-            let micros = read_time(text, Excess::Refuse).ok()?.micros;
-            return Some(Self {
-                micros,
-                ..Self::default()
-            });
-        };
-        Some(Self {
-            micros: read_time(time, Excess::Refuse).ok()?.micros,
-            ..read_date(date, era).ok()?
-        })
-    }
-
-    /// The moment that many microseconds after 1970-01-01 00:00:00, in the same zone.
-    pub(super) fn of_micros(micros: i128) -> Option<Self> {
-        let days = i64::try_from(micros.div_euclid(DAY.into())).ok()?;
-        Some(Self {
-            micros: u64::try_from(micros.rem_euclid(DAY.into())).ok()?,
-            ..from_days(days)?
-        })
-    }
-
-    /// The same moment where its seconds were rounded up to 24:00:00.
-    pub(super) fn carried(self) -> Self {
-        if self.micros < DAY {
-            return self;
-        }
-        Self {
-            micros: self.micros - DAY,
-            ..next_day(self)
-        }
-    }
-
-    /// The moment as Postgres shows it in a column of a type that a job may give a `format` for.
-    pub(super) fn show(self, to: PgType, zone: &str) -> Result<String, Problem> {
-        match to {
-            PgType::Date => self.show_as_date(),
-            PgType::Time => self.show_as_time(),
-            PgType::TimestampTz => {
-                let utc = zone::to_utc(self.carried(), zone)?;
-                Ok(in_range(utc)?.show_timestamp("+00"))
-            }
-            _ => Ok(in_range(self.carried())?.show_timestamp("")),
-        }
-    }
-
-    fn show_as_date(self) -> Result<String, Problem> {
-        if self < FIRST || self.year > LAST_DATE_YEAR {
-            return Err(OUT_OF_RANGE);
-        }
-        let mut shown = String::with_capacity(16);
-        self.show_date(&mut shown);
-        shown.push_str(self.era());
-        Ok(shown)
-    }
-
-    fn show_as_time(self) -> Result<String, Problem> {
-        if self.micros >= DAY {
-            return Err(NEXT_DAY);
-        }
-        let mut shown = String::with_capacity(16);
-        self.show_time(&mut shown);
-        Ok(shown)
-    }
-
-    /// The date as Postgres shows it, without the era.
-    fn show_date(self, shown: &mut String) {
-        let year = if self.year > 0 {
-            self.year
-        } else {
-            1 - self.year
-        };
-        // Writing to a string cannot fail.
-        write!(shown, "{year:04}-{:02}-{:02}", self.month, self.day).ok();
-    }
-
-    fn show_time(self, shown: &mut String) {
-        let seconds = self.micros / MICROS;
-        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-        write!(shown, "{hour:02}:{minute:02}:{second:02}").ok();
-        let fraction = self.micros % MICROS;
-        if fraction > 0 {
-            let digits = format!("{fraction:06}");
-            write!(shown, ".{}", digits.trim_end_matches('0')).ok();
-        }
-    }
-
-    fn show_timestamp(self, zone: &str) -> String {
-        let mut shown = String::with_capacity(32);
-        self.show_date(&mut shown);
-        shown.push(' ');
-        self.show_time(&mut shown);
-        shown.push_str(zone);
-        shown.push_str(self.era());
-        shown
-    }
-
-    fn era(self) -> &'static str {
-        if self.year > 0 { "" } else { " BC" }
-    }
-}
-
 /// `YYYY-MM-DD`.
 pub(super) fn date(text: &str) -> Result<Cow<'_, str>, Problem> {
     let (date, era) = split_era(text);
@@ -168,7 +41,7 @@ pub(super) fn date(text: &str) -> Result<Cow<'_, str>, Problem> {
     if moment >= FIRST && is_plain_year(text) {
         return Ok(text.into());
     }
-    Ok(moment.show_as_date()?.into())
+    Ok(show(moment, PgType::Date, "")?.into())
 }
 
 /// `HH:MM:SS`, with or without a fraction.
@@ -181,21 +54,12 @@ pub(super) fn time(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> 
         micros: time.micros,
         ..Moment::default()
     };
-    Ok(moment.show_as_time()?.into())
-}
-
-/// A time's text without the zeros at the end of its fraction: the same for equal times.
-pub(crate) fn without_zeros(time: &str) -> &str {
-    if time.contains('.') {
-        time.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        time
-    }
+    Ok(show(moment, PgType::Time, "")?.into())
 }
 
 /// A date and a time of day. A text with a zone is refused: Postgres would drop the zone.
 pub(super) fn timestamp(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> {
-    let parts = Parts::of(text)?;
+    let parts = Parts::split(text)?;
     if !parts.zone.is_empty() {
         return Err("has a time zone, which timestamp would drop; use timestamptz".into());
     }
@@ -208,19 +72,104 @@ pub(super) fn timestamp(text: &str, excess: Excess) -> Result<Cow<'_, str>, Prob
     {
         return Ok(text[..parts.date.len() + 1 + length].into());
     }
-    Ok(moment.show_timestamp("").into())
+    Ok(show_timestamp(moment, "").into())
 }
 
-/// A date, a time of day and a zone, shown in UTC. A text without a zone is refused, since any would
-/// be a guess.
+/// A date, a time of day and a zone, shown in UTC. A text without a zone is refused, since any zone
+/// would be a guess.
 pub(super) fn timestamptz(text: &str, excess: Excess) -> Result<Cow<'_, str>, Problem> {
-    let parts = Parts::of(text)?;
+    let parts = Parts::split(text)?;
     if parts.zone.is_empty() {
         return Err("has no time zone, and timestamptz needs one".into());
     }
     let (moment, _) = parts.read(excess)?;
-    let moment = in_range(zone::to_utc(moment, parts.zone)?)?;
-    Ok(moment.show_timestamp("+00").into())
+    Ok(show(moment, PgType::TimestampTz, parts.zone)?.into())
+}
+
+/// A time's text without the zeros at the end of its fraction: the same for equal times.
+pub(crate) fn without_zeros(time: &str) -> &str {
+    if time.contains('.') {
+        time.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        time
+    }
+}
+
+/// The moment that many microseconds after 1970-01-01 00:00:00, in the same zone.
+pub(super) fn from_micros(micros: i128) -> Option<Moment> {
+    let days = i64::try_from(micros.div_euclid(DAY.into())).ok()?;
+    Some(Moment {
+        micros: u64::try_from(micros.rem_euclid(DAY.into())).ok()?,
+        ..Moment::from_days(days)?
+    })
+}
+
+/// The inverse of [`from_micros`]. A time that was rounded up to 24:00:00 is of the next day.
+pub(super) fn to_micros(moment: Moment) -> i128 {
+    i128::from(moment.days()) * i128::from(DAY) + i128::from(moment.micros)
+}
+
+/// The moment as Postgres shows it in a column of one of the four types. `zone` is where the clock
+/// was that showed it, for `timestamptz`.
+pub(super) fn show(moment: Moment, to: PgType, zone: &str) -> Result<String, Problem> {
+    let mut shown = String::with_capacity(16);
+    match to {
+        PgType::Date if moment < FIRST || moment.year > LAST_DATE_YEAR => return Err(OUT_OF_RANGE),
+        PgType::Date => {
+            show_date(moment, &mut shown);
+            shown.push_str(era(moment));
+        }
+        PgType::Time if moment.micros >= DAY => return Err(NEXT_DAY),
+        PgType::Time => show_time(moment, &mut shown),
+        PgType::TimestampTz => {
+            let utc = zone::to_utc(carried(moment)?, zone)?;
+            return Ok(show_timestamp(in_range(utc)?, "+00"));
+        }
+        _ => return Ok(show_timestamp(in_range(carried(moment)?)?, "")),
+    }
+    Ok(shown)
+}
+
+/// The same moment where its seconds were rounded up to 24:00:00.
+fn carried(moment: Moment) -> Result<Moment, Problem> {
+    if moment.micros < DAY {
+        return Ok(moment);
+    }
+    from_micros(to_micros(moment)).ok_or(OUT_OF_RANGE)
+}
+
+/// The date as Postgres shows it, without the era.
+fn show_date(moment: Moment, shown: &mut String) {
+    let Moment {
+        year, month, day, ..
+    } = moment;
+    let year = if year > 0 { year } else { 1 - year };
+    // Writing to a string cannot fail.
+    write!(shown, "{year:04}-{month:02}-{day:02}").ok();
+}
+
+fn show_time(moment: Moment, shown: &mut String) {
+    let (seconds, fraction) = (moment.micros / SECOND, moment.micros % SECOND);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    write!(shown, "{hour:02}:{minute:02}:{second:02}").ok();
+    if fraction > 0 {
+        let digits = format!("{fraction:06}");
+        write!(shown, ".{}", digits.trim_end_matches('0')).ok();
+    }
+}
+
+fn show_timestamp(moment: Moment, zone: &str) -> String {
+    let mut shown = String::with_capacity(32);
+    show_date(moment, &mut shown);
+    shown.push(' ');
+    show_time(moment, &mut shown);
+    shown.push_str(zone);
+    shown.push_str(era(moment));
+    shown
+}
+
+fn era(moment: Moment) -> &'static str {
+    if moment.year > 0 { "" } else { " BC" }
 }
 
 fn in_range(moment: Moment) -> Result<Moment, Problem> {
@@ -231,7 +180,7 @@ fn in_range(moment: Moment) -> Result<Moment, Problem> {
     }
 }
 
-/// A year of four digits and no sign, which Athena and Postgres write alike.
+/// Whether the year has four digits and no sign, as Athena and Postgres both write it.
 fn is_plain_year(text: &str) -> bool {
     text.as_bytes().get(4) == Some(&b'-') && !text.starts_with('-') && !text.starts_with("0000")
 }
@@ -252,7 +201,7 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn of(text: &'a str) -> Result<Self, Problem> {
+    fn split(text: &'a str) -> Result<Self, Problem> {
         let (moment, era) = split_era(text);
         let separator = moment.find([' ', 'T']).ok_or(NOT_A_TIMESTAMP)?;
         let (date, rest) = (&moment[..separator], &moment[separator + 1..]);
@@ -275,22 +224,23 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// The moment that the clock showed, and the length of the time's text that Postgres reads, unless it was rounded.
+    /// The moment that the clock showed, and the length of the time's text that Postgres reads,
+    /// unless it was rounded.
     fn read(&self, excess: Excess) -> Result<(Moment, Option<usize>), Problem> {
-        let unclear = |problem: Problem| {
+        let of_both = |problem: Problem| {
             if problem == NOT_A_DATE || problem == NOT_A_TIME {
                 NOT_A_TIMESTAMP
             } else {
                 problem
             }
         };
-        let date = read_date(self.date, self.era).map_err(unclear)?;
-        let time = read_time(self.time, excess).map_err(unclear)?;
+        let date = read_date(self.date, self.era).map_err(of_both)?;
+        let time = read_time(self.time, excess).map_err(of_both)?;
         let moment = Moment {
             micros: time.micros,
             ..date
         };
-        Ok((moment.carried(), time.length))
+        Ok((carried(moment)?, time.length))
     }
 }
 
@@ -301,53 +251,34 @@ fn read_date(text: &str, era: &str) -> Result<Moment, Problem> {
         Some(sign @ (b'+' | b'-')) => (Some(*sign), &text[1..]),
         _ => (None, text),
     };
-    let (year, rest) = unsigned.split_once('-').ok_or(NOT_A_DATE)?;
-    let (month, day) = rest.split_once('-').ok_or(NOT_A_DATE)?;
-    let digits = if sign == Some(b'+') { 5..=7 } else { 4..=7 };
-    if !digits.contains(&year.len()) || month.len() != 2 || day.len() != 2 {
-        return Err(NOT_A_DATE);
-    }
-    let number = |digits: &str| read_digits(digits.as_bytes()).ok_or(NOT_A_DATE);
-    let (year, month, day) = (number(year)?.cast_signed(), number(month)?, number(day)?);
-    let year = match (sign, era) {
-        (None | Some(b'+'), "") => year,
-        (Some(_), "") => -year,
-        (None, _) if year > 0 => 1 - year,
-        _ => return Err(NOT_A_DATE),
+    let year = |year: i32| match (sign, era) {
+        (None, "") => Some(year),
+        // Java writes a plus sign from five digits on.
+        (Some(b'+'), "") => (unsigned.len() >= 11).then_some(year),
+        (Some(_), "") => Some(-year),
+        (None, _) => (year > 0).then_some(1 - year),
+        (Some(_), _) => None,
     };
-    if !(1..=12).contains(&month) || !(1..=days_of(year, month)).contains(&day) {
-        return Err(NO_SUCH_DAY);
-    }
-    let small = |number: u32| u8::try_from(number).map_err(|_| NO_SUCH_DAY);
-    Ok(Moment {
-        year,
-        month: small(month)?,
-        day: small(day)?,
-        micros: 0,
+    Moment::read_day(unsigned, year).map_err(|misread| match misread {
+        Misread::Form => NOT_A_DATE,
+        Misread::Range => NO_SUCH_DAY,
     })
 }
 
 struct TimeOfDay {
     micros: u64,
-    /// The bytes of its text up to the sixth digit of the fraction; of a longer one, without the zeros at its end. None
-    /// where it was rounded.
+    /// The bytes of its text up to the sixth digit of the fraction; of a longer fraction, without the
+    /// zeros at its end. None where it was rounded.
     length: Option<usize>,
 }
 
 /// Reads `HH:MM:SS` and a fraction of at most 12 digits, of which 6 may be other than zero.
 fn read_time(text: &str, excess: Excess) -> Result<TimeOfDay, Problem> {
-    let bytes = text.as_bytes();
-    let is_shaped = bytes.len() >= 8 && bytes[2] == b':' && bytes[5] == b':';
-    if !is_shaped {
-        return Err(NOT_A_TIME);
-    }
-    let number = |digits: &[u8]| read_digits(digits).map(u64::from).ok_or(NOT_A_TIME);
-    let (hour, minute, second) = (
-        number(&bytes[..2])?,
-        number(&bytes[3..5])?,
-        number(&bytes[6..8])?,
-    );
-    let fraction = match &bytes[8..] {
+    let (micros, rest) = read_clock(text).map_err(|misread| match misread {
+        Misread::Form => NOT_A_TIME,
+        Misread::Range => NO_SUCH_TIME,
+    })?;
+    let fraction = match rest {
         [] => &[],
         [b'.', digits @ ..] if (1..=12).contains(&digits.len()) => digits,
         _ => return Err(NOT_A_TIME),
@@ -355,14 +286,11 @@ fn read_time(text: &str, excess: Excess) -> Result<TimeOfDay, Problem> {
     if !fraction.iter().all(u8::is_ascii_digit) {
         return Err(NOT_A_TIME);
     }
-    if hour > 23 || minute > 59 || second > 59 {
-        return Err(NO_SUCH_TIME);
-    }
     let significant = fraction.len() - trailing_zeros(fraction);
     Ok(TimeOfDay {
-        micros: (hour * 3600 + minute * 60 + second) * MICROS + read_fraction(fraction, excess)?,
+        micros: micros + read_fraction(fraction, excess)?,
         length: match significant {
-            _ if fraction.len() <= 6 => Some(bytes.len()),
+            _ if fraction.len() <= 6 => Some(text.len()),
             0 => Some(8),
             1..=6 => Some(9 + significant),
             _ => None,
@@ -387,16 +315,4 @@ pub(super) fn read_fraction(digits: &[u8], excess: Excess) -> Result<u64, Proble
 fn trailing_zeros(digits: &[u8]) -> usize {
     let zeros = digits.iter().rev().take_while(|digit| **digit == b'0');
     zeros.count()
-}
-
-/// Up to nine digits.
-pub(super) fn read_digits(digits: &[u8]) -> Option<u32> {
-    if digits.is_empty() || digits.len() > 9 {
-        return None;
-    }
-    digits.iter().try_fold(0, |number, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| number * 10 + u32::from(digit - b'0'))
-    })
 }

@@ -31,7 +31,7 @@ pub(super) fn inet(text: &str) -> Result<Cow<'_, str>, Problem> {
     let prefix = match prefix.map(|digits| (digits, digits.parse::<u8>())) {
         None => None,
         Some((digits, Ok(length))) if length <= bits && digits == length.to_string() => {
-            // Postgres leaves out the prefix of a single host.
+            // Postgres omits the prefix of a single host.
             Some(length).filter(|length| *length < bits)
         }
         Some(_) => return Err(format!("has a prefix that is not 0 to {bits}").into()),

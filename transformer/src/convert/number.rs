@@ -1,11 +1,13 @@
 //! Integers, floating-point numbers and `numeric`.
 
 use std::borrow::Cow;
+use std::fmt::Display;
+use std::str::FromStr;
 
+use common::canonical::{self, Number, is_special};
 use common::schema::{AthenaType, PgType};
 
-use super::decimal::{Decimal, Scanned};
-use super::{Excess, Problem};
+use super::{Decimal, Excess, Problem};
 
 /// Digits before and after the point that a `numeric` without precision can hold: PostgreSQL
 /// documentation, "Numeric Types".
@@ -25,22 +27,17 @@ pub(super) fn integer(
         }
         _ => text,
     };
-    // Rust reads a leading + too.
-    let number = digits
-        .parse::<i64>()
-        .ok()
-        .filter(|_| !digits.starts_with('+'));
-    match number {
+    match canonical::integer::<i64>(digits) {
         Some(number) if (min..=max).contains(&number) => Ok(canonical_integer(digits, number)),
         Some(_) => Err(out_of_range(to)),
-        None if Scanned::read(digits).is_some() && !digits.contains(['.', 'e', 'E']) => {
+        None if Number::read(digits).is_some() && !digits.contains(['.', 'e', 'E']) => {
             Err(out_of_range(to))
         }
         None => Err("is not an integer".into()),
     }
 }
 
-/// A decimal without its fraction, if that is zeros.
+/// A decimal without its fraction, if the fraction is zero.
 fn whole(text: &str) -> Option<&str> {
     match text.split_once('.') {
         None => Some(text),
@@ -50,12 +47,7 @@ fn whole(text: &str) -> Option<&str> {
 
 fn canonical_integer(digits: &str, number: i64) -> Cow<'_, str> {
     let unsigned = digits.strip_prefix('-').unwrap_or(digits);
-    let is_canonical = if unsigned.starts_with('0') {
-        digits == "0"
-    } else {
-        true
-    };
-    if is_canonical {
+    if digits == "0" || !unsigned.starts_with('0') {
         digits.into()
     } else {
         number.to_string().into()
@@ -66,9 +58,9 @@ fn out_of_range(to: PgType) -> Problem {
     format!("is out of the range of {to}").into()
 }
 
-/// `numeric(p,s)`, exact: a number whose digits do not fit is refused, only zeros at the end of the
-/// fraction may go, or digits that the job has rounded. Without precision and scale also `NaN` and the
-/// infinities (Postgres 14 or later).
+/// `numeric(p,s)`, exact: refuses a number whose digits do not fit. Only zeros at the end of the
+/// fraction are removed, or digits that the job rounds. Without precision and scale, `NaN` and the
+/// infinities pass as well (Postgres 14 or later).
 pub(super) fn numeric(
     text: &str,
     size: Option<(u32, u32)>,
@@ -100,50 +92,32 @@ pub(super) fn numeric(
     }
 }
 
-fn is_special(text: &str) -> bool {
-    matches!(text, "NaN" | "Infinity" | "-Infinity")
-}
-
-/// `real`. Athena's own numbers pass as they are; text must be a number that the type keeps.
+/// `real` or `double precision`. Athena's own numbers pass unchanged; text must be a number that the
+/// type keeps.
 ///
 /// No number is formatted anew: Postgres reads the text to the same nearest value.
-pub(super) fn real(from: AthenaType, text: &str) -> Result<Cow<'_, str>, Problem> {
+pub(super) fn float<T: FromStr + Copy + Into<f64> + Display>(
+    from: AthenaType,
+    text: &str,
+    to: PgType,
+) -> Result<Cow<'_, str>, Problem> {
     if is_special(text) {
         return Ok(text.into());
     }
-    let number = Scanned::read(text).ok_or("is not a number")?;
-    let value: f32 = text.parse().map_err(|_| "is not a number")?;
-    if value.is_infinite() || (value == 0.0 && !number.is_zero()) {
-        return Err(out_of_range(PgType::Real));
-    }
+    Number::read(text).ok_or("is not a number")?;
+    let value: T = canonical::float(text).ok_or_else(|| out_of_range(to))?;
     if is_text(from) && !is_kept(text, &value.to_string()) {
-        return Err("has more digits than real keeps".into());
+        return Err(format!("has more digits than {to} keeps").into());
     }
     Ok(text.into())
 }
 
-/// `double precision`. See [`real`].
-pub(super) fn double(from: AthenaType, text: &str) -> Result<Cow<'_, str>, Problem> {
-    if is_special(text) {
-        return Ok(text.into());
-    }
-    let number = Scanned::read(text).ok_or("is not a number")?;
-    let value: f64 = text.parse().map_err(|_| "is not a number")?;
-    if value.is_infinite() || (value == 0.0 && !number.is_zero()) {
-        return Err(out_of_range(PgType::Double));
-    }
-    if is_text(from) && !is_kept(text, &value.to_string()) {
-        return Err("has more digits than double precision keeps".into());
-    }
-    Ok(text.into())
-}
-
-/// A number that Athena computed is a float already; one that was text may have more digits.
+/// A number of Athena is a float already; a text may have more digits.
 fn is_text(from: AthenaType) -> bool {
     matches!(from, AthenaType::Char | AthenaType::Varchar)
 }
 
-/// Whether the float, shown with the digits that tell it from its neighbours, is what was written.
+/// Whether the float, shown with as many digits as identify it, equals the written number.
 fn is_kept(text: &str, shown: &str) -> bool {
     match (Decimal::parse(text), Decimal::parse(shown)) {
         (Some(written), Some(kept)) => written == kept,

@@ -1,4 +1,4 @@
-//! The whole matrix of types, value by value, and `docs/types.md` compared with it.
+//! The whole matrix of types, value by value, compared with `docs/types.md`.
 
 use std::fmt::Write;
 
@@ -69,7 +69,7 @@ type Example = (
     Result<&'static str, &'static str>,
 );
 
-/// Athena type, Athena's text, Postgres type, and the canonical text or what the reason says.
+/// Athena type, Athena's text, Postgres type, and the canonical text or a part of the reason.
 #[rustfmt::skip]
 const EXAMPLES: &[Example] = &[
     ("boolean", "true", "boolean", Ok("true")),
@@ -207,7 +207,7 @@ fn postgres(text: &str) -> PgType {
     text.parse().unwrap()
 }
 
-/// The type that a column becomes when the job asks for `wanted`.
+/// The type that a column becomes when the job declares `wanted`.
 fn resolved(from: &str, wanted: Option<&str>) -> Option<PgType> {
     let spec = ColumnSpec {
         source: Some("a".into()),
@@ -224,7 +224,7 @@ fn resolved(from: &str, wanted: Option<&str>) -> Option<PgType> {
 }
 
 #[test]
-fn every_example_is_as_the_table_says() {
+fn every_example_converts_as_listed() {
     for &(from, text, to, wanted) in EXAMPLES {
         assert!(resolved(from, Some(to)).is_some(), "{from} may become {to}");
         let seen = convert(athena(from), postgres(to), text);
@@ -240,9 +240,9 @@ fn every_example_is_as_the_table_says() {
 }
 
 #[test]
-fn what_was_converted_converts_to_itself() {
+fn canonical_text_converts_to_itself() {
     for &(_, _, to, wanted) in EXAMPLES {
-        // The least double has one digit fewer than Java prints, and intervals are read as Athena's.
+        // The least double has one digit fewer than Java prints, and an interval is read in Athena's format.
         let is_exempt = postgres(to) == PgType::Interval || wanted == Ok("4.9E-324");
         if let (Ok(canonical), false) = (wanted, is_exempt) {
             let again = convert(AthenaType::Varchar, postgres(to), canonical);
@@ -252,7 +252,7 @@ fn what_was_converted_converts_to_itself() {
 }
 
 #[test]
-fn every_allowed_pair_converts_a_value() {
+fn every_allowed_pair_of_types_converts_a_value() {
     for &(from, value) in VALUES {
         let targets = POSTGRES
             .iter()
@@ -314,13 +314,13 @@ fn tables() -> String {
 }
 
 #[test]
-fn the_documentation_has_the_same_tables() {
+fn documentation_has_the_same_tables() {
     assert_documented("tables", &tables());
 }
 
 proptest! {
     #[test]
-    fn integers_pass_as_they_are(number: i64) {
+    fn integers_pass_unchanged(number: i64) {
         let text = number.to_string();
         prop_assert!(matches!(convert(AthenaType::BigInt, PgType::BigInt, &text), Ok(Cow::Borrowed(seen)) if seen == text));
         let small = convert(AthenaType::BigInt, PgType::SmallInt, &text);
@@ -328,12 +328,12 @@ proptest! {
     }
 
     #[test]
-    fn text_passes_as_it_is(text in "[^\\x00]*") {
+    fn text_passes_unchanged(text in "[^\\x00]*") {
         prop_assert!(matches!(convert(AthenaType::Varchar, PgType::Text, &text), Ok(Cow::Borrowed(seen)) if seen == text));
     }
 
     #[test]
-    fn a_decimal_never_changes_its_value(unscaled in -10_i128.pow(37)..10_i128.pow(37), scale in 0_usize..38, to_scale in 0_u32..40) {
+    fn decimal_keeps_its_value(unscaled in -10_i128.pow(37)..10_i128.pow(37), scale in 0_usize..38, to_scale in 0_u32..40) {
         let digits = format!("{:0>38}", unscaled.unsigned_abs());
         let (integer, fraction) = digits.split_at(38 - scale);
         let point = if scale == 0 { "" } else { "." };
@@ -350,21 +350,21 @@ proptest! {
     }
 
     #[test]
-    fn doubles_pass_as_they_are(number: f64) {
+    fn doubles_pass_unchanged(number: f64) {
         let text = format!("{number:?}").replace("inf", "Infinity");
         let seen = convert(AthenaType::Double, PgType::Double, &text).unwrap();
         prop_assert_eq!(seen, &*text);
     }
 
     #[test]
-    fn bytes_come_back(bytes: Vec<u8>) {
+    fn bytes_convert_to_the_same_bytes(bytes: Vec<u8>) {
         let shown: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let seen = convert(AthenaType::Varbinary, PgType::Bytea, &shown.join(" ")).unwrap().into_owned();
         prop_assert_eq!(seen, format!("\\x{}", shown.concat()));
     }
 
     #[test]
-    fn no_text_makes_a_conversion_panic(text in "\\PC{0,24}", odd in "[-+0-9:. TZEe/xBCU]{0,32}") {
+    fn no_text_panics(text in "\\PC{0,24}", odd in "[-+0-9:. TZEe/xBCU]{0,32}") {
         for to in POSTGRES {
             for text in [&text, &odd] {
                 drop(convert(AthenaType::Varchar, postgres(to), text));

@@ -1,5 +1,5 @@
-//! `duplicates = "reject"`: of the rows of a batch with one key only the first is valid. Batches are not
-//! compared with one another: each is transformed by itself, whoever gets it and whenever.
+//! `duplicates = "reject"`: only the first row of a key in a batch is valid. Batches are not compared
+//! with each other: each is transformed by itself.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use super::order::key;
 /// The rule's name.
 const DUPLICATE_RULE: &str = "duplicate_key";
 
-/// The columns of the key, when a second row with the same values is rejected.
+/// The columns of the key, for a job that rejects a second row with the same values.
 #[derive(Debug, Clone)]
 pub(crate) struct KeyColumns(Vec<(usize, PgType)>);
 
@@ -22,8 +22,8 @@ pub(crate) struct KeyColumns(Vec<(usize, PgType)>);
 pub(crate) struct Seen(HashSet<String>);
 
 impl KeyColumns {
-    /// `None` when a job has nothing against duplicates.
-    pub(crate) fn of(target: &Target, columns: &[TargetColumn]) -> Option<Self> {
+    /// None when the job accepts duplicates.
+    pub(crate) fn new(target: &Target, columns: &[TargetColumn]) -> Option<Self> {
         let position = |name: &String| {
             let position = columns.iter().position(|column| column.name == *name)?;
             Some((position, columns[position].pg_type))
@@ -32,7 +32,7 @@ impl KeyColumns {
         is_wanted.then(|| Self(target.key.iter().filter_map(position).collect()))
     }
 
-    /// Rejects a row whose key another one had.
+    /// Rejects a row whose key an earlier row has.
     pub(crate) fn check<T: AsRef<str>>(
         &self,
         seen: &mut Seen,
@@ -40,16 +40,15 @@ impl KeyColumns {
     ) -> Option<Reject> {
         let mut all = String::new();
         for (position, pg_type) in &self.0 {
-            // A row without a value in its key breaks the rule that requires one.
+            // A NULL in the key breaks the rule `required`.
             let value = values.get(*position)?.as_ref()?.as_ref();
             let value = key(*pg_type, value);
-            // Postgres does not see the blanks at the end of a char(n).
+            // Postgres ignores the blanks at the end of a char(n).
             let value = match pg_type {
                 PgType::Char(_) => value.trim_end_matches(' '),
                 _ => &value,
             };
-            // With its length before it: two parts never read as two others.
-            // Writing to a String cannot fail.
+            // The length keeps two different keys apart. Writing to a String cannot fail.
             write!(all, "{}:{value}", value.len()).ok();
         }
         if seen.0.insert(all) {
@@ -89,14 +88,14 @@ mod tests {
             duplicates,
             ..Target::default()
         };
-        let key = KeyColumns::of(&target, &columns)?;
+        let key = KeyColumns::new(&target, &columns)?;
         let mut seen = Seen::default();
         let verdicts = rows.iter().map(|row| key.check(&mut seen, row).is_none());
         Some(verdicts.collect())
     }
 
     #[test]
-    fn the_second_row_of_a_key_is_rejected_and_no_other() {
+    fn only_later_rows_of_a_key_are_rejected() {
         let rows: &[&[Option<&str>]] = &[
             &[Some("1"), Some("23")],
             &[Some("12"), Some("3")],
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_equal_when_postgres_says_so() {
+    fn keys_are_equal_as_in_postgres() {
         let twice = |pg_type: &str, one: &str, other: &str| {
             let rows: &[&[Option<&str>]] = &[&[Some(one)], &[Some(other)]];
             verdicts(&[pg_type], Duplicates::Reject, rows)

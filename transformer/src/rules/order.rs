@@ -1,15 +1,16 @@
-//! When two values of a Postgres type are equal, and which of them is less.
+//! Equality and order of the values of a Postgres type.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
+use common::canonical::Moment;
 use common::schema::PgType;
 
-use crate::convert::{Decimal, Moment, without_zeros};
+use crate::convert::{Decimal, without_zeros};
 
-/// A text that is the same for equal values of the type. Most types have only one canonical text for
-/// a value; numbers with a point or an exponent and fractions of a second have many.
+/// A text that is the same for equal values of the type. Most types have one canonical text for a
+/// value; numbers with a point or an exponent and fractions of a second have several.
 pub(super) fn key(pg_type: PgType, canonical: &str) -> Cow<'_, str> {
     match pg_type {
         PgType::Numeric(None) | PgType::Real | PgType::Double => match Decimal::parse(canonical) {
@@ -36,7 +37,7 @@ pub(super) fn key(pg_type: PgType, canonical: &str) -> Cow<'_, str> {
     }
 }
 
-/// What `min` and `max` compare with. Shown as its canonical text.
+/// The bound of `min` or `max`. Displays its canonical text.
 #[derive(Debug, Clone)]
 pub(super) struct Bound {
     value: Ordered,
@@ -47,12 +48,12 @@ pub(super) struct Bound {
 enum Ordered {
     Integer(i64),
     Number(Decimal<'static>),
-    Moment(Moment),
+    Moment(Moment, PgType),
     Text,
 }
 
 impl Bound {
-    /// A bound of a column of this type. A type without a useful order has none.
+    /// Reads a bound of a column of this type. Refuses a type without a useful order.
     pub(super) fn parse(pg_type: PgType, canonical: &str) -> Result<Self, String> {
         let value = match pg_type {
             PgType::SmallInt | PgType::Integer | PgType::BigInt => {
@@ -62,7 +63,8 @@ impl Bound {
                 Decimal::parse(canonical).map(|number| Ordered::Number(number.into_owned()))
             }
             PgType::Date | PgType::Time | PgType::Timestamp | PgType::TimestampTz => {
-                Moment::of_canonical(canonical).map(Ordered::Moment)
+                Moment::from_canonical(pg_type, canonical)
+                    .map(|moment| Ordered::Moment(moment, pg_type))
             }
             PgType::Text | PgType::Varchar(_) | PgType::Char(_) => Some(Ordered::Text),
             PgType::Boolean
@@ -84,7 +86,7 @@ impl Bound {
         })
     }
 
-    /// How a canonical value compares with the bound; `None` for `NaN`.
+    /// Compares a canonical value with the bound; None for `NaN`.
     pub(super) fn compared(&self, value: &str) -> Option<Ordering> {
         match &self.value {
             Ordered::Integer(bound) => value.parse::<i64>().ok().map(|value| value.cmp(bound)),
@@ -93,7 +95,9 @@ impl Bound {
                 "-Infinity" => Some(Ordering::Less),
                 _ => Decimal::parse(value).map(|value| value.cmp(bound)),
             },
-            Ordered::Moment(bound) => Moment::of_canonical(value).map(|value| value.cmp(bound)),
+            Ordered::Moment(bound, pg_type) => {
+                Moment::from_canonical(*pg_type, value).map(|value| value.cmp(bound))
+            }
             // The order of UTF-8 is that of the code points.
             Ordered::Text => Some(value.cmp(&self.shown)),
         }

@@ -1,4 +1,4 @@
-//! Rules on values of each kind of type, and the jobs that are refused.
+//! Rules on values of each kind of type, and jobs that are refused.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn checks(pg_type: &str, toml: &str) -> Checks {
     Checks::compile("c", pg_type.parse().unwrap(), &rules(toml)).unwrap()
 }
 
-/// The rule that a value breaks; the value is in canonical text.
+/// The rule that a canonical value breaks.
 fn broken(pg_type: &str, toml: &str, value: &str) -> Option<&'static str> {
     checks(pg_type, toml)
         .first_broken(Some(value))
@@ -37,7 +37,7 @@ fn null_passes_every_rule_but_required() {
 }
 
 #[test]
-fn the_first_rule_that_is_broken_is_named() {
+fn first_broken_rule_is_the_reject() {
     let toml = r#"{ max_length = 2 }, { none_of = ["A1", "abc"] }, { pattern = "[A-Z]+" }"#;
     assert_eq!(broken("text", toml, "abc"), Some("max_length"));
     assert_eq!(broken("text", toml, "A1"), Some("none_of"));
@@ -54,7 +54,7 @@ fn the_first_rule_that_is_broken_is_named() {
 }
 
 #[test]
-fn characters_are_counted_and_not_bytes() {
+fn max_length_counts_characters() {
     assert_eq!(broken("text", "{ max_length = 3 }", "äöü"), None);
     assert_eq!(
         broken("text", "{ max_length = 3 }", "äöüß"),
@@ -63,7 +63,7 @@ fn characters_are_counted_and_not_bytes() {
 }
 
 #[test]
-fn bounds_are_compared_as_values_of_the_type() {
+fn bounds_compare_values_of_the_type() {
     for (pg_type, bound, less, more) in [
         ("bigint", "10", "9", "11"),
         ("bigint", "-10", "-11", "9"),
@@ -116,7 +116,7 @@ fn bounds_are_compared_as_values_of_the_type() {
 }
 
 #[test]
-fn lists_hold_values_and_not_spellings() {
+fn lists_compare_values_of_the_type() {
     assert_eq!(
         broken("numeric", r#"{ one_of = ["1.50", 2] }"#, "1.5"),
         None
@@ -145,7 +145,7 @@ fn lists_hold_values_and_not_spellings() {
 }
 
 #[test]
-fn a_pattern_matches_the_whole_value() {
+fn pattern_matches_the_whole_value() {
     assert_eq!(
         broken("text", r#"{ pattern = "a|b" }"#, "ab"),
         Some("pattern")
@@ -156,7 +156,7 @@ fn a_pattern_matches_the_whole_value() {
         Some("pattern")
     );
     assert_eq!(broken("text", r#"{ pattern = "(?x) a " }"#, "a"), None);
-    // As Postgres shows it, whatever zeros it came with.
+    // The pattern applies to the text that Postgres shows, without trailing zeros.
     let full_hour = r"{ pattern = '.* \d\d:00:00' }";
     for (time, rule) in [("09:00:00.000", None), ("09:00:00.500", Some("pattern"))] {
         let value = format!("2018-04-02 {time}");
@@ -189,7 +189,7 @@ fn reasons_are_sentences() {
 }
 
 #[test]
-fn a_rule_that_cannot_be_used_is_the_jobs_fault() {
+fn unusable_rule_is_refused_with_the_job() {
     let refused = |pg_type: &str, toml: &str| {
         let pg_type = pg_type.parse().unwrap();
         Checks::compile("price", pg_type, &rules(toml))
@@ -197,12 +197,20 @@ fn a_rule_that_cannot_be_used_is_the_jobs_fault() {
             .to_string()
     };
     for (pg_type, toml, part) in [
-        ("text", r#"{ pattern = "a(" }"#, "no regular expression"),
-        ("text", r#"{ pattern = "a)|(b" }"#, "no regular expression"),
+        (
+            "text",
+            r#"{ pattern = "a(" }"#,
+            "not a usable regular expression",
+        ),
+        (
+            "text",
+            r#"{ pattern = "a)|(b" }"#,
+            "not a usable regular expression",
+        ),
         (
             "text",
             r#"{ pattern = "(\\w{1,500}){500}" }"#,
-            "no regular expression",
+            "not a usable regular expression",
         ),
         ("bigint", r#"{ min = "three" }"#, "not an integer"),
         ("smallint", "{ max = 40000 }", "out of the range"),
@@ -229,7 +237,7 @@ fn a_rule_that_cannot_be_used_is_the_jobs_fault() {
 }
 
 #[test]
-fn a_job_is_checked_before_its_query_ran() {
+fn job_is_checked_before_its_query_has_run() {
     let column = |pg_type: Option<&str>, toml: &str| ColumnSpec {
         source: Some("s".into()),
         pg_type: pg_type.map(|text| text.parse().unwrap()),

@@ -1,8 +1,7 @@
-//! `replace_where` on a row: one that is outside of what its run replaces would stay when the run is
-//! repeated, so that it is rejected.
+//! `replace_where` on a row: rejects a row outside of what its run replaces, since it would stay when
+//! the run is repeated.
 //!
-//! Values are compared as rules compare them, and as Postgres compares them when it deletes. NULL is
-//! outside, as it is for Postgres.
+//! Values compare as in rules, and as in Postgres when it deletes. NULL is outside, as in Postgres.
 
 use common::job::{Comparison, Window};
 use common::message::Reject;
@@ -12,7 +11,7 @@ use super::order::Bound;
 use super::{PlanError, canonical};
 use crate::convert::shown;
 
-/// The rule's name of a row that is outside.
+/// The name of the rule.
 const WINDOW_RULE: &str = "replace_where";
 
 /// A job's window, compiled for the columns of a plan.
@@ -31,7 +30,7 @@ struct Compiled {
     bound: Bound,
 }
 
-/// What a window has to know of a column: where it is, its type, and whether it is masked.
+/// The position and type of a column, and whether it is masked.
 pub(crate) struct Place {
     pub(crate) position: usize,
     pub(crate) pg_type: PgType,
@@ -39,7 +38,7 @@ pub(crate) struct Place {
 }
 
 impl Inside {
-    /// Refuses a window whose column is not there, is masked, or is not of its bound's type.
+    /// Refuses a window whose column is missing, is masked, or is not of its bound's type.
     pub(crate) fn compile(
         window: Option<&Window>,
         place: impl Fn(&str) -> Option<Place>,
@@ -74,7 +73,7 @@ impl Inside {
         })
     }
 
-    /// Why a row, as it would be written, is outside; none where it is inside.
+    /// The reject of a row that is outside; None for a row that is inside.
     pub(crate) fn check<V: AsRef<str>>(&self, values: &[Option<V>]) -> Option<Reject> {
         let outside = |compiled: &&Compiled| match &values[compiled.position] {
             None => true,
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_inside_as_its_type_has_it() {
+    fn window_compares_values_of_the_columns_type() {
         let week = "d between '2018-04-02' and '2018-04-08'";
         for (condition, pg_type, value, wanted) in [
             (week, "date", Some("2018-04-02"), true),
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_does_not_fit_is_refused() {
+    fn window_that_does_not_fit_the_columns_is_refused() {
         for (condition, pg_type, part) in [
             ("n = 'x'", "bigint", "not an integer"),
             ("n = '2018-04-02'", "timestamptz", "not a timestamp"),

@@ -1,11 +1,11 @@
-//! Whole batches: nothing is lost between the valid and the rejected rows.
+//! Whole batches: every row is either valid or rejected.
 
 use common::job::{ColumnSpec, Mode, Rule, Target};
 use common::message::{BatchId, Message};
 use proptest::prelude::*;
 
 use super::*;
-use crate::column::REASON_CHARS;
+use crate::column::MAX_REASON_CHARS;
 
 const COLUMNS: &[(&str, &str)] = &[
     ("country", "varchar"),
@@ -65,7 +65,7 @@ fn batch(rows: &[[Option<&str>; 3]]) -> RawBatch {
 
 fn transformed(rows: &[[Option<&str>; 3]]) -> ValidBatch {
     let batch = batch(rows);
-    let plan = Plans::default().of(&batch).unwrap();
+    let plan = Plans::default().plan(&batch).unwrap();
     let valid = transform(&plan, batch.clone());
     assert_eq!(valid.check(), Ok(()));
     assert_eq!(valid.rows_extracted(), rows.len());
@@ -73,7 +73,7 @@ fn transformed(rows: &[[Option<&str>; 3]]) -> ValidBatch {
 }
 
 #[test]
-fn bad_rows_are_named_and_good_ones_pass() {
+fn bad_rows_are_rejected_and_good_rows_pass() {
     let day = Some("2018-04-02");
     let valid = transformed(&[
         [Some("US"), day, Some("1")],
@@ -131,14 +131,14 @@ fn bad_rows_are_named_and_good_ones_pass() {
 }
 
 #[test]
-fn an_empty_batch_stays_a_batch() {
+fn empty_batch_stays_a_batch() {
     let valid = transformed(&[]);
     assert_eq!((valid.rows.len(), valid.rejected.len()), (0, 0));
     assert_eq!(valid.columns.len(), 3);
 }
 
 #[test]
-fn the_hash_is_of_the_raw_rows() {
+fn content_hash_covers_the_raw_rows() {
     let raw = batch(&[[Some("A1"), None, Some("1")]]);
     let plan = Plan::new(&raw.job, &raw.columns).unwrap();
     let strict = transform(&plan, raw.clone());
@@ -155,7 +155,7 @@ fn the_hash_is_of_the_raw_rows() {
 }
 
 #[test]
-fn a_job_that_does_not_fit_the_result_has_no_plan() {
+fn job_that_does_not_fit_the_result_has_no_plan() {
     let mut spec = job();
     spec.columns[1].rules.push(Rule::Min("yesterday".into()));
     let columns = batch(&[]).columns;
@@ -170,39 +170,39 @@ fn a_job_that_does_not_fit_the_result_has_no_plan() {
 }
 
 #[test]
-fn plans_are_shared_by_equal_jobs_and_bounded() {
+fn equal_jobs_share_one_of_a_bounded_number_of_plans() {
     let mut plans = Plans::default();
-    let first = plans.of(&batch(&[])).unwrap();
+    let first = plans.plan(&batch(&[])).unwrap();
     assert!(
-        Arc::ptr_eq(&first, &plans.of(&batch(&[])).unwrap()),
+        Arc::ptr_eq(&first, &plans.plan(&batch(&[])).unwrap()),
         "an equal job of another message"
     );
-    for number in 0..2 * KEPT_PLANS {
+    for number in 0..2 * MAX_PLANS {
         let mut other = batch(&[]);
         other.job = Arc::new(JobSpec {
             name: number.to_string(),
             ..job()
         });
-        plans.of(&other).unwrap();
-        assert!(plans.0.len() <= KEPT_PLANS);
+        plans.plan(&other).unwrap();
+        assert!(plans.0.len() <= MAX_PLANS);
     }
 }
 
 #[test]
-fn a_reason_stays_short_however_long_the_rule_is() {
+fn reason_of_a_long_rule_is_truncated() {
     let mut batch = batch(&[[None, Some("2018-04-02"), Some("1")]]);
     let mut long = job();
     long.columns[1].pg_type = None;
     long.columns[1].rules = vec![Rule::Pattern("ä".repeat(5_000))];
     batch.job = Arc::new(long);
-    let valid = transform(&Plans::default().of(&batch).unwrap(), batch.clone());
+    let valid = transform(&Plans::default().plan(&batch).unwrap(), batch.clone());
     let reason = &valid.rejected[0].reject.reason;
     assert!(
-        reason.contains("does not match the pattern") && reason.chars().count() == REASON_CHARS
+        reason.contains("does not match the pattern") && reason.chars().count() == MAX_REASON_CHARS
     );
 }
 
-/// The job with more columns, as a job's file has them.
+/// The job with more columns, as in a job file.
 fn with_columns(toml: &str) -> JobSpec {
     #[derive(serde::Deserialize)]
     struct Columns {
@@ -213,7 +213,7 @@ fn with_columns(toml: &str) -> JobSpec {
 }
 
 #[test]
-fn what_the_job_adds_is_in_every_row_and_masks_are_in_the_quarantine_too() {
+fn constants_are_in_every_row_and_masks_also_in_the_quarantine() {
     let spec = with_columns(
         r#"
         [[columns]]
@@ -236,7 +236,7 @@ fn what_the_job_adds_is_in_every_row_and_masks_are_in_the_quarantine_too() {
         [None, None, None],
     ]);
     batch.job = Arc::new(asked);
-    let valid = transform(&Plans::default().of(&batch).unwrap(), batch.clone());
+    let valid = transform(&Plans::default().plan(&batch).unwrap(), batch.clone());
     assert_eq!(valid.check(), Ok(()));
     let names: Vec<_> = valid
         .columns
@@ -268,14 +268,14 @@ fn what_the_job_adds_is_in_every_row_and_masks_are_in_the_quarantine_too() {
         !sent.contains("0000-1111") && !sent.contains("3333-4444"),
         "{sent}"
     );
-    // Without the time there is nothing to load.
+    // Without a request time the job has no value to load.
     batch.job = Arc::new(spec);
-    let error = Plans::default().of(&batch).unwrap_err().to_string();
+    let error = Plans::default().plan(&batch).unwrap_err().to_string();
     assert!(error.contains("\"asked\""), "{error}");
 }
 
 #[test]
-fn a_row_outside_of_what_the_run_replaces_is_rejected() {
+fn row_outside_of_replace_where_is_rejected() {
     let mut spec = with_columns(
         "[[columns]]\nsource = \"day\"\nname = \"date\"\ntype = \"date\"\n[[columns]]\nsource = \"country\"\nmask = \"redact\"",
     );
@@ -288,7 +288,7 @@ fn a_row_outside_of_what_the_run_replaces_is_rejected() {
         [Some("secret"), None, Some("3")],
     ]);
     batch.job = Arc::new(spec.clone());
-    let valid = transform(&Plans::default().of(&batch).unwrap(), batch.clone());
+    let valid = transform(&Plans::default().plan(&batch).unwrap(), batch.clone());
     assert_eq!(valid.row_offsets, [0]);
     for row in &valid.rejected {
         assert_eq!(row.reject.rule, "replace_where");
@@ -302,16 +302,16 @@ fn a_row_outside_of_what_the_run_replaces_is_rejected() {
     ] {
         spec.target.replace_where = window(condition);
         batch.job = Arc::new(spec.clone());
-        let error = Plans::default().of(&batch).unwrap_err().to_string();
+        let error = Plans::default().plan(&batch).unwrap_err().to_string();
         assert!(error.contains(part), "{condition}: {error}");
     }
 }
 
-/// The rows of a batch that came over a queue, and what is sent on.
-fn sent_on(batch: &RawBatch) -> (Vec<u8>, ValidBatch) {
+/// The packed rows of a batch that came over a queue, and the batch made of it.
+fn over_the_queue(batch: &RawBatch) -> (Vec<u8>, ValidBatch) {
     let came = batch.write().unwrap().bytes;
     let raw = RawBatch::read(RawBatch::KIND, &came).unwrap();
-    let valid = transform(&Plans::default().of(&raw).unwrap(), raw);
+    let valid = transform(&Plans::default().plan(&raw).unwrap(), raw);
     let sent = valid.write().unwrap().bytes;
     assert_eq!(
         ValidBatch::read(ValidBatch::KIND, &sent).as_ref(),
@@ -322,30 +322,30 @@ fn sent_on(batch: &RawBatch) -> (Vec<u8>, ValidBatch) {
 }
 
 #[test]
-fn rows_that_nobody_touched_are_sent_on_as_they_are_packed() {
+fn unchanged_rows_are_published_in_their_packed_form() {
     let texts: Vec<String> = (0..500).map(|n| n.to_string()).collect();
     let rows: Vec<_> = texts
         .iter()
         .map(|visits| [Some("US"), Some("2018-04-02"), Some(visits.as_str())])
         .collect();
     let untouched = batch(&rows);
-    let (sent, valid) = sent_on(&untouched);
+    let (sent, valid) = over_the_queue(&untouched);
     assert_eq!(valid.rows, untouched.rows);
     assert!(valid.row_offsets.is_empty());
     let came = untouched.write().unwrap().bytes;
     assert!(sent.ends_with(&came[came.len() - 300..]));
 
-    // A row that becomes another one or none, wherever it is, and nothing else is different.
+    // One row changes or is rejected, at any place, and nothing else differs.
     for place in [0, 1, 250, 499] {
         let mut rows = rows.clone();
         rows[place][2] = Some("07");
-        let (_, valid) = sent_on(&batch(&rows));
+        let (_, valid) = over_the_queue(&batch(&rows));
         rows[place][2] = Some("7");
         assert_eq!(valid.rows, batch(&rows).rows, "{place}");
         assert!(valid.row_offsets.is_empty());
 
         rows[place][0] = Some("A1");
-        let (_, valid) = sent_on(&batch(&rows));
+        let (_, valid) = over_the_queue(&batch(&rows));
         rows.remove(place);
         assert_eq!(valid.rows, batch(&rows).rows, "{place}");
         assert_eq!(valid.rejected[0].row, valid.first_row + place as u64);
@@ -389,7 +389,7 @@ proptest! {
             let seen: Vec<_> = rejected.raw.iter().map(|(_, value)| value.as_deref()).collect();
             prop_assert_eq!(&seen[..], &raw[..]);
         }
-        // The same batch again gives the same batch.
+        // The same raw batch gives the same batch.
         prop_assert_eq!(transformed(&rows), valid);
     }
 }

@@ -1,4 +1,4 @@
-//! What comes in and what goes out.
+//! Batches in, batches and dead letters out.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use common::queue::QueueName;
 use testkit::PATIENCE;
 use testkit::wait_until;
 
-use crate::line::{Line, batch};
+use crate::fixture::{Fixture, batch};
 
 #[tokio::test]
-async fn two_deliveries_of_one_batch_give_the_same_batch() {
-    let line = Line::new().await;
+async fn redelivered_batch_gives_the_same_batch() {
+    let fixture = Fixture::new().await;
     let raw = batch(
         0,
         &[
@@ -22,9 +22,9 @@ async fn two_deliveries_of_one_batch_give_the_same_batch() {
             [None, None],
         ],
     );
-    line.publish(&[raw.clone(), raw]).await;
-    let transformer = line.transformer().start().await;
-    let valid = line.take_valid(2).await;
+    fixture.publish(&[raw.clone(), raw]).await;
+    let transformer = fixture.transformer().start().await;
+    let valid = fixture.take_valid(2).await;
     assert_eq!(valid[0], valid[1]);
     assert_eq!(valid[0].check(), Ok(()));
     assert_eq!(valid[0].row_offsets, [0, 3]);
@@ -44,26 +44,29 @@ async fn two_deliveries_of_one_batch_give_the_same_batch() {
         transformer.metric("etl_rows_transformed_total").await,
         Some(8.0)
     );
-    line.end(transformer).await;
+    fixture.end(transformer).await;
 }
 
 #[tokio::test]
-async fn what_cannot_be_transformed_is_dead_lettered_and_its_neighbours_are_not() {
-    let line = Line::new().await;
+async fn unusable_batch_is_dead_lettered_and_others_are_not() {
+    let fixture = Fixture::new().await;
     let mut unfit = batch(1, &[[Some("DE"), Some("3")]]);
     let mut job = JobSpec::clone(&unfit.job);
     job.columns[0].rules.push(Rule::Pattern("(".into()));
     unfit.job = Arc::new(job);
-    line.publish(&[batch(0, &[[Some("DE"), Some("3")]]), unfit])
+    fixture
+        .publish(&[batch(0, &[[Some("DE"), Some("3")]]), unfit])
         .await;
-    line.vhost
+    fixture
+        .vhost
         .publish(QueueName::Raw.name(), b"\xff not a batch")
         .await;
-    line.publish(&[batch(2, &[[Some("FR"), Some("4")]]), batch(3, &[])])
+    fixture
+        .publish(&[batch(2, &[[Some("FR"), Some("4")]]), batch(3, &[])])
         .await;
 
-    let transformer = line.transformer().start().await;
-    let mut seqs: Vec<_> = line
+    let transformer = fixture.transformer().start().await;
+    let mut seqs: Vec<_> = fixture
         .take_valid(3)
         .await
         .iter()
@@ -71,7 +74,7 @@ async fn what_cannot_be_transformed_is_dead_lettered_and_its_neighbours_are_not(
         .collect();
     seqs.sort_unstable();
     assert_eq!(seqs, [0, 2, 3]);
-    let mut dead = line.take(QueueName::Dead, 2).await;
+    let mut dead = fixture.take(QueueName::Dead, 2).await;
     dead.sort_by_key(|message| message.body.len());
     let reasons: Vec<_> = dead
         .iter()
@@ -95,19 +98,19 @@ async fn what_cannot_be_transformed_is_dead_lettered_and_its_neighbours_are_not(
             Some(QueueName::Raw.name())
         );
     }
-    line.end(transformer).await;
+    fixture.end(transformer).await;
 }
 
 #[tokio::test]
-async fn replicas_share_the_work() {
-    let line = Line::new().await;
-    let first = line.transformer().start().await;
-    let second = line.transformer().start().await;
+async fn replicas_share_the_batches() {
+    let fixture = Fixture::new().await;
+    let first = fixture.transformer().start().await;
+    let second = fixture.transformer().start().await;
     let batches: Vec<_> = (0..60)
         .map(|seq| batch(seq, &[[Some("DE"), Some("3")]]))
         .collect();
-    line.publish(&batches).await;
-    let mut seqs: Vec<_> = line
+    fixture.publish(&batches).await;
+    let mut seqs: Vec<_> = fixture
         .take_valid(60)
         .await
         .iter()
@@ -115,6 +118,6 @@ async fn replicas_share_the_work() {
         .collect();
     seqs.sort_unstable();
     assert!(seqs.into_iter().eq(0..60));
-    line.end(first).await;
-    line.end(second).await;
+    fixture.end(first).await;
+    fixture.end(second).await;
 }

@@ -1,9 +1,11 @@
-//! The transformer against a real broker, as the process that it is; and what a real Postgres makes
-//! of the text that it produces.
+//! The transformer as a process with a real broker; and its canonical text in a real Postgres.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper of a test that fails, fails the test"
+)]
 
 mod batches;
-mod deaths;
-mod line;
+mod crashes;
+mod fixture;
 mod postgres;

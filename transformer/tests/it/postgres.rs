@@ -1,4 +1,4 @@
-//! What a real Postgres makes of canonical text: the same value, shown in the same way.
+//! A real Postgres reads canonical text as the same value, and shows it as the same text.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ fn examples() -> Vec<Example> {
         let [_, _, pg_type, canonical] = cells[..] else {
             return None;
         };
-        // Rust's quoting is JSON's for what is in the table.
+        // For the values in the table, Rust's quoting is that of JSON.
         let canonical = canonical
             .strip_prefix('"')
             .map(|_| serde_json::from_str(canonical).unwrap())?;
@@ -46,7 +46,7 @@ async fn utc(connection: &mut PgConnection) {
         .unwrap();
 }
 
-/// The text that Postgres shows for a value that it read from `text`.
+/// The text that Postgres shows for the value that it reads from `text`.
 async fn shown(connection: &mut PgConnection, text: &str, pg_type: &str) -> String {
     // A cast of inet to text adds the prefix that its output leaves out.
     let output = if pg_type == "inet" {
@@ -60,7 +60,7 @@ async fn shown(connection: &mut PgConnection, text: &str, pg_type: &str) -> Stri
     shown.unwrap_or_else(|error| panic!("{text:?} as {pg_type}: {error}"))
 }
 
-/// A time keeps the zeros that Athena writes at its end, and Postgres shows none.
+/// A canonical time keeps Athena's zeros at its end; Postgres shows none.
 fn as_shown(canonical: &str, pg_type: PgType) -> &str {
     match pg_type {
         PgType::Time | PgType::Timestamp if canonical.contains('.') => {
@@ -71,7 +71,7 @@ fn as_shown(canonical: &str, pg_type: PgType) -> &str {
 }
 
 #[tokio::test]
-async fn the_documented_values_are_what_postgres_shows() {
+async fn documented_values_are_what_postgres_shows() {
     let database = database().await;
     let mut connection = database.pool.acquire().await.unwrap();
     utc(&mut connection).await;
@@ -92,7 +92,7 @@ async fn the_documented_values_are_what_postgres_shows() {
     }
 }
 
-/// Numbers that look random and are the same each time: Knuth's MMIX generator.
+/// Pseudo-random numbers, the same in every run: Knuth's MMIX generator.
 fn numbers() -> impl FnMut(u64) -> u64 {
     let mut state: u64 = 1;
     move |below| {
@@ -116,7 +116,7 @@ async fn all_shown(connection: &mut PgConnection, texts: &[String], pg_type: &st
 }
 
 #[tokio::test]
-async fn moments_are_read_as_postgres_reads_them() {
+async fn moments_are_read_as_in_postgres() {
     let database = database().await;
     let mut connection = database.pool.acquire().await.unwrap();
     utc(&mut connection).await;
@@ -132,7 +132,7 @@ async fn moments_are_read_as_postgres_reads_them() {
     for zone in ["UTC", "+05:30", "-11:00", "+14", "+0545"] {
         zoned.extend((0..500).map(|_| format!("{} {zone}", local(2, 9_997))));
     }
-    // The rules of the zones are known for these years, here and there.
+    // Both time zone databases have the same rules for these years.
     for zone in [
         "America/Los_Angeles",
         "Europe/Berlin",
@@ -150,7 +150,7 @@ async fn moments_are_read_as_postgres_reads_them() {
         for (text, wanted) in texts.iter().zip(wanted) {
             match convert(from, to, text) {
                 Ok(seen) => assert_eq!(as_shown(&seen, to), wanted, "{text}"),
-                // An hour that was shown twice, or skipped: Postgres guesses.
+                // For an hour that occurs twice or never, Postgres guesses.
                 Err(reason) if reason.to_string().contains("clocks of its zone") => refused += 1,
                 Err(reason) => panic!("{reason}"),
             }
@@ -160,7 +160,7 @@ async fn moments_are_read_as_postgres_reads_them() {
 }
 
 #[tokio::test]
-async fn numbers_are_read_as_postgres_reads_them() {
+async fn numbers_are_read_as_in_postgres() {
     let database = database().await;
     let mut connection = database.pool.acquire().await.unwrap();
     let mut below = numbers();

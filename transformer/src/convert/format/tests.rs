@@ -1,4 +1,4 @@
-//! What a format reads, what it refuses, and formats that are refused at once.
+//! Values that a format reads or refuses, and formats that are refused.
 
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ fn read(format: &str, to: &str, text: &str) -> Result<String, String> {
 }
 
 #[test]
-fn what_is_written_so_is_read() {
+fn matching_value_is_read() {
     for (format, to, text, wanted) in [
         ("%d.%m.%Y", "date", "02.04.2018", "2018-04-02"),
         ("%Y%m%d", "date", "20180402", "2018-04-02"),
@@ -58,7 +58,7 @@ fn what_is_written_so_is_read() {
 }
 
 #[test]
-fn what_is_written_otherwise_is_refused() {
+fn other_value_is_refused() {
     for (format, to, text, part) in [
         ("%d.%m.%Y", "date", "2.4.2018", "is not written as %d.%m.%Y"),
         ("%d.%m.%Y", "date", "02.04.2018 ", "is not written as"),
@@ -100,7 +100,7 @@ fn what_is_written_otherwise_is_refused() {
 }
 
 #[test]
-fn a_format_that_does_not_fit_is_refused_at_once() {
+fn format_that_does_not_fit_the_type_is_refused() {
     for (format, to, part) in [
         ("%d.%m", "date", "needs a year"),
         ("", "date", "needs a year"),
@@ -127,8 +127,8 @@ fn a_format_that_does_not_fit_is_refused_at_once() {
 
 proptest! {
     #[test]
-    fn every_date_comes_back(days in -700_000_i64..2_900_000) {
-        let date = super::super::calendar::from_days(days).unwrap();
+    fn formatted_date_is_read_back(days in -700_000_i64..2_900_000) {
+        let date = Moment::from_days(days).unwrap();
         let (year, month, day) = (date.year, date.month, date.day);
         prop_assume!((1..=9999).contains(&year));
         let iso = format!("{year:04}-{month:02}-{day:02}");
@@ -137,7 +137,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_it_panic(format in "(%-?[YymbBdaAHIpMSfzZFTR%]|\\PC){0,9}", text in "\\PC{0,24}", to in prop::sample::select(vec!["date", "time", "timestamp", "timestamptz"])) {
+    fn no_format_or_text_panics(format in "(%-?[YymbBdaAHIpMSfzZFTR%]|\\PC){0,9}", text in "\\PC{0,24}", to in prop::sample::select(vec!["date", "time", "timestamp", "timestamptz"])) {
         drop(read(&format, to, &text));
     }
 }

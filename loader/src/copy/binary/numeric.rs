@@ -1,63 +1,17 @@
-//! Numbers, from the text that the transformer makes.
+//! The binary form of `numeric`.
+
+use common::canonical::Number;
 
 /// Decimal digits in one digit of a `numeric`.
 const GROUP: usize = 4;
-/// The sign of a negative `numeric`, and what stands there for the special ones (`numeric.c`).
+/// The sign field of negative numbers and of the special values (`numeric.c`).
 const NEGATIVE: u16 = 0x4000;
 const NAN: u16 = 0xc000;
 const INFINITY: u16 = 0xd000;
 const MINUS_INFINITY: u16 = 0xf000;
 
-/// `-7`; no plus sign, which Rust reads and no canonical text has.
-pub(super) fn integer<T: std::str::FromStr>(text: &str) -> Option<T> {
-    if text.starts_with('+') {
-        return None;
-    }
-    text.parse().ok()
-}
-
-/// The nearest `real`, as Postgres' `strtof` reads it.
-pub(super) fn real(text: &str) -> Option<f32> {
-    match text {
-        "NaN" => Some(f32::NAN),
-        "Infinity" => Some(f32::INFINITY),
-        "-Infinity" => Some(f32::NEG_INFINITY),
-        _ if is_plain(text) => text
-            .parse()
-            .ok()
-            .filter(|number: &f32| number.is_finite() && (*number != 0.0 || is_zero(text))),
-        _ => None,
-    }
-}
-
-/// The nearest `double precision`, as Postgres' `strtod` reads it.
-pub(super) fn double(text: &str) -> Option<f64> {
-    match text {
-        "NaN" => Some(f64::NAN),
-        "Infinity" => Some(f64::INFINITY),
-        "-Infinity" => Some(f64::NEG_INFINITY),
-        _ if is_plain(text) => text
-            .parse()
-            .ok()
-            .filter(|number: &f64| number.is_finite() && (*number != 0.0 || is_zero(text))),
-        _ => None,
-    }
-}
-
-/// Of the many texts that Rust reads as a number, one that begins with a digit, behind a minus sign at most.
-fn is_plain(text: &str) -> bool {
-    let unsigned = text.strip_prefix('-').unwrap_or(text);
-    unsigned.starts_with(|c: char| c.is_ascii_digit())
-}
-
-/// Whether a number that was read as zero is none that was too small, which Postgres refuses.
-fn is_zero(text: &str) -> bool {
-    let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
-    !mantissa.contains(|c: char| ('1'..='9').contains(&c))
-}
-
-/// `numeric`: number of digits, weight of the first, sign, digits after the point that are shown; then the digits, of
-/// base 10,000, aligned to the point.
+/// Appends the number of digits, the weight of the first one, the sign and the decimal digits after
+/// the point; then the digits, of base 10,000, aligned to the point.
 pub(super) fn numeric(out: &mut Vec<u8>, text: &str) -> Option<()> {
     let special = match text {
         "NaN" => Some(NAN),
@@ -69,22 +23,19 @@ pub(super) fn numeric(out: &mut Vec<u8>, text: &str) -> Option<()> {
         put(out, 0, 0, sign, 0, std::iter::empty());
         return Some(());
     }
-    let (sign, unsigned) = match text.strip_prefix('-') {
-        Some(rest) => (NEGATIVE, rest),
-        None => (0, text),
-    };
-    let (integer, fraction) = match unsigned.split_once('.') {
-        Some((_, "")) => return None,
-        Some(parts) => parts,
-        None => (unsigned, ""),
-    };
-    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    if integer.is_empty() || !is_digits(integer) || !is_digits(fraction) {
+    let Number {
+        negative,
+        integer,
+        fraction,
+        exponent: None,
+    } = Number::read(text)?
+    else {
         return None;
-    }
+    };
+    let sign = if negative { NEGATIVE } else { 0 };
     let scale = u16::try_from(fraction.len()).ok()?;
     let groups = groups(integer, fraction);
-    // Without the zeros at both ends; none at all for 0.
+    // Without the zeros at both ends; 0 has no digits.
     let first = groups.iter().position(|group| *group != 0);
     let Some(first) = first else {
         put(out, 0, 0, 0, scale, std::iter::empty());
@@ -105,7 +56,7 @@ pub(super) fn numeric(out: &mut Vec<u8>, text: &str) -> Option<()> {
     Some(())
 }
 
-/// Digits of base 10,000: the integer's, filled with zeros in front, and the fraction's, filled behind.
+/// Digits of base 10,000: the integer padded with zeros on the left, the fraction on the right.
 fn groups(integer: &str, fraction: &str) -> Vec<u16> {
     let number = |digits: &[u8], zeros: usize| {
         let digits = digits.iter().map(|digit| u16::from(digit - b'0'));
@@ -160,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_numeric_is_digits_of_base_ten_thousand_around_the_point() {
+    fn numeric_is_digits_of_base_ten_thousand_around_the_point() {
         assert_eq!(encoded("12345.6789"), [3, 1, 0, 4, 1, 2345, 6789]);
         assert_eq!(encoded("-0.00001"), [1, -2, 0x4000, 5, 1000]);
         assert_eq!(encoded("10000.00"), [1, 1, 0, 2, 1]);

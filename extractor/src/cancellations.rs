@@ -1,7 +1,7 @@
-//! The runs that were cancelled, as `etl.control` tells of them. Whoever works on one stops at once.
+//! The cancelled runs, as `etl.control` names them. An extractor that works on one stops at once.
 //!
-//! Bounded: the oldest are forgotten. Work on a run that was cancelled and forgotten is in vain and
-//! does no harm, since the books have the last word.
+//! The set is bounded and forgets the oldest run first. Work on a forgotten run is wasted and
+//! harmless, since the loader drops the batches of a cancelled run.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -9,43 +9,40 @@ use common::message::{Control, ExtractTask, Order, RunId};
 use tokio::sync::watch;
 
 /// More than the stream keeps for long.
-const MOST: usize = 20_000;
+const MAX_RUNS: usize = 20_000;
 
-/// The cancelled runs; clones know the same.
-#[derive(Debug, Clone)]
-pub(crate) struct Cancelled(watch::Sender<Runs>);
+/// The cancelled runs; clones share one set.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cancellations(watch::Sender<Runs>);
 
 #[derive(Debug, Default)]
 struct Runs {
-    /// The highest generation that was cancelled.
+    /// The highest cancelled generation of each run.
     generations: HashMap<RunId, u32>,
     /// Oldest first.
     order: VecDeque<RunId>,
 }
 
-impl Cancelled {
-    pub(crate) fn new() -> Self {
-        Self(watch::Sender::new(Runs::default()))
-    }
-
-    /// Takes note of an order.
-    pub(crate) fn obey(&self, control: Control) {
+impl Cancellations {
+    /// Applies a control message.
+    pub(crate) fn apply(&self, control: Control) {
         match control.order {
             Order::Cancel => self.0.send_modify(|runs| {
-                runs.add(control.run, control.generation, MOST);
+                runs.add(control.run, control.generation, MAX_RUNS);
             }),
         }
     }
 
-    pub(crate) fn has(&self, task: &ExtractTask) -> bool {
-        self.0.borrow().has(&task.run, task.generation)
+    /// Whether the task's run is cancelled.
+    pub(crate) fn contains(&self, task: &ExtractTask) -> bool {
+        self.0.borrow().contains(&task.run, task.generation)
     }
 
     /// Returns once this generation of the run is cancelled.
-    pub(crate) async fn until(&self, run: &RunId, generation: u32) {
+    pub(crate) async fn wait_for(&self, run: &RunId, generation: u32) {
         let mut runs = self.0.subscribe();
-        let cancelled = runs.wait_for(|runs| runs.has(run, generation)).await;
-        // Cannot end otherwise: the sender is here.
+        let cancelled = runs.wait_for(|runs| runs.contains(run, generation)).await;
+        // Fails only when the sender is gone, and `self` holds it.
         if cancelled.is_err() {
             std::future::pending::<()>().await;
         }
@@ -53,17 +50,17 @@ impl Cancelled {
 }
 
 impl Runs {
-    fn has(&self, run: &RunId, generation: u32) -> bool {
+    fn contains(&self, run: &RunId, generation: u32) -> bool {
         let cancelled = self.generations.get(run);
         cancelled.is_some_and(|cancelled| generation <= *cancelled)
     }
 
-    fn add(&mut self, run: RunId, generation: u32, most: usize) {
+    fn add(&mut self, run: RunId, generation: u32, max_runs: usize) {
         if let Some(known) = self.generations.get_mut(&run) {
             *known = generation.max(*known);
             return;
         }
-        if self.order.len() >= most
+        if self.order.len() >= max_runs
             && let Some(oldest) = self.order.pop_front()
         {
             self.generations.remove(&oldest);
@@ -78,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_are_forgotten_and_a_later_generation_counts() {
+    fn oldest_runs_are_forgotten_and_highest_generation_counts() {
         let run = |n: u32| -> RunId { format!("r{n}").parse().unwrap() };
         let mut runs = Runs::default();
         for n in 0..5 {

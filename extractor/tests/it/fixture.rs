@@ -1,4 +1,4 @@
-//! An extractor between a stand-in cloud and a virtual host of its own, and what a test asks of it.
+//! An extractor between an emulator of AWS and a virtual host of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,27 +14,27 @@ use testkit::process::{Process, Service};
 use testkit::servers::{Depth, Vhost, vhost};
 use testkit::wait_until;
 
-pub(crate) struct Line {
+pub(crate) struct Fixture {
     pub(crate) cloud: Cloud,
     pub(crate) vhost: Vhost,
 }
 
-impl Line {
-    /// A cloud and a virtual host with the queues, and nobody who works.
+impl Fixture {
+    /// An emulator and a virtual host with the queues, without an extractor.
     pub(crate) async fn new() -> Self {
-        let line = Self {
+        let fixture = Self {
             cloud: Cloud::start().await,
             vhost: vhost().await,
         };
-        queue::declare(&line.connect().await).await.unwrap();
-        line
+        queue::declare(&fixture.connect().await).await.unwrap();
+        fixture
     }
 
     /// The same with an extractor that is ready.
     pub(crate) async fn started() -> (Self, Process) {
-        let line = Self::new().await;
-        let extractor = line.extractor().start().await;
-        (line, extractor)
+        let fixture = Self::new().await;
+        let extractor = fixture.extractor().start().await;
+        (fixture, extractor)
     }
 
     pub(crate) fn extractor(&self) -> Service {
@@ -57,7 +57,7 @@ impl Line {
         connection.close().await;
     }
 
-    pub(crate) async fn ask(&self, task: &ExtractTask) {
+    pub(crate) async fn send(&self, task: &ExtractTask) {
         self.publish(&[Outgoing::of(task).unwrap()]).await;
     }
 
@@ -69,12 +69,12 @@ impl Line {
             .collect()
     }
 
-    /// Waits until a run has ended, and gives how. Takes all events off their queue.
+    /// Waits until a run has ended, and returns its last event. Takes all events off their queue.
     pub(crate) async fn end_of(&self, run: &str) -> EventKind {
         self.ends_of(run, 1).await.remove(0)
     }
 
-    /// Waits until a run has ended so many times.
+    /// Waits until a run has ended `count` times.
     pub(crate) async fn ends_of(&self, run: &str, count: usize) -> Vec<EventKind> {
         let mut ends = Vec::new();
         wait_until(
@@ -93,7 +93,7 @@ impl Line {
         ends
     }
 
-    /// As [`Self::end_of`], for a run that fails: the reason.
+    /// Waits until a run has failed, and returns the reason.
     pub(crate) async fn failure_of(&self, run: &str) -> String {
         match self.end_of(run).await {
             EventKind::Failed { reason } => reason,
@@ -108,7 +108,7 @@ impl Line {
         batches
     }
 
-    /// Waits until nothing is left of any task, ready or in hand, as the management API knows it.
+    /// Waits until the management API shows no task, ready or unacked.
     pub(crate) async fn settled(&self) {
         let nothing = Depth {
             ready: 0,
@@ -121,7 +121,7 @@ impl Line {
     }
 }
 
-/// The task that `etl run` would publish, for a job that adds the query's columns as they are.
+/// The task that `etl run` publishes for a job that appends the query's columns unchanged.
 pub(crate) fn task(run: &str, sql: &str) -> ExtractTask {
     ExtractTask {
         run: run.parse().unwrap(),
@@ -150,7 +150,7 @@ pub(crate) fn task(run: &str, sql: &str) -> ExtractTask {
     }
 }
 
-/// All rows of the batches, which have to follow each other without a gap.
+/// All rows of the batches, which must follow each other without a gap.
 pub(crate) fn rows_of(batches: &[RawBatch]) -> Vec<Vec<Option<String>>> {
     let mut rows = Vec::new();
     for (seq, batch) in batches.iter().enumerate() {

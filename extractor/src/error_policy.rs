@@ -1,56 +1,57 @@
-//! What follows from an error: the one place that decides it.
+//! The error policy: the one place that decides what follows from an error of a step.
 
 use common::queue::{QueueError, Unsendable};
 
 use crate::aws::{AwsError, AwsErrorKind};
+use crate::outbox::PutError;
 use crate::read::ReadError;
 use crate::s3::S3Error;
 
-/// Why a step of a task did not succeed.
+/// Why a step of a task failed, by what follows from it.
 #[derive(Debug)]
-pub(crate) enum Trouble {
-    /// AWS or the way to it: the same step will work later.
-    World(AwsError),
-    /// It holds for every replica and at any time: the run fails with this sentence.
-    Run(String),
-    /// The broker: the session ends, and the task is delivered again.
+pub(crate) enum StepError {
+    /// AWS is unavailable or refuses this replica for now: back off and retry the step.
+    Retry(AwsError),
+    /// The cause holds for every replica at any time: the run fails with this sentence.
+    FailRun(String),
+    /// The broker failed: the session ends and the broker delivers the task again.
     Queue(QueueError),
 }
 
-impl From<AwsError> for Trouble {
+impl From<AwsError> for StepError {
     fn from(error: AwsError) -> Self {
         match error.kind {
             AwsErrorKind::Throttled
             | AwsErrorKind::Unavailable
             | AwsErrorKind::ExpiredCredentials
-            | AwsErrorKind::ClockSkew => Self::World(error),
+            | AwsErrorKind::ClockSkew => Self::Retry(error),
             AwsErrorKind::Refused => match error.hint() {
-                Some(hint) => Self::Run(format!("{error}; {hint}")),
-                None => Self::Run(error.to_string()),
+                Some(hint) => Self::FailRun(format!("{error}; {hint}")),
+                None => Self::FailRun(error.to_string()),
             },
         }
     }
 }
 
-impl From<S3Error> for Trouble {
+impl From<S3Error> for StepError {
     fn from(error: S3Error) -> Self {
         match error {
             S3Error::Aws(error) => error.into(),
             error @ (S3Error::Replaced { .. } | S3Error::Location(_)) => {
-                Self::Run(error.to_string())
+                Self::FailRun(error.to_string())
             }
         }
     }
 }
 
-impl From<ReadError> for Trouble {
+impl From<ReadError> for StepError {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Aws(error) => error.into(),
             ReadError::S3(error) => error.into(),
-            ReadError::Unsendable(error) => error.into(),
-            // The publisher went first, and knows why.
-            ReadError::Closed => Self::World(AwsError::unavailable(
+            ReadError::Put(PutError::Unsendable(error)) => error.into(),
+            // The publisher ended first and returns its own error.
+            ReadError::Put(error @ PutError::Closed) => Self::Retry(AwsError::unavailable(
                 "reading the result",
                 error.to_string(),
             )),
@@ -58,18 +59,18 @@ impl From<ReadError> for Trouble {
             | ReadError::RowTooLarge(_)
             | ReadError::Header { .. }
             | ReadError::Width { .. }
-            | ReadError::Shrunk { .. }) => Self::Run(error.to_string()),
+            | ReadError::Shrunk { .. }) => Self::FailRun(error.to_string()),
         }
     }
 }
 
-impl From<Unsendable> for Trouble {
+impl From<Unsendable> for StepError {
     fn from(error: Unsendable) -> Self {
-        Self::Run(error.to_string())
+        Self::FailRun(error.to_string())
     }
 }
 
-impl From<QueueError> for Trouble {
+impl From<QueueError> for StepError {
     fn from(error: QueueError) -> Self {
         Self::Queue(error)
     }
@@ -79,7 +80,7 @@ impl From<QueueError> for Trouble {
 mod tests {
     use super::*;
 
-    fn aws(kind: AwsErrorKind, code: &str) -> Trouble {
+    fn aws(kind: AwsErrorKind, code: &str) -> StepError {
         let (doing, message) = ("starting the query".to_owned(), format!("No ({code})"));
         AwsError {
             kind,
@@ -91,16 +92,17 @@ mod tests {
     }
 
     #[test]
-    fn only_what_holds_everywhere_fails_the_run() {
+    fn only_causes_that_hold_for_every_replica_fail_the_run() {
         for kind in [
             AwsErrorKind::Throttled,
             AwsErrorKind::Unavailable,
             AwsErrorKind::ExpiredCredentials,
             AwsErrorKind::ClockSkew,
         ] {
-            assert!(matches!(aws(kind, "X"), Trouble::World(_)), "{kind:?}");
+            assert!(matches!(aws(kind, "X"), StepError::Retry(_)), "{kind:?}");
         }
-        let Trouble::Run(why) = aws(AwsErrorKind::Refused, "UnrecognizedClientException") else {
+        let StepError::FailRun(why) = aws(AwsErrorKind::Refused, "UnrecognizedClientException")
+        else {
             panic!()
         };
         assert!(
@@ -108,12 +110,15 @@ mod tests {
             "{why}"
         );
         let shrunk = ReadError::Shrunk { rows: 1, read: 2 };
-        assert!(matches!(shrunk.into(), Trouble::Run(_)));
+        assert!(matches!(shrunk.into(), StepError::FailRun(_)));
         let replaced = S3Error::Replaced {
             bucket: "b".into(),
             key: "k".into(),
             etag: "e".into(),
         };
-        assert!(matches!(ReadError::from(replaced).into(), Trouble::Run(_)));
+        assert!(matches!(
+            ReadError::from(replaced).into(),
+            StepError::FailRun(_)
+        ));
     }
 }

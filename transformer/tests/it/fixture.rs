@@ -1,4 +1,4 @@
-//! A virtual host with a transformer's queues, batches to put in and what comes out.
+//! A virtual host with a transformer's queues, and batches to publish and take.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use testkit::process::{Process, Service};
 use testkit::servers::{Message, Vhost, vhost};
 use testkit::wait_until;
 
-pub(crate) struct Line {
+pub(crate) struct Fixture {
     pub(crate) vhost: Vhost,
     connection: Connection,
 }
 
-impl Line {
+impl Fixture {
     /// A virtual host with all queues declared.
     pub(crate) async fn new() -> Self {
         let vhost = vhost().await;
@@ -41,7 +41,7 @@ impl Line {
         publisher.close().await;
     }
 
-    /// Waits until so many messages are ready in a queue, and takes them.
+    /// Waits until `count` messages are ready in a queue, and takes them.
     pub(crate) async fn take(&self, queue: QueueName, count: u64) -> Vec<Message> {
         let what = format!("{count} messages in {}", queue.name());
         wait_until(&what, PATIENCE, async || {
@@ -53,7 +53,7 @@ impl Line {
         taken
     }
 
-    /// Waits for so many `ValidBatch`es.
+    /// Waits for `count` `ValidBatch`es, and takes them.
     pub(crate) async fn take_valid(&self, count: u64) -> Vec<ValidBatch> {
         let taken = self.take(QueueName::Valid, count).await;
         taken
@@ -62,7 +62,7 @@ impl Line {
             .collect()
     }
 
-    /// Ends a transformer in good order and sees that it left nothing behind in `etl.raw`.
+    /// Stops a transformer in order, and checks that `etl.raw` is empty.
     pub(crate) async fn end(&self, mut transformer: Process) {
         assert_eq!(transformer.terminate(PATIENCE).await, Some(0));
         assert_eq!(
@@ -73,7 +73,7 @@ impl Line {
     }
 }
 
-/// A batch of a job that wants a `code` of two letters and a `count` of at least 1.
+/// A batch of a job with a `code` of two letters and a `count` of at least 1.
 pub(crate) fn batch(seq: u32, rows: &[[Option<&str>; 2]]) -> RawBatch {
     let mut all = Rows::new(2);
     for row in rows {

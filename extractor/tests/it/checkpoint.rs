@@ -1,4 +1,4 @@
-//! Whoever goes on with a task, from wherever, publishes the same batches.
+//! Every extractor publishes the same batches from any checkpoint, after crashes and redeliveries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,23 +12,23 @@ use testkit::PATIENCE;
 use testkit::cloud::{Answer, Fault, Op, ResultSet, sample};
 use testkit::wait_until;
 
-use crate::line::{Line, rows_of, task};
+use crate::fixture::{Fixture, rows_of, task};
 
-/// The task as it would be handed on with `cursor`.
-fn handed_on(
-    line: &Line,
+/// The task as a checkpoint at `cursor` publishes it.
+fn checkpoint(
+    fixture: &Fixture,
     task: &ExtractTask,
     result: &ResultSet,
     etag: Option<&str>,
     cursor: Cursor,
 ) -> ExtractTask {
-    let id = line.cloud.started().pop().unwrap();
+    let id = fixture.cloud.started().pop().unwrap();
     let columns = result.columns().iter();
     let columns = columns.map(|column| ResultColumn {
         name: column.name.clone(),
         type_name: column.type_name.clone(),
     });
-    let name = line.cloud.object_of(&id);
+    let name = fixture.cloud.object_of(&id);
     let (bucket, key) = name.split_once('/').unwrap();
     let (bucket, key, size) = (bucket.to_owned(), key.to_owned(), result.csv().len() as u64);
     let location = match etag {
@@ -62,19 +62,21 @@ fn offset_of(result: &ResultSet, row: u64) -> u64 {
 }
 
 #[tokio::test]
-async fn a_fork_from_any_checkpoint_publishes_the_same_batches() {
-    let (line, _extractor) = Line::started().await;
+async fn any_checkpoint_publishes_the_same_batches() {
+    let (fixture, _extractor) = Fixture::started().await;
     let result = sample::clicks(2_500);
-    line.cloud.otherwise(Answer::rows(result.clone()).at_once());
+    fixture
+        .cloud
+        .otherwise(Answer::rows(result.clone()).at_once());
     for results in [Results::S3, Results::Api] {
         let mut task = task(&format!("fork-{results:?}"), &format!("SELECT {results:?}"));
         task.source.results = results;
         task.limits.batch_rows = 333;
-        line.ask(&task).await;
-        let EventKind::Extracted { result_id, .. } = line.end_of(task.run.as_str()).await else {
+        fixture.send(&task).await;
+        let EventKind::Extracted { result_id, .. } = fixture.end_of(task.run.as_str()).await else {
             panic!()
         };
-        let batches = line.batches().await;
+        let batches = fixture.batches().await;
         let (id, etag) = result_id.split_once(':').unwrap();
         for from in [1, 4, batches.len()] {
             let row = batches[..from]
@@ -89,16 +91,17 @@ async fn a_fork_from_any_checkpoint_publishes_the_same_batches() {
                 Some((format!("token/{id}/999"), 999)),
                 Some((format!("token/{id}/0"), 0)),
             ] {
-                // A token of a page behind the row would skip rows.
+                // A token of a page behind the row must not skip rows.
                 let cursor = Cursor {
                     offset,
                     row,
                     seq,
                     page,
                 };
-                line.ask(&handed_on(&line, &task, &result, object_etag, cursor))
+                fixture
+                    .send(&checkpoint(&fixture, &task, &result, object_etag, cursor))
                     .await;
-                let end = line.end_of(task.run.as_str()).await;
+                let end = fixture.end_of(task.run.as_str()).await;
                 let (total, rows) = (u32::try_from(batches.len()).unwrap(), 2_500);
                 assert_eq!(
                     end,
@@ -108,11 +111,11 @@ async fn a_fork_from_any_checkpoint_publishes_the_same_batches() {
                         rows,
                         bytes_scanned: 7,
                         result_location: object_etag
-                            .map(|_| format!("s3://{}", line.cloud.object_of(id))),
+                            .map(|_| format!("s3://{}", fixture.cloud.object_of(id))),
                     }
                 );
                 assert!(
-                    line.batches().await == batches[from..],
+                    fixture.batches().await == batches[from..],
                     "from batch {from} through {results:?}"
                 );
             }
@@ -120,10 +123,10 @@ async fn a_fork_from_any_checkpoint_publishes_the_same_batches() {
     }
 }
 
-/// By another one, of another size or of the same.
+/// With an object of another size, and with one of the same size.
 #[tokio::test]
-async fn an_object_that_was_replaced_fails_the_run() {
-    let (line, _extractor) = Line::started().await;
+async fn replaced_object_fails_the_run() {
+    let (fixture, _extractor) = Fixture::started().await;
     let rows: Vec<_> = sample::clicks(100).range(0, 100);
     let result = ResultSet::of(sample::columns(), rows.clone());
     let backwards = rows.into_iter().rev().collect();
@@ -132,109 +135,109 @@ async fn an_object_that_was_replaced_fails_the_run() {
         ("as-long", ResultSet::of(sample::columns(), backwards)),
     ] {
         let sql = format!("SELECT '{run}'");
-        line.cloud
+        fixture
+            .cloud
             .answer(&sql, Answer::rows(result.clone()).at_once());
         let task = task(run, &sql);
-        line.ask(&task).await;
-        let EventKind::Extracted { result_id, .. } = line.end_of(run).await else {
+        fixture.send(&task).await;
+        let EventKind::Extracted { result_id, .. } = fixture.end_of(run).await else {
             panic!()
         };
         let (id, etag) = result_id.split_once(':').unwrap();
-        line.cloud.replace_result(id, other);
+        fixture.cloud.replace_result(id, other);
         let cursor = Cursor {
             offset: offset_of(&result, 50),
             row: 50,
             seq: 1,
             page: None,
         };
-        line.batches().await;
-        line.ask(&handed_on(&line, &task, &result, Some(etag), cursor))
+        fixture.batches().await;
+        fixture
+            .send(&checkpoint(&fixture, &task, &result, Some(etag), cursor))
             .await;
-        let reason = line.failure_of(run).await;
+        let reason = fixture.failure_of(run).await;
         assert!(
             reason.contains("was replaced") && reason.contains("s3://results/prefix/"),
             "{run}: {reason}"
         );
-        assert!(line.batches().await.is_empty(), "{run}");
+        assert!(fixture.batches().await.is_empty(), "{run}");
     }
 }
 
 #[tokio::test]
 async fn killed_and_stopped_extractors_lose_nothing() {
-    let line = Line::new().await;
+    let fixture = Fixture::new().await;
     let result = sample::clicks(300_000);
-    line.cloud.otherwise(Answer::rows(result.clone()).at_once());
+    fixture
+        .cloud
+        .otherwise(Answer::rows(result.clone()).at_once());
     let mut task = task("killed", "SELECT 1");
     task.source.results = Results::Api;
-    // So that none of them is done before the next thing happens to it.
+    // Slow enough that no extractor finishes before it is killed or stopped.
     let slow = Fault::Delay(Duration::from_millis(20));
-    line.cloud.always(Op::GetQueryResults, slow);
-    line.ask(&task).await;
-    let mut first = line.extractor().start().await;
+    fixture.cloud.always(Op::GetQueryResults, slow);
+    fixture.send(&task).await;
+    let mut first = fixture.extractor().start().await;
     wait_until("some batches", PATIENCE, async || {
-        line.vhost.ready("etl.raw").await > 10
+        fixture.vhost.ready("etl.raw").await > 10
     })
     .await;
     first.kill9().await;
-    let after_first = line.vhost.ready("etl.raw").await;
-    let mut second = line.extractor().start().await;
+    let after_first = fixture.vhost.ready("etl.raw").await;
+    let mut second = fixture.extractor().start().await;
     wait_until("some more batches", PATIENCE, async || {
-        line.vhost.ready("etl.raw").await > after_first + 10
+        fixture.vhost.ready("etl.raw").await > after_first + 10
     })
     .await;
     assert_eq!(second.terminate(PATIENCE).await, Some(0));
-    let _third = line.extractor().start().await;
+    let _third = fixture.extractor().start().await;
     let EventKind::Extracted {
         rows: 300_000,
         batches: count,
         ..
-    } = line.end_of("killed").await
+    } = fixture.end_of("killed").await
     else {
         panic!()
     };
-    line.settled().await;
-    assert_eq!(
-        line.cloud.started().len(),
-        1,
-        "one execution, whoever goes on"
-    );
-    let mut batches = line.batches().await;
+    fixture.settled().await;
+    assert_eq!(fixture.cloud.started().len(), 1, "one execution");
+    let mut batches = fixture.batches().await;
     assert!(
         batches.len() > count as usize,
-        "nothing was published twice, so nobody was killed in time"
+        "no batch was published twice, so no extractor was killed in time"
     );
     batches.dedup();
-    assert!(
-        batches.len() == count as usize,
-        "a batch came in two versions"
-    );
+    assert!(batches.len() == count as usize, "a batch has two versions");
     assert!(rows_of(&batches) == result.range(0, 300_000));
-    let archived = line.vhost.read_stream("etl.archive", batches.len()).await;
+    let archived = fixture
+        .vhost
+        .read_stream("etl.archive", batches.len())
+        .await;
     let first = RawBatch::read(RawBatch::KIND, &archived[0].body).unwrap();
-    assert!(first == batches[0], "the archive has the same");
+    assert!(first == batches[0], "the archive has the same batch");
 }
 
 #[tokio::test]
-async fn a_crash_between_hand_off_and_ack_forks_the_run_and_changes_nothing() {
-    let line = Line::new().await;
+async fn crash_between_checkpoint_and_ack_duplicates_batches_and_changes_none() {
+    let fixture = Fixture::new().await;
     let result = sample::clicks(1_000);
-    line.cloud.otherwise(Answer::rows(result.clone()));
+    fixture.cloud.otherwise(Answer::rows(result.clone()));
     let mut task = task("forked", "SELECT 1");
     task.limits.batch_rows = 300;
-    line.ask(&task).await;
-    // One consumer: another would go on with what this one has just handed off, until it is killed.
-    let first = line.extractor().env("ETL_TASKS", "1");
+    fixture.send(&task).await;
+    // One consumer: a second one would continue the checkpoint until the process is killed.
+    let first = fixture.extractor().env("ETL_TASKS", "1");
     let mut first = first.env("ETL_FAILPOINT", "before_ack").start().await;
-    wait_until("the hand-off", PATIENCE, async || {
+    wait_until("the checkpoint", PATIENCE, async || {
         first.log().contains("failpoint reached")
     })
     .await;
     first.kill9().await;
     let _others = (
-        line.extractor().start().await,
-        line.extractor().start().await,
+        fixture.extractor().start().await,
+        fixture.extractor().start().await,
     );
-    let ends = line.ends_of("forked", 2).await;
+    let ends = fixture.ends_of("forked", 2).await;
     assert!(
         matches!(
             ends[0],
@@ -247,59 +250,63 @@ async fn a_crash_between_hand_off_and_ack_forks_the_run_and_changes_nothing() {
         "{ends:?}"
     );
     assert_eq!(ends[0], ends[1]);
-    assert_eq!(line.cloud.started().len(), 1);
-    let mut batches = line.batches().await;
+    assert_eq!(fixture.cloud.started().len(), 1);
+    let mut batches = fixture.batches().await;
     assert_eq!(batches.len(), 8);
     batches.dedup();
     assert!(rows_of(&batches) == result.range(0, 1_000));
 }
 
 #[tokio::test]
-async fn a_task_that_comes_forward_is_never_given_up_however_often_it_comes_back() {
-    // More windows than all of those who die can publish.
+async fn redelivered_task_that_makes_progress_is_never_dead_lettered() {
+    // More windows than all of the killed extractors publish.
     const ROWS: u64 = 300_000;
-    let line = Line::new().await;
-    line.cloud
+    let fixture = Fixture::new().await;
+    fixture
+        .cloud
         .otherwise(Answer::rows(sample::clicks(ROWS)).at_once());
-    line.ask(&task("interrupted", "SELECT 1")).await;
+    fixture.send(&task("interrupted", "SELECT 1")).await;
     for _ in 0..10 {
-        // Each publishes a window, of a result of several, and dies at the next.
-        let victim = line.extractor().env("ETL_TASKS", "1");
+        // Each publishes one window and is killed at the next.
+        let victim = fixture.extractor().env("ETL_TASKS", "1");
         let mut victim = victim.env("ETL_FAILPOINT", "after_window@2").start().await;
         wait_until("the second window", PATIENCE, async || {
-            victim.log().contains("failpoint reached") || line.vhost.ready("etl.dead").await > 0
+            victim.log().contains("failpoint reached") || fixture.vhost.ready("etl.dead").await > 0
         })
         .await;
         victim.kill9().await;
     }
-    assert_eq!(line.vhost.ready("etl.dead").await, 0);
-    let _extractor = line.extractor().start().await;
+    assert_eq!(fixture.vhost.ready("etl.dead").await, 0);
+    let _extractor = fixture.extractor().start().await;
     assert!(matches!(
-        line.end_of("interrupted").await,
+        fixture.end_of("interrupted").await,
         EventKind::Extracted { rows: ROWS, .. }
     ));
-    assert_eq!(line.vhost.ready("etl.dead").await, 0);
-    assert_eq!(line.cloud.started().len(), 1);
+    assert_eq!(fixture.vhost.ready("etl.dead").await, 0);
+    assert_eq!(fixture.cloud.started().len(), 1);
 }
 
 #[tokio::test]
-async fn a_task_that_takes_its_extractors_down_is_dead_lettered() {
-    let line = Line::new().await;
-    line.ask(&task("poison", "SELECT 1")).await;
+async fn task_that_crashes_its_extractors_is_dead_lettered() {
+    let fixture = Fixture::new().await;
+    fixture.send(&task("poison", "SELECT 1")).await;
     for _ in 0..7 {
-        // One consumer: while a process goes down the broker may give the task to another of its.
-        let victim = line.extractor().env("ETL_TASKS", "1");
+        // One consumer: while a process exits the broker may deliver the task to its other one.
+        let victim = fixture.extractor().env("ETL_TASKS", "1");
         let mut victim = victim.env("ETL_FAILPOINT", "extract=panic").spawn();
         let status = victim.wait(PATIENCE).await;
-        assert!(!status.success(), "a crash has to show: {status}");
+        assert!(
+            !status.success(),
+            "a crash must show in the exit status: {status}"
+        );
     }
-    let _extractor = line.extractor().start().await;
+    let _extractor = fixture.extractor().start().await;
     wait_until("the dead letter", PATIENCE, async || {
-        line.vhost.ready("etl.dead").await == 1
+        fixture.vhost.ready("etl.dead").await == 1
     })
     .await;
-    let dead = line.vhost.take_all("etl.dead").await;
+    let dead = fixture.vhost.take_all("etl.dead").await;
     let reason = dead[0].header("x-etl-reason").unwrap();
     assert!(reason.contains("delivered 8 times"), "{reason}");
-    assert!(line.cloud.started().is_empty());
+    assert!(fixture.cloud.started().is_empty());
 }
