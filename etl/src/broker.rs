@@ -109,6 +109,8 @@ impl Broker {
             publisher: Publisher::open(&self.connection).await?,
             notice: self.notice,
             has_waited: false,
+            window: Vec::new(),
+            bytes: 0,
         })
     }
 
@@ -137,11 +139,16 @@ impl Broker {
     }
 }
 
+/// Bytes of messages that [`Sender::put`] collects, and publishes together.
+const WINDOW_BYTES: usize = 1 << 20;
+
 /// Sends many messages, and waits where a queue is full.
 pub struct Sender<'a> {
     publisher: Publisher<'a>,
     notice: fn(&str),
     has_waited: bool,
+    window: Vec<Outgoing>,
+    bytes: usize,
 }
 
 impl Sender<'_> {
@@ -161,8 +168,26 @@ impl Sender<'_> {
         }
     }
 
-    /// Closes the sender's channel.
-    pub async fn close(self) {
+    /// Sends a message together with others. [`Self::close`] sends the last ones.
+    pub async fn put(&mut self, message: Outgoing) -> anyhow::Result<()> {
+        self.bytes += message.bytes();
+        self.window.push(message);
+        if self.bytes >= WINDOW_BYTES {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> anyhow::Result<()> {
+        let window = std::mem::take(&mut self.window);
+        self.bytes = 0;
+        self.send(&window).await
+    }
+
+    /// Returns when the broker has confirmed every message.
+    pub async fn close(mut self) -> anyhow::Result<()> {
+        self.flush().await?;
         self.publisher.close().await;
+        Ok(())
     }
 }

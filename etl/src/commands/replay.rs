@@ -7,7 +7,6 @@ mod archive;
 mod checks;
 mod missing;
 mod reread;
-mod send;
 
 use std::sync::Arc;
 
@@ -305,7 +304,7 @@ pub async fn act(books: &Books, broker: &Broker, replay: &Replay) -> Result<Sent
     failpoint::reach("replay_recorded").await;
     match &replay.athena {
         Some(source) => reread::send(broker, replay, source.clone(), generation).await,
-        None => send::from_archive(broker, replay, generation).await,
+        None => archive::send(broker, replay, generation).await,
     }
     .with_context(|| {
         format!(
@@ -358,7 +357,7 @@ impl Command for Arguments {
         for name in names.iter().filter(|_| self.follow) {
             let end = follow(&books, name, None, self.json).await?;
             // The run may be complete although its replay was cancelled: it is as it was before.
-            let is_replayed = self.missing || end.run().replay_given_up.is_none();
+            let is_replayed = self.missing || end.run.replay_given_up.is_none();
             are_complete &= end.is_complete() && is_replayed;
         }
         Ok(are_complete)

@@ -60,8 +60,7 @@ pub async fn act(books: &Books, broker: &Broker, ids: &[i64]) -> Result<(), Fail
         sender.send(&[outgoing(&dead)?]).await?;
         books.resolve(&dead, &resolution).await?;
     }
-    sender.close().await;
-    Ok(())
+    Ok(sender.close().await?)
 }
 
 /// The message as it was, for the queue that it came from.
