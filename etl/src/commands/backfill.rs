@@ -80,15 +80,15 @@ const POLL_INTERVAL: Duration = Duration::from_millis(300);
 pub struct Plan {
     job: Job,
     identity: Identity,
-    slots: Vec<Slot>,
+    pub slots: Vec<Slot>,
     /// The windows in a sentence.
     pub summary: String,
 }
 
-/// A window and its run.
-struct Slot {
-    window: Window,
-    request: Request,
+/// A window and the request of its run.
+pub struct Slot {
+    pub window: Window,
+    pub request: Request,
     /// The number in the name of its run.
     attempt: u32,
     /// The run that loads the window, once there is one; it may be a run that was requested with another command.

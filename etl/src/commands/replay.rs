@@ -106,11 +106,12 @@ pub struct Plan {
 
 /// A replay that passed every check. Nothing has changed yet.
 pub struct Replay {
-    subject: Subject,
-    seqs: Seqs,
-    partial: bool,
+    pub subject: Subject,
+    pub seqs: Seqs,
+    /// Whether some batches of the run are not replayed.
+    pub partial: bool,
     /// Whether an unfinished replay continues, in its own generation.
-    resumes: bool,
+    pub resumes: bool,
     job_hash: String,
     spec: Arc<JobSpec>,
     /// Where Athena's result is read again; none for the archive.

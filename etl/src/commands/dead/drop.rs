@@ -69,13 +69,6 @@ pub enum DroppedLetter {
     },
 }
 
-/// A dead letter that was not dropped.
-#[derive(Debug, Serialize)]
-pub struct Refused {
-    pub id: i64,
-    pub why: String,
-}
-
 /// The dead letters to drop: these, or all unresolved ones, or those of one run. An unknown number or run is an error.
 pub async fn plan(books: &Books, ids: Vec<i64>, run: Option<String>) -> Result<Vec<i64>, Failure> {
     for id in &ids {
@@ -207,21 +200,18 @@ fn batch_in(dead: &Letter) -> Result<Option<(RunId, DroppedBatch)>, Failure> {
         generation,
         seq,
     } = id;
-    let too_large = |what: &str| format!("the {what} of the dead letter {} is too large", dead.id);
-    let batch = DroppedBatch {
-        generation: generation
-            .try_into()
-            .with_context(|| too_large("generation"))?,
-        seq: seq.try_into().with_context(|| too_large("seq"))?,
-        content_hash: hash.to_string(),
-        result_id,
-        first_row: first_row
-            .try_into()
-            .with_context(|| too_large("first row"))?,
-        rows: rows
-            .try_into()
-            .with_context(|| too_large("number of rows"))?,
+    let batch = || {
+        Some(DroppedBatch {
+            generation: generation.try_into().ok()?,
+            seq: seq.try_into().ok()?,
+            content_hash: hash.to_string(),
+            result_id,
+            first_row: first_row.try_into().ok()?,
+            rows: rows.try_into().ok()?,
+        })
     };
+    let batch = batch()
+        .with_context(|| format!("the dead letter {} has a number that is too large", dead.id))?;
     Ok(Some((run, batch)))
 }
 
@@ -247,7 +237,7 @@ impl Command for Arguments {
                     if !self.json {
                         note(&format!("the dead letter {id} was not dropped: {why}"));
                     }
-                    refused.push(Refused { id, why });
+                    refused.push(json!({ "id": id, "why": why }));
                 }
             }
         }
