@@ -94,10 +94,17 @@ impl Command for Arguments {
         let limit = self.limit.map(i64::from);
         match (self.export, self.json) {
             (Some(ExportFormat::Csv), _) => {
-                let mut sheet = csv::Sheet::new(columns(&books, &runs, filter).await?);
-                let header = sheet.header().to_owned();
-                let line = |row: &RejectedRow| sheet.line(row).map(str::to_owned);
-                export(&books, &runs, filter, limit, [&header, ""], line).await?;
+                let columns = columns(&books, &runs, filter).await?;
+                let line = |row: &RejectedRow| csv::row(&columns, row);
+                export(
+                    &books,
+                    &runs,
+                    filter,
+                    limit,
+                    [&csv::header(&columns), ""],
+                    line,
+                )
+                .await?;
             }
             (Some(ExportFormat::Json), _) | (None, true) => {
                 let mut before = "\n";
