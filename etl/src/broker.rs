@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use common::command::paragraph;
 use common::queue::{
     self, ArchiveReader, Connection, Outgoing, Publisher, QueueError, QueueName, RawDelivery,
     inspect,
@@ -31,15 +32,14 @@ pub struct Depth {
 /// The depth of each work queue, or why it is unknown. Declares no queue.
 pub async fn depths() -> Result<Vec<Depth>, String> {
     let looked = timeout(LOOK_TIMEOUT, async {
-        let settings: ServiceSettings = settings::load().map_err(anyhow::Error::from)?;
+        let settings: ServiceSettings = settings::load()?;
         let connection = Connection::open(&settings.amqp_url, "etl status").await?;
-        let queues = depths_on(&connection).await;
+        let depths = depths_on(&connection).await;
         connection.close().await;
-        queues
+        anyhow::Ok(depths?)
     });
     match looked.await {
-        Ok(Ok(depths)) => Ok(depths),
-        Ok(Err(error)) => Err(format!("{error:#}")),
+        Ok(depths) => depths.map_err(|error| paragraph(&error)),
         Err(_) => Err(format!(
             "the broker did not answer within {} s",
             LOOK_TIMEOUT.as_secs()
@@ -47,15 +47,10 @@ pub async fn depths() -> Result<Vec<Depth>, String> {
     }
 }
 
-async fn depths_on(connection: &Connection) -> anyhow::Result<Vec<Depth>> {
+async fn depths_on(connection: &Connection) -> Result<Vec<Depth>, QueueError> {
+    use QueueName::{Dead, Events, Extract, Raw, Valid};
     let mut depths = Vec::new();
-    for queue in [
-        QueueName::Extract,
-        QueueName::Raw,
-        QueueName::Valid,
-        QueueName::Events,
-        QueueName::Dead,
-    ] {
+    for queue in [Extract, Raw, Valid, Events, Dead] {
         if let Some(state) = inspect::look(connection, queue).await? {
             depths.push(Depth {
                 queue: queue.name(),
@@ -109,6 +104,8 @@ impl Broker {
             publisher: Publisher::open(&self.connection).await?,
             notice: self.notice,
             has_waited: false,
+            window: Vec::new(),
+            bytes: 0,
         })
     }
 
@@ -137,11 +134,16 @@ impl Broker {
     }
 }
 
+/// Bytes of messages that [`Sender::put`] collects, and publishes together.
+const WINDOW_BYTES: usize = 1 << 20;
+
 /// Sends many messages, and waits where a queue is full.
 pub struct Sender<'a> {
     publisher: Publisher<'a>,
     notice: fn(&str),
     has_waited: bool,
+    window: Vec<Outgoing>,
+    bytes: usize,
 }
 
 impl Sender<'_> {
@@ -161,8 +163,26 @@ impl Sender<'_> {
         }
     }
 
-    /// Closes the sender's channel.
-    pub async fn close(self) {
+    /// Sends a message together with others. [`Self::close`] sends the last ones.
+    pub async fn put(&mut self, message: Outgoing) -> anyhow::Result<()> {
+        self.bytes += message.bytes();
+        self.window.push(message);
+        if self.bytes >= WINDOW_BYTES {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> anyhow::Result<()> {
+        let window = std::mem::take(&mut self.window);
+        self.bytes = 0;
+        self.send(&window).await
+    }
+
+    /// Returns when the broker has confirmed every message.
+    pub async fn close(mut self) -> anyhow::Result<()> {
+        self.flush().await?;
         self.publisher.close().await;
+        Ok(())
     }
 }

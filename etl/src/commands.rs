@@ -1,4 +1,4 @@
-//! The commands of `etl`. Each is a file below; [`all`] is the list of them.
+//! The commands of `etl`. Each is a file below; `all` is the list of them.
 
 pub mod approve;
 pub mod backfill;
@@ -23,8 +23,8 @@ use futures::future::LocalBoxFuture;
 use crate::Failure;
 
 /// Every command, in the order of `etl --help`.
-fn all() -> [Entry; 16] {
-    [
+fn all() -> Vec<Entry> {
+    vec![
         Entry::new::<plan::Arguments>("plan"),
         Entry::new::<run::Arguments>("run"),
         Entry::new::<backfill::Arguments>("backfill"),
@@ -86,7 +86,7 @@ pub fn definition() -> clap::Command {
         .after_help("Example: etl run most_visited_url --set from=2018-04-02 --follow")
         .subcommand_required(true)
         .arg_required_else_help(true);
-    etl.subcommands(all().map(|entry| entry.command))
+    etl.subcommands(all().into_iter().map(|entry| entry.command))
 }
 
 /// Reads the command line: the command that it names. Help and usage errors of clap end the process.

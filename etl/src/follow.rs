@@ -10,23 +10,17 @@ use ledger::{Run, Store};
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How following ended.
-pub enum End {
-    /// The run is over, or waits for a person: it is held or blocked.
-    Ended(Run),
-    /// The time is over, and the run goes on.
-    TimedOut(Run, Duration),
+pub struct End {
+    /// As it was seen last: over or waiting for a person (held or blocked), unless the time was over first.
+    pub run: Run,
+    /// The time after which following ended, although the run goes on.
+    pub timed_out: Option<Duration>,
 }
 
 impl End {
-    /// The run as it was seen last.
-    pub fn run(&self) -> &Run {
-        let (Self::Ended(run) | Self::TimedOut(run, _)) = self;
-        run
-    }
-
     /// Whether the run ended and every row is accounted for.
     pub fn is_complete(&self) -> bool {
-        matches!(self, Self::Ended(run) if run.is_complete())
+        self.timed_out.is_none() && self.run.is_complete()
     }
 }
 
@@ -41,11 +35,10 @@ pub async fn to_the_end(
     loop {
         let run = store.exactly(run).await?;
         look(&run);
-        if run.state.is_over() || run.waits_for_a_person() {
-            return Ok(End::Ended(run));
-        }
-        if let Some(limit) = limit.filter(|limit| started.elapsed() >= *limit) {
-            return Ok(End::TimedOut(run, limit));
+        let is_still = run.state.is_over() || run.waits_for_a_person();
+        let timed_out = limit.filter(|limit| !is_still && started.elapsed() >= *limit);
+        if is_still || timed_out.is_some() {
+            return Ok(End { run, timed_out });
         }
         sleep(POLL_INTERVAL).await;
     }

@@ -82,13 +82,36 @@ pub fn table<R: IntoIterator<Item = String>>(
     table
 }
 
-/// One thing with its properties, a line each: names of at most `width` characters, aligned to the right.
-pub fn sheet<N: AsRef<str>>(width: usize, lines: impl IntoIterator<Item = (N, String)>) -> String {
-    let lines = lines.into_iter().map(|(name, value)| {
-        let line = format!("{:>width$}  {value}", name.as_ref());
-        line.trim_end().to_owned()
-    });
-    lines.collect::<Vec<_>>().join("\n")
+/// One thing with its properties, a line each, under names that are aligned to the right.
+pub struct Sheet {
+    width: usize,
+    lines: Vec<String>,
+}
+
+impl Sheet {
+    /// An empty sheet whose names have at most `width` characters.
+    pub fn new(width: usize) -> Self {
+        let lines = Vec::new();
+        Self { width, lines }
+    }
+
+    /// Adds a line.
+    pub fn add(&mut self, name: &str, value: impl AsRef<str>) {
+        let line = format!("{name:>0$}  {1}", self.width, value.as_ref());
+        self.lines.push(line.trim_end().to_owned());
+    }
+
+    /// Adds a line where there is a value.
+    pub fn add_if(&mut self, name: &str, value: Option<impl AsRef<str>>) {
+        if let Some(value) = value {
+            self.add(name, value);
+        }
+    }
+
+    /// The lines.
+    pub fn text(&self) -> String {
+        self.lines.join("\n")
+    }
 }
 
 /// ` by NAME`, where it is known.

@@ -89,11 +89,7 @@ impl Seqs {
 
     /// As `--seq` takes it, where it is one range.
     pub fn as_argument(&self) -> Option<String> {
-        match self.0.as_slice() {
-            [(from, to)] if from == to => Some(from.to_string()),
-            [(from, to)] => Some(format!("{from}..{to}")),
-            _ => None,
-        }
+        (self.0.len() == 1).then(|| self.to_string())
     }
 }
 

@@ -6,14 +6,12 @@
 mod windows;
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use comfy_table::Table;
 use common::command::assignment;
 use common::job::{Job, Request};
-use indicatif::{ProgressBar, ProgressStyle};
 use jiff::civil::Date;
 use serde::Serialize;
 use tokio::time::sleep;
@@ -25,8 +23,9 @@ use super::Command;
 use crate::Failure;
 use crate::broker::Broker;
 use crate::jobs::{Jobs, checkable, filled_in};
+use crate::output::progress::Progress;
 use crate::output::run::{by_whom, choice, state};
-use crate::output::{note, notes, number, print, print_json, table};
+use crate::output::{note, notes, number, print, print_json, size, table};
 use crate::request::request;
 use crate::store;
 use crate::target;
@@ -83,15 +82,15 @@ const POLL_INTERVAL: Duration = Duration::from_millis(300);
 pub struct Plan {
     job: Job,
     identity: Identity,
-    slots: Vec<Slot>,
+    pub slots: Vec<Slot>,
     /// The windows in a sentence.
     pub summary: String,
 }
 
-/// A window and its run.
-struct Slot {
-    window: Window,
-    request: Request,
+/// A window and the request of its run.
+pub struct Slot {
+    pub window: Window,
+    pub request: Request,
     /// The number in the name of its run.
     attempt: u32,
     /// The run that loads the window, once there is one; it may be a run that was requested with another command.
@@ -335,8 +334,8 @@ impl Command for Arguments {
         let store = store::open().await?;
         let broker = Broker::open(note).await?;
         note(&plan.summary);
-        let mut progress = Progress::new(plan.slots.len());
-        let look = &mut |event: Event<'_>| progress.show(&event);
+        let (mut progress, count) = (Progress::default(), size(&plan.slots));
+        let look = &mut |event: Event<'_>| show(&mut progress, count, &event);
         let windows = act(&store, &broker, &jobs.schemas, plan, &self, look).await;
         broker.close().await;
         progress.close();
@@ -352,54 +351,20 @@ impl Command for Arguments {
     }
 }
 
-/// The progress of a backfill: a bar on a terminal, a line for each change elsewhere.
-struct Progress {
-    bar: Option<ProgressBar>,
-    windows: usize,
-    last: String,
-}
-
-impl Progress {
-    fn new(windows: usize) -> Self {
-        let bar = stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{wide_bar} {msg}");
-            ProgressBar::new(windows as u64).with_style(style.expect("a constant template"))
-        });
-        Self {
-            bar,
-            windows,
-            last: String::new(),
-        }
-    }
-
-    fn show(&mut self, event: &Event<'_>) {
-        let runs = match event {
-            Event::Progress(runs) => runs,
-            Event::Note(text) => return note(text),
-        };
-        let count = |is: fn(&Run) -> bool| runs.values().filter(|run| is(run)).count();
-        let done = count(|run| run.state.is_over() && !has_failed(run));
-        let text = format!(
-            "{done} of {} windows done, {} under way, {} failed or cancelled, {} waiting for a person",
-            self.windows,
-            count(moves),
-            count(has_failed),
-            count(Run::waits_for_a_person)
-        );
-        if let Some(bar) = &self.bar {
-            bar.set_position(done as u64);
-            bar.set_message(text);
-        } else if self.last != text {
-            note(&text);
-            self.last = text;
-        }
-    }
-
-    fn close(&self) {
-        if let Some(bar) = &self.bar {
-            bar.abandon();
-        }
-    }
+fn show(progress: &mut Progress, windows: i64, event: &Event<'_>) {
+    let runs = match event {
+        Event::Progress(runs) => runs,
+        Event::Note(text) => return progress.note(text),
+    };
+    let count = |is: fn(&Run) -> bool| runs.values().map(|run| i64::from(is(run))).sum();
+    let done: i64 = count(|run| run.state.is_over() && !has_failed(run));
+    let text = format!(
+        "{done} of {windows} windows done, {} under way, {} failed or cancelled, {} waiting for a person",
+        count(moves),
+        count(has_failed),
+        count(Run::waits_for_a_person)
+    );
+    progress.show(done, windows, &text.clone(), text);
 }
 
 fn list(windows: &[WindowReport]) -> Table {

@@ -12,10 +12,9 @@ use serde_json::Value;
 use super::Command;
 use crate::Failure;
 use crate::jobs::{Jobs, checkable, filled_in};
-use crate::output::{self, print, print_json, sheet, table};
+use crate::output::{self, Sheet, print, print_json, table};
 use crate::store;
-use crate::target;
-use crate::target::TargetPlan;
+use crate::target::{self, TargetPlan};
 use ledger::Store;
 
 /// Show what a run would do: the SQL, the columns, the target's DDL. Nothing is written or sent.
@@ -200,36 +199,34 @@ fn head(plan: &Plan) -> String {
         .max_scanned
         .map(|bytes| format!(", or beyond {} scanned", HumanBytes(bytes)));
     let results = serde_json::to_value(source.results).unwrap_or_default();
-    let mut lines = vec![
-        ("job", output::job(&plan.job, &plan.parameters)),
-        ("about", plan.description.clone()),
-        ("database", source.database.clone()),
-        ("catalog", source.catalog.clone().unwrap_or_default()),
-        ("workgroup", source.workgroup.clone().unwrap_or_default()),
-        ("output", source.output_location.clone().unwrap_or_default()),
-        ("results", results.as_str().unwrap_or_default().to_owned()),
-        (
-            "limits",
-            format!(
-                "stopped after {}{}",
-                timeout(source),
-                scanned.unwrap_or_default()
-            ),
-        ),
-        ("target", plan.target_table.clone()),
-    ];
-    lines.extend(
-        plan.settings
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.clone())),
+    let limits = format!(
+        "stopped after {}{}",
+        timeout(source),
+        scanned.unwrap_or_default()
     );
-    lines.retain(|(_, value)| !value.is_empty());
-    let sql: Vec<_> = plan
-        .sql
-        .lines()
-        .map(|line| format!("    {line}").trim_end().to_owned())
-        .collect();
-    format!("{}\n\n{}\n", sheet(13, lines), sql.join("\n"))
+    let mut sheet = Sheet::new(13);
+    sheet.add("job", output::job(&plan.job, &plan.parameters));
+    for (name, value) in [
+        ("about", plan.description.as_str()),
+        ("database", &source.database),
+        ("catalog", source.catalog.as_deref().unwrap_or_default()),
+        ("workgroup", source.workgroup.as_deref().unwrap_or_default()),
+        (
+            "output",
+            source.output_location.as_deref().unwrap_or_default(),
+        ),
+        ("results", results.as_str().unwrap_or_default()),
+        ("limits", &limits),
+        ("target", &plan.target_table),
+    ] {
+        sheet.add_if(name, Some(value).filter(|value| !value.is_empty()));
+    }
+    for (name, value) in &plan.settings {
+        sheet.add_if(name, Some(value).filter(|value| !value.is_empty()));
+    }
+    let sql = plan.sql.lines().map(|line| format!("    {line}"));
+    let sql: Vec<_> = sql.map(|line| line.trim_end().to_owned()).collect();
+    format!("{}\n\n{}\n", sheet.text(), sql.join("\n"))
 }
 
 fn columns(plan: &Plan) -> Table {

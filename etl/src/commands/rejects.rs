@@ -95,10 +95,17 @@ impl Command for Arguments {
         let limit = self.limit.map(i64::from);
         match (self.export, self.json) {
             (Some(ExportFormat::Csv), _) => {
-                let mut sheet = csv::Sheet::new(columns(&store, &runs, filter).await?);
-                let header = sheet.header().to_owned();
-                let line = |row: &QuarantinedRow| sheet.line(row).map(str::to_owned);
-                export(&store, &runs, filter, limit, [&header, ""], line).await?;
+                let columns = columns(&store, &runs, filter).await?;
+                let line = |row: &QuarantinedRow| csv::row(&columns, row);
+                export(
+                    &store,
+                    &runs,
+                    filter,
+                    limit,
+                    [&csv::header(&columns), ""],
+                    line,
+                )
+                .await?;
             }
             (Some(ExportFormat::Json), _) | (None, true) => {
                 let mut before = "\n";

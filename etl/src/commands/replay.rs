@@ -7,7 +7,6 @@ mod archive;
 mod checks;
 mod missing;
 mod reread;
-mod send;
 
 use std::sync::Arc;
 
@@ -30,7 +29,8 @@ use crate::jobs::Jobs;
 use crate::output::run::follow;
 use crate::output::{self, counted, note, print};
 use crate::store;
-use ledger::{Claims, NewReplay, RunState, Seqs, Store, Subject};
+use ledger::Seqs;
+use ledger::{Claims, NewReplay, RunState, Store, Subject};
 
 /// Replay batches of runs, with the job as it is now and without a query.
 #[derive(Debug, Default, clap::Args)]
@@ -107,11 +107,12 @@ pub struct Plan {
 
 /// A replay that passed every check. Nothing has changed yet.
 pub struct Replay {
-    subject: Subject,
-    seqs: Seqs,
-    partial: bool,
+    pub subject: Subject,
+    pub seqs: Seqs,
+    /// Whether some batches of the run are not replayed.
+    pub partial: bool,
     /// Whether an unfinished replay continues, in its own generation.
-    resumes: bool,
+    pub resumes: bool,
     job_hash: String,
     spec: Arc<JobSpec>,
     /// Where Athena's result is read again; none for the archive.
@@ -305,7 +306,7 @@ pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent
     failpoint::reach("replay_recorded").await;
     match &replay.athena {
         Some(source) => reread::send(broker, replay, source.clone(), generation).await,
-        None => send::from_archive(broker, replay, generation).await,
+        None => archive::send(broker, replay, generation).await,
     }
     .with_context(|| {
         format!(
@@ -358,7 +359,7 @@ impl Command for Arguments {
         for name in names.iter().filter(|_| self.follow) {
             let end = follow(&store, name, None, self.json).await?;
             // The run may be complete although its replay was cancelled: it is as it was before.
-            let is_replayed = self.missing || end.run().replay_abandoned.is_none();
+            let is_replayed = self.missing || end.run.replay_abandoned.is_none();
             are_complete &= end.is_complete() && is_replayed;
         }
         Ok(are_complete)

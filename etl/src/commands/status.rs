@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep};
 use super::{Command, runs};
 use crate::Failure;
 use crate::broker::{self, Depth};
-use crate::output::run::{by_whom, choice, sums, took};
-use crate::output::{self, by, counted, number, print, sheet, show};
+use crate::output::run::{NO_REASON, by_whom, choice, sums, took};
+use crate::output::{self, Sheet, by, counted, number, print, show};
 use crate::store;
 use ledger::{DroppedRows, Generation, RejectCount, RejectFilter, Run, RunState, Store};
 
@@ -196,97 +196,76 @@ async fn watch(store: &Store, run: &str, price: Option<Price>) -> Result<(), Fai
     }
 }
 
-/// A name and a value.
-type Line = (&'static str, String);
-
 fn lines(status: &Status) -> String {
     let run = &status.run;
     let batches = match run.batches_expected {
         Some(expected) => format!("{} of {}", number(run.batches), number(expected.into())),
         None => format!("{}, the total is not known yet", number(run.batches)),
     };
-    let query = run.query_execution_id.clone();
-    let mut lines = vec![
-        (
-            "run",
-            format!(
-                "{} (number {}, generation {})",
-                run.run_id, run.run_no, run.generation
-            ),
-        ),
-        ("job", output::job(&run.job, &run.parameters)),
-        ("target", format!("{} ({})", run.target_table, run.mode)),
-        ("state", state(run)),
-        (
-            "requested",
-            format!("{}{}", run.requested_at, by(run.requested_by.as_ref())),
-        ),
-    ];
-    lines.extend(replay(run));
-    lines.extend([
-        ("query", query.unwrap_or_else(|| "not started".to_owned())),
-        ("batches", batches),
-        ("rows", sums(run)),
-    ]);
-    lines.extend(progress(status));
-    lines.extend(remarks(run));
-    lines.extend(rejects_and_drops(status));
-    lines.extend(queues(status));
-    sheet(10, lines)
+    let numbers = format!("(number {}, generation {})", run.run_no, run.generation);
+    let requested_by = by(run.requested_by.as_ref());
+    let query = run.query_execution_id.as_deref();
+    let mut sheet = Sheet::new(10);
+    sheet.add("run", format!("{} {numbers}", run.run_id));
+    sheet.add("job", output::job(&run.job, &run.parameters));
+    sheet.add("target", format!("{} ({})", run.target_table, run.mode));
+    sheet.add("state", state(run));
+    sheet.add("requested", format!("{}{requested_by}", run.requested_at));
+    sheet.add_if("replayed", replay(run));
+    sheet.add("query", query.unwrap_or("not started"));
+    sheet.add("batches", batches);
+    sheet.add("rows", sums(run));
+    add_progress(&mut sheet, status);
+    add_remarks(&mut sheet, run);
+    add_rejects_and_drops(&mut sheet, status);
+    if !run.state.is_over() {
+        add_queues(&mut sheet, status);
+    }
+    sheet.text()
 }
 
 fn state(run: &Run) -> String {
     let what = match run.state {
         RunState::Cancelled => by_whom(run),
-        RunState::Held => format!(
-            ": {}",
-            run.held_because
-                .as_deref()
-                .unwrap_or("no reason is recorded")
-        ),
+        RunState::Held => format!(": {}", run.held_because.as_deref().unwrap_or(NO_REASON)),
         _ => String::new(),
     };
     format!("{}{}{what}", run.state, took(run))
 }
 
 /// The replay that made the live generation.
-fn replay(run: &Run) -> Option<Line> {
+fn replay(run: &Run) -> Option<String> {
     let at = run.replayed_at.as_ref()?;
     let by = run.replayed_by.as_deref().unwrap_or("unknown user");
     let end = run.replay_abandoned.as_ref().map(|why| format!("; {why}"));
-    Some((
-        "replayed",
-        format!("{at} by {by}{}", end.unwrap_or_default()),
-    ))
+    Some(format!("{at} by {by}{}", end.unwrap_or_default()))
 }
 
 /// The rows in flight, the rate, and the bytes scanned.
-fn progress(status: &Status) -> Vec<Line> {
-    let mut lines = Vec::new();
+fn add_progress(sheet: &mut Sheet, status: &Status) {
     if status.rows_in_flight > 0 {
         let rows = number(status.rows_in_flight);
-        lines.push((
+        sheet.add(
             "in flight",
             format!("{rows} rows are extracted and not in the ledger yet"),
-        ));
+        );
     }
     if let Some(rate) = status.rows_per_second.filter(|rate| *rate > 0.0) {
         let now = status
             .rows_per_second_now
             .filter(|_| !status.run.state.is_over());
         let now = now.map(|rate| format!(", {} now", whole(rate)));
-        lines.push((
+        sheet.add(
             "rate",
             format!("{} rows a second{}", whole(rate), now.unwrap_or_default()),
-        ));
+        );
     }
     if let Some(bytes) = status.run.bytes_scanned {
         let cost = status.cost.zip(status.price);
         let cost = cost.map(|(cost, price)| format!(", about {} at {} a TB", money(cost), price.0));
         let bytes = HumanBytes(u64::try_from(bytes).unwrap_or(0));
-        lines.push(("scanned", format!("{bytes}{}", cost.unwrap_or_default())));
+        sheet.add("scanned", format!("{bytes}{}", cost.unwrap_or_default()));
     }
-    lines
 }
 
 fn whole(rate: f64) -> String {
@@ -301,80 +280,62 @@ fn money(amount: f64) -> String {
 }
 
 /// What a run has only in some states.
-fn remarks(run: &Run) -> Vec<Line> {
-    let mut lines = Vec::new();
-    lines.extend(run.committed_at.clone().map(|at| ("committed", at)));
-    lines.extend(run.failure.clone().map(|failure| ("failure", failure)));
+fn add_remarks(sheet: &mut Sheet, run: &Run) {
+    sheet.add_if("committed", run.committed_at.as_ref());
+    sheet.add_if("failure", run.failure.as_ref());
     if run.dead_letters > 0 {
         let dead = counted(run.dead_letters, "dead letter");
-        lines.push(("blocked", format!("by {dead} (`etl dead list`)")));
+        sheet.add("blocked", format!("by {dead} (`etl dead list`)"));
     }
     if run.state == RunState::Held {
-        lines.push(("decide", choice(run)));
+        sheet.add("decide", choice(run));
     }
     if run.removal_pending {
         let failure = run.removal_failure.as_ref();
         let failure = failure.map(|why| format!("; the last attempt failed: {why}"));
-        lines.push((
-            "removal",
-            format!(
-                "rows of it are still in {}, and a loader is to remove them{}",
-                run.target_table,
-                failure.unwrap_or_default()
-            ),
-        ));
+        let text = format!(
+            "rows of it are still in {}, and a loader is to remove them{}",
+            run.target_table,
+            failure.unwrap_or_default()
+        );
+        sheet.add("removal", text);
     }
     if run.ignored_messages > 0 {
         let messages = counted(run.ignored_messages, "message");
-        lines.push((
-            "ignored",
-            format!("{messages} arrived after the run ended and changed nothing"),
-        ));
+        let text = format!("{messages} arrived after the run ended and changed nothing");
+        sheet.add("ignored", text);
     }
-    lines
 }
 
-fn rejects_and_drops(status: &Status) -> Vec<Line> {
-    let rejects = status.rejects.iter().map(|count| {
+fn add_rejects_and_drops(sheet: &mut Sheet, status: &Status) {
+    for count in &status.rejects {
         let column = count.column_name.as_deref().unwrap_or("the row");
-        (
-            "rejected",
-            format!("{} by {} of {column}", number(count.rows), count.rule),
-        )
-    });
-    let drops = status.drops.iter().map(|drop| {
-        let text = format!(
-            "{} of {} by {}: {}",
-            counted(drop.rows, "row"),
-            counted(drop.batches, "batch"),
-            drop.dropped_by.as_deref().unwrap_or("unknown user"),
-            drop.reason.as_deref().unwrap_or("no reason is recorded")
-        );
-        ("dropped", text)
-    });
-    rejects.chain(drops).collect()
+        let rows = number(count.rows);
+        sheet.add("rejected", format!("{rows} by {} of {column}", count.rule));
+    }
+    for drop in &status.drops {
+        let rows = counted(drop.rows, "row");
+        let batches = counted(drop.batches, "batch");
+        let by = drop.dropped_by.as_deref().unwrap_or("unknown user");
+        let why = drop.reason.as_deref().unwrap_or(NO_REASON);
+        sheet.add("dropped", format!("{rows} of {batches} by {by}: {why}"));
+    }
 }
 
 /// The depths of the queues, which all runs share.
-fn queues(status: &Status) -> Vec<Line> {
-    if status.run.state.is_over() {
-        return Vec::new();
-    }
+fn add_queues(sheet: &mut Sheet, status: &Status) {
     let Some(queues) = &status.queues else {
-        let why = status.broker.as_deref().unwrap_or("unknown");
-        return vec![("queues", format!("unknown: {why}"))];
+        let why = status.broker.as_deref().unwrap_or_default();
+        return sheet.add("queues", format!("unknown: {why}"));
     };
-    let lines = queues.iter().map(|depth| {
+    for depth in queues {
         let consumers = match depth.consumers {
             0 => "NO consumer".to_owned(),
             count => counted(count.into(), "consumer"),
         };
-        (
-            depth.queue,
-            format!("{} waiting, {consumers}", number(depth.messages.into())),
-        )
-    });
-    lines.collect()
+        let messages = number(depth.messages.into());
+        sheet.add(depth.queue, format!("{messages} waiting, {consumers}"));
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, FromRow};
 
 use super::Command;
 use crate::Failure;
-use crate::output::{self, by, note, number, print, print_json, sheet, shortened};
+use crate::output::{self, Sheet, by, note, number, print, print_json, shortened};
 use crate::store;
 use ledger::{Origin, Store};
 
@@ -177,33 +177,37 @@ fn described(origin: &Origin, rows: &[&TracedRow]) -> String {
             origin.seq
         ),
     };
-    let run = format!(
-        "{} (number {}, generation {}, {})",
-        origin.run_id, origin.run_no, origin.generation, origin.state
+    let mut sheet = Sheet::new(10);
+    for row in rows {
+        sheet.add("row", shortened(row.row.0.get(), 300));
+    }
+    let Origin {
+        run_id,
+        run_no,
+        generation,
+        state,
+        ..
+    } = origin;
+    let object = origin.result_location.as_deref();
+    let requested_by = by(origin.requested_by.as_ref());
+    sheet.add("batch", batch);
+    sheet.add(
+        "run",
+        format!("{run_id} (number {run_no}, generation {generation}, {state})"),
     );
-    let requested = format!(
-        "{}{}",
-        origin.requested_at,
-        by(origin.requested_by.as_ref())
+    sheet.add(
+        "requested",
+        format!("{}{requested_by}", origin.requested_at),
     );
-    let object = origin.result_location.clone();
-    let rows = rows
-        .iter()
-        .map(|row| ("row", shortened(row.row.0.get(), 300)));
-    let lines = rows.chain([
-        ("batch", batch),
-        ("run", run),
-        ("requested", requested),
-        ("job", output::job(&origin.job, &origin.parameters)),
-        ("query", or_unknown(&origin.query_execution_id)),
-        ("result", or_unknown(&origin.result_id)),
-        (
-            "object",
-            object.unwrap_or_else(|| "unknown: read as pages, or by an older version".to_owned()),
-        ),
-        ("sql", origin.sql.replace('\n', "\n            ")),
-    ]);
-    sheet(10, lines) + "\n"
+    sheet.add("job", output::job(&origin.job, &origin.parameters));
+    sheet.add("query", or_unknown(&origin.query_execution_id));
+    sheet.add("result", or_unknown(&origin.result_id));
+    sheet.add(
+        "object",
+        object.unwrap_or("unknown: read as pages, or by an older version"),
+    );
+    sheet.add("sql", origin.sql.replace('\n', "\n            "));
+    sheet.text() + "\n"
 }
 
 #[cfg(test)]

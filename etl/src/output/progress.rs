@@ -1,103 +1,66 @@
-//! The progress of a run that is followed: bars on a terminal, lines elsewhere.
+//! Progress: a bar on a terminal, lines elsewhere.
 
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
-use super::{note, number};
-use ledger::{Run, RunState};
-
-/// How long a run may stay requested before a note says what may be wrong.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+use super::note;
 
 /// The least time between two lines of the same state.
 const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What is shown of a run.
+/// What was shown last, on standard error.
 pub struct Progress {
-    bars: Option<Bars>,
-    started: Instant,
-    is_warned: bool,
-    last: Option<(RunState, [i64; 3])>,
-    last_at: Instant,
-}
-
-struct Bars {
-    all: MultiProgress,
-    /// Of the extracted, the loaded and the rejected rows.
-    each: [ProgressBar; 3],
-}
-
-impl Bars {
-    fn new() -> Self {
-        let all = MultiProgress::new();
-        let each = ["extracted", "loaded", "rejected"].map(|name| {
-            let template = "{prefix:>10} {wide_bar} {human_pos:>12} of {human_len} rows";
-            let style = ProgressStyle::with_template(template).expect("a constant template");
-            all.add(ProgressBar::new(0).with_style(style).with_prefix(name))
-        });
-        Self { all, each }
-    }
+    bar: Option<ProgressBar>,
+    /// The state and the text of the last line.
+    last: Option<(String, String)>,
+    at: Instant,
 }
 
 impl Default for Progress {
     fn default() -> Self {
-        Self {
-            bars: stderr().is_terminal().then(Bars::new),
-            started: Instant::now(),
-            is_warned: false,
-            last: None,
-            last_at: Instant::now(),
-        }
+        let bar = stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{wide_bar} {msg}");
+            ProgressBar::new(0).with_style(style.expect("a constant template"))
+        });
+        let (last, at) = (None, Instant::now());
+        Self { bar, last, at }
     }
 }
 
 impl Progress {
-    /// Shows how far the run is.
-    pub fn show(&mut self, run: &Run) {
-        let rows = [run.rows_read, run.rows_loaded, run.rows_rejected];
-        if let Some(bars) = &self.bars {
-            let count = |rows| u64::try_from(rows).unwrap_or(0);
-            for (bar, rows) in bars.each.iter().zip(rows) {
-                bar.set_length(count(run.rows_expected.unwrap_or(run.rows_read)));
-                bar.set_position(count(rows));
-            }
-        } else {
-            self.line(run.state, rows);
+    /// Shows how much of the total is done, and a text. A new state is a line at once.
+    pub fn show(&mut self, done: i64, total: i64, state: &str, text: String) {
+        let count = |number| u64::try_from(number).unwrap_or(0);
+        if let Some(bar) = &self.bar {
+            bar.set_length(count(total));
+            bar.set_position(count(done));
+            return bar.set_message(text);
         }
-        if run.state == RunState::Requested
-            && !self.is_warned
-            && self.started.elapsed() > START_TIMEOUT
-        {
-            let text = "the run has not started yet; check that an extractor and a loader run, on the same broker and database";
-            match &self.bars {
-                Some(bars) => bars.all.suspend(|| note(text)),
-                None => note(text),
-            }
-            self.is_warned = true;
-        }
-    }
-
-    fn line(&mut self, state: RunState, rows: [i64; 3]) {
         let is_due = match &self.last {
+            Some((last, _)) if last != state => true,
+            Some((_, last)) => *last != text && self.at.elapsed() > LINE_INTERVAL,
             None => true,
-            Some((last, _)) if *last != state => true,
-            Some((_, last)) => *last != rows && self.last_at.elapsed() > LINE_INTERVAL,
         };
         if is_due {
-            let [extracted, loaded, rejected] = rows.map(number);
-            note(&format!(
-                "{state}: extracted {extracted}, loaded {loaded}, rejected {rejected}"
-            ));
-            (self.last, self.last_at) = (Some((state, rows)), Instant::now());
+            note(&text);
+            (self.last, self.at) = (Some((state.to_owned(), text)), Instant::now());
         }
     }
 
-    /// Leaves the bars as they are.
+    /// Prints a note beside the bar.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| note(text)),
+            None => note(text),
+        }
+    }
+
+    /// Leaves the bar as it is.
     pub fn close(&self) {
-        for bar in self.bars.iter().flat_map(|bars| &bars.each) {
+        if let Some(bar) = &self.bar {
             bar.abandon();
         }
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::progress::Progress;
 use super::{by, counted, note, number, show};
 use crate::Failure;
@@ -11,6 +13,12 @@ use ledger::{DeadLetterFilter, Run, RunState, Store};
 /// Dead letters that the end of a run names.
 const DEAD_LETTERS: u32 = 5;
 
+/// How long a run may stay requested before a note says what may be wrong.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For a decision or a failure without a reason.
+pub const NO_REASON: &str = "no reason is recorded";
+
 /// Follows a run with its progress, and prints how it ended.
 pub async fn follow(
     store: &Store,
@@ -19,10 +27,28 @@ pub async fn follow(
     json: bool,
 ) -> Result<End, Failure> {
     let mut progress = Progress::default();
-    let end = follow::to_the_end(store, run, limit, |run| progress.show(run)).await;
+    let (started, mut is_warned) = (Instant::now(), false);
+    let end = follow::to_the_end(store, run, limit, |run| {
+        let [extracted, loaded, rejected] =
+            [run.rows_read, run.rows_loaded, run.rows_rejected].map(number);
+        progress.show(
+            run.rows_loaded + run.rows_rejected,
+            run.rows_expected.unwrap_or(run.rows_read),
+            run.state.name(),
+            format!(
+                "{}: extracted {extracted}, loaded {loaded}, rejected {rejected}",
+                run.state
+            ),
+        );
+        if run.state == RunState::Requested && !is_warned && started.elapsed() > START_TIMEOUT {
+            progress.note("the run has not started yet; check that an extractor and a loader run, on the same broker and database");
+            is_warned = true;
+        }
+    });
+    let end = end.await;
     progress.close();
     let end = end?;
-    let run = end.run();
+    let run = &end.run;
     show(json, run, ending)?;
     super::notes(&notes(&end));
     if run.dead_letters > 0 {
@@ -45,14 +71,14 @@ pub async fn follow(
 
 /// What is said beside the end of a run.
 fn notes(end: &End) -> Vec<String> {
-    let run = end.run();
+    let run = &end.run;
     let id = &run.run_id;
     let mut notes = Vec::new();
-    if let End::TimedOut(_, waited) = end {
+    if let Some(waited) = end.timed_out {
         notes.push(format!(
             "the run {id} is still {} after {}; it goes on, and `etl status {id} --watch` follows it",
             run.state,
-            humantime::format_duration(*waited)
+            humantime::format_duration(waited)
         ));
     }
     if run.dead_letters > 0 {
@@ -83,12 +109,11 @@ fn notes(end: &End) -> Vec<String> {
 /// How a run stands, in a sentence and its sums.
 fn ending(run: &Run) -> String {
     let (id, target) = (&run.run_id, &run.target_table);
-    let unknown = "no reason is recorded";
     match run.state {
         RunState::Completed => format!("run {id} completed{}\n  {}", took(run), sums(run)),
         RunState::Failed => format!(
             "run {id} failed: {}",
-            run.failure.as_deref().unwrap_or(unknown)
+            run.failure.as_deref().unwrap_or(NO_REASON)
         ),
         RunState::Held => {
             let (what, where_) = if run.generation > 0 {
@@ -101,7 +126,7 @@ fn ending(run: &Run) -> String {
             };
             format!(
                 "{what} {id} is held, and none of its rows is in {target}{where_}: {}\n  {}\n  {}",
-                run.held_because.as_deref().unwrap_or(unknown),
+                run.held_because.as_deref().unwrap_or(NO_REASON),
                 sums(run),
                 choice(run)
             )
@@ -137,7 +162,10 @@ pub fn state(run: &Run) -> String {
 
 /// Who cancelled a run, and why.
 pub fn by_whom(run: &Run) -> String {
-    let what = run.decision.as_deref().filter(|what| *what != "cancelled");
+    let what = run
+        .decision
+        .as_deref()
+        .filter(|what| *what != RunState::Cancelled.name());
     let what = what.map(|what| what.strip_prefix("cancelled: ").unwrap_or(what));
     let what = what.map(|what| format!(": {what}"));
     format!(

@@ -25,62 +25,49 @@ pub enum Bound {
 
 /// The length of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step {
-    count: i32,
-    unit: Unit,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unit {
-    Day,
-    Week,
-    Month,
+pub enum Step {
+    Days(i32),
+    Weeks(i32),
+    Months(i32),
 }
 
 impl FromStr for Step {
-    type Err = &'static str;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let end = text.find(|c: char| !c.is_ascii_digit());
-        let (digits, unit) = text.split_at(end.unwrap_or(text.len()));
-        let unit = match unit {
-            "d" => Some(Unit::Day),
-            "w" => Some(Unit::Week),
-            "mo" => Some(Unit::Month),
-            _ => None,
-        };
-        let count = digits.parse().ok();
-        count
-            .filter(|count| (1..=1_000).contains(count))
-            .zip(unit)
-            .map(|(count, unit)| Self { count, unit })
-            .ok_or("write a number of days, weeks or months, such as 1d, 2w or 1mo")
+    fn from_str(text: &str) -> Result<Self, String> {
+        let end = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        let (digits, unit) = text.split_at(end);
+        let count = digits
+            .parse()
+            .ok()
+            .filter(|count| (1..=1_000).contains(count));
+        match (count, unit) {
+            (Some(count), "d") => Ok(Self::Days(count)),
+            (Some(count), "w") => Ok(Self::Weeks(count)),
+            (Some(count), "mo") => Ok(Self::Months(count)),
+            _ => Err("write a number of days, weeks or months, such as 1d, 2w or 1mo".to_owned()),
+        }
     }
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = match self.unit {
-            Unit::Day => "d",
-            Unit::Week => "w",
-            Unit::Month => "mo",
-        };
-        write!(f, "{}{unit}", self.count)
+        match self {
+            Self::Days(count) => write!(f, "{count}d"),
+            Self::Weeks(count) => write!(f, "{count}w"),
+            Self::Months(count) => write!(f, "{count}mo"),
+        }
     }
 }
 
 impl Step {
-    const DAY: Self = Self {
-        count: 1,
-        unit: Unit::Day,
-    };
-
     fn times(self, times: i32) -> Option<Span> {
-        let count = self.count.checked_mul(times)?;
-        Some(match self.unit {
-            Unit::Day => count.days(),
-            Unit::Week => count.weeks(),
-            Unit::Month => count.months(),
+        Some(match self {
+            Self::Days(count) => count.checked_mul(times)?.days(),
+            Self::Weeks(count) => count.checked_mul(times)?.weeks(),
+            Self::Months(count) => count.checked_mul(times)?.months(),
         })
     }
 }
@@ -162,7 +149,7 @@ impl Bounds {
                 "--to-is applies to the second parameter of --param-names, and there is only one"
                     .to_owned(),
             ),
-            (None, None) if step != Step::DAY => Err(format!(
+            (None, None) if step != Step::Days(1) => Err(format!(
                 "a job with one parameter for the day needs --every 1d, not {step}"
             )),
             (None, None) => Ok(Self { first, last: None }),
@@ -288,9 +275,9 @@ mod tests {
                 "{all:?}"
             );
         }
-        let days = windows(date(2018, 4, 1), date(2018, 5, 1), Step::DAY).unwrap();
+        let days = windows(date(2018, 4, 1), date(2018, 5, 1), Step::Days(1)).unwrap();
         assert_eq!(days.len(), 30);
-        let months = windows(date(2018, 1, 31), date(2018, 4, 30), "1mo".parse().unwrap()).unwrap();
+        let months = windows(date(2018, 1, 31), date(2018, 4, 30), Step::Months(1)).unwrap();
         let ends: Vec<_> = months.iter().map(|one| one.until.to_string()).collect();
         assert_eq!(ends, ["2018-02-28", "2018-03-31", "2018-04-30"]);
     }
@@ -315,7 +302,8 @@ mod tests {
             last: Some(("to".into(), ParameterType::Date, Bound::Inclusive)),
         };
         let range = (date(2018, 4, 1), date(2018, 5, 1));
-        let of = |set: &[(String, String)]| Identity::new("clicks", range, Step::DAY, &bounds, set);
+        let of =
+            |set: &[(String, String)]| Identity::new("clicks", range, Step::Days(1), &bounds, set);
         let window = Window {
             from: date(2018, 4, 7),
             until: date(2018, 4, 8),

@@ -71,13 +71,6 @@ pub enum DroppedLetter {
     },
 }
 
-/// A dead letter that was not dropped.
-#[derive(Debug, Serialize)]
-pub struct Refused {
-    pub id: i64,
-    pub why: String,
-}
-
 /// The dead letters to drop: these, or all unresolved ones, or those of one run. An unknown number or run is an error.
 pub async fn plan(store: &Store, ids: Vec<i64>, run: Option<String>) -> Result<Vec<i64>, Failure> {
     for id in &ids {
@@ -254,7 +247,7 @@ impl Command for Arguments {
                     if !self.json {
                         note(&format!("the dead letter {id} was not dropped: {why}"));
                     }
-                    refused.push(Refused { id, why });
+                    refused.push(json!({ "id": id, "why": why }));
                 }
             }
         }

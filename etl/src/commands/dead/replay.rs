@@ -61,8 +61,7 @@ pub async fn act(store: &Store, broker: &Broker, ids: &[i64]) -> Result<(), Fail
         sender.send(&[outgoing(&dead)?]).await?;
         store.resolve_dead_letter(&dead, &resolution).await?;
     }
-    sender.close().await;
-    Ok(())
+    Ok(sender.close().await?)
 }
 
 /// The message as it was, for the queue that it came from.

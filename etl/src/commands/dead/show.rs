@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{age, beginning, parse_id};
 use crate::Failure;
 use crate::commands::Command;
-use crate::output::{sheet, show};
+use crate::output::{Sheet, show};
 use crate::store;
 use ledger::{DeadLetter, DeadLetterSummary, Store};
 
@@ -60,30 +60,27 @@ impl Command for Arguments {
 }
 
 fn described(dead: &DeadLetterSummary) -> String {
-    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
+    let mut sheet = Sheet::new(10);
+    sheet.add("id", dead.id.to_string());
+    for (name, value) in [
+        ("message", &dead.message_id),
+        ("type", &dead.kind),
+        ("queue", &dead.queue),
+        ("job", &dead.job),
+        ("run", &dead.run_id),
+    ] {
+        sheet.add(name, value.as_deref().unwrap_or("none"));
+    }
+    sheet.add("stage", &dead.stage);
+    sheet.add("attempts", dead.attempts.to_string());
+    let age = age(dead.age_seconds);
+    sheet.add("since", format!("{}, {age} ago", dead.received_at));
+    sheet.add("reason", &dead.reason);
+    let resolution = dead.resolution.as_deref();
+    sheet.add("resolution", resolution.unwrap_or("none yet"));
     let bytes = dead.body_bytes.map(|bytes| format!("{bytes} bytes: "));
-    let resolution = dead.resolution.clone();
-    let lines = [
-        ("id", dead.id.to_string()),
-        ("message", or_none(&dead.message_id)),
-        ("type", or_none(&dead.kind)),
-        ("queue", or_none(&dead.queue)),
-        ("job", or_none(&dead.job)),
-        ("run", or_none(&dead.run_id)),
-        ("stage", dead.stage.clone()),
-        ("attempts", dead.attempts.to_string()),
-        (
-            "since",
-            format!("{}, {} ago", dead.received_at, age(dead.age_seconds)),
-        ),
-        ("reason", dead.reason.clone()),
-        (
-            "resolution",
-            resolution.unwrap_or_else(|| "none yet".to_owned()),
-        ),
-        ("body", bytes.unwrap_or_default() + &beginning(dead, BODY)),
-    ];
-    sheet(10, lines)
+    sheet.add("body", bytes.unwrap_or_default() + &beginning(dead, BODY));
+    sheet.text()
 }
 
 #[cfg(test)]

@@ -20,82 +20,46 @@ const FIXED: [&str; 7] = [
     "reason",
 ];
 
-/// A table with a column for each raw value.
-pub(super) struct Sheet {
-    columns: Vec<String>,
-    header: String,
-    line: String,
+/// The header of an export with these raw columns.
+pub(super) fn header(columns: &[String]) -> String {
+    let fixed = FIXED.map(str::to_owned).into_iter();
+    let raw = columns.iter().map(|name| format!("raw.{name}"));
+    line(fixed.chain(raw).map(Some))
 }
 
-impl Sheet {
-    pub(super) fn new(columns: Vec<String>) -> Self {
-        let mut header = String::new();
-        for name in FIXED {
-            field(&mut header, Some(name));
-        }
-        for name in &columns {
-            field(&mut header, Some(&format!("raw.{name}")));
-        }
-        end(&mut header);
-        Self {
-            columns,
-            header,
-            line: String::new(),
-        }
+/// A rejected row as a line. Values that were pruned are NULL.
+pub(super) fn row(columns: &[String], row: &QuarantinedRow) -> anyhow::Result<String> {
+    let raw = row.raw.as_ref().map(|raw| values(raw.0.get()));
+    let mut raw = raw.transpose()?.unwrap_or_default();
+    let mut cells = vec![
+        Some(row.run_id.clone()),
+        Some(row.generation.to_string()),
+        Some(row.seq.to_string()),
+        Some(row.row_number.to_string()),
+        row.column_name.clone(),
+        Some(row.rule.clone()),
+        Some(row.reason.clone()),
+    ];
+    for column in columns {
+        let place = raw.iter().position(|(name, _)| name == column);
+        cells.push(place.and_then(|place| raw.swap_remove(place).1));
     }
-
-    /// The names of the columns, as a line.
-    pub(super) fn header(&self) -> &str {
-        &self.header
-    }
-
-    /// A row as a line. Values that were pruned are NULL.
-    pub(super) fn line(&mut self, row: &QuarantinedRow) -> anyhow::Result<&str> {
-        self.line.clear();
-        let line = &mut self.line;
-        field(line, Some(&row.run_id));
-        field(line, Some(&row.generation.to_string()));
-        field(line, Some(&row.seq.to_string()));
-        field(line, Some(&row.row_number.to_string()));
-        field(line, row.column_name.as_deref());
-        field(line, Some(&row.rule));
-        field(line, Some(&row.reason));
-        let raw = row.raw.as_ref().map(|raw| values(raw.0.get()));
-        let mut raw = raw.transpose()?.unwrap_or_default();
-        for column in &self.columns {
-            let place = raw.iter().position(|(name, _)| name == column);
-            let value = place.and_then(|place| raw.swap_remove(place).1);
-            field(line, value.as_deref());
-        }
-        if let Some((name, _)) = raw.first() {
-            return Err(anyhow!(
-                "row {} of {} has the column {name:?}, which no other rejected row has; --export json writes the rows as they are",
-                row.row_number,
-                row.run_id
-            ));
-        }
-        end(line);
-        Ok(line)
+    match raw.first() {
+        None => Ok(line(cells)),
+        Some((name, _)) => Err(anyhow!(
+            "row {} of {} has the column {name:?}, which no other rejected row has; --export json writes the rows as they are",
+            row.row_number,
+            row.run_id
+        )),
     }
 }
 
-fn field(line: &mut String, value: Option<&str>) {
-    if let Some(value) = value {
-        line.push('"');
-        for (index, part) in value.split('"').enumerate() {
-            if index > 0 {
-                line.push_str("\"\"");
-            }
-            line.push_str(part);
-        }
-        line.push('"');
-    }
-    line.push(',');
-}
-
-fn end(line: &mut String) {
-    line.pop();
-    line.push('\n');
+fn line(cells: impl IntoIterator<Item = Option<String>>) -> String {
+    let quoted = |text: String| format!("\"{}\"", text.replace('"', "\"\""));
+    let cells = cells
+        .into_iter()
+        .map(|cell| cell.map_or_else(String::new, quoted));
+    cells.collect::<Vec<_>>().join(",") + "\n"
 }
 
 /// The names and values of a raw row, in their order.
@@ -137,7 +101,7 @@ mod tests {
     use super::*;
     use sqlx::types::Json;
 
-    fn row(raw: Option<&str>) -> QuarantinedRow {
+    fn sample(raw: Option<&str>) -> QuarantinedRow {
         QuarantinedRow {
             run_id: "daily".into(),
             generation: 0,
@@ -153,24 +117,23 @@ mod tests {
 
     #[test]
     fn null_differs_from_the_empty_string_and_quotes_are_doubled() {
-        let mut sheet = Sheet::new(vec!["z".into(), "a,b".into(), "c".into()]);
-        let header = r#""run_id","generation","seq","row_number","column_name","rule","reason","raw.z","raw.a,b","raw.c""#;
-        assert_eq!(sheet.header(), format!("{header}\n"));
+        let columns = ["z".into(), "a,b".into(), "c".into()];
+        let wanted = r#""run_id","generation","seq","row_number","column_name","rule","reason","raw.z","raw.a,b","raw.c""#;
+        assert_eq!(header(&columns), format!("{wanted}\n"));
         let raw = r#"{"c":"line\none, \"two\"","z":null,"a,b":""}"#;
         assert_eq!(
-            sheet.line(&row(Some(raw))).unwrap(),
+            row(&columns, &sample(Some(raw))).unwrap(),
             "\"daily\",\"0\",\"1\",\"7\",,\"type\",\"no \"\"date\"\"\",,\"\",\"line\none, \"\"two\"\"\"\n"
         );
         assert_eq!(
-            sheet.line(&row(None)).unwrap(),
+            row(&columns, &sample(None)).unwrap(),
             "\"daily\",\"0\",\"1\",\"7\",,\"type\",\"no \"\"date\"\"\",,,\n"
         );
     }
 
     #[test]
     fn value_without_a_column_is_an_error() {
-        let mut sheet = Sheet::new(vec!["a".into()]);
-        let refused = sheet.line(&row(Some(r#"{"a":"1","b":"2"}"#))).unwrap_err();
+        let refused = row(&["a".into()], &sample(Some(r#"{"a":"1","b":"2"}"#))).unwrap_err();
         assert!(refused.to_string().contains("--export json"), "{refused}");
     }
 

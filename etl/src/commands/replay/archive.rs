@@ -3,12 +3,14 @@
 //! The archive has everything that was published to it: copies, batches of a fork that read another result, and batches of a
 //! later generation. A batch is found by its run, its seq and its result.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
+use common::failpoint;
 use common::job::resolve;
 use common::message::{EventKind, Message, RawBatch, RunEvent};
-use common::queue::{Delivery, RawDelivery};
+use common::queue::{Delivery, Outgoing, RawDelivery};
 
 use super::Replay;
 use crate::Failure;
@@ -44,6 +46,35 @@ pub(super) async fn prove(broker: &Broker, replay: &Replay) -> Result<(), Failur
     })
     .await?;
     refuse_gap(&replay.subject, &search)
+}
+
+/// Sends every batch of the replay. An error when the archive has lost one since the check.
+pub(super) async fn send(broker: &Broker, replay: &Replay, generation: u32) -> Result<(), Failure> {
+    let Replay {
+        subject,
+        seqs,
+        spec,
+        ..
+    } = replay;
+    let mut sender = broker.sender().await?;
+    let search = search(broker, subject, None, seqs, async |mut batch| {
+        failpoint::reach("replay_batch").await;
+        batch.id.generation = generation;
+        batch.job = Arc::clone(spec);
+        let message = Outgoing::of(&batch).context("a batch cannot be sent again")?;
+        sender.put(message).await
+    });
+    let search = search.await?;
+    sender.close().await?;
+    if search.is_over() {
+        return Ok(());
+    }
+    Err(anyhow!(
+        "the archive has lost the batches {} since the check; `etl replay {} --from-athena` reads the query's result again",
+        search.missing(),
+        subject.id()
+    )
+    .into())
 }
 
 /// Refuses a search that did not find every batch.

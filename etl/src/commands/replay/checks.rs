@@ -31,41 +31,40 @@ pub(super) fn within(subject: &Subject, seqs: &Seqs, batches: u32) -> Result<(),
 
 /// Refuses a job whose rows cannot replace those of the run.
 pub(super) fn job(subject: &Subject, now: &JobSpec) -> Result<(), Failure> {
-    let run = &subject.run;
-    let (schema, table) = now.target.schema_and_table();
+    let (run, then, now) = (&subject.run, &subject.first_spec.target, &now.target);
+    let (schema, table) = now.schema_and_table();
     let table = format!("{schema}.{table}");
-    let differs = |what: &str, then: &str, now: &str| {
-        Err(Failure::from(anyhow!(
-            "the rows of the run {} went {then} and the job {} now says {now}: they cannot be replaced there. Restore the job's {what}, or request a new run; nothing was changed",
+    let mode = now.mode.name().to_owned();
+    let window = |window: &Option<Window>| {
+        let whole = || "none, for the whole table".to_owned();
+        window.as_ref().map_or_else(whole, ToString::to_string)
+    };
+    let (old, new) = (&then.replace_where, &now.replace_where);
+    let settings = [
+        (
+            "table",
+            run.target_table != table,
+            run.target_table.clone(),
+            table,
+        ),
+        ("mode", run.mode != mode, run.mode.clone(), mode),
+        (
+            "key",
+            then.key != now.key,
+            then.key.join(", "),
+            now.key.join(", "),
+        ),
+        ("replace_where", old != new, window(old), window(new)),
+    ];
+    match settings.into_iter().find(|(_, differs, ..)| *differs) {
+        None => Ok(()),
+        Some((setting, _, then, now)) => Err(anyhow!(
+            "the run {} has loaded its rows with {setting} = {then}, and the job {} has {setting} = {now} now; a replay cannot replace these rows. Restore the job's {setting}, or request a new run; nothing was changed",
             run.run_id,
             run.job
-        )))
-    };
-    if table != run.target_table {
-        return differs("table", &format!("to {}", run.target_table), &table);
+        )
+        .into()),
     }
-    let mode = now.target.mode.name();
-    if mode != run.mode {
-        return differs("mode", &format!("there in mode {}", run.mode), mode);
-    }
-    if now.target.key != subject.first_spec.target.key {
-        let named = |key: &[String]| format!("the key ({})", key.join(", "));
-        return differs(
-            "key",
-            &format!("there by {}", named(&subject.first_spec.target.key)),
-            &named(&now.target.key),
-        );
-    }
-    let then = &subject.first_spec.target.replace_where;
-    if now.target.replace_where != *then {
-        let named = |window: &Option<Window>| match window {
-            None => "the whole table".to_owned(),
-            Some(window) => format!("the window {window}"),
-        };
-        let (then, now) = (named(then), named(&now.target.replace_where));
-        return differs("replace_where", &format!("there for {then}"), &now);
-    }
-    Ok(())
 }
 
 /// Whether each batch replaces its former self alone, then and now, so that some can be replayed without the others.

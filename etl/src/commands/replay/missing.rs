@@ -8,7 +8,6 @@ use common::queue::Outgoing;
 
 use super::Sent;
 use super::archive::{self, End};
-use super::send::Window;
 use crate::Failure;
 use crate::broker::Broker;
 use ledger::{RunState, Seqs, Store, Subject};
@@ -67,7 +66,7 @@ async fn send(
     missing: &Seqs,
     end: Option<&End>,
 ) -> Result<(), Failure> {
-    let mut window = Window::new(broker.sender().await?);
+    let mut sender = broker.sender().await?;
     let (live, spec) = (subject.generation(), subject.live_spec());
     let sent = archive::search(broker, subject, result, missing, async |mut batch| {
         // Unchanged, unless the archive has it with another generation and job.
@@ -76,14 +75,14 @@ async fn send(
             batch.job = Arc::clone(&spec);
         }
         let message = Outgoing::of(&batch).context("a batch cannot be sent again")?;
-        window.put(message).await
+        sender.put(message).await
     });
     archive::refuse_gap(subject, &sent.await?)?;
     if let Some(end) = end {
         let mut event = end.event.clone();
         event.generation = live;
         let message = Outgoing::of(&event).context("the end of the result cannot be sent again")?;
-        window.put(message).await?;
+        sender.put(message).await?;
     }
-    Ok(window.close().await?)
+    Ok(sender.close().await?)
 }
