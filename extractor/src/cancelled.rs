@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use common::message::{Control, ExtractTask, Order, RunId};
+use common::message::{Command, Control, ExtractTask, RunId};
 use tokio::sync::watch;
 
 /// More than the stream keeps for long.
@@ -30,8 +30,8 @@ impl Cancelled {
 
     /// Takes note of an order.
     pub(crate) fn obey(&self, control: Control) {
-        match control.order {
-            Order::Cancel => self.0.send_modify(|runs| {
+        match control.command {
+            Command::Cancel => self.0.send_modify(|runs| {
                 runs.add(control.run, control.generation, MOST);
             }),
         }

@@ -1,4 +1,4 @@
-//! What one delivery is answered with: a ValidBatch, or a dead letter with the reason. Pure.
+//! The answer to one delivery: a `ValidBatch`, or a dead letter with the reason. Pure.
 
 use common::message::{RawBatch, ValidBatch};
 use common::queue::{Delivery, Outgoing, QueueError, Unreadable, Unsendable};
@@ -11,7 +11,7 @@ use crate::transform::{Plans, transform};
 /// The stage's name in a dead letter.
 pub(crate) const STAGE: &str = "transformer";
 
-/// What can go wrong on the way from a delivery to its acknowledgement.
+/// Why a delivery has no valid batch.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error(transparent)]
@@ -24,12 +24,12 @@ pub(crate) enum Failure {
     Queue(#[from] QueueError),
 }
 
-/// Whose fault a failure is.
+/// What a failure leads to.
 #[derive(Debug)]
 pub(crate) enum Blame {
-    /// The message is dead-lettered with this reason; nobody else's work is touched.
+    /// The message is dead-lettered with this reason. Other deliveries are not affected.
     Message(String),
-    /// The session ends: the broker's fault or the configuration's. The message comes again.
+    /// The session ends because of the broker or the configuration. The message is redelivered.
     Session(Fault),
 }
 
@@ -44,18 +44,18 @@ impl From<Failure> for Blame {
     }
 }
 
-/// A delivery's answer, to be published before the delivery is acked.
+/// The answer to a delivery, which is published before the delivery is acked.
 pub(crate) struct Answer {
     pub(crate) outgoing: Outgoing,
     pub(crate) counts: Counts,
 }
 
-/// What the metrics say of one delivery; empty for a dead letter.
+/// The counts of one delivery for the metrics; empty for a dead letter.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) job: String,
     pub(crate) rows: usize,
-    /// How many rows were rejected by each rule.
+    /// Rejected rows by rule.
     pub(crate) rejected: Vec<(String, u64)>,
 }
 
