@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 use tokio::sync::Mutex;
 use tracing::Instrument as _;
 
-use super::persist::{GivenUp, persevere, wait_for_postgres};
+use super::persist::{Unfinished, wait_for_postgres, with_retries};
 use crate::database::transaction;
 use crate::dead_letters::{DeadLetter, store};
 use crate::errors::LoadError;
@@ -115,7 +115,7 @@ impl Lane<'_, '_> {
         } = self.shared;
         let started = Instant::now();
         let retries = !loader.targets.is_ailing(&batch.target);
-        match persevere(&session.stop, retries, async || loader.handle(batch).await).await {
+        match with_retries(&session.stop, retries, async || loader.handle(batch).await).await {
             Ok(outcome) => {
                 note(batch, outcome, started);
                 tracing::Span::current().record("batch.result", outcome.name());
@@ -123,13 +123,13 @@ impl Lane<'_, '_> {
                 delivery.ack().await?;
                 Ok(())
             }
-            Err(GivenUp::Dead { error, attempts }) => {
+            Err(Unfinished::Dead { error, attempts }) => {
                 loader.targets.mark_ailing(&batch.target);
                 let reason = error.sentence();
                 self.shared.dead_letter(delivery, &reason, attempts).await
             }
-            Err(GivenUp::Stopping) => Ok(()),
-            Err(GivenUp::Pause(error)) => {
+            Err(Unfinished::Stopping) => Ok(()),
+            Err(Unfinished::Pause(error)) => {
                 drop(delivery);
                 intake.release().await;
                 let again = async || loader.handle(batch).await.map(drop);
@@ -186,18 +186,18 @@ impl Events<'_, '_> {
     ) -> Result<(), Fault> {
         let pool = &self.0.loader.pool;
         let stop = &self.0.session.stop;
-        match persevere(stop, true, async || events::handle(pool, event).await).await {
+        match with_retries(stop, true, async || events::handle(pool, event).await).await {
             Ok(noted) => {
                 metrics::counter!("etl_events_total", "result" => noted.name()).increment(1);
                 delivery.ack().await?;
                 Ok(())
             }
-            Err(GivenUp::Dead { error, attempts }) => {
+            Err(Unfinished::Dead { error, attempts }) => {
                 let reason = error.sentence();
                 self.0.dead_letter(delivery, &reason, attempts).await
             }
-            Err(GivenUp::Stopping) => Ok(()),
-            Err(GivenUp::Pause(error)) => {
+            Err(Unfinished::Stopping) => Ok(()),
+            Err(Unfinished::Pause(error)) => {
                 drop(delivery);
                 intake.release().await;
                 let again = async || events::handle(pool, event).await.map(drop);
@@ -241,22 +241,22 @@ impl Deliveries<'_> {
                     () = stop.cancelled() => break,
                     delivery = consumer.next_dead() => delivery?,
                 };
-                let letter = DeadLetter::of(&delivery);
+                let dead = DeadLetter::of(&delivery);
                 let pool = &self.loader.pool;
-                match persevere(stop, true, async || store(pool, &letter).await).await {
+                match with_retries(stop, true, async || store(pool, &dead).await).await {
                     Ok(()) => {
-                        metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&letter.stage)).increment(1);
+                        metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&dead.stage)).increment(1);
                         delivery.ack().await?;
                     }
-                    Err(GivenUp::Stopping) => break,
-                    Err(GivenUp::Pause(error) | GivenUp::Dead { error, .. }) => {
+                    Err(Unfinished::Stopping) => break,
+                    Err(Unfinished::Pause(error) | Unfinished::Dead { error, .. }) => {
                         consumer.close(&self.session.consuming).await;
                         wait_for_postgres(
                             &self.session.health,
                             "dead letters",
                             stop,
                             error,
-                            async || store(pool, &letter).await,
+                            async || store(pool, &dead).await,
                         )
                         .await;
                         consumer = Consumer::open_dead(&self.session.consuming, 1).await?;

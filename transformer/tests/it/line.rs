@@ -65,6 +65,8 @@ impl Line {
     /// Ends a transformer in good order and sees that it left nothing behind in `etl.raw`.
     pub(crate) async fn end(&self, mut transformer: Process) {
         assert_eq!(transformer.terminate(PATIENCE).await, Some(0));
+        let log = transformer.log();
+        assert!(!log.contains("lapin"), "an orderly stop is no error: {log}");
         assert_eq!(
             self.vhost.ready(QueueName::Raw.name()).await,
             0,
