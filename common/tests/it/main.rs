@@ -5,14 +5,15 @@
 use common::job::{JobSpec, Mode, Source, Target};
 use common::message::{EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState};
 use common::queue::{
-    self, Connection, ConnectionEvent, Consumer, Dead, Outgoing, Publisher, QueueError, QueueName,
-    Unreadable, inspect,
+    self, Connection, ConnectionEvent, Consumer, Dead, Delivery, Handler, Intake, Outgoing,
+    Prefetch, Publisher, QueueError, QueueName, Unreadable, inspect,
 };
 use common::settings::SecretUrl;
 use futures::StreamExt;
 use testkit::PATIENCE;
 use testkit::http::Method;
 use testkit::servers::{Vhost, private_broker, vhost};
+use tokio_util::sync::CancellationToken;
 
 fn url(vhost: &Vhost) -> SecretUrl {
     url::Url::parse(&vhost.amqp_url).unwrap().into()
@@ -285,6 +286,99 @@ async fn wrong_credentials_are_a_configuration_error_without_the_password() {
         !refused.to_string().contains("not-the-password"),
         "{refused}"
     );
+}
+
+/// Acks what it gets, and stops after so many deliveries.
+struct Recorder {
+    stop: CancellationToken,
+    wanted: usize,
+    /// The windows: the id of each delivery and its count.
+    windows: Vec<Vec<(String, u32)>>,
+    dead: Vec<String>,
+}
+
+impl Recorder {
+    fn count(&self) {
+        if self.windows.concat().len() + self.dead.len() == self.wanted {
+            self.stop.cancel();
+        }
+    }
+}
+
+impl Handler<RunEvent> for &mut Recorder {
+    type Fault = QueueError;
+
+    async fn handle(
+        &mut self,
+        deliveries: Vec<Delivery<RunEvent>>,
+        _: &mut Intake<'_, RunEvent>,
+    ) -> Result<(), QueueError> {
+        let seen = |one: &Delivery<RunEvent>| (one.id().to_owned(), one.deliveries());
+        self.windows.push(deliveries.iter().map(seen).collect());
+        for delivery in deliveries {
+            delivery.ack().await?;
+        }
+        self.count();
+        Ok(())
+    }
+
+    async fn dead_letter(
+        &mut self,
+        delivery: Delivery<RunEvent>,
+        reason: &str,
+    ) -> Result<(), QueueError> {
+        self.dead.push(format!("{}: {reason}", delivery.id()));
+        delivery.ack().await?;
+        self.count();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn message_that_comes_back_is_isolated_and_dead_lettered_at_the_limit() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    for returns in [2, 7] {
+        let window: Vec<_> = (0..5).map(|n| Outgoing::of(&event(n)).unwrap()).collect();
+        publisher.publish(&window).await.unwrap();
+        for _ in 0..returns {
+            let mut consumer = Consumer::<RunEvent>::open(&connection, 1).await.unwrap();
+            let delivery = consumer.next().await.unwrap();
+            assert_eq!(delivery.id(), "r/0/progress-0");
+            consumer.close(&connection).await;
+        }
+        let stop = CancellationToken::new();
+        let mut recorder = Recorder {
+            stop: stop.clone(),
+            wanted: 5,
+            windows: Vec::new(),
+            dead: Vec::new(),
+        };
+        let prefetch = Prefetch {
+            deliveries: 4,
+            together: 4,
+            bytes: 1 << 20,
+        };
+        let consumed = queue::consume(&connection, &stop, prefetch, [&mut recorder]);
+        tokio::time::timeout(PATIENCE, consumed)
+            .await
+            .expect("every message comes")
+            .unwrap();
+        if returns == 2 {
+            let alone = vec![("r/0/progress-0".to_owned(), 3)];
+            assert_eq!(recorder.windows.remove(0), alone);
+            assert!(recorder.dead.is_empty());
+        } else {
+            assert_eq!(recorder.dead.len(), 1);
+            let dead = &recorder.dead[0];
+            assert!(dead.starts_with("r/0/progress-0: it was delivered 8 times"));
+        }
+        // One delivery is in hand until it succeeds, and no other message counts a second one.
+        assert_eq!(recorder.windows[0], [("r/0/progress-1".to_owned(), 1)]);
+        let others = recorder.windows.concat();
+        assert!(others.iter().all(|(_, count)| *count == 1), "{others:?}");
+    }
 }
 
 #[tokio::test]
