@@ -1,13 +1,13 @@
-//! Places at which a test can stop a service dead, to see what the rest makes of it.
+//! Points at which a test can stop a service, to see how the other parts recover.
 //!
-//! `ETL_FAILPOINT=NAME`, `NAME@3` (the third time it gets there), `NAME=exit` or `NAME=panic`. Without an action the service
-//! waits there for ever, so that a test can kill it at exactly this point. Compiled into debug builds only.
+//! `ETL_FAILPOINT=NAME`, `NAME@3` (at the third hit), `NAME=exit` or `NAME=panic`. Without an action the service waits there
+//! for ever, so that a test can kill it at exactly this point. Only debug builds have failpoints.
 
-/// Does nothing, unless the environment names this point.
+/// Acts where the environment names this point; does nothing elsewhere.
 #[cfg(not(debug_assertions))]
 pub async fn reach(_name: &str) {}
 
-/// Does nothing, unless the environment names this point.
+/// Acts where the environment names this point; does nothing elsewhere.
 #[cfg(debug_assertions)]
 pub async fn reach(name: &str) {
     use std::sync::LazyLock;
@@ -27,7 +27,7 @@ pub async fn reach(name: &str) {
     match wanted.action {
         Action::Wait => std::future::pending().await,
         Action::Exit => std::process::exit(99),
-        Action::Panic => panic!("the failpoint {name} says so"),
+        Action::Panic => panic!("failpoint {name} reached"),
     }
 }
 
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_are_read() {
+    fn failpoints_are_parsed() {
         let wanted = |name: &str, hit, action| {
             Some(Wanted {
                 name: name.to_owned(),

@@ -1,7 +1,7 @@
-//! A job: what to ask Athena, and where and how its rows go. One TOML file and its `.sql`.
+//! A job: a query for Athena, and the target of its rows. One TOML file and its `.sql`.
 //!
-//! Read by `etl` (and by the extractor's `sample`) alone. From there the job travels with the work:
-//! the task carries the SQL and the [`Source`], every batch the [`JobSpec`].
+//! Only `etl` and the extractor's `sample` read job files. Then the job travels with the work: the task
+//! carries the SQL and the [`Source`], every batch the [`JobSpec`].
 
 mod column;
 mod file;
@@ -23,29 +23,29 @@ pub use rule::{Rule, Scalar};
 pub use target::{Duplicates, MIN_ROWS, MaxRejected, Mode, Publish, SchemaContract, Target};
 pub use window::{Bound, Comparison, Operand, Window};
 
-/// What Athena is asked with, apart from the SQL itself.
+/// The settings of a query, apart from its SQL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// The Glue database.
     pub database: String,
-    /// Athena's own default (`primary`) when absent.
+    /// By default Athena's own (`primary`).
     pub workgroup: Option<String>,
-    /// `AwsDataCatalog` when absent.
+    /// By default `AwsDataCatalog`.
     pub catalog: Option<String>,
-    /// `s3://bucket/prefix/`; the workgroup's when absent, and always where the workgroup enforces its own.
+    /// `s3://bucket/prefix/`. The workgroup's applies by default, and where the workgroup enforces it.
     pub output_location: Option<String>,
     pub results: Results,
-    /// The query is stopped once it has scanned more than this many bytes.
+    /// The extractor stops a query that has scanned more bytes.
     pub max_scanned: Option<u64>,
-    /// The query is stopped when it has not ended after this time.
+    /// The extractor stops a query that runs longer.
     pub timeout: Duration,
 }
 
-/// How a result is read.
+/// The way to read a result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Results {
-    /// From S3 where the result has a location there, else as pages.
+    /// From S3 if the result has a location there, else as pages.
     #[default]
     Auto,
     /// The result's CSV object, in ranges.
@@ -54,7 +54,7 @@ pub enum Results {
     Api,
 }
 
-/// The part of a job that every batch carries: what the transformer and the loader need.
+/// The part of a job that the transformer and the loader need. Every batch carries it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobSpec {
@@ -66,9 +66,8 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// The spec with the time of the run's request in the columns that want it, so that it may travel. A
-    /// replay takes the time that `etl.runs` has, and so gives the same rows. What is below a
-    /// microsecond is left out: Postgres has no place for it.
+    /// Fills the time of the run's request into the columns with `requested_at`. A replay uses the time in
+    /// `etl.runs` and gives the same rows. The time is truncated to Postgres' microseconds.
     #[must_use]
     pub fn asked_at(&self, requested_at: jiff::Timestamp) -> Self {
         let mut spec = self.clone();
@@ -80,7 +79,7 @@ impl JobSpec {
         spec
     }
 
-    /// Refuses a spec that may not travel: one that still waits for what a run fills in.
+    /// Refuses a spec with a column whose value a request must still fill in.
     pub fn check(&self) -> Result<(), String> {
         self.target.check()?;
         let is_unfilled =

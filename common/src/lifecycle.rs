@@ -1,7 +1,7 @@
-//! How a process starts and stops, and what it says of itself over HTTP.
+//! How a process stops, and what it reports over HTTP.
 //!
-//! `/healthz` is true while the process can still do something about its state; `/readyz` is true
-//! while it can do its work now, and says why where it is not; `/metrics` is for Prometheus.
+//! `/healthz` answers while the process runs. `/readyz` is 200 while the service can work, and else 503
+//! with the causes. `/metrics` is for Prometheus.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,28 +16,28 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Whether a service can do its work now. Each cause is reported and cleared by itself; ready is
+/// Whether a service can work now. Each cause is reported and cleared by itself; the service is ready
 /// when none is left.
 #[derive(Clone, Default)]
 pub struct Health(Arc<Mutex<BTreeMap<&'static str, String>>>);
 
 impl Health {
-    /// The service cannot work, because of `cause`, which is explained for a person.
+    /// Reports a cause why the service cannot work, with an explanation for a person.
     pub fn not_ready(&self, cause: &'static str, why: impl Into<String>) {
         self.causes().insert(cause, why.into());
     }
 
-    /// `cause` is all that keeps the service from its work: what else there was has ended with it.
+    /// Reports the only cause: every other one has ended.
     pub fn only(&self, cause: &'static str, why: impl Into<String>) {
         *self.causes() = BTreeMap::from([(cause, why.into())]);
     }
 
-    /// `cause` no longer keeps the service from its work.
+    /// Removes a cause.
     pub fn clear(&self, cause: &'static str) {
         self.causes().remove(cause);
     }
 
-    /// What keeps the service from its work, a line each; empty when it is ready.
+    /// The causes, one a line; empty when the service is ready.
     pub fn report(&self) -> String {
         self.causes()
             .iter()
@@ -51,7 +51,7 @@ impl Health {
     }
 }
 
-/// A token that is cancelled by SIGTERM or SIGINT. A second signal ends the process at once.
+/// Returns a token that SIGTERM or SIGINT cancels. A second signal ends the process at once.
 #[expect(
     clippy::disallowed_methods,
     reason = "it lives as long as the process and holds no work"
@@ -74,16 +74,16 @@ pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Where `/healthz`, `/readyz` and `/metrics` are served.
+/// The address of `/healthz`, `/readyz` and `/metrics`.
 #[derive(Debug, Clone, Copy)]
 pub enum HttpAddress {
-    /// As set: a port that is taken is an error.
+    /// A setting: a port in use is an error.
     Set(SocketAddr),
-    /// The service's own port on this machine, or any free one when a second replica has it.
+    /// The service's default port on 127.0.0.1, or a free port when another replica uses it.
     Default(u16),
 }
 
-/// Serves the three paths for as long as the process lives.
+/// Serves the three paths until the process ends.
 pub async fn serve_http(
     address: HttpAddress,
     health: Health,
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_is_when_no_cause_is_left() {
+    fn ready_when_no_cause_is_left() {
         let health = Health::default();
         health.not_ready("broker", "connecting");
         health.not_ready("database", "read-only");

@@ -1,5 +1,5 @@
-//! What passes between the services. Each type names its queue and its version, so that publishing
-//! one to the wrong queue does not compile, and is checked again when it is read.
+//! The messages between the services. Each type names its queue and its version, so that publishing to
+//! the wrong queue does not compile. A reader checks every message again.
 
 mod batch;
 mod body;
@@ -11,7 +11,7 @@ mod task;
 
 pub use batch::{ContentHash, RawBatch, Reject, RejectedRow, ValidBatch};
 pub use body::Body;
-pub use control::{Control, Order};
+pub use control::{Command, Control};
 pub use event::{EventKind, RunEvent};
 pub use identity::{BatchId, InvalidRunId, RunId};
 pub use queue_name::QueueName;
@@ -20,39 +20,39 @@ pub use task::{Cursor, ExtractTask, Limits, ResultLocation, TaskState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A message type: where it travels and how it is told from others.
+/// A message type, its queue and its version.
 pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The queue that it travels through.
+    /// Its queue.
     const QUEUE: QueueName;
-    /// Its name and version, the AMQP property `type`. Readers refuse every other, but the one before.
+    /// Its name and version, the AMQP property `type`. Readers refuse every version but this one and the one before.
     const KIND: &'static str;
-    /// The version before, which is still read: what waits in a queue or in the archive when a service is upgraded.
+    /// The version before, which is still read: messages wait in a queue or in the archive while services are upgraded.
     const KIND_BEFORE: Option<&'static str> = None;
 
-    /// Whether messages of this `type` are read.
+    /// Whether this version reads messages of this `type`.
     fn reads(kind: &str) -> bool {
         kind == Self::KIND || Some(kind) == Self::KIND_BEFORE
     }
 
-    /// The AMQP `message_id`: the same for every copy of the same message.
+    /// The AMQP `message_id`, the same for every copy of a message.
     fn id(&self) -> String;
 
-    /// The run it belongs to, for the headers.
+    /// Its run, for the headers.
     fn run(&self) -> &RunId;
 
-    /// The job it belongs to, for the headers.
+    /// Its job, for the headers.
     fn job(&self) -> &str;
 
-    /// What a reader relies on and the types do not say; checked before a message is sent and after
-    /// it was read.
+    /// Checks what readers rely on and the types do not express. Called before a message is sent and after
+    /// it is read.
     fn check(&self) -> Result<(), String>;
 
-    /// The message as bytes, in the version [`KIND`](Self::KIND).
+    /// Encodes the message in the version [`KIND`](Self::KIND).
     fn write(&self) -> serde_json::Result<Body> {
         Body::json(self)
     }
 
-    /// Reads bytes of the version `kind`, one of the two that are read. The error never quotes a value.
+    /// Decodes a message of the version `kind`, one of the two that are read. The error contains no value.
     fn read(_kind: &str, body: &[u8]) -> Result<Self, String> {
         body::read_json(body)
     }

@@ -1,8 +1,8 @@
-//! Rows of text values in one buffer, NULL kept apart from the empty string.
+//! Rows of text values in one buffer. NULL and the empty string stay different.
 //!
-//! A batch has a few thousand rows of a few values each; a `String` per value would cost more than
-//! the values. All text lies in one buffer, with one end offset per value. As JSON it is an array of
-//! arrays of strings and nulls.
+//! A batch has a few thousand rows of a few values each, and a `String` a value would cost more than the
+//! values. All text is in one buffer, with one end offset a value. The JSON form is an array of arrays of
+//! strings and nulls.
 
 mod binary;
 pub(crate) mod block;
@@ -23,7 +23,7 @@ pub struct Rows {
     width: usize,
     text: String,
     ends: Vec<u32>,
-    /// The block that they were read from, as long as they are the same: who sends them on sends that.
+    /// The block that the rows were read from, until they change. A sender reuses it.
     block: Option<Arc<[u8]>>,
 }
 
@@ -36,7 +36,7 @@ impl PartialEq for Rows {
 impl Eq for Rows {}
 
 impl Rows {
-    /// No rows yet, each of which will have `width` values.
+    /// Empty rows of `width` values each.
     pub fn new(width: usize) -> Self {
         Self {
             width,
@@ -57,7 +57,7 @@ impl Rows {
     /// The first `count` rows alone, with room for the others.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If there are fewer.
     #[must_use]
     pub fn first(&self, count: usize) -> Self {
         let mut rows = Self::with_room_of(self.width, self);
@@ -78,11 +78,12 @@ impl Rows {
         self.ends.len().checked_div(self.width).unwrap_or(0)
     }
 
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The sum of the values' lengths in bytes of UTF-8; NULL counts nothing.
+    /// The sum of the values' lengths in bytes of UTF-8; NULL counts 0.
     pub fn text_bytes(&self) -> usize {
         self.text.len()
     }
@@ -90,8 +91,8 @@ impl Rows {
     /// Appends a row.
     ///
     /// # Panics
-    /// If the row does not have `width` values, or the text would pass 2 GiB: both are bugs of the
-    /// caller, which bounds its batches.
+    /// If the row does not have `width` values, or the text exceeds 2 GiB. Both are bugs of the caller,
+    /// which bounds its batches.
     pub fn push<'a>(&mut self, row: impl IntoIterator<Item = Option<&'a str>>) {
         self.block = None;
         let before = self.ends.len();
@@ -127,6 +128,7 @@ impl Rows {
         }
     }
 
+    /// All rows in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
         (0..self.len()).map(|index| self.row(index))
     }
@@ -174,19 +176,20 @@ impl<'a> Row<'a> {
         self.rows.value(self.first + column)
     }
 
+    /// All values in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<&'a str>> {
         let (rows, first) = (self.rows, self.first);
         (first..first + rows.width).map(move |index| rows.value(index))
     }
 
-    /// The row by itself, for a quarantine record.
+    /// The values, for a quarantine record.
     pub fn to_vec(&self) -> Vec<Option<String>> {
         self.iter().map(|value| value.map(str::to_owned)).collect()
     }
 }
 
 impl fmt::Debug for Rows {
-    /// Shape only: values stay out of logs.
+    /// The shape only, so that logs contain no values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -246,7 +249,7 @@ impl<'de> Visitor<'de> for RowsVisitor {
     }
 }
 
-/// Reads one row into the shared buffer and answers its width.
+/// Reads one row into the shared buffer and returns its width.
 struct RowSeed<'a>(&'a mut Rows);
 
 impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
@@ -310,7 +313,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn null_and_the_empty_string_stay_two_things() {
+    fn null_and_empty_string_stay_different() {
         let mut rows = Rows::new(2);
         rows.push([None, Some("")]);
         rows.push([Some("a"), None]);
@@ -335,7 +338,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_first_rows_are_rows_of_their_own(values in prop::collection::vec(prop::array::uniform2(prop::option::of(".{0,3}")), 1..9), count in any::<prop::sample::Index>()) {
+        fn first_rows_are_independent(values in prop::collection::vec(prop::array::uniform2(prop::option::of(".{0,3}")), 1..9), count in any::<prop::sample::Index>()) {
             let all = |values: &[[Option<String>; 2]]| {
                 let mut rows = Rows::new(2);
                 for row in values {
@@ -353,7 +356,7 @@ mod tests {
         }
 
         #[test]
-        fn what_goes_in_comes_out(values in prop::collection::vec(prop::array::uniform3(prop::option::of(".{0,9}")), 0..40)) {
+        fn rows_survive_json(values in prop::collection::vec(prop::array::uniform3(prop::option::of(".{0,9}")), 0..40)) {
             let mut rows = Rows::new(3);
             for row in &values {
                 rows.push(row.iter().map(Option::as_deref));

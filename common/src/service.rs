@@ -1,5 +1,5 @@
-//! What the three services have in common: settings, logs, health, and the supervisor that builds
-//! connections, queues and consumers and builds them again when the world was at fault.
+//! The runtime of the three services: settings, logs, health, and the supervisor, which opens the
+//! connections, declares the queues and runs sessions, again and again while the environment fails.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -21,26 +21,27 @@ use crate::telemetry;
 
 pub use crate::backoff::backoff;
 
-/// What a service is called, and where it serves its health when nothing is set.
+/// The name of a service, and its defaults.
 #[derive(Debug, Clone, Copy)]
 pub struct Service {
     pub name: &'static str,
     pub http_port: u16,
-    /// Whether publishing is its work: such a one starts when the broker takes messages. One that
-    /// takes messages away goes on while the broker is short of memory or disk: that is what helps it.
+    /// Whether publishing is its work, so that its sessions start only when the broker accepts messages.
+    /// A service that only consumes works during a memory or disk alarm: that relieves the broker.
     pub publishes: bool,
-    /// What it consumes, and says the depth of.
+    /// The queues that it consumes, and whose depth it reports.
     pub consumes: &'static [QueueName],
 }
 
 /// The settings that every service has.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ServiceSettings {
+    /// The broker (`ETL_AMQP_URL`).
     #[serde(default = "local_broker")]
     pub amqp_url: SecretUrl,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub http_addr: Option<SocketAddr>,
-    /// How long a service may take to finish what is in hand once it was told to stop.
+    /// How long a service may take to finish the deliveries in hand after the signal to stop.
     #[serde(default = "default_deadline", with = "humantime_serde")]
     pub shutdown_deadline: Duration,
 }
@@ -55,13 +56,13 @@ fn default_deadline() -> Duration {
     Duration::from_secs(20)
 }
 
-/// What ended a session before it was told to stop.
+/// What ended a session before the signal to stop.
 #[derive(Debug)]
 pub enum Fault {
-    /// Broker, database, AWS or the network: it is tried again until it works, and nothing is given
-    /// up meanwhile.
+    /// Broker, database, AWS or the network failed: the supervisor retries until they work. Nothing is
+    /// dead-lettered meanwhile.
     World(anyhow::Error),
-    /// Somebody has to change a setting: the process ends with a sentence.
+    /// A person must change a setting: the process ends with a sentence.
     Configuration(anyhow::Error),
 }
 
@@ -75,20 +76,20 @@ impl From<QueueError> for Fault {
     }
 }
 
-/// What a session works with. Consuming and publishing have a connection each, since a broker under
-/// alarm blocks the publishing one, acks included.
+/// The connections and the state of a session. Consuming and publishing have a connection each, since
+/// the broker blocks a publishing connection during an alarm, acks included.
 pub struct Session {
     pub consuming: Connection,
     pub publishing: Connection,
     pub health: Health,
-    /// Cancelled when the process shall stop or a connection was lost: take nothing new, settle what
-    /// is in hand, return.
+    /// Cancelled when the process must stop or a connection is lost: take no new delivery, settle those
+    /// in hand, return.
     pub stop: CancellationToken,
 }
 
 impl Session {
-    /// The service can work from here on, or has told its health why it cannot. Until a session says
-    /// so the service is not ready.
+    /// Marks the service as ready, unless its health reports another cause. A session calls it once it
+    /// can work.
     pub fn begins(&self) {
         if !self.stop.is_cancelled() {
             self.health.clear("broker");
@@ -96,10 +97,10 @@ impl Session {
     }
 }
 
-/// Runs a service until it is told to stop: the body of every service's `main`.
+/// Runs a service until the signal to stop: the body of every service's `main`.
 ///
-/// `session` does the service's work; it returns `Ok` after [`Session::stop`] only, and is called
-/// again with fresh connections after a [`Fault::World`].
+/// `session` does the service's work. It returns `Ok` only after [`Session::stop`], and is called again
+/// with new connections after a [`Fault::World`].
 pub async fn run(
     service: Service,
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
@@ -136,7 +137,7 @@ async fn run_until_stopped(
         .http_addr
         .map_or(HttpAddress::Default(service.http_port), HttpAddress::Set);
     let tracker = TaskTracker::new();
-    // To the very end: how a service stops is what somebody may want to look at.
+    // Until the process ends, so that health and metrics show how the service stops.
     let http = tracker.spawn(serve_http(address, health.clone(), metrics));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), broker = %settings.amqp_url, "{} starts", service.name);
     tokio::select! {
@@ -145,7 +146,7 @@ async fn run_until_stopped(
     }
 }
 
-/// Installs ring as the provider of TLS. lapin's connector would else look for one by itself.
+/// Installs ring as the TLS provider of the process, since lapin's connector would choose one itself.
 pub fn install_tls() {
     if rustls::crypto::ring::default_provider()
         .install_default()
@@ -177,7 +178,7 @@ async fn supervise(
             Err(Fault::Configuration(error)) => return Err(error),
             Err(Fault::World(error)) => {
                 let why = format!("{error:#}");
-                tracing::warn!(error = why, "cannot work now; trying again");
+                tracing::warn!(error = why, "the session failed; trying again");
                 telemetry::retried("broker", 1);
                 health.only("broker", why);
             }
@@ -198,8 +199,8 @@ async fn supervise(
     }
 }
 
-/// One session: connect, prepare, work, close. `Ok` when it was told to stop, and when a full queue
-/// has room again.
+/// One session: connect, prepare, work, close. `Ok` after the signal to stop, and when a full queue has
+/// room again.
 async fn attempt(
     service: Service,
     settings: &ServiceSettings,
@@ -225,7 +226,7 @@ async fn attempt(
     };
     let mut outcome = {
         let work = async {
-            // A connection that is lost meanwhile makes a call fail, and that error says more.
+            // `watched` reports a lost connection, unless a call that fails with it says more.
             tokio::select! {
                 prepared = prepare(service, &state) => prepared?,
                 () = stop.cancelled() => return Ok(()),
@@ -246,8 +247,8 @@ async fn attempt(
     outcome
 }
 
-/// Declares the queues, and waits until the broker takes messages where that is needed: during an
-/// alarm it connects and declares as always, and a session would only begin to take what it cannot
+/// Declares the queues. For a service that publishes, also waits until the broker accepts messages: during
+/// an alarm it connects and declares as always, and a session would take deliveries that it cannot
 /// pass on.
 async fn prepare(service: Service, session: &Session) -> Result<(), QueueError> {
     queue::declare(&session.publishing).await?;
@@ -258,27 +259,27 @@ async fn prepare(service: Service, session: &Session) -> Result<(), QueueError> 
     }
     tracing::info!("connected to the broker");
     let health = &session.health;
-    health.not_ready("broker", "connected, and about to begin the work");
+    health.not_ready("broker", "connected, and the session starts");
     Ok(())
 }
 
-/// Does the work of a session while it looks at its connections and at the deadline after a stop.
+/// Runs the work of a session while it watches the connections and the deadline after the signal to stop.
 async fn watched(
     work: impl Future<Output = Result<(), Fault>>,
     session: &Session,
     stop: &CancellationToken,
-    patience: Duration,
+    deadline: Duration,
 ) -> Result<(), Fault> {
     let mut lost = None;
     let watch = watch(session);
-    let deadline = async {
+    let expired = async {
         stop.cancelled().await;
         session
             .health
             .not_ready("stop", "finishing what is in hand");
-        sleep(patience).await;
+        sleep(deadline).await;
     };
-    tokio::pin!(work, watch, deadline);
+    tokio::pin!(work, watch, expired);
     let outcome = loop {
         tokio::select! {
             outcome = &mut work => break outcome,
@@ -286,7 +287,9 @@ async fn watched(
                 lost = Some(why);
                 session.stop.cancel();
             }
-            () = &mut deadline => break Err(Fault::World(anyhow::anyhow!("what was in hand was not finished within {patience:?}; it will be delivered again"))),
+            () = &mut expired => break Err(Fault::World(anyhow::anyhow!(
+                "the deliveries in hand were not finished within {deadline:?}; they will be redelivered"
+            ))),
         }
     };
     match (outcome, lost) {
@@ -297,10 +300,10 @@ async fn watched(
     }
 }
 
-/// How often the depth of a queue is looked at.
-const DEPTH: Duration = Duration::from_secs(10);
+/// How often the depth of a queue is read.
+const DEPTH_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Says how deep the queues are.
+/// Reports the depth of the queues.
 async fn measure(session: &Session, queues: &[QueueName]) -> std::convert::Infallible {
     loop {
         for queue in queues {
@@ -311,15 +314,15 @@ async fn measure(session: &Session, queues: &[QueueName]) -> std::convert::Infal
                         .set(f64::from(messages));
                 }
                 Err(error) => {
-                    tracing::debug!(queue.name = queue.name(), %error, "depth not known");
+                    tracing::debug!(queue.name = queue.name(), %error, "the depth of the queue is unknown");
                 }
             }
         }
-        sleep(DEPTH).await;
+        sleep(DEPTH_INTERVAL).await;
     }
 }
 
-/// Looks at both connections; tells why when one is lost.
+/// Watches both connections, and returns the reason when one is lost.
 async fn watch(session: &Session) -> String {
     let mut events =
         futures::stream::select(session.consuming.events(), session.publishing.events());
@@ -328,11 +331,11 @@ async fn watch(session: &Session) -> String {
             ConnectionEvent::Blocked(reason) => {
                 tracing::warn!(
                     reason,
-                    "the broker takes no messages: a memory or disk alarm; waiting"
+                    "the broker accepts no messages because of a memory or disk alarm; waiting"
                 );
                 session.health.not_ready(
                     "alarm",
-                    format!("the broker takes no messages: {reason}; free memory or disk there"),
+                    format!("the broker accepts no messages: {reason}; free memory or disk there"),
                 );
             }
             ConnectionEvent::Unblocked => session.health.clear("alarm"),
@@ -347,8 +350,8 @@ async fn watch(session: &Session) -> String {
     "it was closed".to_owned()
 }
 
-/// Waits, with nothing in hand, until a full queue has been worked on: held deliveries would be
-/// taken for dead by the broker after half an hour.
+/// Waits, with no delivery in hand, until a full queue has room: the broker closes the channel of a
+/// consumer that holds a delivery for half an hour.
 async fn wait_for_room(
     session: &Session,
     stop: &CancellationToken,
@@ -357,28 +360,28 @@ async fn wait_for_room(
 ) -> Result<(), Fault> {
     session.health.not_ready(
         "full",
-        format!("{queue} is full; the stage behind it is slower or away"),
+        format!("{queue} is full; the stage that consumes it is slower or not running"),
     );
     tracing::warn!(
         queue.name = queue,
         queue.messages = messages,
-        "queue full; waiting for the stage behind it"
+        "queue full; waiting for the stage that consumes it"
     );
     session.consuming.close().await;
     let queue = QueueName::ALL
         .into_iter()
         .find(|name| name.name() == queue)
         .expect("the error names one of the queues");
-    let mut most = messages;
+    let mut highest = messages;
     loop {
         let state = tokio::select! {
             state = inspect::look(&session.publishing, queue) => state?,
             () = stop.cancelled() => break,
         };
-        // One that is gone is declared anew by the next session.
+        // The next session declares a queue that is gone.
         let Some(state) = state else { break };
-        most = most.max(state.messages);
-        if state.messages < (most - most / 10).max(1) {
+        highest = highest.max(state.messages);
+        if state.messages < (highest - highest / 10).max(1) {
             break;
         }
         if timeout(Duration::from_secs(2), stop.cancelled())

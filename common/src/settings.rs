@@ -1,14 +1,15 @@
-//! Settings: defaults, then an optional file, then the environment. The one place that reads the
+//! Loads settings: defaults, then an optional file, then the environment. No other code reads the
 //! environment.
 //!
 //! A setting `amqp_url` is `ETL_AMQP_URL` in the environment and `amqp_url = ".."` in the TOML file
-//! that `ETL_CONFIG` names. A service asks for its own type; what it leaves out is its default.
+//! that `ETL_CONFIG` names. Each program loads its own type with its own defaults. The names of all
+//! settings are here, since one file or one environment may serve all programs.
 
 use serde::de::DeserializeOwned;
 
 pub use crate::secret::SecretUrl;
 
-/// Every setting that any part of the system knows. A key of the file that is not here is a typo.
+/// The settings of all programs. Another key in the file is an error.
 const KNOWN: &[&str] = &[
     "amqp_url",
     "config",
@@ -25,11 +26,11 @@ const KNOWN: &[&str] = &[
     "tasks",
 ];
 
-/// Variables that are read in the environment only.
+/// Settings that only the environment has.
 const ENVIRONMENT_ONLY: &[&str] = &["ETL_LOG"];
 
-/// Variables of scripts, containers and tests, which stand in the same environment and are no settings.
-const OF_OTHERS: &[&str] = &[
+/// Prefixes of variables that scripts, containers and tests use in the same environment.
+const FOREIGN_PREFIXES: &[&str] = &[
     "ETL_AWS_",
     "ETL_BUILD_",
     "ETL_CLOUD_PORT",
@@ -42,18 +43,18 @@ const OF_OTHERS: &[&str] = &[
     "ETL_TEST_",
 ];
 
-/// A settings file or variable that cannot be used.
+/// A settings file or a variable that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     #[error(
         "cannot use the settings; correct the environment variable ETL_... or the file that ETL_CONFIG names"
     )]
     Invalid(#[from] config::ConfigError),
-    #[error("{file} has the key {key:?}, which is no setting; the settings are {}", KNOWN.join(", "))]
+    #[error("{file} has the key {key:?}, which is not a setting; the settings are {}", KNOWN.join(", "))]
     UnknownKey { file: String, key: String },
 }
 
-/// Reads a service's settings.
+/// Loads the settings of a program.
 pub fn load<T: DeserializeOwned>() -> Result<T, SettingsError> {
     load_from(
         variable("ETL_CONFIG"),
@@ -86,7 +87,7 @@ fn load_from<T: DeserializeOwned>(
         .try_deserialize()?)
 }
 
-/// A variable that is not a setting of its own, such as `USER`; empty counts as not set.
+/// A variable that is not a setting, such as `USER`. An empty one counts as not set.
 pub fn variable(name: &str) -> Option<String> {
     #[expect(
         clippy::disallowed_methods,
@@ -95,8 +96,8 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// A sentence for each variable of the environment that looks like a setting and is none: whoever misspells
-/// one would else get the default without a word. Names only, since a value may be a password.
+/// A sentence for each variable of the environment that looks like a setting and is not one: a misspelled
+/// setting would have no effect. The sentences contain no values, since a value may be a password.
 pub fn unknown_variables() -> Vec<String> {
     let names = std::env::vars_os()
         .filter(|(_, value)| !value.is_empty())
@@ -108,15 +109,15 @@ fn unknown(mut names: Vec<String>) -> Vec<String> {
     names.retain(|name| name.starts_with("ETL_"));
     names.sort();
     let settings = setting_names();
-    // Kubernetes tells every pod where each service is: of one that is called etl-loader, ETL_LOADER_SERVICE_HOST,
-    // ETL_LOADER_PORT_9103_TCP and more.
+    // Kubernetes sets variables about each of its services in every pod: ETL_LOADER_SERVICE_HOST,
+    // ETL_LOADER_PORT_9103_TCP and more for a service etl-loader.
     let services: Vec<_> = names
         .iter()
         .filter_map(|name| name.strip_suffix("_SERVICE_HOST"))
         .collect();
     let is_known = |name: &str| {
         settings.iter().any(|setting| setting == name)
-            || OF_OTHERS.iter().any(|other| name.starts_with(other))
+            || FOREIGN_PREFIXES.iter().any(|other| name.starts_with(other))
             || services
                 .iter()
                 .filter_map(|service| name.strip_prefix(service))
@@ -133,7 +134,7 @@ fn unknown(mut names: Vec<String>) -> Vec<String> {
         .collect()
 }
 
-/// Every setting, as the environment has it.
+/// The names of all settings in the environment.
 fn setting_names() -> Vec<String> {
     let known = KNOWN
         .iter()
@@ -142,14 +143,14 @@ fn setting_names() -> Vec<String> {
     known.chain(others).collect()
 }
 
-/// The setting that somebody who wrote this most likely meant: of a short name, one that differs in a letter.
+/// The setting with the most similar name. The shorter the name, the fewer characters may differ.
 fn nearest<'a>(name: &str, settings: &'a [String]) -> Option<&'a String> {
-    let most = (name.len().saturating_sub("ETL_".len()) / 3).clamp(1, 3);
+    let max = (name.len().saturating_sub("ETL_".len()) / 3).clamp(1, 3);
     let distances = settings
         .iter()
         .map(|setting| (strsim::damerau_levenshtein(name, setting), setting));
     let (distance, setting) = distances.min_by_key(|(distance, _)| *distance)?;
-    (distance <= most).then_some(setting)
+    (distance <= max).then_some(setting)
 }
 
 #[cfg(test)]
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_wins_over_the_file() {
+    fn environment_overrides_file() {
         let folder = std::env::temp_dir().join(format!("settings-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let file = folder.join("etl.toml");
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_variable_is_named_with_what_was_meant() {
+    fn misspelled_variable_is_reported_with_the_nearest_setting() {
         for (name, meant) in [
             ("ETL_BATCHROWS", "ETL_BATCH_ROWS"),
             ("ETL_DATABSE_URL", "ETL_DATABASE_URL"),
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_put_there_is_nobodys_mistake() {
+    fn foreign_variables_are_not_reported() {
         let names = [
             "PATH",
             "ETLS",
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_lists_every_setting_and_no_other() {
+    fn readme_lists_exactly_the_settings() {
         let readme = include_str!("../../README.md");
         let rows = readme.lines().filter(|line| line.starts_with("| `ETL_"));
         let cells = rows.filter_map(|row| row.split('|').nth(1));
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_the_wrong_kind_is_named() {
+    fn value_of_wrong_type_names_its_variable() {
         let error = load_from::<Sample>(None, environment(&[("ETL_AMQP_URL", "not a url")]))
             .unwrap_err()
             .to_string();

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use common::message::{Control, ExtractTask, Order, RunId};
+use common::message::{Command, Control, ExtractTask, RunId};
 use tokio::sync::watch;
 
 /// More than the stream keeps for long.
@@ -26,8 +26,8 @@ struct Runs {
 impl Cancellations {
     /// Applies a control message.
     pub(crate) fn apply(&self, control: Control) {
-        match control.order {
-            Order::Cancel => self.0.send_modify(|runs| {
+        match control.command {
+            Command::Cancel => self.0.send_modify(|runs| {
                 runs.add(control.run, control.generation, MAX_RUNS);
             }),
         }

@@ -1,6 +1,5 @@
-//! The service: what a session consumes and how each delivery ends. Promises: a delivery is settled
-//! once, after its effects are durable; while Postgres is at fault nothing is consumed, so that
-//! nothing is dead-lettered and no delivery is held; a delivery that came back is handled alone.
+//! The loader's session. It promises: a delivery is settled once, after its effects are durable. While
+//! Postgres is at fault nothing is consumed, so that nothing is dead-lettered and no delivery is held.
 
 mod deliveries;
 mod persist;
@@ -23,12 +22,13 @@ use crate::load::Loader;
 use crate::{completion, removal, target};
 use common::queue::Publisher;
 
-/// How often open runs are looked at, whether or not a message came: an approved run waits for it.
-const SWEEP: Duration = Duration::from_secs(2);
+/// How often open runs are checked, also without a message: an approved run waits for the sweep.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The loader's settings, beside those of every service.
+/// The settings that only the loader has.
 #[derive(Debug, Clone, Deserialize)]
 pub struct LoaderSettings {
+    /// The database of the targets and of schema `etl` (`ETL_DATABASE_URL`).
     #[serde(default = "local_database")]
     pub database_url: SecretUrl,
     /// The schemas that targets may be in, comma separated.
@@ -65,8 +65,8 @@ impl LoaderSettings {
     }
 }
 
-/// A loader as a service: its database, and whether that has answered, and has been waited for, in this
-/// process.
+/// The loader as a service: its database, and whether this process has worked with it and has waited for
+/// it.
 pub struct LoaderService {
     settings: LoaderSettings,
     loader: Loader,
@@ -91,7 +91,7 @@ impl LoaderService {
         })
     }
 
-    /// A session's work: batches, events and dead letters side by side, until it is told to stop.
+    /// The work of a session: batches, events and dead letters side by side, until the session ends.
     pub async fn session(&self, session: &Session) -> Result<(), Fault> {
         session.health.not_ready("database", "connecting");
         session.begins();
@@ -115,8 +115,8 @@ impl LoaderService {
         done.map(drop)
     }
 
-    /// Waits until Postgres can be worked with and schema `etl` is there. At the process' start what
-    /// waiting cannot mend ends it; later the same may be somebody at work on the database.
+    /// Waits until Postgres works and schema `etl` exists. A configuration error ends the process at its
+    /// start. Later it may be maintenance of the database, and the loader waits.
     async fn prepare(&self, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
         for attempt in 0.. {
             let error = match self.prepare_once().await {
@@ -149,7 +149,7 @@ impl LoaderService {
     async fn prepare_once(&self) -> Result<(), Fault> {
         let url = &self.settings.database_url;
         let failed = |error: sqlx::Error| connecting(url, &error);
-        // Not through the pool, which keeps to itself why it has no connection.
+        // Not through the pool, which does not report why it has no connection.
         let mut connection = database::connect(url, "etl loader start")
             .await
             .map_err(failed)?;
@@ -176,7 +176,7 @@ impl LoaderService {
     }
 }
 
-/// A failure to reach the database, with what to change where that is known.
+/// A failure to connect to the database, with the remedy where it is known.
 fn connecting(url: &SecretUrl, error: &sqlx::Error) -> Fault {
     let why = format!("cannot use the database {url}: {}", cause(error));
     match classify(error) {
@@ -189,11 +189,10 @@ fn connecting(url: &SecretUrl, error: &sqlx::Error) -> Fault {
     }
 }
 
-/// Completes runs whose last commit was not followed by the question whether they are done, publishes
-/// those that were approved, and drops what nothing can come of. Also how a loader that has nothing
-/// to load notices that Postgres is away.
+/// Completes runs whose loader died after their last commit, commits approved runs, executes removals, and drops staging tables that
+/// no run needs. It also shows an idle loader that PostgreSQL is away.
 async fn sweep(store: &Store, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
-    while timeout(SWEEP, stop.cancelled()).await.is_err() {
+    while timeout(SWEEP_INTERVAL, stop.cancelled()).await.is_err() {
         match sweep_once(store).await {
             Ok(()) => health.clear("database"),
             Err(error) => {
@@ -206,7 +205,7 @@ async fn sweep(store: &Store, health: &Health, stop: &CancellationToken) -> Resu
     Ok(())
 }
 
-/// What keeps one run from its end keeps no other; the first such cause is told at the end.
+/// An error of one run does not keep the others. Returns the first error at the end.
 async fn sweep_once(store: &Store) -> Result<(), LoadError> {
     let mut outcome = Ok(());
     for run in ledger::completion::candidates(store).await? {

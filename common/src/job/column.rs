@@ -1,6 +1,6 @@
-//! What a job says about one column: where its value comes from, what is done to it on the way, and
-//! what it must be. How values are changed is the transformer's; which settings go together, and
-//! with which types, is here, so that a job is refused before anything is sent.
+//! The settings of one column: the source of its values, their treatment, and their rules. The transformer
+//! changes values; this module checks which settings go together and with which types, so that a job is
+//! refused before anything is sent.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -10,27 +10,27 @@ use crate::schema::{AthenaType, PgType};
 /// One `[[columns]]`. A column of the result that is not declared keeps its name and gets the
 /// default type.
 ///
-/// A value goes through these in this order: `trim`, `null_if`, `case`, the type (with `format`,
+/// A value passes these in this order: `trim`, `null_if`, `case`, the type (with `format`,
 /// `epoch` and `round`), the rules, `mask`. NULL stays NULL in all of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ColumnSpec {
-    /// The column's name in the result. Without one the column is the same for every row of a run:
+    /// The column's name in the result. A column without a source has one value for every row of a run:
     /// `constant`, `parameter` or `requested_at`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Its name in the target; the source's when absent.
+    /// The column's name in the target; by default the source's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub pg_type: Option<PgType>,
-    /// How a text writes a date or a time, as `strftime` has it: `%d.%m.%Y`.
+    /// The format of a date or a time in text, in the syntax of `strftime`: `%d.%m.%Y`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
-    /// The value is a number that counts these since 1970-01-01 00:00:00 UTC.
+    /// The value counts these units since 1970-01-01 00:00:00 UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<EpochUnit>,
-    /// Round what the type has no digits for; without it such a value rejects its row.
+    /// Round values to the digits of the type. Without it, a value with more digits rejects its row.
     #[serde(skip_serializing_if = "is_false")]
     pub round: bool,
     /// Remove white space from both ends of a text.
@@ -42,27 +42,27 @@ pub struct ColumnSpec {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub null_if: Vec<Scalar>,
-    /// Change the case of a text's letters.
+    /// Change a text to lower or upper case.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub case: Option<Case>,
-    /// Hide the value from everything that comes after the transformer.
+    /// Replace the value, so that nothing after the transformer sees it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<Mask>,
-    /// This value in every row. Where a run's `parameter` or `requested_at` is wanted, it is filled in
-    /// here when the run is asked for, so that a replay gives the same rows.
+    /// The value of every row. A request fills in the value of `parameter` or `requested_at` here, so
+    /// that a replay gives the same rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub constant: Option<Scalar>,
-    /// The value of this parameter of the run.
+    /// The parameter of the run whose value the column has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parameter: Option<String>,
-    /// When the run was asked for.
+    /// The column has the time of the run's request.
     #[serde(skip_serializing_if = "is_false")]
     pub requested_at: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
 }
 
-/// What a number of a point in time counts.
+/// The unit of a number that is a point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EpochUnit {
     #[serde(rename = "s")]
@@ -75,7 +75,7 @@ pub enum EpochUnit {
     Nanoseconds,
 }
 
-/// The case of letters, as Unicode has it.
+/// The case of a text, by Unicode's rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Case {
@@ -83,21 +83,21 @@ pub enum Case {
     Upper,
 }
 
-/// What takes the place of a value that is to be hidden.
+/// The replacement of a hidden value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mask {
-    /// SHA-256 in hex: equal values stay equal, so that it can be a key or be joined. Who can guess a
-    /// value can check the guess.
+    /// SHA-256 in hex. Equal values stay equal, so that the column can be a key or be joined. A guess of
+    /// the value can be checked.
     Sha256,
-    /// The same three stars for every value.
+    /// Three stars for every value.
     Redact,
-    /// Four stars and the last four characters; of a text of fewer than eight, only the stars.
+    /// Four stars and the last four characters; four stars for a text of fewer than eight.
     Last4,
 }
 
 impl Mask {
-    /// The most characters that it makes of a value.
+    /// The length of the longest replacement, in characters.
     pub fn length(self) -> u32 {
         match self {
             Self::Sha256 => 64,
@@ -107,7 +107,7 @@ impl Mask {
     }
 }
 
-/// A setting that does not go with the others, or with the types: which, and why.
+/// A setting that contradicts another setting or a type, with the problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfit {
     pub setting: &'static str,
@@ -126,7 +126,7 @@ impl ColumnSpec {
         name.unwrap_or_default()
     }
 
-    /// The type in the target, where the job alone decides it.
+    /// The type in the target, if the job alone decides it.
     pub fn declared_type(&self) -> Option<PgType> {
         let implied = if self.requested_at || self.epoch.is_some() {
             Some(PgType::TimestampTz)
@@ -138,7 +138,7 @@ impl ColumnSpec {
         self.pg_type.or(implied)
     }
 
-    /// Refuses settings that contradict each other, as a job's file has them: nothing is filled in.
+    /// Refuses contradicting settings of a job file, before a request fills in values.
     pub(super) fn check(&self) -> Result<(), Unfit> {
         let sources = [
             self.source.is_some(),
@@ -193,8 +193,8 @@ impl ColumnSpec {
             .find_map(|(name, used)| used.then_some(name))
     }
 
-    /// Refuses settings that mean nothing for the column's types. What is not known yet is passed
-    /// over: the result's type before the query ran, the target's where the job does not say.
+    /// Refuses settings that have no meaning for the column's types. Skips an unknown type: the result's
+    /// before the query, the target's where the job does not set it.
     pub(crate) fn check_types(
         &self,
         from: Option<AthenaType>,
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_travels_as_it_was_written() {
+    fn column_survives_json() {
         let column = read(
             r#"source = "card"
                name = "card_number"
@@ -324,7 +324,7 @@ mod tests {
         );
         let json = serde_json::to_string(&column).unwrap();
         assert_eq!(serde_json::from_str::<ColumnSpec>(&json).unwrap(), column);
-        // What is not said costs nothing in a batch.
+        // Absent settings take no bytes in a batch.
         let plain = serde_json::to_string(&read("source = \"a\"")).unwrap();
         assert_eq!(plain, r#"{"source":"a"}"#);
         assert_eq!(
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_refused_with_the_setting() {
+    fn contradiction_names_its_setting() {
         for (toml, setting) in [
             ("name = \"a\"", "source"),
             ("source = \"a\"\nconstant = \"x\"", "source"),

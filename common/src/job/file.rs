@@ -1,4 +1,4 @@
-//! Reads a job from its folder: `NAME.toml`, and the SQL file that it names.
+//! Reads a job from its folder: `NAME.toml` and the SQL file that it names.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,28 +15,28 @@ use super::{
 };
 use crate::schema::{SchemaError, check_identifier};
 
-/// Athena's own limit on the length of a statement, in bytes (API reference, `QueryString`).
+/// Athena's limit on the length of a statement, in bytes (API reference, `QueryString`).
 const SQL_BYTES: usize = 262_144;
 
-/// The longest name of a job: it begins the names of its runs.
+/// The longest name of a job, which is a prefix of its run ids.
 const NAME_BYTES: usize = 60;
 
-/// How long a query may take when a job does not say: Athena's default for DML.
+/// The default timeout of a query: Athena's own for DML.
 const TIMEOUT: Duration = Duration::from_mins(30);
 
-/// A job as it was read, checked, and ready to be asked for.
+/// A job, read and checked.
 #[derive(Debug, Clone)]
 pub struct Job {
     pub description: String,
     pub source: Source,
-    /// As the file has it. What travels is the spec of a [`Request`], whose parameters are filled in.
+    /// The spec of the file. A run gets the spec of a [`Request`], with the parameters filled in.
     pub spec: JobSpec,
     pub parameters: BTreeMap<String, ParameterSpec>,
-    /// The SQL with `:name` where a parameter goes.
+    /// The SQL, with `:name` for parameters.
     pub sql: String,
 }
 
-/// Why a job cannot be used. Each names the file and says what to do.
+/// Why a job cannot be used. Each error names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     #[error("there is no job {name:?} in {}; there {known}", folder.display())]
@@ -53,7 +53,7 @@ pub enum JobError {
     #[error("{} is not a job file:\n{problem}", path.display())]
     Syntax {
         path: PathBuf,
-        // Not `source`: it is shown here, and would be shown again as the cause.
+        // Not `source`: the text contains it, and the cause would repeat it.
         problem: Box<toml::de::Error>,
     },
     #[error("{}: {problem}", path.display())]
@@ -130,7 +130,7 @@ impl Job {
         check(name, file, &sql).map_err(|problem| JobError::Invalid { path, problem })
     }
 
-    /// Fills in the parameters: what a run sets, and the defaults of the others.
+    /// Fills in the parameters: the values that a run sets, and the defaults of the others.
     pub fn request(&self, set: &BTreeMap<String, String>) -> Result<Request, ParameterError> {
         let rendered = render(&self.sql, &self.parameters, set)?;
         let mut spec = self.spec.clone();
@@ -150,8 +150,8 @@ impl Job {
         })
     }
 
-    /// A hash of all that the job says, in hex; two runs with the same hash and the same parameters
-    /// ask for the same thing.
+    /// A hash of the whole job, in hex. Two runs with the same hash and the same parameters request the
+    /// same.
     pub fn hash(&self) -> String {
         let all = serde_json::json!([self.source, self.spec, self.parameters, self.sql]);
         format!("{:x}", Sha256::digest(all.to_string()))
@@ -165,7 +165,7 @@ fn read_text(path: &Path) -> Result<String, JobError> {
     })
 }
 
-/// `are a, b and c`, for the message about a name that is none.
+/// `are: a, b, c`, for the error about an unknown name.
 fn known_jobs(folder: &Path) -> String {
     let Ok(entries) = fs::read_dir(folder) else {
         return "is no such folder; set ETL_JOBS to the folder of your jobs".to_owned();
@@ -211,7 +211,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     })
 }
 
-/// Names that Postgres takes, and no column twice.
+/// Refuses names that Postgres does not accept, and columns that are declared twice.
 fn check_names(file: &JobFile) -> Result<(), String> {
     let identifier =
         |name: &str| check_identifier(name).map_err(|error: SchemaError| error.to_string());
@@ -255,7 +255,7 @@ fn check_names(file: &JobFile) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses settings that contradict one another, with the line to change.
+/// Refuses contradicting settings, with the line to change.
 fn check_target(
     target: TargetTable,
     columns: &[ColumnSpec],

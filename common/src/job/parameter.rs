@@ -1,7 +1,7 @@
 //! Parameters of a job: `:name` in its SQL, filled with typed SQL literals.
 //!
-//! A value that does not parse as its type is refused before anything is sent, and a text is quoted
-//! as SQL wants it, so that no value can become a part of the statement.
+//! A value that does not parse as its type is refused before anything is sent. Text is quoted, so that no
+//! value can become a part of the statement.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,11 +17,11 @@ use crate::schema::PgType;
 pub struct ParameterSpec {
     #[serde(rename = "type")]
     pub parameter_type: ParameterType,
-    /// What it is when a run does not set it; without one, a run must.
+    /// The value for a run that sets none. A parameter without a default must be set.
     pub default: Option<Scalar>,
 }
 
-/// The type of a parameter, which decides how its literal is written.
+/// The type of a parameter, which decides its literal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterType {
@@ -33,8 +33,8 @@ pub enum ParameterType {
     Timestamp,
 }
 
-/// What a run asks for: the SQL with its parameters filled in, their values by name, and the part of
-/// the job that travels, with the values that it takes from the parameters.
+/// A request: the SQL with the parameters filled in, their values by name, and the part of the job that
+/// travels, with the values of the parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub sql: String,
@@ -42,14 +42,14 @@ pub struct Request {
     pub spec: JobSpec,
 }
 
-/// The SQL and the values that are in it.
+/// The SQL, and the values in it.
 #[derive(Debug)]
 pub(super) struct Rendered {
     pub(super) sql: String,
     pub(super) parameters: BTreeMap<String, String>,
 }
 
-/// Why a request cannot be made of a job and the values given.
+/// Why a job and the given values make no request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
     #[error("the job has no parameter {name:?}; it has {known}")]
@@ -67,7 +67,7 @@ pub enum ParameterError {
 }
 
 impl ParameterSpec {
-    /// What a run sets, else the default.
+    /// The value that a run sets, or the default.
     fn value<'a>(
         &'a self,
         name: &str,
@@ -104,13 +104,13 @@ impl ParameterType {
         }
     }
 
-    /// The SQL literal of a value of this type; none when the text is not one.
+    /// The SQL literal of a value; none for a text that is not of this type.
     fn literal(self, value: &str) -> Option<String> {
         match self {
             Self::Text => {
                 (!value.contains('\0')).then(|| format!("'{}'", value.replace('\'', "''")))
             }
-            // In brackets, since `-` before it would make a comment of what follows.
+            // In brackets: after another `-`, its sign would begin a comment.
             Self::Integer => value.parse::<i64>().ok().map(|number| match number {
                 ..0 => format!("({number})"),
                 0.. => number.to_string(),
@@ -125,7 +125,7 @@ impl ParameterType {
         }
     }
 
-    /// The value as Postgres reads it; none when the text is not one.
+    /// The value in Postgres' text form; none for a text that is not of this type.
     fn plain(self, value: &str) -> Option<String> {
         self.literal(value)?;
         match self {
@@ -161,7 +161,7 @@ impl fmt::Display for ParameterType {
     }
 }
 
-/// `2018-04-02 13:00:00`. The parser would read over a zone or an offset, and the literal has none.
+/// `2018-04-02 13:00:00`. Refuses a zone or an offset, which the parser ignores and the literal lacks.
 fn read_timestamp(value: &str) -> Option<String> {
     let has_zone = value.get(10..)?.contains(['+', '-', 'Z', 'z', '[']);
     let stamp = value.parse::<jiff::civil::DateTime>().ok();
@@ -178,7 +178,7 @@ fn is_decimal(text: &str) -> bool {
     all_digits(whole) && all_digits(fraction)
 }
 
-/// One parameter's value as Postgres reads it, and its type.
+/// The value of a parameter in Postgres' text form, and its type.
 pub(super) fn plain(
     name: &str,
     declared: &BTreeMap<String, ParameterSpec>,
@@ -193,7 +193,7 @@ pub(super) fn plain(
     Ok((plain, spec.parameter_type))
 }
 
-/// Fills a job's SQL with the values that a run sets and the defaults of the others.
+/// Fills the values that a run sets, and the defaults of the others, into the SQL of a job.
 pub(super) fn render(
     sql: &str,
     declared: &BTreeMap<String, ParameterSpec>,
@@ -254,7 +254,7 @@ fn substitute(sql: &str, literals: &BTreeMap<&str, String>) -> Result<String, Pa
             let literal = literals.get(name);
             let literal = literal.ok_or_else(|| ParameterError::Undeclared(name.to_owned()))?;
             rest = &rest[1 + name.len()..];
-            // Two literals that touch would be one: 'a''b'.
+            // Two adjacent literals would be one: 'a''b'.
             if is_literals(before) {
                 out.push(' ');
             }
@@ -273,7 +273,7 @@ fn is_literals(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '\'' | '"' | '.' | '@')
 }
 
-/// The identifier that a text starts with, perhaps none.
+/// The identifier at the start of a text, or an empty text.
 fn identifier(text: &str) -> &str {
     let end = text
         .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -285,8 +285,8 @@ fn identifier(text: &str) -> &str {
     }
 }
 
-/// The length of the string, quoted identifier or comment that a text starts with, else 0. One that
-/// is not closed reaches to the end: Athena will say so.
+/// The length of the string, quoted identifier or comment at the start of a text, or 0. One that is not
+/// closed extends to the end, and Athena reports it.
 fn opaque_length(text: &str) -> usize {
     let (open, close): (_, &[&str]) = match text.as_bytes() {
         [b'\'', ..] => (1, &["'"]),

@@ -12,18 +12,18 @@ use crate::schema::{
     is_lossless,
 };
 
-/// A target column and where its values come from.
+/// A target column and the origin of its values.
 #[derive(Debug, Clone)]
 pub struct ResolvedColumn {
     pub origin: Origin,
     pub target: TargetColumn,
-    /// What the job says about it; of a column that it does not declare, only the source.
+    /// The job's settings; only the source for a column that the job does not declare.
     pub spec: ColumnSpec,
     /// The job's rules, and `required` for a key.
     pub rules: Vec<Rule>,
 }
 
-/// Where the values of a target column come from.
+/// The origin of the values of a target column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// A column of the result.
@@ -36,8 +36,8 @@ pub enum Origin {
     Job(String),
 }
 
-/// The target's columns: the result's in their order, then those that the job adds. Key columns are
-/// `required`.
+/// Resolves the columns of the target: those of the result in their order, then those that the job adds.
+/// Key columns get the rule `required`.
 pub fn resolve(
     declared: &[ColumnSpec],
     result: &[ResultColumn],
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn without_declarations_names_and_types_are_the_querys() {
+    fn undeclared_columns_keep_their_names_and_get_default_types() {
         let columns = resolve(
             &[],
             &result(&[("a", "varchar"), ("b", "decimal(38,2)")]),
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn declarations_rename_and_retype_and_keys_are_required() {
+    fn declared_columns_are_renamed_and_keys_are_required() {
         let specs = declared("[[columns]]\nsource = \"dt\"\nname = \"day\"\ntype = \"date\"\n");
         let columns = resolve(
             &specs,
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_job_adds_comes_last_and_may_be_a_key() {
+    fn added_columns_come_last_and_may_be_keys() {
         let specs = declared(
             "[[columns]]\nname = \"tenant\"\nconstant = \"acme\"\n[[columns]]\nsource = \"n\"\ntype = \"numeric\"\n",
         );
@@ -242,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn a_number_of_a_point_in_time_becomes_a_timestamptz() {
+    fn epoch_column_becomes_timestamptz() {
         let specs = declared("[[columns]]\nsource = \"t\"\nepoch = \"ms\"\n");
         let columns = resolve(&specs, &result(&[("t", "bigint")]), &[]).unwrap();
         assert_eq!(columns[0].target.pg_type, PgType::TimestampTz);
     }
 
     #[test]
-    fn what_cannot_be_loaded_is_refused_with_what_to_write() {
+    fn columns_that_cannot_be_loaded_are_refused_with_remedy() {
         let refused = |specs: &[ColumnSpec], columns: &[(&str, &str)], key: &[&str]| {
             let key: Vec<_> = key.iter().map(|k| (*k).to_owned()).collect();
             resolve(specs, &result(columns), &key)

@@ -1,17 +1,17 @@
-//! What a job demands of a column's values. A row that breaks a rule is rejected, with the rule's
-//! name; how rules are checked is the transformer's.
+//! The rules of a column. The transformer checks them and rejects a row that breaks one, with the name of
+//! the rule.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// One rule, written in a job as a table with one key: `{ not_empty = true }`.
+/// A rule, in a job a table with one key: `{ not_empty = true }`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// Not NULL.
     Required(bool),
-    /// Not the empty string. NULL passes: `required` is what refuses it.
+    /// Not the empty string. NULL passes; `required` refuses it.
     NotEmpty(bool),
     /// One of these, compared as values of the column's type.
     OneOf(Vec<Scalar>),
@@ -28,7 +28,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// The rule's name as a job writes it, and as a rejected row carries it.
+    /// The rule's name in a job and in a rejected row.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Required(_) => "required",
@@ -43,13 +43,14 @@ impl Rule {
     }
 }
 
-/// A value in a job, as text. TOML's numbers, booleans and dates may be written without quotes; a
-/// decimal that a float cannot hold is written as a string.
+/// A value in a job, as text. TOML numbers, booleans and dates need no quotes; a decimal that a float
+/// cannot hold does.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "String")]
 pub struct Scalar(String);
 
 impl Scalar {
+    /// The value as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -89,8 +90,8 @@ enum Written {
     Date(toml::value::Datetime),
 }
 
-/// The significant digits that a float keeps of every decimal (`f64::DIGITS`). One with more was
-/// perhaps not written as it was read.
+/// The significant digits that a float keeps of every decimal (`f64::DIGITS`). A decimal with more digits
+/// may have changed.
 const FLOAT_DIGITS: usize = f64::DIGITS as usize;
 
 impl TryFrom<Written> for Scalar {
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_read_as_a_job_writes_them_and_travel_as_json() {
+    fn rules_parse_from_toml_and_survive_json() {
         let toml = r#"rules = [{ not_empty = true }, { none_of = ["A1", "A2"] }, { min = 3 }, { max = "12.50" }, { min = 2018-04-02 }]"#;
         let rules = toml::from_str::<Rules>(toml).unwrap().rules;
         let wanted = vec![

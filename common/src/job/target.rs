@@ -1,4 +1,4 @@
-//! The target of a job: which table, what the rows do to it, and when they reach it.
+//! The target of a job: its table, its mode, and when rows are committed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Window;
 
-/// Where the rows go, and how. Travels in every batch.
+/// The target of the rows. Every batch carries it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
@@ -15,14 +15,14 @@ pub struct Target {
     pub table: String,
     #[serde(default)]
     pub mode: Mode,
-    /// The target columns that make a row the same row, for `upsert` and `insert_only`.
+    /// The target columns that identify a row, for `upsert` and `insert_only`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub key: Vec<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub publish: Publish,
     #[serde(default, skip_serializing_if = "is_default")]
     pub schema: SchemaContract,
-    /// The part of the table that a `replace` replaces; all of it when absent.
+    /// The part of the table that a `replace` replaces; by default the whole table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replace_where: Option<Window>,
     /// A `replace` with fewer rows than this is held; [`MIN_ROWS`] when absent.
@@ -35,7 +35,7 @@ pub struct Target {
     pub duplicates: Duplicates,
 }
 
-/// What `min_rows` is when a job does not say: an empty answer never empties a table unasked.
+/// The default of `min_rows`: an empty result does not empty a table unless the job allows it.
 pub const MIN_ROWS: u64 = 1;
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -50,9 +50,9 @@ impl Target {
             .unwrap_or(("public", &self.table))
     }
 
-    /// Whether the rows of this generation of a run reach the target as a whole, in the transaction
-    /// that completes it. A replay does unless it can replace each batch by itself, which only
-    /// `append` can: a row of another mode may have lost to, or won over, a row of another batch.
+    /// Whether the rows of this generation of a run collect in staging and reach the target in the
+    /// transaction that completes the run. A replay replaces each batch by itself only in mode `append`:
+    /// in the other modes, a row may have overwritten a row of another batch, or the reverse.
     pub fn is_staged(&self, generation: u32) -> bool {
         self.publish == Publish::Run
             || self.mode == Mode::Replace
@@ -60,7 +60,7 @@ impl Target {
             || (generation > 0 && self.mode != Mode::Append)
     }
 
-    /// The fewest rows with which a `replace` is published unasked.
+    /// The fewest rows with which a run commits without approval.
     pub fn fewest_rows(&self) -> u64 {
         match self.mode {
             Mode::Replace => self.min_rows.unwrap_or(MIN_ROWS),
@@ -68,8 +68,7 @@ impl Target {
         }
     }
 
-    /// Refuses a target that may not travel: one whose window still waits for its parameters would
-    /// replace nobody knows what.
+    /// Refuses a target whose window still has parameters: the rows to replace would be undefined.
     pub fn check(&self) -> Result<(), String> {
         match &self.replace_where {
             Some(window) if !window.is_filled() => Err(format!(
@@ -80,23 +79,23 @@ impl Target {
     }
 }
 
-/// What the rows of a run do to the target.
+/// How the rows of a run change the target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Every row is added.
     #[default]
     Append,
-    /// A row replaces the one with the same key, unless that one came from a later batch.
+    /// A row overwrites the row with the same key, unless that row is of a later batch.
     Upsert,
-    /// A row is added unless its key is there.
+    /// A row is added unless its key exists.
     InsertOnly,
     /// The run's rows replace the table, or a window of it.
     Replace,
 }
 
 impl Mode {
-    /// As a job and the books write it.
+    /// The name in a job and in the ledger.
     pub fn name(self) -> &'static str {
         match self {
             Self::Append => "append",
@@ -106,7 +105,7 @@ impl Mode {
         }
     }
 
-    /// Whether rows are told apart by a key.
+    /// Whether a key identifies the rows.
     pub fn has_key(self) -> bool {
         match self {
             Self::Upsert | Self::InsertOnly => true,
@@ -125,7 +124,7 @@ impl fmt::Display for Mode {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Publish {
-    /// Each batch by itself, as it comes.
+    /// Each batch by itself, when it arrives.
     #[default]
     Batch,
     /// All of them at once, when the run is complete.
@@ -133,7 +132,7 @@ pub enum Publish {
 }
 
 impl Publish {
-    /// As a job and the books write it.
+    /// The name in a job and in the ledger.
     pub fn name(self) -> &'static str {
         match self {
             Self::Batch => "batch",
@@ -142,27 +141,27 @@ impl Publish {
     }
 }
 
-/// What may be done to the target's columns.
+/// What the loader may change about the target's columns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SchemaContract {
-    /// A table that is missing is created; one that is there must have the columns.
+    /// The loader creates a missing table. An existing table must have the columns.
     #[default]
     Create,
-    /// Also, columns that it lacks are added, nullable.
+    /// The loader also adds missing columns, nullable.
     Evolve,
-    /// Nothing: a table that is missing or differs in any way is refused.
+    /// Nothing. A table that is missing or differs is refused.
     Freeze,
 }
 
-/// What becomes of a second row with a key within a batch.
+/// What happens to a second row with the same key in a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Duplicates {
-    /// One of them wins: in an upsert the last, in an insert only the first.
+    /// One row is kept: the last in mode `upsert`, the first in mode `insert_only`.
     #[default]
     Last,
-    /// It is rejected, by the rule `duplicate_key`.
+    /// The second row is rejected, with the rule `duplicate_key`.
     Reject,
 }
 
@@ -171,14 +170,14 @@ pub enum Duplicates {
 #[serde(try_from = "NumberOrText", into = "NumberOrText")]
 pub enum MaxRejected {
     Rows(u64),
-    /// In parts of a million, so that it is exact: `1%` is 10,000.
+    /// In parts of a million, which is exact: `1%` is 10,000.
     PartsPerMillion(u32),
 }
 
 const MILLION: u32 = 1_000_000;
 
 impl MaxRejected {
-    /// Whether this many rejected rows are too many.
+    /// Whether a run has too many rejected rows.
     pub fn is_exceeded(self, rejected: u64, extracted: u64) -> bool {
         match self {
             Self::Rows(most) => rejected > most,
@@ -266,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_exact_and_a_number_is_a_number() {
+    fn max_rejected_parses_numbers_and_exact_shares() {
         for (text, shown) in [
             ("1%", "1%"),
             ("0.05%", "0.05%"),
@@ -305,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_reaches_the_target_as_a_whole() {
+    fn staged_modes_and_generations() {
         let append = Target::default();
         let upsert = Target {
             mode: Mode::Upsert,
@@ -332,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_before_these_settings_is_read_as_it_was() {
+    fn target_without_newer_settings_keeps_its_meaning() {
         let old = r#"{"table":"t","mode":"upsert","key":["a"]}"#;
         let target: Target = serde_json::from_str(old).unwrap();
         assert_eq!(target.publish, Publish::Batch);

@@ -1,8 +1,8 @@
 //! `replace_where`: the part of a table that a run replaces.
 //!
-//! A restricted condition, so that it can be checked before anything is sent, travels as data, and
-//! means the same to whoever checks a row and to whoever deletes the old ones: comparisons of a
-//! column with a `:parameter` or a literal, joined by `and`. A row whose column is NULL is outside.
+//! A condition is comparisons of a column with a `:parameter` or a literal, joined by `and`. So it can be
+//! checked before anything is sent, travels as data, and means the same in the transformer, which checks
+//! rows, and in the loader, which deletes the replaced ones. A row whose column is NULL is outside.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::ParameterSpec;
 use crate::schema::PgType;
 
-/// What a condition may look like, for refusals.
+/// The syntax of a condition, for errors.
 const SUPPORTED: &str = "supported are comparisons of a column with a :parameter, a number or a 'text' by =, <, <=, > or >=, `column between a and b`, and `and` between them";
 
 /// A conjunction of bounds; never empty.
@@ -30,7 +30,7 @@ pub struct Bound {
     pub operand: Operand,
 }
 
-/// How a column's value compares with a bound's.
+/// A comparison of a column's value with a bound's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Comparison {
     #[serde(rename = "=")]
@@ -46,7 +46,7 @@ pub enum Comparison {
 }
 
 impl Comparison {
-    /// As SQL writes it.
+    /// The operator in SQL.
     pub fn sign(self) -> &'static str {
         match self {
             Self::Equal => "=",
@@ -57,7 +57,7 @@ impl Comparison {
         }
     }
 
-    /// Whether a value that compares so with the bound is inside.
+    /// Whether a value with this ordering relative to the bound is inside.
     pub fn holds(self, ordering: std::cmp::Ordering) -> bool {
         match self {
             Self::Equal => ordering.is_eq(),
@@ -69,18 +69,18 @@ impl Comparison {
     }
 }
 
-/// What a column is compared with.
+/// The right side of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operand {
-    /// A value, as text of the column's type.
+    /// A value, in text of the column's type.
     Value(String),
-    /// A parameter of the job, which a request fills in. Never travels.
+    /// A parameter of the job. A request fills it in before the window travels.
     Parameter(String),
 }
 
 impl Bound {
-    /// The value; empty while it is a parameter, which a window that travels has none of.
+    /// The value; empty for a parameter, which a window that travels does not have.
     pub fn value(&self) -> &str {
         match &self.operand {
             Operand::Value(value) => value,
@@ -121,7 +121,7 @@ impl fmt::Display for Window {
 }
 
 impl Window {
-    /// Reads a condition.
+    /// Parses a condition.
     pub fn parse(text: &str) -> Result<Self, String> {
         let tokens = tokens(text)?;
         let mut reader = Reader {
@@ -149,7 +149,7 @@ impl Window {
         self.0.iter().all(is_value)
     }
 
-    /// Fills the parameters in. The values were checked against their types.
+    /// Fills in the parameters, whose values were checked against their types.
     #[must_use]
     pub fn filled(&self, values: &BTreeMap<String, String>) -> Self {
         let bounds = self.0.iter().cloned().map(|mut bound| {
@@ -194,7 +194,7 @@ impl Window {
     }
 }
 
-/// Whether a bound of this type means the same everywhere. (`real` has NaN, `char` is padded.)
+/// Whether the transformer and Postgres compare this type in the same way. (`real` has NaN, `char` is padded.)
 fn is_comparable(pg_type: PgType) -> bool {
     matches!(
         pg_type,
@@ -240,7 +240,7 @@ fn unsupported(what: &str) -> String {
     format!("replace_where has {what} where it cannot be; {SUPPORTED}")
 }
 
-/// Words of SQL that would otherwise be read as a column.
+/// SQL keywords that would otherwise parse as a column.
 const RESERVED: [&str; 9] = [
     "or", "not", "in", "is", "like", "null", "true", "false", "exists",
 ];
@@ -366,7 +366,7 @@ fn sign(text: &str) -> (Token, usize) {
     (Token::Sign(found), found.len())
 }
 
-/// The word that a text starts with, perhaps none.
+/// The word at the start of a text, or an empty text.
 fn word(text: &str) -> &str {
     let end = text
         .find(|c: char| !c.is_alphanumeric() && c != '_')
@@ -374,7 +374,7 @@ fn word(text: &str) -> &str {
     &text[..end]
 }
 
-/// What stands in quotes at the start of a text, doubled ones being one, and how long it is there.
+/// The quoted text at the start, with doubled quotes as one, and its length in the source.
 fn quoted(text: &str, quote: char) -> Option<(String, usize)> {
     let mut value = String::new();
     let mut chars = text.char_indices().skip(1).peekable();
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_are_read_as_bounds() {
+    fn conditions_parse_into_bounds() {
         for (text, wanted) in [
             (
                 "date between :from and :to",
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_with_what_is() {
+    fn unsupported_condition_is_refused_with_the_supported_syntax() {
         for (text, part) in [
             ("", "a column should follow"),
             ("date", "a comparison should follow"),
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_filled_in_and_travel_as_data() {
+    fn filled_window_survives_json() {
         let window = Window::parse("date between :from and '2018-04-08'").unwrap();
         assert!(!window.is_filled());
         let values = BTreeMap::from([("from".to_owned(), "2018-04-02".to_owned())]);

@@ -1,4 +1,4 @@
-//! Batches: raw from Athena, and valid for Postgres.
+//! Batches: raw ones from Athena, and valid ones for Postgres.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,14 +6,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::QueueName;
 use super::body::{read_batch, read_json};
-use super::{BatchId, Body, Message, RunId};
+use super::{BatchId, Body, Message, QueueName, RunId};
 use crate::job::{JobSpec, Target};
 use crate::rows::Rows;
 use crate::schema::{ResultColumn, TargetColumn};
 
-/// Rows as Athena gave them: every value exactly its text, or NULL. `etl.archive` keeps the same
+/// Rows as Athena returned them: each value is exactly its text, or NULL. `etl.archive` keeps the same
 /// body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,22 +20,22 @@ pub struct RawBatch {
     pub id: BatchId,
     /// The ordinal of the first row in the result, from 0.
     pub first_row: u64,
-    /// Which result these rows are of: the execution id with the object's `ETag`, or with `pages`.
+    /// The result of these rows: the execution id with the object's `ETag`, or with `pages`.
     pub result_id: String,
     pub job: Arc<JobSpec>,
     pub columns: Arc<Vec<ResultColumn>>,
     pub rows: Rows,
 }
 
-/// Rows in canonical text of the columns' Postgres types, and the rows that were rejected. The
-/// two together are all rows of the [`RawBatch`].
+/// Rows in canonical text of the columns' Postgres types, and the rejected rows. Together they are all
+/// rows of the [`RawBatch`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidBatch {
     pub id: BatchId,
     pub first_row: u64,
     pub result_id: String,
-    /// Of the raw columns and rows.
+    /// The hash of the raw columns and rows.
     pub content_hash: ContentHash,
     /// The job's name.
     pub job: String,
@@ -44,47 +43,47 @@ pub struct ValidBatch {
     /// The target's columns, without the loader's own.
     pub columns: Vec<TargetColumn>,
     pub rows: Rows,
-    /// The ordinal in the result of each of `rows`, as an offset from `first_row`; ascending. Empty when none is rejected,
-    /// which says the same in fewer words.
+    /// The ordinal in the result of each of `rows`, as an offset from `first_row`, ascending. Empty when no row is
+    /// rejected: then the offsets are 0, 1, 2 and so on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub row_offsets: Vec<u32>,
     pub rejected: Vec<RejectedRow>,
 }
 
-/// A row that is not loaded, and why.
+/// A row that is not loaded, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectedRow {
     /// The row's ordinal in the result, from 0.
     pub row: u64,
     pub reject: Reject,
-    /// The names of the result's columns and the row's raw values, in the result's order; of a masked
-    /// column, the mask.
+    /// The names of the result's columns and the row's raw values, in the result's order. A masked column
+    /// has its mask.
     pub raw: Vec<(String, Option<String>)>,
 }
 
 /// Why a row is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reject {
-    /// The target column, where one is to blame.
+    /// The target column at fault, if there is one.
     pub column: Option<String>,
-    /// The rule that it breaks: a rule of the job, `type` when the value is not one of the column's
-    /// type, or `postgres` when Postgres refused the row.
+    /// The broken rule: a rule of the job, `type` for a value that is not of the column's type, or
+    /// `postgres` for a row that Postgres refused.
     pub rule: String,
     /// A sentence for a person.
     pub reason: String,
 }
 
-/// SHA-256 of a batch's raw columns and rows, in hex. Two deliveries of one identity with
-/// different hashes are not the same batch.
+/// SHA-256 of a batch's raw columns and rows, in hex. Two deliveries of one identity with different
+/// hashes are different batches.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ContentHash(String);
 
 impl ContentHash {
-    /// Every part goes in with its length, so that no two different batches feed the same bytes.
+    /// Hashes each part with its length, so that different batches never hash the same bytes.
     pub fn of(columns: &[ResultColumn], rows: &Rows) -> Self {
         let mut hash = Sha256::new();
-        // Small pieces are gathered: the digest takes long ones much faster.
+        // Small pieces are collected: the digest is much faster with long ones.
         let mut pieces = Vec::with_capacity(PIECES + 256);
         for column in columns {
             piece(&mut hash, &mut pieces, column.name.as_bytes());
@@ -92,7 +91,7 @@ impl ContentHash {
         }
         for value in rows.values() {
             match value {
-                // No text is this long, so that NULL is not mistaken for one.
+                // No text has this length.
                 None => pieces.extend_from_slice(&u64::MAX.to_le_bytes()),
                 Some(text) => piece(&mut hash, &mut pieces, text.as_bytes()),
             }
@@ -106,10 +105,10 @@ impl ContentHash {
     }
 }
 
-/// So many bytes are hashed at once, about.
+/// Bytes that are hashed at once, about.
 const PIECES: usize = 8 << 10;
 
-/// A part of what is hashed, behind its length.
+/// Adds a part behind its length.
 fn piece(hash: &mut Sha256, pieces: &mut Vec<u8>, part: &[u8]) {
     pieces.extend_from_slice(&(part.len() as u64).to_le_bytes());
     pieces.extend_from_slice(part);
@@ -126,7 +125,7 @@ impl fmt::Display for ContentHash {
 }
 
 impl RawBatch {
-    /// Everything but the rows.
+    /// The batch without its rows.
     fn head(&self) -> Self {
         Self {
             id: self.id.clone(),
@@ -140,7 +139,7 @@ impl RawBatch {
 }
 
 impl ValidBatch {
-    /// Everything but the rows.
+    /// The batch without its rows.
     fn head(&self) -> Self {
         Self {
             id: self.id.clone(),
@@ -186,8 +185,7 @@ fn check_seq(id: &BatchId) -> Result<(), String> {
     }
 }
 
-/// The books keep row numbers as Postgres' `bigint`; and nobody who counts on from `first_row` shall
-/// overflow.
+/// The ledger stores row numbers as Postgres' `bigint`, and readers add to `first_row` without overflow.
 fn check_place(first_row: u64, rows: usize) -> Result<(), String> {
     let end = first_row.checked_add(rows as u64);
     match end.and_then(|end| i64::try_from(end).ok()) {
@@ -196,7 +194,7 @@ fn check_place(first_row: u64, rows: usize) -> Result<(), String> {
     }
 }
 
-/// Reads a batch of the version `kind`: a head and the rows behind it, or the version before, all of it in JSON.
+/// Decodes a batch of the version `kind`: a head and the rows behind it, or the version before, which is all JSON.
 fn read_version<T: Message>(
     kind: &str,
     body: &[u8],
@@ -217,7 +215,7 @@ fn read_version<T: Message>(
 impl Message for RawBatch {
     const QUEUE: QueueName = QueueName::Raw;
     const KIND: &'static str = "raw-batch.v2";
-    /// All of it in JSON.
+    /// All JSON.
     const KIND_BEFORE: Option<&'static str> = Some("raw-batch.v1");
 
     fn id(&self) -> String {
@@ -258,7 +256,7 @@ impl Message for RawBatch {
 impl Message for ValidBatch {
     const QUEUE: QueueName = QueueName::Valid;
     const KIND: &'static str = "valid-batch.v2";
-    /// All of it in JSON.
+    /// All JSON.
     const KIND_BEFORE: Option<&'static str> = Some("valid-batch.v1");
 
     fn id(&self) -> String {
@@ -342,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_that_differ_have_other_hashes() {
+    fn different_batches_have_different_hashes() {
         let all = [
             hash(&[Some("ab"), Some("c")], 2),
             hash(&[Some("a"), Some("bc")], 2),
@@ -357,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_valid_batch_that_lost_a_row_is_refused() {
+    fn valid_batch_without_one_of_its_rows_is_refused() {
         let mut rows = Rows::new(1);
         rows.push([Some("x")]);
         rows.push([Some("y")]);

@@ -1,28 +1,27 @@
-//! What a person wants of a run that is under way: for every extractor, through the stream
+//! A person's commands about a run that is in progress, to every extractor, through the stream
 //! `etl.control`.
 
 use serde::{Deserialize, Serialize};
 
-use super::QueueName;
-use super::{Message, RunId};
+use super::{Message, QueueName, RunId};
 
-/// An order about a run. The books are what decides; this is for those who would work in vain.
+/// A command about a run. The ledger decides; this message only spares extractors needless work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Control {
     pub run: RunId,
-    /// It is about this generation of the run and the ones before it: a replay that is asked for
-    /// later is another matter.
+    /// The command is about this generation of the run and the earlier ones, and not about a later
+    /// replay.
     pub generation: u32,
     pub job: String,
-    pub order: Order,
+    pub command: Command,
 }
 
-/// What is to be done.
+/// What an extractor must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Order {
-    /// Stop its query, and drop its task.
+pub enum Command {
+    /// Stop the query, and drop the task.
     Cancel,
 }
 
@@ -33,7 +32,7 @@ impl Control {
             run,
             generation,
             job: job.into(),
-            order: Order::Cancel,
+            command: Command::Cancel,
         }
     }
 }
@@ -43,10 +42,10 @@ impl Message for Control {
     const KIND: &'static str = "control.v1";
 
     fn id(&self) -> String {
-        let order = match self.order {
-            Order::Cancel => "cancel",
+        let command = match self.command {
+            Command::Cancel => "cancel",
         };
-        format!("{}/{}/{order}", self.run, self.generation)
+        format!("{}/{}/{command}", self.run, self.generation)
     }
 
     fn run(&self) -> &RunId {

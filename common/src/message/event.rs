@@ -1,11 +1,10 @@
-//! What the extractor tells of a run: the books in Postgres follow from it.
+//! The extractor's events about a run, from which the loader updates the ledger.
 
 use serde::{Deserialize, Serialize};
 
-use super::QueueName;
-use super::{BatchId, Message, RunId};
+use super::{BatchId, Message, QueueName, RunId};
 
-/// Something that happened to a run. Delivered at least once and in any order.
+/// An event of a run. Delivered at least once, in any order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunEvent {
@@ -15,25 +14,26 @@ pub struct RunEvent {
     pub kind: EventKind,
 }
 
+/// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    /// Athena has the query.
+    /// Athena accepted the query.
     Started { query_execution_id: String },
-    /// The extractor has come this far; for those who look on. Counts are totals of the run.
+    /// The extractor's progress, for display. The counts are totals of the run.
     Progress { batches: u32, rows: u64 },
-    /// The result was read to its end and every batch of it is confirmed: this is how many there
-    /// are. It is what the run is measured against.
+    /// The result was read to its end and every batch of it is confirmed. A run is complete when the
+    /// ledger has these counts.
     Extracted {
         result_id: String,
         batches: u32,
         rows: u64,
         bytes_scanned: u64,
-        /// `s3://bucket/key` of the object that was read; none for a result that has no object.
+        /// `s3://bucket/key` of the object that was read; none for a result without an object.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         result_location: Option<String>,
     },
-    /// The run has no result, for a cause that holds for every replica.
+    /// The run has no result, for a reason that holds for every replica.
     Failed { reason: String },
 }
 
@@ -62,7 +62,7 @@ impl Message for RunEvent {
     fn check(&self) -> Result<(), String> {
         match &self.kind {
             EventKind::Extracted { batches: 0, .. } => {
-                Err("a result of no batch; an empty result is one empty batch".to_owned())
+                Err("a result without a batch; an empty result is one empty batch".to_owned())
             }
             EventKind::Extracted { batches, rows, .. }
                 if *batches > BatchId::MAX_SEQ

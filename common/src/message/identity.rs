@@ -1,17 +1,17 @@
-//! Runs and batches, and how they are named.
+//! The identities of runs and batches.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The name of a run: 1 to 100 characters of `A-Z a-z 0-9 . _ -`, the first a letter or a digit, so
-/// that it can stand in a header, a path or a shell's command without quotes.
+/// The id of a run: 1 to 100 characters of `A-Z a-z 0-9 . _ -`, the first one alphanumeric, so that
+/// headers, paths and shell commands need no quotes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
 
-/// A text that is not the name of a run.
+/// A text that is not a run id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a run id: 1 to 100 letters, digits, '.', '_' or '-', the first a letter or a digit"
@@ -19,6 +19,7 @@ pub struct RunId(String);
 pub struct InvalidRunId(String);
 
 impl RunId {
+    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -61,18 +62,18 @@ impl fmt::Display for RunId {
     }
 }
 
-/// What makes a batch the same batch, wherever and however often it is delivered.
+/// The identity of a batch, the same in every delivery.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BatchId {
     pub run: RunId,
-    /// 0 for the first time; a replay counts it up.
+    /// 0 for the first attempt; each replay adds 1.
     pub generation: u32,
-    /// The batch's place in the run, from 0.
+    /// The position of the batch in the run, from 0.
     pub seq: u32,
 }
 
 impl BatchId {
-    /// The first seq that a run cannot have: `_batch` keeps 24 bits for it.
+    /// The first seq that a run cannot have: `_batch` has 24 bits for it.
     pub const MAX_SEQ: u32 = 1 << 24;
 }
 
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn run_ids_are_plain() {
+    fn run_ids_need_no_quotes() {
         for good in ["a", "daily-2018.04_02", &"x".repeat(100)] {
             assert!(good.parse::<RunId>().is_ok(), "{good}");
         }

@@ -9,19 +9,19 @@ pub enum QueueName {
     Raw,
     /// Batches for loaders.
     Valid,
-    /// What happened to runs, for loaders.
+    /// Events of runs, for loaders.
     Events,
-    /// A stream that keeps every raw batch: what a replay reads.
+    /// A stream that keeps every raw batch for replays.
     Archive,
-    /// A small stream of orders about runs, which every extractor reads and follows.
+    /// A small stream of control messages about runs, which every extractor follows.
     Control,
-    /// What could not be processed, with the reason.
+    /// Messages that could not be processed, with the reason.
     Dead,
 }
 
 impl QueueName {
-    /// In the order in which they are declared: what others dead-letter to comes first, since a
-    /// message that is dead-lettered to a queue that is not there is gone.
+    /// In the order of their declaration. The queue of dead letters is the first: the broker deletes a
+    /// message that it dead-letters to a queue that does not exist.
     pub const ALL: [Self; 7] = [
         Self::Dead,
         Self::Archive,
@@ -32,6 +32,7 @@ impl QueueName {
         Self::Events,
     ];
 
+    /// The name in RabbitMQ.
     pub fn name(self) -> &'static str {
         match self {
             Self::Extract => "etl.extract",

@@ -1,17 +1,15 @@
-//! The extractor's task: 'go on with this run from here'. The queue is the state store: a task's
-//! successor is confirmed before the task is acked, so that whoever receives it knows all there is
-//! to know.
+//! The extractor's task: 'continue this run from here'. The queue stores the state of a run: the
+//! successor of a task is confirmed before the task is acked, so that the next extractor has all of it.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::QueueName;
-use super::{BatchId, Message, RunId};
+use super::{BatchId, Message, QueueName, RunId};
 use crate::job::{JobSpec, Source};
 use crate::schema::ResultColumn;
 
-/// Work on one run, from a point on.
+/// The work on one run from a point on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExtractTask {
@@ -25,8 +23,8 @@ pub struct ExtractTask {
     pub state: TaskState,
 }
 
-/// What bounds a batch. Nothing else may, above all not time: whoever reads the result again must
-/// cut the same batches.
+/// The limits of a batch. Nothing else may end a batch, above all not time: an extractor that reads the
+/// result again must cut the same batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -37,15 +35,15 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A row beyond this many bytes fails the run. Far above what a table's row should be, and far
-    /// enough below RabbitMQ's largest message (16 MiB since 4.0) for its escaped form.
+    /// A row of more bytes fails the run. The limit is far above the rows of a sensible table, and low
+    /// enough for the escaped form of a row to fit RabbitMQ's largest message (16 MiB since 4.0).
     pub const ROW_BYTES: usize = 4 << 20;
 
-    /// Batches of more rows are not asked for: each may be rejected with a reason of its own, and tried by itself when
-    /// Postgres refuses some.
+    /// No request sets more rows a batch: each row may be rejected with its own reason, and the loader tries each row by
+    /// itself when Postgres refuses some.
     pub const MOST_ROWS: u32 = 20_000;
 
-    /// Those of runs that were asked for before the books kept them.
+    /// The limits of runs that are older than their record in the ledger.
     pub const UNRECORDED: Self = Self {
         batch_rows: 5_000,
         batch_bytes: 256 << 10,
@@ -53,8 +51,8 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// 1 MiB, half of that or less once it is compressed: what a batch costs by itself (a commit, a dozen questions to the
-    /// database) hardly counts any more, and a service holds a few of them in little memory.
+    /// 1 MiB, at most half of it compressed. The fixed cost of a batch (a commit, a dozen queries) hardly counts at this
+    /// size, and a service holds a few batches in little memory.
     fn default() -> Self {
         Self {
             batch_rows: 10_000,
@@ -63,26 +61,25 @@ impl Default for Limits {
     }
 }
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "at")]
 pub enum TaskState {
-    /// Athena has to be asked. The attempt, from 1, is part of the request's token: a failure that
-    /// Athena calls retryable is asked again as another attempt.
+    /// The query must be started. The attempt, from 1, is part of the request token: a query that failed
+    /// for a retryable reason starts again as another attempt.
     Start { attempt: u32 },
-    /// Athena works on it.
+    /// Athena runs the query.
     Waiting {
         attempt: u32,
         query_execution_id: String,
         since: jiff::Timestamp,
     },
-    /// A result that was read before is wanted once more, by a replay: this one and no other, and
-    /// without another query.
+    /// A replay reads an earlier result again: exactly this result, without another query.
     Reread {
         query_execution_id: String,
         result_id: String,
     },
-    /// The result is there and is being read.
+    /// The result exists and is being read.
     Reading {
         query_execution_id: String,
         bytes_scanned: u64,
@@ -92,11 +89,11 @@ pub enum TaskState {
     },
 }
 
-/// Where a result is. Decided once, before the first batch.
+/// The location of a result. Decided once, before the first batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "in")]
 pub enum ResultLocation {
-    /// A CSV object: this version of it and no other.
+    /// A CSV object, in exactly this version.
     S3 {
         bucket: String,
         key: String,
@@ -107,22 +104,22 @@ pub enum ResultLocation {
     Pages,
 }
 
-/// The first thing that has not been published yet.
+/// The first row that is not published yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
-    /// The byte at which the next record begins, in an S3 object (0: the header has not been read).
+    /// The byte of an S3 object at which the next record begins (0: the header is not read yet).
     pub offset: u64,
     /// The ordinal of the next row, from 0.
     pub row: u64,
     /// The next batch, from 0.
     pub seq: u32,
-    /// A page's token and the ordinal of its first row: a short cut to `row`, nothing relies on it.
+    /// The token of a page and the ordinal of its first row: a shortcut to `row` that nothing relies on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<(String, u64)>,
 }
 
 impl ResultLocation {
-    /// The name of this version of the execution's result.
+    /// The id of this version of the execution's result.
     pub fn result_id(&self, query_execution_id: &str) -> String {
         match self {
             Self::S3 { etag, .. } => format!("{query_execution_id}:{}", etag.trim_matches('"')),
@@ -130,7 +127,7 @@ impl ResultLocation {
         }
     }
 
-    /// `s3://bucket/key`, where the result is an object.
+    /// `s3://bucket/key`, if the result is an object.
     pub fn object(&self) -> Option<String> {
         match self {
             Self::S3 { bucket, key, .. } => Some(format!("s3://{bucket}/{key}")),
@@ -140,7 +137,7 @@ impl ResultLocation {
 }
 
 impl TaskState {
-    /// Which result is being read: the execution with the object's `ETag`, or with `pages`.
+    /// The result that is read: the execution with the object's `ETag`, or with `pages`.
     pub fn result_id(&self) -> Option<String> {
         match self {
             Self::Start { .. } | Self::Waiting { .. } => None,
@@ -197,7 +194,7 @@ impl Message for ExtractTask {
                 Err(format!("batch {} from row {} on", cursor.seq, cursor.row))
             }
             TaskState::Reread { .. } if self.generation == 0 => {
-                Err("a result to be read again for the first time".to_owned())
+                Err("a task that reads a result again in generation 0".to_owned())
             }
             TaskState::Start { .. }
             | TaskState::Waiting { .. }

@@ -1,4 +1,4 @@
-//! What arrives in a queue is somebody's bytes: whatever they are, reading them is a message that adds up or an error.
+//! A queue may contain any bytes. Reading them gives a consistent message or an error.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::job::{ColumnSpec, JobSpec, Mode, Results, Rule, Source, Target};
 use crate::rows::Rows;
 use crate::schema::{PgType, ResultColumn, TargetColumn};
 
-/// Reads as a service does, and has a message that is accepted add up. True when it was accepted in any version.
+/// Reads a body like a service, and checks an accepted message for consistency. True when any version accepted it.
 fn read<M: Message + PartialEq + std::fmt::Debug>(body: &[u8], adds_up: impl Fn(&M)) -> bool {
     let kinds = [Some(M::KIND), M::KIND_BEFORE].into_iter().flatten();
     let accepted = kinds.filter(|kind| read_version::<M>(kind, body, &adds_up));
@@ -294,7 +294,7 @@ fn message() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Any message in one of the versions that are read.
+/// A message in any version that is read.
 fn body() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         message().prop_map(|message| serde_json::to_vec(&message).unwrap()),
@@ -306,7 +306,7 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
 /// One change to a piece of JSON.
 #[derive(Debug, Clone)]
 enum Change {
-    /// Something else in its place.
+    /// Another value in its place.
     Replace(Value),
     Remove,
     Double,
@@ -344,7 +344,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// Goes down to some place in the JSON and changes it there.
+/// Descends to a place in the JSON and changes it there.
 fn apply(value: &mut Value, path: &[Index], change: &Change) {
     let Some((step, rest)) = path.split_first() else {
         if let Change::Replace(new) = change {
@@ -377,7 +377,7 @@ fn apply(value: &mut Value, path: &[Index], change: &Change) {
 }
 
 #[test]
-fn rows_beyond_all_numbers_are_refused() {
+fn row_numbers_beyond_bigint_are_refused() {
     let rows = r#""id":{"run":"r","generation":0,"seq":0},"result_id":"q:pages","rows":[["x"]]"#;
     let raw = |first_row: u64| {
         format!(
@@ -390,9 +390,9 @@ fn rows_beyond_all_numbers_are_refused() {
     assert!(!read::<RawBatch>(raw(u64::MAX / 2).as_bytes(), raw_adds_up));
 }
 
-/// Batches of a service that is not upgraded yet, or that waited while it was.
+/// Batches of a service that is not upgraded yet, or that waited during an upgrade.
 #[test]
-fn the_version_before_is_read() {
+fn previous_version_is_read() {
     let mut rows = Rows::new(1);
     rows.push([None]);
     rows.push([Some("")]);
@@ -410,7 +410,7 @@ fn the_version_before_is_read() {
 }
 
 #[test]
-fn a_batch_of_some_size_is_compressed_and_says_so() {
+fn large_batch_is_compressed_and_has_content_encoding() {
     let mut rows = Rows::new(1);
     for n in 0..5_000 {
         rows.push([Some(format!("https://example.com/title/{n}").as_str())]);
@@ -444,7 +444,7 @@ fn a_batch_of_some_size_is_compressed_and_says_so() {
 
 proptest! {
     #[test]
-    fn what_is_sent_is_read(task in task(), raw in raw_batch(), valid in valid_batch(), event in event()) {
+    fn written_messages_are_read_back(task in task(), raw in raw_batch(), valid in valid_batch(), event in event()) {
         prop_assert!(read::<ExtractTask>(&serde_json::to_vec(&task).unwrap(), |seen| assert_eq!(seen, &task)));
         prop_assert!(read::<RawBatch>(&serde_json::to_vec(&raw).unwrap(), |seen| assert_eq!(seen.id, raw.id)));
         prop_assert!(read::<ValidBatch>(&serde_json::to_vec(&valid).unwrap(), |seen| assert_eq!(seen.id, valid.id)));
@@ -454,7 +454,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_message_adds_up_or_is_refused(
+    fn changed_message_is_consistent_or_refused(
         mut message in message(), changes in prop::collection::vec((prop::collection::vec(any::<Index>(), 0..6), change()), 1..4),
     ) {
         for (path, change) in &changes {
@@ -464,7 +464,7 @@ proptest! {
     }
 
     #[test]
-    fn changed_bytes_add_up_or_are_refused(
+    fn changed_bytes_are_consistent_or_refused(
         mut body in body(), edits in prop::collection::vec((any::<Index>(), 0..3_u8, any::<u8>(), "[]\\[{}\",:0-9null.e-]"), 1..6),
     ) {
         for (at, kind, byte, token) in edits {
@@ -486,7 +486,7 @@ proptest! {
     }
 
     #[test]
-    fn a_name_is_a_run_id_only_if_it_is_plain(name in prop_oneof!["\\PC{0,8}", "[-._a-zA-Z0-9/ \n\u{0}']{0,110}"]) {
+    fn run_id_accepts_only_its_characters(name in prop_oneof!["\\PC{0,8}", "[-._a-zA-Z0-9/ \n\u{0}']{0,110}"]) {
         let run = name.parse::<RunId>();
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let is_plain = name.len() <= 100 && name.chars().all(plain) && name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());

@@ -1,4 +1,4 @@
-//! Rows as bytes: how many, how long each value is, and then all text behind each other.
+//! The binary form of rows: their number, the length of each value, and then all text.
 //!
 //! ```text
 //! width, rows      LEB128 each
@@ -6,19 +6,19 @@
 //! text             UTF-8, to the end
 //! ```
 //!
-//! Reading checks what the types promise: the lengths add up to the text, the text is UTF-8, and so is each value by
-//! itself. Nothing is made room for before the bytes for it are there.
+//! Reading checks that the lengths add up to the text and that each value is UTF-8. It allocates no more than the bytes
+//! at hand can fill.
 
 use std::sync::Arc;
 
 use super::block::{self, Block, with_buffer};
 use super::{NULL, Rows};
 
-/// More than a row of any result can have; a width is never multiplied with a count before it was looked at.
+/// More than a row of any result can have. A width is checked before it is multiplied with a count.
 const MAX_WIDTH: usize = 1 << 16;
 
 impl Rows {
-    /// Appends the rows to `out` as a block. True when it is compressed.
+    /// Appends the rows to `out` as a block. Returns whether it is compressed.
     pub(crate) fn write_block(&self, out: &mut Vec<u8>) -> bool {
         if let Some(bytes) = &self.block {
             out.reserve_exact(bytes.len());
@@ -57,7 +57,7 @@ impl Rows {
         out.extend_from_slice(self.text.as_bytes());
     }
 
-    /// Reads rows, which are all of `bytes`. The error does not quote them.
+    /// Reads rows from all of `bytes`. The error contains no value.
     fn read(mut bytes: &[u8]) -> Result<Self, &'static str> {
         const SHORT: &str = "rows that are cut off";
         let mut number = || take(&mut bytes).ok_or(SHORT);
@@ -69,7 +69,7 @@ impl Rows {
         let values = usize::try_from(rows)
             .ok()
             .and_then(|rows| rows.checked_mul(width))
-            // Each value has at least a byte.
+            // Each value takes at least one byte.
             .filter(|values| *values <= bytes.len())
             .ok_or(SHORT)?;
         if width == 0 && rows > 0 {

@@ -1,7 +1,7 @@
-//! A block: some content with its length, compressed by LZ4 where that makes it smaller.
+//! A block: content with its length, compressed by LZ4 if that makes it smaller.
 //!
 //! ```text
-//! length of the content, length of what follows      u32 each, little endian; equal: the content as it is
+//! length of the content, length of the rest          u32 each, little endian; equal if not compressed
 //! an LZ4 block, or the content
 //! ```
 
@@ -9,16 +9,16 @@ use std::cell::RefCell;
 
 use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
 
-/// What a compressed content may be long: far above what the batches' limits allow, and little enough to be no attack.
+/// The largest content of a compressed block: far above the limits of batches, and too small for an attack on memory.
 const MAX_UNPACKED: usize = 64 << 20;
 
-/// Less is not worth it.
+/// Smaller content is not compressed.
 const MIN_PACKED: usize = 1 << 10;
 
 /// The bytes before the content.
 const HEAD: usize = 8;
 
-/// Appends a block of `content` to `out`. True when it is compressed.
+/// Appends a block of `content` to `out`. Returns whether it is compressed.
 pub(crate) fn write(content: &[u8], out: &mut Vec<u8>) -> bool {
     let packed = |room: &mut Vec<u8>| {
         if !(MIN_PACKED..=MAX_UNPACKED).contains(&content.len()) {
@@ -40,20 +40,20 @@ pub(crate) fn write(content: &[u8], out: &mut Vec<u8>) -> bool {
 }
 
 fn put(unpacked: usize, bytes: &[u8], out: &mut Vec<u8>) {
-    // Exact, since what is sent waits in memory for its confirm.
+    // Exact, since a message stays in memory until its confirm.
     out.reserve_exact(HEAD + bytes.len());
     for length in [unpacked, bytes.len()] {
-        // Bodies are bounded far below it; what passed it would be refused by whoever reads it.
+        // Bodies are far smaller. A reader would refuse a wrong length.
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         out.extend_from_slice(&length.to_le_bytes());
     }
     out.extend_from_slice(bytes);
 }
 
-/// A block that begins some bytes.
+/// A block at the start of some bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Block<'a> {
-    /// All of it.
+    /// The whole block.
     pub(crate) bytes: &'a [u8],
     unpacked: usize,
 }
@@ -62,7 +62,7 @@ impl<'a> Block<'a> {
     /// Takes a block off the front of `bytes`.
     ///
     /// # Errors
-    /// What is wrong with the bytes, without a word of them.
+    /// A description of the problem, without any of the bytes.
     pub(crate) fn take(bytes: &mut &'a [u8]) -> Result<Self, String> {
         let cut_off = || "it is cut off".to_owned();
         let length = |at: usize| {
@@ -73,7 +73,7 @@ impl<'a> Block<'a> {
         let (block, rest) = bytes
             .split_at_checked(HEAD.saturating_add(packed))
             .ok_or_else(cut_off)?;
-        // A byte of a block stands for 255 at most: what claims more is not given the memory.
+        // LZ4 expands a byte to 255 bytes at most. No memory is allocated for a larger claim.
         if unpacked < packed || unpacked > MAX_UNPACKED.min(packed.saturating_mul(255)) {
             return Err(format!("it cannot be {unpacked} bytes once it is unpacked"));
         }
@@ -108,15 +108,14 @@ impl<'a> Block<'a> {
 }
 
 thread_local! {
-    /// Rooms that were used before. A megabyte for a moment costs more to get than to fill, and such moments side by side
-    /// leave an allocator with a memory in pieces.
+    /// Buffers for reuse. Allocating a megabyte for a moment costs more than filling it, and fragments the memory.
     static ROOMS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A larger room is given back.
+/// A larger buffer is freed.
 const KEPT: usize = 4 << 20;
 
-/// Lends a buffer of this thread, with whatever is left in it. Within `work` another one may be lent.
+/// Lends a buffer of this thread, with its old content. `work` may borrow another one.
 pub(crate) fn with_buffer<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let mut room = ROOMS.with_borrow_mut(Vec::pop).unwrap_or_default();
     let done = work(&mut room);

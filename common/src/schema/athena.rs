@@ -1,11 +1,11 @@
-//! The types that Athena reports for a result's columns.
+//! The types of a result's columns in Athena.
 //!
 //! Source: Amazon Athena User Guide, "Data types in Amazon Athena", and the `Type`, `Precision` and
 //! `Scale` of `ColumnInfo` in the API reference.
 
 use std::str::FromStr;
 
-/// A type of a result column. What a value of it looks like is in `docs/types.md`.
+/// A type of a result column. `docs/types.md` shows the text of its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AthenaType {
     Boolean,
@@ -15,7 +15,7 @@ pub enum AthenaType {
     BigInt,
     Real,
     Double,
-    /// Precision and scale; Athena's metadata always gives both.
+    /// Precision and scale; Athena's metadata always has both.
     Decimal(u32, u32),
     Char,
     Varchar,
@@ -65,7 +65,7 @@ pub struct UnknownAthenaType(pub String);
 impl FromStr for AthenaType {
     type Err = UnknownAthenaType;
 
-    /// Reads Athena's text, with or without parameters, in any case.
+    /// Parses Athena's text, with or without parameters, in any case.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let unknown = || UnknownAthenaType(text.to_owned());
         let lower = text.trim().to_ascii_lowercase();
@@ -103,7 +103,7 @@ impl FromStr for AthenaType {
     }
 }
 
-/// `timestamp(3) with time zone` into its name without parameters and the parameters.
+/// Splits `timestamp(3) with time zone` into its name without parameters and the parameters.
 fn split_arguments(text: &str) -> Option<(String, &str)> {
     let Some((before, rest)) = text.split_once(['(', '<']) else {
         return Some((text.to_owned(), ""));

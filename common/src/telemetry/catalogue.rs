@@ -1,14 +1,14 @@
-//! Every metric of the system: its name, what it counts, and how it is bounded. `docs/metrics.md` has
-//! the same list for people, and a test compares the two with what the services export.
+//! Every metric of the system, with its labels and its buckets. `docs/metrics.md` lists the same metrics,
+//! and tests compare the two with what the services export.
 //!
-//! No label is without bounds: jobs, rules, queues and causes are few, runs are not and are no label.
+//! Every label has few values: jobs, rules, queues, causes. A run is not a label.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
 use crate::message::QueueName;
 
-/// What kind of number a metric is, as Prometheus calls it.
+/// The type of a metric in Prometheus.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     Counter,
@@ -24,7 +24,7 @@ pub struct Metric {
     pub kind: Kind,
     pub unit: Unit,
     pub labels: &'static [&'static str],
-    /// The services that have it.
+    /// The services that export it.
     pub services: &'static [&'static str],
     pub help: &'static str,
 }
@@ -34,11 +34,11 @@ const TRANSFORMER: &[&str] = &["transformer"];
 const LOADER: &[&str] = &["loader"];
 const ALL: &[&str] = &["extractor", "transformer", "loader"];
 
-/// From a commit into memory to a merge that waits for its turn.
+/// From a small commit to a merge that waits for a lock.
 const LOAD_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
 ];
-/// From a quick disk to a broker that is short of memory.
+/// From a fast disk to a broker that is short of memory.
 const CONFIRM_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 20.0];
 
 const fn counter(
@@ -85,7 +85,7 @@ const fn seconds(
     }
 }
 
-/// All of them, in the order of a row's way.
+/// All metrics, in the order of a row's path.
 pub const METRICS: &[Metric] = &[
     counter(
         "etl_rows_extracted_total",
@@ -118,19 +118,19 @@ pub const METRICS: &[Metric] = &[
         "etl_rows_transformed_total",
         &["job", "result"],
         TRANSFORMER,
-        "Rows that were put through types and rules: valid or rejected.",
+        "Rows that were transformed, by result: valid or rejected.",
     ),
     counter(
         "etl_rows_rejected_total",
         &["job", "rule"],
         &["transformer", "loader"],
-        "Rejected rows by rule. The transformer counts what it rejects, each time that it does; the loader what it wrote into quarantine, with the rule postgres for what the database refused.",
+        "Rejected rows by rule. The transformer counts each rejection, also of a redelivered batch. The loader counts the rows that it wrote into quarantine, with the rule postgres for rows that the database refused.",
     ),
     counter(
         "etl_batches_total",
         &["job", "result"],
         &["transformer", "loader"],
-        "Batches by what became of them. In the loader: loaded, or duplicate, stale, late and the like for those that changed nothing.",
+        "Batches by result. In the loader: loaded, or duplicate, stale, late and the like for batches that changed nothing.",
     ),
     counter(
         "etl_rows_loaded_total",
@@ -143,51 +143,51 @@ pub const METRICS: &[Metric] = &[
         LOAD_SECONDS,
         &[],
         LOADER,
-        "Time from a batch in hand to its commit.",
+        "Time from the delivery of a batch to its commit.",
     ),
     gauge(
         "etl_last_commit_timestamp_seconds",
         Unit::Seconds,
         &[],
         LOADER,
-        "When a batch was last committed, in seconds since 1970; 0 before the first.",
+        "Time of the last commit of a batch, in seconds since 1970; 0 before the first.",
     ),
     counter(
         "etl_events_total",
         &["result"],
         LOADER,
-        "Events about runs by what became of them.",
+        "Events about runs by result.",
     ),
     counter(
         "etl_runs_total",
         &["state"],
         LOADER,
-        "Runs, and replays of them, by the state that they came to in a loader: what a person decides is not among them.",
+        "Runs and replays by the state that a loader gave them; decisions of a person are not counted.",
     ),
     counter(
         "etl_dead_letters_total",
         &["stage"],
         LOADER,
-        "Messages that were given up, by who gave them up, counted as they reach etl.dead_letters.",
+        "Dead letters by the stage that dead-lettered them, counted when they reach etl.dead_letters.",
     ),
     gauge(
         "etl_queue_messages",
         Unit::Count,
         &["queue"],
         ALL,
-        "Messages that are ready in a queue, as seen by the service that consumes it, every ten seconds.",
+        "Ready messages in a queue, read every ten seconds by the service that consumes it.",
     ),
     counter(
         "etl_redeliveries_total",
         &["queue"],
         ALL,
-        "Deliveries that had been delivered before: to somebody who died or lost the connection.",
+        "Deliveries of messages that had been delivered before, to a consumer that died or lost its connection.",
     ),
     counter(
         "etl_publishes_refused_total",
         &["queue"],
         ALL,
-        "Messages that the broker refused since the queue is full; they are published again.",
+        "Publishes that the broker refused because the queue is full; they are retried.",
     ),
     seconds(
         "etl_confirm_seconds",
@@ -196,12 +196,7 @@ pub const METRICS: &[Metric] = &[
         ALL,
         "Time from publishing a message to the broker's confirm.",
     ),
-    counter(
-        "etl_retries_total",
-        &["cause"],
-        ALL,
-        "Times that work was tried again, by the cause.",
-    ),
+    counter("etl_retries_total", &["cause"], ALL, "Retries by cause."),
     gauge(
         "etl_ready",
         Unit::Count,
@@ -231,8 +226,8 @@ pub(super) fn with_buckets(
     Ok(builder)
 }
 
-/// Describes what this service has, and begins at zero what else would begin with its first count: an
-/// increase from nothing is none.
+/// Describes the metrics of this service. Starts counters at zero, since Prometheus sees no increase in
+/// a counter that appears with its first count.
 pub(super) fn describe(service: &str, consumes: &[QueueName]) {
     for metric in METRICS {
         if !metric.services.contains(&service) {
@@ -268,10 +263,10 @@ pub(super) fn describe(service: &str, consumes: &[QueueName]) {
     }
 }
 
-/// Who may have given a message up; whoever else a foreign message names is `other`.
+/// The stages that dead-letter messages. Any other text in a foreign message is `other`.
 const STAGES: [&str; 5] = ["extractor", "transformer", "loader", "broker", "other"];
 
-/// A stage as a label: a dead letter may name anything.
+/// A stage as a label. A dead letter may name any text.
 pub fn stage_label(stage: &str) -> &'static str {
     STAGES
         .into_iter()
@@ -279,7 +274,7 @@ pub fn stage_label(stage: &str) -> &'static str {
         .unwrap_or("other")
 }
 
-/// Counts work that was tried again, so many times, for this cause.
+/// Counts retries for a cause.
 pub fn retried(cause: &'static str, times: u64) {
     metrics::counter!("etl_retries_total", "cause" => cause).increment(times);
 }
@@ -303,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_lists_every_metric_and_no_other() {
+    fn document_lists_exactly_the_metrics() {
         let known = METRICS.iter().map(|metric| {
             let kind = match metric.kind {
                 Kind::Counter => "counter",
@@ -326,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_stage_is_no_label_of_its_own() {
+    fn unknown_stage_is_labelled_other() {
         assert_eq!(stage_label("loader"), "loader");
         assert_eq!(stage_label("17.3"), "other");
     }

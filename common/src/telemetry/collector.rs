@@ -79,7 +79,9 @@ impl Collector {
 #[async_trait]
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let sending = timeout(REQUEST_TIMEOUT, send(self.client.clone(), request));
+        let client = self.client.clone();
+        // The timer, too, needs the runtime.
+        let sending = async move { timeout(REQUEST_TIMEOUT, send(client, request)).await };
         let outcome = match self.runtime.spawn(sending).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(format!("no answer within {REQUEST_TIMEOUT:?}").into()),
@@ -95,4 +97,40 @@ async fn send(client: HttpsClient, request: Request<Bytes>) -> Result<Response<B
     let (parts, body) = answer.into_parts();
     let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
     Ok(Response::from_parts(parts, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{Span, Tracer, TracerProvider};
+    use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn exporter_thread_sends_through_the_runtime() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(Collector::new(&url.parse().unwrap()).unwrap())
+            .with_endpoint(&url)
+            .build()
+            .unwrap();
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
+        let provider = provider.build();
+        provider.tracer("x").start("span").end();
+        let flushed = tokio::task::spawn_blocking(move || provider.shutdown());
+        let accepted = timeout(REQUEST_TIMEOUT, listener.accept()).await;
+        let (mut stream, _) = accepted.unwrap().unwrap();
+        let mut bytes = vec![0; MAX_ANSWER];
+        let read = stream.read(&mut bytes).await.unwrap();
+        let request = String::from_utf8_lossy(&bytes[..read]).into_owned();
+        assert!(request.starts_with("POST /v1/traces HTTP/1.1"), "{request}");
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        flushed.await.unwrap().unwrap();
+    }
 }

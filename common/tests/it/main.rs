@@ -1,18 +1,19 @@
-//! The typed queue against a real broker: what counts as published, and what a delivery tells.
+//! The typed queue against a real broker: what counts as published, and what a delivery reports.
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
 use common::job::{JobSpec, Mode, Source, Target};
 use common::message::{EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState};
 use common::queue::{
-    self, Connection, ConnectionEvent, Consumer, Dead, Outgoing, Publisher, QueueError, QueueName,
-    Unreadable, inspect,
+    self, Connection, ConnectionEvent, Consumer, Dead, Delivery, Handler, Intake, Outgoing,
+    Prefetch, Publisher, QueueError, QueueName, Unreadable, inspect,
 };
 use common::settings::SecretUrl;
 use futures::StreamExt;
 use testkit::PATIENCE;
 use testkit::http::Method;
 use testkit::servers::{Vhost, private_broker, vhost};
+use tokio_util::sync::CancellationToken;
 
 fn url(vhost: &Vhost) -> SecretUrl {
     url::Url::parse(&vhost.amqp_url).unwrap().into()
@@ -65,7 +66,7 @@ fn task(run: &str, sql: &str) -> ExtractTask {
 }
 
 #[tokio::test]
-async fn what_is_published_is_delivered_and_gone_after_the_ack() {
+async fn published_message_is_delivered_and_gone_after_ack() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     let mut publisher = Publisher::open(&connection).await.unwrap();
@@ -82,7 +83,7 @@ async fn what_is_published_is_delivered_and_gone_after_the_ack() {
         ("run-1/0/start-1", 1)
     );
     assert_eq!(delivery.run(), Some("run-1".parse::<RunId>().unwrap()));
-    // Not acked: it comes back, and says that it does.
+    // Not acked: the message is redelivered, with its count.
     consumer.close(&connection).await;
     let mut consumer = Consumer::<ExtractTask>::open(&connection, 1).await.unwrap();
     let delivery = consumer.next().await.unwrap();
@@ -116,7 +117,7 @@ async fn a_message_to_a_queue_that_is_gone_is_never_taken_for_published() {
 async fn a_full_queue_takes_everything_once_there_is_room() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
-    // The broker's own way to bound a queue that is already declared.
+    // A policy bounds a queue that is already declared.
     let policy = serde_json::json!({ "pattern": "etl.events", "apply-to": "queues", "definition": { "max-length": 5 } });
     let path = format!("policies/{}/small", vhost.name);
     assert!(
@@ -130,7 +131,7 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
     let mut publisher = Publisher::open(&connection).await.unwrap();
     let window: Vec<_> = (0..60).map(|n| Outgoing::of(&event(n)).unwrap()).collect();
     let drain = async {
-        // Not before the queue is full, so that most of the window is refused.
+        // The queue is full first, so that most of the window is refused.
         let minute = std::time::Duration::from_mins(1);
         testkit::wait_until("the queue to be full", minute, async || {
             vhost.ready("etl.events").await >= 5
@@ -158,7 +159,7 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
         queue["policy"] == "small"
     })
     .await;
-    // What was refused and is taken for published never comes.
+    // A refused message that counted as published would never arrive.
     let both = async { tokio::join!(publisher.publish(&window), drain) };
     let (outcome, seen) = tokio::time::timeout(PATIENCE, both)
         .await
@@ -168,7 +169,7 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
 }
 
 #[tokio::test]
-async fn a_foreign_message_is_refused_with_its_type_and_dead_lettered_whole() {
+async fn foreign_message_is_refused_and_dead_lettered_unchanged() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     let mut publisher = Publisher::open(&connection).await.unwrap();
@@ -188,22 +189,28 @@ async fn a_foreign_message_is_refused_with_its_type_and_dead_lettered_whole() {
         .unwrap();
     delivery.ack().await.unwrap();
     let mut dead = Consumer::<Dead>::open_dead(&connection, 1).await.unwrap();
-    let letter = dead.next_dead().await.unwrap();
-    assert_eq!(letter.body(), b"{\"not\": \"a task\"}");
-    assert_eq!(letter.header("x-etl-stage").as_deref(), Some("extractor"));
-    assert_eq!(letter.header("x-etl-queue").as_deref(), Some("etl.extract"));
-    assert_eq!(letter.header("x-etl-attempts").as_deref(), Some("1"));
+    let dead_letter = dead.next_dead().await.unwrap();
+    assert_eq!(dead_letter.body(), b"{\"not\": \"a task\"}");
+    assert_eq!(
+        dead_letter.header("x-etl-stage").as_deref(),
+        Some("extractor")
+    );
+    assert_eq!(
+        dead_letter.header("x-etl-queue").as_deref(),
+        Some("etl.extract")
+    );
+    assert_eq!(dead_letter.header("x-etl-attempts").as_deref(), Some("1"));
     assert!(
-        letter
+        dead_letter
             .header("x-etl-reason")
             .unwrap()
             .contains(ExtractTask::KIND)
     );
-    letter.ack().await.unwrap();
+    dead_letter.ack().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_message_is_refused_without_its_values() {
+async fn unreadable_body_is_refused_without_its_values() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     let properties = lapin::BasicProperties::default().with_type(ExtractTask::KIND.into());
@@ -237,7 +244,7 @@ async fn a_deleted_queue_ends_its_consumer_with_an_error() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_lost_before_anybody_listened_is_told_as_lost() {
+async fn connection_lost_before_listening_is_reported_as_lost() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     connection.close().await;
@@ -248,7 +255,7 @@ async fn a_connection_that_was_lost_before_anybody_listened_is_told_as_lost() {
 }
 
 #[tokio::test]
-async fn a_queue_with_other_arguments_is_refused_with_its_name() {
+async fn queue_with_other_arguments_is_refused_by_name() {
     let vhost = vhost().await;
     vhost.declare("etl.raw").await;
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
@@ -267,7 +274,7 @@ async fn a_queue_with_other_arguments_is_refused_with_its_name() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_a_setting_to_correct_and_stay_out_of_the_message() {
+async fn wrong_credentials_are_a_configuration_error_without_the_password() {
     let vhost = vhost().await;
     let mut wrong = url::Url::parse(&vhost.amqp_url).unwrap();
     wrong.set_password(Some("not-the-password")).unwrap();
@@ -279,6 +286,99 @@ async fn wrong_credentials_are_a_setting_to_correct_and_stay_out_of_the_message(
         !refused.to_string().contains("not-the-password"),
         "{refused}"
     );
+}
+
+/// Acks what it gets, and stops after so many deliveries.
+struct Recorder {
+    stop: CancellationToken,
+    wanted: usize,
+    /// The windows: the id of each delivery and its count.
+    windows: Vec<Vec<(String, u32)>>,
+    dead: Vec<String>,
+}
+
+impl Recorder {
+    fn count(&self) {
+        if self.windows.concat().len() + self.dead.len() == self.wanted {
+            self.stop.cancel();
+        }
+    }
+}
+
+impl Handler<RunEvent> for &mut Recorder {
+    type Fault = QueueError;
+
+    async fn handle(
+        &mut self,
+        deliveries: Vec<Delivery<RunEvent>>,
+        _: &mut Intake<'_, RunEvent>,
+    ) -> Result<(), QueueError> {
+        let seen = |one: &Delivery<RunEvent>| (one.id().to_owned(), one.deliveries());
+        self.windows.push(deliveries.iter().map(seen).collect());
+        for delivery in deliveries {
+            delivery.ack().await?;
+        }
+        self.count();
+        Ok(())
+    }
+
+    async fn dead_letter(
+        &mut self,
+        delivery: Delivery<RunEvent>,
+        reason: &str,
+    ) -> Result<(), QueueError> {
+        self.dead.push(format!("{}: {reason}", delivery.id()));
+        delivery.ack().await?;
+        self.count();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn message_that_comes_back_is_isolated_and_dead_lettered_at_the_limit() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    for returns in [2, 7] {
+        let window: Vec<_> = (0..5).map(|n| Outgoing::of(&event(n)).unwrap()).collect();
+        publisher.publish(&window).await.unwrap();
+        for _ in 0..returns {
+            let mut consumer = Consumer::<RunEvent>::open(&connection, 1).await.unwrap();
+            let delivery = consumer.next().await.unwrap();
+            assert_eq!(delivery.id(), "r/0/progress-0");
+            consumer.close(&connection).await;
+        }
+        let stop = CancellationToken::new();
+        let mut recorder = Recorder {
+            stop: stop.clone(),
+            wanted: 5,
+            windows: Vec::new(),
+            dead: Vec::new(),
+        };
+        let prefetch = Prefetch {
+            deliveries: 4,
+            together: 4,
+            bytes: 1 << 20,
+        };
+        let consumed = queue::consume(&connection, &stop, prefetch, [&mut recorder]);
+        tokio::time::timeout(PATIENCE, consumed)
+            .await
+            .expect("every message comes")
+            .unwrap();
+        if returns == 2 {
+            let alone = vec![("r/0/progress-0".to_owned(), 3)];
+            assert_eq!(recorder.windows.remove(0), alone);
+            assert!(recorder.dead.is_empty());
+        } else {
+            assert_eq!(recorder.dead.len(), 1);
+            let dead = &recorder.dead[0];
+            assert!(dead.starts_with("r/0/progress-0: it was delivered 8 times"));
+        }
+        // One delivery is in hand until it succeeds, and no other message counts a second one.
+        assert_eq!(recorder.windows[0], [("r/0/progress-1".to_owned(), 1)]);
+        let others = recorder.windows.concat();
+        assert!(others.iter().all(|(_, count)| *count == 1), "{others:?}");
+    }
 }
 
 #[tokio::test]
@@ -293,7 +393,7 @@ async fn every_queue_survives_a_broker_that_was_killed() {
     assert!(publisher.publish(&window).await.is_err());
     broker.restart().await;
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
-    // The broker takes connections a little before its queues and streams have a leader again.
+    // The broker accepts connections a little before its queues and streams have a leader again.
     testkit::wait_until("the queues to be declared again", PATIENCE, async || {
         queue::declare(&connection).await.is_ok()
     })

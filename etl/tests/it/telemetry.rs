@@ -202,6 +202,7 @@ async fn take(mut stream: TcpStream) -> ExportTraceServiceRequest {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn one_trace_leads_from_the_request_to_each_commit() {
     let collector = Collector::start().await;
     let mut line = Line::without_services().await;

@@ -13,7 +13,7 @@ use sqlx::PgConnection;
 use tokio::sync::Mutex;
 use tracing::Instrument as _;
 
-use super::persist::{GivenUp, persevere, wait_for_postgres};
+use super::persist::{Unfinished, wait_for_postgres, with_retries};
 use crate::errors::LoadError;
 use crate::load::{Loader, Outcome};
 
@@ -113,7 +113,7 @@ impl Lane<'_, '_> {
         } = self.shared;
         let started = Instant::now();
         let retries = !loader.targets.is_ailing(&batch.target);
-        match persevere(&session.stop, retries, async || loader.handle(batch).await).await {
+        match with_retries(&session.stop, retries, async || loader.handle(batch).await).await {
             Ok(outcome) => {
                 note(batch, outcome, started);
                 tracing::Span::current().record("batch.result", outcome.name());
@@ -121,13 +121,13 @@ impl Lane<'_, '_> {
                 delivery.ack().await?;
                 Ok(())
             }
-            Err(GivenUp::Dead { error, attempts }) => {
+            Err(Unfinished::Dead { error, attempts }) => {
                 loader.targets.mark_ailing(&batch.target);
                 let reason = error.sentence();
                 self.shared.dead_letter(delivery, &reason, attempts).await
             }
-            Err(GivenUp::Stopping) => Ok(()),
-            Err(GivenUp::Pause(error)) => {
+            Err(Unfinished::Stopping) => Ok(()),
+            Err(Unfinished::Pause(error)) => {
                 drop(delivery);
                 intake.release().await;
                 let again = async || loader.handle(batch).await.map(drop);
@@ -184,18 +184,18 @@ impl Events<'_, '_> {
     ) -> Result<(), Fault> {
         let loader = self.0.loader;
         let stop = &self.0.session.stop;
-        match persevere(stop, true, async || loader.handle_event(event).await).await {
+        match with_retries(stop, true, async || loader.handle_event(event).await).await {
             Ok(noted) => {
                 metrics::counter!("etl_events_total", "result" => noted.name()).increment(1);
                 delivery.ack().await?;
                 Ok(())
             }
-            Err(GivenUp::Dead { error, attempts }) => {
+            Err(Unfinished::Dead { error, attempts }) => {
                 let reason = error.sentence();
                 self.0.dead_letter(delivery, &reason, attempts).await
             }
-            Err(GivenUp::Stopping) => Ok(()),
-            Err(GivenUp::Pause(error)) => {
+            Err(Unfinished::Stopping) => Ok(()),
+            Err(Unfinished::Pause(error)) => {
                 drop(delivery);
                 intake.release().await;
                 let again = async || loader.handle_event(event).await.map(drop);
@@ -239,18 +239,18 @@ impl Deliveries<'_> {
                     () = stop.cancelled() => break,
                     delivery = consumer.next_dead() => delivery?,
                 };
-                let letter = NewDeadLetter::new(&delivery);
+                let dead = NewDeadLetter::new(&delivery);
                 let store = async || {
-                    let stored = self.loader.store.store_dead_letter(&letter).await;
+                    let stored = self.loader.store.store_dead_letter(&dead).await;
                     stored.map_err(LoadError::from)
                 };
-                match persevere(stop, true, store).await {
+                match with_retries(stop, true, store).await {
                     Ok(()) => {
-                        metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&letter.stage)).increment(1);
+                        metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&dead.stage)).increment(1);
                         delivery.ack().await?;
                     }
-                    Err(GivenUp::Stopping) => break,
-                    Err(GivenUp::Pause(error) | GivenUp::Dead { error, .. }) => {
+                    Err(Unfinished::Stopping) => break,
+                    Err(Unfinished::Pause(error) | Unfinished::Dead { error, .. }) => {
                         consumer.close(&self.session.consuming).await;
                         wait_for_postgres(&self.session.health, "dead letters", stop, error, store)
                             .await;

@@ -1,4 +1,4 @@
-//! How long a failure is put up with before it counts.
+//! The retry policy of a message's work in the database.
 
 use std::time::Duration;
 
@@ -10,35 +10,35 @@ use tokio_util::sync::CancellationToken;
 
 use crate::errors::{LoadError, Verdict};
 
-/// Tries in place when somebody else was in the way (a deadlock, a lock).
-const CONFLICTS: u32 = 6;
+/// Retries in place after a conflict with another transaction (a deadlock, a lock).
+const MAX_CONFLICTS: u32 = 6;
 
-/// Pauses before further tries of a statement that does not fit its table: somebody may be changing
-/// it right now.
-const MISFITS: [Duration; 3] = [
+/// Pauses before the retries of a statement that does not fit its table: a person may be changing the
+/// table.
+const MISFIT_PAUSES: [Duration; 3] = [
     Duration::from_secs(1),
     Duration::from_secs(4),
     Duration::from_secs(12),
 ];
 
-/// How work on a message ended without success.
+/// Why the work on a message ended without success.
 #[derive(Debug)]
-pub(super) enum GivenUp {
-    /// The message's fault: dead-letter it, after this many attempts.
+pub(super) enum Unfinished {
+    /// The message is at fault: dead-letter it. These were the attempts.
     Dead { error: LoadError, attempts: u32 },
-    /// Postgres' fault: stop consuming until it works.
+    /// Postgres is at fault: stop consuming until it works.
     Pause(LoadError),
-    /// The service shall stop: leave the delivery to whoever comes next.
+    /// The service must stop: the delivery is redelivered.
     Stopping,
 }
 
-/// Does `work` until it succeeds or cannot be put up with any longer. `patient` is whether a misfit
-/// is tried again at all.
-pub(super) async fn persevere<T>(
+/// Repeats `work` until it succeeds or its failure counts. `retries_misfits` is false for a target whose
+/// earlier message ran out of retries.
+pub(super) async fn with_retries<T>(
     stop: &CancellationToken,
-    patient: bool,
+    retries_misfits: bool,
     mut work: impl AsyncFnMut() -> Result<T, LoadError>,
-) -> Result<T, GivenUp> {
+) -> Result<T, Unfinished> {
     let (mut conflicts, mut misfits) = (0, 0);
     loop {
         let error = match work().await {
@@ -47,19 +47,19 @@ pub(super) async fn persevere<T>(
         };
         let attempts = 1 + conflicts + misfits;
         let pause = match error.verdict() {
-            Verdict::Pause => return Err(GivenUp::Pause(error)),
-            Verdict::Dead => return Err(GivenUp::Dead { error, attempts }),
-            Verdict::Retry if conflicts == CONFLICTS => return Err(GivenUp::Pause(error)),
+            Verdict::Pause => return Err(Unfinished::Pause(error)),
+            Verdict::Dead => return Err(Unfinished::Dead { error, attempts }),
+            Verdict::Retry if conflicts == MAX_CONFLICTS => return Err(Unfinished::Pause(error)),
             Verdict::Retry => {
                 conflicts += 1;
                 backoff(conflicts, Duration::from_millis(50), Duration::from_secs(2))
             }
-            Verdict::RetryThenDead => match MISFITS.get(misfits as usize) {
-                Some(pause) if patient => {
+            Verdict::RetryThenDead => match MISFIT_PAUSES.get(misfits as usize) {
+                Some(pause) if retries_misfits => {
                     misfits += 1;
                     *pause
                 }
-                _ => return Err(GivenUp::Dead { error, attempts }),
+                _ => return Err(Unfinished::Dead { error, attempts }),
             },
         };
         let cause = if error.verdict() == Verdict::Retry {
@@ -68,16 +68,16 @@ pub(super) async fn persevere<T>(
             "table"
         };
         retried(cause, 1);
-        tracing::debug!(error = error.sentence(), attempts, "trying again in place");
+        tracing::debug!(error = error.sentence(), attempts, "retrying in place");
         if timeout(pause, stop.cancelled()).await.is_ok() {
-            return Err(GivenUp::Stopping);
+            return Err(Unfinished::Stopping);
         }
     }
 }
 
-/// Waits, with nothing in hand, until `work` no longer fails for Postgres' sake. The message that
-/// failed is the probe: whatever kept it from its place (a full disk, a lock, a lost privilege) has
-/// to be gone, not just the server be back. It comes again, and is found done.
+/// Waits, with no delivery in hand, until `work` no longer fails because of Postgres. The failed message
+/// is the probe: its own obstacle (a full disk, a lock, a lost privilege) must be gone, and not only the
+/// server be back. The message is redelivered, and the ledger recognises it.
 pub(super) async fn wait_for_postgres(
     health: &Health,
     cause: &'static str,
@@ -92,7 +92,10 @@ pub(super) async fn wait_for_postgres(
         "Postgres cannot take this now; nothing of its kind is consumed until it can"
     );
     for attempt in 0.. {
-        health.not_ready(cause, format!("{}; it goes on by itself", error.sentence()));
+        health.not_ready(
+            cause,
+            format!("{}; the loader retries by itself", error.sentence()),
+        );
         if timeout(
             backoff(attempt, Duration::from_millis(500), Duration::from_secs(15)),
             stop.cancelled(),

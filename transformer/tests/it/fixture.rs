@@ -65,6 +65,8 @@ impl Fixture {
     /// Stops a transformer in order, and checks that `etl.raw` is empty.
     pub(crate) async fn end(&self, mut transformer: Process) {
         assert_eq!(transformer.terminate(PATIENCE).await, Some(0));
+        let log = transformer.log();
+        assert!(!log.contains("lapin"), "an orderly stop is no error: {log}");
         assert_eq!(
             self.vhost.ready(QueueName::Raw.name()).await,
             0,

@@ -40,7 +40,7 @@ fn read(toml: &str) -> Result<Job, String> {
 }
 
 #[test]
-fn a_job_is_read_whole() {
+fn job_is_read_completely() {
     let job = read(CLICKS).unwrap();
     assert_eq!(job.source.max_scanned, Some(10_000_000_000));
     assert_eq!(job.source.timeout, Duration::from_mins(5));
@@ -54,7 +54,7 @@ fn a_job_is_read_whole() {
 }
 
 #[test]
-fn a_run_fills_in_what_is_the_same_in_its_rows() {
+fn request_fills_in_constant_columns() {
     let added = "\n[[columns]]\nname = \"day\"\nparameter = \"from\"\n[[columns]]\nname = \"asked\"\nrequested_at = true\n";
     let job = read(&(CLICKS.to_owned() + added)).unwrap();
     let at = "2018-04-09T10:11:12.123456789Z".parse().unwrap();
@@ -81,7 +81,7 @@ fn a_run_fills_in_what_is_the_same_in_its_rows() {
 }
 
 #[test]
-fn a_typo_is_refused_with_its_line() {
+fn unknown_key_is_refused_with_its_line() {
     let error = read(&CLICKS.replace("database =", "databse =")).unwrap_err();
     assert!(
         error.contains("databse") && error.contains("line 4"),
@@ -95,7 +95,7 @@ fn a_typo_is_refused_with_its_line() {
 }
 
 #[test]
-fn contradictions_are_refused_with_the_remedy() {
+fn contradictions_are_refused_with_remedy() {
     for (from, to, wanted) in [
         (
             "table = \"clicks\"",
@@ -140,7 +140,7 @@ fn with_target(lines: &str) -> Result<Job, String> {
 }
 
 #[test]
-fn a_replace_is_whole_and_takes_its_window_from_the_parameters() {
+fn replace_is_staged_and_gets_its_window_from_parameters() {
     let job = with_target(
         "mode = \"replace\"\nreplace_where = \"day >= :from\"\nmin_rows = 0\nmax_rejected = \"1%\"",
     )
@@ -162,7 +162,7 @@ fn a_replace_is_whole_and_takes_its_window_from_the_parameters() {
 }
 
 #[test]
-fn settings_of_a_target_that_contradict_one_another_are_refused() {
+fn contradicting_target_settings_are_refused() {
     for (lines, wanted) in [
         ("mode = \"insert_only\"", "needs key"),
         ("mode = \"replace\"\nkey = [\"a\"]", "belongs to mode"),
@@ -205,7 +205,7 @@ fn settings_of_a_target_that_contradict_one_another_are_refused() {
 }
 
 #[test]
-fn an_unknown_job_is_answered_with_the_known_ones() {
+fn unknown_job_lists_known_jobs() {
     let error = Job::read(Path::new("/nowhere"), "clicks")
         .unwrap_err()
         .to_string();

@@ -35,14 +35,14 @@ fn parameters_become_typed_literals() {
 }
 
 #[test]
-fn strings_comments_and_casts_are_left_alone() {
+fn strings_comments_and_casts_stay_unchanged() {
     let sql =
         "SELECT ':from', \":from\", 'it''s :from', a::date, 1 -- :from\n/* :nobody */, '12:30'";
     assert_eq!(rendered(sql, &[]).unwrap(), sql);
 }
 
 #[test]
-fn what_does_not_parse_is_refused_before_anything_is_sent() {
+fn value_of_wrong_type_is_refused() {
     for value in [
         "2018-13-01",
         "yesterday",
@@ -87,7 +87,7 @@ fn what_does_not_parse_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn a_literal_does_not_merge_with_what_stands_beside_it() {
+fn literal_does_not_merge_with_its_neighbours() {
     for (sql, wanted) in [
         ("1 -:n AND x", "1 -(-5) AND x"),
         ("'a':who'b'", "'a' 'it''s' 'b'"),
@@ -176,7 +176,7 @@ fn tokens(sql: &str, parameters: bool) -> Vec<Token> {
 
 proptest! {
     #[test]
-    fn a_parameter_is_a_literal_and_everything_else_stays(
+    fn parameters_become_literals_and_nothing_else_changes(
         sql in "([':\"*/ \n\r;a1.-]|:who|:n|:from|''|--|/\\*|\\*/|SELECT ){0,30}", who in "([':\"*/ \n;a-]|:n){0,6}", n: i64,
     ) {
         let Ok(seen) = rendered(&sql, &[("who", &who), ("n", &n.to_string())]) else {
@@ -197,7 +197,7 @@ proptest! {
     }
 
     #[test]
-    fn a_text_stays_one_literal(value in "[^\0]{0,30}") {
+    fn text_stays_one_literal(value in "[^\0]{0,30}") {
         let sql = rendered("SELECT :who", &[("who", &value)]).unwrap();
         let body = sql.strip_prefix("SELECT '").unwrap().strip_suffix('\'').unwrap();
         prop_assert_eq!(body.replace("''", "'"), value.clone());
