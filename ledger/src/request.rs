@@ -1,6 +1,6 @@
 //! The request of a run: its row, before anything of it is sent.
 
-use common::job::{Job, Mode, Publish, Request};
+use common::job::{Job, Mode, Commit, Request};
 use common::message::{Limits, RunId};
 use common::settings::variable;
 use jiff::Timestamp;
@@ -196,9 +196,9 @@ async fn insert(
 ) -> Result<bool, sqlx::Error> {
     let (schema, table) = job.spec.target.schema_and_table();
     let commit = if job.spec.target.is_staged(0) {
-        Publish::Run
+        Commit::Run
     } else {
-        Publish::Batch
+        Commit::Batch
     };
     let written = sqlx::query(
         "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, commit, requested_by, limits)

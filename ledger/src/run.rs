@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
-use common::job::{Mode, Publish};
+use common::job::{Mode, Commit};
 use common::message::{RunId, ValidBatch};
 use sqlx::{FromRow, PgConnection};
 
@@ -98,7 +98,7 @@ impl RunRow {
 
     /// Whether rows of the live generation wait in staging until the run is complete.
     pub(crate) fn is_staged(&self) -> bool {
-        self.commit == Publish::Run.name()
+        self.commit == Commit::Run.name()
             || self.mode == Mode::Replace.name()
             || (self.generation > 0 && self.mode != Mode::Append.name())
     }

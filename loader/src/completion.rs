@@ -41,7 +41,7 @@ pub async fn try_complete(store: &Store, run: &RunId) -> Result<Option<RunState>
     let Some((state, end)) = ended.await.map_err(LoadError::completion)? else {
         return Ok(None);
     };
-    failpoint::reach("after_publish").await;
+    failpoint::reach("after_run_commit").await;
     count(state);
     match end {
         End::Completed => tracing::info!(run.id = %run, "run completed"),
@@ -90,6 +90,6 @@ async fn complete(
         End::Completed
     };
     let state = run.end(&end).await?;
-    failpoint::reach("mid_publish").await;
+    failpoint::reach("mid_run_commit").await;
     Ok(Some((state, end)))
 }

@@ -132,7 +132,7 @@ pub struct Targets {
     indexes: Indexes,
 }
 
-/// How many of them are kept: each run that is published as a whole has its own.
+/// How many of them are kept: each run that is committed as a whole has its own.
 const KEPT: usize = 256;
 
 type ByPlace = HashMap<Place, Arc<Prepared>>;

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::parameter::{plain, render};
 use super::{
-    ColumnSpec, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec, Publish,
+    ColumnSpec, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec, Commit,
     Request, Results, SchemaContract, Source, Target, Window,
 };
 use crate::schema::{SchemaError, check_identifier};
@@ -81,7 +81,7 @@ struct TargetTable {
     mode: Mode,
     #[serde(default)]
     key: Vec<String>,
-    publish: Option<Publish>,
+    commit: Option<Commit>,
     #[serde(default)]
     schema: SchemaContract,
     replace_where: Option<String>,
@@ -285,23 +285,23 @@ fn check_target(
     if !is_replace && target.min_rows.is_some() {
         return belongs("min_rows", "\"replace\"");
     }
-    if is_replace && target.publish == Some(Publish::Batch) {
+    if is_replace && target.commit == Some(Commit::Batch) {
         return Err(
-            "mode = \"replace\" replaces all at once, which publish = \"batch\" contradicts; remove publish"
+            "mode = \"replace\" replaces all at once, which commit = \"batch\" contradicts; remove commit"
                 .to_owned(),
         );
     }
-    if target.max_rejected.is_some() && target.publish == Some(Publish::Batch) {
+    if target.max_rejected.is_some() && target.commit == Some(Commit::Batch) {
         return Err(
-            "max_rejected holds a run before any of it is published, which publish = \"batch\" contradicts; remove one of the two"
+            "max_rejected holds a run before any of it is committed, which commit = \"batch\" contradicts; remove one of the two"
                 .to_owned(),
         );
     }
     let is_whole = is_replace || target.max_rejected.is_some();
     let implied = if is_whole {
-        Publish::Run
+        Commit::Run
     } else {
-        Publish::Batch
+        Commit::Batch
     };
     let condition = target.replace_where.as_deref();
     let window = condition.map(|condition| read_window(condition, columns, parameters));
@@ -309,7 +309,7 @@ fn check_target(
         table: target.table,
         mode,
         key: target.key,
-        publish: target.publish.unwrap_or(implied),
+        commit: target.commit.unwrap_or(implied),
         schema: target.schema,
         replace_where: window.transpose()?,
         min_rows: target.min_rows,

@@ -19,7 +19,7 @@ pub struct Target {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub key: Vec<String>,
     #[serde(default, skip_serializing_if = "is_default")]
-    pub publish: Publish,
+    pub commit: Commit,
     #[serde(default, skip_serializing_if = "is_default")]
     pub schema: SchemaContract,
     /// The part of the table that a `replace` replaces; by default the whole table.
@@ -54,7 +54,7 @@ impl Target {
     /// transaction that completes the run. A replay replaces each batch by itself only in mode `append`:
     /// in the other modes, a row may have overwritten a row of another batch, or the reverse.
     pub fn is_staged(&self, generation: u32) -> bool {
-        self.publish == Publish::Run
+        self.commit == Commit::Run
             || self.mode == Mode::Replace
             || self.max_rejected.is_some()
             || (generation > 0 && self.mode != Mode::Append)
@@ -123,7 +123,7 @@ impl fmt::Display for Mode {
 /// When rows reach the target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Publish {
+pub enum Commit {
     /// Each batch by itself, when it arrives.
     #[default]
     Batch,
@@ -131,7 +131,7 @@ pub enum Publish {
     Run,
 }
 
-impl Publish {
+impl Commit {
     /// The name in a job and in the ledger.
     pub fn name(self) -> &'static str {
         match self {
@@ -324,7 +324,7 @@ mod tests {
         };
         assert!(limited.is_staged(0));
         let whole = Target {
-            publish: Publish::Run,
+            commit: Commit::Run,
             ..Target::default()
         };
         assert!(whole.is_staged(0));
@@ -334,7 +334,7 @@ mod tests {
     fn target_without_newer_settings_keeps_its_meaning() {
         let old = r#"{"table":"t","mode":"upsert","key":["a"]}"#;
         let target: Target = serde_json::from_str(old).unwrap();
-        assert_eq!(target.publish, Publish::Batch);
+        assert_eq!(target.commit, Commit::Batch);
         assert_eq!(serde_json::to_string(&target).unwrap(), old);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use common::command::user;
 use common::failpoint;
-use common::job::{Job, JobSpec, Publish, Source};
+use common::job::{Job, JobSpec, Commit, Source};
 use common::message::BatchId;
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -280,10 +280,10 @@ fn job_now(subject: &Subject) -> Result<(Job, Arc<JobSpec>), Failure> {
 /// Writes a replay into the ledger, unless it resumes, and sends it.
 pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent, Failure> {
     let subject = &replay.subject;
-    let publish = if replay.spec.target.is_staged(0) {
-        Publish::Run
+    let commit = if replay.spec.target.is_staged(0) {
+        Commit::Run
     } else {
-        Publish::Batch
+        Commit::Batch
     };
     let generation = if replay.resumes {
         subject.generation()
@@ -298,7 +298,7 @@ pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent
             partial: replay.partial,
             job_hash: &replay.job_hash,
             spec: &replay.spec,
-            commit: publish.name(),
+            commit: commit.name(),
             by: &user(),
         };
         store.begin_replay(subject, &new).await?

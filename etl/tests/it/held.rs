@@ -6,7 +6,7 @@ use testkit::line::Line;
 use testkit::wait_until;
 
 /// Some 2 % of the sample's clicks have no country.
-const JOB: &str = "[target]\ntable = \"clicks\"\npublish = \"run\"\nmax_rejected = \"1%\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }, { not_empty = true }]\n";
+const JOB: &str = "[target]\ntable = \"clicks\"\ncommit = \"run\"\nmax_rejected = \"1%\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }, { not_empty = true }]\n";
 
 const STAGING: &str = "SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging'";
 

@@ -107,7 +107,7 @@ async fn the_first_or_the_last_row_of_a_key_or_none_after_the_first() {
         ),
         (
             "one",
-            "mode = \"insert_only\"\npublish = \"run\"",
+            "mode = \"insert_only\"\ncommit = \"run\"",
             "(2018-04-02,1) (2018-04-03,3)",
             0,
         ),

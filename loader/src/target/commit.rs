@@ -86,7 +86,7 @@ async fn attempt(run: &mut LockedRun<'_>, sums: &Sums, staging: &Staging) -> Res
     if !staging.is_approved {
         commit.check_limits(sums, staged)?;
     }
-    failpoint::reach("before_publish").await;
+    failpoint::reach("before_run_commit").await;
     let written = commit.write(run).await?;
     commit.check_written(run, staged, &written).await?;
     let (schema, table) = (&commit.name.schema, &commit.name.table);

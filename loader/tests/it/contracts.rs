@@ -78,7 +78,7 @@ async fn a_column_that_another_run_staged_without_is_null_there() {
     request(pool, "old").await;
     request(pool, "new").await;
     let mut old = evolving(&["a text"]);
-    old.target.publish = common::job::Publish::Run;
+    old.target.commit = common::job::Commit::Run;
     loader
         .handle(&old.batch("old", 0, 0, &[vec![Some("x")]]))
         .await

@@ -42,10 +42,10 @@ async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
         "mid_copy@3",
         "before_commit@3",
         "after_commit@2",
-        "before_publish",
-        "mid_publish",
-        "before_publish@2",
-        "after_publish@2",
+        "before_run_commit",
+        "mid_run_commit",
+        "before_run_commit@2",
+        "after_run_commit@2",
     ] {
         let mut loader = service(&database, &vhost)
             .env("ETL_FAILPOINT", &format!("{point}=exit"))

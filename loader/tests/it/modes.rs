@@ -1,6 +1,6 @@
 //! Every mode, whichever way its batches come: the same table and the same books.
 
-use common::job::{Duplicates, Mode, Publish, Target, Window};
+use common::job::{Duplicates, Mode, Commit, Target, Window};
 use common::message::ValidBatch;
 use loader::load::Outcome;
 use loader::{completion, target};
@@ -30,16 +30,16 @@ const REPLACED: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2";
 const REPLACED_WINDOW: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2 z900:";
 
 pub(crate) fn ways() -> Vec<Way> {
-    use Publish::{Batch, Run};
-    let keyed = |mode, publish| Target {
+    use Commit::{Batch, Run};
+    let keyed = |mode, commit| Target {
         mode,
-        publish,
+        commit,
         key: vec!["k".into()],
         ..Target::default()
     };
-    let plain = |mode, publish| Target {
+    let plain = |mode, commit| Target {
         mode,
-        publish,
+        commit,
         ..Target::default()
     };
     let window = Window::parse("d between '2018-04-02' and '2018-04-05'").unwrap();
@@ -446,7 +446,7 @@ async fn of_an_insert_only_every_order_keeps_the_first_row_of_a_key() {
 async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
     for way in ways()
         .into_iter()
-        .filter(|way| way.target.publish == Publish::Run)
+        .filter(|way| way.target.commit == Commit::Run)
     {
         let database = ledger_database().await;
         let (pool, loader) = (&database.pool, loader(&database));

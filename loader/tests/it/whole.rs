@@ -1,6 +1,6 @@
 //! Runs that are published as a whole: what holds them, what supersedes them, and what is left.
 
-use common::job::{MaxRejected, Mode, Publish, Target, Window};
+use common::job::{MaxRejected, Mode, Commit, Target, Window};
 use common::message::{EventKind, ValidBatch};
 use loader::errors::{LoadError, Refused};
 use loader::load::{Loader, Outcome};
@@ -20,7 +20,7 @@ fn replacing(days: Option<(&str, &str)>) -> Shape {
     shape.target = Target {
         table: "t".into(),
         mode: Mode::Replace,
-        publish: Publish::Run,
+        commit: Commit::Run,
         replace_where: window.map(|window| Window::parse(&window).unwrap()),
         ..Target::default()
     };
@@ -466,7 +466,7 @@ async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
     // By batch into the table, while the rest is staged: what is staged is not all there is.
     let mut plain = replacing(None);
     plain.target.mode = Mode::Append;
-    plain.target.publish = Publish::Batch;
+    plain.target.commit = Commit::Batch;
     loader
         .handle(&plain.batch("r", 1, 1, &[row]))
         .await

@@ -145,7 +145,7 @@ fn replace_is_staged_and_gets_its_window_from_parameters() {
         "mode = \"replace\"\nreplace_where = \"day >= :from\"\nmin_rows = 0\nmax_rejected = \"1%\"",
     )
     .unwrap();
-    assert_eq!(job.spec.target.publish, Publish::Run);
+    assert_eq!(job.spec.target.commit, Commit::Run);
     assert!(job.spec.target.check().is_err());
     let set = BTreeMap::from([("from".to_owned(), "2018-04-05".to_owned())]);
     let request = job.request(&set).unwrap();
@@ -156,9 +156,9 @@ fn replace_is_staged_and_gets_its_window_from_parameters() {
     // Another window is no other job.
     assert_eq!(job.hash(), job.clone().hash());
     let held = with_target("max_rejected = 10").unwrap().spec.target;
-    assert_eq!(held.publish, Publish::Run);
+    assert_eq!(held.commit, Commit::Run);
     let plain = with_target("").unwrap().spec.target;
-    assert_eq!(plain.publish, Publish::Batch);
+    assert_eq!(plain.commit, Commit::Batch);
 }
 
 #[test]
@@ -166,9 +166,9 @@ fn contradicting_target_settings_are_refused() {
     for (lines, wanted) in [
         ("mode = \"insert_only\"", "needs key"),
         ("mode = \"replace\"\nkey = [\"a\"]", "belongs to mode"),
-        ("mode = \"replace\"\npublish = \"batch\"", "remove publish"),
+        ("mode = \"replace\"\ncommit = \"batch\"", "remove commit"),
         (
-            "max_rejected = 1\npublish = \"batch\"",
+            "max_rejected = 1\ncommit = \"batch\"",
             "remove one of the two",
         ),
         ("max_rejected = \"1\u{2030}\"", "neither a number"),
@@ -196,7 +196,7 @@ fn contradicting_target_settings_are_refused() {
             "supported are",
         ),
         ("mode = \"merge\"", "unknown variant"),
-        ("publish = \"never\"", "unknown variant"),
+        ("commit = \"never\"", "unknown variant"),
         ("schema = \"melt\"", "unknown variant"),
     ] {
         let error = with_target(lines).unwrap_err();

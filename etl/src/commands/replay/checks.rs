@@ -1,7 +1,7 @@
 //! The reasons to refuse a replay. Pure.
 
 use anyhow::anyhow;
-use common::job::{JobSpec, Publish, Window};
+use common::job::{JobSpec, Commit, Window};
 
 use crate::Failure;
 use ledger::{Seqs, Subject};
@@ -69,7 +69,7 @@ pub(super) fn job(subject: &Subject, now: &JobSpec) -> Result<(), Failure> {
 
 /// Whether each batch replaces its former self alone, then and now, so that some can be replayed without the others.
 pub(super) fn supersedes_by_batch(subject: &Subject, now: &JobSpec) -> bool {
-    subject.run.commit == Publish::Batch.name() && !now.target.is_staged(subject.generation() + 1)
+    subject.run.commit == Commit::Batch.name() && !now.target.is_staged(subject.generation() + 1)
 }
 
 /// Whether the replay resumes an unfinished one. Refuses a replay that leaves batches of an unfinished one out.

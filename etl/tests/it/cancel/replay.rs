@@ -95,7 +95,7 @@ async fn rows(line: &Line) -> Vec<String> {
 async fn a_replay_of_which_nothing_has_come_leaves_the_run_as_it_was() {
     for target in [
         "",
-        "publish = \"run\"",
+        "commit = \"run\"",
         "mode = \"replace\"",
         "mode = \"insert_only\"\nkey = [\"url\"]",
     ] {
@@ -185,7 +185,7 @@ async fn batches_that_a_replay_has_replaced_stay_replaced_and_the_others_stay_wh
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_rows_of_a_run_go_whichever_generation_brought_them() {
-    for target in ["", "publish = \"run\""] {
+    for target in ["", "commit = \"run\""] {
         let line = half_replayed(target).await;
         let in_target = line.number("SELECT count(*) FROM clicks").await;
         let undone = cancel(&line, &["--undo", "--json"]).await;
