@@ -20,7 +20,7 @@ pub use file::{Job, JobError};
 pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request};
 pub use resolve::{Origin, ResolvedColumn, resolve};
 pub use rule::{Rule, Scalar};
-pub use target::{Duplicates, MIN_ROWS, MaxRejected, Mode, Commit, SchemaContract, Target};
+pub use target::{Commit, Duplicates, MIN_ROWS, MaxRejected, Mode, SchemaContract, Target};
 pub use window::{Bound, Comparison, Operand, Window};
 
 /// The settings of a query, apart from its SQL.

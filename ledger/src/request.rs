@@ -1,6 +1,6 @@
 //! The request of a run: its row, before anything of it is sent.
 
-use common::job::{Job, Mode, Commit, Request};
+use common::job::{Commit, Job, Mode, Request};
 use common::message::{Limits, RunId};
 use common::settings::variable;
 use jiff::Timestamp;

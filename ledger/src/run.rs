@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
-use common::job::{Mode, Commit};
+use common::job::{Commit, Mode};
 use common::message::{RunId, ValidBatch};
 use sqlx::{FromRow, PgConnection};
 

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::parameter::{plain, render};
 use super::{
-    ColumnSpec, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec, Commit,
+    ColumnSpec, Commit, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec,
     Request, Results, SchemaContract, Source, Target, Window,
 };
 use crate::schema::{SchemaError, check_identifier};
@@ -298,11 +298,7 @@ fn check_target(
         );
     }
     let is_whole = is_replace || target.max_rejected.is_some();
-    let implied = if is_whole {
-        Commit::Run
-    } else {
-        Commit::Batch
-    };
+    let implied = if is_whole { Commit::Run } else { Commit::Batch };
     let condition = target.replace_where.as_deref();
     let window = condition.map(|condition| read_window(condition, columns, parameters));
     Ok(Target {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use common::command::user;
 use common::failpoint;
-use common::job::{Job, JobSpec, Commit, Source};
+use common::job::{Commit, Job, JobSpec, Source};
 use common::message::BatchId;
 use jiff::Timestamp;
 use jiff::civil::Date;

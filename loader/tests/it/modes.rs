@@ -1,6 +1,6 @@
 //! Every mode, whichever way its batches come: the same table and the same books.
 
-use common::job::{Duplicates, Mode, Commit, Target, Window};
+use common::job::{Commit, Duplicates, Mode, Target, Window};
 use common::message::ValidBatch;
 use loader::load::Outcome;
 use loader::{completion, target};

@@ -1,6 +1,6 @@
 //! Runs that are published as a whole: what holds them, what supersedes them, and what is left.
 
-use common::job::{MaxRejected, Mode, Commit, Target, Window};
+use common::job::{Commit, MaxRejected, Mode, Target, Window};
 use common::message::{EventKind, ValidBatch};
 use loader::errors::{LoadError, Refused};
 use loader::load::{Loader, Outcome};

@@ -86,7 +86,7 @@ fn write_all(
     for (result, what) in [
         ("loaded", "batches loaded"),
         ("duplicate", "duplicate batches refused"),
-        ("late", "batches ignored after their run ended"),
+        ("ignored", "batches ignored after their run ended"),
     ] {
         let batches = count(counters, "etl_batches_total", &format!("\"{result}\""));
         writeln!(text, "| {what} | {batches} |")?;

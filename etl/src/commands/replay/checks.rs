@@ -1,7 +1,7 @@
 //! The reasons to refuse a replay. Pure.
 
 use anyhow::anyhow;
-use common::job::{JobSpec, Commit, Window};
+use common::job::{Commit, JobSpec, Window};
 
 use crate::Failure;
 use ledger::{Seqs, Subject};
