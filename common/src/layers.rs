@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 /// The modules, the lowest first. Each names only modules before it.
 const ORDER: [&str; 14] = [
     "backoff",
-    "canonical",
     "secret",
     "schema",
+    "canonical",
     "rows",
     "job",
     "message",

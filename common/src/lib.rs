@@ -3,7 +3,7 @@
 //! Four layers, the lowest first. A module uses the modules before it and none after it
 //! (the test in `layers.rs` fails otherwise):
 //!
-//! 1. The job and its types: [`schema`], [`rows`], [`job`]; below them [`canonical`], [`secret`] and [`mod@backoff`].
+//! 1. The job and its types: [`schema`], [`canonical`], [`rows`], [`job`]; below them [`secret`] and [`mod@backoff`].
 //! 2. The messages: [`message`], each bound to its queue.
 //! 3. RabbitMQ: [`queue`].
 //! 4. A program's runtime: [`settings`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`].

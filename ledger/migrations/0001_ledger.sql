@@ -259,6 +259,7 @@ CREATE TABLE etl.removals (
     finished_at  timestamptz,
     outcome      text,
     failure      text,
+    failed_at    timestamptz,
     CONSTRAINT removals_finished_with_an_outcome CHECK ((finished_at IS NULL) = (outcome IS NULL))
 );
 
@@ -271,8 +272,9 @@ COMMENT ON COLUMN etl.removals.requested_by IS 'The user who requested it.';
 COMMENT ON COLUMN etl.removals.reason IS 'Why that user requested it.';
 COMMENT ON COLUMN etl.removals.rows_removed IS 'Rows that were deleted from the target.';
 COMMENT ON COLUMN etl.removals.finished_at IS 'When a loader executed it; NULL while it is pending.';
-COMMENT ON COLUMN etl.removals.outcome IS 'removed, or why there was nothing to remove.';
-COMMENT ON COLUMN etl.removals.failure IS 'Why the last attempt failed; a loader tries again.';
+COMMENT ON COLUMN etl.removals.outcome IS 'removed, or why nothing was removed.';
+COMMENT ON COLUMN etl.removals.failure IS 'Why the last attempt failed; a loader tries again after a minute.';
+COMMENT ON COLUMN etl.removals.failed_at IS 'When the last attempt failed.';
 
 -- What etl status and etl reconcile read: the sums of each run in its live generation.
 CREATE VIEW etl.run_balance AS

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 use crate::batch;
 use crate::database::Store;
 use crate::earlier::Earlier;
-use crate::error::{Error, Refused};
+use crate::error::Error;
 use crate::quarantine::storable;
 use crate::removal::DroppedBatch;
 use crate::run::{LockedRun, bigint, integer};
@@ -344,9 +344,9 @@ impl Store {
     ) -> Result<Dropped, Error> {
         let failure = format!("cannot drop the dead letter {}", batch.dead_letter);
         self.transaction(failure, async |tx: &mut PgConnection| {
-            let locked = LockedRun::lock(&mut *tx, run).await;
+            let locked = LockedRun::lock_for_person(&mut *tx, run).await;
             let mut locked = match locked {
-                Err(Error::Refused(Refused::UnknownRun { .. })) => {
+                Err(Error::NotFound(_)) => {
                     let reason = "its run is unknown here";
                     let resolution = format!("dropped by {by}: {why} ({reason})");
                     resolve(tx, batch.dead_letter, &batch.received_at, &resolution).await?;
@@ -381,12 +381,14 @@ impl Store {
     ) -> Result<ReplayDropped, Error> {
         let failure = format!("cannot drop the dead letter {}", letter.id);
         self.transaction(failure, async |tx: &mut PgConnection| {
+            // The run first, as everywhere: another command may hold it and want the dead letter.
+            let dropped = match LockedRun::lock_for_person(&mut *tx, run).await {
+                Err(Error::NotFound(_)) => ReplayDropped::NotNeeded,
+                locked => locked?.drop_replay(generation, by, why).await?,
+            };
             let resolution = format!("dropped by {by}: {why}");
             resolve(tx, letter.id, &letter.received_at, &resolution).await?;
-            match LockedRun::lock(tx, run).await {
-                Err(Error::Refused(Refused::UnknownRun { .. })) => Ok(ReplayDropped::NotNeeded),
-                locked => locked?.drop_replay(generation, by, why).await,
-            }
+            Ok(dropped)
         })
         .await
     }

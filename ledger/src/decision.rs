@@ -180,6 +180,10 @@ impl LockedRun<'_> {
         transition: Transition,
         decision: &str,
     ) -> Result<Ended, Error> {
+        let by = user();
+        if transition == Transition::Cancel && self.withdraw_removal(&by).await? {
+            return self.keep_rows().await;
+        }
         let state = self.to(transition)?;
         let is_staged = self.row.is_staged();
         let earlier = Earlier::of(self.tx, &self.row, is_staged).await?;
@@ -188,7 +192,6 @@ impl LockedRun<'_> {
             .row
             .plan(transition, loaded, &earlier)
             .map_err(Error::NotAllowed)?;
-        let by = user();
         let reason = format!("abandoned by {by}: {decision}");
         let mut replaced = 0;
         if plan.carries {
@@ -223,6 +226,20 @@ impl LockedRun<'_> {
             target_table: self.row.target_table,
             rows,
             dropped: if plan.drops { loaded } else { 0 },
+        })
+    }
+
+    /// The run ended before, and its rows stay although they were to be removed.
+    async fn keep_rows(mut self) -> Result<Ended, Error> {
+        let state = self.to(Transition::Withdraw)?;
+        let rows = Rows::Stay(self.rows_loaded().await?);
+        Ok(Ended {
+            generation: self.row.generation.try_into().unwrap_or_default(),
+            was: Some(state),
+            job: self.row.job,
+            target_table: self.row.target_table,
+            rows,
+            dropped: 0,
         })
     }
 

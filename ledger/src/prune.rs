@@ -12,6 +12,11 @@ use crate::error::Error;
 /// Runs whose rows are pruned in one transaction.
 const RUNS_AT_A_TIME: usize = 200;
 
+/// The longest that one of them may take, and the statement by which PostgreSQL sets no limit of its own: it may rewrite millions
+/// of rows.
+const TIMEOUT: Duration = Duration::from_hours(6);
+const UNLIMITED: &str = "SET LOCAL statement_timeout = 0";
+
 /// What to forget.
 #[derive(Debug, Clone, Copy)]
 pub struct Prune {
@@ -59,7 +64,8 @@ impl Store {
         let failure = "cannot prune the rejected values; what was pruned before stays so";
         for runs in over.chunks(RUNS_AT_A_TIME) {
             pruned.rejected_values += self
-                .transaction(failure, async |tx: &mut PgConnection| {
+                .transaction_within(TIMEOUT, failure, async |tx: &mut PgConnection| {
+                    sqlx::query(UNLIMITED).execute(&mut *tx).await?;
                     let query = sqlx::query_scalar::<_, i64>(AssertSqlSafe(rows.clone()));
                     Ok(query.bind(runs).bind(age).fetch_one(tx).await?)
                 })
@@ -68,7 +74,8 @@ impl Store {
         let bodies = statement(what.dry_run, "etl.dead_letters d", "body", BODIES);
         let failure = "cannot prune the bodies of dead letters";
         pruned.dead_letter_bodies = self
-            .transaction(failure, async |tx: &mut PgConnection| {
+            .transaction_within(TIMEOUT, failure, async |tx: &mut PgConnection| {
+                sqlx::query(UNLIMITED).execute(&mut *tx).await?;
                 let query = sqlx::query_scalar(AssertSqlSafe(bodies));
                 Ok(query.bind(age).bind(what.unresolved).fetch_one(tx).await?)
             })

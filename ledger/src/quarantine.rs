@@ -163,7 +163,7 @@ impl Store {
     }
 
     /// Hands the rejected rows of a run to `row`, in the result's order, as they come from the server: however many they are, few
-    /// are in memory. Ends early when `row` answers false.
+    /// are in memory, and a slow reader may take its time. Ends early when `row` answers false.
     pub async fn each_rejected_row(
         &self,
         run: &Generation,
@@ -171,25 +171,34 @@ impl Store {
         limit: Option<i64>,
         mut row: impl FnMut(QuarantinedRow) -> bool,
     ) -> Result<(), Error> {
-        let failure = format!("cannot read the rejected rows of {}", run.run_id);
+        let failed = || Error::postgres(format!("cannot read the rejected rows of {}", run.run_id));
         let query = format!(
             "SELECT run_id, generation, seq, row_number, column_name, rule, reason, raw FROM etl.rejected_rows
              WHERE {FILTER} ORDER BY row_number LIMIT $5"
         );
-        self.read(failure, async |tx: &mut PgConnection| {
-            let query = sqlx::query_as(AssertSqlSafe(query))
-                .bind(&run.run_id)
-                .bind(run.generation);
-            let query = query.bind(filter.rule).bind(filter.column).bind(limit);
-            let mut rows = query.fetch(tx);
-            while let Some(found) = rows.try_next().await? {
-                if !row(found) {
-                    break;
-                }
-            }
-            Ok(())
-        })
+        let mut connection = self.acquire().await.map_err(failed())?;
+        let mut tx = connection.begin_reading().await.map_err(failed())?;
+        sqlx::raw_sql(
+            "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0",
+        )
+        .execute(&mut *tx)
         .await
+        .map_err(failed())?;
+        let query = sqlx::query_as(AssertSqlSafe(query))
+            .bind(&run.run_id)
+            .bind(run.generation);
+        let query = query.bind(filter.rule).bind(filter.column).bind(limit);
+        let mut rows = query.fetch(&mut *tx);
+        while let Some(found) = rows.try_next().await.map_err(failed())? {
+            if !row(found) {
+                // The connection is closed with the rows that it still has.
+                return Ok(());
+            }
+        }
+        drop(rows);
+        tx.commit().await.map_err(failed())?;
+        connection.give_back();
+        Ok(())
     }
 
     /// One row's raw values for each rule: rows of one rule have the same columns.

@@ -43,6 +43,9 @@ pub struct Removal {
     reason: String,
 }
 
+/// The longest that a loader waits before it tries a removal again that failed.
+const RETRY_INTERVAL: &str = "1 minute";
+
 /// Where a removal stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removed {
@@ -91,14 +94,15 @@ impl Store {
         })
     }
 
-    /// The removals that no loader has executed, the oldest first.
+    /// The removals that a loader is to execute now, the oldest first. One that failed a moment ago is left out.
     pub async fn pending_removals(&self) -> Result<Vec<(i64, RunId)>, Error> {
         let failure = "cannot look for rows that are to be removed";
         let found: Vec<(i64, String)> = self
             .read(failure, async |tx: &mut PgConnection| {
-                let select =
-                    "SELECT id, run_id FROM etl.removals WHERE finished_at IS NULL ORDER BY id";
-                Ok(sqlx::query_as(select).fetch_all(tx).await?)
+                let select = "SELECT id, run_id FROM etl.removals
+                     WHERE finished_at IS NULL AND (failed_at IS NULL OR failed_at < now() - $1::text::interval) ORDER BY id";
+                let query = sqlx::query_as(select).bind(RETRY_INTERVAL);
+                Ok(query.fetch_all(tx).await?)
             })
             .await?;
         let parsed = found.into_iter();
@@ -112,7 +116,7 @@ impl Store {
         let failure = "cannot record why rows could not be removed";
         self.transaction(failure, async |tx: &mut PgConnection| {
             sqlx::query(
-                "UPDATE etl.removals SET failure = $2 WHERE id = $1 AND finished_at IS NULL",
+                "UPDATE etl.removals SET failure = $2, failed_at = now() WHERE id = $1 AND finished_at IS NULL",
             )
             .bind(removal)
             .bind(why)
@@ -121,6 +125,22 @@ impl Store {
             Ok(())
         })
         .await
+    }
+}
+
+/// Refuses to bring rows into a table that rows are to be removed from: a row that gives way to one of those would be lost with it.
+pub(crate) async fn check_no_removal(tx: &mut PgConnection, table: &str) -> Result<(), Error> {
+    let run: Option<String> = sqlx::query_scalar(
+        "SELECT run_id FROM etl.removals m JOIN etl.runs r USING (run_id) WHERE m.finished_at IS NULL AND r.target_table = $1 LIMIT 1",
+    )
+    .bind(table)
+    .fetch_optional(tx)
+    .await?;
+    match run {
+        None => Ok(()),
+        Some(run) => Err(Error::NotAllowed(format!(
+            "rows of the run {run} are being removed from {table} by request; repeat the command when `etl status {run}` says that they are gone, or keep them with `etl cancel {run}`"
+        ))),
     }
 }
 
@@ -146,8 +166,10 @@ impl LockedRun<'_> {
         reason: &str,
     ) -> Result<i64, sqlx::Error> {
         let batch = batch.map(Json);
+        // A new request is a new attempt at once.
         let pending = sqlx::query_scalar(
-            "SELECT id FROM etl.removals WHERE run_id = $1 AND generation = $2 AND batch IS NOT DISTINCT FROM $3 AND finished_at IS NULL",
+            "UPDATE etl.removals SET failure = NULL, failed_at = NULL
+             WHERE run_id = $1 AND generation = $2 AND batch IS NOT DISTINCT FROM $3 AND finished_at IS NULL RETURNING id",
         );
         let pending = pending
             .bind(self.id.as_str())
@@ -170,14 +192,16 @@ impl LockedRun<'_> {
         .await
     }
 
-    /// Whether rows of the run are to be removed.
-    pub(crate) async fn has_pending_removal(&mut self) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar(
-            "SELECT EXISTS (SELECT FROM etl.removals WHERE run_id = $1 AND finished_at IS NULL)",
+    /// Withdraws the request to remove all rows of the run, if one is pending: the rows stay.
+    pub(crate) async fn withdraw_removal(&mut self, by: &str) -> Result<bool, Error> {
+        let withdrawn = sqlx::query(
+            "UPDATE etl.removals SET finished_at = now(), outcome = $2 WHERE run_id = $1 AND batch IS NULL AND finished_at IS NULL",
         )
         .bind(self.id.as_str())
-        .fetch_one(&mut *self.tx)
-        .await
+        .bind(format!("withdrawn by {by}"))
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(withdrawn.rows_affected() > 0)
     }
 
     /// The removal, when its rows have to be deleted now, before [`Self::finish_removal`]. None when it was executed before, or

@@ -11,6 +11,7 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::database::Store;
 use crate::error::Error;
+use crate::removal::check_no_removal;
 use crate::run::LockedRun;
 use crate::seqs::Seqs;
 use crate::session_lock::SessionLock;
@@ -275,12 +276,7 @@ impl LockedRun<'_> {
                 checked.state, self.row.state
             )));
         }
-        if self.has_pending_removal().await? {
-            return Err(Error::NotAllowed(format!(
-                "rows of the run {} are being removed from its target by request; repeat the command when `etl status {}` says that they are gone",
-                self.id, self.id
-            )));
-        }
+        check_no_removal(self.tx, &self.row.target_table).await?;
         let state = self.to(Transition::Replay)?;
         let generation = self.row.generation + 1;
         if replay.partial {

@@ -9,6 +9,7 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
+use crate::removal::check_no_removal;
 use crate::state::RunState;
 use crate::summary::{Run, find_run};
 
@@ -128,6 +129,8 @@ impl Store {
             if let Some(conflicting) = conflicting(tx, job, request, again).await? {
                 return Ok(Requested::Conflicts(conflicting));
             }
+            let (schema, table) = job.spec.target.schema_and_table();
+            check_no_removal(tx, &format!("{schema}.{table}")).await?;
             if insert(tx, run, job, request, limits).await? {
                 Ok(Requested::New)
             } else {

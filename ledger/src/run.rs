@@ -108,6 +108,11 @@ impl RunRow {
         self.mode == Mode::Upsert.name() || self.mode == Mode::Replace.name()
     }
 
+    /// Whether rows of the target are told apart by a key.
+    pub fn has_key(&self) -> bool {
+        self.mode == Mode::Upsert.name() || self.mode == Mode::InsertOnly.name()
+    }
+
     /// The mode, as the ledger has it.
     pub(crate) fn mode(&self) -> &str {
         &self.mode

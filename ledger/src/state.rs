@@ -119,6 +119,8 @@ pub enum Transition {
     Cancel,
     /// A person ends a run that may have ended before; its rows leave the target.
     Undo,
+    /// A person withdraws an undo that no loader has executed; the rows stay.
+    Withdraw,
     /// A person drops a batch that no stage can process.
     DropBatch,
     /// A person sends batches of the run again, in a new generation.
@@ -129,7 +131,7 @@ pub enum Transition {
 
 impl Transition {
     /// Every transition.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Start,
         Self::Extract,
         Self::Complete,
@@ -140,6 +142,7 @@ impl Transition {
         Self::Discard,
         Self::Cancel,
         Self::Undo,
+        Self::Withdraw,
         Self::DropBatch,
         Self::Replay,
         Self::Restore,
@@ -158,6 +161,7 @@ impl Transition {
             Self::Discard => "discard",
             Self::Cancel => "cancel",
             Self::Undo => "undo",
+            Self::Withdraw => "withdraw the undo",
             Self::DropBatch => "drop a batch",
             Self::Replay => "replay",
             Self::Restore => "abandon the replay",
@@ -177,9 +181,12 @@ impl Transition {
             }
             (Self::Supersede, Requested | Running) => Some(Superseded),
             // By an undo a failed run stays failed; only its rows go.
-            (Self::Fail, Requested | Running) | (Self::Undo, Failed) => Some(Failed),
+            (Self::Fail, Requested | Running) | (Self::Undo | Self::Withdraw, Failed) => {
+                Some(Failed)
+            }
             (Self::Discard, Held)
-            | (Self::Cancel | Self::Undo, Requested | Running | Cancelled) => Some(Cancelled),
+            | (Self::Cancel | Self::Undo, Requested | Running | Cancelled)
+            | (Self::Withdraw, Cancelled) => Some(Cancelled),
             _ => None,
         }
     }
@@ -227,7 +234,7 @@ mod tests {
     fn every_state_allows_exactly_these_transitions() {
         use Transition::{
             Approve, Cancel, Complete, Discard, DropBatch, Extract, Fail, Hold, Replay, Restore,
-            Start, Supersede, Undo,
+            Start, Supersede, Undo, Withdraw,
         };
         let open = &[
             Start, Extract, Complete, Hold, Supersede, Fail, Cancel, Undo, DropBatch, Replay,
@@ -237,8 +244,8 @@ mod tests {
             (RunState::Running, &[&open[..], &[Restore]].concat()),
             (RunState::Held, &[Approve, Discard, Replay, Restore]),
             (RunState::Completed, &[Replay]),
-            (RunState::Failed, &[Undo, Replay]),
-            (RunState::Cancelled, &[Cancel, Undo]),
+            (RunState::Failed, &[Undo, Withdraw, Replay]),
+            (RunState::Cancelled, &[Cancel, Undo, Withdraw]),
             (RunState::Superseded, &[]),
         ] {
             for transition in Transition::ALL {

@@ -21,8 +21,10 @@ pub enum Verdict {
     Superseded,
     /// A person ended it and left its rows in the target.
     RowsLeft,
-    /// A person ended it, and a loader has not removed its rows yet.
+    /// A person ended it, and a loader is to remove its rows.
     RowsLeaving,
+    /// A person ended it, and a loader could not remove its rows.
+    RemovalFailed,
     /// It failed, and rows of it are in the target.
     FailedWithRows,
     /// The ledger contradicts itself, or a dead letter blocks the run.
@@ -37,7 +39,10 @@ impl Run {
             RunState::Failed | RunState::Cancelled if self.rows_loaded == 0 => {
                 Verdict::NothingLoaded
             }
-            RunState::Failed | RunState::Cancelled if self.removal_pending => Verdict::RowsLeaving,
+            RunState::Failed | RunState::Cancelled if self.removal_failure.is_some() => {
+                Verdict::RemovalFailed
+            }
+            RunState::Cancelled if self.removal_pending => Verdict::RowsLeaving,
             RunState::Failed => Verdict::FailedWithRows,
             RunState::Cancelled => Verdict::RowsLeft,
             RunState::Superseded if self.dead_letters == 0 => Verdict::Superseded,
@@ -66,7 +71,7 @@ impl Verdict {
             | Self::Superseded
             | Self::RowsLeft
             | Self::RowsLeaving => !alone,
-            Self::FailedWithRows | Self::Contradiction { .. } => false,
+            Self::FailedWithRows | Self::RemovalFailed | Self::Contradiction { .. } => false,
         }
     }
 }

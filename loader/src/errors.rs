@@ -72,10 +72,6 @@ pub enum Refused {
         "the staging table {table} is in the ledger and not in the database, so that rows of the run that were waiting there are lost; replay the whole run, then drop this dead letter"
     )]
     StagingGone { table: String },
-    #[error(
-        "it was delivered {deliveries} times and never finished: it seems to end every process that handles it"
-    )]
-    Poison { deliveries: u32 },
 }
 
 /// What to do about a failure.

@@ -66,17 +66,17 @@ async fn attempt(
             }
             Step::Settled(outcome) => return Ok(outcome),
             // Another session takes the result away, or alters the table, as fast as it is looked at.
-            Step::Prepare if tries == TRIES => {
+            Step::Prepare { .. } if tries == TRIES => {
                 return Err(sqlx::Error::RowNotFound.into());
             }
             Step::Changed if tries == TRIES => {
                 let failure = || format!("{} changes as fast as it is checked", batch.target.table);
                 return Err(LoadError::target(failure)(sqlx::Error::RowNotFound));
             }
-            Step::Prepare => {}
+            Step::Prepare { has_result: false } => entry::pin_result(store, batch).await?,
+            Step::Prepare { has_result: true } => {}
             Step::Changed => targets.forget(&batch.target),
         }
-        entry::pin_result(store, batch).await?;
         prepared = Some(targets.prepare(store, batch).await?);
     }
 }
@@ -89,7 +89,9 @@ const TRIES: u32 = 3;
 enum Step {
     Settled(Outcome),
     /// The run has no result yet, or the target was not looked at: nothing was written.
-    Prepare,
+    Prepare {
+        has_result: bool,
+    },
     /// The target is not the table that was looked at: nothing was written.
     Changed,
 }
@@ -160,7 +162,8 @@ async fn write(
     }
     run.check_result(batch).map_err(ledger::Error::from)?;
     let (Some(_), Some(prepared)) = (&run.result_id, prepared) else {
-        return Ok(Step::Prepare);
+        let has_result = run.result_id.is_some();
+        return Ok(Step::Prepare { has_result });
     };
     if !entry::claim(tx, batch).await? {
         let recorded = entry::is_recorded(tx, batch).await?;
@@ -191,8 +194,8 @@ async fn write(
     Ok(Step::Settled(Outcome::Loaded(counts)))
 }
 
-/// Connections of a loader at most. It handles batches, events and dead letters at the same time.
-const CONNECTIONS: u32 = 5;
+/// Connections of a loader at most. It handles batches, events, dead letters and removals at the same time.
+const CONNECTIONS: u32 = 6;
 
 /// The ledger and what is known of targets: what loading needs.
 pub struct Loader {

@@ -1,70 +1,93 @@
 //! Executes removals: deletes rows that a person requested to leave the target, in the transaction that makes the ledger say so,
-//! under the run's lock and the target's.
+//! under the run's lock and, where the rows have a key, the lock of merges into the target.
+
+use std::ops::Range;
+use std::time::Duration;
 
 use common::message::RunId;
 use common::schema::{BATCH_COLUMN, quoted};
-use ledger::{LockedRun, Store, database};
+use ledger::{Class, LockedRun, classify, database};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::ddl::TableName;
 use crate::errors::LoadError;
+use crate::load::Loader;
 use crate::target::merge_lock_key;
 
-/// Executes the removals that are pending. One that fails is recorded with its reason, for the command that waits, and keeps no
-/// other; the next sweep tries it again.
-pub async fn execute_all(store: &Store) -> Result<(), LoadError> {
-    for (id, run) in store.pending_removals().await? {
-        let failure = format!("cannot remove the rows of the run {run} from its target");
-        let work = async |tx: &mut PgConnection| execute(tx, id, &run).await;
-        let done = store.transaction(failure, work).await;
-        let Err(error) = done.map_err(LoadError::of_target) else {
+/// The longest that one may take: it may read a large table once.
+const REMOVAL_TIMEOUT: Duration = Duration::from_hours(1);
+
+/// Executes the removals that are due. One that fails is recorded with its reason, for the command that waits, and keeps no other.
+pub async fn execute_all(loader: &Loader) -> Result<(), LoadError> {
+    for (id, run) in loader.store.pending_removals().await? {
+        let Err(error) = execute(loader, id, &run).await else {
             continue;
         };
-        let why = error.sentence();
-        tracing::warn!(run.id = %run, error = why, "rows were not removed; the next sweep tries again");
-        store.removal_failed(id, &why).await?;
+        // Another transaction was in the way: the next look tries again.
+        if is_conflict(&error) {
+            continue;
+        }
+        let why = LoadError::of_target(error).sentence();
+        tracing::warn!(run.id = %run, error = why, "rows were not removed");
+        loader.store.removal_failed(id, &why).await?;
     }
     Ok(())
 }
 
-async fn execute(tx: &mut PgConnection, id: i64, run: &RunId) -> Result<(), ledger::Error> {
-    let Some(mut run) = LockedRun::try_lock(tx, run).await? else {
-        return Ok(());
-    };
-    let Some(removal) = run.begin_removal(id).await? else {
-        return Ok(());
-    };
-    let row = run.row();
-    let (schema, table) = row
-        .target_table
-        .split_once('.')
-        .unwrap_or(("public", &row.target_table));
+fn is_conflict(error: &ledger::Error) -> bool {
+    match error {
+        ledger::Error::Postgres { source, .. } => classify(source) == Class::Conflict,
+        ledger::Error::Refused(_) | ledger::Error::NotAllowed(_) | ledger::Error::NotFound(_) => {
+            false
+        }
+    }
+}
+
+async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Error> {
+    let Loader { store, targets } = loader;
+    let table = store.exactly(run.as_str()).await?.target_table;
+    let (schema, table) = table.split_once('.').unwrap_or(("public", &table));
     let name = TableName {
         schema: schema.to_owned(),
         table: table.to_owned(),
     };
-    let batches = removal.batch_nos(row.run_no);
-    let removed = delete(run.connection(), &name, batches).await?;
-    tracing::info!(
-        run.id = row_id(&run),
-        target.table = name.sql(),
-        rows = removed,
-        "rows removed from the target by request"
-    );
-    run.finish_removal(&removal, removed).await
-}
-
-fn row_id<'a>(run: &'a LockedRun<'_>) -> &'a str {
-    &run.row().run_id
+    // Without it the table is read as a whole.
+    targets.ensure_index(store, &name).await?;
+    let failure = format!("cannot remove the rows of the run {run} from its target");
+    let work = async |tx: &mut PgConnection| {
+        let mut run = LockedRun::lock(tx, run).await?;
+        let Some(removal) = run.begin_removal(id).await? else {
+            return Ok(());
+        };
+        sqlx::query("SELECT set_config('statement_timeout', $1, true)")
+            .bind(format!("{}s", REMOVAL_TIMEOUT.as_secs()))
+            .execute(run.connection())
+            .await?;
+        if run.row().has_key() {
+            database::lock(run.connection(), merge_lock_key(&name)).await?;
+        }
+        let batches = removal.batch_nos(run.row().run_no);
+        let rows = delete(run.connection(), &name, batches).await?;
+        let (run_id, table) = (&run.row().run_id, name.sql());
+        tracing::info!(
+            run.id = run_id,
+            target.table = table,
+            rows,
+            "rows removed by request"
+        );
+        run.finish_removal(&removal, rows).await
+    };
+    store
+        .transaction_within(REMOVAL_TIMEOUT, failure, work)
+        .await
 }
 
 /// Deletes the rows with these values of `_batch`: so many. None are there when there is no such table.
 async fn delete(
     tx: &mut PgConnection,
     name: &TableName,
-    batches: std::ops::Range<i64>,
+    batches: Range<i64>,
 ) -> Result<i64, sqlx::Error> {
-    database::lock(tx, merge_lock_key(name)).await?;
     let table = name.sql();
     let is_there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
         .bind(&table)

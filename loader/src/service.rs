@@ -95,6 +95,7 @@ impl LoaderService {
     pub async fn session(&self, session: &Session) -> Result<(), Fault> {
         session.health.not_ready("database", "connecting");
         session.begins();
+        completion::show_counters();
         self.prepare(&session.health, &session.stop).await?;
         if session.stop.is_cancelled() {
             return Ok(());
@@ -111,6 +112,7 @@ impl LoaderService {
             Box::pin(deliveries.events()),
             Box::pin(deliveries.dead_letters()),
             Box::pin(sweep(&self.loader.store, &session.health, &session.stop)),
+            Box::pin(remove(&self.loader, &session.stop)),
         );
         done.map(drop)
     }
@@ -189,7 +191,7 @@ fn connecting(url: &SecretUrl, error: &sqlx::Error) -> Fault {
     }
 }
 
-/// Completes runs whose loader died after their last commit, commits approved runs, executes removals, and drops staging tables that
+/// Completes runs whose loader died after their last commit, commits approved runs, and drops staging tables that
 /// no run needs. It also shows an idle loader that PostgreSQL is away.
 async fn sweep(store: &Store, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
     while timeout(SWEEP_INTERVAL, stop.cancelled()).await.is_err() {
@@ -205,6 +207,21 @@ async fn sweep(store: &Store, health: &Health, stop: &CancellationToken) -> Resu
     Ok(())
 }
 
+/// Executes removals, apart from the sweep: a large one takes long.
+async fn remove(loader: &Loader, stop: &CancellationToken) -> Result<(), Fault> {
+    while timeout(SWEEP_INTERVAL, stop.cancelled()).await.is_err() {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            done = removal::execute_all(loader) => {
+                if let Err(error) = done {
+                    tracing::debug!(error = error.sentence(), "cannot look for rows to remove now");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// An error of one run does not keep the others. Returns the first error at the end.
 async fn sweep_once(store: &Store) -> Result<(), LoadError> {
     let mut outcome = Ok(());
@@ -212,10 +229,8 @@ async fn sweep_once(store: &Store) -> Result<(), LoadError> {
         let asked = completion::ask(store, &run).await;
         outcome = outcome.and(asked.map(drop));
     }
-    let removed = removal::execute_all(store).await;
     let cleaned = target::clean_up(store).await;
     outcome
-        .and(removed)
         .and(cleaned.map(drop))
         .or_else(|error| match error.verdict() {
             Verdict::Pause => Err(error),

@@ -230,8 +230,17 @@ impl Targets {
             return Ok(());
         }
         let name = TableName::of(target, &self.allowed_schemas).map_err(Refused::from)?;
-        let indexed = self.indexes.ensure(store, &name).await;
+        let indexed = self.ensure_index(store, &name).await;
         indexed.map_err(LoadError::of_target)
+    }
+
+    /// Gives a target the index by which the rows of a batch or of a run are found, where this role may.
+    pub(crate) async fn ensure_index(
+        &self,
+        store: &Store,
+        name: &TableName,
+    ) -> Result<(), ledger::Error> {
+        self.indexes.ensure(store, name).await
     }
 
     /// The statements for a batch whose target was prepared before.

@@ -77,7 +77,8 @@ pub async fn consume<M: Message, H: Handler<M>>(
         .into_iter()
         .enumerate()
         .map(async |(index, mut handler)| {
-            if index > 0 {
+            // A worker that holds one delivery at a time may hold it for minutes: it keeps no other worker waiting.
+            if index > 0 && prefetch.deliveries > 1 {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return Ok(()),

@@ -251,9 +251,6 @@ pub(super) fn describe(service: &str, consumes: &[QueueName]) {
     retried("broker", 0);
     if service == "loader" {
         metrics::gauge!("etl_last_commit_timestamp_seconds").set(0.0);
-        for state in ["completed", "failed", "held", "superseded"] {
-            metrics::counter!("etl_runs_total", "state" => state).increment(0);
-        }
         for stage in STAGES {
             metrics::counter!("etl_dead_letters_total", "stage" => stage).increment(0);
         }

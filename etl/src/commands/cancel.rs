@@ -100,10 +100,16 @@ impl Command for Arguments {
         // The query first: it costs money while rows are removed. A broker that is down keeps no row from being removed.
         let stopped = stop_query(&run, &cancelled).await;
         let rows = match cancelled.rows {
-            Rows::Leave { removal, .. } => match removed(&store, &run, removal).await? {
-                RemovedRows::Done(rows) => rows,
-                RemovedRows::NotNeeded(_) => 0,
-            },
+            Rows::Leave { rows, removal } => {
+                let rows = counted(rows, "row");
+                note(&format!(
+                    "waiting for a loader to remove {rows} of the run {run}"
+                ));
+                match removed(&store, &run, removal).await? {
+                    RemovedRows::Done(rows) => rows,
+                    RemovedRows::NotNeeded(_) => 0,
+                }
+            }
             _ => 0,
         };
         if json {

@@ -109,6 +109,11 @@ fn sentence(run: &Run, verdict: &ledger::Verdict) -> String {
             "{}, and {loaded} rows of it are in the target until a loader removes them",
             run.state
         ),
+        ledger::Verdict::RemovalFailed => format!(
+            "{}, and {loaded} rows of it are in the target although they are to be removed: {}",
+            run.state,
+            run.removal_failure.as_deref().unwrap_or_default()
+        ),
         ledger::Verdict::FailedWithRows => format!(
             "failed, and {loaded} rows of it are in the target; `etl cancel {} --undo` removes them",
             run.run_id

@@ -1,8 +1,12 @@
 //! Removals: requested by a command, executed by a loader, once.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ledger::{Ended, LockedRun, Removed, Rows, RunState, Store, Verdict};
+use common::job::Job;
+use common::message::Limits;
+
+use ledger::{Ended, LockedRun, Removed, Requested, Rows, RunState, Store, Verdict};
 use sqlx::PgConnection;
 
 use crate::support::{ledger, loaded, run_in, text};
@@ -46,6 +50,16 @@ async fn an_undo_is_pending_until_a_loader_has_removed_the_rows() {
     assert_eq!(removal_of(&again), removal);
     store.removal_failed(removal, "it is locked").await.unwrap();
     assert_eq!(look().await, Removed::Pending(Some("it is locked".into())));
+    let known = store.exactly("r").await.unwrap();
+    assert_eq!(known.verdict(Vec::new()), Verdict::RemovalFailed);
+    assert_eq!(
+        store.pending_removals().await.unwrap(),
+        [],
+        "not at once again"
+    );
+    // A new request is a new attempt.
+    store.cancel(&run, true, None).await.unwrap();
+    assert_eq!(look().await, Removed::Pending(None));
     execute_all(&store).await;
     assert_eq!(look().await, Removed::Done(2));
     let known = store.exactly("r").await.unwrap();
@@ -56,6 +70,55 @@ async fn an_undo_is_pending_until_a_loader_has_removed_the_rows() {
     // Nothing is left to remove.
     let last = store.cancel(&run, true, None).await.unwrap();
     assert_eq!(last.rows, Rows::NeverThere);
+}
+
+#[tokio::test]
+async fn cancel_without_undo_withdraws_a_pending_removal() {
+    let (database, store) = ledger().await;
+    let pool = &database.pool;
+    for (name, state) in [
+        ("failed", RunState::Failed),
+        ("cancelled", RunState::Cancelled),
+    ] {
+        let run = run_in(pool, name, state).await;
+        loaded(pool, &run).await;
+        let removal = removal_of(&store.cancel(&run, true, None).await.unwrap());
+        let kept = store.cancel(&run, false, None).await.unwrap();
+        assert_eq!((kept.rows, kept.was), (Rows::Stay(2), Some(state)));
+        execute_all(&store).await;
+        let known = store.exactly(name).await.unwrap();
+        assert_eq!((known.state, known.rows_loaded), (state, 2));
+        let found = store.removed(removal, Duration::ZERO).await.unwrap();
+        assert!(matches!(found, Removed::NotNeeded(why) if why.starts_with("withdrawn by")));
+    }
+}
+
+/// A row that gave way to one that is removed afterwards would be lost.
+#[tokio::test]
+async fn no_run_is_requested_into_a_table_while_rows_leave_it() {
+    let (database, store) = ledger().await;
+    let pool = &database.pool;
+    let run = run_in(pool, "r", RunState::Failed).await;
+    loaded(pool, &run).await;
+    store.cancel(&run, true, None).await.unwrap();
+    let jobs = tempfile::tempdir().unwrap();
+    std::fs::write(jobs.path().join("other.sql"), "SELECT 1").unwrap();
+    let toml = "[source]\ndatabase = \"d\"\nsql = \"other.sql\"\n[target]\ntable = \"t\"\n";
+    std::fs::write(jobs.path().join("other.toml"), toml).unwrap();
+    let job = Job::read(jobs.path(), "other").unwrap();
+    let request = job.request(&BTreeMap::new()).unwrap();
+    let next = "next".parse().unwrap();
+    let ask = async || {
+        let requested = store.request(&next, &job, &request, Limits::default(), false);
+        requested.await
+    };
+    let refused = ask().await.unwrap_err().to_string();
+    assert!(
+        refused.contains("rows of the run r are being removed from public.t"),
+        "{refused}"
+    );
+    execute_all(&store).await;
+    assert!(matches!(ask().await, Ok(Requested::New)));
 }
 
 #[tokio::test]

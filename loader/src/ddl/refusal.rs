@@ -32,6 +32,10 @@ pub enum Refusal {
         privileges: &'static str,
     },
     #[error(
+        "row level security of {table} applies to the role {role}, so that PostgreSQL would hide or refuse rows by policies; run: ALTER ROLE {role} BYPASSRLS, or load into a table without policies"
+    )]
+    RowSecurity { table: String, role: String },
+    #[error(
         "the role {role} may not add columns to {table}, which it does not own; have its owner run: {ddl}"
     )]
     MayNotAlter {
@@ -135,6 +139,7 @@ impl Refusal {
             Self::SchemaMissing { .. }
             | Self::MayNotCreate { .. }
             | Self::MayNotWrite { .. }
+            | Self::RowSecurity { .. }
             | Self::MayNotAlter { .. }
             | Self::FrozenMissing { .. }
             | Self::FrozenType { .. }

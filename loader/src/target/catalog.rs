@@ -58,9 +58,9 @@ pub(super) async fn check_privileges(
     let Some(found) = found else {
         return may_create(tx, name, change).await;
     };
-    let (may_write, may_delete, is_owner, role): (bool, bool, bool, String) = sqlx::query_as(
+    let (may_write, may_delete, is_owner, has_policies, role): (bool, bool, bool, bool, String) = sqlx::query_as(
         "SELECT has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE'),
-                has_table_privilege(oid, 'DELETE'), pg_has_role(relowner, 'USAGE'), current_user::text FROM pg_class WHERE oid = $1",
+                has_table_privilege(oid, 'DELETE'), pg_has_role(relowner, 'USAGE'), row_security_active(oid), current_user::text FROM pg_class WHERE oid = $1",
     )
     .bind(found.oid)
     .fetch_one(tx)
@@ -76,6 +76,7 @@ pub(super) async fn check_privileges(
             role,
             privileges,
         }),
+        _ if has_policies => Err(Refusal::RowSecurity { table, role }),
         Change::Add { ddl, .. } if !is_owner => Err(Refusal::MayNotAlter { table, role, ddl }),
         change => Ok(change),
     })

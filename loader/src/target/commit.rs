@@ -141,7 +141,8 @@ impl Commit<'_> {
         }
         let table = format!("{}.{}", self.name.schema, self.name.table);
         for (later, bounds) in run.later_replaces(&table).await? {
-            let bounds: Vec<TypedBound> = serde_json::from_value(bounds).unwrap_or_default();
+            let bounds: Vec<TypedBound> = serde_json::from_value(bounds)
+                .map_err(|error| sqlx::Error::Decode(error.into()))?;
             let overlap = format!("SELECT {}", overlap(&self.bounds(), &bounds));
             if sqlx::query_scalar(AssertSqlSafe(overlap))
                 .fetch_one(run.connection())

@@ -237,3 +237,36 @@ async fn values_are_the_same_in_columns_of_wider_types() {
         assert_eq!(text(pool, &rows).await, "1 -2 3 4.50 x y z", "{table}");
     }
 }
+
+/// By a policy a row could be refused, or not be found again, without a word.
+#[tokio::test]
+async fn a_table_whose_row_level_security_applies_to_the_loader_is_refused() {
+    let database = ledger_database().await;
+    let pool = &database.pool;
+    let role = format!("guarded_{}", database.name);
+    execute(
+        pool,
+        &format!(
+            "CREATE TABLE guarded (n bigint, _batch bigint); ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+             CREATE POLICY everything ON guarded USING (true); CREATE ROLE {role} LOGIN PASSWORD 'x';
+             GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA etl TO {role};
+             GRANT SELECT, INSERT, UPDATE ON guarded TO {role}"
+        ),
+    )
+    .await;
+    let mut url = url::Url::parse(&database.url).unwrap();
+    url.set_username(&role).unwrap();
+    url.set_password(Some("x")).unwrap();
+    let guest = loader::load::Loader::new(&url.into(), vec!["public".into()]).unwrap();
+    request(pool, "r").await;
+    let batch = shape("guarded", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]);
+    let refused = guest.handle(&batch).await.unwrap_err();
+    assert_eq!(refused.verdict(), loader::errors::Verdict::Dead);
+    assert!(
+        refused.sentence().contains("BYPASSRLS"),
+        "{}",
+        refused.sentence()
+    );
+    guest.store.close().await;
+    execute(pool, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
