@@ -9,7 +9,7 @@ mod results;
 mod values;
 
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 /// A job without anything special; the query's columns are the table's.
 fn plain(table: &str) -> String {
@@ -23,33 +23,35 @@ fn through(way: &str, name: &str) -> String {
 }
 
 /// Asks for a run that has to fail, is not complete by any account, and says why: the reason.
-async fn failure(line: &Line, job: &str, run: &str) -> String {
+async fn failure(pipeline: &Pipeline, job: &str, run: &str) -> String {
     let arguments = ["run", job, "--run-id", run, "--follow", "--json"];
-    let done = line.etl(&arguments).await;
+    let done = pipeline.etl(&arguments).await;
     assert_eq!(done.code, Some(1), "{}\n{}", done.stdout, done.stderr);
     let books: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
     assert_eq!(books["state"], "failed", "{books}");
     assert_eq!(books["balanced"], false, "{books}");
-    assert_eq!(line.etl(&["reconcile", run]).await.code, Some(1));
+    assert_eq!(pipeline.etl(&["reconcile", run]).await.code, Some(1));
     books["failure"].as_str().unwrap().to_owned()
 }
 
 /// All services are the processes that they were, ready, and do a plain job; nothing is dead-lettered.
-async fn assert_unharmed(line: &mut Line) {
-    assert_works(line).await;
+async fn assert_unharmed(pipeline: &mut Pipeline) {
+    assert_works(pipeline).await;
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await,
         0
     );
 }
 
-async fn assert_works(line: &mut Line) {
-    for service in &mut line.services {
+async fn assert_works(pipeline: &mut Pipeline) {
+    for service in &mut pipeline.services {
         assert!(service.is_running(), "{service:?} has ended");
         service.await_ready().await;
     }
-    line.job("afterwards", &plain("afterwards"), sample::clicks(2_000));
-    let run = line.run("afterwards", "afterwards").await;
+    pipeline.job("afterwards", &plain("afterwards"), sample::clicks(2_000));
+    let run = pipeline.run("afterwards", "afterwards").await;
     assert_eq!(run["rows_loaded"], 2_000, "{run}");
-    line.assert_reconciled("afterwards").await;
+    pipeline.assert_reconciled("afterwards").await;
 }

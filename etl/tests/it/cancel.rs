@@ -3,35 +3,36 @@
 
 mod replay;
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Op, QueryState, sample};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
 const APPEND: &str = "[target]\ntable = \"clicks\"\n";
 
-async fn state(line: &Line, run: &str) -> String {
+async fn state(pipeline: &Pipeline, run: &str) -> String {
     let select = sqlx::query_scalar("SELECT state FROM etl.runs WHERE run_id = $1");
     select
         .bind(run)
-        .fetch_one(&line.database.pool)
+        .fetch_one(&pipeline.database.pool)
         .await
         .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_query_of_a_cancelled_run_is_stopped() {
-    let line = Line::start().await;
-    line.job("clicks", APPEND, sample::clicks(10));
-    line.cloud
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", APPEND, sample::clicks(10));
+    pipeline
+        .cloud
         .answer_once("FROM clicks", Answer::queued_for_ever());
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    wait_until("Athena to have the query", PATIENCE, async || {
-        state(&line, "daily").await == "running"
+    wait_until("Athena to have the query", TIMEOUT, async || {
+        state(&pipeline, "daily").await == "running"
     })
     .await;
-    let cancelled = line
+    let cancelled = pipeline
         .etl(&["cancel", "daily", "--undo", "--why", "the wrong week"])
         .await;
     assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
@@ -42,71 +43,75 @@ async fn the_query_of_a_cancelled_run_is_stopped() {
         "{}",
         cancelled.stdout
     );
-    wait_until("the query to be stopped", PATIENCE, async || {
-        line.cloud.states() == [QueryState::Cancelled]
+    wait_until("the query to be stopped", TIMEOUT, async || {
+        pipeline.cloud.states() == [QueryState::Cancelled]
     })
     .await;
-    assert_eq!(line.cloud.count(Op::StopQueryExecution), 1);
-    wait_until("the task to be gone", PATIENCE, async || {
-        let depth = line.vhost.depth("etl.extract").await;
+    assert_eq!(pipeline.cloud.count(Op::StopQueryExecution), 1);
+    wait_until("the task to be gone", TIMEOUT, async || {
+        let depth = pipeline.vhost.depth("etl.extract").await;
         depth.ready + depth.unacked == 0
     })
     .await;
-    assert_eq!(state(&line, "daily").await, "cancelled");
-    let decided = line
+    assert_eq!(state(&pipeline, "daily").await, "cancelled");
+    let decided = pipeline
         .table("decision, finished_at IS NOT NULL, failure", "etl.runs")
         .await;
     assert_eq!(decided, ["(\"cancelled: the wrong week\",t,)"]);
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await,
         0
     );
     // Asking again tells the extractors once more; the books stay as they are.
-    let books = line.books().await;
-    let again = line.etl(&["cancel", "daily"]).await;
+    let books = pipeline.ledger().await;
+    let again = pipeline.etl(&["cancel", "daily"]).await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert!(
         again.stdout.contains("was cancelled before"),
         "{}",
         again.stdout
     );
-    assert_eq!(line.books().await, books);
-    assert_eq!(line.etl(&["reconcile", "daily"]).await.code, Some(1));
-    assert_eq!(line.etl(&["reconcile"]).await.code, Some(0));
-    line.run("clicks", "next").await;
+    assert_eq!(pipeline.ledger().await, books);
+    assert_eq!(pipeline.etl(&["reconcile", "daily"]).await.code, Some(1));
+    assert_eq!(pipeline.etl(&["reconcile"]).await.code, Some(0));
+    pipeline.run("clicks", "next").await;
 }
 
 /// A run that has loaded some of its batches, and whose others wait for the transformer.
-async fn half_loaded(line: &mut Line, job: &str) -> i64 {
-    line.job("clicks", job, sample::clicks(60_000));
-    line.services[1].kill9().await;
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+async fn half_loaded(pipeline: &mut Pipeline, job: &str) -> i64 {
+    pipeline.job("clicks", job, sample::clicks(60_000));
+    pipeline.services[1].kill9().await;
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    wait_until("the whole result to be read", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.runs WHERE batches_expected > 20")
+    wait_until("the whole result to be read", TIMEOUT, async || {
+        pipeline
+            .number("SELECT count(*) FROM etl.runs WHERE batches_expected > 20")
             .await
             == 1
     })
     .await;
-    let brief = line.service("transformer");
+    let brief = pipeline.service("transformer");
     let mut brief = brief.env("ETL_FAILPOINT", "transform@12=exit").spawn();
-    assert_eq!(brief.wait(PATIENCE).await.code(), Some(99));
-    wait_until("some batches to be loaded", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.batches").await > 2
+    assert_eq!(brief.wait(TIMEOUT).await.code(), Some(99));
+    wait_until("some batches to be loaded", TIMEOUT, async || {
+        pipeline.number("SELECT count(*) FROM etl.batches").await > 2
     })
     .await;
-    line.number("SELECT run_no FROM etl.runs").await
+    pipeline.number("SELECT run_no FROM etl.runs").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_were_loaded_go_and_what_comes_late_changes_nothing() {
-    let mut line = Line::start().await;
-    let run_no = half_loaded(&mut line, APPEND).await;
-    wait_until("what was transformed to be loaded", PATIENCE, async || {
-        line.vhost.depth("etl.valid").await.unacked + line.vhost.ready("etl.valid").await == 0
+    let mut pipeline = Pipeline::start().await;
+    let run_no = half_loaded(&mut pipeline, APPEND).await;
+    wait_until("what was transformed to be loaded", TIMEOUT, async || {
+        pipeline.vhost.depth("etl.valid").await.unacked + pipeline.vhost.ready("etl.valid").await
+            == 0
     })
     .await;
-    assert_eq!(state(&line, "daily").await, "running");
+    assert_eq!(state(&pipeline, "daily").await, "running");
     // Rows of others, which have no batch of this run.
     let others = format!(
         "INSERT INTO clicks (url, _batch) VALUES ('before', {}), ('after', {})",
@@ -114,56 +119,62 @@ async fn rows_that_were_loaded_go_and_what_comes_late_changes_nothing() {
         ledger::BatchNo::of_run(run_no).end
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(others))
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
-    let cancelled = line.etl(&["cancel", "daily", "--undo", "--json"]).await;
+    let cancelled = pipeline.etl(&["cancel", "daily", "--undo", "--json"]).await;
     assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     let json: serde_json::Value = serde_json::from_str(&cancelled.stdout).unwrap();
     let dropped = "SELECT sum(rows_dropped)::bigint FROM etl.batches WHERE rows_loaded = 0 AND dropped_by <> '' AND drop_reason = 'cancelled'";
-    let loaded = line.number(dropped).await;
+    let loaded = pipeline.number(dropped).await;
     assert!(loaded > 5_000, "{loaded}");
     assert_eq!(json["rows_removed"], loaded, "{json}");
     assert_eq!(
-        line.number("SELECT count(*) FROM clicks").await,
+        pipeline.number("SELECT count(*) FROM clicks").await,
         2,
         "those of others"
     );
-    line.services[1] = line.service("transformer").start().await;
+    pipeline.services[1] = pipeline.service("transformer").start().await;
     wait_until(
         "everything late to be taken and forgotten",
-        PATIENCE,
+        TIMEOUT,
         async || {
             let mut left = 0;
             for queue in ["etl.raw", "etl.valid"] {
-                let depth = line.vhost.depth(queue).await;
+                let depth = pipeline.vhost.depth(queue).await;
                 left += depth.ready + depth.unacked;
             }
-            left == 0 && line.number("SELECT ignored_messages FROM etl.runs").await > 5
+            left == 0
+                && pipeline
+                    .number("SELECT ignored_messages FROM etl.runs")
+                    .await
+                    > 5
         },
     )
     .await;
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 2);
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 2);
     assert_eq!(
-        line.number(dropped).await,
+        pipeline.number(dropped).await,
         loaded,
         "what was loaded is dropped, by name"
     );
-    assert_eq!(state(&line, "daily").await, "cancelled");
+    assert_eq!(state(&pipeline, "daily").await, "cancelled");
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await,
         0
     );
-    line.run("clicks", "next").await;
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 60_002);
+    pipeline.run("clicks", "next").await;
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 60_002);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_stay_unless_it_is_said_and_those_of_an_upsert_cannot_go() {
-    let mut line = Line::start().await;
+    let mut pipeline = Pipeline::start().await;
     let upsert = "[target]\ntable = \"clicks\"\nmode = \"upsert\"\nkey = [\"url\"]\n";
-    half_loaded(&mut line, upsert).await;
-    let refused = line.etl(&["cancel", "daily", "--undo"]).await;
+    half_loaded(&mut pipeline, upsert).await;
+    let refused = pipeline.etl(&["cancel", "daily", "--undo"]).await;
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
     assert!(
         refused.stderr.contains("without --undo"),
@@ -172,31 +183,32 @@ async fn rows_stay_unless_it_is_said_and_those_of_an_upsert_cannot_go() {
     );
     // The loader may still be at work on what was on its way to it.
     let open = "SELECT count(*) FROM etl.runs WHERE state = 'running' AND decided_by IS NULL";
-    assert_eq!(line.number(open).await, 1, "nothing was changed");
-    let cancelled = line.etl(&["cancel", "daily"]).await;
+    assert_eq!(pipeline.number(open).await, 1, "nothing was changed");
+    let cancelled = pipeline.etl(&["cancel", "daily"]).await;
     assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     assert!(
         cancelled.stdout.contains("and stay there"),
         "{}",
         cancelled.stdout
     );
-    assert!(line.number("SELECT count(*) FROM clicks").await > 0);
-    let status = line.etl(&["status", "daily"]).await;
+    assert!(pipeline.number("SELECT count(*) FROM clicks").await > 0);
+    let status = pipeline.etl(&["status", "daily"]).await;
     assert!(status.stdout.contains("cancelled in"), "{}", status.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_over_or_unknown_is_refused_and_left_alone() {
-    let line = Line::start().await;
-    line.job("clicks", APPEND, sample::clicks(10));
-    line.run("clicks", "daily").await;
-    line.cloud
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", APPEND, sample::clicks(10));
+    pipeline.run("clicks", "daily").await;
+    pipeline
+        .cloud
         .answer_once("FROM clicks", Answer::failed_by_user("no"));
-    let failed = line
+    let failed = pipeline
         .etl(&["run", "clicks", "--again", "--run-id", "failed", "--follow"])
         .await;
     assert_eq!(failed.code, Some(1));
-    let books = line.books().await;
+    let books = pipeline.ledger().await;
     for (arguments, code, word) in [
         (&["cancel", "daily"][..], 1, "is completed"),
         (&["cancel", "daily", "--undo"], 1, "is completed"),
@@ -215,7 +227,7 @@ async fn what_is_over_or_unknown_is_refused_and_left_alone() {
         (&["prune", "--older-than", "soon"], 2, "older-than"),
         (&["completion", "cmd"], 2, "cmd"),
     ] {
-        let refused = line.etl(arguments).await;
+        let refused = pipeline.etl(arguments).await;
         assert_eq!(
             refused.code,
             Some(code),
@@ -229,5 +241,5 @@ async fn what_is_over_or_unknown_is_refused_and_left_alone() {
         );
         assert_eq!(refused.stdout, "", "{arguments:?}");
     }
-    assert_eq!(line.books().await, books, "nothing was changed");
+    assert_eq!(pipeline.ledger().await, books, "nothing was changed");
 }

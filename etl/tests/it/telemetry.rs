@@ -10,9 +10,9 @@ use opentelemetry_proto::tonic::common::v1::AnyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Column, ResultSet, sample};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -43,12 +43,12 @@ fn exposed(page: &str) -> BTreeMap<String, String> {
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn every_service_exports_the_documented_metrics_and_no_others() {
-    let line = Line::start().await;
+    let pipeline = Pipeline::start().await;
     let rows: &[&[Option<&str>]] = &[&[Some("DE")], &[Some("France")]];
     let result = ResultSet::table(&[("country", "varchar")], rows);
-    line.job("clicks", JOB, result);
-    line.run("clicks", "a-run-of-its-own").await;
-    for (service, name) in line.services.iter().zip(SERVICES) {
+    pipeline.job("clicks", JOB, result);
+    pipeline.run("clicks", "a-run-of-its-own").await;
+    for (service, name) in pipeline.services.iter().zip(SERVICES) {
         let documented: BTreeMap<_, _> = METRICS
             .iter()
             .filter(|metric| metric.services.contains(&name))
@@ -70,14 +70,10 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
                 .cloned()
                 .collect()
         };
-        wait_until(
-            &format!("all metrics of the {name}"),
-            PATIENCE,
-            async || {
-                (_, page) = service.get("/metrics").await.unwrap();
-                lacks(&page).is_empty()
-            },
-        )
+        wait_until(&format!("all metrics of the {name}"), TIMEOUT, async || {
+            (_, page) = service.get("/metrics").await.unwrap();
+            lacks(&page).is_empty()
+        })
         .await;
         for (metric, kind) in exposed(&page) {
             assert_eq!(
@@ -92,7 +88,7 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
             "{page}"
         );
     }
-    let [loader, transformer, extractor] = &line.services[..] else {
+    let [loader, transformer, extractor] = &pipeline.services[..] else {
         panic!()
     };
     for (service, metric, wanted) in [
@@ -205,31 +201,31 @@ async fn take(mut stream: TcpStream) -> ExportTraceServiceRequest {
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn one_trace_leads_from_the_request_to_each_commit() {
     let collector = Collector::start().await;
-    let mut line = Line::without_services().await;
+    let mut pipeline = Pipeline::without_services().await;
     let with_traces = |service: testkit::process::Service| {
         service
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint)
             .env("OTEL_EXPORTER_OTLP_HEADERS", "X-Tenant=clicks")
     };
     for name in SERVICES {
-        let service = with_traces(line.service(name)).start().await;
-        line.services.push(service);
+        let service = with_traces(pipeline.service(name)).start().await;
+        pipeline.services.push(service);
     }
-    line.job(
+    pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(12_000),
     );
-    let etl = with_traces(line.service("etl"));
+    let etl = with_traces(pipeline.service("etl"));
     let arguments = ["run", "clicks", "--run-id", "traced", "--follow"];
     let etl = arguments.iter().fold(etl, |it, one| it.arg(one));
     let done = etl.run().await;
     assert_eq!(done.code, Some(0), "{}", done.stderr);
-    let batches = line.number("SELECT count(*) FROM etl.batches").await;
+    let batches = pipeline.number("SELECT count(*) FROM etl.batches").await;
     let batches = usize::try_from(batches).unwrap();
     assert!(batches > 1, "{batches}");
     let of = |name: &str| collector.named(name);
-    wait_until("the spans of every stage", PATIENCE, async || {
+    wait_until("the spans of every stage", TIMEOUT, async || {
         of("run").len() == 1
             && of("query").len() == 1
             && ["publish", "transform", "load"]
@@ -286,25 +282,27 @@ async fn one_trace_leads_from_the_request_to_each_commit() {
 
 #[tokio::test]
 async fn absent_collector_costs_only_spans_and_unusable_endpoint_is_refused() {
-    let line = Line::without_services().await;
+    let pipeline = Pipeline::without_services().await;
     let away = "http://127.0.0.1:1";
     let mut services = Vec::new();
     for name in SERVICES {
-        let service = line.service(name).env("OTEL_EXPORTER_OTLP_ENDPOINT", away);
+        let service = pipeline
+            .service(name)
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", away);
         services.push(service.start().await);
     }
     let result = ResultSet::generated(vec![Column::new("n", "bigint")], 5, |n| {
         vec![Some(n.to_string())]
     });
-    line.job("numbers", "[target]\ntable = \"numbers\"\n", result);
-    line.run("numbers", "r").await;
-    line.assert_reconciled("r").await;
-    wait_until("one warning about the collector", PATIENCE, async || {
+    pipeline.job("numbers", "[target]\ntable = \"numbers\"\n", result);
+    pipeline.run("numbers", "r").await;
+    pipeline.assert_reconciled("r").await;
+    wait_until("one warning about the collector", TIMEOUT, async || {
         services[0].log().matches("traces are not exported").count() == 1
     })
     .await;
     for wrong in ["collector:4318", "ftp://collector:4318"] {
-        let loader = line.service("loader");
+        let loader = pipeline.service("loader");
         let loader = loader.env("OTEL_EXPORTER_OTLP_ENDPOINT", wrong);
         let loader = loader.run().await;
         assert_eq!(loader.code, Some(1));

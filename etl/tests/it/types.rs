@@ -3,7 +3,7 @@
 
 use sqlx::{AssertSqlSafe, Executor as _};
 use testkit::cloud::{Column, ResultSet};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::values::{Kind, Value, kinds};
 
 const RANDOM: usize = 1_000;
@@ -52,12 +52,12 @@ fn result(columns: &[Filled], athena_type: impl Fn(&Filled) -> &'static str) -> 
         }));
         values
     });
-    ResultSet::of(described, rows.collect())
+    ResultSet::new(described, rows.collect())
 }
 
 /// What Postgres shows of a column, by row.
-async fn shown(line: &Line, table: &str, column: &str) -> Vec<Option<String>> {
-    let mut connection = line.database.pool.acquire().await.unwrap();
+async fn shown(pipeline: &Pipeline, table: &str, column: &str) -> Vec<Option<String>> {
+    let mut connection = pipeline.database.pool.acquire().await.unwrap();
     let settings = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'";
     connection.execute(settings).await.unwrap();
     // A cast of inet to text would add the prefix that its output leaves out.
@@ -88,9 +88,9 @@ fn is_same(athena: &str, seen: Option<&String>, wanted: Option<&String>) -> bool
         }
 }
 
-async fn assert_all_shown(line: &Line, table: &str, columns: &[Filled]) {
+async fn assert_all_shown(pipeline: &Pipeline, table: &str, columns: &[Filled]) {
     for column in columns {
-        let seen = shown(line, table, &column.name).await;
+        let seen = shown(pipeline, table, &column.name).await;
         assert_eq!(seen.len(), column.values.len(), "{table} {}", column.athena);
         for (row, (seen, value)) in seen.iter().zip(&column.values).enumerate() {
             let wanted = value.as_ref().map(|(_, postgres)| postgres);
@@ -111,33 +111,33 @@ fn job(way: &str, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_comes_back_as_it_was_on_both_reading_paths() {
-    let line = Line::start().await;
+    let pipeline = Pipeline::start().await;
     let columns = columns(|_, value| value);
     let rows = columns[0].values.len();
     for way in ["s3", "api"] {
         let name = format!("types_{way}");
         // No [[columns]]: names and types are the query's.
-        line.job(
+        pipeline.job(
             &name,
             &job(way, &name),
             result(&columns, |column| column.athena),
         );
-        let run = line.run(&name, &name).await;
+        let run = pipeline.run(&name, &name).await;
         assert_eq!(
             run["rows_loaded"],
             rows,
             "{run}\n{:?}",
-            reasons(&line, &name).await
+            reasons(&pipeline, &name).await
         );
-        line.assert_reconciled(&name).await;
-        assert_all_shown(&line, &name, &columns).await;
+        pipeline.assert_reconciled(&name).await;
+        assert_all_shown(&pipeline, &name, &columns).await;
         for (index, kind) in kinds().iter().enumerate() {
             let found = format!(
                 "SELECT count(*) FROM pg_attribute WHERE attrelid = '{name}'::regclass AND attname = 'c{index}' AND atttypid = '{}'::regtype AND col_description(attrelid, attnum) LIKE 'From Athena''s %'",
                 kind.postgres.split('(').next().unwrap()
             );
             assert_eq!(
-                line.number(&found).await,
+                pipeline.number(&found).await,
                 1,
                 "{} becomes {}",
                 kind.athena,
@@ -149,7 +149,7 @@ async fn every_type_comes_back_as_it_was_on_both_reading_paths() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn text_becomes_every_type_that_a_job_asks_for() {
-    let line = Line::start().await;
+    let pipeline = Pipeline::start().await;
     // Text is read as Postgres writes it; but for intervals, which are read as Athena does.
     let columns = columns(|kind, (athena, postgres)| match kind.postgres {
         "interval" => (athena, postgres),
@@ -170,22 +170,22 @@ async fn text_becomes_every_type_that_a_job_asks_for() {
     for way in ["s3", "api"] {
         let name = format!("texts_{way}");
         let toml = job(way, &name) + &declared;
-        line.job(&name, &toml, result(&columns, |_| "varchar"));
-        let run = line.run(&name, &name).await;
+        pipeline.job(&name, &toml, result(&columns, |_| "varchar"));
+        let run = pipeline.run(&name, &name).await;
         assert_eq!(
             run["rows_loaded"],
             rows,
             "{run}\n{:?}",
-            reasons(&line, &name).await
+            reasons(&pipeline, &name).await
         );
-        assert_all_shown(&line, &name, &columns).await;
+        assert_all_shown(&pipeline, &name, &columns).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn formats_and_epochs_are_read_as_postgres_reads_them() {
-    let line = Line::start().await;
+    let pipeline = Pipeline::start().await;
     let timestamps = &kinds()
         .into_iter()
         .find(|kind| kind.athena == "timestamp(6)")
@@ -237,29 +237,35 @@ async fn formats_and_epochs_are_read_as_postgres_reads_them() {
                [[columns]]\nsource = \"seconds\"\nepoch = \"s\"\ntype = \"timestamp\"\n\
                [[columns]]\nsource = \"millis\"\nepoch = \"ms\"\n\
                [[columns]]\nsource = \"number\"\ntype = \"numeric\"\n";
-        line.job(&name, &toml, ResultSet::of(described.clone(), rows.clone()));
+        pipeline.job(
+            &name,
+            &toml,
+            ResultSet::new(described.clone(), rows.clone()),
+        );
         // Seconds go beyond what a timestamp holds; those rows are rejected, and no other.
-        line.run(&name, &name).await;
-        line.assert_reconciled(&name).await;
+        pipeline.run(&name, &name).await;
+        pipeline.assert_reconciled(&name).await;
         let unlike = format!(
             "SELECT count(*) FROM {name} WHERE written <> plain
              OR extract(epoch FROM seconds) <> number OR extract(epoch FROM millis) * 1000 <> number"
         );
-        assert_eq!(line.number(&unlike).await, 0);
-        let loaded = line.number(&format!("SELECT count(*) FROM {name}")).await;
+        assert_eq!(pipeline.number(&unlike).await, 0);
+        let loaded = pipeline
+            .number(&format!("SELECT count(*) FROM {name}"))
+            .await;
         let wrongly = format!(
             "SELECT count(*) FROM etl.rejected_rows WHERE run_id = '{name}' AND (column_name <> 'seconds' OR reason NOT LIKE '%out of the range%')"
         );
-        assert_eq!(line.number(&wrongly).await, 0);
+        assert_eq!(pipeline.number(&wrongly).await, 0);
         let most = format!("SELECT max(number)::bigint FROM {name}");
-        assert!(line.number(&most).await <= 9_224_318_015_999);
+        assert!(pipeline.number(&most).await <= 9_224_318_015_999);
         assert!(loaded > 1_000, "{loaded} loaded");
     }
 }
 
 /// Some of the reasons why rows of a run were rejected.
-async fn reasons(line: &Line, run: &str) -> Vec<String> {
-    let mut reasons = line
+async fn reasons(pipeline: &Pipeline, run: &str) -> Vec<String> {
+    let mut reasons = pipeline
         .table(
             "column_name, reason",
             &format!("etl.rejected_rows WHERE run_id = '{run}'"),

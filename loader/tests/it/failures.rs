@@ -5,7 +5,7 @@ use std::time::Duration;
 use ledger::event::Noted;
 use loader::errors::Verdict;
 use loader::load::{Loader, Outcome};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::relay::Relay;
 use testkit::wait_until;
 
@@ -111,7 +111,7 @@ async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
     let batch = t.batch("r", 1, 1, &[vec![Some("2")]]);
     wait_until(
         "the loader to find the server read-only",
-        PATIENCE,
+        TIMEOUT,
         async || {
             let error = loader.handle(&batch).await.unwrap_err();
             assert_eq!(error.verdict(), Verdict::Pause, "{error:?}");
@@ -128,7 +128,7 @@ async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
     )
     .await;
     execute(&database.pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'etl loader' AND datname = current_database()").await;
-    wait_until("the loader to go on", PATIENCE, async || {
+    wait_until("the loader to go on", TIMEOUT, async || {
         loader.handle(&batch).await.is_ok()
     })
     .await;

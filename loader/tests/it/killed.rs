@@ -3,7 +3,7 @@
 
 use common::message::Message;
 use common::queue::{Connection, Outgoing, Publisher, declare};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::process::Service;
 use testkit::servers::{Database, Vhost, vhost};
 use testkit::wait_until;
@@ -50,19 +50,19 @@ async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
         let mut loader = service(&database, &vhost)
             .env("ETL_FAILPOINT", &format!("{point}=exit"))
             .spawn();
-        let status = loader.wait(PATIENCE).await;
+        let status = loader.wait(TIMEOUT).await;
         assert_eq!(status.code(), Some(99), "{point}\n{}", loader.log());
     }
     let _loader = service(&database, &vhost).start().await;
     let open = "SELECT count(*) FROM etl.runs WHERE state <> 'completed'";
-    wait_until("every run to complete", PATIENCE, async || {
+    wait_until("every run to complete", TIMEOUT, async || {
         text(&database.pool, open).await == "0"
     })
     .await;
     for way in ways() {
         way.assert_right(&database.pool, "killed").await;
     }
-    wait_until("the staging tables to go", PATIENCE, async || {
+    wait_until("the staging tables to go", TIMEOUT, async || {
         let left = "SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging'";
         text(&database.pool, left).await == "0"
     })
@@ -91,12 +91,12 @@ async fn an_approved_run_is_published_without_a_message() {
     let mut publisher = Publisher::open(&broker).await.unwrap();
     publisher.publish(&messages).await.unwrap();
     let state = "SELECT state FROM etl.runs";
-    wait_until("the run to be held", PATIENCE, async || {
+    wait_until("the run to be held", TIMEOUT, async || {
         text(&database.pool, state).await == "held"
     })
     .await;
     crate::support::approved(&database.pool, &run).await;
-    wait_until("the run to be published", PATIENCE, async || {
+    wait_until("the run to be published", TIMEOUT, async || {
         text(&database.pool, state).await == "completed"
     })
     .await;

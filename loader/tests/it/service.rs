@@ -2,7 +2,7 @@
 
 use common::message::{Message, RunEvent, ValidBatch};
 use common::queue::{Connection, Outgoing, Publisher, declare};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::process::{Process, Service};
 use testkit::relay::Relay;
 use testkit::servers::{Database, Vhost, database, private_postgres, vhost};
@@ -55,7 +55,7 @@ impl World {
     }
 
     async fn until(&self, what: &str, sql: &str, wanted: &str) {
-        wait_until(what, PATIENCE, async || {
+        wait_until(what, TIMEOUT, async || {
             text(&self.database.pool, sql).await == wanted
         })
         .await;
@@ -73,7 +73,7 @@ impl World {
             "1",
         )
         .await;
-        wait_until("the loader's queues to be empty", PATIENCE, async || {
+        wait_until("the loader's queues to be empty", TIMEOUT, async || {
             let (valid, events) = (
                 self.vhost.ready("etl.valid").await,
                 self.vhost.ready("etl.events").await,
@@ -116,7 +116,7 @@ async fn batches_and_events_come_in_and_the_run_completes() {
     messages.insert(7, sent(&extracted("r", 30, 30)));
     messages.extend((0..30).map(|seq| sent(&batch(seq))));
     world.publish(&messages).await;
-    wait_until("every delivery to be handled", PATIENCE, async || {
+    wait_until("every delivery to be handled", TIMEOUT, async || {
         world.loader.metric("etl_batches_total").await == Some(60.0)
             && world.loader.metric("etl_events_total").await == Some(1.0)
     })
@@ -133,7 +133,7 @@ async fn batches_and_events_come_in_and_the_run_completes() {
         world.loader.metric("etl_rows_loaded_total").await,
         Some(30.0)
     );
-    assert_eq!(world.loader.terminate(PATIENCE).await, Some(0));
+    assert_eq!(world.loader.terminate(TIMEOUT).await, Some(0));
 }
 
 #[tokio::test]
@@ -287,7 +287,7 @@ async fn a_message_that_came_back_often_while_postgres_was_away_is_loaded() {
     request(&world.database.pool, "r").await;
     postgres.kill9().await;
     world.publish(&[sent(&batch(0))]).await;
-    wait_until("the loader to wait", PATIENCE, async || {
+    wait_until("the loader to wait", TIMEOUT, async || {
         let readiness = world.loader.readiness().await;
         readiness.is_some_and(|(ready, why)| !ready && why.contains("batches"))
             && world.vhost.ready("etl.valid").await == 1
@@ -328,13 +328,13 @@ async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
         &[("ETL_DATABASE_URL", through_relay.as_str())],
     )
     .spawn();
-    wait_until("the loader to wait", PATIENCE, async || {
+    wait_until("the loader to wait", TIMEOUT, async || {
         let readiness = loader.readiness().await;
         readiness.is_some_and(|(_, why)| why.contains("batches"))
     })
     .await;
     relay.lose_none();
-    wait_until("the batch", PATIENCE, async || {
+    wait_until("the batch", TIMEOUT, async || {
         let count =
             "SELECT (SELECT count(*) FROM etl.batches) + (SELECT count(*) FROM etl.dead_letters)";
         text(&database.pool, count).await == "1"
@@ -358,7 +358,7 @@ async fn killed_at_any_point_of_a_load_it_loads_once() {
                 sent(&extracted("r", 2, 2)),
             ])
             .await;
-        wait_until(point, PATIENCE, async || {
+        wait_until(point, TIMEOUT, async || {
             world.loader.log().contains("failpoint reached")
         })
         .await;
@@ -405,7 +405,7 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
     request(&world.database.pool, "r").await;
     world.publish(&[sent(&batch(0))]).await;
     // Counted after the last look into the books: only the ack is left.
-    wait_until("the first batch", PATIENCE, async || {
+    wait_until("the first batch", TIMEOUT, async || {
         world.loader.metric("etl_batches_total").await == Some(1.0)
     })
     .await;
@@ -415,7 +415,7 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
     world.publish(&messages).await;
     wait_until(
         "the loader to say that it cannot work",
-        PATIENCE,
+        TIMEOUT,
         async || {
             world.loader.readiness().await.is_some_and(|(ready, why)| {
                 !ready && why.contains("batches") && why.contains("events")
@@ -426,7 +426,7 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
     // Nothing is held meanwhile.
     wait_until(
         "every message to be back in its queue",
-        PATIENCE,
+        TIMEOUT,
         async || {
             let (valid, events) = (
                 world.vhost.depth("etl.valid").await,
@@ -453,7 +453,7 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
         .await,
         "12 0"
     );
-    wait_until("the loader to be ready", PATIENCE, async || {
+    wait_until("the loader to be ready", TIMEOUT, async || {
         world
             .loader
             .readiness()
@@ -497,7 +497,7 @@ async fn wrong_settings_end_it_with_a_sentence() {
     let mut loader = service(&database, &vhost, &[("ETL_MIGRATE", "false")])
         .start()
         .await;
-    assert_eq!(loader.terminate(PATIENCE).await, Some(0));
+    assert_eq!(loader.terminate(TIMEOUT).await, Some(0));
 }
 
 /// The events of a run that nobody asked for are of no use; that of one that failed is.

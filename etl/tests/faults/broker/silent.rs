@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use testkit::PATIENCE;
-use testkit::line::Line;
+use testkit::TIMEOUT;
+use testkit::pipeline::Pipeline;
 use testkit::relay::{Mode, Relay};
 use testkit::wait_until;
 
@@ -15,49 +15,55 @@ const NOTICED: Duration = Duration::from_secs(18);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_network_is_noticed_by_the_heartbeat() {
-    let mut line = Line::without_services().await;
+    let mut pipeline = Pipeline::without_services().await;
     let mut relays = Vec::new();
     for name in SERVICES {
-        let relay = Relay::to_url(&line.vhost.amqp_url).await;
-        let url = relay.url_for(&line.vhost.amqp_url) + "?heartbeat=2";
-        let service = line.service(name).env("ETL_AMQP_URL", &url).start().await;
-        line.services.push(service);
+        let relay = Relay::to_url(&pipeline.vhost.amqp_url).await;
+        let url = relay.url_for(&pipeline.vhost.amqp_url) + "?heartbeat=2";
+        let service = pipeline
+            .service(name)
+            .env("ETL_AMQP_URL", &url)
+            .start()
+            .await;
+        pipeline.services.push(service);
         relays.push(relay);
     }
-    let run = Run::start(&line, "silent", 2 * MANY);
+    let run = Run::start(&pipeline, "silent", 2 * MANY);
     // The extractor first, so that the stages behind it have something left to do.
     for (stage, batches) in [(2, 2), (1, 10), (0, 20)] {
-        run.until_loaded(&line, batches).await;
+        run.until_loaded(&pipeline, batches).await;
         relays[stage].set(Mode::Blackhole);
         let since = Instant::now();
-        await_not_ready(&mut line.services[stage], "broker: ").await;
+        await_not_ready(&mut pipeline.services[stage], "broker: ").await;
         let noticed = since.elapsed();
         assert!(noticed < NOTICED, "noticed after {noticed:?}");
         relays[stage].set(Mode::Pass);
-        line.services[stage].await_ready().await;
+        pipeline.services[stage].await_ready().await;
     }
-    run.ends_well(&line).await;
+    run.ends_well(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_never_answers_is_given_up_and_tried_again() {
-    let mut line = Line::without_services().await;
-    let relay = Relay::to_url(&line.vhost.amqp_url).await;
+    let mut pipeline = Pipeline::without_services().await;
+    let relay = Relay::to_url(&pipeline.vhost.amqp_url).await;
     relay.set(Mode::Blackhole);
-    let url = relay.url_for(&line.vhost.amqp_url) + "?connection_timeout=3000";
+    let url = relay.url_for(&pipeline.vhost.amqp_url) + "?connection_timeout=3000";
     for name in SERVICES {
-        let service = line.service(name).env("ETL_AMQP_URL", &url).spawn();
-        line.services.push(service);
+        let service = pipeline.service(name).env("ETL_AMQP_URL", &url).spawn();
+        pipeline.services.push(service);
     }
-    for service in &mut line.services {
+    for service in &mut pipeline.services {
         await_not_ready(service, "did not answer within 3s while connecting").await;
-        wait_until("another try", PATIENCE, async || {
+        wait_until("another try", TIMEOUT, async || {
             service.log().matches("trying again").count() >= 3
         })
         .await;
         assert!(service.is_running());
     }
     relay.set(Mode::Pass);
-    super::await_all_ready(&mut line).await;
-    Run::start(&line, "answered", 5_000).ends_well(&line).await;
+    super::await_all_ready(&mut pipeline).await;
+    Run::start(&pipeline, "answered", 5_000)
+        .ends_well(&pipeline)
+        .await;
 }

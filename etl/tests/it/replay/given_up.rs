@@ -1,25 +1,25 @@
 //! Replays one after the other that come to nothing, and one of which every batch is dropped: the run is what it was, and
 //! its rows are where they were.
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 const ROWS: &str = "dt, country, url, visits, seconds, seen_at, _batch";
 
 /// A line with the completed run `daily`.
-async fn completed(job: &str, rows: u64) -> Line {
-    let line = Line::start().await;
-    line.job("clicks", job, sample::clicks(rows));
-    line.run("clicks", "daily").await;
-    line
+async fn completed(job: &str, rows: u64) -> Pipeline {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", job, sample::clicks(rows));
+    pipeline.run("clicks", "daily").await;
+    pipeline
 }
 
 /// `etl` with these arguments, which has to end with this code and say this.
-async fn says(line: &Line, arguments: &[&str], code: i32, said: &str) {
-    let done = line.etl(arguments).await;
+async fn says(pipeline: &Pipeline, arguments: &[&str], code: i32, said: &str) {
+    let done = pipeline.etl(arguments).await;
     let all = format!("{}{}", done.stdout, done.stderr);
     assert_eq!(done.code, Some(code), "{arguments:?}: {all}");
     assert!(
@@ -28,76 +28,79 @@ async fn says(line: &Line, arguments: &[&str], code: i32, said: &str) {
     );
 }
 
-async fn state(line: &Line) -> String {
-    line.table("state, generation", "etl.runs").await.join(" ")
+async fn state(pipeline: &Pipeline) -> String {
+    pipeline
+        .table("state, generation", "etl.runs")
+        .await
+        .join(" ")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_replays_that_come_to_nothing_the_run_is_complete_as_before() {
-    let line = completed(JOB, 5_000).await;
-    let query = line.table("query_execution_id", "etl.runs").await[0].clone();
-    line.cloud.delete_result(query.trim_matches(['(', ')']));
+    let pipeline = completed(JOB, 5_000).await;
+    let query = pipeline.table("query_execution_id", "etl.runs").await[0].clone();
+    pipeline.cloud.delete_result(query.trim_matches(['(', ')']));
     let letters = "SELECT count(*) FROM etl.dead_letters";
     for (number, force) in [(1, &[][..]), (2, &["--force"])] {
         let replay = [&["replay", "daily", "--from-athena"], force].concat();
-        says(&line, &replay, 0, "read again").await;
-        wait_until("its task to be given up", PATIENCE, async || {
-            line.number(letters).await == number
+        says(&pipeline, &replay, 0, "read again").await;
+        wait_until("its task to be given up", TIMEOUT, async || {
+            pipeline.number(letters).await == number
         })
         .await;
     }
     for (number, said) in [("1", "is unchanged"), ("2", "complete, as it was before")] {
         says(
-            &line,
+            &pipeline,
             &["dead", "drop", number, "--why", "the result is gone"],
             0,
             said,
         )
         .await;
     }
-    assert_eq!(state(&line).await, "(completed,2)");
-    line.assert_reconciled("daily").await;
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 5_000);
+    assert_eq!(state(&pipeline).await, "(completed,2)");
+    pipeline.assert_reconciled("daily").await;
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 5_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_of_which_every_batch_is_dropped_is_held_and_not_complete() {
     let upsert = format!("{JOB}mode = \"upsert\"\nkey = [\"url\"]\n");
-    let line = completed(&upsert, 1_000).await;
-    let rows = line.table(ROWS, "clicks").await;
+    let pipeline = completed(&upsert, 1_000).await;
+    let rows = pipeline.table(ROWS, "clicks").await;
     let other = format!("{upsert}[[columns]]\nsource = \"visits\"\ntype = \"text\"\n");
-    line.write_job("clicks", &other);
-    says(&line, &["replay", "daily"], 0, "sent again").await;
+    pipeline.write_job("clicks", &other);
+    says(&pipeline, &["replay", "daily"], 0, "sent again").await;
     let letters = "SELECT count(*) FROM etl.dead_letters";
-    wait_until("its batch to be given up", PATIENCE, async || {
-        line.number(letters).await == 1
+    wait_until("its batch to be given up", TIMEOUT, async || {
+        pipeline.number(letters).await == 1
     })
     .await;
     says(
-        &line,
+        &pipeline,
         &["dead", "drop", "1", "--why", "a mistake"],
         0,
         "batch 0 of daily",
     )
     .await;
-    wait_until("the run to be held", PATIENCE, async || {
-        state(&line).await == "(held,1)"
+    wait_until("the run to be held", TIMEOUT, async || {
+        state(&pipeline).await == "(held,1)"
     })
     .await;
     says(
-        &line,
+        &pipeline,
         &["reconcile", "daily"],
         1,
         "every batch of the replay was given up",
     )
     .await;
     says(
-        &line,
+        &pipeline,
         &["discard", "daily", "--why", "a mistake"],
         0,
         "as it was before",
     )
     .await;
-    line.assert_reconciled("daily").await;
-    assert!(line.table(ROWS, "clicks").await == rows);
+    pipeline.assert_reconciled("daily").await;
+    assert!(pipeline.table(ROWS, "clicks").await == rows);
 }

@@ -1,90 +1,91 @@
 //! What the books lack comes back in the same generation: lost with a queue, or with a database that was restored to an
 //! earlier time and has forgotten it.
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
 use super::{ROWS, completes, refuses, succeeds};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_that_an_operator_purged_are_sent_again_from_the_archive() {
-    let mut line = Line::start().await;
-    line.job(
+    let mut pipeline = Pipeline::start().await;
+    pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(20_000),
     );
     let batches = 9;
-    line.services[0].kill9().await;
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    pipeline.services[0].kill9().await;
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    wait_until("every batch to wait for a loader", PATIENCE, async || {
-        line.vhost.ready("etl.valid").await == batches
+    wait_until("every batch to wait for a loader", TIMEOUT, async || {
+        pipeline.vhost.ready("etl.valid").await == batches
     })
     .await;
-    line.vhost.purge("etl.valid").await;
-    line.services[0] = line.service("loader").start().await;
+    pipeline.vhost.purge("etl.valid").await;
+    pipeline.services[0] = pipeline.service("loader").start().await;
     wait_until(
         "the loader to know how many there are",
-        PATIENCE,
+        TIMEOUT,
         async || {
-            line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 9")
+            pipeline
+                .number("SELECT count(*) FROM etl.runs WHERE batches_expected = 9")
                 .await
                 == 1
         },
     )
     .await;
-    let lost = line.etl(&["reconcile", "daily"]).await;
+    let lost = pipeline.etl(&["reconcile", "daily"]).await;
     assert_eq!(lost.code, Some(1), "{}", lost.stdout);
 
-    let replayed = line.etl(&["replay", "daily", "--missing"]).await;
+    let replayed = pipeline.etl(&["replay", "daily", "--missing"]).await;
     assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
     assert!(replayed.stdout.contains("9 batches"), "{}", replayed.stdout);
-    wait_until("the run to complete", PATIENCE, async || {
-        line.etl(&["reconcile", "daily"]).await.code == Some(0)
+    wait_until("the run to complete", TIMEOUT, async || {
+        pipeline.etl(&["reconcile", "daily"]).await.code == Some(0)
     })
     .await;
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
-    assert_eq!(line.cloud.started().len(), 1, "Athena was asked once");
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
+    assert_eq!(pipeline.cloud.started().len(), 1, "Athena was asked once");
 
-    let books = line.books().await;
-    let again = line.etl(&["replay", "daily", "--missing"]).await;
+    let books = pipeline.ledger().await;
+    let again = pipeline.etl(&["replay", "daily", "--missing"]).await;
     assert!(
         again.stdout.contains("no batch of daily is missing"),
         "{}",
         again.stdout
     );
-    assert_eq!(line.books().await, books);
+    assert_eq!(pipeline.ledger().await, books);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gap_in_the_archive_is_named_and_nothing_is_sent() {
-    let line = Line::start().await;
-    line.job(
+    let pipeline = Pipeline::start().await;
+    pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(1_000),
     );
-    line.run("clicks", "daily").await;
+    pipeline.run("clicks", "daily").await;
     let forgotten = "DELETE FROM etl.batches; UPDATE etl.runs SET state = 'running', finished_at = NULL, batches_expected = 3";
     sqlx::raw_sql(forgotten)
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
-    let refused = line.etl(&["replay", "daily", "--missing"]).await;
+    let refused = pipeline.etl(&["replay", "daily", "--missing"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
     assert!(
         refused.stderr.contains("1..2") && refused.stderr.contains("nothing was sent"),
         "{}",
         refused.stderr
     );
-    assert_eq!(line.number("SELECT count(*) FROM etl.batches").await, 0);
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.batches").await, 0);
 }
 
 /// The database as it was a moment after the run was asked for, or after some of its batches were loaded.
-async fn restore(line: &Line, kept: &str) {
+async fn restore(pipeline: &Pipeline, kept: &str) {
     let forget = format!(
         "DELETE FROM clicks WHERE NOT (etl.seq(_batch) IN ({kept}));
          DELETE FROM etl.rejected_rows WHERE NOT seq IN ({kept});
@@ -94,29 +95,31 @@ async fn restore(line: &Line, kept: &str) {
              result_id = (SELECT max(result_id) FROM etl.batches), result_location = NULL, query_execution_id = NULL"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(forget))
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_restored_database_has_forgotten_comes_back_with_the_end_of_the_result() {
-    let line = Line::start().await;
+    let pipeline = Pipeline::start().await;
     let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
-    line.job("clicks", strict, sample::clicks(20_000));
-    let run = line.run("clicks", "daily").await;
-    let rows = line.table(&format!("{ROWS}, _batch"), "clicks").await;
+    pipeline.job("clicks", strict, sample::clicks(20_000));
+    let run = pipeline.run("clicks", "daily").await;
+    let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
     // The job of that time, not the one of today: what was lost comes back as it was.
-    line.write_job("clicks", "[target]\ntable = \"clicks\"\n");
+    pipeline.write_job("clicks", "[target]\ntable = \"clicks\"\n");
     for (kept, lost) in [("1, 4, 8", 6), ("-1", 9)] {
-        restore(&line, kept).await;
-        assert_eq!(line.etl(&["reconcile", "daily"]).await.code, Some(1));
-        refuses(&line, &["replay", "daily"], 1, &["--missing"]).await;
-        let back = succeeds(&line, &["replay", "daily", "--missing", "--follow"]).await;
+        restore(&pipeline, kept).await;
+        assert_eq!(pipeline.etl(&["reconcile", "daily"]).await.code, Some(1));
+        refuses(&pipeline, &["replay", "daily"], 1, &["--missing"]).await;
+        let back = succeeds(&pipeline, &["replay", "daily", "--missing", "--follow"]).await;
         let said = format!("{lost} batches of daily sent again");
         assert!(back.stdout.contains(&said), "{}", back.stdout);
-        line.assert_reconciled("daily").await;
-        let now = succeeds(&line, &["status", "daily", "--json"]).await.stdout;
+        pipeline.assert_reconciled("daily").await;
+        let now = succeeds(&pipeline, &["status", "daily", "--json"])
+            .await
+            .stdout;
         let now: serde_json::Value = serde_json::from_str(&now).unwrap();
         for sum in [
             "rows_loaded",
@@ -130,40 +133,43 @@ async fn what_a_restored_database_has_forgotten_comes_back_with_the_end_of_the_r
             assert_eq!(now[sum], run[sum], "{kept}: {sum}");
         }
         assert!(
-            line.table(&format!("{ROWS}, _batch"), "clicks").await == rows,
+            pipeline.table(&format!("{ROWS}, _batch"), "clicks").await == rows,
             "{kept}"
         );
     }
-    assert_eq!(line.cloud.started().len(), 1, "Athena was asked once");
+    assert_eq!(pipeline.cloud.started().len(), 1, "Athena was asked once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_replay_lost_comes_back_with_the_replays_job() {
-    let mut line = Line::start().await;
+    let mut pipeline = Pipeline::start().await;
     let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
-    line.job("clicks", strict, sample::clicks(20_000));
-    line.run("clicks", "daily").await;
-    line.write_job("clicks", "[target]\ntable = \"clicks\"\n");
+    pipeline.job("clicks", strict, sample::clicks(20_000));
+    pipeline.run("clicks", "daily").await;
+    pipeline.write_job("clicks", "[target]\ntable = \"clicks\"\n");
     // In good order: what it has in hand of the run must not come back beside what the replay sends.
-    assert_eq!(line.services[0].terminate(PATIENCE).await, Some(0));
-    succeeds(&line, &["replay", "daily"]).await;
-    wait_until("every batch to wait for a loader", PATIENCE, async || {
-        line.vhost.ready("etl.valid").await == 9
+    assert_eq!(pipeline.services[0].terminate(TIMEOUT).await, Some(0));
+    succeeds(&pipeline, &["replay", "daily"]).await;
+    wait_until("every batch to wait for a loader", TIMEOUT, async || {
+        pipeline.vhost.ready("etl.valid").await == 9
     })
     .await;
-    line.vhost.purge("etl.valid").await;
-    line.services[0] = line.service("loader").start().await;
+    pipeline.vhost.purge("etl.valid").await;
+    pipeline.services[0] = pipeline.service("loader").start().await;
     // Whatever the job says by now: one generation has one job.
-    line.write_job("clicks", strict);
-    succeeds(&line, &["replay", "daily", "--missing", "--follow"]).await;
-    completes(&line, "daily").await;
+    pipeline.write_job("clicks", strict);
+    succeeds(&pipeline, &["replay", "daily", "--missing", "--follow"]).await;
+    completes(&pipeline, "daily").await;
     assert_eq!(
-        line.number("SELECT generation::bigint FROM etl.runs").await,
+        pipeline
+            .number("SELECT generation::bigint FROM etl.runs")
+            .await,
         1
     );
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.rejected_rows WHERE generation = 1")
+        pipeline
+            .number("SELECT count(*) FROM etl.rejected_rows WHERE generation = 1")
             .await,
         0
     );
