@@ -140,7 +140,7 @@ async fn a_replay_of_which_nothing_has_come_leaves_the_run_as_it_was() {
         let why = pipeline.table("abandoned", "etl.replays").await;
         assert_eq!(
             why,
-            ["(\"given up by somebody: cancelled: the wrong job\")"]
+            ["(\"abandoned by unknown user: cancelled: the wrong job\")"]
         );
         let over = cancel(&pipeline, &[]).await;
         assert_eq!(over.code, Some(1), "{target}: {}", over.stdout);
@@ -259,13 +259,13 @@ async fn whoever_follows_a_replay_is_told_that_it_was_given_up() {
     assert_eq!(code, Some(1), "{}", follower.log());
     for word in [
         "completed in",
-        "the replay of the run daily was not completed: given up by",
+        "the replay of the run daily was not completed: abandoned by",
     ] {
         assert!(follower.log().contains(word), "{word}: {}", follower.log());
     }
     let status = pipeline.etl(&["status", "daily"]).await;
     assert!(
-        status.stdout.contains("given up by somebody"),
+        status.stdout.contains("abandoned by unknown user"),
         "{}",
         status.stdout
     );

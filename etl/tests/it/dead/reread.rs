@@ -68,7 +68,7 @@ async fn a_complete_run_is_complete_again_with_the_rows_that_it_had() {
         );
         assert_eq!(
             pipeline.table("source, abandoned", "etl.replays").await,
-            ["(athena,\"given up by unknown user: the object is gone\")"]
+            ["(athena,\"abandoned by unknown user: the object is gone\")"]
         );
 
         // The archive still has it.

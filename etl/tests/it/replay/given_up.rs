@@ -91,7 +91,7 @@ async fn a_replay_of_which_every_batch_is_dropped_is_held_and_not_complete() {
         &pipeline,
         &["reconcile", "daily"],
         1,
-        "every batch of the replay was given up",
+        "every batch of the replay was dropped",
     )
     .await;
     says(

@@ -157,7 +157,7 @@ async fn of_two_operators_one_wins_and_the_other_gets_a_sentence() {
             &pipeline,
             part,
             1,
-            &["somebody else is replaying the run daily"],
+            &["another process is replaying the run daily"],
         )
         .await;
     }
