@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_schema_etl_pauses_and_a_broken_target_dead_letters() {
+    fn broken_schema_etl_pauses_and_broken_target_dead_letters() {
         let error: LoadError = sqlx::Error::ColumnNotFound("x".into()).into();
         assert_eq!(error.verdict(), Verdict::Pause);
         let error = LoadError::target(|| "cannot load t".into())(sqlx::Error::RowNotFound);

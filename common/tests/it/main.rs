@@ -94,7 +94,7 @@ async fn published_message_is_delivered_and_gone_after_ack() {
 }
 
 #[tokio::test]
-async fn a_message_to_a_queue_that_is_gone_is_never_taken_for_published() {
+async fn unroutable_message_does_not_count_as_published() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     let mut publisher = Publisher::open(&connection).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_message_to_a_queue_that_is_gone_is_never_taken_for_published() {
 }
 
 #[tokio::test]
-async fn a_full_queue_takes_everything_once_there_is_room() {
+async fn full_queue_accepts_every_message_once_there_is_room() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     // A policy bounds a queue that is already declared.
@@ -229,7 +229,7 @@ async fn unreadable_body_is_refused_without_its_values() {
 }
 
 #[tokio::test]
-async fn a_deleted_queue_ends_its_consumer_with_an_error() {
+async fn deleted_queue_ends_its_consumer_with_an_error() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     let mut consumer = Consumer::<RunEvent>::open(&connection, 1).await.unwrap();
@@ -335,7 +335,7 @@ impl Handler<RunEvent> for &mut Recorder {
 }
 
 #[tokio::test]
-async fn message_that_comes_back_is_isolated_and_dead_lettered_at_the_limit() {
+async fn redelivered_message_is_isolated_and_dead_lettered_at_the_limit() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     let mut publisher = Publisher::open(&connection).await.unwrap();
@@ -382,7 +382,7 @@ async fn message_that_comes_back_is_isolated_and_dead_lettered_at_the_limit() {
 }
 
 #[tokio::test]
-async fn every_queue_survives_a_broker_that_was_killed() {
+async fn every_queue_survives_a_killed_broker() {
     let broker = private_broker().await;
     let vhost = broker.vhost().await;
     let connection = connect(&vhost).await;

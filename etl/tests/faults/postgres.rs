@@ -79,7 +79,7 @@ async fn assert_waits(pipeline: &Pipeline, loader: &Process, why: &[&str], mend:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_waited_for() {
+async fn loader_waits_while_the_disk_is_full() {
     let (pipeline, loader, _) = pipeline().await;
     // What Postgres answers when it cannot write; a disk of its own to fill would need a privileged machine.
     execute(
@@ -99,7 +99,7 @@ async fn a_full_disk_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_connections_is_waited_for() {
+async fn loader_waits_for_a_free_connection() {
     let (pipeline, loader, role) = pipeline().await;
     // In force before the first connection is ended: whoever comes back in between would stay.
     execute(&pipeline, &format!("ALTER ROLE {role} CONNECTION LIMIT 0")).await;
@@ -118,7 +118,7 @@ async fn a_server_without_connections_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_privilege_that_is_gone_is_waited_for() {
+async fn loader_waits_for_a_lost_privilege() {
     let (pipeline, loader, role) = pipeline().await;
     execute(&pipeline, &format!("ALTER TABLE public.clicks OWNER TO CURRENT_USER; REVOKE ALL ON public.clicks FROM {role}")).await;
     assert_waits(

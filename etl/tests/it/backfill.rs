@@ -51,7 +51,7 @@ fn days(pipeline: &Pipeline) -> BTreeMap<String, usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thirty_days_that_kill_9_interrupts_are_asked_for_once_each() {
+async fn backfill_interrupted_by_kill_9_requests_each_day_once() {
     let pipeline = pipeline().await;
     let arguments = with(&APRIL, &["--parallel", "3"]);
     let start = || {
@@ -115,7 +115,7 @@ async fn thirty_days_that_kill_9_interrupts_are_asked_for_once_each() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn a_window_that_fails_stops_the_rest_and_is_asked_for_again_on_demand() {
+async fn failed_window_stops_the_backfill_and_is_requested_again_on_demand() {
     let pipeline = pipeline().await;
     pipeline.cloud.answer_once(
         "DATE '2018-04-03'",
@@ -189,7 +189,7 @@ async fn a_window_that_fails_stops_the_rest_and_is_asked_for_again_on_demand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_of_weeks_and_months_cover_every_day_whichever_way_the_job_counts() {
+async fn windows_of_weeks_and_months_cover_every_day() {
     let pipeline = pipeline().await;
     let weeks = pipeline.etl(&[
         "backfill",
@@ -234,7 +234,7 @@ async fn windows_of_weeks_and_months_cover_every_day_whichever_way_the_job_count
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
+async fn invalid_backfill_is_refused_before_anything_is_sent() {
     let pipeline = pipeline().await;
     let range = |from, to| {
         [
@@ -270,7 +270,7 @@ async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_backfill_is_worked_on_once_at_a_time() {
+async fn concurrent_equal_backfill_is_refused() {
     let pipeline = pipeline().await;
     pipeline
         .cloud

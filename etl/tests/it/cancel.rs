@@ -20,7 +20,7 @@ async fn state(pipeline: &Pipeline, run: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_query_of_a_cancelled_run_is_stopped() {
+async fn query_of_a_cancelled_run_is_stopped() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", APPEND, sample::clicks(10));
     pipeline
@@ -103,7 +103,7 @@ async fn half_loaded(pipeline: &mut Pipeline, job: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_were_loaded_go_and_what_comes_late_changes_nothing() {
+async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
     let mut pipeline = Pipeline::start().await;
     let run_no = half_loaded(&mut pipeline, APPEND).await;
     wait_until("what was transformed to be loaded", TIMEOUT, async || {
@@ -170,7 +170,7 @@ async fn rows_that_were_loaded_go_and_what_comes_late_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_stay_unless_it_is_said_and_those_of_an_upsert_cannot_go() {
+async fn cancel_keeps_rows_by_default_and_cannot_remove_those_of_an_upsert() {
     let mut pipeline = Pipeline::start().await;
     let upsert = "[target]\ntable = \"clicks\"\nmode = \"upsert\"\nkey = [\"url\"]\n";
     half_loaded(&mut pipeline, upsert).await;
@@ -197,7 +197,7 @@ async fn rows_stay_unless_it_is_said_and_those_of_an_upsert_cannot_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_over_or_unknown_is_refused_and_left_alone() {
+async fn cancel_of_an_ended_or_unknown_run_is_refused() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", APPEND, sample::clicks(10));
     pipeline.run("clicks", "daily").await;

@@ -96,7 +96,7 @@ fn assert_hidden(text: &str, place: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn masked_values_are_nowhere_in_clear_after_the_transformer() {
+async fn masked_values_are_hidden_after_the_transformer() {
     for mask in ["sha256", "redact", "last4"] {
         let mut pipeline = Pipeline::without_services().await;
         let logged = |pipeline: &Pipeline, name| {
@@ -208,7 +208,7 @@ requested_at = true
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_job_adds_is_the_runs_own_however_often_its_batches_come() {
+async fn added_columns_have_the_values_of_the_run_after_redeliveries() {
     let pipeline = Pipeline::start().await;
     pipeline.write_job("added", ADDED);
     let result = ResultSet::table(&[("n", "bigint")], &[&[Some("1")], &[Some("2")]]);
@@ -275,7 +275,7 @@ const IMPOSSIBLE: [(&str, &str); 9] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_job_alone_shows_to_be_wrong_is_refused_before_anything_is_sent() {
+async fn invalid_columns_of_a_job_are_refused_before_anything_is_sent() {
     let pipeline = Pipeline::start().await;
     for (number, (column, part)) in IMPOSSIBLE.iter().enumerate() {
         let name = format!("wrong{number}");
@@ -299,7 +299,7 @@ type Case = (
 );
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_the_result_shows_to_be_wrong_fails_the_run_before_the_first_batch() {
+async fn columns_that_contradict_the_result_fail_the_run_before_the_first_batch() {
     let pipeline = Pipeline::start().await;
     let columns = |toml: &str| format!("[target]\ntable = \"t\"\n{toml}");
     let cases: [Case; 8] = [

@@ -5,7 +5,7 @@ use testkit::pipeline::Pipeline;
 use testkit::{TIMEOUT, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_is_well_is_found_well() {
+async fn healthy_pipeline_passes_every_check() {
     let pipeline = Pipeline::start().await;
     pipeline.job(
         "clicks",
@@ -52,7 +52,7 @@ async fn a_line_that_is_well_is_found_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_named_with_the_remedy() {
+async fn each_problem_is_named_with_the_remedy() {
     let pipeline = Pipeline::without_services().await;
     // Before anything was started: nothing is declared, and looking declares nothing.
     let done = pipeline.etl(&["doctor"]).await;
@@ -94,7 +94,7 @@ async fn what_is_wrong_is_named_with_the_remedy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_broker_and_database_it_says_so_and_goes_on() {
+async fn absent_broker_and_database_are_reported_beside_the_other_checks() {
     let pipeline = Pipeline::without_services().await;
     let closed = testkit::process::CLOSED_PORT;
     let done = pipeline
@@ -118,7 +118,7 @@ async fn without_broker_and_database_it_says_so_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_may_only_read_is_told_what_to_be_granted() {
+async fn missing_privileges_are_reported_with_the_grant() {
     let pipeline = Pipeline::without_services().await;
     let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
@@ -156,7 +156,7 @@ async fn a_role_that_may_only_read_is_told_what_to_be_granted() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn old_values_are_forgotten_and_what_is_still_needed_is_not() {
+async fn prune_deletes_old_values_and_keeps_those_still_needed() {
     let pipeline = Pipeline::without_services().await;
     let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
@@ -235,7 +235,7 @@ async fn old_values_are_forgotten_and_what_is_still_needed_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn completions_come_from_the_definition_of_the_command() {
+async fn completion_scripts_know_the_commands() {
     let pipeline = Pipeline::without_services().await;
     for shell in ["bash", "zsh", "fish"] {
         let done = pipeline.etl(&["completion", shell]).await;

@@ -27,7 +27,7 @@ async fn held(pipeline: &Pipeline, run: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn a_held_run_is_approved_and_another_discarded() {
+async fn held_run_is_approved_and_another_discarded() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", JOB, sample::clicks(5_000));
     held(&pipeline, "first").await;
@@ -120,7 +120,7 @@ async fn a_held_run_is_approved_and_another_discarded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_held_replay_is_discarded_and_the_rows_of_before_stay() {
+async fn discarded_held_replay_keeps_the_previous_rows() {
     let pipeline = Pipeline::start().await;
     let lenient = "[target]\ntable = \"clicks\"\n";
     pipeline.job("clicks", lenient, sample::clicks(5_000));

@@ -2,7 +2,6 @@
 //! against a stand-in for Athena and S3.
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
-mod asking;
 mod backfill;
 mod cancel;
 mod columns;
@@ -13,12 +12,13 @@ mod many;
 mod modes;
 mod outputs;
 mod plan;
+mod redelivery;
 mod refusals;
 mod rejects;
 mod replay;
+mod requests;
 mod sizes;
 mod telemetry;
 mod trace;
-mod twice;
 mod types;
-mod watching;
+mod watch;

@@ -31,7 +31,7 @@ async fn table(pipeline: &Pipeline) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_is_replaced_by_each_run_and_the_rest_is_left_alone() {
+async fn each_run_replaces_its_window_and_no_other_row() {
     let pipeline = Pipeline::start().await;
     let first = [
         ("2018-04-02", "1"),
@@ -91,7 +91,7 @@ async fn a_window_is_replaced_by_each_run_and_the_rest_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_or_the_last_row_of_a_key_or_none_after_the_first() {
+async fn duplicate_keys_keep_the_first_or_the_last_row_or_are_rejected() {
     let pipeline = Pipeline::start().await;
     let rows = [
         ("2018-04-02", "1"),
@@ -140,7 +140,7 @@ async fn the_first_or_the_last_row_of_a_key_or_none_after_the_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_target_that_does_not_fit_is_refused_before_athena_is_asked() {
+async fn unfit_target_is_refused_before_the_query_starts() {
     let pipeline = Pipeline::without_services().await;
     let _loader = pipeline.service("loader").start().await;
     for sql in [

@@ -83,11 +83,11 @@ macro_rules! assert_transcript {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "a table of commands")]
-async fn asking_rejects_replays_and_traces() {
+async fn requests_rejects_replays_and_traces() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", STRICT, sample::clicks(1_000));
     assert_transcript!(
-        "asking",
+        "requests",
         &pipeline,
         &[
             &["run", "clicks", "--run-id", "daily"],
@@ -235,7 +235,7 @@ async fn dead_letters_and_decisions() {
     pipeline.job("held", held, sample::clicks(1_000));
     let run = |name| ["run", "held", "--run-id", name, "--again", "--follow"];
     assert_transcript!(
-        "deciding",
+        "decisions",
         &pipeline,
         &[
             &run("first"),

@@ -8,7 +8,7 @@ const JOB: &str = "description = \"Clicks\"\n[source]\ndatabase = \"d\"\nsql = \
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn everything_is_said_and_nothing_is_done() {
+async fn plan_shows_the_whole_run_and_changes_nothing() {
     let pipeline = Pipeline::without_services().await;
     let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
@@ -81,7 +81,7 @@ async fn everything_is_said_and_nothing_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_whose_columns_are_not_known_yet_is_described_in_words() {
+async fn table_with_unknown_columns_is_described_in_words() {
     let pipeline = Pipeline::without_services().await;
     let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);

@@ -27,7 +27,7 @@ async fn refuses(pipeline: &Pipeline, arguments: &[&str], code: i32, words: &[&s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_command_gets_wrong_is_misuse_and_leaves_no_trace() {
+async fn usage_errors_exit_with_2_and_change_nothing() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", JOB, sample::clicks(1));
     refuses(
@@ -72,7 +72,7 @@ async fn what_the_command_gets_wrong_is_misuse_and_leaves_no_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_broker_and_no_database_are_said_in_a_sentence() {
+async fn absent_broker_or_database_is_reported_in_one_sentence() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", JOB, sample::clicks(1));
     let closed = testkit::process::CLOSED_PORT;
@@ -107,7 +107,7 @@ async fn no_broker_and_no_database_are_said_in_a_sentence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_query_that_athena_refuses_fails_the_run_with_athenas_words() {
+async fn refused_query_fails_the_run_with_athenas_message() {
     let pipeline = Pipeline::start().await;
     pipeline.write_job("clicks", JOB);
     pipeline.cloud.answer_once(
@@ -141,7 +141,7 @@ async fn a_query_that_athena_refuses_fails_the_run_with_athenas_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_cannot_be_decoded_is_kept_with_the_reason() {
+async fn undecodable_message_is_dead_lettered_with_the_reason() {
     let pipeline = Pipeline::start().await;
     for queue in ["etl.extract", "etl.raw", "etl.valid", "etl.events"] {
         pipeline
@@ -171,7 +171,7 @@ async fn a_message_that_cannot_be_decoded_is_kept_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_proves_a_run_takes_its_whole_name_and_no_other() {
+async fn proving_commands_require_the_whole_name_of_a_run() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", JOB, sample::clicks(10));
     let empty = pipeline.etl(&["reconcile"]).await;
@@ -210,7 +210,7 @@ async fn what_proves_a_run_takes_its_whole_name_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn asking_again_for_a_failed_run_does_not_look_well() {
+async fn repeated_request_of_a_failed_run_exits_with_1() {
     let pipeline = Pipeline::start().await;
     pipeline.write_job("clicks", JOB);
     pipeline

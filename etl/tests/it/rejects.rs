@@ -40,7 +40,7 @@ async fn copied(pipeline: &Pipeline, csv: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn rejected_rows_are_chosen_counted_and_exported_as_they_are() {
+async fn rejected_rows_are_filtered_counted_and_exported_unchanged() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", STRICT, sample::clicks(3_000));
     pipeline.run("clicks", "daily").await;

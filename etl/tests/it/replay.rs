@@ -1,9 +1,9 @@
 //! Replays: rows come in that a rule was too strict for, lost batches come back, and Athena is asked once.
 
+mod abandoned;
 mod corrected;
 mod gap;
-mod given_up;
-mod lost;
+mod missing;
 mod several;
 mod unfinished;
 

@@ -24,7 +24,7 @@ fn expected(result: &ResultSet) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn results_around_a_pages_end_load_whole_both_ways() {
+async fn results_around_the_end_of_a_page_are_loaded_from_s3_and_from_pages() {
     let pipeline = Pipeline::start().await;
     for rows in [0_u64, 1, 999, 1_000, 1_001, 1_670] {
         for way in ["s3", "api"] {
@@ -58,7 +58,7 @@ async fn results_around_a_pages_end_load_whole_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ties_and_a_column_that_is_often_null_stay_as_they_are() {
+async fn equal_rows_and_a_sparse_column_stay_unchanged() {
     let pipeline = Pipeline::start().await;
     let values: Vec<Vec<Option<String>>> = (0..2_500)
         .map(|n| {
@@ -100,7 +100,7 @@ async fn ties_and_a_column_that_is_often_null_stay_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_million_rows_load_whole_in_little_memory_both_ways() {
+async fn million_rows_are_loaded_in_little_memory_from_s3_and_from_pages() {
     let rows: u64 = 1_000_000;
     let pipeline = Pipeline::start().await;
     for way in ["s3", "api"] {

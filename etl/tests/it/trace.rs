@@ -5,7 +5,7 @@ use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_leads_to_its_batch_run_query_and_object() {
+async fn row_leads_to_its_batch_run_query_and_object() {
     let pipeline = Pipeline::start().await;
     let job = "[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\n[target]\ntable = \"clicks\"\n";
     pipeline.job("clicks", job, sample::clicks(5_000));
@@ -40,7 +40,7 @@ async fn a_row_leads_to_its_batch_run_query_and_object() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trace_only_reads_and_says_what_it_does_not_find() {
+async fn trace_changes_nothing_and_reports_what_is_missing() {
     let pipeline = Pipeline::start().await;
     pipeline.job(
         "clicks",

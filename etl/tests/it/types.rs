@@ -110,7 +110,7 @@ fn job(way: &str, name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_type_comes_back_as_it_was_on_both_reading_paths() {
+async fn values_of_every_type_stay_equal_from_s3_and_from_pages() {
     let pipeline = Pipeline::start().await;
     let columns = columns(|_, value| value);
     let rows = columns[0].values.len();
@@ -148,7 +148,7 @@ async fn every_type_comes_back_as_it_was_on_both_reading_paths() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn text_becomes_every_type_that_a_job_asks_for() {
+async fn text_is_converted_to_every_declared_type() {
     let pipeline = Pipeline::start().await;
     // Text is read as Postgres writes it; but for intervals, which are read as Athena does.
     let columns = columns(|kind, (athena, postgres)| match kind.postgres {

@@ -29,7 +29,7 @@ fn removal_of(ended: &Ended) -> i64 {
 }
 
 #[tokio::test]
-async fn an_undo_is_pending_until_a_loader_has_removed_the_rows() {
+async fn undo_is_pending_until_a_loader_has_removed_the_rows() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     let run = run_in(pool, "r", RunState::Running).await;
@@ -59,7 +59,7 @@ async fn an_undo_is_pending_until_a_loader_has_removed_the_rows() {
 }
 
 #[tokio::test]
-async fn a_run_whose_rows_are_being_removed_is_not_replayed() {
+async fn run_with_a_pending_removal_is_not_replayed() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     let run = run_in(pool, "r", RunState::Failed).await;

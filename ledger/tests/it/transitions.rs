@@ -105,7 +105,7 @@ async fn prepare(pool: &PgPool, run: &RunId, transition: Transition) {
 }
 
 #[tokio::test]
-async fn every_transition_from_every_state_is_carried_out_or_changes_nothing() {
+async fn every_transition_from_every_state_succeeds_or_changes_nothing() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     for state in RunState::ALL {
@@ -146,7 +146,7 @@ async fn every_transition_from_every_state_is_carried_out_or_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_unknown_is_refused_by_name() {
+async fn unknown_run_is_refused_by_name() {
     let (_database, store) = ledger().await;
     let run: RunId = "nothing".parse().unwrap();
     for done in [
@@ -161,7 +161,7 @@ async fn a_run_that_is_unknown_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_dropped_batch_that_does_not_follow_its_neighbour_is_refused() {
+async fn dropped_batch_with_a_gap_to_its_neighbour_is_refused() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     let run = run_in(pool, "r", RunState::Running).await;

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_table_is_created_unless_the_schema_is_frozen() {
+    fn missing_table_is_created_unless_the_schema_is_frozen() {
         for schema in [SchemaContract::Create, SchemaContract::Evolve] {
             let change = decided(schema, Known::All, None).unwrap();
             assert!(
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn only_evolve_adds_columns_and_nothing_else() {
+    fn only_evolve_adds_columns() {
         let short = table(&[("a", "text", false), ("_batch", "bigint", false)]);
         let change = decided(SchemaContract::Evolve, Known::All, Some(&short)).unwrap();
         let Change::Add { columns, ddl } = change else {
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn frozen_means_no_difference_at_all() {
+    fn frozen_schema_refuses_any_difference() {
         let same = table(&[
             ("n", "integer", false),
             ("a", "text", false),

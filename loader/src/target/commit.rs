@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_quoted_names_and_typed_literals() {
+    fn window_has_quoted_names_and_typed_literals() {
         let window = Window::parse("\"da\"\"y\" between :from and :to and site > 'it''s'").unwrap();
         let values = BTreeMap::from([
             ("from".to_owned(), "2018-04-02".to_owned()),
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replace_without_a_window_is_the_whole_table() {
+    fn replace_without_a_window_replaces_the_whole_table() {
         let target = Target {
             table: "t".into(),
             mode: Mode::Replace,
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_key_the_last_row_is_upserted_and_the_first_inserted() {
+    fn upsert_keeps_the_last_row_of_a_key_and_insert_only_the_first() {
         let of_mode = |mode| {
             let target = Target {
                 table: "t".into(),

@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_named_line_is_cut_out_and_without_one_the_range_is_halved() {
+    fn range_is_split_at_the_named_line_or_halved() {
         assert_eq!(split(&(10..20), Some(3)), [10..12, 12..13, 13..20]);
         assert_eq!(split(&(10..20), Some(1)), [10..10, 10..11, 11..20]);
         assert_eq!(split(&(10..20), None), [10..15, 15..20]);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_read_from_the_copys_own_context() {
+    fn line_is_read_from_the_context_of_the_copy() {
         assert_eq!(line_in("COPY t, line 12, column a: \"x\"", "t"), Some(12));
         assert_eq!(
             line_in(

@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn upsert_merges_in_the_order_of_the_keys() {
+    fn upsert_merges_in_key_order() {
         let column = |name: &str| TargetColumn {
             name: name.into(),
             pg_type: PgType::Text,

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_staging_table_has_the_jobs_types() {
+    fn staging_table_has_the_types_of_the_job() {
         let column = |name: &str, pg_type: &str| TargetColumn {
             name: name.into(),
             pg_type: pg_type.parse().unwrap(),

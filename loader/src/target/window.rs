@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn each_lower_bound_is_compared_with_each_upper_one_of_its_column() {
+    fn overlap_compares_each_lower_bound_with_each_upper_bound_of_its_column() {
         let week = bounds("d between '1' and '7' and s = 'x'", "integer");
         let later = bounds("d > '7'", "integer");
         assert_eq!(

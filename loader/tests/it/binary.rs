@@ -249,7 +249,7 @@ async fn copy(connection: &mut PgConnection, table: &str, format: &str, bytes: &
 }
 
 #[tokio::test]
-async fn both_formats_of_copy_make_the_same_values() {
+async fn binary_and_text_copy_store_the_same_values() {
     let database = database().await;
     let mut connection = database.pool.acquire().await.unwrap();
     connection.execute("SET TimeZone = 'UTC'").await.unwrap();
@@ -306,7 +306,7 @@ async fn both_formats_of_copy_make_the_same_values() {
 
 /// The rows' index instead of the batch's number, as staging wants it.
 #[tokio::test]
-async fn the_last_value_may_be_the_rows_index() {
+async fn last_value_may_be_the_index_of_the_row() {
     let database = database().await;
     let mut connection = database.pool.acquire().await.unwrap();
     let create = "CREATE TABLE staged (v text, n integer)";

@@ -32,7 +32,7 @@ async fn several_replicas_migrate_at_once_and_again() {
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
+async fn role_without_create_loads_into_existing_tables() {
     let database = ledger_database().await;
     execute(&database.pool, "CREATE TABLE t (n bigint, _batch bigint)").await;
     let role = format!("least_{}", database.name);
@@ -107,7 +107,7 @@ async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
 }
 
 #[tokio::test]
-async fn events_in_any_order_and_twice_say_the_same() {
+async fn repeated_events_in_any_order_have_the_same_result() {
     let database = ledger_database().await;
     let loader = loader(&database);
     let kinds = [
@@ -154,7 +154,7 @@ async fn events_in_any_order_and_twice_say_the_same() {
 }
 
 #[tokio::test]
-async fn the_first_event_of_a_run_may_come_last() {
+async fn first_event_of_a_run_may_arrive_last() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -188,7 +188,7 @@ async fn the_first_event_of_a_run_may_come_last() {
 }
 
 #[tokio::test]
-async fn the_first_terminal_state_stays() {
+async fn first_terminal_state_stays() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -233,7 +233,7 @@ async fn the_first_terminal_state_stays() {
 }
 
 #[tokio::test]
-async fn another_result_or_count_of_the_same_run_is_refused() {
+async fn second_result_or_count_of_a_run_is_refused() {
     let database = ledger_database().await;
     let loader = loader(&database);
     request(&database.pool, "r").await;
@@ -264,7 +264,7 @@ async fn another_result_or_count_of_the_same_run_is_refused() {
 }
 
 #[tokio::test]
-async fn a_ledger_that_contradicts_the_count_fails_the_run_loudly() {
+async fn ledger_that_contradicts_the_count_fails_the_run() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "short").await;
@@ -301,7 +301,7 @@ async fn a_ledger_that_contradicts_the_count_fails_the_run_loudly() {
 }
 
 #[tokio::test]
-async fn batches_whose_rows_do_not_follow_one_another_complete_no_run() {
+async fn batches_with_gaps_or_overlaps_complete_no_run() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -328,7 +328,7 @@ async fn batches_whose_rows_do_not_follow_one_another_complete_no_run() {
 }
 
 #[tokio::test]
-async fn a_failure_after_the_whole_result_was_published_changes_nothing() {
+async fn failure_after_the_end_of_the_result_changes_nothing() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -363,7 +363,7 @@ async fn a_failure_after_the_whole_result_was_published_changes_nothing() {
 
 /// Whoever resolves a dead letter that was read before it came again resolves nothing.
 #[tokio::test]
-async fn a_dead_letter_that_comes_again_is_another_one_to_who_read_it_before() {
+async fn redelivered_dead_letter_reopens() {
     let database = ledger_database().await;
     let loader = loader(&database);
     let letter = NewDeadLetter {
@@ -398,7 +398,7 @@ async fn a_dead_letter_that_comes_again_is_another_one_to_who_read_it_before() {
 }
 
 #[tokio::test]
-async fn the_sweep_finds_what_a_crash_left_open() {
+async fn sweep_completes_runs_left_open_by_a_crash() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -424,7 +424,7 @@ async fn the_sweep_finds_what_a_crash_left_open() {
 }
 
 #[tokio::test]
-async fn the_ledger_takes_no_row_that_does_not_balance() {
+async fn ledger_refuses_rows_that_do_not_balance() {
     let database = ledger_database().await;
     request(&database.pool, "r").await;
     for counts in ["10, 9, 0, 0, 0", "10, 5, 6, 5, 0", "1, -1, 0, 2, 0"] {

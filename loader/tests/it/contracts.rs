@@ -22,7 +22,7 @@ async fn columns(pool: &PgPool) -> String {
 
 /// Many times, since what is to be seen is a matter of moments.
 #[tokio::test]
-async fn of_two_loaders_and_a_schema_change_one_adds_the_column_and_both_go_on() {
+async fn two_loaders_add_a_new_column_once_and_both_continue() {
     let database = ledger_database().await;
     let (pool, one, two) = (&database.pool, loader(&database), loader(&database));
     for round in 0..5 {
@@ -72,7 +72,7 @@ async fn load_all(
 }
 
 #[tokio::test]
-async fn a_column_that_another_run_staged_without_is_null_there() {
+async fn column_missing_from_staged_rows_is_null() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "old").await;
@@ -111,7 +111,7 @@ async fn refusal(ddl: &str, shape: &Shape) -> String {
 }
 
 #[tokio::test]
-async fn a_frozen_schema_is_refused_for_any_difference_with_the_statement_to_run() {
+async fn frozen_schema_refuses_any_difference_with_the_statement_to_run() {
     let mut frozen = shape("t", &["a text", "n bigint"], &[]);
     frozen.target.schema = SchemaContract::Freeze;
     for (ddl, part) in [
@@ -144,7 +144,7 @@ async fn a_frozen_schema_is_refused_for_any_difference_with_the_statement_to_run
 }
 
 #[tokio::test]
-async fn an_evolving_schema_changes_no_type_and_adds_no_batch_column() {
+async fn evolving_schema_changes_no_type_and_adds_no_batch_column() {
     for (ddl, part) in [
         (
             "CREATE TABLE t (a text, n integer, _batch bigint)",
@@ -173,7 +173,7 @@ async fn an_evolving_schema_changes_no_type_and_adds_no_batch_column() {
 /// Before Athena is asked: as the role of whoever asks.
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a table of targets")]
-async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
+async fn target_of_another_owner_is_refused_before_the_request() {
     let database = ledger_database().await;
     let pool = &database.pool;
     let role = format!("guest_{}", database.name);
@@ -245,7 +245,7 @@ async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_created_table_says_what_it_is() {
+async fn created_table_has_comments() {
     let database = ledger_database().await;
     let pool = &database.pool;
     for (mode, key, indexes) in [

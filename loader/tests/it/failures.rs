@@ -12,7 +12,7 @@ use testkit::wait_until;
 use crate::support::{execute, extracted, ledger_database, loader, request, shape, text, url};
 
 #[tokio::test]
-async fn a_commit_whose_answer_was_lost_is_found_in_the_ledger() {
+async fn commit_with_a_lost_answer_is_found_in_the_ledger() {
     let database = ledger_database().await;
     let relay = Relay::to_url(&database.url).await;
     let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
@@ -48,7 +48,7 @@ async fn a_commit_whose_answer_was_lost_is_found_in_the_ledger() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_at_any_answer_loads_nothing_twice() {
+async fn connection_lost_at_any_answer_loads_each_row_once() {
     let database = ledger_database().await;
     let relay = Relay::to_url(&database.url).await;
     let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
@@ -91,7 +91,7 @@ async fn a_connection_that_breaks_at_any_answer_loads_nothing_twice() {
 }
 
 #[tokio::test]
-async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
+async fn loader_retries_after_a_terminated_backend_or_a_read_only_server() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -136,7 +136,7 @@ async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
 }
 
 #[tokio::test]
-async fn deadlocks_and_locks_are_tried_again() {
+async fn deadlocks_and_lock_timeouts_are_retried() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -168,7 +168,7 @@ async fn deadlocks_and_locks_are_tried_again() {
 
 /// Loaders hold a run's row shared, one after the other. An event that wants it alone must not have to wait until none does.
 #[tokio::test]
-async fn a_batch_that_comes_after_an_event_waits_for_it() {
+async fn batch_behind_an_event_waits_for_its_lock() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;

@@ -75,7 +75,7 @@ async fn execute(connection: &mut PgConnection, sql: &str) {
 }
 
 #[test]
-fn whatever_is_copied_is_what_postgres_has() {
+fn copied_values_are_stored_unchanged() {
     let rows = prop::collection::vec(prop::collection::vec(text(), 2), 0..60);
     on_postgres(
         rows,
@@ -106,7 +106,7 @@ fn whatever_is_copied_is_what_postgres_has() {
 }
 
 #[test]
-fn whatever_a_name_is_the_table_has_it_and_nothing_else_happens() {
+fn arbitrary_names_become_the_names_of_table_and_columns() {
     let names = (
         name(),
         prop::collection::btree_set(name(), 1..5),

@@ -40,7 +40,7 @@ async fn indexes(pool: &PgPool, case: &str) -> String {
 
 /// The first rows are not slowed down by an index that only a replay needs.
 #[tokio::test]
-async fn the_first_replay_makes_it_and_the_next_finds_it() {
+async fn first_replay_creates_the_index_and_the_next_reuses_it() {
     let database = ledger_database().await;
     let (first, second) = (loader(&database), loader(&database));
     let batches = about_to_be_replayed(&database, &first, "mine").await;
@@ -94,13 +94,13 @@ async fn assert_replayed_without_it(
 }
 
 #[tokio::test]
-async fn a_table_of_somebody_else_is_replayed_without_it() {
+async fn table_of_another_owner_is_replayed_without_the_index() {
     assert_replayed_without_it(&ledger_database().await, "theirs", |_| String::new()).await;
 }
 
 /// An index is made in the table's schema, and that is another right than to own the table.
 #[tokio::test]
-async fn a_table_in_a_schema_of_somebody_else_is_replayed_without_it() {
+async fn table_in_a_schema_of_another_owner_is_replayed_without_the_index() {
     let may = |role: &str| {
         format!(
             "REVOKE CREATE ON SCHEMA public FROM PUBLIC; ALTER TABLE append_schema OWNER TO {role}"
@@ -111,7 +111,7 @@ async fn a_table_in_a_schema_of_somebody_else_is_replayed_without_it() {
 
 /// It is a help, and waiting for it is none.
 #[tokio::test]
-async fn while_somebody_writes_to_the_table_a_replay_goes_on_without_it() {
+async fn replay_continues_without_the_index_while_the_table_is_written_to() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let batches = about_to_be_replayed(&database, &loader, "busy").await;
@@ -133,7 +133,7 @@ async fn while_somebody_writes_to_the_table_a_replay_goes_on_without_it() {
 
 /// As when two tables' indexes get one name at the same moment.
 #[tokio::test]
-async fn what_is_wrong_with_it_is_no_batchs_fault() {
+async fn failure_to_create_the_index_fails_no_batch() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let batches = about_to_be_replayed(&database, &loader, "refused").await;
@@ -151,7 +151,7 @@ async fn what_is_wrong_with_it_is_no_batchs_fault() {
 }
 
 #[tokio::test]
-async fn a_table_that_is_made_anew_gets_it_anew() {
+async fn recreated_table_gets_the_index_again() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let batches = about_to_be_replayed(&database, &loader, "anew").await;

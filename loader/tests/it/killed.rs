@@ -22,7 +22,7 @@ fn service(database: &Database, vhost: &Vhost) -> Service {
 }
 
 #[tokio::test]
-async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
+async fn loaders_killed_at_any_point_leave_the_same_table_in_every_mode() {
     common::service::install_tls();
     let (database, vhost) = (ledger_database().await, vhost().await);
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
@@ -75,7 +75,7 @@ async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
 
 /// The sweep of a loader that gets no message.
 #[tokio::test]
-async fn an_approved_run_is_published_without_a_message() {
+async fn approved_run_is_committed_without_a_message() {
     common::service::install_tls();
     let (database, vhost) = (ledger_database().await, vhost().await);
     let broker = Connection::open(&url(&vhost.amqp_url), "test")

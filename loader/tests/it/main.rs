@@ -19,7 +19,7 @@ mod loading;
 mod modes;
 mod refused;
 mod removal;
+mod run_commit;
 mod service;
 mod support;
 mod upsert;
-mod whole;

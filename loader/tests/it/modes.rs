@@ -157,7 +157,7 @@ async fn every_way(case: impl AsyncFn(Way, Database)) {
 }
 
 #[tokio::test]
-async fn in_order_in_reverse_and_after_the_event() {
+async fn batches_in_order_in_reverse_and_after_the_event_give_the_same_table() {
     every_way(async |way, database| {
         let (pool, loader) = (&database.pool, loader(&database));
         let (run, batches) = way.prepared(pool, "fresh").await;
@@ -178,7 +178,7 @@ async fn in_order_in_reverse_and_after_the_event() {
 }
 
 #[tokio::test]
-async fn delivered_again_at_any_point_it_changes_nothing() {
+async fn redelivery_at_any_point_changes_nothing() {
     every_way(async |way, database| {
         let (pool, loader) = (&database.pool, loader(&database));
         let (run, batches) = way.prepared(pool, "again").await;
@@ -200,7 +200,7 @@ async fn delivered_again_at_any_point_it_changes_nothing() {
 }
 
 #[tokio::test]
-async fn two_loaders_at_once() {
+async fn two_loaders_at_once_give_the_same_table() {
     Box::pin(every_way(async |way, database| {
         let (pool, one, two) = (&database.pool, loader(&database), loader(&database));
         for round in 0..3 {
@@ -231,7 +231,7 @@ async fn two_loaders_at_once() {
 }
 
 #[tokio::test]
-async fn a_replay_gives_what_the_run_gave_however_far_it_had_come() {
+async fn replay_from_any_batch_gives_the_same_table() {
     every_way(async |way, database| {
         let (pool, loader) = (&database.pool, loader(&database));
         for loaded in 0..=3 {
@@ -260,7 +260,7 @@ async fn a_replay_gives_what_the_run_gave_however_far_it_had_come() {
 }
 
 #[tokio::test]
-async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
+async fn replay_with_stricter_rules_removes_rejected_rows() {
     every_way(async |way, database| {
         let (pool, loader) = (&database.pool, loader(&database));
         let (run, batches) = way.prepared(pool, "rules").await;
@@ -312,7 +312,7 @@ async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
 }
 
 #[tokio::test]
-async fn a_partial_replay_leaves_the_other_batches_where_they_are() {
+async fn partial_replay_leaves_the_other_batches_unchanged() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let way = ways().remove(0);
@@ -352,7 +352,7 @@ async fn a_partial_replay_leaves_the_other_batches_where_they_are() {
 }
 
 #[tokio::test]
-async fn another_run_of_the_same_rows() {
+async fn second_run_of_the_same_rows_follows_the_mode() {
     every_way(async |way, database| {
         let (pool, loader) = (&database.pool, loader(&database));
         let (first, batches) = way.prepared(pool, "twice").await;
@@ -398,7 +398,7 @@ async fn another_run_of_the_same_rows() {
 }
 
 #[tokio::test]
-async fn of_an_insert_only_every_order_keeps_the_first_row_of_a_key() {
+async fn insert_only_keeps_the_first_row_of_a_key_in_every_order() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let orders = [
@@ -443,7 +443,7 @@ async fn of_an_insert_only_every_order_keeps_the_first_row_of_a_key() {
 }
 
 #[tokio::test]
-async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
+async fn reader_never_sees_a_part_of_a_run_committed_as_a_whole() {
     for way in ways()
         .into_iter()
         .filter(|way| way.target.commit == Commit::Run)

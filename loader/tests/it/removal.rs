@@ -35,7 +35,7 @@ async fn rows(pool: &PgPool, table: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_removal_that_fails_says_why_and_keeps_no_other() {
+async fn failed_removal_records_its_reason_and_blocks_no_other() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let kept = undone(pool, &loader, "kept").await;
@@ -73,7 +73,7 @@ async fn a_removal_that_fails_says_why_and_keeps_no_other() {
 }
 
 #[tokio::test]
-async fn rows_of_a_table_that_is_gone_are_removed() {
+async fn removal_from_a_missing_table_succeeds() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let removal = undone(pool, &loader, "missing").await;

@@ -109,7 +109,7 @@ fn batch(seq: u32) -> ValidBatch {
 }
 
 #[tokio::test]
-async fn batches_and_events_come_in_and_the_run_completes() {
+async fn batches_and_events_complete_the_run() {
     let mut world = World::start().await;
     request(&world.database.pool, "r").await;
     let mut messages: Vec<Outgoing> = (0..30).rev().map(|seq| sent(&batch(seq))).collect();
@@ -137,7 +137,7 @@ async fn batches_and_events_come_in_and_the_run_completes() {
 }
 
 #[tokio::test]
-async fn what_nobody_can_load_is_among_the_dead_letters_with_its_reason() {
+async fn message_that_cannot_be_loaded_is_dead_lettered_with_its_reason() {
     let world = World::start().await;
     request(&world.database.pool, "r").await;
     world.publish(&[sent(&batch(0))]).await;
@@ -184,7 +184,7 @@ async fn what_nobody_can_load_is_among_the_dead_letters_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_is_delivered_twice_is_one() {
+async fn redelivered_dead_letter_is_stored_once() {
     let world = World::start().await;
     let headers = |at: &str| {
         let mut table = lapin::types::FieldTable::default();
@@ -227,7 +227,7 @@ async fn a_dead_letter_that_is_delivered_twice_is_one() {
 }
 
 #[tokio::test]
-async fn a_message_that_was_delivered_seven_times_in_vain_is_given_up_unprocessed() {
+async fn message_over_the_delivery_limit_is_dead_lettered_unprocessed() {
     let (database, vhost) = (database().await, vhost().await);
     common::service::install_tls();
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
@@ -281,7 +281,7 @@ async fn a_message_that_was_delivered_seven_times_in_vain_is_given_up_unprocesse
 /// Each loader that finds Postgres away costs a message a delivery; that many loaders make it look like
 /// one that kills its loaders.
 #[tokio::test]
-async fn a_message_that_came_back_often_while_postgres_was_away_is_loaded() {
+async fn message_redelivered_often_while_postgres_was_away_is_loaded() {
     let postgres = private_postgres().await;
     let world = World::with(postgres.database().await, &[]).await;
     request(&world.database.pool, "r").await;
@@ -306,7 +306,7 @@ async fn a_message_that_came_back_often_while_postgres_was_away_is_loaded() {
 }
 
 #[tokio::test]
-async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
+async fn message_over_the_delivery_limit_is_kept_while_postgres_does_not_answer() {
     let (database, vhost) = (ledger_database().await, vhost().await);
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
         .await
@@ -347,7 +347,7 @@ async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
 }
 
 #[tokio::test]
-async fn killed_at_any_point_of_a_load_it_loads_once() {
+async fn loader_killed_at_any_point_loads_each_batch_once() {
     for point in ["mid_copy", "before_commit", "after_commit", "before_ack"] {
         let mut world = World::with(database().await, &[("ETL_FAILPOINT", point)]).await;
         request(&world.database.pool, "r").await;
@@ -399,7 +399,7 @@ async fn killed_at_any_point_of_a_load_it_loads_once() {
 }
 
 #[tokio::test]
-async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
+async fn loader_continues_after_postgres_was_away_and_dead_letters_nothing() {
     let postgres = private_postgres().await;
     let world = World::with(postgres.database().await, &[]).await;
     request(&world.database.pool, "r").await;
@@ -464,7 +464,7 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
 }
 
 #[tokio::test]
-async fn a_table_that_does_not_fit_does_not_hold_up_the_others() {
+async fn unfit_table_does_not_delay_other_tables() {
     let world = World::start().await;
     execute(&world.database.pool, "CREATE TABLE narrow (n bigint)").await;
     request(&world.database.pool, "r").await;
@@ -477,7 +477,7 @@ async fn a_table_that_does_not_fit_does_not_hold_up_the_others() {
 }
 
 #[tokio::test]
-async fn wrong_settings_end_it_with_a_sentence() {
+async fn wrong_settings_end_the_process_with_one_sentence() {
     let (database, vhost) = (database().await, vhost().await);
     for (name, value, part) in [
         (
@@ -502,7 +502,7 @@ async fn wrong_settings_end_it_with_a_sentence() {
 
 /// The events of a run that nobody asked for are of no use; that of one that failed is.
 #[tokio::test]
-async fn a_failed_run_says_why() {
+async fn failed_run_records_its_reason() {
     let world = World::start().await;
     request(&world.database.pool, "r").await;
     let failed: RunEvent = event(

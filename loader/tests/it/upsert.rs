@@ -34,7 +34,7 @@ fn four_batches(prices: &Shape, run: &str) -> Vec<ValidBatch> {
 }
 
 #[tokio::test]
-async fn every_order_gives_the_same_table_and_the_same_books() {
+async fn every_order_gives_the_same_table_and_the_same_ledger() {
     let database = ledger_database().await;
     let loader = loader(&database);
     let count = orders(&four_batches(
@@ -77,7 +77,7 @@ async fn every_order_gives_the_same_table_and_the_same_books() {
 }
 
 #[tokio::test]
-async fn an_older_run_never_overwrites_a_newer_one() {
+async fn older_run_never_overwrites_a_newer_run() {
     let database = ledger_database().await;
     let (loader, prices) = (
         loader(&database),
@@ -115,7 +115,7 @@ async fn an_older_run_never_overwrites_a_newer_one() {
 
 /// A table that was copied or restored, or whose books were made anew.
 #[tokio::test]
-async fn a_row_loses_to_no_batch_that_the_books_do_not_know() {
+async fn merge_that_would_lose_to_an_unknown_batch_is_refused() {
     let database = ledger_database().await;
     // Of a later run than the books have, and of a batch of this run that they do not have.
     execute(&database.pool, "CREATE TABLE t (k text PRIMARY KEY, v bigint, _batch bigint NOT NULL); INSERT INTO t VALUES ('a', 7, 99::bigint << 24), ('b', 8, 1 << 24 | 3)").await;
@@ -216,7 +216,7 @@ async fn rows_from_before_the_batch_column_are_overwritten() {
 }
 
 #[tokio::test]
-async fn a_key_alone_is_a_table_too() {
+async fn table_with_only_key_columns_is_merged() {
     let database = ledger_database().await;
     let (loader, keys) = (
         loader(&database),

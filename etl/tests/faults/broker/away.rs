@@ -16,7 +16,7 @@ async fn private_pipeline() -> Pipeline {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_is_killed_under_load_loses_nothing() {
+async fn killed_broker_under_load_loses_nothing() {
     let mut pipeline = private_pipeline().await;
     // So that nobody is done long before the others.
     bound(&pipeline, "etl.raw", 10).await;
@@ -35,7 +35,7 @@ async fn a_broker_that_is_killed_under_load_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_restarts_in_good_order_loses_nothing() {
+async fn restarted_broker_loses_nothing() {
     let mut pipeline = private_pipeline().await;
     let run = Run::start(&pipeline, "restarted", MANY);
     run.until_loaded(&pipeline, 10).await;
@@ -49,7 +49,7 @@ async fn a_broker_that_restarts_in_good_order_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn services_that_start_before_the_broker_wait_for_it() {
+async fn services_started_before_the_broker_wait_for_it() {
     let broker = private_broker().await;
     let mut pipeline = Pipeline::on(broker.vhost().await).await;
     broker.stop().await;

@@ -11,7 +11,7 @@ use super::{
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn an_alarm_stops_who_publishes_and_lets_the_loader_drain_the_queue() {
+async fn alarm_blocks_publishers_and_lets_the_loader_drain_the_queue() {
     let broker = private_broker().await;
     let mut pipeline = Pipeline::on(broker.vhost().await).await;
     for name in SERVICES {

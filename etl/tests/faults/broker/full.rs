@@ -12,7 +12,7 @@ fn sessions(service: &Process) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loader_that_is_away_makes_every_stage_wait_and_nothing_is_given_up() {
+async fn absent_loader_makes_every_stage_wait_and_dead_letters_nothing() {
     let mut pipeline = Pipeline::start().await;
     bound(&pipeline, "etl.raw", 10).await;
     bound(&pipeline, "etl.valid", 5).await;

@@ -44,7 +44,7 @@ async fn close(vhost: &Vhost, name: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_an_operator_closes_are_built_again() {
+async fn connections_closed_by_an_operator_are_reopened() {
     let mut pipeline = Pipeline::start().await;
     // So that nobody is done long before the others.
     bound(&pipeline, "etl.raw", 10).await;
@@ -90,7 +90,7 @@ async fn await_consumed(vhost: &Vhost, queue: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn queues_that_are_deleted_are_declared_and_consumed_again() {
+async fn deleted_queues_are_declared_and_consumed_again() {
     let mut pipeline = Pipeline::start().await;
     // One after the other, with nobody at work, and all at once.
     for queue in QUEUES.into_iter().chain(["etl.dead"]) {
@@ -147,7 +147,7 @@ async fn archived(pipeline: &Pipeline, batches: usize) -> Vec<Message> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_whose_batches_were_deleted_is_never_complete_until_they_are_back() {
+async fn run_with_deleted_batches_stays_open_until_they_are_replayed() {
     for (stage, queue) in [("transformer", "etl.raw"), ("loader", "etl.valid")] {
         let mut pipeline = Pipeline::start().await;
         // Who consumes the queue is held still, so that there is something in it to delete.
@@ -184,7 +184,7 @@ async fn a_run_whose_batches_were_deleted_is_never_complete_until_they_are_back(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_was_deleted_leaves_its_run_open_and_others_go_on() {
+async fn deleted_task_leaves_its_run_open_and_other_runs_complete() {
     let mut pipeline = Pipeline::start().await;
     service(&mut pipeline, "extractor").signal(Signal::STOP);
     let lost = Run::start(&pipeline, "lost", 1_000);
@@ -208,7 +208,7 @@ async fn a_task_that_was_deleted_leaves_its_run_open_and_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delivery_held_for_too_long_comes_again_and_is_loaded_once() {
+async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
     let broker = private_broker().await;
     // As it is after half an hour, with a look every second instead of every minute.
     let impatient = "application:set_env(rabbit, consumer_timeout, 6000), application:set_env(rabbit, channel_tick_interval, 1000).";
@@ -245,7 +245,7 @@ async fn assert_refused(pipeline: &Pipeline, url: &str, sentence: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_with_other_arguments_ends_the_service_with_a_sentence() {
+async fn queue_with_other_arguments_ends_the_service_with_an_error() {
     let pipeline = Pipeline::without_services().await;
     pipeline.vhost.declare("etl.valid").await;
     let sentence = "the queue etl.valid exists with other arguments than this version needs; drain and delete it";
@@ -253,7 +253,7 @@ async fn a_queue_with_other_arguments_ends_the_service_with_a_sentence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_without_permission_ends_the_service_with_a_sentence() {
+async fn user_without_permission_ends_the_service_with_an_error() {
     let pipeline = Pipeline::without_services().await;
     let (broker, vhost) = (&pipeline.vhost.broker, &pipeline.vhost.name);
     let user = format!("{vhost}-reader");

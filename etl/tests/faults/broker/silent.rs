@@ -14,7 +14,7 @@ use super::{MANY, Run, SERVICES, await_not_ready};
 const NOTICED: Duration = Duration::from_secs(18);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_network_is_noticed_by_the_heartbeat() {
+async fn heartbeat_detects_a_silent_network() {
     let mut pipeline = Pipeline::without_services().await;
     let mut relays = Vec::new();
     for name in SERVICES {
@@ -44,7 +44,7 @@ async fn a_silent_network_is_noticed_by_the_heartbeat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_never_answers_is_given_up_and_tried_again() {
+async fn connection_to_a_silent_broker_times_out_and_is_retried() {
     let mut pipeline = Pipeline::without_services().await;
     let relay = Relay::to_url(&pipeline.vhost.amqp_url).await;
     relay.set(Mode::Blackhole);

@@ -33,7 +33,7 @@ async fn busy(services: &mut Vec<Process>, counter: &str) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_service_ends_when_told_to_and_another_replica_goes_on() {
+async fn terminated_services_exit_and_other_replicas_continue() {
     let mut pipeline = Pipeline::with_replicas(2).await;
     let run = Run::start(&pipeline, "terminated", 2 * MANY);
     let mut services = std::mem::take(&mut pipeline.services);
@@ -56,7 +56,7 @@ async fn every_service_ends_when_told_to_and_another_replica_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_hand_is_finished_and_settled_before_the_end() {
+async fn sigterm_finishes_and_settles_deliveries_in_progress() {
     let mut pipeline = Pipeline::start().await;
     // The target is there, and locked when the next batch comes.
     Run::start(&pipeline, "first", 10)
@@ -97,7 +97,7 @@ async fn what_is_in_hand_is_finished_and_settled_before_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_finished_is_left_to_others_and_the_exit_code_says_so() {
+async fn unfinished_delivery_is_left_to_another_replica_and_the_exit_code_is_1() {
     let mut pipeline = Pipeline::start().await;
     let mut transformer = pipeline.services.remove(1);
     assert_eq!(transformer.terminate(DEADLINE).await, Some(0));
@@ -122,7 +122,7 @@ async fn what_cannot_be_finished_is_left_to_others_and_the_exit_code_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_ends_the_process_with_an_error_and_another_replica_goes_on() {
+async fn crash_ends_the_process_with_an_error_and_another_replica_continues() {
     for (stage, point) in [
         ("loader", "before_commit@3=panic"),
         ("transformer", "transform@3=panic"),

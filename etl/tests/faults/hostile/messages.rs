@@ -27,7 +27,7 @@ async fn until_dead(pipeline: &Pipeline, letters: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_version_of_a_message_is_dead_lettered_whole() {
+async fn message_of_an_unknown_version_is_dead_lettered_complete() {
     let mut pipeline = Pipeline::start().await;
     pipeline.job("clicks", &plain("clicks"), sample::clicks(100));
     pipeline.run("clicks", "clicks").await;
@@ -57,7 +57,7 @@ async fn an_unknown_version_of_a_message_is_dead_lettered_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_with_hostile_properties_and_contradicting_bodies_are_dead_letters_all() {
+async fn messages_with_hostile_properties_or_contradicting_bodies_are_dead_lettered() {
     let mut pipeline = Pipeline::start().await;
     let mut sent = 0;
     for (queue, kind) in QUEUES {

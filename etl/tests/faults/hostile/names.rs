@@ -16,7 +16,7 @@ fn result(column: &str) -> ResultSet {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_postgres_would_cut_are_refused_with_their_length() {
+async fn names_too_long_for_postgres_are_refused_with_their_length() {
     let mut pipeline = Pipeline::start().await;
     let (fits, ascii, umlauts) = ("x".repeat(63), "x".repeat(64), "é".repeat(32));
     // In the query: Athena takes longer names than Postgres.
@@ -57,7 +57,7 @@ async fn names_that_postgres_would_cut_are_refused_with_their_length() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_are_statements_are_names() {
+async fn names_that_contain_statements_are_quoted() {
     let mut pipeline = Pipeline::start().await;
     sqlx::raw_sql(
         "CREATE TABLE public.victim (a text); INSERT INTO public.victim VALUES ('alive')",
@@ -103,7 +103,7 @@ async fn names_that_are_statements_are_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_a_name_is_made_of_it_comes_out_as_it_is() {
+async fn names_of_any_characters_stay_unchanged() {
     let mut pipeline = Pipeline::start().await;
     let names = [
         "\"",

@@ -6,7 +6,7 @@ use testkit::pipeline::Pipeline;
 use super::{assert_unharmed, plain};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_of_jobs_and_runs_that_are_no_names_are_refused() {
+async fn invalid_names_of_jobs_and_runs_are_refused() {
     let mut pipeline = Pipeline::start().await;
     pipeline.job("clicks", &plain("clicks"), sample::clicks(1));
     let long = "x".repeat(101);
@@ -49,7 +49,7 @@ async fn names_of_jobs_and_runs_that_are_no_names_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_is_a_literal_whatever_its_text_is() {
+async fn parameter_of_any_text_is_a_literal() {
     let mut pipeline = Pipeline::start().await;
     let toml = format!(
         "[parameters]\nwho = {{ type = \"text\" }}\n{}",

@@ -48,7 +48,7 @@ fn beginning_of(csv: &[u8], row: u64) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_that_are_no_utf_8_fail_the_run_by_row_and_column() {
+async fn invalid_utf_8_fails_the_run_and_names_row_and_column() {
     let mut pipeline = Pipeline::start().await;
     let reason = failure_of(&pipeline, "latin1", |mut csv| {
         let row = beginning_of(&csv, 9_000);
@@ -78,7 +78,7 @@ async fn bytes_that_are_no_utf_8_fail_the_run_by_row_and_column() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_cut_off_or_has_other_columns_fails_the_run() {
+async fn truncated_file_or_file_with_other_columns_fails_the_run() {
     let mut pipeline = Pipeline::start().await;
     let reason = failure_of(&pipeline, "cut", |mut csv| {
         let row = beginning_of(&csv, 9_000);
@@ -116,7 +116,7 @@ async fn a_file_that_is_cut_off_or_has_other_columns_fails_the_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_of_another_size_than_was_promised_fails_the_run() {
+async fn object_of_an_unexpected_size_fails_the_run() {
     let mut pipeline = Pipeline::start().await;
     // Found with one size, read with another: the object under the key is another one by then.
     let (reason, ()) = tokio::join!(

@@ -6,7 +6,7 @@ use testkit::pipeline::Pipeline;
 use super::{assert_unharmed, failure, plain, through};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn text_that_means_something_to_a_copy_or_a_csv_stays_text() {
+async fn text_with_copy_or_csv_syntax_stays_text() {
     let mut pipeline = Pipeline::start().await;
     let texts = [
         "\\.",
@@ -65,7 +65,7 @@ async fn text_that_means_something_to_a_copy_or_a_csv_stays_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_nul_rejects_its_row_and_no_other() {
+async fn nul_rejects_its_row_and_no_other() {
     let mut pipeline = Pipeline::start().await;
     let nul = ResultSet::table(
         &[("k", "bigint"), ("v", "varchar")],
@@ -157,7 +157,7 @@ async fn numbers_and_dates_out_of_range_reject_their_rows_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cell_of_twenty_megabytes_fails_the_run_by_name_and_harms_nobody() {
+async fn value_of_twenty_megabytes_fails_its_run_and_no_other() {
     let mut pipeline = Pipeline::start().await;
     let columns = vec![Column::new("n", "bigint"), Column::new("text", "varchar")];
     let result = ResultSet::generated(columns, 3_000, |n| {
@@ -187,7 +187,7 @@ async fn a_cell_of_twenty_megabytes_fails_the_run_by_name_and_harms_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_as_large_as_may_be_loads_whatever_it_is_made_of() {
+async fn row_of_the_largest_size_is_loaded_whatever_its_characters() {
     let mut pipeline = Pipeline::start().await;
     // Each takes six bytes in JSON, and a message is bounded too.
     let (wide, most) = ("\u{1}".repeat((2 << 20) - 1), "x".repeat((4 << 20) - 2));
@@ -211,7 +211,7 @@ async fn a_row_as_large_as_may_be_loads_whatever_it_is_made_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_no_message_can_hold_fails_the_run_by_name() {
+async fn row_too_large_for_a_message_fails_the_run_and_is_named() {
     let mut pipeline = Pipeline::start().await;
     let worst = "\u{1}".repeat((4 << 20) - 1);
     let result = ResultSet::table(
@@ -225,7 +225,7 @@ async fn a_row_that_no_message_can_hold_fails_the_run_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wide_result_whose_every_row_is_rejected_is_in_quarantine_whole() {
+async fn wide_result_with_only_rejected_rows_is_in_quarantine_completely() {
     let mut pipeline = Pipeline::start().await;
     let column = |n: usize| {
         Column::new(

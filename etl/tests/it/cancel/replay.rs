@@ -99,7 +99,7 @@ async fn rows(pipeline: &Pipeline) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_of_which_nothing_has_come_leaves_the_run_as_it_was() {
+async fn cancelled_replay_without_batches_leaves_the_run_unchanged() {
     for target in [
         "",
         "commit = \"run\"",
@@ -159,7 +159,7 @@ async fn a_replay_of_which_nothing_has_come_leaves_the_run_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_that_a_replay_has_replaced_stay_replaced_and_the_others_stay_what_they_were() {
+async fn cancelled_replay_keeps_replaced_batches_and_restores_the_others() {
     let pipeline = half_replayed("").await;
     let before = rows(&pipeline).await;
     let replayed = pipeline
@@ -191,7 +191,7 @@ async fn batches_that_a_replay_has_replaced_stay_replaced_and_the_others_stay_wh
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_rows_of_a_run_go_whichever_generation_brought_them() {
+async fn cancel_removes_the_rows_of_every_generation() {
     for target in ["", "commit = \"run\""] {
         let pipeline = half_replayed(target).await;
         let in_target = pipeline.number("SELECT count(*) FROM clicks").await;
@@ -213,7 +213,7 @@ async fn all_rows_of_a_run_go_whichever_generation_brought_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_upsert_had_loaded_is_there_whatever_waits_in_staging() {
+async fn cancelled_replay_of_an_upsert_keeps_loaded_rows() {
     let pipeline = half_replayed("mode = \"upsert\"\nkey = [\"url\"]").await;
     let before = (rows(&pipeline).await, pipeline.ledger().await);
     let refused = cancel(&pipeline, &["--undo"]).await;
@@ -241,7 +241,7 @@ async fn what_an_upsert_had_loaded_is_there_whatever_waits_in_staging() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_follows_a_replay_is_told_that_it_was_given_up() {
+async fn follow_reports_that_the_replay_was_cancelled() {
     let pipeline = completed("").await;
     pipeline.services[1].signal(Signal::STOP);
     let follow = pipeline

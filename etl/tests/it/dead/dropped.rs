@@ -32,7 +32,7 @@ async fn before_a_table_that_does_not_fit() -> Pipeline {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
+async fn dropped_batch_is_counted_and_its_run_completes() {
     let pipeline = before_a_table_that_does_not_fit().await;
     let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
     wait_until("all batches to be dead letters", TIMEOUT, async || {
@@ -143,7 +143,7 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_what_is_no_batch_only_the_letter_is_dealt_with() {
+async fn drop_of_an_undecodable_message_resolves_only_the_dead_letter() {
     let pipeline = Pipeline::start().await;
     pipeline
         .vhost
@@ -180,7 +180,7 @@ async fn of_what_is_no_batch_only_the_letter_is_dealt_with() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn all_letters_of_a_run_are_given_up_at_once_and_one_that_cannot_be_keeps_no_other() {
+async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
     let pipeline = before_a_table_that_does_not_fit().await;
     pipeline
         .vhost

@@ -30,7 +30,7 @@ async fn drop_it(pipeline: &Pipeline, id: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_complete_run_is_complete_again_with_the_rows_that_it_had() {
+async fn dropped_reread_leaves_a_completed_run_complete() {
     for target in ["", "mode = \"upsert\"\nkey = [\"url\"]\n"] {
         let pipeline = Pipeline::start().await;
         let job = format!("[target]\ntable = \"clicks\"\n{target}");
@@ -80,7 +80,7 @@ async fn a_complete_run_is_complete_again_with_the_rows_that_it_had() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_was_not_complete_fails_and_the_books_say_which_of_its_rows_are_there() {
+async fn dropped_reread_fails_an_incomplete_run_and_the_ledger_has_its_rows() {
     let pipeline = Pipeline::start().await;
     let job = "[target]\ntable = \"clicks\"\n";
     pipeline.job("clicks", job, sample::clicks(5_000));

@@ -61,7 +61,7 @@ async fn wanted(pipeline: &Pipeline) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn rows_that_a_rule_was_too_strict_for_come_in_batch_by_batch() {
+async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
     let pipeline = Pipeline::start().await;
     let wanted = wanted(&pipeline).await;
     pipeline.job("clicks", &job("", true, true), sample::clicks(CLICKS));
@@ -219,17 +219,17 @@ async fn comes_in_as_a_whole(target: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upsert_is_replayed_as_a_whole() {
+async fn upsert_is_replayed_as_a_whole() {
     comes_in_as_a_whole("mode = \"upsert\"\nkey = [\"url\"]").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replace_is_replayed_as_a_whole() {
+async fn replace_is_replayed_as_a_whole() {
     comes_in_as_a_whole("mode = \"replace\"").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_take_the_place_of_the_runs_rows_is_refused() {
+async fn replay_that_cannot_replace_the_runs_rows_is_refused() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", &job("", false, false), sample::clicks(100));
     pipeline.run("clicks", "daily").await;

@@ -9,7 +9,7 @@ use super::{ROWS, completes, refuses, succeeds};
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_refused_for_a_gap_is_done_from_athena() {
+async fn replay_refused_for_a_gap_succeeds_from_athena() {
     let pipeline = Pipeline::start().await;
     let strict =
         format!("{JOB}[[columns]]\nsource = \"country\"\nrules = [{{ required = true }}]\n");

@@ -7,7 +7,7 @@ use super::{refuses, succeeds};
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
+async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
     let mut pipeline = Pipeline::start().await;
     let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
     pipeline.job("clicks", strict, sample::clicks(5_000));

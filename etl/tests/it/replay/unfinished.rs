@@ -35,7 +35,7 @@ async fn waiting_at(pipeline: &Pipeline, place: &str) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_was_killed_in_the_middle_is_resumed_by_asking_again() {
+async fn killed_replay_is_resumed_by_the_same_command() {
     let pipeline = completed().await;
     let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
     for (place, generation) in [
@@ -94,7 +94,7 @@ async fn a_replay_that_was_killed_in_the_middle_is_resumed_by_asking_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unfinished_part_is_superseded_by_the_corrected_job_or_by_the_whole() {
+async fn unfinished_partial_replay_is_superseded_by_the_corrected_job_or_by_a_whole_replay() {
     let pipeline = completed().await;
     let part = pipeline
         .service("etl")
@@ -144,7 +144,7 @@ async fn an_unfinished_part_is_superseded_by_the_corrected_job_or_by_the_whole()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_operators_one_wins_and_the_other_gets_a_sentence() {
+async fn concurrent_replay_of_one_run_is_refused() {
     let pipeline = completed().await;
     let mut first = waiting_at(&pipeline, "replay_recorded").await;
     for part in [
@@ -174,7 +174,7 @@ async fn of_two_operators_one_wins_and_the_other_gets_a_sentence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_is_not_over_is_not_replayed_unless_somebody_says_so() {
+async fn replay_of_an_open_run_needs_force() {
     let mut pipeline = completed().await;
     // Nobody loads, so that the replay does not end.
     pipeline.services[0].kill9().await;

@@ -8,7 +8,7 @@ const APPEND: &str = "[parameters]\nfrom = { type = \"date\", default = \"2018-0
 const UPSERT: &str = "[target]\ntable = \"latest\"\nmode = \"upsert\"\nkey = [\"url\"]\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_like_one_that_is_going_on_is_refused_until_that_is_given_up() {
+async fn equal_request_is_refused_until_the_open_run_is_cancelled() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", APPEND, sample::clicks(10));
     pipeline
@@ -37,7 +37,7 @@ async fn a_run_like_one_that_is_going_on_is_refused_until_that_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_were_appended_are_appended_again_only_when_that_is_said() {
+async fn completed_append_is_repeated_only_with_again() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", APPEND, sample::clicks(10));
     pipeline.job("latest", UPSERT, sample::clicks(10));
@@ -80,7 +80,7 @@ async fn rows_that_were_appended_are_appended_again_only_when_that_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_who_ask_at_the_same_moment_one_gets_a_run() {
+async fn concurrent_equal_requests_start_one_run() {
     let pipeline = Pipeline::without_services().await;
     let mut loader = pipeline.service("loader").start().await;
     assert_eq!(
@@ -119,7 +119,7 @@ async fn of_many_who_ask_at_the_same_moment_one_gets_a_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_has_waited_long_enough_is_told_so_and_the_run_goes_on() {
+async fn follow_ends_at_its_timeout_and_the_run_continues() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", APPEND, sample::clicks(10));
     pipeline
@@ -153,7 +153,7 @@ async fn whoever_has_waited_long_enough_is_told_so_and_the_run_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_size_of_batches_that_cannot_be_is_refused_by_its_name() {
+async fn invalid_batch_size_is_refused_with_its_variable() {
     let pipeline = Pipeline::start().await;
     pipeline.job(
         "clicks",
@@ -183,7 +183,7 @@ async fn a_size_of_batches_that_cannot_be_is_refused_by_its_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_misspelt_variable_is_warned_about_without_its_value() {
+async fn unknown_variable_is_logged_without_its_value() {
     let pipeline = Pipeline::without_services().await;
     let misspelt = |name: &str| pipeline.service(name).env("ETL_DATABSE_URL", "secret");
     let migrated = misspelt("loader").arg("migrate").run().await;

@@ -36,7 +36,7 @@ async fn state(pipeline: &Pipeline) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_replays_that_come_to_nothing_the_run_is_complete_as_before() {
+async fn two_abandoned_replays_leave_the_run_complete() {
     let pipeline = completed(JOB, 5_000).await;
     let query = pipeline.table("query_execution_id", "etl.runs").await[0].clone();
     pipeline.cloud.delete_result(query.trim_matches(['(', ')']));
@@ -64,7 +64,7 @@ async fn of_two_replays_that_come_to_nothing_the_run_is_complete_as_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_of_which_every_batch_is_dropped_is_held_and_not_complete() {
+async fn replay_with_every_batch_dropped_is_held() {
     let upsert = format!("{JOB}mode = \"upsert\"\nkey = [\"url\"]\n");
     let pipeline = completed(&upsert, 1_000).await;
     let rows = pipeline.table(ROWS, "clicks").await;

@@ -31,7 +31,7 @@ async fn waiting() -> Pipeline {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watched_run_is_shown_again_and_again_until_it_is_over() {
+async fn watched_run_is_shown_until_it_ends() {
     let pipeline = waiting().await;
     let watch = pipeline.service("etl").arg("status").arg("daily");
     let mut watcher = watch.arg("--watch").spawn();
@@ -70,7 +70,7 @@ async fn a_watched_run_is_shown_again_and_again_until_it_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_books_are_shown_when_the_broker_is_away_or_silent() {
+async fn ledger_is_shown_while_the_broker_is_away_or_silent() {
     let pipeline = waiting().await;
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("amqp://{}", silent.local_addr().unwrap());

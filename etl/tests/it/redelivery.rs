@@ -12,7 +12,7 @@ const JOB: &str = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country
 const ROWS: &str = "dt, country, url, visits, seconds, seen_at, _batch";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn asking_for_the_same_run_twice_is_asking_once() {
+async fn repeated_request_starts_one_run() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", JOB, sample::clicks(20_000));
     let first = pipeline.run("clicks", "daily").await;
@@ -39,7 +39,7 @@ async fn asking_for_the_same_run_twice_is_asking_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_message_delivered_twice_changes_no_row_and_not_the_books() {
+async fn redelivery_of_every_message_changes_no_row_and_not_the_ledger() {
     let pipeline = Pipeline::with_replicas(2).await;
     pipeline.job("clicks", JOB, sample::clicks(20_000));
     let run = pipeline.run("clicks", "daily").await;

@@ -72,7 +72,7 @@ async fn assert_nothing_staged(database: &Database, loader: &Loader) {
 }
 
 #[tokio::test]
-async fn an_empty_answer_empties_no_table_unasked() {
+async fn empty_result_empties_no_table_without_approval() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
@@ -108,7 +108,7 @@ async fn an_empty_answer_empties_no_table_unasked() {
 }
 
 #[tokio::test]
-async fn too_many_rejected_rows_hold_a_run_until_a_person_says() {
+async fn too_many_rejected_rows_hold_a_run_until_it_is_approved() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for (run, limit, is_held) in [
@@ -160,7 +160,7 @@ async fn too_many_rejected_rows_hold_a_run_until_a_person_says() {
 }
 
 #[tokio::test]
-async fn rows_that_postgres_refuses_at_the_end_hold_the_run_and_are_not_lost() {
+async fn rows_refused_at_the_commit_hold_the_run_and_are_kept() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     execute(
@@ -203,7 +203,7 @@ async fn rows_that_postgres_refuses_at_the_end_hold_the_run_and_are_not_lost() {
 }
 
 #[tokio::test]
-async fn a_target_that_no_longer_fits_holds_the_run() {
+async fn target_that_no_longer_fits_holds_the_run() {
     for (change, part) in [
         ("DROP TABLE t", "does not exist"),
         ("ALTER TABLE t ALTER v TYPE smallint", "TYPE bigint"),
@@ -231,7 +231,7 @@ async fn a_target_that_no_longer_fits_holds_the_run() {
 }
 
 #[tokio::test]
-async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
+async fn newer_run_supersedes_an_older_run_of_the_same_window() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for run in ["older", "newer", "newest"] {
@@ -265,7 +265,7 @@ async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
 
 /// Also where the newer one left the window empty, so that no row of it shows that it was there.
 #[tokio::test]
-async fn windows_that_overlap_are_the_newer_runs_and_others_are_left_alone() {
+async fn newer_run_wins_overlapping_windows_and_no_others() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for run in ["week", "other", "third", "day", "empty"] {
@@ -315,7 +315,7 @@ async fn windows_that_overlap_are_the_newer_runs_and_others_are_left_alone() {
 
 /// Its rows of the other days are in the target, and are as they were.
 #[tokio::test]
-async fn a_replay_of_which_a_newer_run_has_replaced_a_part_is_held() {
+async fn replay_partly_replaced_by_a_newer_run_is_held() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for run in ["week", "day"] {
@@ -356,7 +356,7 @@ async fn rows_outside_of_the_window_hold_the_run() {
 }
 
 #[tokio::test]
-async fn rows_newer_than_the_books_know_hold_a_replace() {
+async fn rows_newer_than_the_ledger_hold_a_replace() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     execute(pool, "CREATE TABLE t (d date, v bigint, _batch bigint); INSERT INTO t VALUES ('2018-04-02', 7, 99::bigint << 24)").await;
@@ -372,7 +372,7 @@ async fn rows_newer_than_the_books_know_hold_a_replace() {
 }
 
 #[tokio::test]
-async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
+async fn staging_tables_of_ended_runs_are_dropped() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
@@ -420,7 +420,7 @@ async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
 }
 
 #[tokio::test]
-async fn a_failed_run_is_put_through_again_as_another_generation() {
+async fn failed_run_is_replayed_as_another_generation() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
@@ -443,7 +443,7 @@ async fn a_failed_run_is_put_through_again_as_another_generation() {
 }
 
 #[tokio::test]
-async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
+async fn job_changed_during_a_run_is_not_mixed_into_staged_rows() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "r").await;
@@ -492,7 +492,7 @@ async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
 }
 
 #[tokio::test]
-async fn an_approval_is_of_the_generation_that_was_held() {
+async fn approval_applies_to_the_held_generation() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "r").await;

@@ -9,7 +9,7 @@ use testkit::wait_until;
 use super::{ROWS, completes, refuses, succeeds};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_that_an_operator_purged_are_sent_again_from_the_archive() {
+async fn purged_batches_are_replayed_from_the_archive() {
     let mut pipeline = Pipeline::start().await;
     pipeline.job(
         "clicks",
@@ -61,7 +61,7 @@ async fn batches_that_an_operator_purged_are_sent_again_from_the_archive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gap_in_the_archive_is_named_and_nothing_is_sent() {
+async fn gap_in_the_archive_is_named_and_nothing_is_sent() {
     let pipeline = Pipeline::start().await;
     pipeline.job(
         "clicks",
@@ -101,7 +101,7 @@ async fn restore(pipeline: &Pipeline, kept: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_restored_database_has_forgotten_comes_back_with_the_end_of_the_result() {
+async fn batches_missing_from_a_restored_database_are_replayed_with_the_end_of_the_result() {
     let pipeline = Pipeline::start().await;
     let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
     pipeline.job("clicks", strict, sample::clicks(20_000));
@@ -141,7 +141,7 @@ async fn what_a_restored_database_has_forgotten_comes_back_with_the_end_of_the_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_replay_lost_comes_back_with_the_replays_job() {
+async fn lost_batches_of_a_replay_are_sent_again_with_the_replays_job() {
     let mut pipeline = Pipeline::start().await;
     let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
     pipeline.job("clicks", strict, sample::clicks(20_000));
