@@ -1,8 +1,9 @@
-//! The broker fails, blocks, fills up, falls silent or is tampered with while a run is under way. Each test ends with the
-//! same questions: did the run complete, do the books balance, is every row in the target once, is nothing dead-lettered?
+//! The broker fails, raises an alarm, fills up, stops answering or is reconfigured during a run. Each test ends with
+//! the same checks: the run is complete, the ledger balances, every row is in the target once, and there is no dead
+//! letter.
 //!
-//! Tests that need no more than a virtual host also run against a broker of another version (`testkit::servers` says how);
-//! those that kill, stop or reconfigure a broker have one of their own.
+//! Tests that need only a virtual host also run against a broker of another version (`testkit::servers` documents how).
+//! Tests that kill, stop or reconfigure a broker have a private one.
 
 mod away;
 mod blocked;
@@ -24,13 +25,13 @@ use tokio::time::timeout;
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
-/// So many rows that a run of them is still under way when a fault is thrown at it.
+/// Enough rows for a run to be in progress when the fault occurs.
 const MANY: u64 = 600_000;
 
-/// In the order of a line's services.
+/// In the order of a pipeline's services.
 const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
 
-/// A run of the job `clicks` that is followed by `etl run --follow` in a process of its own.
+/// A run of the job `clicks`, followed by `etl run --follow` in a separate process.
 struct Run {
     id: &'static str,
     rows: u64,
@@ -38,7 +39,7 @@ struct Run {
 }
 
 impl Run {
-    /// Asks for a run of so many rows.
+    /// Requests a run with this number of rows.
     fn start(pipeline: &Pipeline, id: &'static str, rows: u64) -> Self {
         pipeline.job("clicks", JOB, sample::clicks(rows));
         let command = pipeline.service("etl").arg("run").arg("clicks");
@@ -47,8 +48,8 @@ impl Run {
         Self { id, rows, follow }
     }
 
-    /// Waits until so many batches are in the ledger, and sees that the run is not over by then: what the test does next
-    /// happens to it.
+    /// Waits until this number of batches is in the ledger, and checks that the run is still in progress: the fault
+    /// that follows must affect it.
     async fn until_loaded(&self, pipeline: &Pipeline, batches: i64) {
         let id = self.id;
         let loaded = format!("SELECT count(*) FROM etl.batches WHERE run_id = '{id}'");
@@ -69,7 +70,7 @@ impl Run {
         );
     }
 
-    /// The end that every test wants.
+    /// The checks at the end of every test.
     async fn ends_well(mut self, pipeline: &Pipeline) {
         let status = self.follow.wait(TIMEOUT).await;
         assert_eq!(status.code(), Some(0), "{}", self.follow.log());
@@ -85,7 +86,7 @@ impl Run {
     }
 }
 
-/// Bounds a queue to so few messages, and waits until that is in force.
+/// Limits a queue to this number of messages, and waits until the limit is effective.
 async fn bound(pipeline: &Pipeline, queue: &str, messages: u32) {
     let (broker, vhost) = (&pipeline.vhost.broker, &pipeline.vhost.name);
     let policy = json!({ "pattern": format!("^{queue}$"), "apply-to": "queues", "definition": { "max-length": messages } });
@@ -124,16 +125,16 @@ async fn assert_every_row_once(pipeline: &Pipeline, run: &str, rows: u64) {
 
 async fn assert_nothing_dead(pipeline: &Pipeline) {
     assert_eq!(pipeline.vhost.ready("etl.dead").await, 0);
-    let letters = pipeline.table("stage, message_id, reason", "etl.dead_letters");
-    assert_eq!(letters.await, Vec::<String>::new());
+    let dead_letters = pipeline.table("stage, message_id, reason", "etl.dead_letters");
+    assert_eq!(dead_letters.await, Vec::<String>::new());
 }
 
-/// Waits until a service says that it cannot work, and says `why`.
+/// Waits until a service is not ready and reports `why`.
 async fn await_not_ready(service: &mut Process, why: &str) {
     await_not_ready_for_any(service, &[why]).await;
 }
 
-/// [`await_not_ready`], where it depends on the moment which of some reasons is said.
+/// Like [`await_not_ready`], for several possible reasons: the moment decides which one is reported.
 async fn await_not_ready_for_any(service: &mut Process, reasons: &[&str]) {
     let what = format!("{service:?} to be not ready: {reasons:?}");
     wait_until(&what, TIMEOUT, async || {
@@ -149,8 +150,8 @@ fn service<'a>(pipeline: &'a mut Pipeline, name: &str) -> &'a mut Process {
     &mut pipeline.services[index.unwrap()]
 }
 
-/// Lets a loader work for a tenth of the time while something is done, so that the stages before it are not at the end
-/// of a run by then, nor at the end of their patience with a full queue.
+/// Lets a loader work for a tenth of the time during `act`, so that the earlier stages neither reach the end of a run
+/// nor the timeout for a full queue.
 async fn slowly<T>(loader: &Process, act: impl Future<Output = T>) -> T {
     tokio::pin!(act);
     let done = loop {

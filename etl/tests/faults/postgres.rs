@@ -1,5 +1,5 @@
-//! Postgres is there and cannot take anything: its disk is full, it has no connection left, a privilege is gone. The loader
-//! says so, gives nothing up, and goes on by itself.
+//! Postgres answers and cannot write: its disk is full, it has no free connection, a privilege is missing. The loader
+//! reports the reason, dead-dead_letters nothing, and continues by itself.
 
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
@@ -9,7 +9,7 @@ use testkit::wait_until;
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
-/// A line whose loader has a role of its own, since much of this does not apply to a superuser: the loader, and its role.
+/// A pipeline, its loader, and the loader's role: many restrictions do not apply to a superuser.
 async fn pipeline() -> (Pipeline, Process, String) {
     let mut pipeline = Pipeline::without_services().await;
     let role = format!("{}_loader", pipeline.database.name);
@@ -45,8 +45,9 @@ async fn execute(pipeline: &Pipeline, sql: &str) {
     done.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-/// Asks for a run that cannot go on, sees that the loader says why, takes away what is in its way, and sees it complete.
-async fn assert_waits(pipeline: &Pipeline, loader: &Process, why: &[&str], mend: &str) {
+/// Requests a run that is blocked, checks that the loader reports why, executes `fix`, and checks that the run
+/// completes.
+async fn assert_waits(pipeline: &Pipeline, loader: &Process, why: &[&str], fix: &str) {
     let asked = pipeline
         .etl(&["run", "clicks", "--run-id", "meanwhile", "--again"])
         .await;
@@ -61,7 +62,7 @@ async fn assert_waits(pipeline: &Pipeline, loader: &Process, why: &[&str], mend:
             .await,
         0
     );
-    execute(pipeline, mend).await;
+    execute(pipeline, fix).await;
     let run = pipeline.run("clicks", "meanwhile").await;
     assert_eq!(run["rows_loaded"], 20_000, "{run}");
     pipeline.assert_reconciled("meanwhile").await;
@@ -81,7 +82,7 @@ async fn assert_waits(pipeline: &Pipeline, loader: &Process, why: &[&str], mend:
 #[tokio::test(flavor = "multi_thread")]
 async fn loader_waits_while_the_disk_is_full() {
     let (pipeline, loader, _) = pipeline().await;
-    // What Postgres answers when it cannot write; a disk of its own to fill would need a privileged machine.
+    // The error of Postgres when it cannot write. Filling a real disk would need a privileged machine.
     execute(
         &pipeline,
         "CREATE FUNCTION public.full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -101,7 +102,7 @@ async fn loader_waits_while_the_disk_is_full() {
 #[tokio::test(flavor = "multi_thread")]
 async fn loader_waits_for_a_free_connection() {
     let (pipeline, loader, role) = pipeline().await;
-    // In force before the first connection is ended: whoever comes back in between would stay.
+    // Effective before the first connection is ended: a connection in between would stay.
     execute(&pipeline, &format!("ALTER ROLE {role} CONNECTION LIMIT 0")).await;
     execute(
         &pipeline,

@@ -1,4 +1,4 @@
-//! A range of days, a window at a time: no day twice, none missing, and where it stopped it goes on.
+//! A range of days, one window at a time: each day once, and an interrupted backfill continues.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +35,7 @@ fn with<'a>(command: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     [command, more].concat()
 }
 
-/// How often Athena was asked for each day.
+/// The number of queries for each day.
 fn days(pipeline: &Pipeline) -> BTreeMap<String, usize> {
     let mut days = BTreeMap::new();
     for sql in pipeline.cloud.statements() {
@@ -99,18 +99,14 @@ async fn backfill_interrupted_by_kill_9_requests_each_day_once() {
     assert!(days.values().all(|times| *times == 1), "{days:?}");
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 3_000);
     assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 30);
-    // Once more changes nothing.
-    let books = pipeline.ledger().await;
+    // The same command changes nothing.
+    let ledger = pipeline.ledger().await;
     let again = pipeline.etl(&with(&arguments, &["--json"])).await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     let json: serde_json::Value = serde_json::from_str(&again.stdout).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 30);
-    assert_eq!(pipeline.ledger().await, books);
-    assert_eq!(
-        pipeline.cloud.started().len(),
-        30,
-        "Athena was asked thirty times"
-    );
+    assert_eq!(pipeline.ledger().await, ledger);
+    assert_eq!(pipeline.cloud.started().len(), 30, "thirty queries");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,7 +138,7 @@ async fn failed_window_stops_the_backfill_and_is_requested_again_on_demand() {
         "{}",
         failed.stdout
     );
-    // It does not begin another while one is lost.
+    // A failed window stops the backfill before the next one.
     assert_eq!(pipeline.etl(&five).await.code, Some(1));
     assert_eq!(pipeline.cloud.started().len(), 3);
     let going = pipeline.etl(&with(&five, &["--keep-going"])).await;

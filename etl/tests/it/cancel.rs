@@ -1,5 +1,4 @@
-//! A run that is given up: its query is stopped, what is still on its way changes nothing, and the rows that were loaded
-//! stay or go.
+//! A cancelled run: its query is stopped, its later batches are ignored, and its loaded rows stay or are removed.
 
 mod replay;
 
@@ -64,8 +63,8 @@ async fn query_of_a_cancelled_run_is_stopped() {
             .await,
         0
     );
-    // Asking again tells the extractors once more; the books stay as they are.
-    let books = pipeline.ledger().await;
+    // A second cancel sends the control message again; the ledger is unchanged.
+    let ledger = pipeline.ledger().await;
     let again = pipeline.etl(&["cancel", "daily"]).await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert!(
@@ -73,13 +72,13 @@ async fn query_of_a_cancelled_run_is_stopped() {
         "{}",
         again.stdout
     );
-    assert_eq!(pipeline.ledger().await, books);
+    assert_eq!(pipeline.ledger().await, ledger);
     assert_eq!(pipeline.etl(&["reconcile", "daily"]).await.code, Some(1));
     assert_eq!(pipeline.etl(&["reconcile"]).await.code, Some(0));
     pipeline.run("clicks", "next").await;
 }
 
-/// A run that has loaded some of its batches, and whose others wait for the transformer.
+/// A run with some batches loaded and the others waiting for the transformer.
 async fn half_loaded(pipeline: &mut Pipeline, job: &str) -> i64 {
     pipeline.job("clicks", job, sample::clicks(60_000));
     pipeline.services[1].kill9().await;
@@ -112,7 +111,7 @@ async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
     })
     .await;
     assert_eq!(state(&pipeline, "daily").await, "running");
-    // Rows of others, which have no batch of this run.
+    // Rows of other runs.
     let others = format!(
         "INSERT INTO clicks (url, _batch) VALUES ('before', {}), ('after', {})",
         ledger::BatchNo::of_run(run_no).start - 1,
@@ -136,7 +135,7 @@ async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
     );
     pipeline.services[1] = pipeline.service("transformer").start().await;
     wait_until(
-        "everything late to be taken and forgotten",
+        "later batches to be consumed and ignored",
         TIMEOUT,
         async || {
             let mut left = 0;
@@ -181,7 +180,7 @@ async fn cancel_keeps_rows_by_default_and_cannot_remove_those_of_an_upsert() {
         "{}",
         refused.stderr
     );
-    // The loader may still be at work on what was on its way to it.
+    // The loader may still handle batches in progress.
     let open = "SELECT count(*) FROM etl.runs WHERE state = 'running' AND decided_by IS NULL";
     assert_eq!(pipeline.number(open).await, 1, "nothing was changed");
     let cancelled = pipeline.etl(&["cancel", "daily"]).await;
@@ -208,7 +207,7 @@ async fn cancel_of_an_ended_or_unknown_run_is_refused() {
         .etl(&["run", "clicks", "--again", "--run-id", "failed", "--follow"])
         .await;
     assert_eq!(failed.code, Some(1));
-    let books = pipeline.ledger().await;
+    let ledger = pipeline.ledger().await;
     for (arguments, code, word) in [
         (&["cancel", "daily"][..], 1, "is completed"),
         (&["cancel", "daily", "--undo"], 1, "is completed"),
@@ -241,5 +240,5 @@ async fn cancel_of_an_ended_or_unknown_run_is_refused() {
         );
         assert_eq!(refused.stdout, "", "{arguments:?}");
     }
-    assert_eq!(pipeline.ledger().await, books, "nothing was changed");
+    assert_eq!(pipeline.ledger().await, ledger, "nothing was changed");
 }

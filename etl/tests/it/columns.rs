@@ -1,5 +1,5 @@
-//! What a job says about its columns, through the whole line: masks that nothing after the transformer can see through,
-//! columns that the job adds, and settings that are refused.
+//! Column settings of a job through the whole pipeline: masks that hide values after the transformer, columns that the
+//! job adds, and settings that are refused.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,8 @@ use testkit::TIMEOUT;
 use testkit::cloud::{Answer, ResultSet};
 use testkit::pipeline::Pipeline;
 
-/// Card numbers that nobody may see: in rows that load, in rows that break a rule of their own or of another column, in one
-/// with a NUL, and in one that Postgres refuses.
+/// Card numbers that must not appear in clear text: in loaded rows, in rows that break a rule of this or another
+/// column, in a row with a NUL, and in a row that Postgres refuses.
 const CARDS: [&str; 6] = [
     "4111-2222-3333-1001",
     "4111-2222-3333-1002",
@@ -58,7 +58,7 @@ fn cards() -> ResultSet {
     ResultSet::new(columns.to_vec(), rows)
 }
 
-/// Everything that Postgres has, as text: every table of every schema that is not the server's own.
+/// All content of the database as text: every table outside of the server's own schemas.
 async fn everything(pipeline: &Pipeline) -> String {
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
@@ -113,7 +113,7 @@ async fn masked_values_are_hidden_after_the_transformer() {
             .services
             .push(logged(&pipeline, "transformer").await);
         pipeline.services.push(logged(&pipeline, "extractor").await);
-        // Postgres refuses a row that the transformer could not know to be bad.
+        // Postgres refuses a row that the transformer cannot recognise as bad.
         sqlx::raw_sql("CREATE TABLE cards (card text, phone text, amount bigint CHECK (amount <> 666), _batch bigint NOT NULL)")
             .execute(&pipeline.database.pool)
             .await
@@ -132,7 +132,7 @@ async fn masked_values_are_hidden_after_the_transformer() {
         assert_hidden(&body, "etl.valid");
         assert!(body.contains("masked"), "{body}");
 
-        // The archive has the batch, and it is masked again.
+        // The archive has the batch, and the replay masks it again.
         pipeline.services.push(logged(&pipeline, "loader").await);
         testkit::wait_until("the batch to be missed", TIMEOUT, async || {
             pipeline
@@ -224,7 +224,7 @@ async fn added_columns_have_the_values_of_the_run_after_redeliveries() {
     ];
     let done = pipeline.etl(&run).await;
     assert_eq!(done.code, Some(0), "{}", done.stderr);
-    // The same request, and a request that is lost on the way and made again, is the same run.
+    // A repeated request, also one whose first attempt was lost, is the same run.
     assert_eq!(pipeline.etl(&run).await.code, Some(0));
     let same = "SELECT count(*) FROM added a JOIN etl.runs r ON r.run_no = etl.run_no(a._batch)
                 WHERE a.asked = r.requested_at AND a.tenant = 'acme' AND a.first_day = date '2018-04-05'";
@@ -249,7 +249,7 @@ async fn added_columns_have_the_values_of_the_run_after_redeliveries() {
     }
 }
 
-/// A job's columns that cannot be, and a word of the reason.
+/// Invalid columns of a job, and a word of the reason.
 const IMPOSSIBLE: [(&str, &str); 9] = [
     (
         "source = \"n\"\nmask = \"sha256\"\ntype = \"bigint\"",
@@ -291,7 +291,7 @@ async fn invalid_columns_of_a_job_are_refused_before_anything_is_sent() {
     assert!(pipeline.cloud.started().is_empty());
 }
 
-/// A job's columns, the result's (name and type), and what the refusal says.
+/// A job's columns, the result's (name and type), and the refusal.
 type Case = (
     &'static str,
     &'static [(&'static str, &'static str)],

@@ -1,4 +1,4 @@
-//! What was dead-lettered can be sent again once the cause is mended, and then the run completes.
+//! Dead dead_letters can be replayed once the cause is fixed, and then the run completes.
 
 mod dropped;
 mod reread;
@@ -21,14 +21,14 @@ async fn blocked_run_completes_once_its_dead_letters_are_replayed() {
         let service = pipeline.service(name).start().await;
         pipeline.services.push(service);
     }
-    // After the run was asked for, and before its first row: somebody makes a table that does not fit.
+    // After the request and before the first row, another program creates a table that does not fit.
     pipeline.services[0].kill9().await;
     let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!((asked.code, asked.stdout.trim()), (Some(0), "daily"));
-    let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
+    let made = sqlx::query("CREATE TABLE public.clicks (other_column text)");
     made.execute(&pipeline.database.pool).await.unwrap();
     pipeline.services[0] = pipeline.service("loader").start().await;
-    // Before it is noted that the run has begun it would be sent once more, by whoever asks again.
+    // Until the start of the run is recorded, a repeated request would send its task again.
     wait_until("the run to begin", TIMEOUT, async || {
         pipeline
             .number("SELECT count(*) FROM etl.runs WHERE state = 'running'")
@@ -54,10 +54,10 @@ async fn blocked_run_completes_once_its_dead_letters_are_replayed() {
     );
     assert_eq!(pipeline.etl(&["reconcile", "daily"]).await.code, Some(1));
     let listed = pipeline.etl(&["dead", "list", "--json"]).await;
-    let letters: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
-    assert_eq!(letters[0]["message_id"], "daily/0/0");
-    assert_eq!(letters[0]["stage"], "loader");
-    let id = letters[0]["id"].to_string();
+    let dead_letters: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+    assert_eq!(dead_letters[0]["message_id"], "daily/0/0");
+    assert_eq!(dead_letters[0]["stage"], "loader");
+    let id = dead_letters[0]["id"].to_string();
     let shown = pipeline.etl(&["dead", "show", &id]).await;
     assert!(
         shown.stdout.contains("etl.valid") && shown.stdout.contains("ALTER TABLE"),
@@ -77,8 +77,8 @@ async fn blocked_run_completes_once_its_dead_letters_are_replayed() {
     .await;
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 1_000);
 
-    // Sent once more, they change nothing.
-    let books = pipeline.ledger().await;
+    // A second replay changes nothing.
+    let ledger = pipeline.ledger().await;
     assert_eq!(pipeline.etl(&["dead", "replay", &id]).await.code, Some(0));
     wait_until("the duplicate to be refused", TIMEOUT, async || {
         pipeline
@@ -87,7 +87,7 @@ async fn blocked_run_completes_once_its_dead_letters_are_replayed() {
             >= 1.0
     })
     .await;
-    assert_eq!(pipeline.ledger().await, books);
+    assert_eq!(pipeline.ledger().await, ledger);
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 1_000);
     assert_eq!(
         pipeline.etl(&["dead", "replay", "4711"]).await.code,

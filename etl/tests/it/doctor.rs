@@ -1,4 +1,4 @@
-//! `etl doctor` finds what is wrong and says what to do; `etl prune` forgets what is old and nothing that is needed.
+//! `etl doctor` reports problems with their remedies; `etl prune` deletes old values that are no longer needed.
 
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
@@ -54,14 +54,14 @@ async fn healthy_pipeline_passes_every_check() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_problem_is_named_with_the_remedy() {
     let pipeline = Pipeline::without_services().await;
-    // Before anything was started: nothing is declared, and looking declares nothing.
+    // Before the first service starts: the queues do not exist, and `doctor` declares none.
     let done = pipeline.etl(&["doctor"]).await;
     assert_eq!(done.code, Some(1), "{}", done.stdout);
     for said in ["loader migrate", "etl.raw does not exist yet", "ETL_JOBS"] {
         assert!(done.stdout.contains(said), "{said}: {}", done.stdout);
     }
     assert!(!pipeline.vhost.exists("etl.raw").await);
-    // A queue of somebody else's making, a job with a typo, a target that does not fit.
+    // A queue with other arguments, a job with a typo, a target that does not fit.
     pipeline.vhost.declare("etl.raw").await;
     let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
@@ -160,7 +160,7 @@ async fn prune_deletes_old_values_and_keeps_those_still_needed() {
     let pipeline = Pipeline::without_services().await;
     let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
-    let books = "
+    let values = "
         INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode, state, batches_expected, rows_expected, requested_at, finished_at)
         SELECT name, 'clicks', 'h', '{}', 'SELECT 1', 'public.clicks', 'append', state, 1, 1, now() - age, CASE WHEN state = 'completed' THEN now() - age END
         FROM (VALUES ('old', 'completed', interval '40 days'), ('new', 'completed', '2 days'), ('open', 'running', '40 days')) AS r (name, state, age);
@@ -174,7 +174,7 @@ async fn prune_deletes_old_values_and_keeps_those_still_needed() {
                ('c', 'loader', 'of a run that is over', 'old', 'x', now() - interval '50 days', NULL, NULL),
                ('d', 'loader', 'of a run that waits for it', 'open', 'x', now() - interval '50 days', NULL, NULL),
                ('e', 'loader', 'of no run', NULL, 'x', now() - interval '50 days', NULL, NULL)";
-    sqlx::raw_sql(books)
+    sqlx::raw_sql(values)
         .execute(&pipeline.database.pool)
         .await
         .unwrap();

@@ -1,11 +1,11 @@
-//! A run with too many rejected rows is held: nothing of it is in the target until a person decides, one way or the other.
+//! A run with too many rejected rows is held: none of its rows is in the target until a person approves or discards it.
 
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
-/// Some 2 % of the sample's clicks have no country.
+/// About 2 % of the sample's clicks have no country.
 const JOB: &str = "[target]\ntable = \"clicks\"\ncommit = \"run\"\nmax_rejected = \"1%\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }, { not_empty = true }]\n";
 
 const STAGING: &str = "SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging'";
@@ -49,7 +49,7 @@ async fn held_run_is_approved_and_another_discarded() {
         Some(0),
         "it is not over yet"
     );
-    // It is still to be decided about, and so the same is not asked for again, nor is it stopped.
+    // Until the decision, an equal request is refused, and the run is not cancelled.
     let refused = pipeline.etl(&["run", "clicks", "--again"]).await;
     assert_eq!(refused.code, Some(1));
     assert!(refused.stderr.contains("is held"), "{}", refused.stderr);
@@ -125,7 +125,7 @@ async fn discarded_held_replay_keeps_the_previous_rows() {
     let lenient = "[target]\ntable = \"clicks\"\n";
     pipeline.job("clicks", lenient, sample::clicks(5_000));
     pipeline.run("clicks", "daily").await;
-    // Batch by batch then, and as a whole now.
+    // The first run committed batch by batch; the replay commits as a whole.
     pipeline.write_job("clicks", JOB);
     let replayed = pipeline.etl(&["replay", "daily", "--follow"]).await;
     assert_eq!(replayed.code, Some(1), "{}", replayed.stderr);
@@ -143,7 +143,7 @@ async fn discarded_held_replay_keeps_the_previous_rows() {
     );
     pipeline.assert_reconciled("daily").await;
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 5_000);
-    let books =
+    let count =
         "SELECT rows_loaded FROM etl.run_balance WHERE rows_rejected = 0 AND rows_dropped = 0";
-    assert_eq!(pipeline.number(books).await, 5_000);
+    assert_eq!(pipeline.number(count).await, 5_000);
 }

@@ -1,5 +1,5 @@
-//! The whole line: `etl run` asks, three services work, real RabbitMQ and Postgres between them, the real AWS SDK over HTTP
-//! against a stand-in for Athena and S3.
+//! The whole pipeline: `etl run` sends a request, and three services process it with a real RabbitMQ, a real Postgres,
+//! and the real AWS SDK over HTTP to an emulator of Athena and S3.
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
 mod backfill;

@@ -1,16 +1,16 @@
-//! Ten thousand runs and a million batches in the books: every command that only looks answers as if there were few.
+//! Ten thousand runs and a million batches in the ledger: every reading command stays fast.
 
 use std::time::{Duration, Instant};
 
 use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
-/// What a command may take here, where other tests run beside this one on a machine that may be busy. What it takes on a
-/// machine with nothing else to do is in docs/operations.md.
+/// The longest that a command may take beside other tests on a busy machine. docs/operations.md has the times on an
+/// idle machine.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Made by Postgres itself, and without the triggers of the foreign keys, which would take a minute.
-const BOOKS: &str = "
+/// Generated in Postgres, without the triggers of the foreign keys, which would take a minute.
+const LEDGER: &str = "
     SET session_replication_role = replica;
     INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, state, batches_extracted, rows_extracted,
                           batches_expected, rows_expected, bytes_scanned, requested_at, started_at, finished_at)
@@ -36,9 +36,9 @@ const BOOKS: &str = "
     RESET session_replication_role;
     ANALYZE etl.runs, etl.batches, etl.rejected_rows, etl.dead_letters";
 
-/// How often a table was read from end to end, and how often through an index.
+/// The number of sequential scans and of index scans of a table.
 async fn scans(pipeline: &Pipeline, table: &str) -> (i64, i64) {
-    // The last of what a command read is counted when Postgres ends its connection, a moment after the command ended.
+    // Postgres publishes the last counters when it ends the connection, shortly after the command ended.
     let connected = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'etl'";
     wait_until(
         "the last command to be counted",
@@ -63,7 +63,7 @@ async fn commands_are_fast_with_ten_thousand_runs_and_a_million_batches() {
     let pipeline = Pipeline::without_services().await;
     let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
-    sqlx::raw_sql(BOOKS)
+    sqlx::raw_sql(LEDGER)
         .execute(&pipeline.database.pool)
         .await
         .unwrap();

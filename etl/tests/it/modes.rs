@@ -1,11 +1,11 @@
-//! How a job's rows reach its table, along the whole line.
+//! The modes of a target, through the whole pipeline.
 
 use testkit::TIMEOUT;
 use testkit::cloud::ResultSet;
 use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
-/// A job whose days are replaced.
+/// A job that replaces days.
 const REPLACE: &str = r#"
 [parameters]
 from = { type = "date", default = "2018-04-02" }
@@ -61,13 +61,13 @@ async fn each_run_replaces_its_window_and_no_other_row() {
         table(&pipeline).await,
         "(2018-04-02,1) (2018-04-04,2) (2018-04-09,4)"
     );
-    // The rows that the answer no longer has are gone, which an upsert would leave behind.
+    // Rows that the new result lacks are removed; an upsert would keep them.
     pipeline.run("second", "second").await;
     assert_eq!(table(&pipeline).await, "(2018-04-03,5) (2018-04-09,4)");
     for run in ["later", "first", "second"] {
         pipeline.assert_reconciled(run).await;
     }
-    // An empty answer replaces nothing until somebody says so.
+    // An empty result replaces nothing without approval.
     let asked = pipeline.etl(&["run", "empty", "--run-id", "empty"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     let state = async |wanted: &str| {
@@ -168,7 +168,7 @@ async fn unfit_target_is_refused_before_the_query_starts() {
         assert_eq!(planned.code, refused.code, "{}", planned.stdout);
         assert!(refused.stderr.contains(part), "{}", refused.stderr);
     }
-    // Here the job itself cannot be right.
+    // Here the job itself is invalid.
     pipeline.job(
         "elsewhere",
         &REPLACE.replace("\"visits\"", "\"nowhere.visits\""),

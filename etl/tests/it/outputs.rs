@@ -1,5 +1,5 @@
-//! What a person reads and what a script gets, as transcripts of one line at work: every command that has something to say
-//! about a run, in both forms. What depends on the time of day is replaced.
+//! The output of every command about a run, as transcripts of one pipeline: text for people and JSON for scripts.
+//! Values that depend on time are replaced.
 
 use regex::Regex;
 use testkit::TIMEOUT;
@@ -10,7 +10,7 @@ use testkit::wait_until;
 const STRICT: &str = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }, { not_empty = true }]\n";
 const LENIENT: &str = "[target]\ntable = \"clicks\"\n";
 
-/// What was typed and what came of it, one command after the other.
+/// Commands with their output, in order.
 #[derive(Default)]
 struct Transcript(String);
 
@@ -33,7 +33,7 @@ impl Transcript {
         transcript
     }
 
-    /// The same on every machine and at every time of day.
+    /// Without values that depend on the machine or the time.
     fn timeless(&self) -> String {
         let mut text = self.0.clone();
         for (pattern, instead) in [
@@ -64,7 +64,7 @@ fn quoted(argument: &str) -> String {
     }
 }
 
-/// How far it was at moments that are others every time.
+/// Whether a line reports progress, which differs each time.
 fn is_progress(line: &str) -> bool {
     ["requested", "running", "held", "completed"]
         .iter()
@@ -169,14 +169,14 @@ async fn requests_rejects_replays_and_traces() {
 async fn dead_letters_and_decisions() {
     let mut pipeline = Pipeline::start().await;
     pipeline.job("clicks", LENIENT, sample::clicks(1_000));
-    // The run has no row yet when somebody makes a table that does not fit.
+    // Before the first row, another program creates a table that does not fit.
     pipeline.services[0].kill9().await;
     let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
+    let made = sqlx::query("CREATE TABLE public.clicks (other_column text)");
     made.execute(&pipeline.database.pool).await.unwrap();
     pipeline.services[0] = pipeline.service("loader").start().await;
-    let letters = async |pipeline: &Pipeline, wanted: i64| {
+    let dead_letters = async |pipeline: &Pipeline, wanted: i64| {
         wait_until("dead letters", TIMEOUT, async || {
             pipeline
                 .number("SELECT count(*) FROM etl.dead_letters")
@@ -185,7 +185,7 @@ async fn dead_letters_and_decisions() {
         })
         .await;
     };
-    letters(&pipeline, 1).await;
+    dead_letters(&pipeline, 1).await;
     wait_until("the end of the result to be known", TIMEOUT, async || {
         pipeline
             .number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
@@ -195,7 +195,7 @@ async fn dead_letters_and_decisions() {
     .await;
     for (count, junk) in [(2, &b"\xff\x00 not a message"[..]), (3, b"nor is this")] {
         pipeline.vhost.publish("etl.raw", junk).await;
-        letters(&pipeline, count).await;
+        dead_letters(&pipeline, count).await;
     }
     assert_transcript!(
         "dead_list",

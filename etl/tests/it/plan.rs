@@ -1,4 +1,4 @@
-//! `etl plan` says what a run would do, and does nothing.
+//! `etl plan` shows what a run would do, and changes nothing.
 
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
@@ -18,7 +18,7 @@ async fn plan_shows_the_whole_run_and_changes_nothing() {
         "SELECT * FROM clicks WHERE dt >= :from",
     )
     .unwrap();
-    // There is no broker in its world.
+    // The environment has no broker.
     let plan = async |more: &[&str]| {
         let closed = testkit::process::CLOSED_PORT;
         let command = pipeline.service("etl").env(

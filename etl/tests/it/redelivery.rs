@@ -1,4 +1,4 @@
-//! Asked twice, delivered twice: nothing changes.
+//! A repeated request and redelivered messages change nothing.
 
 use lapin::BasicProperties;
 use testkit::TIMEOUT;
@@ -17,15 +17,15 @@ async fn repeated_request_starts_one_run() {
     pipeline.job("clicks", JOB, sample::clicks(20_000));
     let first = pipeline.run("clicks", "daily").await;
     assert!(first["rows_rejected"].as_i64().unwrap() > 0, "{first}");
-    let (rows, books) = (
+    let (rows, ledger) = (
         pipeline.table(ROWS, "clicks").await,
         pipeline.ledger().await,
     );
     let second = pipeline.run("clicks", "daily").await;
     assert_eq!(first, second);
     assert_eq!(pipeline.table(ROWS, "clicks").await, rows);
-    assert_eq!(pipeline.ledger().await, books);
-    assert_eq!(pipeline.cloud.started().len(), 1, "Athena was asked once");
+    assert_eq!(pipeline.ledger().await, ledger);
+    assert_eq!(pipeline.cloud.started().len(), 1, "one query");
     let rejects = pipeline.etl(&["rejects", "daily", "--json"]).await;
     let rejects: serde_json::Value = serde_json::from_str(&rejects.stdout).unwrap();
     assert_eq!(
@@ -44,11 +44,11 @@ async fn redelivery_of_every_message_changes_no_row_and_not_the_ledger() {
     pipeline.job("clicks", JOB, sample::clicks(20_000));
     let run = pipeline.run("clicks", "daily").await;
     let batches = usize::try_from(run["batches_expected"].as_u64().unwrap()).unwrap();
-    let (rows, books) = (
+    let (rows, ledger) = (
         pipeline.table(ROWS, "clicks").await,
         pipeline.ledger().await,
     );
-    // The archive holds every raw batch as it was sent: send each once more.
+    // The archive has every raw batch: each is published again.
     for message in pipeline.vhost.read_stream("etl.archive", batches).await {
         let properties: BasicProperties = message.properties.clone();
         pipeline
@@ -65,7 +65,7 @@ async fn redelivery_of_every_message_changes_no_row_and_not_the_ledger() {
     })
     .await;
     assert_eq!(pipeline.table(ROWS, "clicks").await, rows);
-    assert_eq!(pipeline.ledger().await, books);
+    assert_eq!(pipeline.ledger().await, ledger);
     assert_eq!(pipeline.vhost.ready("etl.dead").await, 0);
     assert_eq!(
         pipeline

@@ -1,4 +1,4 @@
-//! What cannot work is refused with a sentence that says what to do, an exit code, and nothing half-done.
+//! Refused commands: one sentence with the remedy, an exit code, and no side effect.
 
 use testkit::TIMEOUT;
 use testkit::cloud::{Answer, sample};
@@ -7,7 +7,8 @@ use testkit::pipeline::Pipeline;
 
 const JOB: &str = "[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\n[target]\ntable = \"clicks\"\n";
 
-/// `etl` refuses with this exit code, these words on standard error, nothing on standard output, and no stack.
+/// Checks that `etl` fails with this exit code and these words on standard error, prints nothing on standard output,
+/// and shows no stack.
 async fn refuses(pipeline: &Pipeline, arguments: &[&str], code: i32, words: &[&str]) {
     let done = pipeline.etl(arguments).await;
     assert_eq!(done.code, Some(code), "{arguments:?}: {}", done.stderr);
@@ -198,7 +199,7 @@ async fn proving_commands_require_the_whole_name_of_a_run() {
         Some(0),
         "looking is free"
     );
-    // A row of the quarantine that somebody deleted is a row that is not accounted for.
+    // A rejected row that was deleted from the quarantine is not accounted for.
     pipeline.write_job("picky", "[target]\ntable = \"picky\"\n[[columns]]\nsource = \"url\"\nrules = [{ max_length = 1 }]\n");
     pipeline
         .cloud

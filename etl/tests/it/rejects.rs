@@ -1,4 +1,4 @@
-//! The quarantine: counted by rule, chosen by rule and column, and given away whole.
+//! The quarantine: counts by rule, filters by rule and column, and exports.
 
 use serde_json::Value;
 use testkit::cloud::sample;
@@ -12,7 +12,7 @@ async fn stdout(pipeline: &Pipeline, arguments: &[&str]) -> String {
     done.stdout
 }
 
-/// Postgres' own idea of the CSV: NULL and the empty string, quotes, commas and line ends.
+/// The CSV that Postgres writes: NULL and the empty string, quotes, commas and line ends.
 async fn copied(pipeline: &Pipeline, csv: &str) -> Vec<String> {
     let columns = "run_id, generation, seq, row_number, column_name, rule, reason, dt, country, url, visits, seconds, seen_at";
     let table = columns

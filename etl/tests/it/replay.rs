@@ -1,4 +1,4 @@
-//! Replays: rows come in that a rule was too strict for, lost batches come back, and Athena is asked once.
+//! Replays: they load rows that a corrected rule accepts and batches that were lost, with one query in Athena.
 
 mod abandoned;
 mod corrected;
@@ -12,10 +12,10 @@ use testkit::pipeline::Pipeline;
 use testkit::process::Finished;
 use testkit::wait_until;
 
-/// All that a target holds of the clicks, but for what tells which batch wrote it.
+/// The columns of the clicks in a target, without `_batch`.
 const ROWS: &str = "dt, country, url, visits, seconds, seen_at";
 
-/// `etl` with these arguments, which has to succeed.
+/// Runs `etl` with these arguments, which must succeed.
 async fn succeeds(pipeline: &Pipeline, arguments: &[&str]) -> Finished {
     let done = pipeline.etl(arguments).await;
     assert_eq!(
@@ -28,7 +28,7 @@ async fn succeeds(pipeline: &Pipeline, arguments: &[&str]) -> Finished {
     done
 }
 
-/// `etl` with these arguments, which has to refuse with this code and these words, and change nothing.
+/// Checks that `etl` with these arguments fails with this code and these words, and changes nothing.
 async fn refuses(pipeline: &Pipeline, arguments: &[&str], code: i32, words: &[&str]) {
     let before = (pipeline.ledger().await, replays(pipeline).await);
     let done = pipeline.etl(arguments).await;
@@ -52,7 +52,7 @@ async fn replays(pipeline: &Pipeline) -> Vec<String> {
         .await
 }
 
-/// Waits until the run is complete and proven.
+/// Waits until the run is complete and reconciled.
 async fn completes(pipeline: &Pipeline, run: &str) {
     wait_until("the run to complete", TIMEOUT, async || {
         pipeline.etl(&["reconcile", run]).await.code == Some(0)

@@ -1,4 +1,4 @@
-//! When a run is taken and when it is refused, and how long somebody stays with it.
+//! Which requests of a run are accepted, which are refused, and how `etl run --follow` ends.
 
 use testkit::cloud::{Answer, QueryState, sample};
 use testkit::pipeline::Pipeline;
@@ -23,7 +23,7 @@ async fn equal_request_is_refused_until_the_open_run_is_cancelled() {
             assert!(refused.stderr.contains(word), "{}", refused.stderr);
         }
     }
-    // The same name is the same request, and other parameters are another.
+    // An equal name is the same request; other parameters make another one.
     let same = pipeline.etl(&["run", "clicks", "--run-id", "first"]).await;
     assert_eq!(same.code, Some(0), "{}", same.stderr);
     let other = pipeline
@@ -47,11 +47,11 @@ async fn completed_append_is_repeated_only_with_again() {
     for word in ["first", "--again", "nothing was sent"] {
         assert!(refused.stderr.contains(word), "{}", refused.stderr);
     }
-    assert_eq!(pipeline.cloud.started().len(), 1, "Athena was not asked");
+    assert_eq!(pipeline.cloud.started().len(), 1, "no query");
     let plan = pipeline.etl(&["plan", "clicks"]).await;
     assert_eq!(plan.code, Some(1), "{}", plan.stdout);
     assert!(plan.stdout.contains("--again"), "{}", plan.stdout);
-    // A later version of the job gives the same rows, or others that stand beside them.
+    // Another version of the job may return the same rows or additional ones.
     let column = "[[columns]]\nsource = \"url\"\nrules = [{ not_empty = true }]\n";
     pipeline.write_job("clicks", &format!("{APPEND}{column}"));
     let refused = pipeline.etl(&["run", "clicks"]).await;
@@ -65,12 +65,12 @@ async fn completed_append_is_repeated_only_with_again() {
         .await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20);
-    // An upsert doubles nothing, and so there is nothing to refuse.
+    // An upsert duplicates no row, so its request is not refused.
     for _ in 0..2 {
         let done = pipeline.etl(&["run", "latest", "--follow"]).await;
         assert_eq!(done.code, Some(0), "{}", done.stderr);
     }
-    // What was given up or failed has left nothing behind that would be doubled.
+    // A cancelled or failed run left no rows that a new run would duplicate.
     pipeline
         .cloud
         .answer_once("FROM clicks", Answer::failed_by_user("no"));
@@ -99,7 +99,7 @@ async fn concurrent_equal_requests_start_one_run() {
     let is_mine = pipeline
         .number("SELECT count(*) FROM etl.runs WHERE run_id = 'mine'")
         .await;
-    // Two ask for `mine`, which is asking once.
+    // Two requests for `mine` are one request.
     assert_eq!(taken, if is_mine == 1 { 2 } else { 1 }, "{answers:?}");
     assert!(
         answers

@@ -1,4 +1,4 @@
-//! Results of every awkward size load completely, through S3 and through pages.
+//! Results of boundary sizes are loaded completely, from S3 and from pages.
 
 use testkit::cloud::{Column, ResultSet, sample};
 
@@ -6,7 +6,7 @@ use testkit::pipeline::Pipeline;
 
 const CLICKS: &str = "[target]\ntable = \"TABLE\"\n";
 
-/// A job that reads the same result through S3 or through pages.
+/// A job that reads the same result from S3 or from pages.
 fn through(results: &str, table: &str) -> String {
     format!(
         "[source]\ndatabase = \"d\"\nsql = \"{table}.sql\"\nresults = \"{results}\"\n{}",
@@ -14,7 +14,7 @@ fn through(results: &str, table: &str) -> String {
     )
 }
 
-/// What Postgres should hold of the sample, in the order in which Postgres shows it.
+/// The expected rows of the sample, in the order of Postgres.
 fn expected(result: &ResultSet) -> Vec<String> {
     result
         .range(0, result.rows())
@@ -109,7 +109,7 @@ async fn million_rows_are_loaded_in_little_memory_from_s3_and_from_pages() {
         let run = pipeline.run(&name, &name).await;
         assert_eq!(run["rows_loaded"], rows, "{run}");
         pipeline.assert_reconciled(&name).await;
-        // Every row has its ordinal in its URL: each of them once.
+        // Every row has its ordinal in its URL: each occurs once.
         let distinct =
             format!("SELECT count(DISTINCT substring(url FROM 'row=([0-9]+)')) FROM {name}");
         assert_eq!(pipeline.number(&distinct).await, 1_000_000);

@@ -1,5 +1,5 @@
-//! What the services tell of themselves: the documented metrics and no others, and one trace from the
-//! request for a run to the commit of its batches.
+//! Telemetry of the services: exactly the documented metrics, and one trace from the request of a run to the commits of
+//! its batches.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use testkit::wait_until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The services in the order in which a line starts them.
+/// The services in the order in which a pipeline starts them.
 const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
 
 const JOB: &str = r#"
@@ -29,7 +29,7 @@ source = "country"
 type = "char(2)"
 "#;
 
-/// The metrics of a page and their types, each of which has to be explained.
+/// The metrics of a page and their types. Each metric must have a description.
 fn exposed(page: &str) -> BTreeMap<String, String> {
     let types = page.lines().filter_map(|line| {
         let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
@@ -62,7 +62,7 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
             })
             .collect();
         let mut page = String::new();
-        // Except the loader's confirms: it publishes only what it gives up.
+        // Except the loader's confirms: it publishes only dead letters.
         let lacks = |page: &str| -> Vec<String> {
             let seen = exposed(page);
             let all = documented.keys().filter(|name| !seen.contains_key(*name));
@@ -107,7 +107,7 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
     assert!(commit > Some(1.0e9), "{commit:?}");
 }
 
-/// A span as the collector got it, with the service that it is of.
+/// A span as received by the collector, with its service.
 #[derive(Debug, Clone)]
 struct Exported {
     service: String,
@@ -136,7 +136,7 @@ impl Collector {
         Self { endpoint, spans }
     }
 
-    /// The spans of this name so far.
+    /// The spans with this name so far.
     fn named(&self, name: &str) -> Vec<Exported> {
         let spans = self.spans.lock().unwrap();
         let named = spans.iter().filter(|exported| exported.span.name == name);

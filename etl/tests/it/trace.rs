@@ -1,4 +1,4 @@
-//! From a row of a target table to the query and the object that it came from.
+//! `etl trace` leads from a row of a target to its query and object.
 
 use serde_json::Value;
 use testkit::cloud::sample;
@@ -76,7 +76,7 @@ async fn trace_changes_nothing_and_reports_what_is_missing() {
         );
     }
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 10);
-    // A row that somebody else wrote.
+    // A row of another program.
     sqlx::raw_sql("INSERT INTO clicks (url, _batch) VALUES ('by hand', 7)")
         .execute(&pipeline.database.pool)
         .await

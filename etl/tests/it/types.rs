@@ -1,5 +1,5 @@
-//! Every type through the whole line and back: what Athena printed, from the file in S3 and from pages, is what Postgres
-//! shows. The borders of each type, a thousand random values, and NULL.
+//! Every type through the whole pipeline: Postgres shows what Athena printed, from S3 and from pages. The limits of
+//! each type, a thousand random values, and NULL.
 
 use sqlx::{AssertSqlSafe, Executor as _};
 use testkit::cloud::{Column, ResultSet};
@@ -8,7 +8,7 @@ use testkit::values::{Kind, Value, kinds};
 
 const RANDOM: usize = 1_000;
 
-/// A column: its name and Athena type, and its values; none is NULL.
+/// A column: its name, Athena type, and values; none is NULL.
 struct Filled {
     name: String,
     athena: &'static str,
@@ -36,7 +36,7 @@ fn columns(text_of: impl Fn(&Kind, Value) -> Value) -> Vec<Filled> {
     filled.collect()
 }
 
-/// The columns as a query's result, with the number of the row before them.
+/// The columns as the result of a query, behind the number of the row.
 fn result(columns: &[Filled], athena_type: impl Fn(&Filled) -> &'static str) -> ResultSet {
     let mut described = vec![Column::new("n", "integer")];
     described.extend(
@@ -55,7 +55,7 @@ fn result(columns: &[Filled], athena_type: impl Fn(&Filled) -> &'static str) -> 
     ResultSet::new(described, rows.collect())
 }
 
-/// What Postgres shows of a column, by row.
+/// The text of a column in Postgres, by row.
 async fn shown(pipeline: &Pipeline, table: &str, column: &str) -> Vec<Option<String>> {
     let mut connection = pipeline.database.pool.acquire().await.unwrap();
     let settings = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'";
@@ -68,8 +68,8 @@ async fn shown(pipeline: &Pipeline, table: &str, column: &str) -> Vec<Option<Str
     query.fetch_all(&mut *connection).await.unwrap()
 }
 
-/// Whether Postgres shows what is wanted, to the letter. A float that lies halfway between two decimals of the same length
-/// has two shortest forms, and Postgres may choose the other one: of these the numbers are compared.
+/// Whether Postgres shows the expected text. A float halfway between two shortest decimals has two shortest forms, and
+/// Postgres may choose the other one: such values are compared as numbers.
 fn is_same(athena: &str, seen: Option<&String>, wanted: Option<&String>) -> bool {
     let (Some(seen), Some(wanted)) = (seen, wanted) else {
         return seen == wanted;
@@ -150,7 +150,7 @@ async fn values_of_every_type_stay_equal_from_s3_and_from_pages() {
 #[tokio::test(flavor = "multi_thread")]
 async fn text_is_converted_to_every_declared_type() {
     let pipeline = Pipeline::start().await;
-    // Text is read as Postgres writes it; but for intervals, which are read as Athena does.
+    // Text has the form that Postgres writes; intervals have the form of Athena.
     let columns = columns(|kind, (athena, postgres)| match kind.postgres {
         "interval" => (athena, postgres),
         _ => (postgres.clone(), postgres),
@@ -190,7 +190,7 @@ async fn formats_and_epochs_are_read_as_postgres_reads_them() {
         .into_iter()
         .find(|kind| kind.athena == "timestamp(6)")
         .unwrap();
-    // Of years that to_timestamp reads, too: four digits, after Christ.
+    // Years that to_timestamp reads too: four digits, after Christ.
     let texts: Vec<_> = timestamps
         .random(3_000)
         .into_iter()
@@ -242,7 +242,7 @@ async fn formats_and_epochs_are_read_as_postgres_reads_them() {
             &toml,
             ResultSet::new(described.clone(), rows.clone()),
         );
-        // Seconds go beyond what a timestamp holds; those rows are rejected, and no other.
+        // Some numbers of seconds exceed the range of a timestamp; only those rows are rejected.
         pipeline.run(&name, &name).await;
         pipeline.assert_reconciled(&name).await;
         let unlike = format!(
@@ -263,7 +263,7 @@ async fn formats_and_epochs_are_read_as_postgres_reads_them() {
     }
 }
 
-/// Some of the reasons why rows of a run were rejected.
+/// Some of the reasons of a run's rejected rows.
 async fn reasons(pipeline: &Pipeline, run: &str) -> Vec<String> {
     let mut reasons = pipeline
         .table(

@@ -1,4 +1,4 @@
-//! A run is watched until it is over, and looked at when the broker cannot be.
+//! `etl status --watch` shows a run until it ends, also without the broker.
 
 use std::net::TcpListener;
 
@@ -9,7 +9,7 @@ use testkit::pipeline::Pipeline;
 use testkit::process::{Service, Signal};
 use testkit::wait_until;
 
-/// The run `daily`, read to its end, whose batches wait for the transformer.
+/// The run `daily`, completely extracted; its batches wait for the transformer.
 async fn waiting() -> Pipeline {
     let pipeline = Pipeline::start().await;
     pipeline.job(
@@ -64,7 +64,7 @@ async fn watched_run_is_shown_until_it_ends() {
         assert!(last.contains(word), "{word}: {log}");
     }
     assert!(!log.contains('\u{1b}'), "it is no terminal: {log}");
-    // One that is over is shown once.
+    // An ended run is shown once.
     let over = pipeline.etl(&["status", "daily", "--watch"]).await;
     assert_eq!((over.code, looks(&over.stdout)), (Some(0), 1));
 }

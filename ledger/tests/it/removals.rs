@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 
 use crate::support::{ledger, loaded, run_in, text};
 
-/// What the loader's sweep does, without a target: says that two rows were deleted.
+/// The part of the loader's sweep that needs no target: reports two deleted rows.
 async fn execute_all(store: &Store) {
     for (id, run) in store.pending_removals().await.unwrap() {
         let work = async |tx: &mut PgConnection| {

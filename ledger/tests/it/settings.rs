@@ -1,4 +1,4 @@
-//! A transaction means the same whatever the role's or the server's defaults are.
+//! A transaction has the same meaning with any defaults of the role and the server.
 
 use ledger::{Class, Error, classify};
 use sqlx::PgConnection;

@@ -1,4 +1,4 @@
-//! Every state with every transition: the state that the table of transitions says, or a refusal that changes nothing.
+//! Every transition from every state: the result is the documented state, or a refusal that changes nothing.
 
 use common::job::JobSpec;
 use common::message::{EventKind, RunEvent, RunId};
@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::support::{execute, ledger, loaded, run_in, state_of, text};
 
-/// Carries a transition out as the programs do.
+/// Executes a transition like the programs do.
 async fn carry_out(store: &Store, transition: Transition, run: &RunId) -> Result<(), Error> {
     match transition {
         Transition::Start => {
@@ -32,7 +32,7 @@ async fn carry_out(store: &Store, transition: Transition, run: &RunId) -> Result
             dropped.map(drop)
         }
         Transition::Replay => replay(store, run).await,
-        // It is a part of ending a replay: the tests of `etl cancel`, `etl discard` and `etl dead drop` have it.
+        // A part of ending a replay, covered by the tests of `etl cancel`, `etl discard` and `etl dead drop`.
         Transition::Restore => Ok(()),
     }
 }
@@ -93,7 +93,7 @@ fn batch() -> DroppedBatch {
     }
 }
 
-/// What a transition needs to be possible at all: the count of the result.
+/// The count of the result, which some transitions require.
 async fn prepare(pool: &PgPool, run: &RunId, transition: Transition) {
     if matches!(
         transition,
@@ -131,7 +131,7 @@ async fn every_transition_from_every_state_succeeds_or_changes_nothing() {
                     }
                     let allowed = ["query_execution_id"];
                     let is_same = text(pool, &row).await == before;
-                    // The first event of a short run may come last, and is of use then.
+                    // The first event of a short run may arrive last and still apply.
                     let is_late_start =
                         transition == Transition::Start && state != RunState::Cancelled;
                     assert!(

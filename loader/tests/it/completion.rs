@@ -366,7 +366,7 @@ async fn failure_after_the_end_of_the_result_changes_nothing() {
 async fn redelivered_dead_letter_reopens() {
     let database = ledger_database().await;
     let loader = loader(&database);
-    let letter = NewDeadLetter {
+    let dead_letter = NewDeadLetter {
         message_id: "r/0/0".into(),
         stage: "loader".into(),
         reason: "because".into(),
@@ -388,12 +388,12 @@ async fn redelivered_dead_letter_reopens() {
     };
     let received_at =
         async || text(&database.pool, "SELECT received_at FROM etl.dead_letters").await;
-    loader.store.store_dead_letter(&letter).await.unwrap();
+    loader.store.store_dead_letter(&dead_letter).await.unwrap();
     let read = received_at().await;
-    loader.store.store_dead_letter(&letter).await.unwrap();
+    loader.store.store_dead_letter(&dead_letter).await.unwrap();
     assert_eq!(resolve(&read).await, "1 of 1");
     assert_eq!(resolve(&received_at().await).await, "0 of 1");
-    loader.store.store_dead_letter(&letter).await.unwrap();
+    loader.store.store_dead_letter(&dead_letter).await.unwrap();
     assert_eq!(resolve(&read).await, "1 of 1");
 }
 

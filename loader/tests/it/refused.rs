@@ -158,8 +158,8 @@ async fn refused_row_leaves_the_row_of_its_key_unchanged() {
         .await,
         "a1 b2 c2"
     );
-    let books = "SELECT string_agg(concat_ws('/', rows_loaded, rows_deduplicated, rows_rejected), ' ' ORDER BY seq) FROM etl.batches";
-    assert_eq!(text(&database.pool, books).await, "2/0/0 2/1/2");
+    let counts = "SELECT string_agg(concat_ws('/', rows_loaded, rows_deduplicated, rows_rejected), ' ' ORDER BY seq) FROM etl.batches";
+    assert_eq!(text(&database.pool, counts).await, "2/0/0 2/1/2");
 }
 
 #[tokio::test]

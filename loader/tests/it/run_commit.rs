@@ -178,7 +178,7 @@ async fn rows_refused_at_the_commit_hold_the_run_and_are_kept() {
     .await;
     let held = state(pool, "r").await;
     assert!(
-        held.starts_with("held Postgres refused it with SQLSTATE 23514, in the table t, by the constraint small; nothing of the run was published"),
+        held.starts_with("held Postgres refused it with SQLSTATE 23514, in the table t, by the constraint small; nothing of the run was committed"),
         "{held}"
     );
     // The row's value is in no sentence.
@@ -242,7 +242,7 @@ async fn newer_run_supersedes_an_older_run_of_the_same_window() {
     load(&loader, &t, "older", &[("03", "1"), ("04", "1")]).await;
     let found = state(pool, "older").await;
     assert!(
-        found.starts_with("superseded the run newer, which was asked for later"),
+        found.starts_with("superseded the run newer, which was requested later"),
         "{found}"
     );
     assert_eq!(table(pool).await, "3:2");

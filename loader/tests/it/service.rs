@@ -158,9 +158,9 @@ async fn message_that_cannot_be_loaded_is_dead_lettered_with_its_reason() {
     let count = "SELECT count(*) FROM etl.dead_letters WHERE stage = 'loader' AND attempts > 0 AND dead_at IS NOT NULL";
     world.until("four dead letters", count, "4").await;
     world.until_drained().await;
-    let letters = "SELECT string_agg(concat_ws('|', message_id, run_id, queue, kind), ' ' ORDER BY message_id, queue) FROM etl.dead_letters WHERE message_id IS NOT NULL";
+    let dead_letters = "SELECT string_agg(concat_ws('|', message_id, run_id, queue, kind), ' ' ORDER BY message_id, queue) FROM etl.dead_letters WHERE message_id IS NOT NULL";
     assert_eq!(
-        text(&world.database.pool, letters).await,
+        text(&world.database.pool, dead_letters).await,
         "nobody/0/0|nobody|etl.valid|valid-batch.v2 nobody/0/extracted|nobody|etl.events|run-event.v1 r/0/0|r|etl.valid|valid-batch.v2"
     );
     let body = "SELECT body FROM etl.dead_letters WHERE message_id = 'r/0/0'";
@@ -216,11 +216,11 @@ async fn redelivered_dead_letter_is_stored_once() {
             .await;
     }
     // The third is behind the second.
-    let letters = "SELECT count(*) || min(reason) || min(stage) || min(queue) || min(run_id) || min(length(body)) FROM etl.dead_letters";
+    let dead_letters = "SELECT count(*) || min(reason) || min(stage) || min(queue) || min(run_id) || min(length(body)) FROM etl.dead_letters";
     world
         .until(
             "two dead letters",
-            letters,
+            dead_letters,
             "2no\u{2400} ideatransformeretl.rawr2",
         )
         .await;

@@ -1,11 +1,11 @@
-//! A broker that is killed, restarted, or not there when the services start.
+//! A broker that is killed, restarted, or absent when the services start.
 
 use testkit::pipeline::Pipeline;
 use testkit::servers::private_broker;
 
 use super::{MANY, Run, SERVICES, await_all_ready, await_not_ready, bound, slowly};
 
-/// A pipeline whose broker is the test's own, with the services running.
+/// A pipeline with a private broker and running services.
 async fn private_pipeline() -> Pipeline {
     let mut pipeline = Pipeline::on(private_broker().await.vhost().await).await;
     for name in SERVICES {
@@ -18,7 +18,7 @@ async fn private_pipeline() -> Pipeline {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_broker_under_load_loses_nothing() {
     let mut pipeline = private_pipeline().await;
-    // So that nobody is done long before the others.
+    // Keeps all stages busy for a similar time.
     bound(&pipeline, "etl.raw", 10).await;
     bound(&pipeline, "etl.valid", 10).await;
     let run = Run::start(&pipeline, "killed", MANY);

@@ -1,4 +1,4 @@
-//! A memory or disk alarm: the broker delivers, connects and declares as always, and takes no message.
+//! A memory or disk alarm: the broker delivers, connects and declares as usual, and blocks publishers.
 
 use testkit::pipeline::Pipeline;
 use testkit::servers::private_broker;
@@ -30,7 +30,7 @@ async fn alarm_blocks_publishers_and_lets_the_loader_drain_the_queue() {
             ["set_vm_memory_high_watermark", "0.4"],
         ),
     ];
-    // So that the extractor is not done long before the loader.
+    // Keeps the extractor from finishing long before the loader.
     bound(&pipeline, "etl.raw", 10).await;
     bound(&pipeline, "etl.valid", 10).await;
     let run = Run::start(&pipeline, "alarmed", MANY);
@@ -49,11 +49,11 @@ async fn alarm_blocks_publishers_and_lets_the_loader_drain_the_queue() {
             .await;
             broker.rabbitmqctl(&raise).await;
             await_not_ready(transformer, &why).await;
-            // Who has waited in vain for room in its queue publishes nothing meanwhile, and so hears of no alarm.
+            // A publisher that waits for room in its queue publishes nothing, and does not learn of the alarm.
             await_not_ready_for_any(extractor, &[&why, "full: "]).await;
         })
         .await;
-        // Whoever starts now: a loader works, since that is what helps; the others know that they cannot.
+        // A loader that starts now works and drains the queue; the other services report that they cannot publish.
         service(&mut pipeline, "loader").kill9().await;
         *service(&mut pipeline, "loader") = pipeline.service("loader").start().await;
         let mut transformer = pipeline.service("transformer").spawn();

@@ -1,4 +1,4 @@
-//! Queues at their bound: every stage waits for the one behind it, with nothing in hand.
+//! Queues at their limit: every stage waits for the next one, and holds no delivery.
 
 use testkit::TIMEOUT;
 use testkit::pipeline::Pipeline;
@@ -21,12 +21,12 @@ async fn absent_loader_makes_every_stage_wait_and_dead_letters_nothing() {
     let run = Run::start(&pipeline, "full", MANY);
     await_not_ready(&mut pipeline.services[0], "full: etl.valid is full").await;
     await_not_ready(&mut pipeline.services[1], "full: etl.raw is full").await;
-    wait_until("nobody to hold a delivery", TIMEOUT, async || {
+    wait_until("every delivery to be settled", TIMEOUT, async || {
         pipeline.vhost.consumers("etl.raw").await + pipeline.vhost.consumers("etl.extract").await
             == 0
     })
     .await;
-    // A loader that comes and goes wakes the transformer up, and it falls asleep again.
+    // A loader that starts and stops makes the transformer continue and wait again.
     let before = sessions(&pipeline.services[0]);
     let brief = pipeline.service("loader");
     let mut brief = brief.env("ETL_FAILPOINT", "after_commit@4=exit").spawn();
@@ -37,11 +37,11 @@ async fn absent_loader_makes_every_stage_wait_and_dead_letters_nothing() {
     .await;
     await_not_ready(&mut pipeline.services[0], "full: etl.valid is full").await;
     for service in &pipeline.services {
-        // A refused window is tried again at a growing distance, and then waited for.
+        // A refused window is retried at growing intervals; then the stage waits.
         let refused = service.metric("etl_publishes_refused_total").await;
         let refused = refused.expect("something was refused");
         assert!(refused < 1_000.0, "a hot loop: {refused} refusals");
-        // What counts as a failed delivery grows with sessions, not with the time that the loader is away.
+        // The count of failed deliveries grows with sessions, not with the time without a loader.
         let again = service.metric("etl_redeliveries_total").await;
         let bound = 8 * u32::try_from(sessions(service)).unwrap();
         assert!(again.unwrap_or(0.0) <= f64::from(bound), "{again:?}");

@@ -1,5 +1,5 @@
-//! What an operator can do to a broker: close connections, delete queues, shorten its patience, declare or permit the wrong
-//! things.
+//! An operator's actions on a broker: closing connections, deleting queues, a shorter delivery timeout, wrong
+//! declarations and missing permissions.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ use super::{
 
 const QUEUES: [&str; 4] = ["etl.extract", "etl.raw", "etl.valid", "etl.events"];
 
-/// The services' connections as the management API knows them, by what the services call them: the names by which the API
-/// closes them.
+/// The names of the services' connections in the management API, by the names that the services give them. The API
+/// closes connections by these names.
 async fn connections(vhost: &Vhost) -> BTreeMap<String, Vec<String>> {
     let path = format!("vhosts/{}/connections", vhost.name);
     let (_, all) = vhost.broker.call(Method::GET, &path, Value::Null).await;
@@ -35,7 +35,7 @@ async fn connections(vhost: &Vhost) -> BTreeMap<String, Vec<String>> {
     connections
 }
 
-/// Closes a connection, and says whether this did it: one whose service was about to close it may be gone.
+/// Closes a connection. Returns whether this call closed it: a service may have closed its connection before.
 async fn close(vhost: &Vhost, name: &str) -> bool {
     let path = name.replace(' ', "%20").replace('>', "%3E");
     let path = format!("connections/{path}");
@@ -46,14 +46,14 @@ async fn close(vhost: &Vhost, name: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_closed_by_an_operator_are_reopened() {
     let mut pipeline = Pipeline::start().await;
-    // So that nobody is done long before the others.
+    // Keeps all stages busy for a similar time.
     bound(&pipeline, "etl.raw", 10).await;
     bound(&pipeline, "etl.valid", 10).await;
     let run = Run::start(&pipeline, "closed", MANY);
     let mut closed = Vec::new();
     for batches in [2, 20, 40] {
         run.until_loaded(&pipeline, batches).await;
-        // The management API takes a while to know everybody's connections.
+        // The management API lists new connections after a delay.
         let mut known = BTreeMap::new();
         let what = "a consuming and a publishing connection of each service";
         let open = wait_for(what, TIMEOUT, async || {
@@ -92,7 +92,7 @@ async fn await_consumed(vhost: &Vhost, queue: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_queues_are_declared_and_consumed_again() {
     let mut pipeline = Pipeline::start().await;
-    // One after the other, with nobody at work, and all at once.
+    // Each queue alone, with its consumers paused, and then all queues at once.
     for queue in QUEUES.into_iter().chain(["etl.dead"]) {
         pipeline.vhost.delete_queue(queue).await;
         await_consumed(&pipeline.vhost, queue).await;
@@ -104,7 +104,7 @@ async fn deleted_queues_are_declared_and_consumed_again() {
         await_consumed(&pipeline.vhost, queue).await;
     }
     await_all_ready(&mut pipeline).await;
-    // Nobody consumes the archive: that it is gone is seen when it is published to, and so the extractor must not be done.
+    // The archive has no consumer. A publish detects that it is missing, so the extractor must not be done yet.
     bound(&pipeline, "etl.raw", 10).await;
     let run = Run::start(&pipeline, "unarchived", MANY);
     run.until_loaded(&pipeline, 2).await;
@@ -113,12 +113,12 @@ async fn deleted_queues_are_declared_and_consumed_again() {
     assert!(pipeline.vhost.exists("etl.archive").await);
 }
 
-/// Sees that the pipeline has come to rest and that nobody takes the run for complete.
-async fn assert_noticed(pipeline: &Pipeline, run: &str) {
+/// Checks that no message moves and that the run does not count as complete.
+async fn assert_idle_and_open(pipeline: &Pipeline, run: &str) {
     for queue in QUEUES {
         await_consumed(&pipeline.vhost, queue).await;
     }
-    wait_until("the line to be at rest", TIMEOUT, async || {
+    wait_until("the pipeline to be idle", TIMEOUT, async || {
         for queue in QUEUES {
             let depth = pipeline.vhost.depth(queue).await;
             if depth.ready + depth.unacked + pipeline.vhost.ready(queue).await > 0 {
@@ -133,7 +133,7 @@ async fn assert_noticed(pipeline: &Pipeline, run: &str) {
     assert_eq!(reconciled.code, Some(1), "{}", reconciled.stdout);
 }
 
-/// The raw batches in the archive, each once.
+/// The raw batches in the archive, without duplicates.
 async fn archived(pipeline: &Pipeline, batches: usize) -> Vec<Message> {
     let mut found = BTreeMap::new();
     let mut count = batches;
@@ -150,7 +150,7 @@ async fn archived(pipeline: &Pipeline, batches: usize) -> Vec<Message> {
 async fn run_with_deleted_batches_stays_open_until_they_are_replayed() {
     for (stage, queue) in [("transformer", "etl.raw"), ("loader", "etl.valid")] {
         let mut pipeline = Pipeline::start().await;
-        // Who consumes the queue is held still, so that there is something in it to delete.
+        // The consumer of the queue is paused, so that there are messages to delete.
         service(&mut pipeline, stage).signal(Signal::STOP);
         let run = Run::start(&pipeline, "robbed", MANY);
         wait_until("everything to be in the queue", TIMEOUT, async || {
@@ -167,9 +167,9 @@ async fn run_with_deleted_batches_stays_open_until_they_are_replayed() {
             async || pipeline.number(told).await == 1,
         )
         .await;
-        assert_noticed(&pipeline, "robbed").await;
+        assert_idle_and_open(&pipeline, "robbed").await;
         await_all_ready(&mut pipeline).await;
-        // The archive has them all.
+        // The archive has all batches.
         let batches = pipeline
             .number("SELECT batches_expected::bigint FROM etl.runs")
             .await;
@@ -198,9 +198,9 @@ async fn deleted_task_leaves_its_run_open_and_other_runs_complete() {
     service(&mut pipeline, "extractor").signal(Signal::CONT);
     await_consumed(&pipeline.vhost, "etl.extract").await;
     assert_ne!(state(&pipeline, "lost").await, "completed");
-    // While it is not over, another run of the same is not taken.
-    let given_up = pipeline.etl(&["cancel", "lost"]).await;
-    assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
+    // Until the run ends, an equal request is refused.
+    let cancelled = pipeline.etl(&["cancel", "lost"]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     Run::start(&pipeline, "next", 1_000)
         .ends_well(&pipeline)
         .await;
@@ -210,7 +210,7 @@ async fn deleted_task_leaves_its_run_open_and_other_runs_complete() {
 #[tokio::test(flavor = "multi_thread")]
 async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
     let broker = private_broker().await;
-    // As it is after half an hour, with a look every second instead of every minute.
+    // The state after half an hour; the broker checks every second instead of every minute.
     let impatient = "application:set_env(rabbit, consumer_timeout, 6000), application:set_env(rabbit, channel_tick_interval, 1000).";
     broker.rabbitmqctl(&["eval", impatient]).await;
     let mut pipeline = Pipeline::on(broker.vhost().await).await;
@@ -233,7 +233,7 @@ async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
     run.ends_well(&pipeline).await;
 }
 
-/// Starts each service with this URL; each has to end by itself, and to say why.
+/// Starts each service with this URL. Each must exit by itself with this error.
 async fn assert_refused(pipeline: &Pipeline, url: &str, sentence: &str) {
     for name in SERVICES {
         let mut service = pipeline.service(name).env("ETL_AMQP_URL", url).spawn();

@@ -1,4 +1,4 @@
-//! A network that swallows everything without a word, and a broker that takes connections and never speaks.
+//! A network that drops all traffic silently, and a broker that accepts connections and never answers.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,8 @@ use testkit::wait_until;
 
 use super::{MANY, Run, SERVICES, await_not_ready};
 
-/// Twice the heartbeat of two seconds that the test asks for, and much for a busy machine; less than the twenty seconds of
-/// a call, which would notice it too.
+/// Twice the heartbeat of two seconds that the test sets, with a margin for a busy machine; less than the timeout of a
+/// call (20 s), which would detect it too.
 const NOTICED: Duration = Duration::from_secs(18);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,7 +29,7 @@ async fn heartbeat_detects_a_silent_network() {
         relays.push(relay);
     }
     let run = Run::start(&pipeline, "silent", 2 * MANY);
-    // The extractor first, so that the stages behind it have something left to do.
+    // The extractor first, so that the later stages have messages left.
     for (stage, batches) in [(2, 2), (1, 10), (0, 20)] {
         run.until_loaded(&pipeline, batches).await;
         relays[stage].set(Mode::Blackhole);

@@ -1,4 +1,4 @@
-//! How a service ends: told to by SIGTERM, or by a crash of its own.
+//! The end of a service: by SIGTERM, or by a crash.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use testkit::wait_until;
 
 use super::{MANY, Run, SERVICES, await_not_ready, service};
 
-/// The deadline of a service that shall stop (20 s), and a little for a busy machine.
+/// The deadline for the shutdown of a service (20 s), with a margin for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Waits until one of these has worked on a run, going by one of its counters, and takes it out.
+/// Waits until one of these services has worked on a run, by one of its counters, and removes it from the list.
 async fn busy(services: &mut Vec<Process>, counter: &str) -> Process {
     let mut found = 0;
     wait_until(
-        &format!("somebody to count {counter}"),
+        &format!("a service to count {counter}"),
         TIMEOUT,
         async || {
             for (index, service) in services.iter().enumerate() {
@@ -58,7 +58,7 @@ async fn terminated_services_exit_and_other_replicas_continue() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_finishes_and_settles_deliveries_in_progress() {
     let mut pipeline = Pipeline::start().await;
-    // The target is there, and locked when the next batch comes.
+    // The target exists, and is locked when the next batch arrives.
     Run::start(&pipeline, "first", 10)
         .ends_well(&pipeline)
         .await;
@@ -101,20 +101,20 @@ async fn unfinished_delivery_is_left_to_another_replica_and_the_exit_code_is_1()
     let mut pipeline = Pipeline::start().await;
     let mut transformer = pipeline.services.remove(1);
     assert_eq!(transformer.terminate(DEADLINE).await, Some(0));
-    let stuck = pipeline
+    let blocked = pipeline
         .service("transformer")
         .env("ETL_FAILPOINT", "transform");
-    let mut stuck = stuck.env("ETL_SHUTDOWN_DEADLINE", "1s").start().await;
-    let run = Run::start(&pipeline, "stuck", 5_000);
-    wait_until("the transformer to be stuck", TIMEOUT, async || {
-        stuck.log().contains("failpoint reached")
+    let mut blocked = blocked.env("ETL_SHUTDOWN_DEADLINE", "1s").start().await;
+    let run = Run::start(&pipeline, "blocked", 5_000);
+    wait_until("the transformer to be blocked", TIMEOUT, async || {
+        blocked.log().contains("failpoint reached")
     })
     .await;
-    assert_eq!(stuck.terminate(DEADLINE).await, Some(1));
+    assert_eq!(blocked.terminate(DEADLINE).await, Some(1));
     assert!(
-        stuck.log().contains("not finished within 1s"),
+        blocked.log().contains("not finished within 1s"),
         "{}",
-        stuck.log()
+        blocked.log()
     );
     let transformer = pipeline.service("transformer").start().await;
     pipeline.services.push(transformer);

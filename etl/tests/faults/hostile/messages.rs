@@ -15,13 +15,13 @@ const QUEUES: [(&str, &str); 4] = [
     ("etl.events", "run-event"),
 ];
 
-async fn until_dead(pipeline: &Pipeline, letters: i64) {
-    let what = format!("{letters} dead letters");
+async fn until_dead(pipeline: &Pipeline, dead_letters: i64) {
+    let what = format!("{dead_letters} dead letters");
     wait_until(&what, TIMEOUT, async || {
         pipeline
             .number("SELECT count(*) FROM etl.dead_letters")
             .await
-            >= letters
+            >= dead_letters
     })
     .await;
 }
@@ -31,7 +31,7 @@ async fn message_of_an_unknown_version_is_dead_lettered_complete() {
     let mut pipeline = Pipeline::start().await;
     pipeline.job("clicks", &plain("clicks"), sample::clicks(100));
     pipeline.run("clicks", "clicks").await;
-    // A batch that would be read, were it not for its version.
+    // A valid batch but for its version.
     let batch = pipeline.vhost.read_stream("etl.archive", 1).await.remove(0);
     for (queue, kind) in QUEUES {
         let properties = batch
@@ -83,7 +83,7 @@ async fn messages_with_hostile_properties_or_contradicting_bodies_are_dead_lette
             sent += 1;
         }
     }
-    // Its counts do not add up; and its rows are beyond every number.
+    // Counts that do not add up, and row numbers out of range.
     let raw = |first_row: u64, rows: &str| {
         format!(
             r#"{{"id":{{"run":"r","generation":0,"seq":0}},"first_row":{first_row},"result_id":"q","job":{{"name":"j","target":{{"table":"t"}}}},"columns":[{{"name":"a","type":"varchar"}}],"rows":{rows}}}"#

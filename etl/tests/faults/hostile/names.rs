@@ -5,7 +5,7 @@ use testkit::pipeline::Pipeline;
 
 use super::{assert_unharmed, failure};
 
-/// A name that would be a statement if it were not quoted.
+/// A name that is a statement when it is not quoted.
 const STATEMENT: &str = "\"; DROP TABLE victim; --";
 
 fn result(column: &str) -> ResultSet {
@@ -19,7 +19,7 @@ fn result(column: &str) -> ResultSet {
 async fn names_too_long_for_postgres_are_refused_with_their_length() {
     let mut pipeline = Pipeline::start().await;
     let (fits, ascii, umlauts) = ("x".repeat(63), "x".repeat(64), "é".repeat(32));
-    // In the query: Athena takes longer names than Postgres.
+    // In the query: Athena accepts longer names than Postgres.
     for (run, name) in [("ascii", &ascii), ("umlauts", &umlauts)] {
         pipeline.job(run, &super::plain(run), result(name));
         let reason = failure(&pipeline, run, run).await;
@@ -28,7 +28,7 @@ async fn names_too_long_for_postgres_are_refused_with_their_length() {
             "{reason}"
         );
     }
-    // In the job: before anything is sent.
+    // In the job: refused before anything is sent.
     for toml in [
         format!("[target]\ntable = \"{ascii}\"\n"),
         format!("[target]\ntable = \"{ascii}.t\"\n"),

@@ -1,4 +1,4 @@
-//! What somebody may type, or a script may pass on without looking.
+//! Hostile arguments of `etl`, from a person or a script.
 
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;

@@ -1,4 +1,4 @@
-//! Result files that are not what Athena promised.
+//! Result files that differ from what Athena reported.
 
 use testkit::TIMEOUT;
 use testkit::cloud::{Fault, Op, QueryState, sample};
@@ -10,8 +10,8 @@ use super::{assert_unharmed, failure, through};
 /// The rows of a result of several batches.
 const ROWS: u64 = 12_000;
 
-/// Asks for a run of the sample whose object in S3 is `change`d before the extractor sees any of it, and which has to
-/// fail: the reason.
+/// Requests a run of the sample whose object in S3 is changed by `change` before the extractor reads it. The run must
+/// fail; returns the reason.
 async fn failure_of(
     pipeline: &Pipeline,
     run: &str,
@@ -39,7 +39,7 @@ fn beginning_of(csv: &[u8], row: u64) -> usize {
         .windows(mark.len())
         .position(|bytes| bytes == mark.as_bytes())
         .unwrap();
-    // No value before the URL has a line end.
+    // No value before the URL contains a line end.
     csv[..inside]
         .iter()
         .rposition(|byte| *byte == b'\n')
@@ -65,7 +65,7 @@ async fn invalid_utf_8_fails_the_run_and_names_row_and_column() {
         reason.contains("row 9000 ") && reason.contains("column 2 ") && reason.contains("UTF-8"),
         "{reason}"
     );
-    // What came before it may be there, and is not taken for the result.
+    // Rows before the error may be loaded, and do not count as the result.
     let complete = "SELECT count(*) FROM etl.run_balance WHERE state = 'completed' OR balanced OR rows_expected IS NOT NULL";
     assert_eq!(pipeline.number(complete).await, 0);
     assert!(
@@ -87,7 +87,7 @@ async fn truncated_file_or_file_with_other_columns_fails_the_run() {
     })
     .await;
     assert!(
-        reason.contains("row 9000 ") && reason.contains("the file is cut off"),
+        reason.contains("row 9000 ") && reason.contains("the file is truncated"),
         "{reason}"
     );
     let reason = failure_of(&pipeline, "columns", |mut csv| {
@@ -118,7 +118,7 @@ async fn truncated_file_or_file_with_other_columns_fails_the_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn object_of_an_unexpected_size_fails_the_run() {
     let mut pipeline = Pipeline::start().await;
-    // Found with one size, read with another: the object under the key is another one by then.
+    // The object is replaced between the query for its size and the read.
     let (reason, ()) = tokio::join!(
         async {
             pipeline.job("grown", &through("s3", "grown"), sample::clicks(ROWS));

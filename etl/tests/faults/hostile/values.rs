@@ -1,4 +1,4 @@
-//! Values of rows.
+//! Hostile values.
 
 use testkit::cloud::{Column, ResultSet};
 use testkit::pipeline::Pipeline;
@@ -43,7 +43,7 @@ async fn text_with_copy_or_csv_syntax_stays_text() {
         .collect();
     for way in ["s3", "api"] {
         let name = format!("texts_{way}");
-        // One column, where a NULL is a blank line of the file.
+        // One column: a NULL is a blank line of the file.
         pipeline.job(
             &name,
             &through(way, &name),
@@ -100,7 +100,7 @@ async fn nul_rejects_its_row_and_no_other() {
     assert_unharmed(&mut pipeline).await;
 }
 
-/// A type, a value of it, and one that it cannot hold.
+/// A type, a valid value, and a value out of range.
 const RANGES: [(&str, &str, &str); 13] = [
     ("smallint", "1", "32768"),
     ("integer", "1", "-2147483649"),
@@ -189,7 +189,7 @@ async fn value_of_twenty_megabytes_fails_its_run_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn row_of_the_largest_size_is_loaded_whatever_its_characters() {
     let mut pipeline = Pipeline::start().await;
-    // Each takes six bytes in JSON, and a message is bounded too.
+    // Each takes six bytes in JSON, and the size of a message is limited too.
     let (wide, most) = ("\u{1}".repeat((2 << 20) - 1), "x".repeat((4 << 20) - 2));
     let result = ResultSet::table(
         &[("n", "bigint"), ("text", "varchar")],

@@ -1,4 +1,4 @@
-//! A replay that is given up while it is under way: the books say of the rows of before what is so.
+//! A replay that is cancelled in progress: the ledger describes the rows in the target.
 
 use serde_json::Value;
 use testkit::TIMEOUT;
@@ -9,7 +9,7 @@ use testkit::wait_until;
 
 use super::state;
 
-/// So many that they are sent in several windows, and that the country is NULL in some of each batch.
+/// Enough rows for several windows; each batch has some NULL countries.
 const CLICKS: u64 = 60_000;
 const STRICT: &str = "[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
 
@@ -17,7 +17,7 @@ fn job(target: &str, rules: &str) -> String {
     format!("[target]\ntable = \"clicks\"\n{target}\n{rules}")
 }
 
-/// A run that is complete, of a job that was corrected since.
+/// A complete run of a job that was corrected afterwards.
 async fn completed(target: &str) -> Pipeline {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", &job(target, STRICT), sample::clicks(CLICKS));
@@ -27,10 +27,10 @@ async fn completed(target: &str) -> Pipeline {
     pipeline
 }
 
-/// A replay that died when it had sent some of its batches, which are in the books.
+/// A replay that died after sending some of its batches, which are loaded.
 async fn half_replayed(target: &str) -> Pipeline {
     let mut pipeline = completed(target).await;
-    // In good order: what it has in hand of the run must not come back among what the replay sends.
+    // A clean shutdown: no batch of the run may be redelivered among those of the replay.
     assert_eq!(pipeline.services[1].terminate(TIMEOUT).await, Some(0));
     let replay = pipeline
         .service("etl")
@@ -58,8 +58,8 @@ async fn batches(pipeline: &Pipeline) -> i64 {
         .await
 }
 
-/// What the ledger of the live generation calls loaded, and what the target has, batch by batch.
-async fn assert_books_are_about_the_target(pipeline: &Pipeline) {
+/// Checks that the ledger of the live generation counts the rows of the target, batch by batch.
+async fn assert_ledger_matches_the_target(pipeline: &Pipeline) {
     let ledger = pipeline
         .table(
             "seq, b.rows_loaded",
@@ -88,7 +88,7 @@ async fn cancel(pipeline: &Pipeline, arguments: &[&str]) -> Finished {
         .await
 }
 
-/// What the target holds, whichever batch wrote it.
+/// The rows of the target, with their batches.
 async fn rows(pipeline: &Pipeline) -> Vec<String> {
     pipeline
         .table(
@@ -111,31 +111,31 @@ async fn cancelled_replay_without_batches_leaves_the_run_unchanged() {
         pipeline.services[1].signal(Signal::STOP);
         let sent = pipeline.etl(&["replay", "daily"]).await;
         assert_eq!(sent.code, Some(0), "{target}: {}", sent.stderr);
-        let given_up = cancel(&pipeline, &["--why", "the wrong job"]).await;
-        assert_eq!(given_up.code, Some(0), "{target}: {}", given_up.stderr);
+        let cancelled = cancel(&pipeline, &["--why", "the wrong job"]).await;
+        assert_eq!(cancelled.code, Some(0), "{target}: {}", cancelled.stderr);
         for word in [
             "replay of the run daily is cancelled",
             "complete, as it was before",
         ] {
             assert!(
-                given_up.stdout.contains(word),
+                cancelled.stdout.contains(word),
                 "{target}: {}",
-                given_up.stdout
+                cancelled.stdout
             );
         }
         pipeline.assert_reconciled("daily").await;
-        assert_books_are_about_the_target(&pipeline).await;
-        // All of it comes after all, and changes nothing.
-        let books = pipeline.ledger().await;
+        assert_ledger_matches_the_target(&pipeline).await;
+        // All batches arrive after the cancellation and change nothing.
+        let ledger = pipeline.ledger().await;
         pipeline.services[1].signal(Signal::CONT);
         #[expect(clippy::cast_precision_loss, reason = "a handful of batches")]
         let batches = batches(&pipeline).await as f64;
-        wait_until("all batches to come late", TIMEOUT, async || {
-            let late = pipeline.counted(&pipeline.services[0], "result=\"duplicate\"");
-            late.await >= batches
+        wait_until("all batches to be ignored", TIMEOUT, async || {
+            let ignored = pipeline.counted(&pipeline.services[0], "result=\"duplicate\"");
+            ignored.await >= batches
         })
         .await;
-        assert_eq!(pipeline.ledger().await, books, "{target}");
+        assert_eq!(pipeline.ledger().await, ledger, "{target}");
         assert!(rows(&pipeline).await == before, "{target}");
         let why = pipeline.table("abandoned", "etl.replays").await;
         assert_eq!(
@@ -146,10 +146,10 @@ async fn cancelled_replay_without_batches_leaves_the_run_unchanged() {
         assert_eq!(over.code, Some(1), "{target}: {}", over.stdout);
         assert!(over.stderr.contains("is completed"), "{}", over.stderr);
 
-        // The next one brings all rows in.
+        // The next replay loads all rows.
         let again = pipeline.etl(&["replay", "daily", "--follow"]).await;
         assert_eq!(again.code, Some(0), "{target}: {}", again.stderr);
-        assert_books_are_about_the_target(&pipeline).await;
+        assert_ledger_matches_the_target(&pipeline).await;
         assert_eq!(
             pipeline.number("SELECT count(*) FROM clicks").await,
             i64::try_from(CLICKS).unwrap(),
@@ -165,15 +165,15 @@ async fn cancelled_replay_keeps_replaced_batches_and_restores_the_others() {
     let replayed = pipeline
         .number("SELECT count(*) FROM etl.batches WHERE generation = 1")
         .await;
-    let given_up = cancel(&pipeline, &[]).await;
-    assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
+    let cancelled = cancel(&pipeline, &[]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     let said = format!("{replayed} batches had been replaced by the replay until then");
-    assert!(given_up.stdout.contains(&said), "{}", given_up.stdout);
+    assert!(cancelled.stdout.contains(&said), "{}", cancelled.stdout);
     pipeline.assert_reconciled("daily").await;
-    assert_books_are_about_the_target(&pipeline).await;
+    assert_ledger_matches_the_target(&pipeline).await;
     assert!(rows(&pipeline).await == before);
 
-    // A second one that dies and is given up, too: what is there is of three generations.
+    // A second replay dies and is cancelled: the target has rows of three generations.
     let part = pipeline
         .service("etl")
         .arg("replay")
@@ -186,7 +186,7 @@ async fn cancelled_replay_keeps_replaced_batches_and_restores_the_others() {
     assert_eq!(part.code, Some(99), "{}", part.stderr);
     assert_eq!(cancel(&pipeline, &[]).await.code, Some(0));
     pipeline.assert_reconciled("daily").await;
-    assert_books_are_about_the_target(&pipeline).await;
+    assert_ledger_matches_the_target(&pipeline).await;
     assert!(rows(&pipeline).await == before);
 }
 
@@ -201,7 +201,7 @@ async fn cancel_removes_the_rows_of_every_generation() {
         assert_eq!(json["rows_removed"], in_target, "{target}: {json}");
         assert_eq!(json["rows_dropped"], in_target, "{target}: {json}");
         assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 0);
-        assert_books_are_about_the_target(&pipeline).await;
+        assert_ledger_matches_the_target(&pipeline).await;
         assert_eq!(state(&pipeline, "daily").await, "cancelled");
         let again = cancel(&pipeline, &[]).await;
         assert!(
@@ -219,20 +219,20 @@ async fn cancelled_replay_of_an_upsert_keeps_loaded_rows() {
     let refused = cancel(&pipeline, &["--undo"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
     assert!(
-        refused.stderr.contains("gives the replay up"),
+        refused.stderr.contains("abandons the replay"),
         "{}",
         refused.stderr
     );
     assert!((rows(&pipeline).await, pipeline.ledger().await) == before);
-    let given_up = cancel(&pipeline, &[]).await;
-    assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
+    let cancelled = cancel(&pipeline, &[]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     assert!(
-        given_up.stdout.contains("as it was before"),
+        cancelled.stdout.contains("as it was before"),
         "{}",
-        given_up.stdout
+        cancelled.stdout
     );
     pipeline.assert_reconciled("daily").await;
-    assert_books_are_about_the_target(&pipeline).await;
+    assert_ledger_matches_the_target(&pipeline).await;
     assert!(rows(&pipeline).await == before.0);
     wait_until("the staging table to go", TIMEOUT, async || {
         pipeline.number("SELECT count(*) FROM etl.staging").await == 0

@@ -1,11 +1,11 @@
-//! What a person gives up is in the books with that person's name and reason, and the run completes without it.
+//! Dropped dead letters: the ledger has the person's name and reason, and the run completes without them.
 
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
-/// Waits until the run is complete and proven.
+/// Waits until the run is complete and reconciled.
 async fn completes(pipeline: &Pipeline, run: &str) {
     wait_until("the run to complete", TIMEOUT, async || {
         pipeline.etl(&["reconcile", run]).await.code == Some(0)
@@ -13,7 +13,7 @@ async fn completes(pipeline: &Pipeline, run: &str) {
     .await;
 }
 
-/// The run `daily` of three batches, which has no row yet when somebody makes a table that does not fit.
+/// The run `daily` of three batches, none of them loaded: another program has created a table that does not fit.
 async fn before_a_table_that_does_not_fit() -> Pipeline {
     let mut pipeline = Pipeline::start().await;
     pipeline.job(
@@ -24,7 +24,7 @@ async fn before_a_table_that_does_not_fit() -> Pipeline {
     pipeline.services[0].kill9().await;
     let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
+    let made = sqlx::query("CREATE TABLE public.clicks (other_column text)");
     made.execute(&pipeline.database.pool).await.unwrap();
     pipeline.services[0] = pipeline.service("loader").start().await;
     pipeline
@@ -34,9 +34,9 @@ async fn before_a_table_that_does_not_fit() -> Pipeline {
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn dropped_batch_is_counted_and_its_run_completes() {
     let pipeline = before_a_table_that_does_not_fit().await;
-    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
     wait_until("all batches to be dead letters", TIMEOUT, async || {
-        pipeline.number(letters).await == 3
+        pipeline.number(dead_letters).await == 3
     })
     .await;
 
@@ -129,8 +129,8 @@ async fn dropped_batch_is_counted_and_its_run_completes() {
         (&"completed".into(), &rows.into(), &true.into())
     );
 
-    // The letter comes once more: the ledger has its batch, and nothing changes.
-    let books = pipeline.ledger().await;
+    // The dead letter is redelivered: the ledger has its batch, and nothing changes.
+    let ledger = pipeline.ledger().await;
     assert_eq!(pipeline.etl(&["dead", "replay", &id]).await.code, Some(0));
     wait_until("the duplicate to be refused", TIMEOUT, async || {
         pipeline
@@ -139,7 +139,7 @@ async fn dropped_batch_is_counted_and_its_run_completes() {
             >= 1.0
     })
     .await;
-    assert_eq!(pipeline.ledger().await, books);
+    assert_eq!(pipeline.ledger().await, ledger);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,9 +149,9 @@ async fn drop_of_an_undecodable_message_resolves_only_the_dead_letter() {
         .vhost
         .publish("etl.raw", b"\xff\x00 not a message")
         .await;
-    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
     wait_until("a dead letter", TIMEOUT, async || {
-        pipeline.number(letters).await == 1
+        pipeline.number(dead_letters).await == 1
     })
     .await;
     let id = pipeline
@@ -167,7 +167,7 @@ async fn drop_of_an_undecodable_message_resolves_only_the_dead_letter() {
         "{}",
         done.stdout
     );
-    assert_eq!(pipeline.number(letters).await, 0);
+    assert_eq!(pipeline.number(dead_letters).await, 0);
     assert_eq!(
         pipeline
             .etl(&["dead", "drop", "4711", "--why", "x"])
@@ -186,12 +186,12 @@ async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
         .vhost
         .publish("etl.raw", b"\xff\x00 not a message")
         .await;
-    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
     wait_until("all of it to be dead letters", TIMEOUT, async || {
-        pipeline.number(letters).await == 4
+        pipeline.number(dead_letters).await == 4
     })
     .await;
-    // Its rows cannot be counted any more.
+    // The rows of a pruned dead letter cannot be counted.
     let pruned =
         sqlx::query("UPDATE etl.dead_letters SET body = NULL WHERE message_id = 'daily/0/1'");
     pruned.execute(&pipeline.database.pool).await.unwrap();
@@ -207,7 +207,7 @@ async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
     let nobodys = drop(&["--run", "nobody"]).await;
     assert_eq!(nobodys.code, Some(2), "{}", nobodys.stderr);
     assert!(nobodys.stderr.contains("nobody"), "{}", nobodys.stderr);
-    assert_eq!(pipeline.number(letters).await, 4);
+    assert_eq!(pipeline.number(dead_letters).await, 4);
 
     let done = drop(&["--run", "daily"]).await;
     assert_eq!(done.code, Some(1), "{}", done.stdout);
@@ -227,7 +227,7 @@ async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
         done.stdout,
         done.stderr
     );
-    assert_eq!(pipeline.number(letters).await, 2);
+    assert_eq!(pipeline.number(dead_letters).await, 2);
     let written = pipeline
         .table(
             "seq, rows_extracted = rows_dropped, dropped_by, drop_reason",
@@ -260,5 +260,5 @@ async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
             .contains("pruned"),
         "{said}"
     );
-    assert_eq!(pipeline.number(letters).await, 1);
+    assert_eq!(pipeline.number(dead_letters).await, 1);
 }

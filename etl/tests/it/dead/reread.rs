@@ -1,4 +1,4 @@
-//! A result that was to be read again and is gone: the letter of its task is dropped, and the run is what it was before.
+//! A replay whose result is missing in Athena: its task is dropped, and the run has its previous state.
 
 use serde_json::Value;
 use testkit::TIMEOUT;
@@ -6,13 +6,13 @@ use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
-/// Asks for the run's result once more, which is not there any more: the number of the dead letter.
+/// Replays the run from Athena, whose result is missing. Returns the number of the dead letter.
 async fn reread_in_vain(pipeline: &Pipeline) -> String {
     let asked = pipeline.etl(&["replay", "daily", "--from-athena"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
     wait_until("the task to be a dead letter", TIMEOUT, async || {
-        pipeline.number(letters).await == 1
+        pipeline.number(dead_letters).await == 1
     })
     .await;
     let status = pipeline.etl(&["status", "daily"]).await;
@@ -71,11 +71,11 @@ async fn dropped_reread_leaves_a_completed_run_complete() {
             ["(athena,\"abandoned by unknown user: the object is gone\")"]
         );
 
-        // The archive still has it.
+        // The archive still has the result.
         let replayed = pipeline.etl(&["replay", "daily", "--follow"]).await;
         assert_eq!(replayed.code, Some(0), "{target}: {}", replayed.stderr);
         assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 5_000);
-        assert_eq!(pipeline.cloud.started().len(), 1, "Athena was asked once");
+        assert_eq!(pipeline.cloud.started().len(), 1, "one query");
     }
 }
 
@@ -85,7 +85,7 @@ async fn dropped_reread_fails_an_incomplete_run_and_the_ledger_has_its_rows() {
     let job = "[target]\ntable = \"clicks\"\n";
     pipeline.job("clicks", job, sample::clicks(5_000));
     let run = pipeline.run("clicks", "daily").await;
-    // As if its last batch had never come, and the query had failed.
+    // The state without the last batch, after a failed query.
     let cut = "DELETE FROM clicks WHERE etl.seq(_batch) = 2; DELETE FROM etl.batches WHERE seq = 2;
         UPDATE etl.runs SET state = 'failed', failure = 'a test', batches_expected = NULL, rows_expected = NULL";
     sqlx::raw_sql(cut)

@@ -1,5 +1,4 @@
-//! Replays one after the other that come to nothing, and one of which every batch is dropped: the run is what it was, and
-//! its rows are where they were.
+//! Abandoned replays, and a replay with every batch dropped: the run and its rows are as before.
 
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
@@ -9,7 +8,7 @@ use testkit::wait_until;
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 const ROWS: &str = "dt, country, url, visits, seconds, seen_at, _batch";
 
-/// A line with the completed run `daily`.
+/// A pipeline with the completed run `daily`.
 async fn completed(job: &str, rows: u64) -> Pipeline {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", job, sample::clicks(rows));
@@ -17,7 +16,7 @@ async fn completed(job: &str, rows: u64) -> Pipeline {
     pipeline
 }
 
-/// `etl` with these arguments, which has to end with this code and say this.
+/// Checks that `etl` with these arguments exits with this code and prints this.
 async fn says(pipeline: &Pipeline, arguments: &[&str], code: i32, said: &str) {
     let done = pipeline.etl(arguments).await;
     let all = format!("{}{}", done.stdout, done.stderr);
@@ -40,12 +39,12 @@ async fn two_abandoned_replays_leave_the_run_complete() {
     let pipeline = completed(JOB, 5_000).await;
     let query = pipeline.table("query_execution_id", "etl.runs").await[0].clone();
     pipeline.cloud.delete_result(query.trim_matches(['(', ')']));
-    let letters = "SELECT count(*) FROM etl.dead_letters";
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters";
     for (number, force) in [(1, &[][..]), (2, &["--force"])] {
         let replay = [&["replay", "daily", "--from-athena"], force].concat();
         says(&pipeline, &replay, 0, "read again").await;
-        wait_until("its task to be given up", TIMEOUT, async || {
-            pipeline.number(letters).await == number
+        wait_until("its task to be dead-lettered", TIMEOUT, async || {
+            pipeline.number(dead_letters).await == number
         })
         .await;
     }
@@ -71,9 +70,9 @@ async fn replay_with_every_batch_dropped_is_held() {
     let other = format!("{upsert}[[columns]]\nsource = \"visits\"\ntype = \"text\"\n");
     pipeline.write_job("clicks", &other);
     says(&pipeline, &["replay", "daily"], 0, "sent again").await;
-    let letters = "SELECT count(*) FROM etl.dead_letters";
-    wait_until("its batch to be given up", TIMEOUT, async || {
-        pipeline.number(letters).await == 1
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters";
+    wait_until("its batch to be dead-lettered", TIMEOUT, async || {
+        pipeline.number(dead_letters).await == 1
     })
     .await;
     says(

@@ -1,5 +1,5 @@
-//! The story: a rule was too strict, is corrected, and a replay brings the rows in. In every mode, and Athena is asked
-//! once in all of it.
+//! A replay with a corrected rule loads the rows that the strict rule rejected. In every mode, with one query in
+//! Athena.
 
 use serde_json::Value;
 use testkit::cloud::sample;
@@ -33,7 +33,7 @@ fn job(target: &str, countries: bool, disliked: bool) -> String {
     )
 }
 
-/// How many of the clicks have the country NULL, and how many have an empty one.
+/// The number of clicks with the country NULL, and with an empty country.
 fn without_country() -> (i64, i64) {
     let rows = sample::clicks(CLICKS).range(0, CLICKS);
     let count = |wanted: Option<&str>| {
@@ -48,7 +48,7 @@ async fn status(pipeline: &Pipeline, run: &str) -> Value {
     serde_json::from_str(&shown.stdout).unwrap()
 }
 
-/// The rows that the target would hold if nothing had been rejected.
+/// The rows of the target when no row is rejected.
 async fn wanted(pipeline: &Pipeline) -> Vec<String> {
     pipeline.job(
         "wanted",
@@ -78,7 +78,7 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
         assert!(shown.lines().any(is_counted), "{rule} {rows}: {shown}");
     }
 
-    // The rule about the country is corrected; the other one stays.
+    // The rule for the country is corrected; the other one stays.
     pipeline.write_job("clicks", &job("", false, true));
     let sent = succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
     assert!(
@@ -94,7 +94,7 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
         (&1.into(), &1.into())
     );
 
-    // Now the other one, too: only its batch is put through again, and the others are carried forward.
+    // The other rule is corrected too: only its batch is replayed, and the others are carried forward.
     pipeline.write_job("clicks", &job("", false, false));
     let loaded = pipeline
         .table(
@@ -129,7 +129,7 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
     assert_eq!((carried.len(), same.count()), (9, 8));
     assert!(pipeline.table(ROWS, "clicks").await == wanted);
 
-    // Once more, in whole and in part: nothing changes.
+    // A second replay, whole or partial, changes nothing.
     let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
     let none = succeeds(&pipeline, &["replay", "daily", "--rejected-only"]).await;
     assert!(
@@ -172,14 +172,10 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
             .await,
         0
     );
-    assert_eq!(
-        pipeline.cloud.started().len(),
-        2,
-        "Athena was asked once a run"
-    );
+    assert_eq!(pipeline.cloud.started().len(), 2, "one query a run");
 }
 
-/// In the modes whose batches depend on each other a part is the whole, and the rows come in at once.
+/// In modes with dependent batches a partial replay covers the whole run and commits at once.
 async fn comes_in_as_a_whole(target: &str) {
     let pipeline = Pipeline::start().await;
     let wanted = wanted(&pipeline).await;
@@ -211,11 +207,7 @@ async fn comes_in_as_a_whole(target: &str) {
         (&CLICKS.into(), &2.into())
     );
     assert!(pipeline.table(&format!("{ROWS}, _batch"), "clicks").await == rows);
-    assert_eq!(
-        pipeline.cloud.started().len(),
-        2,
-        "Athena was asked once a run"
-    );
+    assert_eq!(pipeline.cloud.started().len(), 2, "one query a run");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,5 @@
-//! What the archive no longer holds is named and nothing is changed; the extractor reads the result again, and Athena is
-//! still asked once.
+//! A gap in the archive is named and nothing is changed; a replay from Athena reads the result again without another
+//! query.
 
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
@@ -17,7 +17,7 @@ async fn replay_refused_for_a_gap_succeeds_from_athena() {
     pipeline.run("clicks", "daily").await;
     pipeline.write_job("clicks", JOB);
 
-    // Retention took the head of the stream: only the last four batches are left of it.
+    // Retention deleted the first batches: only the last four are left.
     let kept = pipeline
         .vhost
         .read_stream("etl.archive", 9)
@@ -52,7 +52,7 @@ async fn replay_refused_for_a_gap_succeeds_from_athena() {
         &["batches 4 ", "nothing was changed"],
     )
     .await;
-    // What is asked for is there.
+    // The requested batches are in the archive.
     succeeds(&pipeline, &["replay", "daily", "--seq", "6..8", "--follow"]).await;
 
     let again = succeeds(&pipeline, &["replay", "daily", "--from-athena", "--follow"]).await;
@@ -63,9 +63,9 @@ async fn replay_refused_for_a_gap_succeeds_from_athena() {
     );
     pipeline.assert_reconciled("daily").await;
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
-    assert_eq!(pipeline.cloud.started().len(), 1, "Athena was asked once");
+    assert_eq!(pipeline.cloud.started().len(), 1, "one query");
 
-    // What was read again is in the archive again.
+    // The reread batches are in the archive again.
     let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
     succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
     completes(&pipeline, "daily").await;

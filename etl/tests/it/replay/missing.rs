@@ -1,5 +1,5 @@
-//! What the books lack comes back in the same generation: lost with a queue, or with a database that was restored to an
-//! earlier time and has forgotten it.
+//! Batches missing from the ledger are replayed in the same generation, after a queue was purged or an older backup of
+//! the database was restored.
 
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
@@ -48,16 +48,16 @@ async fn purged_batches_are_replayed_from_the_archive() {
     })
     .await;
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
-    assert_eq!(pipeline.cloud.started().len(), 1, "Athena was asked once");
+    assert_eq!(pipeline.cloud.started().len(), 1, "one query");
 
-    let books = pipeline.ledger().await;
+    let ledger = pipeline.ledger().await;
     let again = pipeline.etl(&["replay", "daily", "--missing"]).await;
     assert!(
         again.stdout.contains("no batch of daily is missing"),
         "{}",
         again.stdout
     );
-    assert_eq!(pipeline.ledger().await, books);
+    assert_eq!(pipeline.ledger().await, ledger);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,7 +84,7 @@ async fn gap_in_the_archive_is_named_and_nothing_is_sent() {
     assert_eq!(pipeline.number("SELECT count(*) FROM etl.batches").await, 0);
 }
 
-/// The database as it was a moment after the run was asked for, or after some of its batches were loaded.
+/// Restores the database to the state shortly after the request, or after some batches were loaded.
 async fn restore(pipeline: &Pipeline, kept: &str) {
     let forget = format!(
         "DELETE FROM clicks WHERE NOT (etl.seq(_batch) IN ({kept}));
@@ -107,7 +107,7 @@ async fn batches_missing_from_a_restored_database_are_replayed_with_the_end_of_t
     pipeline.job("clicks", strict, sample::clicks(20_000));
     let run = pipeline.run("clicks", "daily").await;
     let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
-    // The job of that time, not the one of today: what was lost comes back as it was.
+    // The job of the run applies, not the current one: missing batches are loaded as before.
     pipeline.write_job("clicks", "[target]\ntable = \"clicks\"\n");
     for (kept, lost) in [("1, 4, 8", 6), ("-1", 9)] {
         restore(&pipeline, kept).await;
@@ -137,7 +137,7 @@ async fn batches_missing_from_a_restored_database_are_replayed_with_the_end_of_t
             "{kept}"
         );
     }
-    assert_eq!(pipeline.cloud.started().len(), 1, "Athena was asked once");
+    assert_eq!(pipeline.cloud.started().len(), 1, "one query");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +147,7 @@ async fn lost_batches_of_a_replay_are_sent_again_with_the_replays_job() {
     pipeline.job("clicks", strict, sample::clicks(20_000));
     pipeline.run("clicks", "daily").await;
     pipeline.write_job("clicks", "[target]\ntable = \"clicks\"\n");
-    // In good order: what it has in hand of the run must not come back beside what the replay sends.
+    // A clean shutdown: no batch of the run may be redelivered among those of the replay.
     assert_eq!(pipeline.services[0].terminate(TIMEOUT).await, Some(0));
     succeeds(&pipeline, &["replay", "daily"]).await;
     wait_until("every batch to wait for a loader", TIMEOUT, async || {
@@ -156,7 +156,7 @@ async fn lost_batches_of_a_replay_are_sent_again_with_the_replays_job() {
     .await;
     pipeline.vhost.purge("etl.valid").await;
     pipeline.services[0] = pipeline.service("loader").start().await;
-    // Whatever the job says by now: one generation has one job.
+    // A generation keeps its job, whatever the current job is.
     pipeline.write_job("clicks", strict);
     succeeds(&pipeline, &["replay", "daily", "--missing", "--follow"]).await;
     completes(&pipeline, "daily").await;

@@ -1,4 +1,4 @@
-//! All runs of a job that were asked for in a span of time.
+//! Replays of all runs of a job that were requested in a time range.
 
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
@@ -94,7 +94,7 @@ async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
         "{}",
         sent.stdout
     );
-    // Since the replay was asked for, and not since the run was.
+    // Since the request of the replay, not of the run.
     let seconds = sent.stdout.split_once("run two completed in ");
     let seconds = seconds.and_then(|(_, rest)| rest.split_once(" s\n")?.0.parse::<f64>().ok());
     assert!(
@@ -119,7 +119,7 @@ async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
         5_000
     );
 
-    // One of them cannot be replayed: none is. The loader is gone, since it would complete the run at its next sweep.
+    // One run cannot be replayed, so none is. The loader is stopped: its next sweep would complete the run.
     pipeline.services.clear();
     sqlx::raw_sql(
         "UPDATE etl.runs SET state = 'running', finished_at = NULL WHERE run_id = 'four'",

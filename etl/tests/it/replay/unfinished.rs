@@ -1,4 +1,4 @@
-//! A replay that dies is resumed by asking again; two operators cannot replay one run.
+//! A killed replay is resumed by the same command; two operators cannot replay one run at once.
 
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
@@ -10,7 +10,7 @@ use super::{ROWS, completes, refuses, replays, succeeds};
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
-/// A line with the completed run `daily` of nine batches.
+/// A pipeline with the completed run `daily` of nine batches.
 async fn completed() -> Pipeline {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", JOB, sample::clicks(20_000));
@@ -18,7 +18,7 @@ async fn completed() -> Pipeline {
     pipeline
 }
 
-/// `etl replay daily` that waits at this place, once it got there.
+/// `etl replay daily`, paused at this failpoint.
 async fn waiting_at(pipeline: &Pipeline, place: &str) -> Process {
     let replay = pipeline
         .service("etl")
@@ -53,8 +53,8 @@ async fn killed_replay_is_resumed_by_the_same_command() {
             "{place}"
         );
         if generation < 3 {
-            // The first of the nine may be with the broker, the last is not: the run is open until somebody acts.
-            // The books are not compared: what was sent is being loaded.
+            // The broker may have the first of the nine batches and lacks the last one: the run stays open until a
+            // person acts.
             let part = pipeline.etl(&["replay", "daily", "--seq", "3..4"]).await;
             assert_eq!(part.code, Some(1), "{place}: {}", part.stderr);
             for word in ["0..8", "unfinished", "etl replay daily"] {
@@ -81,7 +81,7 @@ async fn killed_replay_is_resumed_by_the_same_command() {
             "{place}"
         );
     }
-    // All of the last one was sent: what is asked for now is another one.
+    // The last replay was sent completely: the next command is a new replay.
     succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
     assert_eq!(
         pipeline
@@ -90,7 +90,7 @@ async fn killed_replay_is_resumed_by_the_same_command() {
         4
     );
     assert!(pipeline.table(&format!("{ROWS}, _batch"), "clicks").await == rows);
-    assert_eq!(pipeline.cloud.started().len(), 1, "Athena was asked once");
+    assert_eq!(pipeline.cloud.started().len(), 1, "one query");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +119,7 @@ async fn unfinished_partial_replay_is_superseded_by_the_corrected_job_or_by_a_wh
         &["3..5", "--seq 3..5"],
     )
     .await;
-    // The same part, but the job was corrected meanwhile: one generation has one job.
+    // The same part with a corrected job: a generation has one job.
     pipeline.write_job(
         "clicks",
         "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"url\"\ntype = \"text\"\n",
@@ -176,7 +176,7 @@ async fn concurrent_replay_of_one_run_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn replay_of_an_open_run_needs_force() {
     let mut pipeline = completed().await;
-    // Nobody loads, so that the replay does not end.
+    // Without a loader, the replay does not end.
     pipeline.services[0].kill9().await;
     succeeds(&pipeline, &["replay", "daily"]).await;
     for again in [
