@@ -1,5 +1,5 @@
-//! Executes removals: deletes rows that a person requested to leave the target, in the transaction that makes the ledger say so,
-//! under the run's lock and the target's.
+//! Executes removals: deletes rows that a person requested to remove from the target and updates the ledger in one
+//! transaction, under the locks of the run and the target.
 
 use common::message::RunId;
 use common::schema::{BATCH_COLUMN, quoted};
@@ -10,8 +10,8 @@ use crate::ddl::TableName;
 use crate::errors::LoadError;
 use crate::target::merge_lock_key;
 
-/// Executes the removals that are pending. One that fails is recorded with its reason, for the command that waits, and keeps no
-/// other; the next sweep tries it again.
+/// Executes the pending removals. A failed one is recorded with its reason, for the command that waits, and does not
+/// block the others; the next sweep retries it.
 pub async fn execute_all(store: &Store) -> Result<(), LoadError> {
     for (id, run) in store.pending_removals().await? {
         let failure = format!("cannot remove the rows of the run {run} from its target");
@@ -58,7 +58,7 @@ fn row_id<'a>(run: &'a LockedRun<'_>) -> &'a str {
     &run.row().run_id
 }
 
-/// Deletes the rows with these values of `_batch`: so many. None are there when there is no such table.
+/// Deletes the rows with these values of `_batch`, and returns their number: 0 without a table.
 async fn delete(
     tx: &mut PgConnection,
     name: &TableName,

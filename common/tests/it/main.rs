@@ -1,4 +1,4 @@
-//! The typed queue against a real broker: what counts as published, and what a delivery reports.
+//! The typed queue with a real broker: what counts as published, and what a delivery reports.
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 

@@ -1,4 +1,4 @@
-//! The statements that make a target, and the tables that are refused with the statement to run.
+//! The statements that create a target, and the tables that are refused with the statement to run.
 
 use super::*;
 

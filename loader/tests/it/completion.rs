@@ -1,4 +1,4 @@
-//! Events, completion and the schema of the books.
+//! Events, completion and the schema of the ledger.
 
 use common::message::EventKind;
 use ledger::event::Noted;
@@ -25,7 +25,7 @@ async fn several_replicas_migrate_at_once_and_again() {
             .await
             .unwrap()
     );
-    // A newer version was here: an older one can go on.
+    // A newer version has migrated the schema: an older one can continue.
     execute(&database.pool, "INSERT INTO etl.schema_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', true, '', 0)").await;
     migrate::run(&url).await.unwrap();
 }
@@ -55,7 +55,7 @@ async fn role_without_create_loads_into_existing_tables() {
         .handle(&shape("t", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]))
         .await
         .unwrap();
-    // A run that is published as a whole needs a little more.
+    // A run that is committed as a whole needs further privileges.
     execute(
         &database.pool,
         &format!("GRANT USAGE, CREATE ON SCHEMA etl_staging TO {role}; GRANT DELETE ON etl.staging, t TO {role}"),
@@ -92,7 +92,7 @@ async fn role_without_create_loads_into_existing_tables() {
         refused.contains("GRANT SELECT, INSERT, UPDATE"),
         "{refused}"
     );
-    // Privileges that get lost are waited for, and fill no dead letters.
+    // A lost privilege makes the loader wait, and dead-letters nothing.
     let lost = shape("t", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
     assert_eq!(
         loader.handle(&lost).await.unwrap_err().verdict(),
@@ -309,7 +309,7 @@ async fn batches_with_gaps_or_overlaps_complete_no_run() {
         let batch = t.batch("r", seq, u64::from(seq), &[vec![Some("1")]]);
         loader.handle(&batch).await.unwrap();
     }
-    // As if two batches had been loaded at the same time, neither seeing the other.
+    // The state after two concurrent loads of overlapping batches.
     execute(
         &database.pool,
         "UPDATE etl.batches SET first_row = 0 WHERE seq = 1",
@@ -348,7 +348,7 @@ async fn failure_after_the_end_of_the_result_changes_nothing() {
         balance_of(&database.pool, "r").await,
         "completed expected 1 extracted 1 loaded 1 deduplicated 0 rejected 0 balanced"
     );
-    // Nor does another count go unheard now that the run is over.
+    // Another count is refused after the end of the run too.
     assert!(matches!(
         loader.handle_event(&extracted("r", 2, 1)).await,
         Err(LoadError::Refused(Refused::Ledger(
@@ -361,7 +361,7 @@ async fn failure_after_the_end_of_the_result_changes_nothing() {
     );
 }
 
-/// Whoever resolves a dead letter that was read before it came again resolves nothing.
+/// A dead letter that is redelivered after it was read stays open when the earlier read is resolved.
 #[tokio::test]
 async fn redelivered_dead_letter_reopens() {
     let database = ledger_database().await;
@@ -407,7 +407,7 @@ async fn sweep_completes_runs_left_open_by_a_crash() {
         .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
         .await
         .unwrap();
-    // As if the process had died between the event's commit and the question whether the run is done.
+    // The state after a crash between the commit of the event and the check for completion.
     execute(
         &database.pool,
         "UPDATE etl.runs SET batches_expected = 1, rows_expected = 1 WHERE run_id = 'r'",

@@ -1,4 +1,4 @@
-//! Schema contracts: what may be done to a target, and by which role.
+//! Schema contracts: which changes of a target are allowed, and for which role.
 
 use common::job::{Mode, SchemaContract};
 use common::message::ValidBatch;
@@ -20,7 +20,7 @@ async fn columns(pool: &PgPool) -> String {
     text(pool, "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0").await
 }
 
-/// Many times, since what is to be seen is a matter of moments.
+/// Many attempts, since the conflict depends on timing.
 #[tokio::test]
 async fn two_loaders_add_a_new_column_once_and_both_continue() {
     let database = ledger_database().await;
@@ -37,7 +37,7 @@ async fn two_loaders_add_a_new_column_once_and_both_continue() {
         let short = |seq: u32| short.batch(&old, seq, u64::from(seq), &[vec![Some("x")]]);
         let row = vec![Some("1"), Some("y"), Some("2018-04-02")];
         let long = |seq: u32| long.batch(&new, seq, u64::from(seq), std::slice::from_ref(&row));
-        // Both know the table as it is.
+        // Both loaders have checked the table.
         one.handle(&short(0)).await.unwrap();
         two.handle(&short(1)).await.unwrap();
         let all = |loader, batches: Vec<ValidBatch>| load_all(loader, batches);
@@ -170,7 +170,7 @@ async fn evolving_schema_changes_no_type_and_adds_no_batch_column() {
     assert!(sentence.contains("ADD UNIQUE (\"n\")"), "{sentence}");
 }
 
-/// Before Athena is asked: as the role of whoever asks.
+/// The check before the query, with the role of the caller.
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a table of targets")]
 async fn target_of_another_owner_is_refused_before_the_request() {
@@ -227,7 +227,7 @@ async fn target_of_another_owner_is_refused_before_the_request() {
         assert!(refused.contains(part), "{refused}");
         assert!(!refused.contains("CREATE TABLE"), "{refused}");
     }
-    // And as the owner it would work; nothing of it was done.
+    // The owner would be allowed; nothing was changed.
     assert!(
         matches!(planned(&owner, "mine", &more).await, Ok(Change::Add { columns, .. }) if columns == ["b"])
     );

@@ -1,10 +1,10 @@
-//! Tables that exist: taken when rows fit into them, refused with the statement to run otherwise.
+//! Existing tables: accepted when the rows fit, otherwise refused with the statement to run.
 
 use loader::errors::{LoadError, Refused};
 
 use crate::support::{execute, ledger_database, loader, request, shape, text};
 
-/// The sentence with which a batch for table `t (a text, n bigint)` is refused.
+/// The refusal of a batch for table `t (a text, n bigint)`.
 async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
     let database = ledger_database().await;
     execute(&database.pool, ddl).await;
@@ -209,7 +209,8 @@ async fn type_altered_after_the_check_rounds_no_value() {
     }
 }
 
-/// Each column is of a wider type than the batch's, and the bytes of one number may be those of another of the wider type.
+/// Each column has a wider type than the batch's. The bytes of a number in one type may be a valid number of the wider
+/// type.
 #[tokio::test]
 async fn values_stay_equal_in_columns_of_wider_types() {
     let database = ledger_database().await;

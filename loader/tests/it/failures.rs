@@ -1,4 +1,4 @@
-//! Failures of the way to Postgres and of Postgres itself, at the moments that matter.
+//! Failures of Postgres and of the connection to it, at critical points.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn commit_with_a_lost_answer_is_found_in_the_ledger() {
     let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
     let t = shape("t", &["n bigint"], &[]);
     request(&database.pool, "r").await;
-    // Everything that comes before the batch's own transaction is done by then.
+    // All preparation for the batch's own transaction is done before.
     loader
         .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
         .await
@@ -166,7 +166,8 @@ async fn deadlocks_and_lock_timeouts_are_retried() {
         .unwrap();
 }
 
-/// Loaders hold a run's row shared, one after the other. An event that wants it alone must not have to wait until none does.
+/// Loaders hold a shared lock on the row of a run, one after the other. An event that needs an exclusive lock must not
+/// starve.
 #[tokio::test]
 async fn batch_behind_an_event_waits_for_its_lock() {
     let database = ledger_database().await;

@@ -1,4 +1,4 @@
-//! The index by batch, which an append's first replay gives its target.
+//! The index by batch, which the first replay of an append creates on its target.
 
 use common::message::ValidBatch;
 use loader::load::{Loader, Outcome};
@@ -14,7 +14,7 @@ fn append() -> Way {
     ways().remove(0)
 }
 
-/// A completed run of this case, and its batches as a replay sends them.
+/// A completed run of this case. Returns its batches as a replay sends them.
 async fn about_to_be_replayed(database: &Database, loader: &Loader, case: &str) -> Vec<ValidBatch> {
     let pool = &database.pool;
     let (run, batches) = append().prepared(pool, case).await;
@@ -38,7 +38,7 @@ async fn indexes(pool: &PgPool, case: &str) -> String {
     text(pool, &find).await
 }
 
-/// The first rows are not slowed down by an index that only a replay needs.
+/// The first load is not slowed down by an index that only a replay needs.
 #[tokio::test]
 async fn first_replay_creates_the_index_and_the_next_reuses_it() {
     let database = ledger_database().await;
@@ -56,7 +56,7 @@ async fn first_replay_creates_the_index_and_the_next_reuses_it() {
     append().assert_right(&database.pool, "mine").await;
 }
 
-/// A loader with a role of its own, which may do what this says besides writing; and the role's name.
+/// A loader whose role may write and has the privileges `may`, and the name of the role.
 async fn guest(database: &Database, may: impl FnOnce(&str) -> String) -> (Loader, String) {
     let role = format!("loader_{}", database.name);
     let may = may(&role);
@@ -98,7 +98,7 @@ async fn table_of_another_owner_is_replayed_without_the_index() {
     assert_replayed_without_it(&ledger_database().await, "theirs", |_| String::new()).await;
 }
 
-/// An index is made in the table's schema, and that is another right than to own the table.
+/// Creating an index needs a privilege on the table's schema besides the ownership of the table.
 #[tokio::test]
 async fn table_in_a_schema_of_another_owner_is_replayed_without_the_index() {
     let may = |role: &str| {
@@ -109,7 +109,7 @@ async fn table_in_a_schema_of_another_owner_is_replayed_without_the_index() {
     assert_replayed_without_it(&ledger_database().await, "schema", may).await;
 }
 
-/// It is a help, and waiting for it is none.
+/// The index is optional: a replay does not wait for it.
 #[tokio::test]
 async fn replay_continues_without_the_index_while_the_table_is_written_to() {
     let database = ledger_database().await;
@@ -131,7 +131,7 @@ async fn replay_continues_without_the_index_while_the_table_is_written_to() {
     append().assert_right(pool, "busy").await;
 }
 
-/// As when two tables' indexes get one name at the same moment.
+/// The same error as for two indexes that get one name at the same moment.
 #[tokio::test]
 async fn failure_to_create_the_index_fails_no_batch() {
     let database = ledger_database().await;

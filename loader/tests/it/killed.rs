@@ -1,5 +1,5 @@
-//! Loaders that die at the worst moments, one after the other, over runs of every mode at once: the
-//! next one makes of it what one that lives would have made.
+//! Loaders killed at critical points, one after the other, with runs of every mode: the next loader continues, and the
+//! result is the same.
 
 use common::message::Message;
 use common::queue::{Connection, Outgoing, Publisher, declare};
@@ -36,8 +36,8 @@ async fn loaders_killed_at_any_point_leave_the_same_table_in_every_mode() {
         messages.insert(1, sent(&extracted(&run, 3, 8)));
         publisher.publish(&messages).await.unwrap();
     }
-    // In the middle of a batch's rows, before and after its commit; and of the transaction that
-    // publishes a run: before its first change, with all of them made, and after its commit.
+    // Within the rows of a batch, before and after its commit; and in the transaction that commits a run: before its
+    // first change, after the last one, and after the commit.
     for point in [
         "mid_copy@3",
         "before_commit@3",
@@ -73,7 +73,7 @@ async fn loaders_killed_at_any_point_leave_the_same_table_in_every_mode() {
     );
 }
 
-/// The sweep of a loader that gets no message.
+/// The sweep of an idle loader.
 #[tokio::test]
 async fn approved_run_is_committed_without_a_message() {
     common::service::install_tls();
@@ -96,7 +96,7 @@ async fn approved_run_is_committed_without_a_message() {
     })
     .await;
     crate::support::approved(&database.pool, &run).await;
-    wait_until("the run to be published", TIMEOUT, async || {
+    wait_until("the run to be committed", TIMEOUT, async || {
         text(&database.pool, state).await == "completed"
     })
     .await;

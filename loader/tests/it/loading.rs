@@ -1,4 +1,4 @@
-//! Batches into a target, once each: whatever the values, however often and in whatever order.
+//! Batches are loaded once, with any values, any number of deliveries and any order.
 
 use common::message::RejectedRow;
 use loader::errors::{LoadError, Refused};
@@ -273,7 +273,7 @@ async fn message_that_contradicts_the_run_is_refused_and_changes_nothing() {
         Refused::Ledger(ledger::Refused::BeyondResult { .. })
     ));
     loader.handle(&batch(1)).await.unwrap();
-    // Also when the run is over.
+    // After the end of the run too.
     assert!(matches!(
         refused(clicks.batch("r", 0, 0, &[vec![Some("2")]])).await,
         Refused::Ledger(ledger::Refused::OtherContent { .. })

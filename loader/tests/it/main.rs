@@ -1,5 +1,5 @@
-//! The loader against a real Postgres and a real RabbitMQ. Each test has a database, and where it
-//! needs one a virtual host, of its own.
+//! The loader with a real Postgres and a real RabbitMQ. Each test has its own database, and its own virtual host where
+//! it needs one.
 
 #![expect(
     clippy::unwrap_used,

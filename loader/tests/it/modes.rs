@@ -1,4 +1,4 @@
-//! Every mode, whichever way its batches come: the same table and the same books.
+//! Every mode, with any order of batches: the same table and the same ledger.
 
 use common::job::{Commit, Duplicates, Mode, Target, Window};
 use common::message::ValidBatch;
@@ -8,11 +8,11 @@ use sqlx::PgPool;
 use testkit::servers::Database;
 
 use crate::support::{
-    Shape, balance_of, execute, extracted, ledger_database, loader, replayed, request, shape, text,
-    whole, with_generation, with_rejected,
+    Shape, assert_committed, balance_of, execute, extracted, ledger_database, loader, replayed,
+    request, shape, text, with_generation, with_rejected,
 };
 
-/// A way to load a target, and what its table is afterwards: key, value and seq of each row.
+/// A mode with its settings, and the expected table: key, value and seq of each row.
 #[derive(Clone)]
 pub(crate) struct Way {
     name: &'static str,
@@ -22,7 +22,7 @@ pub(crate) struct Way {
     deduplicated: u32,
 }
 
-/// Two rows were in each table before: `a` with 100, inside of the window, and `z` outside of it.
+/// Each table has two rows before the run: `a` with 100, inside of the window, and `z` outside of it.
 const APPENDED: &str = "a1:0 a3:0 a6:2 a100: b2:0 b4:1 c5:1 d7:2 z900:";
 const UPSERTED: &str = "a6:2 b4:1 c5:1 d7:2 z900:";
 const INSERTED: &str = "a100: b2:0 c5:1 d7:2 z900:";
@@ -99,7 +99,7 @@ impl Way {
         ]
     }
 
-    /// A run and its table, with rows of another time in it.
+    /// A run and its table, which has earlier rows.
     pub(crate) async fn prepared(&self, pool: &PgPool, case: &str) -> (String, Vec<ValidBatch>) {
         let (table, run) = (
             format!("{}_{case}", self.name),
@@ -149,7 +149,7 @@ fn content(table: &str) -> String {
     format!("SELECT string_agg(concat(k, v, ':', _batch & 255), ' ' ORDER BY k, v) FROM {table}")
 }
 
-/// Runs a case for every way, each in a database of its own.
+/// Runs a case in every mode, each in its own database.
 async fn every_way(case: impl AsyncFn(Way, Database)) {
     for way in ways() {
         Box::pin(case(way, ledger_database().await)).await;
@@ -220,7 +220,7 @@ async fn two_loaders_at_once_give_the_same_table() {
             b.unwrap();
             c.unwrap();
             d.unwrap();
-            // Of several that may complete it one is in the way of the others: the sweep asks again.
+            // Concurrent attempts to complete the run may block one another: the sweep repeats the check.
             for run in ledger::completion::candidates(&one.store).await.unwrap() {
                 completion::ask(&one.store, &run).await.unwrap();
             }
@@ -322,7 +322,7 @@ async fn partial_replay_leaves_the_other_batches_unchanged() {
     }
     loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
     replayed(pool, &run).await;
-    // What etl replay --seq 1..1 does, in the same transaction.
+    // The statement of `etl replay --seq 1..1`, in the same transaction.
     let carried =
         format!("UPDATE etl.batches SET generation = 1 WHERE run_id = '{run}' AND seq <> 1");
     execute(pool, &carried).await;
@@ -339,7 +339,7 @@ async fn partial_replay_leaves_the_other_batches_unchanged() {
             .unwrap(),
         Outcome::Duplicate
     );
-    // The neighbours are still the neighbours.
+    // The check against the neighbours still applies.
     let mut out_of_line = with_generation(&batches[1], 1);
     out_of_line.first_row = 5;
     assert!(loader.handle(&out_of_line).await.is_err());
@@ -374,7 +374,7 @@ async fn second_run_of_the_same_rows_follows_the_mode() {
         } else {
             assert_eq!(rows, way.table, "{table}");
         }
-        // An insert only changes nothing the second time; the others leave the newer run's rows.
+        // In mode insert_only the second run changes nothing; in the others, the rows of the newer run stay.
         let whose = format!("SELECT count(*) FROM {table} WHERE etl.run_no(_batch) = (SELECT run_no FROM etl.runs WHERE run_id = 'again')");
         let wanted = match way.target.mode {
             Mode::Append | Mode::Replace => "7",
@@ -382,7 +382,7 @@ async fn second_run_of_the_same_rows_follows_the_mode() {
             Mode::InsertOnly => "0",
         };
         assert_eq!(text(pool, &whose).await, wanted, "{table}");
-        // And the older run, replayed, takes nothing from the newer one.
+        // A replay of the older run overwrites no row of the newer one.
         let before = text(pool, &format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t")).await;
         replayed(pool, &first).await;
         for batch in &batches {
@@ -479,6 +479,6 @@ async fn reader_never_sees_a_part_of_a_run_committed_as_a_whole() {
         };
         let (seen, ()) = tokio::join!(watch, load);
         assert_eq!(seen, [before, way.table.to_owned()], "{table}");
-        whole(pool, &run).await;
+        assert_committed(pool, &run).await;
     }
 }

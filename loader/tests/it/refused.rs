@@ -1,12 +1,11 @@
-//! Rows that Postgres refuses: each in quarantine with Postgres' reason, the rest of its batch
-//! loaded.
+//! Rows that Postgres refuses: each is in quarantine with Postgres' reason, and the rest of its batch is loaded.
 
 use loader::load::Outcome;
 
 use crate::support::{Shape, Value, execute, ledger_database, loader, request, shape, text};
 
-/// Loads one batch into a table that was made by `ddl`, and answers which rows are in quarantine
-/// (number, column, SQLSTATE) and how many are in the table.
+/// Loads one batch into a table created by `ddl`. Returns the rows in quarantine (number, column, SQLSTATE) and the
+/// number of rows in the table.
 async fn quarantined(ddl: &str, shape: Shape, rows: &[Vec<Value<'_>>]) -> (String, String) {
     let database = ledger_database().await;
     execute(&database.pool, ddl).await;
@@ -209,7 +208,7 @@ async fn batch_with_every_second_row_refused_loads_the_others() {
 
 #[tokio::test]
 async fn value_too_long_for_the_index_of_the_key_refuses_its_row() {
-    // Not compressible, and beyond a third of an index page.
+    // Not compressible, and larger than a third of an index page.
     let long: String = (0..6000u32)
         .map(|n| char::from_u32(0x4e00 + n.wrapping_mul(2_654_435_761) % 20_000).unwrap())
         .collect();

@@ -1,4 +1,4 @@
-//! Rows that a person requested to leave a target: deleted by the loader, with the ledger rows that say so.
+//! Rows that a person requested to remove: the loader deletes them and updates the ledger.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use sqlx::PgPool;
 
 use crate::support::{execute, ledger_database, loader, request, shape, text};
 
-/// A run with two rows in its target, and a third row of another program there. Answers the removal that an undo requests.
+/// A run with two rows in its target, and a third row of another program there. Returns the removal that an undo
+/// requests.
 async fn undone(pool: &PgPool, loader: &Loader, run: &str) -> i64 {
     request(pool, run).await;
     let point = format!("UPDATE etl.runs SET target_table = 'public.{run}' WHERE run_id = '{run}'");

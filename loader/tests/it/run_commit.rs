@@ -1,4 +1,4 @@
-//! Runs that are published as a whole: what holds them, what supersedes them, and what is left.
+//! Runs that are committed as a whole: what holds them, what supersedes them, and the rows that stay.
 
 use common::job::{Commit, MaxRejected, Mode, Target, Window};
 use common::message::{EventKind, ValidBatch};
@@ -13,7 +13,7 @@ use crate::support::{
     replayed, request, shape, text, with_generation, with_rejected,
 };
 
-/// A table `t (d date, v bigint)` whose rows of these days are replaced; all of them without days.
+/// A table `t (d date, v bigint)` whose rows of these days are replaced; without days, all of its rows.
 fn replacing(days: Option<(&str, &str)>) -> Shape {
     let mut shape = shape("t", &["d date", "v bigint"], &[]);
     let window = days.map(|(from, to)| format!("d between '2018-04-{from}' and '2018-04-{to}'"));
@@ -57,7 +57,7 @@ async fn state(pool: &PgPool, run: &str) -> String {
     text(pool, &format!("SELECT concat_ws(' ', state, held_because, failure) FROM etl.runs WHERE run_id = '{run}'")).await
 }
 
-/// What the loader's sweep does.
+/// The loader's sweep.
 async fn sweep(loader: &Loader) {
     for run in ledger::completion::candidates(&loader.store).await.unwrap() {
         completion::ask(&loader.store, &run).await.unwrap();
@@ -87,7 +87,7 @@ async fn empty_result_empties_no_table_without_approval() {
         "{held}"
     );
     assert_eq!(table(pool).await, "2:1");
-    // A later delivery and the sweep leave it to a person.
+    // Neither a later delivery nor the sweep decides for a person.
     load(&loader, &t, "empty", &[]).await;
     sweep(&loader).await;
     assert_eq!(state(pool, "empty").await, held);
@@ -181,10 +181,10 @@ async fn rows_refused_at_the_commit_hold_the_run_and_are_kept() {
         held.starts_with("held Postgres refused it with SQLSTATE 23514, in the table t, by the constraint small; nothing of the run was committed"),
         "{held}"
     );
-    // The row's value is in no sentence.
+    // No message contains the value of the row.
     assert!(!held.contains("5000"));
     assert_eq!(table(pool).await, "2:1");
-    // Approved too early: it is held again, and asks for a new word.
+    // Approved before the fix: the run is held again, and needs a new approval.
     approved(pool, "r").await;
     sweep(&loader).await;
     assert_eq!(state(pool, "r").await, held);
@@ -251,7 +251,7 @@ async fn newer_run_supersedes_an_older_run_of_the_same_window() {
         "superseded expected 2 extracted 2 loaded 2 deduplicated 0 rejected 0 balanced"
     );
     assert_nothing_staged(&database, &loader).await;
-    // Newer ones replace it, and so does a replay as long as it is the newest.
+    // A newer run replaces the window, and so does a replay of the newest run.
     replayed(pool, "newer").await;
     loader.handle(&with_generation(&batch, 1)).await.unwrap();
     assert_eq!(state(pool, "newer").await, "completed");
@@ -263,7 +263,7 @@ async fn newer_run_supersedes_an_older_run_of_the_same_window() {
     assert_eq!(table(pool).await, "5:3");
 }
 
-/// Also where the newer one left the window empty, so that no row of it shows that it was there.
+/// Also when the newer run left the window empty, so that no row shows its commit.
 #[tokio::test]
 async fn newer_run_wins_overlapping_windows_and_no_others() {
     let database = ledger_database().await;
@@ -313,7 +313,7 @@ async fn newer_run_wins_overlapping_windows_and_no_others() {
     assert!(third.starts_with("superseded the run empty"), "{third}");
 }
 
-/// Its rows of the other days are in the target, and are as they were.
+/// The replay's rows of the other days are in the target, unchanged.
 #[tokio::test]
 async fn replay_partly_replaced_by_a_newer_run_is_held() {
     let database = ledger_database().await;
@@ -409,7 +409,7 @@ async fn staging_tables_of_ended_runs_are_dropped() {
         "1"
     );
     assert_eq!(table(pool).await, "");
-    // Two at once are in nobody's way.
+    // Two concurrent cleanups do not disturb each other.
     loader.handle_event(&extracted("open", 1, 1)).await.unwrap();
     let (one, two) = tokio::join!(
         target::clean_up(&loader.store),
@@ -463,7 +463,7 @@ async fn job_changed_during_a_run_is_not_mixed_into_staged_rows() {
         ),
         "{refused:?}"
     );
-    // By batch into the table, while the rest is staged: what is staged is not all there is.
+    // Committed by batch to the table, while the rest is staged: the staged rows are not all rows.
     let mut plain = replacing(None);
     plain.target.mode = Mode::Append;
     plain.target.commit = Commit::Batch;

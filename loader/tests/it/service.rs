@@ -1,4 +1,4 @@
-//! The service as a process, with a broker: what it consumes, acks, dead-letters and survives.
+//! The service as a process with a broker: what it consumes, acks, dead-letters and survives.
 
 use common::message::{Message, RunEvent, ValidBatch};
 use common::queue::{Connection, Outgoing, Publisher, declare};
@@ -12,7 +12,7 @@ use crate::support::{
     Shape, balance_of, event, execute, extracted, ledger_database, request, shape, text, url,
 };
 
-/// A loader process with a database and a virtual host around it.
+/// A loader process with its database and virtual host.
 struct World {
     database: Database,
     vhost: Vhost,
@@ -61,7 +61,7 @@ impl World {
         .await;
     }
 
-    /// Everything published so far has been handled: a batch behind it all has been, too.
+    /// Waits until all earlier messages are handled: a batch behind them has been.
     async fn until_drained(&self) {
         let pool = &self.database.pool;
         request(pool, "marker").await;
@@ -177,7 +177,7 @@ async fn message_that_cannot_be_loaded_is_dead_lettered_with_its_reason() {
         .await
         .contains("type")
     );
-    // The rest went on.
+    // The other messages were handled.
     world
         .until("the batch behind them", "SELECT count(*) FROM clicks", "2")
         .await;
@@ -278,8 +278,8 @@ async fn message_over_the_delivery_limit_is_dead_lettered_unprocessed() {
     );
 }
 
-/// Each loader that finds Postgres away costs a message a delivery; that many loaders make it look like
-/// one that kills its loaders.
+/// Each loader that finds Postgres unavailable adds a delivery to the message's count. With enough loaders, the message
+/// looks like one that kills its loaders.
 #[tokio::test]
 async fn message_redelivered_often_while_postgres_was_away_is_loaded() {
     let postgres = private_postgres().await;
@@ -319,7 +319,7 @@ async fn message_over_the_delivery_limit_is_kept_while_postgres_does_not_answer(
     }
     request(&database.pool, "r").await;
     let relay = Relay::to_url(&database.url).await;
-    // Whether Postgres answers is asked in a transaction.
+    // The check of Postgres uses a transaction.
     relay.lose_every_reply(b"BEGIN\0");
     let through_relay = relay.url_for(&database.url);
     let loader = service(
@@ -404,7 +404,7 @@ async fn loader_continues_after_postgres_was_away_and_dead_letters_nothing() {
     let world = World::with(postgres.database().await, &[]).await;
     request(&world.database.pool, "r").await;
     world.publish(&[sent(&batch(0))]).await;
-    // Counted after the last look into the books: only the ack is left.
+    // Counted after the last read of the ledger: only the ack is left.
     wait_until("the first batch", TIMEOUT, async || {
         world.loader.metric("etl_batches_total").await == Some(1.0)
     })
@@ -423,7 +423,7 @@ async fn loader_continues_after_postgres_was_away_and_dead_letters_nothing() {
         },
     )
     .await;
-    // Nothing is held meanwhile.
+    // No delivery is held meanwhile.
     wait_until(
         "every message to be back in its queue",
         TIMEOUT,
@@ -500,7 +500,7 @@ async fn wrong_settings_end_the_process_with_one_sentence() {
     assert_eq!(loader.terminate(TIMEOUT).await, Some(0));
 }
 
-/// The events of a run that nobody asked for are of no use; that of one that failed is.
+/// The event of a failed run is applied to the ledger.
 #[tokio::test]
 async fn failed_run_records_its_reason() {
     let world = World::start().await;

@@ -111,7 +111,7 @@ enum Token {
     Parameter(String),
 }
 
-/// An independent reader of SQL. `:name` is a parameter where those are wanted.
+/// An independent reader of SQL. Reads `:name` as a parameter only where parameters are expected.
 fn tokens(sql: &str, parameters: bool) -> Vec<Token> {
     let chars: Vec<char> = sql.chars().collect();
     let (mut at, mut all) = (0, Vec::new());
