@@ -65,13 +65,13 @@ impl Run {
         assert_eq!(
             state(pipeline, self.id).await,
             "running",
-            "the run {} was to be under way: give it more rows",
+            "the run {} must still be in progress: give it more rows",
             self.id
         );
     }
 
     /// The checks at the end of every test.
-    async fn ends_well(mut self, pipeline: &Pipeline) {
+    async fn assert_complete(mut self, pipeline: &Pipeline) {
         let status = self.follow.wait(TIMEOUT).await;
         assert_eq!(status.code(), Some(0), "{}", self.follow.log());
         pipeline.assert_reconciled(self.id).await;
@@ -139,8 +139,8 @@ async fn await_not_ready_for_any(service: &mut Process, reasons: &[&str]) {
     let what = format!("{service:?} to be not ready: {reasons:?}");
     wait_until(&what, TIMEOUT, async || {
         assert!(service.is_running(), "ended: {}", service.log());
-        let says = |said: &str| reasons.iter().any(|why| said.contains(why));
-        matches!(service.readiness().await, Some((false, said)) if says(&said))
+        let assert_output = |said: &str| reasons.iter().any(|why| said.contains(why));
+        matches!(service.readiness().await, Some((false, said)) if assert_output(&said))
     })
     .await;
 }

@@ -17,8 +17,9 @@ fn plain(table: &str) -> String {
 }
 
 /// The same, with the source of the result.
-fn through(way: &str, name: &str) -> String {
-    let source = format!("[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\nresults = \"{way}\"\n");
+fn through(results: &str, name: &str) -> String {
+    let source =
+        format!("[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\nresults = \"{results}\"\n");
     source + &plain(name)
 }
 

@@ -44,7 +44,7 @@ fn days(pipeline: &Pipeline) -> BTreeMap<String, usize> {
             .skip(1)
             .map(|rest| &rest[..10])
             .collect();
-        assert_eq!(bounds[0], bounds[1], "a day is a window of its own: {sql}");
+        assert_eq!(bounds[0], bounds[1], "each day is one window: {sql}");
         *days.entry(bounds[0].to_owned()).or_default() += 1;
     }
     days

@@ -47,7 +47,7 @@ async fn query_of_a_cancelled_run_is_stopped() {
     })
     .await;
     assert_eq!(pipeline.cloud.count(Op::StopQueryExecution), 1);
-    wait_until("the task to be gone", TIMEOUT, async || {
+    wait_until("the task to be deleted", TIMEOUT, async || {
         let depth = pipeline.vhost.depth("etl.extract").await;
         depth.ready + depth.unacked == 0
     })
@@ -105,10 +105,15 @@ async fn half_loaded(pipeline: &mut Pipeline, job: &str) -> i64 {
 async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
     let mut pipeline = Pipeline::start().await;
     let run_no = half_loaded(&mut pipeline, APPEND).await;
-    wait_until("what was transformed to be loaded", TIMEOUT, async || {
-        pipeline.vhost.depth("etl.valid").await.unacked + pipeline.vhost.ready("etl.valid").await
-            == 0
-    })
+    wait_until(
+        "the transformed batches to be loaded",
+        TIMEOUT,
+        async || {
+            pipeline.vhost.depth("etl.valid").await.unacked
+                + pipeline.vhost.ready("etl.valid").await
+                == 0
+        },
+    )
     .await;
     assert_eq!(state(&pipeline, "daily").await, "running");
     // Rows of other runs.
@@ -131,7 +136,7 @@ async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
     assert_eq!(
         pipeline.number("SELECT count(*) FROM clicks").await,
         2,
-        "those of others"
+        "the rows of other runs"
     );
     pipeline.services[1] = pipeline.service("transformer").start().await;
     wait_until(
@@ -155,7 +160,7 @@ async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
     assert_eq!(
         pipeline.number(dropped).await,
         loaded,
-        "what was loaded is dropped, by name"
+        "loaded rows count as dropped"
     );
     assert_eq!(state(&pipeline, "daily").await, "cancelled");
     assert_eq!(
@@ -217,8 +222,8 @@ async fn cancel_of_an_ended_or_unknown_run_is_refused() {
         (&["approve", "daily"], 1, "not held"),
         (&["discard", "daily", "--why", "no"], 1, "not held"),
         (&["discard", "daily"], 2, "--why"),
-        (&["approve", "nobody"], 2, "no run"),
-        (&["status", "nobody"], 2, "no run"),
+        (&["approve", "absent"], 2, "no run"),
+        (&["status", "absent"], 2, "no run"),
         (&["status", "--watch"], 2, "RUN"),
         (&["runs", "--state", "sleeping"], 2, "sleeping"),
         (&["runs", "--limit", "0"], 2, "limit"),

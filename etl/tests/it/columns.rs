@@ -345,7 +345,7 @@ async fn columns_that_contradict_the_result_fail_the_run_before_the_first_batch(
         ),
     ];
     for (number, (toml, result, part)) in cases.iter().enumerate() {
-        let name = format!("late{number}");
+        let name = format!("result{number}");
         pipeline.job(&name, &columns(toml), ResultSet::table(result, &[]));
         let done = pipeline
             .etl(&["run", &name, "--run-id", &name, "--follow"])

@@ -46,7 +46,7 @@ async fn healthy_pipeline_passes_every_check() {
         assert_eq!(
             pipeline.vhost.ready(queue).await,
             0,
-            "it leaves nothing in {queue}"
+            "a message is left in {queue}"
         );
     }
 }

@@ -144,7 +144,7 @@ async fn requests_rejects_replays_and_traces() {
                 "--until",
                 "2018-04-03"
             ],
-            &["replay", "nobody"],
+            &["replay", "absent"],
             &["status", "daily"],
         ]
     );

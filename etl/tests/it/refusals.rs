@@ -59,7 +59,7 @@ async fn usage_errors_exit_with_2_and_change_nothing() {
         &["run id"],
     )
     .await;
-    refuses(&pipeline, &["status", "nobody"], 2, &["no run \"nobody\""]).await;
+    refuses(&pipeline, &["status", "absent"], 2, &["no run \"absent\""]).await;
     pipeline.write_job("typo", "[target]\ntabel = \"clicks\"\n");
     refuses(&pipeline, &["run", "typo"], 2, &["tabel", "line"]).await;
     pipeline.write_job(
@@ -197,7 +197,7 @@ async fn proving_commands_require_the_whole_name_of_a_run() {
     assert_eq!(
         pipeline.etl(&["status", "daily-1"]).await.code,
         Some(0),
-        "looking is free"
+        "status accepts a part of a name"
     );
     // A rejected row that was deleted from the quarantine is not accounted for.
     pipeline.write_job("picky", "[target]\ntable = \"picky\"\n[[columns]]\nsource = \"url\"\nrules = [{ max_length = 1 }]\n");

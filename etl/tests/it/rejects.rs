@@ -111,10 +111,10 @@ async fn rejected_rows_are_filtered_counted_and_exported_unchanged() {
         of_the_job.contains("runs") && of_the_job.contains(&empty.to_string()),
         "{of_the_job}"
     );
-    let of_nobody = stdout(&pipeline, &["rejects", "--job", "nobody"]).await;
+    let of_absent = stdout(&pipeline, &["rejects", "--job", "absent"]).await;
     assert!(
-        of_nobody.contains("no row of the job nobody was rejected"),
-        "{of_nobody}"
+        of_absent.contains("no row of the job absent was rejected"),
+        "{of_absent}"
     );
     for misuse in [
         &["rejects"][..],

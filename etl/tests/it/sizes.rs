@@ -27,10 +27,10 @@ fn expected(result: &ResultSet) -> Vec<String> {
 async fn results_around_the_end_of_a_page_are_loaded_from_s3_and_from_pages() {
     let pipeline = Pipeline::start().await;
     for rows in [0_u64, 1, 999, 1_000, 1_001, 1_670] {
-        for way in ["s3", "api"] {
-            let name = format!("clicks_{rows}_{way}");
+        for results in ["s3", "api"] {
+            let name = format!("clicks_{rows}_{results}");
             let result = sample::clicks(rows);
-            pipeline.job(&name, &through(way, &name), result.clone());
+            pipeline.job(&name, &through(results, &name), result.clone());
             let run = pipeline.run(&name, &name).await;
             assert_eq!(run["rows_loaded"], rows, "{run}");
             assert_eq!(run["balanced"], true);
@@ -51,7 +51,7 @@ async fn results_around_the_end_of_a_page_are_loaded_from_s3_and_from_pages() {
         assert_eq!(
             pipeline.number(&difference).await,
             0,
-            "both ways give the same rows"
+            "S3 and pages give the same rows"
         );
     }
     assert_eq!(pipeline.vhost.ready("etl.dead").await, 0);
@@ -69,11 +69,11 @@ async fn equal_rows_and_a_sparse_column_stay_unchanged() {
             }]
         })
         .collect();
-    for way in ["s3", "api"] {
-        let name = format!("one_{way}");
+    for results in ["s3", "api"] {
+        let name = format!("one_{results}");
         pipeline.job(
             &name,
-            &through(way, &name),
+            &through(results, &name),
             ResultSet::new(vec![Column::new("v", "varchar")], values.clone()),
         );
         pipeline.run(&name, &name).await;
@@ -103,9 +103,9 @@ async fn equal_rows_and_a_sparse_column_stay_unchanged() {
 async fn million_rows_are_loaded_in_little_memory_from_s3_and_from_pages() {
     let rows: u64 = 1_000_000;
     let pipeline = Pipeline::start().await;
-    for way in ["s3", "api"] {
-        let name = format!("million_{way}");
-        pipeline.job(&name, &through(way, &name), sample::clicks(rows));
+    for results in ["s3", "api"] {
+        let name = format!("million_{results}");
+        pipeline.job(&name, &through(results, &name), sample::clicks(rows));
         let run = pipeline.run(&name, &name).await;
         assert_eq!(run["rows_loaded"], rows, "{run}");
         pipeline.assert_reconciled(&name).await;
@@ -116,7 +116,7 @@ async fn million_rows_are_loaded_in_little_memory_from_s3_and_from_pages() {
         for service in &pipeline.services {
             assert!(
                 service.vm_hwm() < 64 << 10,
-                "{service:?} took {} KiB at its peak ({way})",
+                "{service:?} took {} KiB at its peak ({results})",
                 service.vm_hwm()
             );
         }

@@ -82,7 +82,10 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
                 "{metric} of the {name}"
             );
         }
-        assert!(!page.contains("a-run-of-its-own"), "a run is a label");
+        assert!(
+            !page.contains("a-run-of-its-own"),
+            "a metric has the label run"
+        );
         assert!(
             page.contains(&format!("etl_ready{{service=\"{name}\"}} 1")),
             "{page}"

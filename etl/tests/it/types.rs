@@ -103,9 +103,9 @@ async fn assert_all_shown(pipeline: &Pipeline, table: &str, columns: &[Filled]) 
     }
 }
 
-fn job(way: &str, name: &str) -> String {
+fn job(results: &str, name: &str) -> String {
     format!(
-        "[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\nresults = \"{way}\"\n[target]\ntable = \"{name}\"\n"
+        "[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\nresults = \"{results}\"\n[target]\ntable = \"{name}\"\n"
     )
 }
 
@@ -114,12 +114,12 @@ async fn values_of_every_type_stay_equal_from_s3_and_from_pages() {
     let pipeline = Pipeline::start().await;
     let columns = columns(|_, value| value);
     let rows = columns[0].values.len();
-    for way in ["s3", "api"] {
-        let name = format!("types_{way}");
+    for results in ["s3", "api"] {
+        let name = format!("types_{results}");
         // No [[columns]]: names and types are the query's.
         pipeline.job(
             &name,
-            &job(way, &name),
+            &job(results, &name),
             result(&columns, |column| column.athena),
         );
         let run = pipeline.run(&name, &name).await;
@@ -167,9 +167,9 @@ async fn text_is_converted_to_every_declared_type() {
         })
         .collect();
     let declared = declared.concat();
-    for way in ["s3", "api"] {
-        let name = format!("texts_{way}");
-        let toml = job(way, &name) + &declared;
+    for results in ["s3", "api"] {
+        let name = format!("texts_{results}");
+        let toml = job(results, &name) + &declared;
         pipeline.job(&name, &toml, result(&columns, |_| "varchar"));
         let run = pipeline.run(&name, &name).await;
         assert_eq!(
@@ -230,9 +230,9 @@ async fn formats_and_epochs_are_read_as_postgres_reads_them() {
         .zip(types)
         .map(|(name, kind)| Column::new(name, kind))
         .collect::<Vec<_>>();
-    for way in ["s3", "api"] {
-        let name = format!("formats_{way}");
-        let toml = job(way, &name)
+    for results in ["s3", "api"] {
+        let name = format!("formats_{results}");
+        let toml = job(results, &name)
             + "[[columns]]\nsource = \"written\"\ntype = \"timestamp\"\nformat = \"%d.%m.%Y um %T,%f\"\n\
                [[columns]]\nsource = \"seconds\"\nepoch = \"s\"\ntype = \"timestamp\"\n\
                [[columns]]\nsource = \"millis\"\nepoch = \"ms\"\n\

@@ -36,7 +36,7 @@ async fn watched_run_is_shown_until_it_ends() {
     let watch = pipeline.service("etl").arg("status").arg("daily");
     let mut watcher = watch.arg("--watch").spawn();
     let looks = |log: &str| log.matches("run  daily (number 1").count();
-    wait_until("a second look", TIMEOUT, async || {
+    wait_until("a second check", TIMEOUT, async || {
         looks(&watcher.log()) >= 2
     })
     .await;
@@ -74,12 +74,12 @@ async fn ledger_is_shown_while_the_broker_is_away_or_silent() {
     let pipeline = waiting().await;
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("amqp://{}", silent.local_addr().unwrap());
-    let nobody = format!("amqp://127.0.0.1:{}", testkit::process::CLOSED_PORT);
+    let closed = format!("amqp://127.0.0.1:{}", testkit::process::CLOSED_PORT);
     let status = |broker: &str| -> Service {
         let service = pipeline.service("etl").env("ETL_AMQP_URL", broker);
         service.arg("status").arg("daily")
     };
-    for (broker, why) in [(&nobody, "connect"), (&silent, "did not answer")] {
+    for (broker, why) in [(&closed, "connect"), (&silent, "did not answer")] {
         let shown = status(broker).run().await;
         assert_eq!(shown.code, Some(0), "{}", shown.stderr);
         for word in ["state  running", "0 of 3", "queues  unknown: ", why] {

@@ -258,7 +258,7 @@ async fn second_result_or_count_of_a_run_is_refused() {
         Refused::Ledger(ledger::Refused::OtherResult { .. })
     ));
     assert!(matches!(
-        refused(extracted("nobody", 2, 20)).await,
+        refused(extracted("absent", 2, 20)).await,
         Refused::Ledger(ledger::Refused::UnknownRun { .. })
     ));
 }

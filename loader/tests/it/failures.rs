@@ -128,7 +128,7 @@ async fn loader_retries_after_a_terminated_backend_or_a_read_only_server() {
     )
     .await;
     execute(&database.pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'etl loader' AND datname = current_database()").await;
-    wait_until("the loader to go on", TIMEOUT, async || {
+    wait_until("the loader to continue", TIMEOUT, async || {
         loader.handle(&batch).await.is_ok()
     })
     .await;

@@ -8,7 +8,7 @@ use testkit::process::Service;
 use testkit::servers::{Database, Vhost, vhost};
 use testkit::wait_until;
 
-use crate::modes::ways;
+use crate::modes::setups;
 use crate::support::{extracted, ledger_database, text, url};
 
 fn sent(message: &impl Message) -> Outgoing {
@@ -30,8 +30,8 @@ async fn loaders_killed_at_any_point_leave_the_same_table_in_every_mode() {
         .unwrap();
     declare(&broker).await.unwrap();
     let mut publisher = Publisher::open(&broker).await.unwrap();
-    for way in ways() {
-        let (run, batches) = way.prepared(&database.pool, "killed").await;
+    for setup in setups() {
+        let (run, batches) = setup.prepared(&database.pool, "killed").await;
         let mut messages: Vec<_> = batches.iter().map(sent).collect();
         messages.insert(1, sent(&extracted(&run, 3, 8)));
         publisher.publish(&messages).await.unwrap();
@@ -59,10 +59,10 @@ async fn loaders_killed_at_any_point_leave_the_same_table_in_every_mode() {
         text(&database.pool, open).await == "0"
     })
     .await;
-    for way in ways() {
-        way.assert_right(&database.pool, "killed").await;
+    for setup in setups() {
+        setup.assert_loaded(&database.pool, "killed").await;
     }
-    wait_until("the staging tables to go", TIMEOUT, async || {
+    wait_until("the staging tables to be dropped", TIMEOUT, async || {
         let left = "SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging'";
         text(&database.pool, left).await == "0"
     })
@@ -83,9 +83,9 @@ async fn approved_run_is_committed_without_a_message() {
         .unwrap();
     declare(&broker).await.unwrap();
     let _loader = service(&database, &vhost).start().await;
-    let mut way = ways().remove(0);
-    way.target.max_rejected = Some(common::job::MaxRejected::Rows(0));
-    let (run, batches) = way.prepared(&database.pool, "held").await;
+    let mut setup = setups().remove(0);
+    setup.target.max_rejected = Some(common::job::MaxRejected::Rows(0));
+    let (run, batches) = setup.prepared(&database.pool, "held").await;
     let mut messages: Vec<_> = batches.iter().map(sent).collect();
     messages.push(sent(&extracted(&run, 3, 8)));
     let mut publisher = Publisher::open(&broker).await.unwrap();
@@ -100,5 +100,5 @@ async fn approved_run_is_committed_without_a_message() {
         text(&database.pool, state).await == "completed"
     })
     .await;
-    way.assert_right(&database.pool, "held").await;
+    setup.assert_loaded(&database.pool, "held").await;
 }

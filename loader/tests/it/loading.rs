@@ -256,7 +256,7 @@ async fn message_that_contradicts_the_run_is_refused_and_changes_nothing() {
         Refused::Ledger(ledger::Refused::OtherResult { .. })
     ));
     assert!(matches!(
-        refused(clicks.batch("nobody", 0, 0, &[])).await,
+        refused(clicks.batch("absent", 0, 0, &[])).await,
         Refused::Ledger(ledger::Refused::UnknownRun { .. })
     ));
     let mut ahead = batch(1);

@@ -14,7 +14,7 @@ use crate::support::{
 
 /// A mode with its settings, and the expected table: key, value and seq of each row.
 #[derive(Clone)]
-pub(crate) struct Way {
+pub(crate) struct Setup {
     name: &'static str,
     pub(crate) target: Target,
     table: &'static str,
@@ -29,7 +29,7 @@ const INSERTED: &str = "a100: b2:0 c5:1 d7:2 z900:";
 const REPLACED: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2";
 const REPLACED_WINDOW: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2 z900:";
 
-pub(crate) fn ways() -> Vec<Way> {
+pub(crate) fn setups() -> Vec<Setup> {
     use Commit::{Batch, Run};
     let keyed = |mode, commit| Target {
         mode,
@@ -43,21 +43,21 @@ pub(crate) fn ways() -> Vec<Way> {
         ..Target::default()
     };
     let window = Window::parse("d between '2018-04-02' and '2018-04-05'").unwrap();
-    let way = |name, target, table, deduplicated| Way {
+    let setup = |name, target, table, deduplicated| Setup {
         name,
         target,
         table,
         deduplicated,
     };
     vec![
-        way("append", plain(Mode::Append, Batch), APPENDED, 0),
-        way("append_run", plain(Mode::Append, Run), APPENDED, 0),
-        way("upsert", keyed(Mode::Upsert, Batch), UPSERTED, 3),
-        way("upsert_run", keyed(Mode::Upsert, Run), UPSERTED, 3),
-        way("insert", keyed(Mode::InsertOnly, Batch), INSERTED, 4),
-        way("insert_run", keyed(Mode::InsertOnly, Run), INSERTED, 4),
-        way("replace", plain(Mode::Replace, Run), REPLACED, 0),
-        way(
+        setup("append", plain(Mode::Append, Batch), APPENDED, 0),
+        setup("append_run", plain(Mode::Append, Run), APPENDED, 0),
+        setup("upsert", keyed(Mode::Upsert, Batch), UPSERTED, 3),
+        setup("upsert_run", keyed(Mode::Upsert, Run), UPSERTED, 3),
+        setup("insert", keyed(Mode::InsertOnly, Batch), INSERTED, 4),
+        setup("insert_run", keyed(Mode::InsertOnly, Run), INSERTED, 4),
+        setup("replace", plain(Mode::Replace, Run), REPLACED, 0),
+        setup(
             "replace_window",
             Target {
                 replace_where: Some(window),
@@ -69,7 +69,7 @@ pub(crate) fn ways() -> Vec<Way> {
     ]
 }
 
-impl Way {
+impl Setup {
     fn shape(&self, table: &str) -> Shape {
         let mut shape = shape(table, &["k text", "d date", "v bigint"], &[]);
         shape.target = Target {
@@ -123,7 +123,7 @@ impl Way {
         (run, batches)
     }
 
-    pub(crate) async fn assert_right(&self, pool: &PgPool, case: &str) {
+    pub(crate) async fn assert_loaded(&self, pool: &PgPool, case: &str) {
         let (table, run) = (
             format!("{}_{case}", self.name),
             format!("{}-{case}", self.name),
@@ -150,38 +150,38 @@ fn content(table: &str) -> String {
 }
 
 /// Runs a case in every mode, each in its own database.
-async fn every_way(case: impl AsyncFn(Way, Database)) {
-    for way in ways() {
-        Box::pin(case(way, ledger_database().await)).await;
+async fn every_setup(case: impl AsyncFn(Setup, Database)) {
+    for setup in setups() {
+        Box::pin(case(setup, ledger_database().await)).await;
     }
 }
 
 #[tokio::test]
 async fn batches_in_order_in_reverse_and_after_the_event_give_the_same_table() {
-    every_way(async |way, database| {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
-        let (run, batches) = way.prepared(pool, "fresh").await;
+        let (run, batches) = setup.prepared(pool, "fresh").await;
         for batch in &batches {
             loader.handle(batch).await.unwrap();
         }
         loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
-        way.assert_right(pool, "fresh").await;
+        setup.assert_loaded(pool, "fresh").await;
 
-        let (run, batches) = way.prepared(pool, "reverse").await;
+        let (run, batches) = setup.prepared(pool, "reverse").await;
         loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
         for batch in batches.iter().rev() {
             loader.handle(batch).await.unwrap();
         }
-        way.assert_right(pool, "reverse").await;
+        setup.assert_loaded(pool, "reverse").await;
     })
     .await;
 }
 
 #[tokio::test]
 async fn redelivery_at_any_point_changes_nothing() {
-    every_way(async |way, database| {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
-        let (run, batches) = way.prepared(pool, "again").await;
+        let (run, batches) = setup.prepared(pool, "again").await;
         for (place, batch) in batches.iter().enumerate() {
             loader.handle(batch).await.unwrap();
             for before in &batches[..=place] {
@@ -193,7 +193,7 @@ async fn redelivery_at_any_point_changes_nothing() {
             for batch in &batches {
                 assert_eq!(loader.handle(batch).await.unwrap(), Outcome::Duplicate);
             }
-            way.assert_right(pool, "again").await;
+            setup.assert_loaded(pool, "again").await;
         }
     })
     .await;
@@ -201,11 +201,11 @@ async fn redelivery_at_any_point_changes_nothing() {
 
 #[tokio::test]
 async fn two_loaders_at_once_give_the_same_table() {
-    Box::pin(every_way(async |way, database| {
+    Box::pin(every_setup(async |setup, database| {
         let (pool, one, two) = (&database.pool, loader(&database), loader(&database));
         for round in 0..3 {
             let case = format!("two{round}");
-            let (run, batches) = way.prepared(pool, &case).await;
+            let (run, batches) = setup.prepared(pool, &case).await;
             let told = extracted(&run, 3, 8);
             let (a, b, c, d) = tokio::join!(
                 one.handle(&batches[2]),
@@ -224,7 +224,7 @@ async fn two_loaders_at_once_give_the_same_table() {
             for run in ledger::completion::candidates(&one.store).await.unwrap() {
                 completion::ask(&one.store, &run).await.unwrap();
             }
-            way.assert_right(pool, &case).await;
+            setup.assert_loaded(pool, &case).await;
         }
     }))
     .await;
@@ -232,11 +232,11 @@ async fn two_loaders_at_once_give_the_same_table() {
 
 #[tokio::test]
 async fn replay_from_any_batch_gives_the_same_table() {
-    every_way(async |way, database| {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
         for loaded in 0..=3 {
             let case = format!("replay{loaded}");
-            let (run, batches) = way.prepared(pool, &case).await;
+            let (run, batches) = setup.prepared(pool, &case).await;
             for batch in &batches[..loaded] {
                 loader.handle(batch).await.unwrap();
             }
@@ -249,7 +249,7 @@ async fn replay_from_any_batch_gives_the_same_table() {
                     assert!(matches!(loader.handle(&batch).await.unwrap(), Outcome::Loaded(_)));
                     assert_eq!(loader.handle(&batch).await.unwrap(), Outcome::Duplicate);
                 }
-                way.assert_right(pool, &case).await;
+                setup.assert_loaded(pool, &case).await;
             }
             target::clean_up(&loader.store).await.unwrap();
             let left = "SELECT count(*) + (SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging') FROM etl.staging";
@@ -261,9 +261,9 @@ async fn replay_from_any_batch_gives_the_same_table() {
 
 #[tokio::test]
 async fn replay_with_stricter_rules_removes_rejected_rows() {
-    every_way(async |way, database| {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
-        let (run, batches) = way.prepared(pool, "rules").await;
+        let (run, batches) = setup.prepared(pool, "rules").await;
         for batch in &batches {
             loader.handle(batch).await.unwrap();
         }
@@ -275,7 +275,7 @@ async fn replay_with_stricter_rules_removes_rejected_rows() {
             .collect();
         // Now `c` and `d` are rejected.
         for (batch, raw) in [(1, "c"), (2, "d")] {
-            let fewer = way.shape(&format!("{}_rules", way.name)).batch(
+            let fewer = setup.shape(&format!("{}_rules", setup.name)).batch(
                 &run,
                 batch,
                 batches[batch as usize].first_row,
@@ -293,19 +293,19 @@ async fn replay_with_stricter_rules_removes_rejected_rows() {
         for batch in &batches {
             loader.handle(batch).await.unwrap();
         }
-        let wanted: Vec<_> = way
+        let wanted: Vec<_> = setup
             .table
             .split(' ')
             .filter(|row| !row.starts_with(['c', 'd']))
             .collect();
-        let rows = text(pool, &content(&format!("{}_rules", way.name))).await;
-        assert_eq!(rows, wanted.join(" "), "{}", way.name);
+        let rows = text(pool, &content(&format!("{}_rules", setup.name))).await;
+        assert_eq!(rows, wanted.join(" "), "{}", setup.name);
         assert!(
             balance_of(pool, &run)
                 .await
                 .starts_with("completed expected 8 extracted 8 loaded 5"),
             "{}",
-            way.name
+            setup.name
         );
     })
     .await;
@@ -315,8 +315,8 @@ async fn replay_with_stricter_rules_removes_rejected_rows() {
 async fn partial_replay_leaves_the_other_batches_unchanged() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
-    let way = ways().remove(0);
-    let (run, batches) = way.prepared(pool, "part").await;
+    let setup = setups().remove(0);
+    let (run, batches) = setup.prepared(pool, "part").await;
     for batch in &batches {
         loader.handle(batch).await.unwrap();
     }
@@ -348,16 +348,16 @@ async fn partial_replay_leaves_the_other_batches_unchanged() {
         .await
         .unwrap();
     assert_eq!(text(pool, kept).await, before);
-    way.assert_right(pool, "part").await;
+    setup.assert_loaded(pool, "part").await;
 }
 
 #[tokio::test]
 async fn second_run_of_the_same_rows_follows_the_mode() {
-    every_way(async |way, database| {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
-        let (first, batches) = way.prepared(pool, "twice").await;
-        let table = format!("{}_twice", way.name);
-        let again = way.batches(&table, "again");
+        let (first, batches) = setup.prepared(pool, "twice").await;
+        let table = format!("{}_twice", setup.name);
+        let again = setup.batches(&table, "again");
         for (run, batches) in [(first.as_str(), &batches), ("again", &again)] {
             if run == "again" {
                 request(pool, run).await;
@@ -368,15 +368,15 @@ async fn second_run_of_the_same_rows_follows_the_mode() {
             loader.handle_event(&extracted(run, 3, 8)).await.unwrap();
         }
         let rows = text(pool, &content(&table)).await;
-        if way.target.mode == Mode::Append {
+        if setup.target.mode == Mode::Append {
             let count = format!("SELECT count(*) FROM {table}");
             assert_eq!(text(pool, &count).await, "16", "{table}");
         } else {
-            assert_eq!(rows, way.table, "{table}");
+            assert_eq!(rows, setup.table, "{table}");
         }
         // In mode insert_only the second run changes nothing; in the others, the rows of the newer run stay.
         let whose = format!("SELECT count(*) FROM {table} WHERE etl.run_no(_batch) = (SELECT run_no FROM etl.runs WHERE run_id = 'again')");
-        let wanted = match way.target.mode {
+        let wanted = match setup.target.mode {
             Mode::Append | Mode::Replace => "7",
             Mode::Upsert => "4",
             Mode::InsertOnly => "0",
@@ -391,7 +391,7 @@ async fn second_run_of_the_same_rows_follows_the_mode() {
         let after = text(pool, &format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t")).await;
         assert_eq!(after, before, "{table}");
         let state = format!("SELECT state FROM etl.runs WHERE run_id = '{first}'");
-        let wanted = if way.target.mode == Mode::Replace { "superseded" } else { "completed" };
+        let wanted = if setup.target.mode == Mode::Replace { "superseded" } else { "completed" };
         assert_eq!(text(pool, &state).await, wanted, "{table}");
     })
     .await;
@@ -444,14 +444,14 @@ async fn insert_only_keeps_the_first_row_of_a_key_in_every_order() {
 
 #[tokio::test]
 async fn reader_never_sees_a_part_of_a_run_committed_as_a_whole() {
-    for way in ways()
+    for setup in setups()
         .into_iter()
-        .filter(|way| way.target.commit == Commit::Run)
+        .filter(|setup| setup.target.commit == Commit::Run)
     {
         let database = ledger_database().await;
         let (pool, loader) = (&database.pool, loader(&database));
-        let (run, batches) = way.prepared(pool, "polled").await;
-        let table = format!("{}_polled", way.name);
+        let (run, batches) = setup.prepared(pool, "polled").await;
+        let table = format!("{}_polled", setup.name);
         let before = text(pool, &content(&table)).await;
         let (looks, has_looked) = tokio::sync::oneshot::channel();
         let watch = async {
@@ -465,7 +465,7 @@ async fn reader_never_sees_a_part_of_a_run_committed_as_a_whole() {
                 if seen.last() != Some(&now) {
                     seen.push(now.clone());
                 }
-                if now == way.table {
+                if now == setup.table {
                     return seen;
                 }
             }
@@ -478,7 +478,7 @@ async fn reader_never_sees_a_part_of_a_run_committed_as_a_whole() {
             loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
         };
         let (seen, ()) = tokio::join!(watch, load);
-        assert_eq!(seen, [before, way.table.to_owned()], "{table}");
+        assert_eq!(seen, [before, setup.table.to_owned()], "{table}");
         assert_committed(pool, &run).await;
     }
 }

@@ -32,7 +32,7 @@ impl World {
         let log = loader.log();
         assert!(
             !log.contains("ERROR"),
-            "nothing is amiss with a new broker: {log}"
+            "a new broker causes no warning: {log}"
         );
         let broker = Connection::open(&url(&vhost.amqp_url), "test")
             .await
@@ -145,12 +145,12 @@ async fn message_that_cannot_be_loaded_is_dead_lettered_with_its_reason() {
         .until("the first batch", "SELECT count(*) FROM etl.batches", "1")
         .await;
     let other = clicks().batch("r", 0, 0, &[vec![Some("7")]]);
-    let unknown = clicks().batch("nobody", 0, 0, &[vec![Some("7")]]);
+    let unknown = clicks().batch("absent", 0, 0, &[vec![Some("7")]]);
     world
         .publish(&[
             sent(&other),
             sent(&unknown),
-            sent(&extracted("nobody", 1, 1)),
+            sent(&extracted("absent", 1, 1)),
             sent(&batch(1)),
         ])
         .await;
@@ -161,7 +161,7 @@ async fn message_that_cannot_be_loaded_is_dead_lettered_with_its_reason() {
     let dead_letters = "SELECT string_agg(concat_ws('|', message_id, run_id, queue, kind), ' ' ORDER BY message_id, queue) FROM etl.dead_letters WHERE message_id IS NOT NULL";
     assert_eq!(
         text(&world.database.pool, dead_letters).await,
-        "nobody/0/0|nobody|etl.valid|valid-batch.v2 nobody/0/extracted|nobody|etl.events|run-event.v1 r/0/0|r|etl.valid|valid-batch.v2"
+        "absent/0/0|absent|etl.valid|valid-batch.v2 absent/0/extracted|absent|etl.events|run-event.v1 r/0/0|r|etl.valid|valid-batch.v2"
     );
     let body = "SELECT body FROM etl.dead_letters WHERE message_id = 'r/0/0'";
     let stored: Vec<u8> = sqlx::query_scalar(body)
@@ -414,7 +414,7 @@ async fn loader_continues_after_postgres_was_away_and_dead_letters_nothing() {
     messages.push(sent(&extracted("r", 12, 12)));
     world.publish(&messages).await;
     wait_until(
-        "the loader to say that it cannot work",
+        "the loader to report that it is not ready",
         TIMEOUT,
         async || {
             world.loader.readiness().await.is_some_and(|(ready, why)| {

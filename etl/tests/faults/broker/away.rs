@@ -31,7 +31,7 @@ async fn killed_broker_under_load_loses_nothing() {
         slowly(&pipeline.services[0], pipeline.vhost.broker.restart()).await;
     }
     await_all_ready(&mut pipeline).await;
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +45,7 @@ async fn restarted_broker_loses_nothing() {
     }
     pipeline.vhost.broker.restart().await;
     await_all_ready(&mut pipeline).await;
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,6 +65,6 @@ async fn services_started_before_the_broker_wait_for_it() {
     broker.restart().await;
     await_all_ready(&mut pipeline).await;
     Run::start(&pipeline, "patient", 5_000)
-        .ends_well(&pipeline)
+        .assert_complete(&pipeline)
         .await;
 }

@@ -61,7 +61,7 @@ async fn alarm_blocks_publishers_and_lets_the_loader_drain_the_queue() {
         let log = transformer.log();
         assert!(
             !log.contains("connected to"),
-            "it takes what it cannot pass on: {log}"
+            "it consumes messages that it cannot publish: {log}"
         );
         wait_until("etl.valid to be drained", TIMEOUT, async || {
             pipeline.vhost.ready("etl.valid").await == 0
@@ -78,5 +78,5 @@ async fn alarm_blocks_publishers_and_lets_the_loader_drain_the_queue() {
         );
         assert_eq!(transformer.terminate(TIMEOUT).await, Some(0));
     }
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
 }

@@ -31,7 +31,7 @@ async fn absent_loader_makes_every_stage_wait_and_dead_letters_nothing() {
     let brief = pipeline.service("loader");
     let mut brief = brief.env("ETL_FAILPOINT", "after_commit@4=exit").spawn();
     assert_eq!(brief.wait(TIMEOUT).await.code(), Some(99));
-    wait_until("the transformer to wake up", TIMEOUT, async || {
+    wait_until("the transformer to continue", TIMEOUT, async || {
         sessions(&pipeline.services[0]) > before
     })
     .await;
@@ -40,7 +40,7 @@ async fn absent_loader_makes_every_stage_wait_and_dead_letters_nothing() {
         // A refused window is retried at growing intervals; then the stage waits.
         let refused = service.metric("etl_publishes_refused_total").await;
         let refused = refused.expect("something was refused");
-        assert!(refused < 1_000.0, "a hot loop: {refused} refusals");
+        assert!(refused < 1_000.0, "too many refusals: {refused}");
         // The count of failed deliveries grows with sessions, not with the time without a loader.
         let again = service.metric("etl_redeliveries_total").await;
         let bound = 8 * u32::try_from(sessions(service)).unwrap();
@@ -49,5 +49,5 @@ async fn absent_loader_makes_every_stage_wait_and_dead_letters_nothing() {
     let loader = pipeline.service("loader").start().await;
     pipeline.services.push(loader);
     await_all_ready(&mut pipeline).await;
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
 }

@@ -76,7 +76,7 @@ async fn connections_closed_by_an_operator_are_reopened() {
         }
     }
     await_all_ready(&mut pipeline).await;
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
     for service in &pipeline.services {
         assert!(service.log().matches("connected to the broker").count() > 1);
     }
@@ -109,7 +109,7 @@ async fn deleted_queues_are_declared_and_consumed_again() {
     let run = Run::start(&pipeline, "unarchived", MANY);
     run.until_loaded(&pipeline, 2).await;
     pipeline.vhost.delete_queue("etl.archive").await;
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
     assert!(pipeline.vhost.exists("etl.archive").await);
 }
 
@@ -162,7 +162,7 @@ async fn run_with_deleted_batches_stays_open_until_they_are_replayed() {
         service(&mut pipeline, stage).signal(Signal::CONT);
         let told = "SELECT count(*) FROM etl.runs WHERE batches_expected IS NOT NULL";
         wait_until(
-            "the loader to know how much there was",
+            "the ledger to have the end of the result",
             TIMEOUT,
             async || pipeline.number(told).await == 1,
         )
@@ -179,7 +179,7 @@ async fn run_with_deleted_batches_stays_open_until_they_are_replayed() {
                 .publish_with("etl.raw", &message.body, message.properties)
                 .await;
         }
-        run.ends_well(&pipeline).await;
+        run.assert_complete(&pipeline).await;
     }
 }
 
@@ -202,7 +202,7 @@ async fn deleted_task_leaves_its_run_open_and_other_runs_complete() {
     let cancelled = pipeline.etl(&["cancel", "lost"]).await;
     assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     Run::start(&pipeline, "next", 1_000)
-        .ends_well(&pipeline)
+        .assert_complete(&pipeline)
         .await;
     drop(lost);
 }
@@ -219,7 +219,7 @@ async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
         pipeline.services.push(service);
     }
     Run::start(&pipeline, "first", 10)
-        .ends_well(&pipeline)
+        .assert_complete(&pipeline)
         .await;
     let mut lock = pipeline.database.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE clicks")
@@ -230,7 +230,7 @@ async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
     await_not_ready(service(&mut pipeline, "loader"), "PRECONDITION_FAILED").await;
     lock.rollback().await.unwrap();
     await_all_ready(&mut pipeline).await;
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
 }
 
 /// Starts each service with this URL. Each must exit by itself with this error.

@@ -40,7 +40,7 @@ async fn heartbeat_detects_a_silent_network() {
         relays[stage].set(Mode::Pass);
         pipeline.services[stage].await_ready().await;
     }
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +55,7 @@ async fn connection_to_a_silent_broker_times_out_and_is_retried() {
     }
     for service in &mut pipeline.services {
         await_not_ready(service, "did not answer within 3s while connecting").await;
-        wait_until("another try", TIMEOUT, async || {
+        wait_until("a retry", TIMEOUT, async || {
             service.log().matches("trying again").count() >= 3
         })
         .await;
@@ -64,6 +64,6 @@ async fn connection_to_a_silent_broker_times_out_and_is_retried() {
     relay.set(Mode::Pass);
     super::await_all_ready(&mut pipeline).await;
     Run::start(&pipeline, "answered", 5_000)
-        .ends_well(&pipeline)
+        .assert_complete(&pipeline)
         .await;
 }

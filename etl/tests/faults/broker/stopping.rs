@@ -52,7 +52,7 @@ async fn terminated_services_exit_and_other_replicas_continue() {
         );
     }
     run.assert_open(&pipeline).await;
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn sigterm_finishes_and_settles_deliveries_in_progress() {
     let mut pipeline = Pipeline::start().await;
     // The target exists, and is locked when the next batch arrives.
     Run::start(&pipeline, "first", 10)
-        .ends_well(&pipeline)
+        .assert_complete(&pipeline)
         .await;
     let mut lock = pipeline.database.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE clicks")
@@ -118,7 +118,7 @@ async fn unfinished_delivery_is_left_to_another_replica_and_the_exit_code_is_1()
     );
     let transformer = pipeline.service("transformer").start().await;
     pipeline.services.push(transformer);
-    run.ends_well(&pipeline).await;
+    run.assert_complete(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,6 +143,6 @@ async fn crash_ends_the_process_with_an_error_and_another_replica_continues() {
         let status = crashed.wait(TIMEOUT).await;
         assert_eq!(status.code(), Some(101), "{}", crashed.log());
         *service(&mut pipeline, stage) = pipeline.service(stage).start().await;
-        run.ends_well(&pipeline).await;
+        run.assert_complete(&pipeline).await;
     }
 }

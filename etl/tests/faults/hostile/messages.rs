@@ -15,7 +15,7 @@ const QUEUES: [(&str, &str); 4] = [
     ("etl.events", "run-event"),
 ];
 
-async fn until_dead(pipeline: &Pipeline, dead_letters: i64) {
+async fn await_dead_letters(pipeline: &Pipeline, dead_letters: i64) {
     let what = format!("{dead_letters} dead letters");
     wait_until(&what, TIMEOUT, async || {
         pipeline
@@ -43,7 +43,7 @@ async fn message_of_an_unknown_version_is_dead_lettered_complete() {
             .publish_with(queue, &batch.body, properties)
             .await;
     }
-    until_dead(&pipeline, 4).await;
+    await_dead_letters(&pipeline, 4).await;
     for (queue, kind) in QUEUES {
         let kept = format!(
             "SELECT count(*) FROM etl.dead_letters WHERE queue = '{queue}' AND kind = '{kind}.v9' AND reason LIKE '%{kind}.v9%{kind}.v1%'
@@ -97,7 +97,7 @@ async fn messages_with_hostile_properties_or_contradicting_bodies_are_dead_lette
             .await;
         sent += 1;
     }
-    until_dead(&pipeline, sent).await;
+    await_dead_letters(&pipeline, sent).await;
     assert_eq!(
         pipeline
             .number("SELECT count(*) FROM etl.dead_letters WHERE reason <> ''")

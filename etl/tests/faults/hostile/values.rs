@@ -41,12 +41,12 @@ async fn text_with_copy_or_csv_syntax_stays_text() {
         .map(|text| vec![Some((*text).to_owned())])
         .chain([vec![None]])
         .collect();
-    for way in ["s3", "api"] {
-        let name = format!("texts_{way}");
+    for results in ["s3", "api"] {
+        let name = format!("texts_{results}");
         // One column: a NULL is a blank line of the file.
         pipeline.job(
             &name,
-            &through(way, &name),
+            &through(results, &name),
             ResultSet::new(vec![Column::new("v", "varchar")], rows.clone()),
         );
         let run = pipeline.run(&name, &name).await;
@@ -76,9 +76,9 @@ async fn nul_rejects_its_row_and_no_other() {
             &[Some("4"), None],
         ],
     );
-    for way in ["s3", "api"] {
-        let name = format!("nul_{way}");
-        pipeline.job(&name, &through(way, &name), nul.clone());
+    for results in ["s3", "api"] {
+        let name = format!("nul_{results}");
+        pipeline.job(&name, &through(results, &name), nul.clone());
         let run = pipeline.run(&name, &name).await;
         assert_eq!(
             (&run["rows_loaded"], &run["rows_rejected"]),
@@ -168,9 +168,9 @@ async fn value_of_twenty_megabytes_fails_its_run_and_no_other() {
         };
         vec![Some(n.to_string()), Some(text)]
     });
-    for way in ["s3", "api"] {
-        let name = format!("large_{way}");
-        pipeline.job(&name, &through(way, &name), result.clone());
+    for results in ["s3", "api"] {
+        let name = format!("large_{results}");
+        pipeline.job(&name, &through(results, &name), result.clone());
         let reason = failure(&pipeline, &name, &name).await;
         assert!(
             reason.contains("row 2345 ") && reason.contains("\"text\""),
@@ -199,9 +199,9 @@ async fn row_of_the_largest_size_is_loaded_whatever_its_characters() {
             &[Some("2"), Some("small")],
         ],
     );
-    for way in ["s3", "api"] {
-        let name = format!("most_{way}");
-        pipeline.job(&name, &through(way, &name), result.clone());
+    for results in ["s3", "api"] {
+        let name = format!("most_{results}");
+        pipeline.job(&name, &through(results, &name), result.clone());
         pipeline.run(&name, &name).await;
         pipeline.assert_reconciled(&name).await;
         let lengths = pipeline.table("n, length(text)", &name).await;

@@ -44,7 +44,7 @@ async fn half_replayed(target: &str) -> Pipeline {
     assert!(0 < sent && sent < batches(&pipeline).await, "{sent}");
     pipeline.services[1] = pipeline.service("transformer").start().await;
     let replayed = "SELECT count(*) FROM etl.batches WHERE generation = 1";
-    wait_until("what was sent to be loaded", TIMEOUT, async || {
+    wait_until("the sent batches to be loaded", TIMEOUT, async || {
         pipeline.number(replayed).await == sent
     })
     .await;
@@ -234,7 +234,7 @@ async fn cancelled_replay_of_an_upsert_keeps_loaded_rows() {
     pipeline.assert_reconciled("daily").await;
     assert_ledger_matches_the_target(&pipeline).await;
     assert!(rows(&pipeline).await == before.0);
-    wait_until("the staging table to go", TIMEOUT, async || {
+    wait_until("the staging table to be dropped", TIMEOUT, async || {
         pipeline.number("SELECT count(*) FROM etl.staging").await == 0
     })
     .await;

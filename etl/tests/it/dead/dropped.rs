@@ -14,7 +14,7 @@ async fn completes(pipeline: &Pipeline, run: &str) {
 }
 
 /// The run `daily` of three batches, none of them loaded: another program has created a table that does not fit.
-async fn before_a_table_that_does_not_fit() -> Pipeline {
+async fn blocked_by_an_unfit_table() -> Pipeline {
     let mut pipeline = Pipeline::start().await;
     pipeline.job(
         "clicks",
@@ -33,7 +33,7 @@ async fn before_a_table_that_does_not_fit() -> Pipeline {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn dropped_batch_is_counted_and_its_run_completes() {
-    let pipeline = before_a_table_that_does_not_fit().await;
+    let pipeline = blocked_by_an_unfit_table().await;
     let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
     wait_until("all batches to be dead letters", TIMEOUT, async || {
         pipeline.number(dead_letters).await == 3
@@ -181,13 +181,13 @@ async fn drop_of_an_undecodable_message_resolves_only_the_dead_letter() {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
-    let pipeline = before_a_table_that_does_not_fit().await;
+    let pipeline = blocked_by_an_unfit_table().await;
     pipeline
         .vhost
         .publish("etl.raw", b"\xff\x00 not a message")
         .await;
     let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
-    wait_until("all of it to be dead letters", TIMEOUT, async || {
+    wait_until("all messages to be dead letters", TIMEOUT, async || {
         pipeline.number(dead_letters).await == 4
     })
     .await;
@@ -204,9 +204,9 @@ async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
     };
     let unknown = drop(&["1", "4711"]).await;
     assert_eq!(unknown.code, Some(2), "{}", unknown.stderr);
-    let nobodys = drop(&["--run", "nobody"]).await;
-    assert_eq!(nobodys.code, Some(2), "{}", nobodys.stderr);
-    assert!(nobodys.stderr.contains("nobody"), "{}", nobodys.stderr);
+    let absent = drop(&["--run", "absent"]).await;
+    assert_eq!(absent.code, Some(2), "{}", absent.stderr);
+    assert!(absent.stderr.contains("absent"), "{}", absent.stderr);
     assert_eq!(pipeline.number(dead_letters).await, 4);
 
     let done = drop(&["--run", "daily"]).await;

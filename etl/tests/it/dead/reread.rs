@@ -7,7 +7,7 @@ use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
 /// Replays the run from Athena, whose result is missing. Returns the number of the dead letter.
-async fn reread_in_vain(pipeline: &Pipeline) -> String {
+async fn failed_reread(pipeline: &Pipeline) -> String {
     let asked = pipeline.etl(&["replay", "daily", "--from-athena"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
@@ -21,7 +21,7 @@ async fn reread_in_vain(pipeline: &Pipeline) -> String {
     pipeline.number(id).await.to_string()
 }
 
-async fn drop_it(pipeline: &Pipeline, id: &str) -> String {
+async fn drop_dead_letter(pipeline: &Pipeline, id: &str) -> String {
     let dropped = pipeline
         .etl(&["dead", "drop", id, "--why", "the object is gone"])
         .await;
@@ -46,12 +46,12 @@ async fn dropped_reread_leaves_a_completed_run_complete() {
             .cloud
             .delete_result(run["query_execution_id"].as_str().unwrap());
 
-        let id = reread_in_vain(&pipeline).await;
+        let id = failed_reread(&pipeline).await;
         assert!(
             pipeline.table("clicks.*", "clicks").await == in_target,
             "{target}"
         );
-        let said = drop_it(&pipeline, &id).await;
+        let said = drop_dead_letter(&pipeline, &id).await;
         assert!(said.contains("is complete, as it was before"), "{said}");
         pipeline.assert_reconciled("daily").await;
         let of_now = "etl.batches JOIN etl.runs USING (run_id, generation)";
@@ -95,8 +95,8 @@ async fn dropped_reread_fails_an_incomplete_run_and_the_ledger_has_its_rows() {
     pipeline
         .cloud
         .delete_result(run["query_execution_id"].as_str().unwrap());
-    let id = reread_in_vain(&pipeline).await;
-    let said = drop_it(&pipeline, &id).await;
+    let id = failed_reread(&pipeline).await;
+    let said = drop_dead_letter(&pipeline, &id).await;
     assert!(said.contains("has failed"), "{said}");
     let shown = pipeline.etl(&["status", "daily", "--json"]).await;
     let shown: Value = serde_json::from_str(&shown.stdout).unwrap();

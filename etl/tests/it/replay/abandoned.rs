@@ -17,7 +17,7 @@ async fn completed(job: &str, rows: u64) -> Pipeline {
 }
 
 /// Checks that `etl` with these arguments exits with this code and prints this.
-async fn says(pipeline: &Pipeline, arguments: &[&str], code: i32, said: &str) {
+async fn assert_output(pipeline: &Pipeline, arguments: &[&str], code: i32, said: &str) {
     let done = pipeline.etl(arguments).await;
     let all = format!("{}{}", done.stdout, done.stderr);
     assert_eq!(done.code, Some(code), "{arguments:?}: {all}");
@@ -42,14 +42,14 @@ async fn two_abandoned_replays_leave_the_run_complete() {
     let dead_letters = "SELECT count(*) FROM etl.dead_letters";
     for (number, force) in [(1, &[][..]), (2, &["--force"])] {
         let replay = [&["replay", "daily", "--from-athena"], force].concat();
-        says(&pipeline, &replay, 0, "read again").await;
+        assert_output(&pipeline, &replay, 0, "read again").await;
         wait_until("its task to be dead-lettered", TIMEOUT, async || {
             pipeline.number(dead_letters).await == number
         })
         .await;
     }
     for (number, said) in [("1", "is unchanged"), ("2", "complete, as it was before")] {
-        says(
+        assert_output(
             &pipeline,
             &["dead", "drop", number, "--why", "the result is gone"],
             0,
@@ -69,13 +69,13 @@ async fn replay_with_every_batch_dropped_is_held() {
     let rows = pipeline.table(ROWS, "clicks").await;
     let other = format!("{upsert}[[columns]]\nsource = \"visits\"\ntype = \"text\"\n");
     pipeline.write_job("clicks", &other);
-    says(&pipeline, &["replay", "daily"], 0, "sent again").await;
+    assert_output(&pipeline, &["replay", "daily"], 0, "sent again").await;
     let dead_letters = "SELECT count(*) FROM etl.dead_letters";
     wait_until("its batch to be dead-lettered", TIMEOUT, async || {
         pipeline.number(dead_letters).await == 1
     })
     .await;
-    says(
+    assert_output(
         &pipeline,
         &["dead", "drop", "1", "--why", "a mistake"],
         0,
@@ -86,14 +86,14 @@ async fn replay_with_every_batch_dropped_is_held() {
         state(&pipeline).await == "(held,1)"
     })
     .await;
-    says(
+    assert_output(
         &pipeline,
         &["reconcile", "daily"],
         1,
         "every batch of the replay was dropped",
     )
     .await;
-    says(
+    assert_output(
         &pipeline,
         &["discard", "daily", "--why", "a mistake"],
         0,

@@ -176,7 +176,7 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
 }
 
 /// In modes with dependent batches a partial replay covers the whole run and commits at once.
-async fn comes_in_as_a_whole(target: &str) {
+async fn assert_replayed_as_a_whole(target: &str) {
     let pipeline = Pipeline::start().await;
     let wanted = wanted(&pipeline).await;
     pipeline.job("clicks", &job(target, true, true), sample::clicks(CLICKS));
@@ -212,12 +212,12 @@ async fn comes_in_as_a_whole(target: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn upsert_is_replayed_as_a_whole() {
-    comes_in_as_a_whole("mode = \"upsert\"\nkey = [\"url\"]").await;
+    assert_replayed_as_a_whole("mode = \"upsert\"\nkey = [\"url\"]").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replace_is_replayed_as_a_whole() {
-    comes_in_as_a_whole("mode = \"replace\"").await;
+    assert_replayed_as_a_whole("mode = \"replace\"").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,7 +225,7 @@ async fn replay_that_cannot_replace_the_runs_rows_is_refused() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", &job("", false, false), sample::clicks(100));
     pipeline.run("clicks", "daily").await;
-    refuses(&pipeline, &["replay", "nobody"], 2, &["no run \"nobody\""]).await;
+    refuses(&pipeline, &["replay", "absent"], 2, &["no run \"absent\""]).await;
     refuses(&pipeline, &["replay", "dai"], 2, &["no run \"dai\""]).await;
     pipeline.write_job("clicks", "[target]\ntable = \"other\"\n");
     refuses(

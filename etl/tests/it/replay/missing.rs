@@ -27,7 +27,7 @@ async fn purged_batches_are_replayed_from_the_archive() {
     pipeline.vhost.purge("etl.valid").await;
     pipeline.services[0] = pipeline.service("loader").start().await;
     wait_until(
-        "the loader to know how many there are",
+        "the ledger to have the number of batches",
         TIMEOUT,
         async || {
             pipeline

@@ -27,7 +27,7 @@ async fn waiting_at(pipeline: &Pipeline, place: &str) -> Process {
         .env("ETL_FAILPOINT", place)
         .env("ETL_LOG", "info")
         .spawn();
-    wait_until("the replay to get there", TIMEOUT, async || {
+    wait_until("the replay to reach its failpoint", TIMEOUT, async || {
         replay.log().contains("failpoint reached")
     })
     .await;
