@@ -1,5 +1,5 @@
 //! Postgres answers and cannot write: its disk is full, it has no free connection, a privilege is missing. The loader
-//! reports the reason, dead-dead_letters nothing, and continues by itself.
+//! reports the reason, dead-letters nothing, and continues by itself.
 
 use testkit::TIMEOUT;
 use testkit::cloud::sample;

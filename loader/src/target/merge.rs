@@ -1,9 +1,9 @@
 //! `upsert` and `insert_only`, batch by batch: rows are copied into a staging table of the connection, and merged from
 //! there.
 //!
-//! For each key, one row of the batch is merged: the last for an upsert, the first for insert_only, in the order of the
+//! For each key, one row of the batch is merged: the last for an upsert, the first for `insert_only`, in the order of the
 //! keys, so that concurrent loaders lock rows in the same order. An upsert never overwrites a row of a later batch.
-//! insert_only overwrites only a row of a later batch of the same run, so that the first row of a key in the run stays,
+//! `insert_only` overwrites only a row of a later batch of the same run, so that the first row of a key in the run stays,
 //! whichever batch commits first.
 
 use std::ops::Range;
