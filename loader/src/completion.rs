@@ -1,6 +1,6 @@
-//! Whether a run is complete, and what has to be done then: a run whose rows are staged is committed. Asked after every commit,
-//! duplicate and event, and by the sweep, so that no crash between a commit and the question leaves a finished run open, and
-//! that an approved one is committed.
+//! Completes runs. The check runs after every commit, duplicate and event, and in the sweep, so that a crash between a
+//! commit and the check leaves no finished run open. A run with staged rows is committed first; the sweep commits
+//! approved runs.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use sqlx::PgConnection;
 use crate::errors::{LoadError, Verdict};
 use crate::target::commit::commit;
 
-/// The longest that completing a run may take: committing writes all of its rows at once.
+/// The timeout for completing a run: a commit writes all of its rows at once.
 const COMMIT_TIMEOUT: Duration = Duration::from_hours(1);
 
-/// [`try_complete`], for a loader that has a delivery in hand: another transaction in the way is no reason to keep it, since
-/// the sweep asks again.
+/// Like [`try_complete`], for a loader that holds a delivery: a conflict with another transaction is no reason to hold
+/// it longer, since the sweep repeats the check.
 pub async fn ask(store: &Store, run: &RunId) -> Result<Option<RunState>, LoadError> {
     match try_complete(store, run).await {
         Err(error) if error.verdict() == Verdict::Retry => {
@@ -28,8 +28,8 @@ pub async fn ask(store: &Store, run: &RunId) -> Result<Option<RunState>, LoadErr
     }
 }
 
-/// Completes the run if every batch of its result is in the ledger and the rows add up; tells its new state if it came to
-/// another one now. The first terminal state stays.
+/// Completes the run if the ledger has every batch of its result and the rows add up. Returns the new state if it
+/// changed. The first terminal state stays.
 pub async fn try_complete(store: &Store, run: &RunId) -> Result<Option<RunState>, LoadError> {
     if !may_be_complete(store, run).await? {
         return Ok(None);
@@ -77,8 +77,8 @@ async fn complete(
     tx: &mut PgConnection,
     run: &RunId,
 ) -> Result<Option<(RunState, End)>, ledger::Error> {
-    // A transaction that holds the run now asks this question when it is done, or the sweep does: committing may take long, and
-    // no delivery shall wait for it.
+    // The transaction that holds the run repeats this check when it ends, or the sweep does: a commit may take long,
+    // and no delivery waits for it.
     let Some(mut run) = LockedRun::try_lock(tx, run).await? else {
         return Ok(None);
     };

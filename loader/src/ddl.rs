@@ -1,7 +1,7 @@
-//! The target table: its DDL, and whether a table that exists can be loaded into. Pure.
+//! The target table: its DDL, and the check whether an existing table accepts the rows. Pure.
 //!
-//! Every identifier is quoted and was checked for its length, since Postgres cuts longer ones
-//! silently; a refusal is a sentence with the statement that would help.
+//! Every identifier is quoted and its length is checked, since Postgres truncates longer ones silently. A refusal is a
+//! sentence with the statement to run.
 
 mod contract;
 mod refusal;
@@ -12,7 +12,7 @@ use common::schema::{BATCH_COLUMN, PgType, TargetColumn, check_identifier, quote
 pub use contract::{Change, Known, columns_of_a_new_table, decide};
 pub use refusal::Refusal;
 
-/// A table's name, whose parts were checked.
+/// The name of a table. Its parts are checked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TableName {
     pub schema: String,
@@ -20,8 +20,7 @@ pub struct TableName {
 }
 
 impl TableName {
-    /// The target's table, if its schema is one that may be written to. `etl` and Postgres' own
-    /// never are.
+    /// The table of the target, if its schema is allowed. `etl` and the schemas of Postgres never are.
     pub fn of(target: &Target, allowed: &[String]) -> Result<Self, Refusal> {
         let (schema, table) = target.schema_and_table();
         check_identifier(schema)?;
@@ -38,42 +37,42 @@ impl TableName {
         })
     }
 
-    /// As it is written in SQL.
+    /// The quoted name for SQL.
     pub fn sql(&self) -> String {
         format!("{}.{}", quoted(&self.schema), quoted(&self.table))
     }
 }
 
-/// Schemas that no setting opens: Postgres' own, and those of the books.
+/// Schemas that no setting allows: those of Postgres and of the ledger.
 pub fn is_reserved(schema: &str) -> bool {
     schema.starts_with("pg_") || matches!(schema, "information_schema" | "etl" | "etl_staging")
 }
 
-/// What the catalog says of a table that exists.
+/// An existing table, from the catalog.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExistingTable {
     /// `pg_class.relkind`.
     pub kind: String,
     pub unlogged: bool,
     pub columns: Vec<ExistingColumn>,
-    /// The columns of each unique index that can decide about a conflict: valid, immediate, without
-    /// a condition or an expression.
+    /// The columns of each unique index that can decide a conflict: valid, immediate, without a condition or an
+    /// expression.
     pub unique: Vec<Vec<String>>,
 }
 
 impl ExistingTable {
-    /// The type of a column, if there is one of this name and of a type that is known here.
+    /// The type of a column, if the column exists and its type is known here.
     pub fn type_of(&self, name: &str) -> Option<PgType> {
         let column = self.columns.iter().find(|one| one.name == name)?;
         column.type_name.parse().ok()
     }
 }
 
-/// A column as the catalog has it.
+/// A column, from the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExistingColumn {
     pub name: String,
-    /// As `format_type` shows it.
+    /// The text of `format_type`.
     pub type_name: String,
     pub not_null: bool,
     /// A default, or an identity.
@@ -82,7 +81,7 @@ pub struct ExistingColumn {
     pub generated: bool,
 }
 
-/// Refuses columns and keys that no table could have. They came over the queue.
+/// Refuses invalid columns and keys. They come from a message.
 pub fn check_columns(
     name: &TableName,
     target: &Target,
@@ -124,7 +123,7 @@ pub fn check_columns(
     }
 }
 
-/// The statement that creates a target, and those that comment it. The columns were checked.
+/// The statements that create and comment a target. The columns are checked.
 pub fn create_table(
     name: &TableName,
     target: &Target,
@@ -151,8 +150,8 @@ pub fn create_table(
     )
 }
 
-/// The statement for the index by which the rows of a batch are found. Rows are written in the order of their batches, more or
-/// less, so that the smallest of indexes does.
+/// The statement for the index that finds the rows of a batch. Rows are written roughly in the order of their batches,
+/// so the smallest kind of index suffices.
 pub fn index_batches(name: &TableName) -> String {
     format!(
         "CREATE INDEX ON {} USING brin ({}) WITH (pages_per_range = 32, autosummarize = on)",
@@ -161,7 +160,7 @@ pub fn index_batches(name: &TableName) -> String {
     )
 }
 
-/// The statement that says where a column's values come from.
+/// The statement for a column's comment: the source of its values.
 fn comment_on(table: &str, column: &TargetColumn) -> String {
     format!(
         "COMMENT ON COLUMN {table}.{} IS {};\n",
@@ -170,7 +169,7 @@ fn comment_on(table: &str, column: &TargetColumn) -> String {
     )
 }
 
-/// Where a column's values come from, for its comment.
+/// The source of a column's values, for its comment.
 fn origin(column: &TargetColumn) -> String {
     match column.athena_type.as_str() {
         "" => "From the job: the same for all rows of a run.".to_owned(),
@@ -178,8 +177,7 @@ fn origin(column: &TargetColumn) -> String {
     }
 }
 
-/// Whether rows of these columns can go to a table that exists. Further columns of the table are
-/// none of the job's business as long as Postgres can fill them.
+/// Whether an existing table accepts rows of these columns. Additional columns are allowed if Postgres can fill them.
 pub fn check_table(
     name: &TableName,
     target: &Target,
@@ -254,7 +252,7 @@ fn check_column(
     }
 }
 
-/// Whether every value of the wanted type is the same value in the type that the table has.
+/// Whether every value of the job's type is the same value in the type of the table.
 fn is_same_or_wider(wanted: PgType, found: &str) -> bool {
     use PgType as P;
     let Ok(found) = found.parse::<PgType>() else {
@@ -275,7 +273,7 @@ fn same_columns(unique: &[String], key: &[String]) -> bool {
     unique.len() == key.len() && key.iter().all(|column| unique.contains(column))
 }
 
-/// Quoted names with commas between.
+/// Quoted names, separated by commas.
 pub fn list(names: &[String]) -> String {
     names
         .iter()

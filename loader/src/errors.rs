@@ -1,5 +1,5 @@
-//! What a failure to load means for the message in hand. What an error of PostgreSQL is by itself, [`ledger::classify`] decides; it
-//! means something else for the ledger's tables than for a target. Pure.
+//! The consequence of a failure for the message in hand. [`ledger::classify`] decides what an error of PostgreSQL
+//! means; its consequence differs between the ledger's tables and a target. Pure.
 
 use common::queue::Unreadable;
 use ledger::{Class, cause, classify, remedy};
@@ -43,7 +43,7 @@ impl From<sqlx::Error> for LoadError {
     }
 }
 
-/// What is wrong with a message, for every replica and at any time.
+/// A permanent error in a message, the same for every replica.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     #[error(transparent)]
@@ -74,14 +74,14 @@ pub enum Refused {
     StagingGone { table: String },
 }
 
-/// What to do about a failure.
+/// The consequence of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Try again in place, soon.
+    /// Retry in place, soon.
     Retry,
     /// Stop consuming until it works.
     Pause,
-    /// Try again in place a few times, since the table may be being changed right now; then dead-letter it.
+    /// Retry in place a few times, since a person may be changing the table; then dead-letter it.
     RetryThenDead,
     /// Dead-letter it.
     Dead,
@@ -118,14 +118,14 @@ impl LoadError {
         }
     }
 
-    /// What to do about it.
+    /// The consequence of this failure.
     pub fn verdict(&self) -> Verdict {
         match self {
-            // The table is fit, and a GRANT is all that it takes: as when the privilege is lost under way.
+            // The table fits, and a GRANT is enough: for example, the privilege was revoked during a run.
             Self::Refused(Refused::Target(Refusal::MayNotWrite { .. })) => Verdict::Pause,
             Self::Refused(_) => Verdict::Dead,
-            // A statement of our own that does not fit our own tables is a wrong schema, not the message's fault:
-            // dead-lettering every message would help nothing.
+            // A misfit between our own statement and our own tables is a wrong schema, not an error in the message:
+            // dead-lettering every message would not help.
             Self::Ledger(ledger::Error::Postgres { source, .. }) => match classify(source) {
                 Class::Conflict => Verdict::Retry,
                 Class::World | Class::Message | Class::Configuration => Verdict::Pause,
@@ -136,7 +136,7 @@ impl LoadError {
                 | ledger::Error::NotAllowed(_)
                 | ledger::Error::NotFound(_),
             ) => Verdict::Dead,
-            // What speaks against committing a run holds it. Whatever else it is, the batch in hand is loaded and not to blame.
+            // An obstacle to the commit of a run holds the run. The batch in hand is loaded either way.
             Self::Completion { source, .. } => match classify(source) {
                 Class::Conflict => Verdict::Retry,
                 Class::World | Class::Row | Class::Message | Class::Configuration => Verdict::Pause,
@@ -149,8 +149,8 @@ impl LoadError {
         }
     }
 
-    /// The sentence for a dead letter or the log, with its cause and what to do now. Values of rows, which PostgreSQL puts into
-    /// details, are not in it.
+    /// The sentence for a dead letter or the log, with its cause and the remedy. Without the values of rows, which
+    /// PostgreSQL includes in details.
     pub fn sentence(&self) -> String {
         match self {
             Self::Target { source, .. }
@@ -163,7 +163,7 @@ impl LoadError {
     }
 }
 
-/// Why a run cannot be committed, with what is to blame and without a row's values.
+/// Why a run cannot be committed: the constraint or column at fault, without the values of a row.
 pub(crate) fn held_because(error: &sqlx::Error) -> String {
     let named = error.as_database_error().map_or_else(String::new, |error| {
         let constraint = error
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_schema_etl_pauses_and_a_broken_target_dead_letters() {
+    fn broken_schema_etl_pauses_and_broken_target_dead_letters() {
         let error: LoadError = sqlx::Error::ColumnNotFound("x".into()).into();
         assert_eq!(error.verdict(), Verdict::Pause);
         let error = LoadError::target(|| "cannot load t".into())(sqlx::Error::RowNotFound);

@@ -1,5 +1,5 @@
-//! One batch, one transaction: ledger row, rows, rejected rows, commit. A batch that is in the ledger is never loaded again; a
-//! commit whose answer was lost is settled by looking there.
+//! One transaction a batch: ledger row, rows, rejected rows, commit. A batch that is in the ledger is never loaded
+//! again. After a commit with a lost answer, the ledger decides.
 
 use common::failpoint;
 use common::message::{RunEvent, ValidBatch};
@@ -12,15 +12,15 @@ use crate::completion;
 use crate::errors::LoadError;
 use crate::target::{Prepared, Targets};
 
-/// What became of a delivery of a batch. In each case it can be acknowledged.
+/// The outcome of a delivered batch. Each outcome can be acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Loaded(Counts),
-    /// The ledger had it.
+    /// The ledger already has the batch.
     Duplicate,
-    /// A replay has superseded it.
+    /// A replay has superseded the batch.
     Stale,
-    /// The run had ended without it.
+    /// The run has ended without the batch.
     Ignored,
 }
 
@@ -65,7 +65,7 @@ async fn attempt(
                 return Ok(Outcome::Ignored);
             }
             Step::Settled(outcome) => return Ok(outcome),
-            // Another session takes the result away, or alters the table, as fast as it is looked at.
+            // Another session changes the run's result or the table after every check.
             Step::Prepare { .. } if tries == TRIES => {
                 return Err(sqlx::Error::RowNotFound.into());
             }
@@ -81,18 +81,19 @@ async fn attempt(
     }
 }
 
-/// Transactions for a batch at most: without the target, with it, and with it as it is now.
+/// The most transactions for a batch: before the check of the target, with the checked target, and with the changed
+/// target.
 const TRIES: u32 = 3;
 
-/// How far one transaction came.
+/// The outcome of one transaction.
 #[derive(PartialEq, Eq)]
 enum Step {
     Settled(Outcome),
-    /// The run has no result yet, or the target was not looked at: nothing was written.
+    /// The run has no result yet, or the target is not checked yet: nothing was written.
     Prepare {
         has_result: bool,
     },
-    /// The target is not the table that was looked at: nothing was written.
+    /// The target differs from the checked table: nothing was written.
     Changed,
 }
 
@@ -124,8 +125,8 @@ async fn load_once(
     Ok(step)
 }
 
-/// Whether the ledger has the batch, asked on another connection. A transaction that is still being
-/// committed is not seen; trying again waits for it, and finds a duplicate.
+/// Whether the ledger has the batch, read on another connection. A commit in progress is not visible; a retry waits for
+/// it and finds a duplicate.
 async fn look_up(store: &Store, batch: &ValidBatch) -> Result<bool, LoadError> {
     let mut connection = store.acquire().await?;
     let mut tx = connection.begin().await?;
@@ -135,7 +136,7 @@ async fn look_up(store: &Store, batch: &ValidBatch) -> Result<bool, LoadError> {
     Ok(recorded)
 }
 
-/// Everything of a batch but the commit.
+/// Writes everything of a batch, without the commit.
 async fn write(
     tx: &mut PgConnection,
     prepared: Option<&Prepared>,
@@ -152,8 +153,8 @@ async fn write(
             return Ok(Step::Settled(Outcome::Duplicate));
         }
         Standing::Ended => {
-            // The ledger of such a run has every batch of its result, so that this one is not part of it: a batch of another
-            // result is an error, not a late duplicate.
+            // The ledger of an ended run has every batch of its result. A batch of another result is an error, not a
+            // duplicate.
             if run.state.has_all_batches() {
                 run.check_result(batch).map_err(ledger::Error::from)?;
             }
@@ -194,17 +195,17 @@ async fn write(
     Ok(Step::Settled(Outcome::Loaded(counts)))
 }
 
-/// Connections of a loader at most. It handles batches, events, dead letters and removals at the same time.
+/// The most connections of a loader. It handles batches, events, dead letters and removals at the same time.
 const CONNECTIONS: u32 = 6;
 
-/// The ledger and what is known of targets: what loading needs.
+/// The ledger and the checked targets: the state for loading.
 pub struct Loader {
     pub store: Store,
     pub targets: Targets,
 }
 
 impl Loader {
-    /// A loader into a database, whose targets may be in these schemas.
+    /// A loader for a database, with the schemas that targets may be in.
     pub fn new(
         url: &common::settings::SecretUrl,
         schemas: Vec<String>,
@@ -215,7 +216,7 @@ impl Loader {
         })
     }
 
-    /// Loads a batch, and completes its run if it was the last one. Only then may it be acknowledged.
+    /// Loads a batch, and completes its run if it was the last one. The delivery may be acknowledged only after that.
     pub async fn handle(&self, batch: &ValidBatch) -> Result<Outcome, LoadError> {
         let outcome = load(&self.store, &self.targets, batch).await?;
         failpoint::reach("after_commit").await;
@@ -223,7 +224,8 @@ impl Loader {
         Ok(outcome)
     }
 
-    /// Writes an event into the ledger, and completes the run if it was the last thing missing. Only then may it be acknowledged.
+    /// Writes an event into the ledger, and completes the run if nothing else is missing. The delivery may be
+    /// acknowledged only after that.
     pub async fn handle_event(&self, event: &RunEvent) -> Result<Noted, LoadError> {
         let noted = event::note(&self.store, event).await?;
         match noted {

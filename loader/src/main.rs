@@ -70,7 +70,7 @@ async fn migrate(settings: &LoaderSettings) -> ExitCode {
     }
 }
 
-/// Says why the process cannot start. The log is not set up before.
+/// Reports why the process cannot start. The log is not set up yet.
 fn failed(error: &anyhow::Error) -> ExitCode {
     drop(telemetry::start("loader"));
     tracing::error!(error = format!("{error:#}"), "the loader cannot start");

@@ -82,7 +82,7 @@ async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Er
         .await
 }
 
-/// Deletes the rows with these values of `_batch`: so many. None are there when there is no such table.
+/// Deletes the rows with these values of `_batch`, and returns their number: 0 without a table.
 async fn delete(
     tx: &mut PgConnection,
     name: &TableName,

@@ -1,5 +1,5 @@
-//! The loader's session. It promises: a delivery is settled once, after its effects are durable. While
-//! Postgres is at fault nothing is consumed, so that nothing is dead-lettered and no delivery is held.
+//! The loader's session. It settles a delivery once, after its effects are durable. While Postgres is at fault it
+//! consumes nothing, so that no message is dead-lettered and no delivery is held.
 
 mod deliveries;
 mod persist;
@@ -22,7 +22,7 @@ use crate::load::Loader;
 use crate::{completion, removal, target};
 use common::queue::Publisher;
 
-/// How often open runs are checked, also without a message: an approved run waits for the sweep.
+/// The interval of the sweep over open runs, which an approved run waits for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The settings that only the loader has.
@@ -65,8 +65,7 @@ impl LoaderSettings {
     }
 }
 
-/// The loader as a service: its database, and whether this process has worked with it and has waited for
-/// it.
+/// The loader as a service: its database, and whether this process has worked with the database and has waited for it.
 pub struct LoaderService {
     settings: LoaderSettings,
     loader: Loader,
@@ -151,7 +150,7 @@ impl LoaderService {
     async fn prepare_once(&self) -> Result<(), Fault> {
         let url = &self.settings.database_url;
         let failed = |error: sqlx::Error| connecting(url, &error);
-        // Not through the pool, which does not report why it has no connection.
+        // Not through the pool, which hides the reason of a failed connection.
         let mut connection = database::connect(url, "etl loader start")
             .await
             .map_err(failed)?;

@@ -1,8 +1,8 @@
-//! Target tables: created when missing, checked when there, once per target and columns in a process and again when the table has
-//! changed. Safe with several loaders at once.
+//! Target tables: created when missing, checked when they exist. The check runs once per process, target and columns,
+//! and again after the table has changed. Safe with concurrent loaders.
 //!
-//! Each way of writing is a type with its SQL beside its binds: [`append`], [`merge`], [`staged`] (and [`commit`], which moves staged
-//! rows into the target at the end of a run).
+//! Each write method is a type with its SQL beside its binds: [`append`], [`merge`], [`staged`], and [`commit`], which
+//! moves staged rows to the target at the end of a run.
 
 mod append;
 pub mod catalog;
@@ -37,15 +37,15 @@ use table::Checked;
 pub(crate) use merge::lock_key as merge_lock_key;
 pub use staged::clean_up;
 
-/// How long after a batch was dead-lettered its target gets no retries.
+/// How long the target of a dead-lettered batch gets no retries.
 const AILING: Duration = Duration::from_mins(1);
 
-/// What became of a batch's rows.
+/// The outcome for a batch's rows.
 #[derive(Debug, Default)]
 pub struct Written {
     /// Rows that PostgreSQL refused.
     pub refused: Vec<RejectedRow>,
-    /// Accepted rows that lost to another row of the same key.
+    /// Accepted rows that are not in the target because of another row with the same key.
     pub deduplicated: i64,
 }
 
@@ -59,14 +59,14 @@ impl Written {
     }
 }
 
-/// A target, or a staging table, that was found fit for batches with these columns.
+/// A target or staging table that accepts batches with these columns.
 #[derive(Debug)]
 pub struct Prepared {
     checked: Checked,
     writer: Writer,
 }
 
-/// The ways of writing a batch.
+/// The write methods of a batch.
 #[derive(Debug)]
 enum Writer {
     Append(Append),
@@ -75,7 +75,7 @@ enum Writer {
 }
 
 impl Prepared {
-    /// For a table with this fingerprint, in which the columns have these types.
+    /// The writer for a table with this fingerprint, in which the columns have these types.
     pub fn new(
         name: &TableName,
         target: &Target,
@@ -96,12 +96,12 @@ impl Prepared {
         }
     }
 
-    /// Whether the table still is as it was checked; it stays so until the transaction ends.
+    /// Whether the table is unchanged since its check. It cannot change until the transaction ends.
     pub(crate) async fn is_unchanged(&self, tx: &mut PgConnection) -> Result<bool, LoadError> {
         self.checked.is_unchanged(tx).await
     }
 
-    /// Writes the rows of a batch of the run with this number.
+    /// Writes the rows of a batch. `run_no` is the number of its run.
     pub async fn write(
         &self,
         tx: &mut PgConnection,
@@ -117,27 +117,27 @@ impl Prepared {
     }
 }
 
-/// `c0, c1, ...`: the columns of a staging table, which have no names of their own.
+/// `c0, c1, ...`: the columns of a staging table, which have generated names.
 fn staged_columns(count: usize) -> String {
     let all = (0..count).map(|index| format!("c{index}"));
     all.collect::<Vec<_>>().join(", ")
 }
 
-/// Targets that were found fit, and how rows get into them.
+/// The checked targets, with their writers.
 pub struct Targets {
     allowed_schemas: Vec<String>,
-    /// Targets that a batch was given up for, and when.
+    /// The targets of dead-lettered batches, with the time.
     ailing: Mutex<HashMap<Target, Instant>>,
     prepared: Mutex<ByPlace>,
     indexes: Indexes,
 }
 
-/// How many of them are kept: each run that is committed as a whole has its own.
+/// The most checked targets in memory: each run that is committed as a whole has its own.
 const KEPT: usize = 256;
 
 type ByPlace = HashMap<Place, Arc<Prepared>>;
 
-/// Where the rows of a batch go: a target with these columns, or the staging table of a run.
+/// The destination of a batch's rows: a target with these columns, or the staging table of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Place {
     target: Target,
@@ -160,7 +160,7 @@ impl Place {
     }
 }
 
-/// What of a target matters to whoever writes a batch into it.
+/// The properties of a target that determine its writer.
 fn shape(target: &Target) -> Target {
     Target {
         table: target.table.clone(),
@@ -181,7 +181,7 @@ impl Targets {
         }
     }
 
-    /// The statements for a batch, whose target is created or checked the first time.
+    /// The writer for a batch. The first batch creates or checks the target.
     pub async fn prepare(
         &self,
         store: &Store,
@@ -218,9 +218,9 @@ impl Targets {
         Ok(prepared)
     }
 
-    /// Before a batch of a replay that replaces each batch by itself: gives the target the index by which the rows of each
-    /// are found. Not before, since it takes a quarter of the time that Postgres needs for a row. Without it, a replay
-    /// reads the whole table for each batch, and is as right.
+    /// Creates the index that finds the rows of a batch, before the first batch of a replay that replaces batches one
+    /// by one. Not earlier, since the index adds a quarter to the time that Postgres needs for a row. Without the
+    /// index, a replay reads the whole table for each batch, with the same result.
     pub async fn index(&self, store: &Store, batch: &ValidBatch) -> Result<(), LoadError> {
         let target = &batch.target;
         if batch.id.generation == 0
@@ -243,12 +243,12 @@ impl Targets {
         self.indexes.ensure(store, name).await
     }
 
-    /// The statements for a batch whose target was prepared before.
+    /// The writer for a batch whose target was checked before.
     pub fn known(&self, batch: &ValidBatch) -> Option<Arc<Prepared>> {
         self.prepared().get(&Place::of(batch)).map(Arc::clone)
     }
 
-    /// Looks again the next time, since the table is not what it was.
+    /// Repeats the check at the next batch, since the table has changed.
     pub fn forget(&self, target: &Target) {
         if let Ok(name) = TableName::of(target, &self.allowed_schemas) {
             self.indexes.forget(&name);
@@ -256,16 +256,16 @@ impl Targets {
         self.check_again(target);
     }
 
-    /// Looks at the columns again the next time, since it may be for them that a batch could not be loaded. Not at the index:
-    /// whoever could not have it would wait for it again and again.
+    /// Repeats the check of the columns at the next batch, since they may be why the batch failed. Does not repeat the
+    /// creation of the index: without the privilege, every batch would wait for it.
     pub fn check_again(&self, target: &Target) {
         let target = shape(target);
         self.prepared()
             .retain(|known, _| shape(&known.target) != target);
     }
 
-    /// A batch was given up for this target: the next ones are not tried again and again, so that
-    /// one broken target does not hold up the others.
+    /// Records a dead-lettered batch of this target. The next ones get no retries, so that one broken target does not
+    /// delay the others.
     pub fn mark_ailing(&self, target: &Target) {
         self.ailing
             .lock()
@@ -273,7 +273,7 @@ impl Targets {
             .insert(shape(target), Instant::now());
     }
 
-    /// Whether that was a moment ago.
+    /// Whether a batch of this target was dead-lettered recently.
     pub fn is_ailing(&self, target: &Target) -> bool {
         let ailing = self.ailing.lock().unwrap_or_else(PoisonError::into_inner);
         ailing
@@ -286,7 +286,7 @@ impl Targets {
     }
 }
 
-/// The fingerprint of the table that was created, changed or found fit, and the types that the columns have in it.
+/// The fingerprint of the created, changed or checked table, and the types of the columns in it.
 async fn create_or_check(
     tx: &mut PgConnection,
     name: &TableName,
@@ -294,8 +294,8 @@ async fn create_or_check(
     columns: &[TargetColumn],
     job: &str,
 ) -> Result<Result<(String, Vec<PgType>), Refusal>, sqlx::Error> {
-    // Another loader may be creating or altering it at this moment; IF NOT EXISTS alone does not
-    // prevent the error that the second of two gets.
+    // Another loader may be creating or altering the table. IF NOT EXISTS alone does not prevent the error of the
+    // second one.
     database::lock(tx, database::lock_key("create", &name.sql())).await?;
     let found = look_up(tx, name).await?;
     let table = found.as_ref().map(|found| &found.table);
@@ -329,12 +329,12 @@ async fn create_or_check(
             );
         }
     }
-    // What is answered is the table that was looked at: one that somebody alters at this moment is another one.
+    // The fingerprint describes the table that was checked: an ALTER in between makes it another table.
     let now = match was {
         Some(was) => was,
         None => look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?,
     };
-    // Fit is a column of the same or of a wider type, so that each has one.
+    // A fitting column has the same or a wider type, so each column has a type.
     let types = columns
         .iter()
         .filter_map(|column| now.table.type_of(&column.name));

@@ -6,11 +6,11 @@
 
 pub mod cloud;
 pub mod http;
-pub mod line;
+pub mod pipeline;
 pub mod process;
 pub mod relay;
 pub mod servers;
 pub mod values;
 mod wait;
 
-pub use wait::{PATIENCE, wait_for, wait_until};
+pub use wait::{TIMEOUT, wait_for, wait_until};

@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 pub use rustix::process::Signal;
 
 use crate::http::{self, StatusCode};
-use crate::{PATIENCE, wait_for};
+use crate::{TIMEOUT, wait_for};
 
 /// A program of the workspace that is about to be started.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl Service {
 
     /// Runs it and waits for its end; returns the exit code, standard output and standard error.
     pub async fn run(mut self) -> Finished {
-        let output = tokio::time::timeout(PATIENCE * 4, self.command.output()).await;
+        let output = tokio::time::timeout(TIMEOUT * 4, self.command.output()).await;
         let output =
             output.unwrap_or_else(|_| panic!("{} did not end within twenty minutes", self.name));
         let output = output.unwrap_or_else(|e| panic!("cannot run {}: {e}", self.name));
@@ -167,7 +167,7 @@ impl Process {
     /// Waits until `/readyz` answers 200. Panics when the process ends before.
     pub async fn await_ready(&mut self) {
         let what = format!("{} to be ready", self.name);
-        wait_for(&what, PATIENCE, async || {
+        wait_for(&what, TIMEOUT, async || {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("{} ended with {status} before it was ready", self.name);
             }

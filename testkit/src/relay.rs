@@ -264,7 +264,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{PATIENCE, wait_until};
+    use crate::{TIMEOUT, wait_until};
 
     /// A server that answers each chunk with itself and counts what it got.
     async fn echo() -> (String, Arc<Mutex<usize>>) {
@@ -297,7 +297,7 @@ mod tests {
 
     async fn heard(stream: &mut TcpStream) -> String {
         let mut buffer = [0; 1024];
-        let read = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await;
+        let read = tokio::time::timeout(TIMEOUT, stream.read(&mut buffer)).await;
         let read = read.expect("bytes or an end come").unwrap_or(0);
         String::from_utf8_lossy(&buffer[..read]).into_owned()
     }
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(heard(&mut two).await, "");
         let mut three = TcpStream::connect(relay.address()).await.unwrap();
         assert_eq!(heard(&mut three).await, "");
-        wait_until("all to be closed", PATIENCE, async || {
+        wait_until("all to be closed", TIMEOUT, async || {
             relay.connections() == 0
         })
         .await;
@@ -355,7 +355,7 @@ mod tests {
         let mut stream = TcpStream::connect(relay.address()).await.unwrap();
         relay.set(Mode::DropReplies);
         stream.write_all("abc".as_bytes()).await.unwrap();
-        wait_until("the server to act", PATIENCE, async || {
+        wait_until("the server to act", TIMEOUT, async || {
             *received.lock().unwrap() == 3
         })
         .await;

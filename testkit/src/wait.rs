@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// The deadline for conditions that hold within seconds on an idle machine. A long one costs nothing, since a test waits no
 /// longer than necessary; a short one fails on a busy machine.
-pub const PATIENCE: Duration = Duration::from_mins(5);
+pub const TIMEOUT: Duration = Duration::from_mins(5);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);

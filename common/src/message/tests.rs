@@ -430,7 +430,7 @@ fn large_batch_is_compressed_and_has_content_encoding() {
         RawBatch::read(RawBatch::KIND, &body.bytes).as_ref(),
         Ok(&batch)
     );
-    // A claim of more than there is, or than there may be, is no reason to take memory.
+    // A false length, larger than the body or the limit, allocates no memory.
     for claim in [u32::MAX, 1, 60 << 20] {
         let mut lie = body.bytes.clone();
         lie[1..5].copy_from_slice(&claim.to_le_bytes());

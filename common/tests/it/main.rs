@@ -1,4 +1,4 @@
-//! The typed queue against a real broker: what counts as published, and what a delivery reports.
+//! The typed queue with a real broker: what counts as published, and what a delivery reports.
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
@@ -10,7 +10,7 @@ use common::queue::{
 };
 use common::settings::SecretUrl;
 use futures::StreamExt;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::http::Method;
 use testkit::servers::{Vhost, private_broker, vhost};
 use tokio_util::sync::CancellationToken;
@@ -94,7 +94,7 @@ async fn published_message_is_delivered_and_gone_after_ack() {
 }
 
 #[tokio::test]
-async fn a_message_to_a_queue_that_is_gone_is_never_taken_for_published() {
+async fn unroutable_message_does_not_count_as_published() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     let mut publisher = Publisher::open(&connection).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_message_to_a_queue_that_is_gone_is_never_taken_for_published() {
 }
 
 #[tokio::test]
-async fn a_full_queue_takes_everything_once_there_is_room() {
+async fn full_queue_accepts_every_message_once_there_is_room() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     // A policy bounds a queue that is already declared.
@@ -147,7 +147,7 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
         consumer.close(&connection).await;
         seen
     };
-    testkit::wait_until("the bound is in force", PATIENCE, async || {
+    testkit::wait_until("the bound is in force", TIMEOUT, async || {
         let (_, queue) = vhost
             .broker
             .call(
@@ -161,7 +161,7 @@ async fn a_full_queue_takes_everything_once_there_is_room() {
     .await;
     // A refused message that counted as published would never arrive.
     let both = async { tokio::join!(publisher.publish(&window), drain) };
-    let (outcome, seen) = tokio::time::timeout(PATIENCE, both)
+    let (outcome, seen) = tokio::time::timeout(TIMEOUT, both)
         .await
         .expect("every message comes");
     outcome.unwrap();
@@ -229,7 +229,7 @@ async fn unreadable_body_is_refused_without_its_values() {
 }
 
 #[tokio::test]
-async fn a_deleted_queue_ends_its_consumer_with_an_error() {
+async fn deleted_queue_ends_its_consumer_with_an_error() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     let mut consumer = Consumer::<RunEvent>::open(&connection, 1).await.unwrap();
@@ -249,7 +249,7 @@ async fn connection_lost_before_listening_is_reported_as_lost() {
     let connection = connect(&vhost).await;
     connection.close().await;
     let mut events = connection.events();
-    let told = tokio::time::timeout(PATIENCE, events.next()).await;
+    let told = tokio::time::timeout(TIMEOUT, events.next()).await;
     let lost = ConnectionEvent::Lost("it ended without a reason".to_owned());
     assert_eq!(told, Ok(Some(lost)));
 }
@@ -335,7 +335,7 @@ impl Handler<RunEvent> for &mut Recorder {
 }
 
 #[tokio::test]
-async fn message_that_comes_back_is_isolated_and_dead_lettered_at_the_limit() {
+async fn redelivered_message_is_isolated_and_dead_lettered_at_the_limit() {
     let vhost = vhost().await;
     let connection = connect(&vhost).await;
     let mut publisher = Publisher::open(&connection).await.unwrap();
@@ -361,7 +361,7 @@ async fn message_that_comes_back_is_isolated_and_dead_lettered_at_the_limit() {
             bytes: 1 << 20,
         };
         let consumed = queue::consume(&connection, &stop, prefetch, [&mut recorder]);
-        tokio::time::timeout(PATIENCE, consumed)
+        tokio::time::timeout(TIMEOUT, consumed)
             .await
             .expect("every message comes")
             .unwrap();
@@ -382,7 +382,7 @@ async fn message_that_comes_back_is_isolated_and_dead_lettered_at_the_limit() {
 }
 
 #[tokio::test]
-async fn every_queue_survives_a_broker_that_was_killed() {
+async fn every_queue_survives_a_killed_broker() {
     let broker = private_broker().await;
     let vhost = broker.vhost().await;
     let connection = connect(&vhost).await;
@@ -394,11 +394,11 @@ async fn every_queue_survives_a_broker_that_was_killed() {
     broker.restart().await;
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
     // The broker accepts connections a little before its queues and streams have a leader again.
-    testkit::wait_until("the queues to be declared again", PATIENCE, async || {
+    testkit::wait_until("the queues to be declared again", TIMEOUT, async || {
         queue::declare(&connection).await.is_ok()
     })
     .await;
-    testkit::wait_until("the queue is back", PATIENCE, async || {
+    testkit::wait_until("the queue is back", TIMEOUT, async || {
         let state = inspect::look(&connection, QueueName::Events).await;
         matches!(state, Ok(Some(state)) if state.messages >= 50)
     })

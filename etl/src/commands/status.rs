@@ -396,7 +396,7 @@ mod tests {
     #[test]
     fn replay_shows_its_own_time_and_its_end() {
         let cancelled = Run {
-            replay_abandoned: Some("given up by ana: cancelled: the wrong job".into()),
+            replay_abandoned: Some("abandoned by ana: cancelled: the wrong job".into()),
             ..samples::replayed()
         };
         let shown: Vec<_> = [samples::replayed(), cancelled]

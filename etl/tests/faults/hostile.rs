@@ -1,6 +1,6 @@
-//! Hostile input through the whole line: names, values, result files, messages and requests that break programs which
-//! trust them. Each ends loaded as it is, rejected row by row, or refused with a sentence; no service dies of it, and what
-//! comes next works.
+//! Hostile input through the whole pipeline: names, values, result files, messages and requests. Each is loaded
+//! unchanged, rejected row by row, or refused with one sentence. No service exits because of it, and the next run
+//! works.
 
 mod messages;
 mod names;
@@ -9,47 +9,50 @@ mod results;
 mod values;
 
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
-/// A job without anything special; the query's columns are the table's.
+/// A job without special settings: the query's columns are the table's.
 fn plain(table: &str) -> String {
     format!("[target]\ntable = \"{table}\"\n")
 }
 
-/// The same, with the way on which the result is read.
-fn through(way: &str, name: &str) -> String {
-    let source = format!("[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\nresults = \"{way}\"\n");
+/// The same, with the source of the result.
+fn through(results: &str, name: &str) -> String {
+    let source =
+        format!("[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\nresults = \"{results}\"\n");
     source + &plain(name)
 }
 
-/// Asks for a run that has to fail, is not complete by any account, and says why: the reason.
-async fn failure(line: &Line, job: &str, run: &str) -> String {
+/// Requests a run that must fail, checks that it is not complete, and returns the reason.
+async fn failure(pipeline: &Pipeline, job: &str, run: &str) -> String {
     let arguments = ["run", job, "--run-id", run, "--follow", "--json"];
-    let done = line.etl(&arguments).await;
+    let done = pipeline.etl(&arguments).await;
     assert_eq!(done.code, Some(1), "{}\n{}", done.stdout, done.stderr);
-    let books: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
-    assert_eq!(books["state"], "failed", "{books}");
-    assert_eq!(books["balanced"], false, "{books}");
-    assert_eq!(line.etl(&["reconcile", run]).await.code, Some(1));
-    books["failure"].as_str().unwrap().to_owned()
+    let status: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(status["state"], "failed", "{status}");
+    assert_eq!(status["balanced"], false, "{status}");
+    assert_eq!(pipeline.etl(&["reconcile", run]).await.code, Some(1));
+    status["failure"].as_str().unwrap().to_owned()
 }
 
-/// All services are the processes that they were, ready, and do a plain job; nothing is dead-lettered.
-async fn assert_unharmed(line: &mut Line) {
-    assert_works(line).await;
+/// Checks that all services are still the same processes and ready, load a plain job, and dead-letter nothing.
+async fn assert_unharmed(pipeline: &mut Pipeline) {
+    assert_works(pipeline).await;
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await,
         0
     );
 }
 
-async fn assert_works(line: &mut Line) {
-    for service in &mut line.services {
+async fn assert_works(pipeline: &mut Pipeline) {
+    for service in &mut pipeline.services {
         assert!(service.is_running(), "{service:?} has ended");
         service.await_ready().await;
     }
-    line.job("afterwards", &plain("afterwards"), sample::clicks(2_000));
-    let run = line.run("afterwards", "afterwards").await;
+    pipeline.job("afterwards", &plain("afterwards"), sample::clicks(2_000));
+    let run = pipeline.run("afterwards", "afterwards").await;
     assert_eq!(run["rows_loaded"], 2_000, "{run}");
-    line.assert_reconciled("afterwards").await;
+    pipeline.assert_reconciled("afterwards").await;
 }

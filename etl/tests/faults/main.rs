@@ -1,5 +1,5 @@
-//! The whole line while its parts fail: brokers killed, blocked and cut off, Postgres gone, services killed at the worst
-//! moment. After each of them the books balance and the target holds every row once.
+//! The whole pipeline during faults: brokers killed, blocked or disconnected, Postgres unavailable, services killed at
+//! critical points, hostile input. After each fault the ledger balances and the target holds every row once.
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
 mod broker;

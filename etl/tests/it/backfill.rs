@@ -1,10 +1,10 @@
-//! A range of days, a window at a time: no day twice, none missing, and where it stopped it goes on.
+//! A range of days, one window at a time: each day once, and an interrupted backfill continues.
 
 use std::collections::BTreeMap;
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, sample};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
 const JOB: &str = "[source]\ndatabase = \"d\"\nsql = \"clicks.sql\"\n[parameters]\nfrom = { type = \"date\" }\nto = { type = \"date\" }\n[target]\ntable = \"clicks\"\n";
@@ -20,42 +20,42 @@ const APRIL: [&str; 8] = [
     "1d",
 ];
 
-async fn line() -> Line {
-    let line = Line::start().await;
-    line.job("clicks", JOB, sample::clicks(100));
+async fn pipeline() -> Pipeline {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", JOB, sample::clicks(100));
     std::fs::write(
-        line.jobs.path().join("clicks.sql"),
+        pipeline.jobs.path().join("clicks.sql"),
         "SELECT * FROM clicks WHERE dt BETWEEN :from AND :to",
     )
     .unwrap();
-    line
+    pipeline
 }
 
 fn with<'a>(command: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     [command, more].concat()
 }
 
-/// How often Athena was asked for each day.
-fn days(line: &Line) -> BTreeMap<String, usize> {
+/// The number of queries for each day.
+fn days(pipeline: &Pipeline) -> BTreeMap<String, usize> {
     let mut days = BTreeMap::new();
-    for sql in line.cloud.statements() {
+    for sql in pipeline.cloud.statements() {
         let bounds: Vec<_> = sql
             .split("DATE '")
             .skip(1)
             .map(|rest| &rest[..10])
             .collect();
-        assert_eq!(bounds[0], bounds[1], "a day is a window of its own: {sql}");
+        assert_eq!(bounds[0], bounds[1], "each day is one window: {sql}");
         *days.entry(bounds[0].to_owned()).or_default() += 1;
     }
     days
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thirty_days_that_kill_9_interrupts_are_asked_for_once_each() {
-    let line = line().await;
+async fn backfill_interrupted_by_kill_9_requests_each_day_once() {
+    let pipeline = pipeline().await;
     let arguments = with(&APRIL, &["--parallel", "3"]);
     let start = || {
-        let command = line.service("etl");
+        let command = pipeline.service("etl");
         arguments
             .iter()
             .fold(command, |command, argument| command.arg(argument))
@@ -63,19 +63,23 @@ async fn thirty_days_that_kill_9_interrupts_are_asked_for_once_each() {
     };
     for done in [4, 11] {
         let mut backfill = start();
-        wait_until("some windows to be done", PATIENCE, async || {
-            line.number("SELECT count(*) FROM etl.runs WHERE state = 'completed'")
+        wait_until("some windows to be done", TIMEOUT, async || {
+            pipeline
+                .number("SELECT count(*) FROM etl.runs WHERE state = 'completed'")
                 .await
                 >= done
         })
         .await;
         backfill.kill9().await;
         let open = "SELECT count(*) FROM etl.runs WHERE finished_at IS NULL";
-        assert!(line.number(open).await <= 3, "more than three at a time");
+        assert!(
+            pipeline.number(open).await <= 3,
+            "more than three at a time"
+        );
     }
-    let asked = line.number("SELECT count(*) FROM etl.runs").await;
+    let asked = pipeline.number("SELECT count(*) FROM etl.runs").await;
     assert!(asked < 30, "it was interrupted: {asked}");
-    let done = line.etl(&arguments).await;
+    let done = pipeline.etl(&arguments).await;
     assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
     assert!(
         done.stdout
@@ -83,7 +87,7 @@ async fn thirty_days_that_kill_9_interrupts_are_asked_for_once_each() {
         "{}",
         done.stdout
     );
-    let days = days(&line);
+    let days = days(&pipeline);
     assert_eq!(days.len(), 30);
     assert_eq!(
         (
@@ -93,27 +97,23 @@ async fn thirty_days_that_kill_9_interrupts_are_asked_for_once_each() {
         ("2018-04-01", "2018-04-30")
     );
     assert!(days.values().all(|times| *times == 1), "{days:?}");
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 3_000);
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 30);
-    // Once more changes nothing.
-    let books = line.books().await;
-    let again = line.etl(&with(&arguments, &["--json"])).await;
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 3_000);
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 30);
+    // The same command changes nothing.
+    let ledger = pipeline.ledger().await;
+    let again = pipeline.etl(&with(&arguments, &["--json"])).await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     let json: serde_json::Value = serde_json::from_str(&again.stdout).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 30);
-    assert_eq!(line.books().await, books);
-    assert_eq!(
-        line.cloud.started().len(),
-        30,
-        "Athena was asked thirty times"
-    );
+    assert_eq!(pipeline.ledger().await, ledger);
+    assert_eq!(pipeline.cloud.started().len(), 30, "thirty queries");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn a_window_that_fails_stops_the_rest_and_is_asked_for_again_on_demand() {
-    let line = line().await;
-    line.cloud.answer_once(
+async fn failed_window_stops_the_backfill_and_is_requested_again_on_demand() {
+    let pipeline = pipeline().await;
+    pipeline.cloud.answer_once(
         "DATE '2018-04-03'",
         Answer::failed_by_user("SYNTAX_ERROR: no"),
     );
@@ -127,7 +127,7 @@ async fn a_window_that_fails_stops_the_rest_and_is_asked_for_again_on_demand() {
         "--every",
         "1d",
     ];
-    let failed = line.etl(&five).await;
+    let failed = pipeline.etl(&five).await;
     assert_eq!(failed.code, Some(1), "{}", failed.stdout);
     for word in ["SYNTAX_ERROR", "--retry", "clicks-20180403-"] {
         assert!(failed.stderr.contains(word), "{}", failed.stderr);
@@ -138,25 +138,25 @@ async fn a_window_that_fails_stops_the_rest_and_is_asked_for_again_on_demand() {
         "{}",
         failed.stdout
     );
-    // It does not begin another while one is lost.
-    assert_eq!(line.etl(&five).await.code, Some(1));
-    assert_eq!(line.cloud.started().len(), 3);
-    let going = line.etl(&with(&five, &["--keep-going"])).await;
+    // A failed window stops the backfill before the next one.
+    assert_eq!(pipeline.etl(&five).await.code, Some(1));
+    assert_eq!(pipeline.cloud.started().len(), 3);
+    let going = pipeline.etl(&with(&five, &["--keep-going"])).await;
     assert_eq!(going.code, Some(1));
     assert!(
         going.stdout.contains("4 of 5 windows loaded"),
         "{}",
         going.stdout
     );
-    let retried = line.etl(&with(&five, &["--retry"])).await;
+    let retried = pipeline.etl(&with(&five, &["--retry"])).await;
     assert_eq!(retried.code, Some(0), "{}", retried.stderr);
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.runs WHERE run_id LIKE 'clicks-20180403-%.2' AND state = 'completed'").await,
+        pipeline.number("SELECT count(*) FROM etl.runs WHERE run_id LIKE 'clicks-20180403-%.2' AND state = 'completed'").await,
         1
     );
-    assert_eq!(line.etl(&with(&five, &["--retry"])).await.code, Some(0));
-    assert_eq!(line.cloud.started().len(), 6);
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 500);
+    assert_eq!(pipeline.etl(&with(&five, &["--retry"])).await.code, Some(0));
+    assert_eq!(pipeline.cloud.started().len(), 6);
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 500);
     // A day that another run has appended is not appended again.
     let day = [
         "--set",
@@ -166,7 +166,7 @@ async fn a_window_that_fails_stops_the_rest_and_is_asked_for_again_on_demand() {
         "--follow",
     ];
     assert_eq!(
-        line.etl(&with(&["run", "clicks"], &day)).await.code,
+        pipeline.etl(&with(&["run", "clicks"], &day)).await.code,
         Some(0)
     );
     let wider = [
@@ -179,15 +179,15 @@ async fn a_window_that_fails_stops_the_rest_and_is_asked_for_again_on_demand() {
         "--every",
         "1d",
     ];
-    let wider = line.etl(&wider).await;
+    let wider = pipeline.etl(&wider).await;
     assert_eq!(wider.code, Some(0), "{}", wider.stderr);
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 700);
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 700);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_of_weeks_and_months_cover_every_day_whichever_way_the_job_counts() {
-    let line = line().await;
-    let weeks = line.etl(&[
+async fn windows_of_weeks_and_months_cover_every_day() {
+    let pipeline = pipeline().await;
+    let weeks = pipeline.etl(&[
         "backfill",
         "clicks",
         "--from",
@@ -198,7 +198,7 @@ async fn windows_of_weeks_and_months_cover_every_day_whichever_way_the_job_count
         "1w",
     ]);
     assert_eq!(weeks.await.code, Some(0));
-    let exclusive = line.etl(&[
+    let exclusive = pipeline.etl(&[
         "backfill",
         "clicks",
         "--from",
@@ -211,7 +211,7 @@ async fn windows_of_weeks_and_months_cover_every_day_whichever_way_the_job_count
         "exclusive",
     ]);
     assert_eq!(exclusive.await.code, Some(0));
-    let bounds: Vec<String> = line
+    let bounds: Vec<String> = pipeline
         .cloud
         .statements()
         .iter()
@@ -230,8 +230,8 @@ async fn windows_of_weeks_and_months_cover_every_day_whichever_way_the_job_count
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
-    let line = line().await;
+async fn invalid_backfill_is_refused_before_anything_is_sent() {
+    let pipeline = pipeline().await;
     let range = |from, to| {
         [
             "backfill", "clicks", "--every", "1d", "--from", from, "--to", to,
@@ -247,7 +247,7 @@ async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
         (with(&april, &["--set", "x=1"]), 2, "\"x\""),
         (with(&april, &["--parallel", "0"]), 2, "parallel"),
     ] {
-        let refused = line.etl(&arguments).await;
+        let refused = pipeline.etl(&arguments).await;
         assert_eq!(
             refused.code,
             Some(code),
@@ -261,14 +261,16 @@ async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
         );
         assert_eq!(refused.stdout, "");
     }
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
-    assert!(line.cloud.started().is_empty());
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert!(pipeline.cloud.started().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_backfill_is_worked_on_once_at_a_time() {
-    let line = line().await;
-    line.cloud.answer("FROM clicks", Answer::queued_for_ever());
+async fn concurrent_equal_backfill_is_refused() {
+    let pipeline = pipeline().await;
+    pipeline
+        .cloud
+        .answer("FROM clicks", Answer::queued_for_ever());
     let two = [
         "backfill",
         "clicks",
@@ -281,15 +283,15 @@ async fn the_same_backfill_is_worked_on_once_at_a_time() {
     ];
     let first = two
         .iter()
-        .fold(line.service("etl"), |command, argument| {
+        .fold(pipeline.service("etl"), |command, argument| {
             command.arg(argument)
         })
         .spawn();
-    wait_until("the first window", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.runs").await == 1
+    wait_until("the first window", TIMEOUT, async || {
+        pipeline.number("SELECT count(*) FROM etl.runs").await == 1
     })
     .await;
-    let second = line.etl(&two).await;
+    let second = pipeline.etl(&two).await;
     assert_eq!(second.code, Some(1), "{}", second.stdout);
     assert!(
         second.stderr.contains("another `etl backfill`"),

@@ -1,37 +1,37 @@
-//! A run that is given up: its query is stopped, what is still on its way changes nothing, and the rows that were loaded
-//! stay or go.
+//! A cancelled run: its query is stopped, its later batches are ignored, and its loaded rows stay or are removed.
 
 mod replay;
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Op, QueryState, sample};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
 const APPEND: &str = "[target]\ntable = \"clicks\"\n";
 
-async fn state(line: &Line, run: &str) -> String {
+async fn state(pipeline: &Pipeline, run: &str) -> String {
     let select = sqlx::query_scalar("SELECT state FROM etl.runs WHERE run_id = $1");
     select
         .bind(run)
-        .fetch_one(&line.database.pool)
+        .fetch_one(&pipeline.database.pool)
         .await
         .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_query_of_a_cancelled_run_is_stopped() {
-    let line = Line::start().await;
-    line.job("clicks", APPEND, sample::clicks(10));
-    line.cloud
+async fn query_of_a_cancelled_run_is_stopped() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", APPEND, sample::clicks(10));
+    pipeline
+        .cloud
         .answer_once("FROM clicks", Answer::queued_for_ever());
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    wait_until("Athena to have the query", PATIENCE, async || {
-        state(&line, "daily").await == "running"
+    wait_until("Athena to have the query", TIMEOUT, async || {
+        state(&pipeline, "daily").await == "running"
     })
     .await;
-    let cancelled = line
+    let cancelled = pipeline
         .etl(&["cancel", "daily", "--undo", "--why", "the wrong week"])
         .await;
     assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
@@ -42,161 +42,177 @@ async fn the_query_of_a_cancelled_run_is_stopped() {
         "{}",
         cancelled.stdout
     );
-    wait_until("the query to be stopped", PATIENCE, async || {
-        line.cloud.states() == [QueryState::Cancelled]
+    wait_until("the query to be stopped", TIMEOUT, async || {
+        pipeline.cloud.states() == [QueryState::Cancelled]
     })
     .await;
-    assert_eq!(line.cloud.count(Op::StopQueryExecution), 1);
-    wait_until("the task to be gone", PATIENCE, async || {
-        let depth = line.vhost.depth("etl.extract").await;
+    assert_eq!(pipeline.cloud.count(Op::StopQueryExecution), 1);
+    wait_until("the task to be deleted", TIMEOUT, async || {
+        let depth = pipeline.vhost.depth("etl.extract").await;
         depth.ready + depth.unacked == 0
     })
     .await;
-    assert_eq!(state(&line, "daily").await, "cancelled");
-    let decided = line
+    assert_eq!(state(&pipeline, "daily").await, "cancelled");
+    let decided = pipeline
         .table("decision, finished_at IS NOT NULL, failure", "etl.runs")
         .await;
     assert_eq!(decided, ["(\"cancelled: the wrong week\",t,)"]);
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await,
         0
     );
-    // Asking again tells the extractors once more; the books stay as they are.
-    let books = line.books().await;
-    let again = line.etl(&["cancel", "daily"]).await;
+    // A second cancel sends the control message again; the ledger is unchanged.
+    let ledger = pipeline.ledger().await;
+    let again = pipeline.etl(&["cancel", "daily"]).await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert!(
         again.stdout.contains("was cancelled before"),
         "{}",
         again.stdout
     );
-    assert_eq!(line.books().await, books);
-    assert_eq!(line.etl(&["reconcile", "daily"]).await.code, Some(1));
-    assert_eq!(line.etl(&["reconcile"]).await.code, Some(0));
-    line.run("clicks", "next").await;
+    assert_eq!(pipeline.ledger().await, ledger);
+    assert_eq!(pipeline.etl(&["reconcile", "daily"]).await.code, Some(1));
+    assert_eq!(pipeline.etl(&["reconcile"]).await.code, Some(0));
+    pipeline.run("clicks", "next").await;
 }
 
-/// A run that has loaded some of its batches, and whose others wait for the transformer.
-async fn half_loaded(line: &mut Line, job: &str) -> i64 {
-    line.job("clicks", job, sample::clicks(60_000));
-    line.services[1].kill9().await;
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+/// A run with some batches loaded and the others waiting for the transformer.
+async fn half_loaded(pipeline: &mut Pipeline, job: &str) -> i64 {
+    pipeline.job("clicks", job, sample::clicks(60_000));
+    pipeline.services[1].kill9().await;
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    wait_until("the whole result to be read", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.runs WHERE batches_expected > 20")
+    wait_until("the whole result to be read", TIMEOUT, async || {
+        pipeline
+            .number("SELECT count(*) FROM etl.runs WHERE batches_expected > 20")
             .await
             == 1
     })
     .await;
-    let brief = line.service("transformer");
+    let brief = pipeline.service("transformer");
     let mut brief = brief.env("ETL_FAILPOINT", "transform@12=exit").spawn();
-    assert_eq!(brief.wait(PATIENCE).await.code(), Some(99));
-    wait_until("some batches to be loaded", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.batches").await > 2
+    assert_eq!(brief.wait(TIMEOUT).await.code(), Some(99));
+    wait_until("some batches to be loaded", TIMEOUT, async || {
+        pipeline.number("SELECT count(*) FROM etl.batches").await > 2
     })
     .await;
-    line.number("SELECT run_no FROM etl.runs").await
+    pipeline.number("SELECT run_no FROM etl.runs").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_were_loaded_go_and_what_comes_late_changes_nothing() {
-    let mut line = Line::start().await;
-    let run_no = half_loaded(&mut line, APPEND).await;
-    wait_until("what was transformed to be loaded", PATIENCE, async || {
-        line.vhost.depth("etl.valid").await.unacked + line.vhost.ready("etl.valid").await == 0
-    })
+async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
+    let mut pipeline = Pipeline::start().await;
+    let run_no = half_loaded(&mut pipeline, APPEND).await;
+    wait_until(
+        "the transformed batches to be loaded",
+        TIMEOUT,
+        async || {
+            pipeline.vhost.depth("etl.valid").await.unacked
+                + pipeline.vhost.ready("etl.valid").await
+                == 0
+        },
+    )
     .await;
-    assert_eq!(state(&line, "daily").await, "running");
-    // Rows of others, which have no batch of this run.
+    assert_eq!(state(&pipeline, "daily").await, "running");
+    // Rows of other runs.
     let others = format!(
         "INSERT INTO clicks (url, _batch) VALUES ('before', {}), ('after', {})",
         ledger::BatchNo::of_run(run_no).start - 1,
         ledger::BatchNo::of_run(run_no).end
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(others))
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
-    let cancelled = line.etl(&["cancel", "daily", "--undo", "--json"]).await;
+    let cancelled = pipeline.etl(&["cancel", "daily", "--undo", "--json"]).await;
     assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     let json: serde_json::Value = serde_json::from_str(&cancelled.stdout).unwrap();
     let dropped = "SELECT sum(rows_dropped)::bigint FROM etl.batches WHERE rows_loaded = 0 AND dropped_by <> '' AND drop_reason = 'cancelled'";
-    let loaded = line.number(dropped).await;
+    let loaded = pipeline.number(dropped).await;
     assert!(loaded > 5_000, "{loaded}");
     assert_eq!(json["rows_removed"], loaded, "{json}");
     assert_eq!(
-        line.number("SELECT count(*) FROM clicks").await,
+        pipeline.number("SELECT count(*) FROM clicks").await,
         2,
-        "those of others"
+        "the rows of other runs"
     );
-    line.services[1] = line.service("transformer").start().await;
+    pipeline.services[1] = pipeline.service("transformer").start().await;
     wait_until(
-        "everything late to be taken and forgotten",
-        PATIENCE,
+        "later batches to be consumed and ignored",
+        TIMEOUT,
         async || {
             let mut left = 0;
             for queue in ["etl.raw", "etl.valid"] {
-                let depth = line.vhost.depth(queue).await;
+                let depth = pipeline.vhost.depth(queue).await;
                 left += depth.ready + depth.unacked;
             }
-            left == 0 && line.number("SELECT ignored_messages FROM etl.runs").await > 5
+            left == 0
+                && pipeline
+                    .number("SELECT ignored_messages FROM etl.runs")
+                    .await
+                    > 5
         },
     )
     .await;
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 2);
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 2);
     assert_eq!(
-        line.number(dropped).await,
+        pipeline.number(dropped).await,
         loaded,
-        "what was loaded is dropped, by name"
+        "loaded rows count as dropped"
     );
-    assert_eq!(state(&line, "daily").await, "cancelled");
+    assert_eq!(state(&pipeline, "daily").await, "cancelled");
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await,
         0
     );
-    line.run("clicks", "next").await;
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 60_002);
+    pipeline.run("clicks", "next").await;
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 60_002);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_stay_unless_it_is_said_and_those_of_an_upsert_cannot_go() {
-    let mut line = Line::start().await;
+async fn cancel_keeps_rows_by_default_and_cannot_remove_those_of_an_upsert() {
+    let mut pipeline = Pipeline::start().await;
     let upsert = "[target]\ntable = \"clicks\"\nmode = \"upsert\"\nkey = [\"url\"]\n";
-    half_loaded(&mut line, upsert).await;
-    let refused = line.etl(&["cancel", "daily", "--undo"]).await;
+    half_loaded(&mut pipeline, upsert).await;
+    let refused = pipeline.etl(&["cancel", "daily", "--undo"]).await;
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
     assert!(
         refused.stderr.contains("without --undo"),
         "{}",
         refused.stderr
     );
-    // The loader may still be at work on what was on its way to it.
+    // The loader may still handle batches in progress.
     let open = "SELECT count(*) FROM etl.runs WHERE state = 'running' AND decided_by IS NULL";
-    assert_eq!(line.number(open).await, 1, "nothing was changed");
-    let cancelled = line.etl(&["cancel", "daily"]).await;
+    assert_eq!(pipeline.number(open).await, 1, "nothing was changed");
+    let cancelled = pipeline.etl(&["cancel", "daily"]).await;
     assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     assert!(
         cancelled.stdout.contains("and stay there"),
         "{}",
         cancelled.stdout
     );
-    assert!(line.number("SELECT count(*) FROM clicks").await > 0);
-    let status = line.etl(&["status", "daily"]).await;
+    assert!(pipeline.number("SELECT count(*) FROM clicks").await > 0);
+    let status = pipeline.etl(&["status", "daily"]).await;
     assert!(status.stdout.contains("cancelled in"), "{}", status.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_over_or_unknown_is_refused_and_left_alone() {
-    let line = Line::start().await;
-    line.job("clicks", APPEND, sample::clicks(10));
-    line.run("clicks", "daily").await;
-    line.cloud
+async fn cancel_of_an_ended_or_unknown_run_is_refused() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", APPEND, sample::clicks(10));
+    pipeline.run("clicks", "daily").await;
+    pipeline
+        .cloud
         .answer_once("FROM clicks", Answer::failed_by_user("no"));
-    let failed = line
+    let failed = pipeline
         .etl(&["run", "clicks", "--again", "--run-id", "failed", "--follow"])
         .await;
     assert_eq!(failed.code, Some(1));
-    let books = line.books().await;
+    let ledger = pipeline.ledger().await;
     for (arguments, code, word) in [
         (&["cancel", "daily"][..], 1, "is completed"),
         (&["cancel", "daily", "--undo"], 1, "is completed"),
@@ -206,8 +222,8 @@ async fn what_is_over_or_unknown_is_refused_and_left_alone() {
         (&["approve", "daily"], 1, "not held"),
         (&["discard", "daily", "--why", "no"], 1, "not held"),
         (&["discard", "daily"], 2, "--why"),
-        (&["approve", "nobody"], 2, "no run"),
-        (&["status", "nobody"], 2, "no run"),
+        (&["approve", "absent"], 2, "no run"),
+        (&["status", "absent"], 2, "no run"),
         (&["status", "--watch"], 2, "RUN"),
         (&["runs", "--state", "sleeping"], 2, "sleeping"),
         (&["runs", "--limit", "0"], 2, "limit"),
@@ -215,7 +231,7 @@ async fn what_is_over_or_unknown_is_refused_and_left_alone() {
         (&["prune", "--older-than", "soon"], 2, "older-than"),
         (&["completion", "cmd"], 2, "cmd"),
     ] {
-        let refused = line.etl(arguments).await;
+        let refused = pipeline.etl(arguments).await;
         assert_eq!(
             refused.code,
             Some(code),
@@ -229,5 +245,5 @@ async fn what_is_over_or_unknown_is_refused_and_left_alone() {
         );
         assert_eq!(refused.stdout, "", "{arguments:?}");
     }
-    assert_eq!(line.books().await, books, "nothing was changed");
+    assert_eq!(pipeline.ledger().await, ledger, "nothing was changed");
 }

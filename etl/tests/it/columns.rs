@@ -1,15 +1,15 @@
-//! What a job says about its columns, through the whole line: masks that nothing after the transformer can see through,
-//! columns that the job adds, and settings that are refused.
+//! Column settings of a job through the whole pipeline: masks that hide values after the transformer, columns that the
+//! job adds, and settings that are refused.
 
 use std::collections::BTreeMap;
 
 use common::message::{Message as _, ValidBatch};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, ResultSet};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
-/// Card numbers that nobody may see: in rows that load, in rows that break a rule of their own or of another column, in one
-/// with a NUL, and in one that Postgres refuses.
+/// Card numbers that must not appear in clear text: in loaded rows, in rows that break a rule of this or another
+/// column, in a row with a NUL, and in a row that Postgres refuses.
 const CARDS: [&str; 6] = [
     "4111-2222-3333-1001",
     "4111-2222-3333-1002",
@@ -55,15 +55,15 @@ fn cards() -> ResultSet {
         ("amount", "bigint"),
     ];
     let columns = columns.map(|(name, kind)| testkit::cloud::Column::new(name, kind));
-    ResultSet::of(columns.to_vec(), rows)
+    ResultSet::new(columns.to_vec(), rows)
 }
 
-/// Everything that Postgres has, as text: every table of every schema that is not the server's own.
-async fn everything(line: &Line) -> String {
+/// All content of the database as text: every table outside of the server's own schemas.
+async fn everything(pipeline: &Pipeline) -> String {
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
     )
-    .fetch_all(&line.database.pool)
+    .fetch_all(&pipeline.database.pool)
     .await
     .unwrap();
     let mut all = String::new();
@@ -71,7 +71,7 @@ async fn everything(line: &Line) -> String {
         let rows: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
             "SELECT row_to_json(t)::text FROM {table} t"
         )))
-        .fetch_all(&line.database.pool)
+        .fetch_all(&pipeline.database.pool)
         .await
         .unwrap();
         all.push_str(&rows.join("\n"));
@@ -96,54 +96,58 @@ fn assert_hidden(text: &str, place: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn masked_values_are_nowhere_in_clear_after_the_transformer() {
+async fn masked_values_are_hidden_after_the_transformer() {
     for mask in ["sha256", "redact", "last4"] {
-        let mut line = Line::without_services().await;
-        let logged = |line: &Line, name| {
-            line.service(name)
+        let mut pipeline = Pipeline::without_services().await;
+        let logged = |pipeline: &Pipeline, name| {
+            pipeline
+                .service(name)
                 .env(
                     "ETL_LOG",
                     "info,common=trace,extractor=trace,transformer=trace,loader=trace",
                 )
                 .start()
         };
-        let mut loader = line.service("loader").start().await;
-        line.services.push(logged(&line, "transformer").await);
-        line.services.push(logged(&line, "extractor").await);
-        // Postgres refuses a row that the transformer could not know to be bad.
+        let mut loader = pipeline.service("loader").start().await;
+        pipeline
+            .services
+            .push(logged(&pipeline, "transformer").await);
+        pipeline.services.push(logged(&pipeline, "extractor").await);
+        // Postgres refuses a row that the transformer cannot recognise as bad.
         sqlx::raw_sql("CREATE TABLE cards (card text, phone text, amount bigint CHECK (amount <> 666), _batch bigint NOT NULL)")
-            .execute(&line.database.pool)
+            .execute(&pipeline.database.pool)
             .await
             .unwrap();
-        line.job("cards", &MASKED.replace("MASK", mask), cards());
+        pipeline.job("cards", &MASKED.replace("MASK", mask), cards());
         loader.kill9().await;
-        let asked = line.etl(&["run", "cards", "--run-id", "cards"]).await;
+        let asked = pipeline.etl(&["run", "cards", "--run-id", "cards"]).await;
         assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-        testkit::wait_until("the batch to wait for a loader", PATIENCE, async || {
-            line.vhost.ready("etl.valid").await == 1
+        testkit::wait_until("the batch to wait for a loader", TIMEOUT, async || {
+            pipeline.vhost.ready("etl.valid").await == 1
         })
         .await;
-        let waiting = line.vhost.take_all("etl.valid").await;
+        let waiting = pipeline.vhost.take_all("etl.valid").await;
         let batch = ValidBatch::read(ValidBatch::KIND, &waiting[0].body).unwrap();
         let body = serde_json::to_string(&batch).unwrap();
         assert_hidden(&body, "etl.valid");
         assert!(body.contains("masked"), "{body}");
 
-        // The archive has the batch, and it is masked again.
-        line.services.push(logged(&line, "loader").await);
-        testkit::wait_until("the batch to be missed", PATIENCE, async || {
-            line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
+        // The archive has the batch, and the replay masks it again.
+        pipeline.services.push(logged(&pipeline, "loader").await);
+        testkit::wait_until("the batch to be missed", TIMEOUT, async || {
+            pipeline
+                .number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
                 .await
                 == 1
         })
         .await;
-        let replayed = line.etl(&["replay", "cards", "--missing"]).await;
+        let replayed = pipeline.etl(&["replay", "cards", "--missing"]).await;
         assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
-        testkit::wait_until("the run to complete", PATIENCE, async || {
-            line.etl(&["reconcile", "cards"]).await.code == Some(0)
+        testkit::wait_until("the run to complete", TIMEOUT, async || {
+            pipeline.etl(&["reconcile", "cards"]).await.code == Some(0)
         })
         .await;
-        let kept = line
+        let kept = pipeline
             .table("row_number, column_name, rule", "etl.rejected_rows")
             .await;
         assert_eq!(kept.len(), 4, "{kept:?}");
@@ -156,22 +160,27 @@ async fn masked_values_are_nowhere_in_clear_after_the_transformer() {
             "{kept:?}"
         );
         assert_eq!(
-            line.number("SELECT count(*) FROM cards WHERE card IS NULL AND phone IS NULL")
+            pipeline
+                .number("SELECT count(*) FROM cards WHERE card IS NULL AND phone IS NULL")
                 .await,
             1
         );
         let equal = "SELECT count(DISTINCT phone) FROM cards";
-        assert_eq!(line.number(equal).await, 1, "equal values have equal masks");
+        assert_eq!(
+            pipeline.number(equal).await,
+            1,
+            "equal values have equal masks"
+        );
 
-        assert_hidden(&everything(&line).await, "Postgres");
+        assert_hidden(&everything(&pipeline).await, "Postgres");
         for command in [
             &["rejects", "cards", "--json"][..],
             &["rejects", "cards"],
             &["status", "cards", "--json"],
         ] {
-            assert_hidden(&line.etl(command).await.stdout, "the output of etl");
+            assert_hidden(&pipeline.etl(command).await.stdout, "the output of etl");
         }
-        for service in &line.services {
+        for service in &pipeline.services {
             assert_hidden(&service.log(), "a log");
         }
     }
@@ -199,11 +208,11 @@ requested_at = true
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_job_adds_is_the_runs_own_however_often_its_batches_come() {
-    let line = Line::start().await;
-    line.write_job("added", ADDED);
+async fn added_columns_have_the_values_of_the_run_after_redeliveries() {
+    let pipeline = Pipeline::start().await;
+    pipeline.write_job("added", ADDED);
     let result = ResultSet::table(&[("n", "bigint")], &[&[Some("1")], &[Some("2")]]);
-    line.cloud.answer("FROM added", Answer::rows(result));
+    pipeline.cloud.answer("FROM added", Answer::rows(result));
     let run = [
         "run",
         "added",
@@ -213,19 +222,19 @@ async fn what_a_job_adds_is_the_runs_own_however_often_its_batches_come() {
         "from=2018-04-05",
         "--follow",
     ];
-    let done = line.etl(&run).await;
+    let done = pipeline.etl(&run).await;
     assert_eq!(done.code, Some(0), "{}", done.stderr);
-    // The same request, and a request that is lost on the way and made again, is the same run.
-    assert_eq!(line.etl(&run).await.code, Some(0));
+    // A repeated request, also one whose first attempt was lost, is the same run.
+    assert_eq!(pipeline.etl(&run).await.code, Some(0));
     let same = "SELECT count(*) FROM added a JOIN etl.runs r ON r.run_no = etl.run_no(a._batch)
                 WHERE a.asked = r.requested_at AND a.tenant = 'acme' AND a.first_day = date '2018-04-05'";
-    assert_eq!(line.number(same).await, 2);
+    assert_eq!(pipeline.number(same).await, 2);
     let comment = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'added'::regclass AND col_description(attrelid, attnum) LIKE 'From the job%'";
-    assert_eq!(line.number(comment).await, 3);
+    assert_eq!(pipeline.number(comment).await, 3);
     let types: BTreeMap<String, String> = sqlx::query_as::<_, (String, String)>(
         "SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'added'::regclass AND attnum > 0",
     )
-    .fetch_all(&line.database.pool)
+    .fetch_all(&pipeline.database.pool)
     .await
     .unwrap()
     .into_iter()
@@ -240,7 +249,7 @@ async fn what_a_job_adds_is_the_runs_own_however_often_its_batches_come() {
     }
 }
 
-/// A job's columns that cannot be, and a word of the reason.
+/// Invalid columns of a job, and a word of the reason.
 const IMPOSSIBLE: [(&str, &str); 9] = [
     (
         "source = \"n\"\nmask = \"sha256\"\ntype = \"bigint\"",
@@ -266,23 +275,23 @@ const IMPOSSIBLE: [(&str, &str); 9] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_job_alone_shows_to_be_wrong_is_refused_before_anything_is_sent() {
-    let line = Line::start().await;
+async fn invalid_columns_of_a_job_are_refused_before_anything_is_sent() {
+    let pipeline = Pipeline::start().await;
     for (number, (column, part)) in IMPOSSIBLE.iter().enumerate() {
         let name = format!("wrong{number}");
-        line.write_job(
+        pipeline.write_job(
             &name,
             &format!("[target]\ntable = \"t\"\n[[columns]]\n{column}\n"),
         );
-        let done = line.etl(&["run", &name]).await;
+        let done = pipeline.etl(&["run", &name]).await;
         assert_eq!(done.code, Some(2), "{column}: {}", done.stderr);
         assert!(done.stderr.contains(part), "{column}: {}", done.stderr);
     }
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
-    assert!(line.cloud.started().is_empty());
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert!(pipeline.cloud.started().is_empty());
 }
 
-/// A job's columns, the result's (name and type), and what the refusal says.
+/// A job's columns, the result's (name and type), and the refusal.
 type Case = (
     &'static str,
     &'static [(&'static str, &'static str)],
@@ -290,8 +299,8 @@ type Case = (
 );
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_the_result_shows_to_be_wrong_fails_the_run_before_the_first_batch() {
-    let line = Line::start().await;
+async fn columns_that_contradict_the_result_fail_the_run_before_the_first_batch() {
+    let pipeline = Pipeline::start().await;
     let columns = |toml: &str| format!("[target]\ntable = \"t\"\n{toml}");
     let cases: [Case; 8] = [
         (
@@ -336,14 +345,14 @@ async fn what_only_the_result_shows_to_be_wrong_fails_the_run_before_the_first_b
         ),
     ];
     for (number, (toml, result, part)) in cases.iter().enumerate() {
-        let name = format!("late{number}");
-        line.job(&name, &columns(toml), ResultSet::table(result, &[]));
-        let done = line
+        let name = format!("result{number}");
+        pipeline.job(&name, &columns(toml), ResultSet::table(result, &[]));
+        let done = pipeline
             .etl(&["run", &name, "--run-id", &name, "--follow"])
             .await;
         assert_eq!(done.code, Some(1), "{part}: {}", done.stderr);
         assert!(done.stdout.contains(part), "{part}: {}", done.stdout);
     }
-    assert_eq!(line.number("SELECT count(*) FROM etl.batches").await, 0);
-    assert_eq!(line.vhost.ready("etl.raw").await, 0);
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.batches").await, 0);
+    assert_eq!(pipeline.vhost.ready("etl.raw").await, 0);
 }

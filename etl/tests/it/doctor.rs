@@ -1,24 +1,24 @@
-//! `etl doctor` finds what is wrong and says what to do; `etl prune` forgets what is old and nothing that is needed.
+//! `etl doctor` reports problems with their remedies; `etl prune` deletes old values that are no longer needed.
 
 use testkit::cloud::sample;
-use testkit::line::Line;
-use testkit::{PATIENCE, wait_until};
+use testkit::pipeline::Pipeline;
+use testkit::{TIMEOUT, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_is_well_is_found_well() {
-    let line = Line::start().await;
-    line.job(
+async fn healthy_pipeline_passes_every_check() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(1),
     );
     for queue in ["etl.extract", "etl.raw", "etl.valid"] {
-        wait_until(&format!("a consumer of {queue}"), PATIENCE, async || {
-            line.vhost.consumers(queue).await > 0
+        wait_until(&format!("a consumer of {queue}"), TIMEOUT, async || {
+            pipeline.vhost.consumers(queue).await > 0
         })
         .await;
     }
-    let done = line.etl(&["doctor"]).await;
+    let done = pipeline.etl(&["doctor"]).await;
     assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
     for said in [
         "PostgreSQL",
@@ -44,31 +44,31 @@ async fn a_line_that_is_well_is_found_well() {
         "etl.dead",
     ] {
         assert_eq!(
-            line.vhost.ready(queue).await,
+            pipeline.vhost.ready(queue).await,
             0,
-            "it leaves nothing in {queue}"
+            "a message is left in {queue}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_named_with_the_remedy() {
-    let line = Line::without_services().await;
-    // Before anything was started: nothing is declared, and looking declares nothing.
-    let done = line.etl(&["doctor"]).await;
+async fn each_problem_is_named_with_the_remedy() {
+    let pipeline = Pipeline::without_services().await;
+    // Before the first service starts: the queues do not exist, and `doctor` declares none.
+    let done = pipeline.etl(&["doctor"]).await;
     assert_eq!(done.code, Some(1), "{}", done.stdout);
     for said in ["loader migrate", "etl.raw does not exist yet", "ETL_JOBS"] {
         assert!(done.stdout.contains(said), "{said}: {}", done.stdout);
     }
-    assert!(!line.vhost.exists("etl.raw").await);
-    // A queue of somebody else's making, a job with a typo, a target that does not fit.
-    line.vhost.declare("etl.raw").await;
-    let migrated = line.service("loader").arg("migrate").run().await;
+    assert!(!pipeline.vhost.exists("etl.raw").await);
+    // A queue with other arguments, a job with a typo, a target that does not fit.
+    pipeline.vhost.declare("etl.raw").await;
+    let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
-    line.write_job("typo", "[target]\ntabel = \"clicks\"\n");
-    line.write_job("elsewhere", "[target]\ntable = \"secret.clicks\"\n");
-    line.write_job("fits", "[target]\ntable = \"clicks\"\n");
-    let done = line.etl(&["doctor", "--json"]).await;
+    pipeline.write_job("typo", "[target]\ntabel = \"clicks\"\n");
+    pipeline.write_job("elsewhere", "[target]\ntable = \"secret.clicks\"\n");
+    pipeline.write_job("fits", "[target]\ntable = \"clicks\"\n");
+    let done = pipeline.etl(&["doctor", "--json"]).await;
     assert_eq!(done.code, Some(1), "{}", done.stdout);
     let found: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
     let wrong: Vec<String> = found
@@ -94,10 +94,10 @@ async fn what_is_wrong_is_named_with_the_remedy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_broker_and_database_it_says_so_and_goes_on() {
-    let line = Line::without_services().await;
+async fn absent_broker_and_database_are_reported_beside_the_other_checks() {
+    let pipeline = Pipeline::without_services().await;
     let closed = testkit::process::CLOSED_PORT;
-    let done = line
+    let done = pipeline
         .service("etl")
         .arg("doctor")
         .env(
@@ -118,23 +118,23 @@ async fn without_broker_and_database_it_says_so_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_may_only_read_is_told_what_to_be_granted() {
-    let line = Line::without_services().await;
-    let migrated = line.service("loader").arg("migrate").run().await;
+async fn missing_privileges_are_reported_with_the_grant() {
+    let pipeline = Pipeline::without_services().await;
+    let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
-    let role = format!("reader_{}", line.database.name);
+    let role = format!("reader_{}", pipeline.database.name);
     let grant = format!(
         "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA etl TO {role};
          GRANT SELECT ON ALL TABLES IN SCHEMA etl TO {role}; REVOKE CREATE ON SCHEMA public FROM public"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(grant))
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
-    let mut url = url::Url::parse(&line.database.url).unwrap();
+    let mut url = url::Url::parse(&pipeline.database.url).unwrap();
     url.set_username(&role).unwrap();
     url.set_password(Some("x")).unwrap();
-    let done = line
+    let done = pipeline
         .service("etl")
         .arg("doctor")
         .env("ETL_DATABASE_URL", url.as_str())
@@ -142,7 +142,7 @@ async fn a_role_that_may_only_read_is_told_what_to_be_granted() {
         .await;
     let drop_role = format!("DROP OWNED BY {role}; DROP ROLE {role}");
     sqlx::raw_sql(sqlx::AssertSqlSafe(drop_role))
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
     assert_eq!(done.code, Some(1), "{}", done.stdout);
@@ -156,11 +156,11 @@ async fn a_role_that_may_only_read_is_told_what_to_be_granted() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn old_values_are_forgotten_and_what_is_still_needed_is_not() {
-    let line = Line::without_services().await;
-    let migrated = line.service("loader").arg("migrate").run().await;
+async fn prune_deletes_old_values_and_keeps_those_still_needed() {
+    let pipeline = Pipeline::without_services().await;
+    let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
-    let books = "
+    let values = "
         INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode, state, batches_expected, rows_expected, requested_at, finished_at)
         SELECT name, 'clicks', 'h', '{}', 'SELECT 1', 'public.clicks', 'append', state, 1, 1, now() - age, CASE WHEN state = 'completed' THEN now() - age END
         FROM (VALUES ('old', 'completed', interval '40 days'), ('new', 'completed', '2 days'), ('open', 'running', '40 days')) AS r (name, state, age);
@@ -174,20 +174,22 @@ async fn old_values_are_forgotten_and_what_is_still_needed_is_not() {
                ('c', 'loader', 'of a run that is over', 'old', 'x', now() - interval '50 days', NULL, NULL),
                ('d', 'loader', 'of a run that waits for it', 'open', 'x', now() - interval '50 days', NULL, NULL),
                ('e', 'loader', 'of no run', NULL, 'x', now() - interval '50 days', NULL, NULL)";
-    sqlx::raw_sql(books)
-        .execute(&line.database.pool)
+    sqlx::raw_sql(values)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
     let kept = async || {
         (
-            line.table("run_id", "etl.rejected_rows WHERE raw IS NOT NULL")
+            pipeline
+                .table("run_id", "etl.rejected_rows WHERE raw IS NOT NULL")
                 .await,
-            line.table("digest", "etl.dead_letters WHERE body IS NOT NULL")
+            pipeline
+                .table("digest", "etl.dead_letters WHERE body IS NOT NULL")
                 .await,
         )
     };
     let all = kept().await;
-    let dry = line
+    let dry = pipeline
         .etl(&["prune", "--older-than", "30d", "--dry-run"])
         .await;
     assert_eq!(dry.code, Some(0), "{}", dry.stderr);
@@ -198,7 +200,9 @@ async fn old_values_are_forgotten_and_what_is_still_needed_is_not() {
         dry.stdout
     );
     assert_eq!(kept().await, all);
-    let pruned = line.etl(&["prune", "--older-than", "30d", "--json"]).await;
+    let pruned = pipeline
+        .etl(&["prune", "--older-than", "30d", "--json"])
+        .await;
     let json: serde_json::Value = serde_json::from_str(&pruned.stdout).unwrap();
     assert_eq!(
         json,
@@ -211,28 +215,30 @@ async fn old_values_are_forgotten_and_what_is_still_needed_is_not() {
             ["(b)", "(c)", "(d)", "(e)"].map(str::to_owned).to_vec()
         )
     );
-    let more = line
+    let more = pipeline
         .etl(&["prune", "--older-than", "30d", "--unresolved"])
         .await;
     assert_eq!(more.code, Some(0), "{}", more.stderr);
     assert_eq!(kept().await.1, ["(b)", "(d)"]);
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.runs").await
-            + line.number("SELECT count(*) FROM etl.batches").await,
+        pipeline.number("SELECT count(*) FROM etl.runs").await
+            + pipeline.number("SELECT count(*) FROM etl.batches").await,
         6,
         "runs and batches stay"
     );
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.rejected_rows").await,
+        pipeline
+            .number("SELECT count(*) FROM etl.rejected_rows")
+            .await,
         3
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn completions_come_from_the_definition_of_the_command() {
-    let line = Line::without_services().await;
+async fn completion_scripts_know_the_commands() {
+    let pipeline = Pipeline::without_services().await;
     for shell in ["bash", "zsh", "fish"] {
-        let done = line.etl(&["completion", shell]).await;
+        let done = pipeline.etl(&["completion", shell]).await;
         assert_eq!(done.code, Some(0), "{}", done.stderr);
         for word in ["backfill", "--param-names", "reconcile", "doctor"] {
             let word = if shell == "fish" {

@@ -1,8 +1,7 @@
-//! The whole line: `etl run` asks, three services work, real RabbitMQ and Postgres between them, the real AWS SDK over HTTP
-//! against a stand-in for Athena and S3.
+//! The whole pipeline: `etl run` sends a request, and three services process it with a real RabbitMQ, a real Postgres,
+//! and the real AWS SDK over HTTP to an emulator of Athena and S3.
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
-mod asking;
 mod backfill;
 mod cancel;
 mod columns;
@@ -13,12 +12,13 @@ mod many;
 mod modes;
 mod outputs;
 mod plan;
+mod redelivery;
 mod refusals;
 mod rejects;
 mod replay;
+mod requests;
 mod sizes;
 mod telemetry;
 mod trace;
-mod twice;
 mod types;
-mod watching;
+mod watch;

@@ -1,16 +1,16 @@
-//! Ten thousand runs and a million batches in the books: every command that only looks answers as if there were few.
+//! Ten thousand runs and a million batches in the ledger: every reading command stays fast.
 
 use std::time::{Duration, Instant};
 
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
-/// What a command may take here, where other tests run beside this one on a machine that may be busy. What it takes on a
-/// machine with nothing else to do is in docs/operations.md.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest that a command may take beside other tests on a busy machine. docs/operations.md has the times on an
+/// idle machine.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Made by Postgres itself, and without the triggers of the foreign keys, which would take a minute.
-const BOOKS: &str = "
+/// Generated in Postgres, without the triggers of the foreign keys, which would take a minute.
+const LEDGER: &str = "
     SET session_replication_role = replica;
     INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, state, batches_extracted, rows_extracted,
                           batches_expected, rows_expected, bytes_scanned, requested_at, started_at, finished_at)
@@ -36,14 +36,14 @@ const BOOKS: &str = "
     RESET session_replication_role;
     ANALYZE etl.runs, etl.batches, etl.rejected_rows, etl.dead_letters";
 
-/// How often a table was read from end to end, and how often through an index.
-async fn scans(line: &Line, table: &str) -> (i64, i64) {
-    // The last of what a command read is counted when Postgres ends its connection, a moment after the command ended.
+/// The number of sequential scans and of index scans of a table.
+async fn scans(pipeline: &Pipeline, table: &str) -> (i64, i64) {
+    // Postgres publishes the last counters when it ends the connection, shortly after the command ended.
     let connected = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'etl'";
     wait_until(
         "the last command to be counted",
-        testkit::PATIENCE,
-        async || line.number(connected).await == 0,
+        testkit::TIMEOUT,
+        async || pipeline.number(connected).await == 0,
     )
     .await;
     let column = |column: &str| {
@@ -52,19 +52,19 @@ async fn scans(line: &Line, table: &str) -> (i64, i64) {
         )
     };
     (
-        line.number(&column("seq_scan")).await,
-        line.number(&column("idx_scan")).await,
+        pipeline.number(&column("seq_scan")).await,
+        pipeline.number(&column("idx_scan")).await,
     )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "a table of commands")]
-async fn ten_thousand_runs_and_a_million_batches_are_looked_at_within_a_second() {
-    let line = Line::without_services().await;
-    let migrated = line.service("loader").arg("migrate").run().await;
+async fn commands_are_fast_with_ten_thousand_runs_and_a_million_batches() {
+    let pipeline = Pipeline::without_services().await;
+    let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
-    sqlx::raw_sql(BOOKS)
-        .execute(&line.database.pool)
+    sqlx::raw_sql(LEDGER)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
     for (arguments, code, said) in [
@@ -103,11 +103,11 @@ async fn ten_thousand_runs_and_a_million_batches_are_looked_at_within_a_second()
             "would delete",
         ),
     ] {
-        let before = scans(&line, "batches").await;
+        let before = scans(&pipeline, "batches").await;
         let mut best = Duration::MAX;
         for _ in 0..3 {
             let begun = Instant::now();
-            let done = line.etl(arguments).await;
+            let done = pipeline.etl(arguments).await;
             best = best.min(begun.elapsed());
             assert_eq!(done.code, Some(code), "{arguments:?}: {}", done.stderr);
             assert!(
@@ -116,7 +116,7 @@ async fn ten_thousand_runs_and_a_million_batches_are_looked_at_within_a_second()
                 done.stdout
             );
         }
-        let after = scans(&line, "batches").await;
+        let after = scans(&pipeline, "batches").await;
         println!(
             "etl {}: {} ms; etl.batches read whole {} times, by index {} times",
             arguments.join(" "),
@@ -124,7 +124,7 @@ async fn ten_thousand_runs_and_a_million_batches_are_looked_at_within_a_second()
             after.0 - before.0,
             after.1 - before.1
         );
-        assert!(best < PATIENCE, "{arguments:?} took {best:?}");
+        assert!(best < TIMEOUT, "{arguments:?} took {best:?}");
         if !matches!(arguments, ["reconcile"] | ["reconcile", "--json"]) {
             assert_eq!(after.0, before.0, "{arguments:?} read the whole ledger");
         }

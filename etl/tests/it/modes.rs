@@ -1,11 +1,11 @@
-//! How a job's rows reach its table, along the whole line.
+//! The modes of a target, through the whole pipeline.
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::ResultSet;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
-/// A job whose days are replaced.
+/// A job that replaces days.
 const REPLACE: &str = r#"
 [parameters]
 from = { type = "date", default = "2018-04-02" }
@@ -26,73 +26,73 @@ fn visits(rows: &[(&str, &str)]) -> ResultSet {
     ResultSet::table(&[("dt", "varchar"), ("n", "bigint")], &rows)
 }
 
-async fn table(line: &Line) -> String {
-    line.table("day, n", "visits").await.join(" ")
+async fn table(pipeline: &Pipeline) -> String {
+    pipeline.table("day, n", "visits").await.join(" ")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_is_replaced_by_each_run_and_the_rest_is_left_alone() {
-    let line = Line::start().await;
+async fn each_run_replaces_its_window_and_no_other_row() {
+    let pipeline = Pipeline::start().await;
     let first = [
         ("2018-04-02", "1"),
         ("2018-04-04", "2"),
         ("2018-04-09", "3"),
     ];
-    line.job("first", REPLACE, visits(&first));
+    pipeline.job("first", REPLACE, visits(&first));
     let later = REPLACE.replace("-02\"", "-09\"").replace("-04\"", "-09\"");
-    line.job("later", &later, visits(&[("2018-04-09", "4")]));
-    line.job("second", REPLACE, visits(&[("2018-04-03", "5")]));
-    line.job("empty", REPLACE, visits(&[]));
-    let run = line.run("later", "later").await;
+    pipeline.job("later", &later, visits(&[("2018-04-09", "4")]));
+    pipeline.job("second", REPLACE, visits(&[("2018-04-03", "5")]));
+    pipeline.job("empty", REPLACE, visits(&[]));
+    let run = pipeline.run("later", "later").await;
     assert_eq!(run["rows_loaded"], 1, "{run}");
-    let run = line.run("first", "first").await;
+    let run = pipeline.run("first", "first").await;
     assert_eq!(
         (&run["rows_loaded"], &run["rows_rejected"]),
         (&2.into(), &1.into()),
         "{run}"
     );
-    let rejects = line.etl(&["rejects", "first"]).await;
+    let rejects = pipeline.etl(&["rejects", "first"]).await;
     assert!(
         rejects.stdout.contains("replace_where"),
         "{}",
         rejects.stdout
     );
     assert_eq!(
-        table(&line).await,
+        table(&pipeline).await,
         "(2018-04-02,1) (2018-04-04,2) (2018-04-09,4)"
     );
-    // The rows that the answer no longer has are gone, which an upsert would leave behind.
-    line.run("second", "second").await;
-    assert_eq!(table(&line).await, "(2018-04-03,5) (2018-04-09,4)");
+    // Rows that the new result lacks are removed; an upsert would keep them.
+    pipeline.run("second", "second").await;
+    assert_eq!(table(&pipeline).await, "(2018-04-03,5) (2018-04-09,4)");
     for run in ["later", "first", "second"] {
-        line.assert_reconciled(run).await;
+        pipeline.assert_reconciled(run).await;
     }
-    // An empty answer replaces nothing until somebody says so.
-    let asked = line.etl(&["run", "empty", "--run-id", "empty"]).await;
+    // An empty result replaces nothing without approval.
+    let asked = pipeline.etl(&["run", "empty", "--run-id", "empty"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     let state = async |wanted: &str| {
         let sql =
             format!("SELECT count(*) FROM etl.runs WHERE run_id = 'empty' AND state = '{wanted}'");
-        wait_until(&format!("the run to be {wanted}"), PATIENCE, async || {
-            line.number(&sql).await == 1
+        wait_until(&format!("the run to be {wanted}"), TIMEOUT, async || {
+            pipeline.number(&sql).await == 1
         })
         .await;
     };
     state("held").await;
-    assert_eq!(table(&line).await, "(2018-04-03,5) (2018-04-09,4)");
+    assert_eq!(table(&pipeline).await, "(2018-04-03,5) (2018-04-09,4)");
     sqlx::query(
         "UPDATE etl.runs SET state = 'running', approved_at = now() WHERE run_id = 'empty'",
     )
-    .execute(&line.database.pool)
+    .execute(&pipeline.database.pool)
     .await
     .unwrap();
     state("completed").await;
-    assert_eq!(table(&line).await, "(2018-04-09,4)");
+    assert_eq!(table(&pipeline).await, "(2018-04-09,4)");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_or_the_last_row_of_a_key_or_none_after_the_first() {
-    let line = Line::start().await;
+async fn duplicate_keys_keep_the_first_or_the_last_row_or_are_rejected() {
+    let pipeline = Pipeline::start().await;
     let rows = [
         ("2018-04-02", "1"),
         ("2018-04-02", "2"),
@@ -121,13 +121,17 @@ async fn the_first_or_the_last_row_of_a_key_or_none_after_the_first() {
         let toml = format!(
             "[target]\ntable = \"{job}\"\n{target}\nkey = [\"day\"]\n[[columns]]\nsource = \"dt\"\nname = \"day\"\ntype = \"date\"\n"
         );
-        line.job(job, &toml, visits(&rows));
-        let run = line.run(job, job).await;
+        pipeline.job(job, &toml, visits(&rows));
+        let run = pipeline.run(job, job).await;
         assert_eq!(run["rows_rejected"], rejected, "{job}: {run}");
-        assert_eq!(line.table("day, n", job).await.join(" "), wanted, "{job}");
-        line.assert_reconciled(job).await;
+        assert_eq!(
+            pipeline.table("day, n", job).await.join(" "),
+            wanted,
+            "{job}"
+        );
+        pipeline.assert_reconciled(job).await;
     }
-    let rejects = line.etl(&["rejects", "none"]).await;
+    let rejects = pipeline.etl(&["rejects", "none"]).await;
     assert!(
         rejects.stdout.contains("duplicate_key"),
         "{}",
@@ -136,14 +140,17 @@ async fn the_first_or_the_last_row_of_a_key_or_none_after_the_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_target_that_does_not_fit_is_refused_before_athena_is_asked() {
-    let line = Line::without_services().await;
-    let _loader = line.service("loader").start().await;
+async fn unfit_target_is_refused_before_the_query_starts() {
+    let pipeline = Pipeline::without_services().await;
+    let _loader = pipeline.service("loader").start().await;
     for sql in [
         "CREATE VIEW public.seen AS SELECT date '2018-04-02' AS day, 1::bigint AS _batch",
         "CREATE TABLE public.short (n bigint, _batch bigint)",
     ] {
-        sqlx::query(sql).execute(&line.database.pool).await.unwrap();
+        sqlx::query(sql)
+            .execute(&pipeline.database.pool)
+            .await
+            .unwrap();
     }
     for (table, contract, part) in [
         ("seen", "create", "a view"),
@@ -154,24 +161,24 @@ async fn a_target_that_does_not_fit_is_refused_before_athena_is_asked() {
             "\"visits\"",
             &format!("\"{table}\"\nschema = \"{contract}\""),
         );
-        line.job("refused", &toml, visits(&[]));
-        let refused = line.etl(&["run", "refused"]).await;
+        pipeline.job("refused", &toml, visits(&[]));
+        let refused = pipeline.etl(&["run", "refused"]).await;
         assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-        let planned = line.etl(&["plan", "refused"]).await;
+        let planned = pipeline.etl(&["plan", "refused"]).await;
         assert_eq!(planned.code, refused.code, "{}", planned.stdout);
         assert!(refused.stderr.contains(part), "{}", refused.stderr);
     }
-    // Here the job itself cannot be right.
-    line.job(
+    // Here the job itself is invalid.
+    pipeline.job(
         "elsewhere",
         &REPLACE.replace("\"visits\"", "\"nowhere.visits\""),
         visits(&[]),
     );
     for command in ["plan", "run"] {
-        let refused = line.etl(&[command, "elsewhere"]).await;
+        let refused = pipeline.etl(&[command, "elsewhere"]).await;
         assert_eq!(refused.code, Some(2), "{command}: {}", refused.stdout);
         assert!(refused.stderr.contains("ETL_SCHEMAS"), "{}", refused.stderr);
     }
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
-    assert!(line.cloud.started().is_empty());
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert!(pipeline.cloud.started().is_empty());
 }

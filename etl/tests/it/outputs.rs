@@ -1,24 +1,24 @@
-//! What a person reads and what a script gets, as transcripts of one line at work: every command that has something to say
-//! about a run, in both forms. What depends on the time of day is replaced.
+//! The output of every command about a run, as transcripts of one pipeline: text for people and JSON for scripts.
+//! Values that depend on time are replaced.
 
 use regex::Regex;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
 const STRICT: &str = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }, { not_empty = true }]\n";
 const LENIENT: &str = "[target]\ntable = \"clicks\"\n";
 
-/// What was typed and what came of it, one command after the other.
+/// Commands with their output, in order.
 #[derive(Default)]
 struct Transcript(String);
 
 impl Transcript {
-    async fn of(line: &Line, commands: &[&[&str]]) -> Self {
+    async fn of(pipeline: &Pipeline, commands: &[&[&str]]) -> Self {
         let mut transcript = Self::default();
         for arguments in commands {
-            let done = line.etl(arguments).await;
+            let done = pipeline.etl(arguments).await;
             let quoted: Vec<_> = arguments.iter().map(|argument| quoted(argument)).collect();
             let errors = done.stderr.lines().filter(|line| !is_progress(line));
             let mut said = vec![format!("$ etl {}", quoted.join(" "))];
@@ -33,7 +33,7 @@ impl Transcript {
         transcript
     }
 
-    /// The same on every machine and at every time of day.
+    /// Without values that depend on the machine or the time.
     fn timeless(&self) -> String {
         let mut text = self.0.clone();
         for (pattern, instead) in [
@@ -64,7 +64,7 @@ fn quoted(argument: &str) -> String {
     }
 }
 
-/// How far it was at moments that are others every time.
+/// Whether a line reports progress, which differs each time.
 fn is_progress(line: &str) -> bool {
     ["requested", "running", "held", "completed"]
         .iter()
@@ -73,8 +73,8 @@ fn is_progress(line: &str) -> bool {
 }
 
 macro_rules! assert_transcript {
-    ($name:literal, $line:expr, $commands:expr) => {
-        let said = Transcript::of($line, $commands).await.timeless();
+    ($name:literal, $pipeline:expr, $commands:expr) => {
+        let said = Transcript::of($pipeline, $commands).await.timeless();
         insta::with_settings!({ omit_expression => true }, {
             insta::assert_snapshot!($name, said);
         });
@@ -83,12 +83,12 @@ macro_rules! assert_transcript {
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "a table of commands")]
-async fn asking_rejects_replays_and_traces() {
-    let line = Line::start().await;
-    line.job("clicks", STRICT, sample::clicks(1_000));
+async fn requests_rejects_replays_and_traces() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", STRICT, sample::clicks(1_000));
     assert_transcript!(
-        "asking",
-        &line,
+        "requests",
+        &pipeline,
         &[
             &["run", "clicks", "--run-id", "daily"],
             &["run", "clicks", "--run-id", "daily", "--json"],
@@ -106,7 +106,7 @@ async fn asking_rejects_replays_and_traces() {
     );
     assert_transcript!(
         "rejects",
-        &line,
+        &pipeline,
         &[
             &["rejects", "daily", "--limit", "3"],
             &["rejects", "daily", "--limit", "2", "--json"],
@@ -124,10 +124,10 @@ async fn asking_rejects_replays_and_traces() {
             &["rejects", "daily", "--limit", "2", "--export", "json"],
         ]
     );
-    line.write_job("clicks", LENIENT);
+    pipeline.write_job("clicks", LENIENT);
     assert_transcript!(
         "replay",
-        &line,
+        &pipeline,
         &[
             &["replay", "daily", "--missing"],
             &["replay", "daily", "--missing", "--json"],
@@ -144,7 +144,7 @@ async fn asking_rejects_replays_and_traces() {
                 "--until",
                 "2018-04-03"
             ],
-            &["replay", "nobody"],
+            &["replay", "absent"],
             &["status", "daily"],
         ]
     );
@@ -159,7 +159,7 @@ async fn asking_rejects_replays_and_traces() {
     ];
     assert_transcript!(
         "trace",
-        &line,
+        &pipeline,
         &[&trace, &[&trace[..], &["--json"]].concat()]
     );
 }
@@ -167,35 +167,39 @@ async fn asking_rejects_replays_and_traces() {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "a table of commands")]
 async fn dead_letters_and_decisions() {
-    let mut line = Line::start().await;
-    line.job("clicks", LENIENT, sample::clicks(1_000));
-    // The run has no row yet when somebody makes a table that does not fit.
-    line.services[0].kill9().await;
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    let mut pipeline = Pipeline::start().await;
+    pipeline.job("clicks", LENIENT, sample::clicks(1_000));
+    // Before the first row, another program creates a table that does not fit.
+    pipeline.services[0].kill9().await;
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
-    made.execute(&line.database.pool).await.unwrap();
-    line.services[0] = line.service("loader").start().await;
-    let letters = async |line: &Line, wanted: i64| {
-        wait_until("dead letters", PATIENCE, async || {
-            line.number("SELECT count(*) FROM etl.dead_letters").await == wanted
+    let made = sqlx::query("CREATE TABLE public.clicks (other_column text)");
+    made.execute(&pipeline.database.pool).await.unwrap();
+    pipeline.services[0] = pipeline.service("loader").start().await;
+    let dead_letters = async |pipeline: &Pipeline, wanted: i64| {
+        wait_until("dead letters", TIMEOUT, async || {
+            pipeline
+                .number("SELECT count(*) FROM etl.dead_letters")
+                .await
+                == wanted
         })
         .await;
     };
-    letters(&line, 1).await;
-    wait_until("the end of the result to be known", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
+    dead_letters(&pipeline, 1).await;
+    wait_until("the end of the result to be known", TIMEOUT, async || {
+        pipeline
+            .number("SELECT count(*) FROM etl.runs WHERE batches_expected = 1")
             .await
             == 1
     })
     .await;
     for (count, junk) in [(2, &b"\xff\x00 not a message"[..]), (3, b"nor is this")] {
-        line.vhost.publish("etl.raw", junk).await;
-        letters(&line, count).await;
+        pipeline.vhost.publish("etl.raw", junk).await;
+        dead_letters(&pipeline, count).await;
     }
     assert_transcript!(
         "dead_list",
-        &line,
+        &pipeline,
         &[
             &["dead", "list"],
             &["dead", "list", "--limit", "1"],
@@ -208,10 +212,10 @@ async fn dead_letters_and_decisions() {
         ]
     );
     let gone = sqlx::query("DROP TABLE public.clicks");
-    gone.execute(&line.database.pool).await.unwrap();
+    gone.execute(&pipeline.database.pool).await.unwrap();
     assert_transcript!(
         "dead_settled",
-        &line,
+        &pipeline,
         &[
             &["dead", "drop", "2", "--why", "a test"],
             &["dead", "drop", "3", "--why", "a test", "--json"],
@@ -222,17 +226,17 @@ async fn dead_letters_and_decisions() {
             &["dead", "replay", "4711"],
         ]
     );
-    wait_until("the run to complete", PATIENCE, async || {
-        line.etl(&["reconcile", "daily"]).await.code == Some(0)
+    wait_until("the run to complete", TIMEOUT, async || {
+        pipeline.etl(&["reconcile", "daily"]).await.code == Some(0)
     })
     .await;
 
     let held = "[target]\ntable = \"held\"\nmax_rejected = 0\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
-    line.job("held", held, sample::clicks(1_000));
+    pipeline.job("held", held, sample::clicks(1_000));
     let run = |name| ["run", "held", "--run-id", name, "--again", "--follow"];
     assert_transcript!(
-        "deciding",
-        &line,
+        "decisions",
+        &pipeline,
         &[
             &run("first"),
             &["status", "first"],

@@ -1,27 +1,27 @@
-//! `etl plan` says what a run would do, and does nothing.
+//! `etl plan` shows what a run would do, and changes nothing.
 
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 const JOB: &str = "description = \"Clicks\"\n[source]\ndatabase = \"d\"\nsql = \"clicks.sql\"\n[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\n\
     [target]\ntable = \"clicks\"\nmode = \"upsert\"\nkey = [\"url\"]\n[[columns]]\nsource = \"url\"\ntype = \"text\"\nrules = [{ not_empty = true }]\n[[columns]]\nsource = \"visits\"\ntype = \"bigint\"\nrules = [{ min = 1 }]\n";
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn everything_is_said_and_nothing_is_done() {
-    let line = Line::without_services().await;
-    let migrated = line.service("loader").arg("migrate").run().await;
+async fn plan_shows_the_whole_run_and_changes_nothing() {
+    let pipeline = Pipeline::without_services().await;
+    let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
-    line.job("clicks", JOB, sample::clicks(1));
+    pipeline.job("clicks", JOB, sample::clicks(1));
     std::fs::write(
-        line.jobs.path().join("clicks.sql"),
+        pipeline.jobs.path().join("clicks.sql"),
         "SELECT * FROM clicks WHERE dt >= :from",
     )
     .unwrap();
-    // There is no broker in its world.
+    // The environment has no broker.
     let plan = async |more: &[&str]| {
         let closed = testkit::process::CLOSED_PORT;
-        let command = line.service("etl").env(
+        let command = pipeline.service("etl").env(
             "ETL_AMQP_URL",
             &format!("amqp://guest:guest@127.0.0.1:{closed}/%2f"),
         );
@@ -45,18 +45,19 @@ async fn everything_is_said_and_nothing_is_done() {
         assert!(new.stdout.contains(said), "{said}: {}", new.stdout);
     }
     assert_eq!(
-        line.number("SELECT count(*) FROM pg_tables WHERE tablename = 'clicks'")
+        pipeline
+            .number("SELECT count(*) FROM pg_tables WHERE tablename = 'clicks'")
             .await,
         0
     );
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 0);
     let json: serde_json::Value = serde_json::from_str(&plan(&["--json"]).await.stdout).unwrap();
     assert_eq!(json["target"]["action"], "creates", "{json}");
     assert_eq!(json["parameters"]["from"], "2018-04-02");
 
     let execute = async |sql: &str| {
         let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()))
-            .execute(&line.database.pool)
+            .execute(&pipeline.database.pool)
             .await;
         done.unwrap();
     };
@@ -80,13 +81,13 @@ async fn everything_is_said_and_nothing_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_whose_columns_are_not_known_yet_is_described_in_words() {
-    let line = Line::without_services().await;
-    let migrated = line.service("loader").arg("migrate").run().await;
+async fn table_with_unknown_columns_is_described_in_words() {
+    let pipeline = Pipeline::without_services().await;
+    let migrated = pipeline.service("loader").arg("migrate").run().await;
     assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
     let plan = async |job: &str, target: &str| {
-        line.job(job, target, sample::clicks(1));
-        line.etl(&["plan", job]).await
+        pipeline.job(job, target, sample::clicks(1));
+        pipeline.etl(&["plan", job]).await
     };
     for mode in ["upsert", "insert_only"] {
         let target = format!("[target]\ntable = \"visits\"\nmode = \"{mode}\"\nkey = [\"url\"]\n");

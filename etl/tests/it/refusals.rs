@@ -1,15 +1,16 @@
-//! What cannot work is refused with a sentence that says what to do, an exit code, and nothing half-done.
+//! Refused commands: one sentence with the remedy, an exit code, and no side effect.
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, sample};
 
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 const JOB: &str = "[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\n[target]\ntable = \"clicks\"\n";
 
-/// `etl` refuses with this exit code, these words on standard error, nothing on standard output, and no stack.
-async fn refuses(line: &Line, arguments: &[&str], code: i32, words: &[&str]) {
-    let done = line.etl(arguments).await;
+/// Checks that `etl` fails with this exit code and these words on standard error, prints nothing on standard output,
+/// and shows no stack.
+async fn refuses(pipeline: &Pipeline, arguments: &[&str], code: i32, words: &[&str]) {
+    let done = pipeline.etl(arguments).await;
     assert_eq!(done.code, Some(code), "{arguments:?}: {}", done.stderr);
     for word in words {
         assert!(
@@ -27,44 +28,56 @@ async fn refuses(line: &Line, arguments: &[&str], code: i32, words: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_command_gets_wrong_is_misuse_and_leaves_no_trace() {
-    let line = Line::start().await;
-    line.job("clicks", JOB, sample::clicks(1));
-    refuses(&line, &["run", "click"], 2, &["no job \"click\"", "clicks"]).await;
+async fn usage_errors_exit_with_2_and_change_nothing() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", JOB, sample::clicks(1));
     refuses(
-        &line,
+        &pipeline,
+        &["run", "click"],
+        2,
+        &["no job \"click\"", "clicks"],
+    )
+    .await;
+    refuses(
+        &pipeline,
         &["run", "clicks", "--set", "form=2018-04-02"],
         2,
         &["form", "from"],
     )
     .await;
     refuses(
-        &line,
+        &pipeline,
         &["run", "clicks", "--set", "from=yesterday"],
         2,
         &["yesterday", "2018-04-02"],
     )
     .await;
-    refuses(&line, &["run", "clicks", "--run-id", "a/b"], 2, &["run id"]).await;
-    refuses(&line, &["status", "nobody"], 2, &["no run \"nobody\""]).await;
-    line.write_job("typo", "[target]\ntabel = \"clicks\"\n");
-    refuses(&line, &["run", "typo"], 2, &["tabel", "line"]).await;
-    line.write_job(
+    refuses(
+        &pipeline,
+        &["run", "clicks", "--run-id", "a/b"],
+        2,
+        &["run id"],
+    )
+    .await;
+    refuses(&pipeline, &["status", "absent"], 2, &["no run \"absent\""]).await;
+    pipeline.write_job("typo", "[target]\ntabel = \"clicks\"\n");
+    refuses(&pipeline, &["run", "typo"], 2, &["tabel", "line"]).await;
+    pipeline.write_job(
         "regex",
         "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"url\"\nrules = [{ pattern = \"(\" }]\n",
     );
-    refuses(&line, &["run", "regex"], 2, &["pattern", "url"]).await;
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
-    assert_eq!(line.vhost.ready("etl.extract").await, 0);
-    assert!(line.cloud.started().is_empty());
+    refuses(&pipeline, &["run", "regex"], 2, &["pattern", "url"]).await;
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert_eq!(pipeline.vhost.ready("etl.extract").await, 0);
+    assert!(pipeline.cloud.started().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_broker_and_no_database_are_said_in_a_sentence() {
-    let line = Line::start().await;
-    line.job("clicks", JOB, sample::clicks(1));
+async fn absent_broker_or_database_is_reported_in_one_sentence() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", JOB, sample::clicks(1));
     let closed = testkit::process::CLOSED_PORT;
-    let ask = || line.service("etl").arg("run").arg("clicks");
+    let ask = || pipeline.service("etl").arg("run").arg("clicks");
     let done = ask()
         .env(
             "ETL_AMQP_URL",
@@ -91,18 +104,18 @@ async fn no_broker_and_no_database_are_said_in_a_sentence() {
         "{}",
         done.stderr
     );
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_query_that_athena_refuses_fails_the_run_with_athenas_words() {
-    let line = Line::start().await;
-    line.write_job("clicks", JOB);
-    line.cloud.answer_once(
+async fn refused_query_fails_the_run_with_athenas_message() {
+    let pipeline = Pipeline::start().await;
+    pipeline.write_job("clicks", JOB);
+    pipeline.cloud.answer_once(
         "FROM clicks",
         Answer::failed_by_user("COLUMN_NOT_FOUND: line 1:8: Column 'x' cannot be resolved"),
     );
-    let done = line
+    let done = pipeline
         .etl(&["run", "clicks", "--run-id", "failed", "--follow"])
         .await;
     assert_eq!(done.code, Some(1), "{}", done.stdout);
@@ -111,11 +124,11 @@ async fn a_query_that_athena_refuses_fails_the_run_with_athenas_words() {
         "{}",
         done.stdout
     );
-    line.cloud.answer_once(
+    pipeline.cloud.answer_once(
         "FROM clicks",
         Answer::refused("Database nowhere does not exist"),
     );
-    let done = line
+    let done = pipeline
         .etl(&["run", "clicks", "--run-id", "refused", "--follow"])
         .await;
     assert_eq!(done.code, Some(1), "{}", done.stdout);
@@ -124,23 +137,29 @@ async fn a_query_that_athena_refuses_fails_the_run_with_athenas_words() {
         "{}",
         done.stdout
     );
-    let done = line.etl(&["reconcile", "failed"]).await;
+    let done = pipeline.etl(&["reconcile", "failed"]).await;
     assert_eq!(done.code, Some(1), "a failed run proves nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_cannot_be_decoded_is_kept_with_the_reason() {
-    let line = Line::start().await;
+async fn undecodable_message_is_dead_lettered_with_the_reason() {
+    let pipeline = Pipeline::start().await;
     for queue in ["etl.extract", "etl.raw", "etl.valid", "etl.events"] {
-        line.vhost.publish(queue, b"\xff\x00 not a message").await;
+        pipeline
+            .vhost
+            .publish(queue, b"\xff\x00 not a message")
+            .await;
     }
-    testkit::wait_until("four dead letters", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.dead_letters").await == 4
+    testkit::wait_until("four dead letters", TIMEOUT, async || {
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await
+            == 4
     })
     .await;
-    let kept = line.number("SELECT count(*) FROM etl.dead_letters WHERE body = '\\xff00206e6f742061206d657373616765' AND reason <> ''").await;
+    let kept = pipeline.number("SELECT count(*) FROM etl.dead_letters WHERE body = '\\xff00206e6f742061206d657373616765' AND reason <> ''").await;
     assert_eq!(kept, 4);
-    let stages = line.table("stage, queue", "etl.dead_letters").await;
+    let stages = pipeline.table("stage, queue", "etl.dead_letters").await;
     assert_eq!(
         stages,
         [
@@ -153,42 +172,56 @@ async fn a_message_that_cannot_be_decoded_is_kept_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_proves_a_run_takes_its_whole_name_and_no_other() {
-    let line = Line::start().await;
-    line.job("clicks", JOB, sample::clicks(10));
-    let empty = line.etl(&["reconcile"]).await;
+async fn proving_commands_require_the_whole_name_of_a_run() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", JOB, sample::clicks(10));
+    let empty = pipeline.etl(&["reconcile"]).await;
     assert_eq!(empty.code, Some(1), "no runs prove nothing");
-    line.run("clicks", "daily-10").await;
-    assert_eq!(line.etl(&["reconcile", "daily-10"]).await.code, Some(0));
-    refuses(&line, &["reconcile", "daily-1"], 2, &["no run \"daily-1\""]).await;
-    refuses(&line, &["reconcile", ""], 2, &["no run"]).await;
-    refuses(&line, &["replay", "daily-1", "--missing"], 2, &["no run"]).await;
+    pipeline.run("clicks", "daily-10").await;
+    assert_eq!(pipeline.etl(&["reconcile", "daily-10"]).await.code, Some(0));
+    refuses(
+        &pipeline,
+        &["reconcile", "daily-1"],
+        2,
+        &["no run \"daily-1\""],
+    )
+    .await;
+    refuses(&pipeline, &["reconcile", ""], 2, &["no run"]).await;
+    refuses(
+        &pipeline,
+        &["replay", "daily-1", "--missing"],
+        2,
+        &["no run"],
+    )
+    .await;
     assert_eq!(
-        line.etl(&["status", "daily-1"]).await.code,
+        pipeline.etl(&["status", "daily-1"]).await.code,
         Some(0),
-        "looking is free"
+        "status accepts a part of a name"
     );
-    // A row of the quarantine that somebody deleted is a row that is not accounted for.
-    line.write_job("picky", "[target]\ntable = \"picky\"\n[[columns]]\nsource = \"url\"\nrules = [{ max_length = 1 }]\n");
-    line.cloud
+    // A rejected row that was deleted from the quarantine is not accounted for.
+    pipeline.write_job("picky", "[target]\ntable = \"picky\"\n[[columns]]\nsource = \"url\"\nrules = [{ max_length = 1 }]\n");
+    pipeline
+        .cloud
         .answer("FROM picky", Answer::rows(sample::clicks(3)));
-    line.run("picky", "picky").await;
+    pipeline.run("picky", "picky").await;
     let deleted = sqlx::query("DELETE FROM etl.rejected_rows WHERE row_number = 1");
-    deleted.execute(&line.database.pool).await.unwrap();
-    assert_eq!(line.etl(&["reconcile", "picky"]).await.code, Some(1));
+    deleted.execute(&pipeline.database.pool).await.unwrap();
+    assert_eq!(pipeline.etl(&["reconcile", "picky"]).await.code, Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn asking_again_for_a_failed_run_does_not_look_well() {
-    let line = Line::start().await;
-    line.write_job("clicks", JOB);
-    line.cloud
+async fn repeated_request_of_a_failed_run_exits_with_1() {
+    let pipeline = Pipeline::start().await;
+    pipeline.write_job("clicks", JOB);
+    pipeline
+        .cloud
         .answer("FROM clicks", Answer::failed_by_user("no"));
-    let first = line
+    let first = pipeline
         .etl(&["run", "clicks", "--run-id", "daily", "--follow"])
         .await;
     assert_eq!(first.code, Some(1), "{}", first.stderr);
-    let again = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    let again = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(again.code, Some(1), "{}", again.stderr);
     assert!(
         again.stderr.contains("failed") && again.stderr.contains("--run-id"),

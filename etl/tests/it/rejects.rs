@@ -1,19 +1,19 @@
-//! The quarantine: counted by rule, chosen by rule and column, and given away whole.
+//! The quarantine: counts by rule, filters by rule and column, and exports.
 
 use serde_json::Value;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 const STRICT: &str = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }, { not_empty = true }]\n";
 
-async fn stdout(line: &Line, arguments: &[&str]) -> String {
-    let done = line.etl(arguments).await;
+async fn stdout(pipeline: &Pipeline, arguments: &[&str]) -> String {
+    let done = pipeline.etl(arguments).await;
     assert_eq!(done.code, Some(0), "{arguments:?}: {}", done.stderr);
     done.stdout
 }
 
-/// Postgres' own idea of the CSV: NULL and the empty string, quotes, commas and line ends.
-async fn copied(line: &Line, csv: &str) -> Vec<String> {
+/// The CSV that Postgres writes: NULL and the empty string, quotes, commas and line ends.
+async fn copied(pipeline: &Pipeline, csv: &str) -> Vec<String> {
     let columns = "run_id, generation, seq, row_number, column_name, rule, reason, dt, country, url, visits, seconds, seen_at";
     let table = columns
         .split(", ")
@@ -23,35 +23,38 @@ async fn copied(line: &Line, csv: &str) -> Vec<String> {
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
         "DROP TABLE IF EXISTS exported; CREATE TABLE exported ({table})"
     )))
-    .execute(&line.database.pool)
+    .execute(&pipeline.database.pool)
     .await
     .unwrap();
-    let mut copy = line.database.pool.acquire().await.unwrap();
+    let mut copy = pipeline.database.pool.acquire().await.unwrap();
     let mut copy = copy
         .copy_in_raw("COPY exported FROM STDIN (FORMAT csv, HEADER true)")
         .await
         .unwrap();
     copy.send(csv.as_bytes()).await.unwrap();
     copy.finish().await.unwrap();
-    line.table("run_id, row_number, rule, country, url", "exported")
+    pipeline
+        .table("run_id, row_number, rule, country, url", "exported")
         .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn rejected_rows_are_chosen_counted_and_exported_as_they_are() {
-    let line = Line::start().await;
-    line.job("clicks", STRICT, sample::clicks(3_000));
-    line.run("clicks", "daily").await;
-    let rejected = line.number("SELECT count(*) FROM etl.rejected_rows").await;
-    let empty = line
+async fn rejected_rows_are_filtered_counted_and_exported_unchanged() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", STRICT, sample::clicks(3_000));
+    pipeline.run("clicks", "daily").await;
+    let rejected = pipeline
+        .number("SELECT count(*) FROM etl.rejected_rows")
+        .await;
+    let empty = pipeline
         .number("SELECT count(*) FROM etl.rejected_rows WHERE rule = 'not_empty'")
         .await;
     assert!(empty > 0 && rejected > empty);
 
-    let csv = stdout(&line, &["rejects", "daily", "--export", "csv"]).await;
-    let exported = copied(&line, &csv).await;
-    let wanted = line
+    let csv = stdout(&pipeline, &["rejects", "daily", "--export", "csv"]).await;
+    let exported = copied(&pipeline, &csv).await;
+    let wanted = pipeline
         .table(
             "run_id, row_number, rule, raw->>'country', raw->>'url'",
             "etl.rejected_rows",
@@ -59,12 +62,14 @@ async fn rejected_rows_are_chosen_counted_and_exported_as_they_are() {
         .await;
     assert_eq!(exported, wanted);
     assert_eq!(
-        line.number("SELECT count(*) FROM exported WHERE country = ''")
+        pipeline
+            .number("SELECT count(*) FROM exported WHERE country = ''")
             .await,
         empty
     );
     assert_eq!(
-        line.number("SELECT count(*) FROM exported WHERE country IS NULL")
+        pipeline
+            .number("SELECT count(*) FROM exported WHERE country IS NULL")
             .await,
         rejected - empty
     );
@@ -79,38 +84,43 @@ async fn rejected_rows_are_chosen_counted_and_exported_as_they_are() {
         "--export",
         "json",
     ];
-    let json: Value = serde_json::from_str(&stdout(&line, &chosen).await).unwrap();
+    let json: Value = serde_json::from_str(&stdout(&pipeline, &chosen).await).unwrap();
     let rows = json.as_array().unwrap();
     assert_eq!(i64::try_from(rows.len()).unwrap(), empty);
     assert!(
         rows.iter()
             .all(|row| row["raw"]["country"] == "" && row["run_id"] == "daily")
     );
-    let three: Value =
-        serde_json::from_str(&stdout(&line, &["rejects", "daily", "--json", "--limit", "3"]).await)
-            .unwrap();
+    let three: Value = serde_json::from_str(
+        &stdout(&pipeline, &["rejects", "daily", "--json", "--limit", "3"]).await,
+    )
+    .unwrap();
     assert_eq!(three.as_array().unwrap().len(), 3);
-    let none = stdout(&line, &["rejects", "daily", "--rule", "pattern", "--json"]).await;
+    let none = stdout(
+        &pipeline,
+        &["rejects", "daily", "--rule", "pattern", "--json"],
+    )
+    .await;
     assert_eq!(
         serde_json::from_str::<Value>(&none).unwrap(),
         Value::Array(vec![])
     );
 
-    let of_the_job = stdout(&line, &["rejects", "--job", "clicks", "--limit", "2"]).await;
+    let of_the_job = stdout(&pipeline, &["rejects", "--job", "clicks", "--limit", "2"]).await;
     assert!(
         of_the_job.contains("runs") && of_the_job.contains(&empty.to_string()),
         "{of_the_job}"
     );
-    let of_nobody = stdout(&line, &["rejects", "--job", "nobody"]).await;
+    let of_absent = stdout(&pipeline, &["rejects", "--job", "absent"]).await;
     assert!(
-        of_nobody.contains("no row of the job nobody was rejected"),
-        "{of_nobody}"
+        of_absent.contains("no row of the job absent was rejected"),
+        "{of_absent}"
     );
     for misuse in [
         &["rejects"][..],
         &["rejects", "daily", "--job", "clicks"],
         &["rejects", "daily", "--export", "xml"],
     ] {
-        assert_eq!(line.etl(misuse).await.code, Some(2), "{misuse:?}");
+        assert_eq!(pipeline.etl(misuse).await.code, Some(2), "{misuse:?}");
     }
 }

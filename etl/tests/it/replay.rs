@@ -1,23 +1,23 @@
-//! Replays: rows come in that a rule was too strict for, lost batches come back, and Athena is asked once.
+//! Replays: they load rows that a corrected rule accepts and batches that were lost, with one query in Athena.
 
+mod abandoned;
 mod corrected;
 mod gap;
-mod given_up;
-mod lost;
+mod missing;
 mod several;
 mod unfinished;
 
-use testkit::PATIENCE;
-use testkit::line::Line;
+use testkit::TIMEOUT;
+use testkit::pipeline::Pipeline;
 use testkit::process::Finished;
 use testkit::wait_until;
 
-/// All that a target holds of the clicks, but for what tells which batch wrote it.
+/// The columns of the clicks in a target, without `_batch`.
 const ROWS: &str = "dt, country, url, visits, seconds, seen_at";
 
-/// `etl` with these arguments, which has to succeed.
-async fn succeeds(line: &Line, arguments: &[&str]) -> Finished {
-    let done = line.etl(arguments).await;
+/// Runs `etl` with these arguments, which must succeed.
+async fn succeeds(pipeline: &Pipeline, arguments: &[&str]) -> Finished {
+    let done = pipeline.etl(arguments).await;
     assert_eq!(
         done.code,
         Some(0),
@@ -28,10 +28,10 @@ async fn succeeds(line: &Line, arguments: &[&str]) -> Finished {
     done
 }
 
-/// `etl` with these arguments, which has to refuse with this code and these words, and change nothing.
-async fn refuses(line: &Line, arguments: &[&str], code: i32, words: &[&str]) {
-    let before = (line.books().await, replays(line).await);
-    let done = line.etl(arguments).await;
+/// Checks that `etl` with these arguments fails with this code and these words, and changes nothing.
+async fn refuses(pipeline: &Pipeline, arguments: &[&str], code: i32, words: &[&str]) {
+    let before = (pipeline.ledger().await, replays(pipeline).await);
+    let done = pipeline.etl(arguments).await;
     assert_eq!(done.code, Some(code), "{arguments:?}: {}", done.stderr);
     for word in words {
         assert!(
@@ -40,21 +40,22 @@ async fn refuses(line: &Line, arguments: &[&str], code: i32, words: &[&str]) {
             done.stderr
         );
     }
-    assert_eq!((line.books().await, replays(line).await), before);
+    assert_eq!((pipeline.ledger().await, replays(pipeline).await), before);
 }
 
-async fn replays(line: &Line) -> Vec<String> {
-    line.table(
-        "run_id, generation, source, seqs, requested_by, sent_at IS NOT NULL",
-        "etl.replays",
-    )
-    .await
+async fn replays(pipeline: &Pipeline) -> Vec<String> {
+    pipeline
+        .table(
+            "run_id, generation, source, seqs, requested_by, sent_at IS NOT NULL",
+            "etl.replays",
+        )
+        .await
 }
 
-/// Waits until the run is complete and proven.
-async fn completes(line: &Line, run: &str) {
-    wait_until("the run to complete", PATIENCE, async || {
-        line.etl(&["reconcile", run]).await.code == Some(0)
+/// Waits until the run is complete and reconciled.
+async fn completes(pipeline: &Pipeline, run: &str) {
+    wait_until("the run to complete", TIMEOUT, async || {
+        pipeline.etl(&["reconcile", run]).await.code == Some(0)
     })
     .await;
 }

@@ -1,12 +1,12 @@
-//! Results of every awkward size load completely, through S3 and through pages.
+//! Results of boundary sizes are loaded completely, from S3 and from pages.
 
 use testkit::cloud::{Column, ResultSet, sample};
 
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 const CLICKS: &str = "[target]\ntable = \"TABLE\"\n";
 
-/// A job that reads the same result through S3 or through pages.
+/// A job that reads the same result from S3 or from pages.
 fn through(results: &str, table: &str) -> String {
     format!(
         "[source]\ndatabase = \"d\"\nsql = \"{table}.sql\"\nresults = \"{results}\"\n{}",
@@ -14,7 +14,7 @@ fn through(results: &str, table: &str) -> String {
     )
 }
 
-/// What Postgres should hold of the sample, in the order in which Postgres shows it.
+/// The expected rows of the sample, in the order of Postgres.
 fn expected(result: &ResultSet) -> Vec<String> {
     result
         .range(0, result.rows())
@@ -24,20 +24,20 @@ fn expected(result: &ResultSet) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn results_around_a_pages_end_load_whole_both_ways() {
-    let line = Line::start().await;
+async fn results_around_the_end_of_a_page_are_loaded_from_s3_and_from_pages() {
+    let pipeline = Pipeline::start().await;
     for rows in [0_u64, 1, 999, 1_000, 1_001, 1_670] {
-        for way in ["s3", "api"] {
-            let name = format!("clicks_{rows}_{way}");
+        for results in ["s3", "api"] {
+            let name = format!("clicks_{rows}_{results}");
             let result = sample::clicks(rows);
-            line.job(&name, &through(way, &name), result.clone());
-            let run = line.run(&name, &name).await;
+            pipeline.job(&name, &through(results, &name), result.clone());
+            let run = pipeline.run(&name, &name).await;
             assert_eq!(run["rows_loaded"], rows, "{run}");
             assert_eq!(run["balanced"], true);
-            line.assert_reconciled(&name).await;
+            pipeline.assert_reconciled(&name).await;
             let sql = format!("SELECT url FROM {name} ORDER BY url COLLATE \"C\"");
             let loaded: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
-                .fetch_all(&line.database.pool)
+                .fetch_all(&pipeline.database.pool)
                 .await
                 .unwrap();
             let mut wanted = expected(&result);
@@ -49,17 +49,17 @@ async fn results_around_a_pages_end_load_whole_both_ways() {
              EXCEPT ALL SELECT dt, country, url, visits, seconds, seen_at FROM clicks_{rows}_api) AS d"
         );
         assert_eq!(
-            line.number(&difference).await,
+            pipeline.number(&difference).await,
             0,
-            "both ways give the same rows"
+            "S3 and pages give the same rows"
         );
     }
-    assert_eq!(line.vhost.ready("etl.dead").await, 0);
+    assert_eq!(pipeline.vhost.ready("etl.dead").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ties_and_a_column_that_is_often_null_stay_as_they_are() {
-    let line = Line::start().await;
+async fn equal_rows_and_a_sparse_column_stay_unchanged() {
+    let pipeline = Pipeline::start().await;
     let values: Vec<Vec<Option<String>>> = (0..2_500)
         .map(|n| {
             vec![match n % 3 {
@@ -69,27 +69,30 @@ async fn ties_and_a_column_that_is_often_null_stay_as_they_are() {
             }]
         })
         .collect();
-    for way in ["s3", "api"] {
-        let name = format!("one_{way}");
-        line.job(
+    for results in ["s3", "api"] {
+        let name = format!("one_{results}");
+        pipeline.job(
             &name,
-            &through(way, &name),
-            ResultSet::of(vec![Column::new("v", "varchar")], values.clone()),
+            &through(results, &name),
+            ResultSet::new(vec![Column::new("v", "varchar")], values.clone()),
         );
-        line.run(&name, &name).await;
-        line.assert_reconciled(&name).await;
+        pipeline.run(&name, &name).await;
+        pipeline.assert_reconciled(&name).await;
         assert_eq!(
-            line.number(&format!("SELECT count(*) FROM {name} WHERE v IS NULL"))
+            pipeline
+                .number(&format!("SELECT count(*) FROM {name} WHERE v IS NULL"))
                 .await,
             834
         );
         assert_eq!(
-            line.number(&format!("SELECT count(*) FROM {name} WHERE v = ''"))
+            pipeline
+                .number(&format!("SELECT count(*) FROM {name} WHERE v = ''"))
                 .await,
             833
         );
         assert_eq!(
-            line.number(&format!("SELECT count(*) FROM {name} WHERE v = 'tie'"))
+            pipeline
+                .number(&format!("SELECT count(*) FROM {name} WHERE v = 'tie'"))
                 .await,
             833
         );
@@ -97,23 +100,23 @@ async fn ties_and_a_column_that_is_often_null_stay_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_million_rows_load_whole_in_little_memory_both_ways() {
+async fn million_rows_are_loaded_in_little_memory_from_s3_and_from_pages() {
     let rows: u64 = 1_000_000;
-    let line = Line::start().await;
-    for way in ["s3", "api"] {
-        let name = format!("million_{way}");
-        line.job(&name, &through(way, &name), sample::clicks(rows));
-        let run = line.run(&name, &name).await;
+    let pipeline = Pipeline::start().await;
+    for results in ["s3", "api"] {
+        let name = format!("million_{results}");
+        pipeline.job(&name, &through(results, &name), sample::clicks(rows));
+        let run = pipeline.run(&name, &name).await;
         assert_eq!(run["rows_loaded"], rows, "{run}");
-        line.assert_reconciled(&name).await;
-        // Every row has its ordinal in its URL: each of them once.
+        pipeline.assert_reconciled(&name).await;
+        // Every row has its ordinal in its URL: each occurs once.
         let distinct =
             format!("SELECT count(DISTINCT substring(url FROM 'row=([0-9]+)')) FROM {name}");
-        assert_eq!(line.number(&distinct).await, 1_000_000);
-        for service in &line.services {
+        assert_eq!(pipeline.number(&distinct).await, 1_000_000);
+        for service in &pipeline.services {
             assert!(
                 service.vm_hwm() < 64 << 10,
-                "{service:?} took {} KiB at its peak ({way})",
+                "{service:?} took {} KiB at its peak ({results})",
                 service.vm_hwm()
             );
         }

@@ -1,5 +1,5 @@
-//! What the services tell of themselves: the documented metrics and no others, and one trace from the
-//! request for a run to the commit of its batches.
+//! Telemetry of the services: exactly the documented metrics, and one trace from the request of a run to the commits of
+//! its batches.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -10,14 +10,14 @@ use opentelemetry_proto::tonic::common::v1::AnyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Column, ResultSet, sample};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The services in the order in which a line starts them.
+/// The services in the order in which a pipeline starts them.
 const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
 
 const JOB: &str = r#"
@@ -29,7 +29,7 @@ source = "country"
 type = "char(2)"
 "#;
 
-/// The metrics of a page and their types, each of which has to be explained.
+/// The metrics of a page and their types. Each metric must have a description.
 fn exposed(page: &str) -> BTreeMap<String, String> {
     let types = page.lines().filter_map(|line| {
         let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
@@ -43,12 +43,12 @@ fn exposed(page: &str) -> BTreeMap<String, String> {
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn every_service_exports_the_documented_metrics_and_no_others() {
-    let line = Line::start().await;
+    let pipeline = Pipeline::start().await;
     let rows: &[&[Option<&str>]] = &[&[Some("DE")], &[Some("France")]];
     let result = ResultSet::table(&[("country", "varchar")], rows);
-    line.job("clicks", JOB, result);
-    line.run("clicks", "a-run-of-its-own").await;
-    for (service, name) in line.services.iter().zip(SERVICES) {
+    pipeline.job("clicks", JOB, result);
+    pipeline.run("clicks", "a-run-of-its-own").await;
+    for (service, name) in pipeline.services.iter().zip(SERVICES) {
         let documented: BTreeMap<_, _> = METRICS
             .iter()
             .filter(|metric| metric.services.contains(&name))
@@ -62,7 +62,7 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
             })
             .collect();
         let mut page = String::new();
-        // Except the loader's confirms: it publishes only what it gives up.
+        // Except the loader's confirms: it publishes only dead letters.
         let lacks = |page: &str| -> Vec<String> {
             let seen = exposed(page);
             let all = documented.keys().filter(|name| !seen.contains_key(*name));
@@ -70,14 +70,10 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
                 .cloned()
                 .collect()
         };
-        wait_until(
-            &format!("all metrics of the {name}"),
-            PATIENCE,
-            async || {
-                (_, page) = service.get("/metrics").await.unwrap();
-                lacks(&page).is_empty()
-            },
-        )
+        wait_until(&format!("all metrics of the {name}"), TIMEOUT, async || {
+            (_, page) = service.get("/metrics").await.unwrap();
+            lacks(&page).is_empty()
+        })
         .await;
         for (metric, kind) in exposed(&page) {
             assert_eq!(
@@ -86,13 +82,16 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
                 "{metric} of the {name}"
             );
         }
-        assert!(!page.contains("a-run-of-its-own"), "a run is a label");
+        assert!(
+            !page.contains("a-run-of-its-own"),
+            "a metric has the label run"
+        );
         assert!(
             page.contains(&format!("etl_ready{{service=\"{name}\"}} 1")),
             "{page}"
         );
     }
-    let [loader, transformer, extractor] = &line.services[..] else {
+    let [loader, transformer, extractor] = &pipeline.services[..] else {
         panic!()
     };
     for (service, metric, wanted) in [
@@ -111,7 +110,7 @@ async fn every_service_exports_the_documented_metrics_and_no_others() {
     assert!(commit > Some(1.0e9), "{commit:?}");
 }
 
-/// A span as the collector got it, with the service that it is of.
+/// A span as received by the collector, with its service.
 #[derive(Debug, Clone)]
 struct Exported {
     service: String,
@@ -140,7 +139,7 @@ impl Collector {
         Self { endpoint, spans }
     }
 
-    /// The spans of this name so far.
+    /// The spans with this name so far.
     fn named(&self, name: &str) -> Vec<Exported> {
         let spans = self.spans.lock().unwrap();
         let named = spans.iter().filter(|exported| exported.span.name == name);
@@ -205,31 +204,31 @@ async fn take(mut stream: TcpStream) -> ExportTraceServiceRequest {
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn one_trace_leads_from_the_request_to_each_commit() {
     let collector = Collector::start().await;
-    let mut line = Line::without_services().await;
+    let mut pipeline = Pipeline::without_services().await;
     let with_traces = |service: testkit::process::Service| {
         service
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint)
             .env("OTEL_EXPORTER_OTLP_HEADERS", "X-Tenant=clicks")
     };
     for name in SERVICES {
-        let service = with_traces(line.service(name)).start().await;
-        line.services.push(service);
+        let service = with_traces(pipeline.service(name)).start().await;
+        pipeline.services.push(service);
     }
-    line.job(
+    pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(12_000),
     );
-    let etl = with_traces(line.service("etl"));
+    let etl = with_traces(pipeline.service("etl"));
     let arguments = ["run", "clicks", "--run-id", "traced", "--follow"];
     let etl = arguments.iter().fold(etl, |it, one| it.arg(one));
     let done = etl.run().await;
     assert_eq!(done.code, Some(0), "{}", done.stderr);
-    let batches = line.number("SELECT count(*) FROM etl.batches").await;
+    let batches = pipeline.number("SELECT count(*) FROM etl.batches").await;
     let batches = usize::try_from(batches).unwrap();
     assert!(batches > 1, "{batches}");
     let of = |name: &str| collector.named(name);
-    wait_until("the spans of every stage", PATIENCE, async || {
+    wait_until("the spans of every stage", TIMEOUT, async || {
         of("run").len() == 1
             && of("query").len() == 1
             && ["publish", "transform", "load"]
@@ -286,25 +285,27 @@ async fn one_trace_leads_from_the_request_to_each_commit() {
 
 #[tokio::test]
 async fn absent_collector_costs_only_spans_and_unusable_endpoint_is_refused() {
-    let line = Line::without_services().await;
+    let pipeline = Pipeline::without_services().await;
     let away = "http://127.0.0.1:1";
     let mut services = Vec::new();
     for name in SERVICES {
-        let service = line.service(name).env("OTEL_EXPORTER_OTLP_ENDPOINT", away);
+        let service = pipeline
+            .service(name)
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", away);
         services.push(service.start().await);
     }
     let result = ResultSet::generated(vec![Column::new("n", "bigint")], 5, |n| {
         vec![Some(n.to_string())]
     });
-    line.job("numbers", "[target]\ntable = \"numbers\"\n", result);
-    line.run("numbers", "r").await;
-    line.assert_reconciled("r").await;
-    wait_until("one warning about the collector", PATIENCE, async || {
+    pipeline.job("numbers", "[target]\ntable = \"numbers\"\n", result);
+    pipeline.run("numbers", "r").await;
+    pipeline.assert_reconciled("r").await;
+    wait_until("one warning about the collector", TIMEOUT, async || {
         services[0].log().matches("traces are not exported").count() == 1
     })
     .await;
     for wrong in ["collector:4318", "ftp://collector:4318"] {
-        let loader = line.service("loader");
+        let loader = pipeline.service("loader");
         let loader = loader.env("OTEL_EXPORTER_OTLP_ENDPOINT", wrong);
         let loader = loader.run().await;
         assert_eq!(loader.code, Some(1));

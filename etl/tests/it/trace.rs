@@ -1,22 +1,22 @@
-//! From a row of a target table to the query and the object that it came from.
+//! `etl trace` leads from a row of a target to its query and object.
 
 use serde_json::Value;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_leads_to_its_batch_run_query_and_object() {
-    let line = Line::start().await;
+async fn row_leads_to_its_batch_run_query_and_object() {
+    let pipeline = Pipeline::start().await;
     let job = "[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\n[target]\ntable = \"clicks\"\n";
-    line.job("clicks", job, sample::clicks(5_000));
-    let run = line.run("clicks", "daily").await;
+    pipeline.job("clicks", job, sample::clicks(5_000));
+    let run = pipeline.run("clicks", "daily").await;
     let url = sample::clicks(5_000).row(4_321)[2].clone().unwrap();
     let condition = format!("url = '{}' -- a comment", url.replace('\'', "''"));
     let trace = ["trace", "--table", "clicks", "--where", &condition];
-    let shown = line.etl(&trace).await;
+    let shown = pipeline.etl(&trace).await;
     assert_eq!(shown.code, Some(0), "{}", shown.stderr);
     let query = run["query_execution_id"].as_str().unwrap();
-    let object = line.number("SELECT count(*) FROM etl.runs WHERE result_location LIKE 's3://%' || query_execution_id || '%'").await;
+    let object = pipeline.number("SELECT count(*) FROM etl.runs WHERE result_location LIKE 's3://%' || query_execution_id || '%'").await;
     assert_eq!(object, 1);
     for word in [
         query,
@@ -29,7 +29,7 @@ async fn a_row_leads_to_its_batch_run_query_and_object() {
     ] {
         assert!(shown.stdout.contains(word), "no {word:?}: {}", shown.stdout);
     }
-    let json = line.etl(&[&trace[..], &["--json"]].concat()).await;
+    let json = pipeline.etl(&[&trace[..], &["--json"]].concat()).await;
     let json: Value = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!(json["rows"][0]["row"]["url"], url.as_str());
     let origin = &json["origins"][0];
@@ -40,20 +40,21 @@ async fn a_row_leads_to_its_batch_run_query_and_object() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trace_only_reads_and_says_what_it_does_not_find() {
-    let line = Line::start().await;
-    line.job(
+async fn trace_changes_nothing_and_reports_what_is_missing() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(10),
     );
-    line.run("clicks", "daily").await;
+    pipeline.run("clicks", "daily").await;
     sqlx::raw_sql("CREATE TABLE plain (a text); CREATE SEQUENCE counter")
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
     let trace = async |table: &str, condition: &str| {
-        line.etl(&["trace", "--table", table, "--where", condition])
+        pipeline
+            .etl(&["trace", "--table", table, "--where", condition])
             .await
     };
     for (table, condition, code, word) in [
@@ -74,10 +75,10 @@ async fn a_trace_only_reads_and_says_what_it_does_not_find() {
             done.stderr
         );
     }
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 10);
-    // A row that somebody else wrote.
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 10);
+    // A row of another program.
     sqlx::raw_sql("INSERT INTO clicks (url, _batch) VALUES ('by hand', 7)")
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
     let foreign = trace("public.clicks", "url = 'by hand'").await;

@@ -1,14 +1,14 @@
-//! Every type through the whole line and back: what Athena printed, from the file in S3 and from pages, is what Postgres
-//! shows. The borders of each type, a thousand random values, and NULL.
+//! Every type through the whole pipeline: Postgres shows what Athena printed, from S3 and from pages. The limits of
+//! each type, a thousand random values, and NULL.
 
 use sqlx::{AssertSqlSafe, Executor as _};
 use testkit::cloud::{Column, ResultSet};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::values::{Kind, Value, kinds};
 
 const RANDOM: usize = 1_000;
 
-/// A column: its name and Athena type, and its values; none is NULL.
+/// A column: its name, Athena type, and values; none is NULL.
 struct Filled {
     name: String,
     athena: &'static str,
@@ -36,7 +36,7 @@ fn columns(text_of: impl Fn(&Kind, Value) -> Value) -> Vec<Filled> {
     filled.collect()
 }
 
-/// The columns as a query's result, with the number of the row before them.
+/// The columns as the result of a query, behind the number of the row.
 fn result(columns: &[Filled], athena_type: impl Fn(&Filled) -> &'static str) -> ResultSet {
     let mut described = vec![Column::new("n", "integer")];
     described.extend(
@@ -52,12 +52,12 @@ fn result(columns: &[Filled], athena_type: impl Fn(&Filled) -> &'static str) -> 
         }));
         values
     });
-    ResultSet::of(described, rows.collect())
+    ResultSet::new(described, rows.collect())
 }
 
-/// What Postgres shows of a column, by row.
-async fn shown(line: &Line, table: &str, column: &str) -> Vec<Option<String>> {
-    let mut connection = line.database.pool.acquire().await.unwrap();
+/// The text of a column in Postgres, by row.
+async fn shown(pipeline: &Pipeline, table: &str, column: &str) -> Vec<Option<String>> {
+    let mut connection = pipeline.database.pool.acquire().await.unwrap();
     let settings = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'";
     connection.execute(settings).await.unwrap();
     // A cast of inet to text would add the prefix that its output leaves out.
@@ -68,8 +68,8 @@ async fn shown(line: &Line, table: &str, column: &str) -> Vec<Option<String>> {
     query.fetch_all(&mut *connection).await.unwrap()
 }
 
-/// Whether Postgres shows what is wanted, to the letter. A float that lies halfway between two decimals of the same length
-/// has two shortest forms, and Postgres may choose the other one: of these the numbers are compared.
+/// Whether Postgres shows the expected text. A float halfway between two shortest decimals has two shortest forms, and
+/// Postgres may choose the other one: such values are compared as numbers.
 fn is_same(athena: &str, seen: Option<&String>, wanted: Option<&String>) -> bool {
     let (Some(seen), Some(wanted)) = (seen, wanted) else {
         return seen == wanted;
@@ -88,9 +88,9 @@ fn is_same(athena: &str, seen: Option<&String>, wanted: Option<&String>) -> bool
         }
 }
 
-async fn assert_all_shown(line: &Line, table: &str, columns: &[Filled]) {
+async fn assert_all_shown(pipeline: &Pipeline, table: &str, columns: &[Filled]) {
     for column in columns {
-        let seen = shown(line, table, &column.name).await;
+        let seen = shown(pipeline, table, &column.name).await;
         assert_eq!(seen.len(), column.values.len(), "{table} {}", column.athena);
         for (row, (seen, value)) in seen.iter().zip(&column.values).enumerate() {
             let wanted = value.as_ref().map(|(_, postgres)| postgres);
@@ -103,41 +103,41 @@ async fn assert_all_shown(line: &Line, table: &str, columns: &[Filled]) {
     }
 }
 
-fn job(way: &str, name: &str) -> String {
+fn job(results: &str, name: &str) -> String {
     format!(
-        "[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\nresults = \"{way}\"\n[target]\ntable = \"{name}\"\n"
+        "[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\nresults = \"{results}\"\n[target]\ntable = \"{name}\"\n"
     )
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_type_comes_back_as_it_was_on_both_reading_paths() {
-    let line = Line::start().await;
+async fn values_of_every_type_stay_equal_from_s3_and_from_pages() {
+    let pipeline = Pipeline::start().await;
     let columns = columns(|_, value| value);
     let rows = columns[0].values.len();
-    for way in ["s3", "api"] {
-        let name = format!("types_{way}");
+    for results in ["s3", "api"] {
+        let name = format!("types_{results}");
         // No [[columns]]: names and types are the query's.
-        line.job(
+        pipeline.job(
             &name,
-            &job(way, &name),
+            &job(results, &name),
             result(&columns, |column| column.athena),
         );
-        let run = line.run(&name, &name).await;
+        let run = pipeline.run(&name, &name).await;
         assert_eq!(
             run["rows_loaded"],
             rows,
             "{run}\n{:?}",
-            reasons(&line, &name).await
+            reasons(&pipeline, &name).await
         );
-        line.assert_reconciled(&name).await;
-        assert_all_shown(&line, &name, &columns).await;
+        pipeline.assert_reconciled(&name).await;
+        assert_all_shown(&pipeline, &name, &columns).await;
         for (index, kind) in kinds().iter().enumerate() {
             let found = format!(
                 "SELECT count(*) FROM pg_attribute WHERE attrelid = '{name}'::regclass AND attname = 'c{index}' AND atttypid = '{}'::regtype AND col_description(attrelid, attnum) LIKE 'From Athena''s %'",
                 kind.postgres.split('(').next().unwrap()
             );
             assert_eq!(
-                line.number(&found).await,
+                pipeline.number(&found).await,
                 1,
                 "{} becomes {}",
                 kind.athena,
@@ -148,9 +148,9 @@ async fn every_type_comes_back_as_it_was_on_both_reading_paths() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn text_becomes_every_type_that_a_job_asks_for() {
-    let line = Line::start().await;
-    // Text is read as Postgres writes it; but for intervals, which are read as Athena does.
+async fn text_is_converted_to_every_declared_type() {
+    let pipeline = Pipeline::start().await;
+    // Text has the form that Postgres writes; intervals have the form of Athena.
     let columns = columns(|kind, (athena, postgres)| match kind.postgres {
         "interval" => (athena, postgres),
         _ => (postgres.clone(), postgres),
@@ -167,30 +167,30 @@ async fn text_becomes_every_type_that_a_job_asks_for() {
         })
         .collect();
     let declared = declared.concat();
-    for way in ["s3", "api"] {
-        let name = format!("texts_{way}");
-        let toml = job(way, &name) + &declared;
-        line.job(&name, &toml, result(&columns, |_| "varchar"));
-        let run = line.run(&name, &name).await;
+    for results in ["s3", "api"] {
+        let name = format!("texts_{results}");
+        let toml = job(results, &name) + &declared;
+        pipeline.job(&name, &toml, result(&columns, |_| "varchar"));
+        let run = pipeline.run(&name, &name).await;
         assert_eq!(
             run["rows_loaded"],
             rows,
             "{run}\n{:?}",
-            reasons(&line, &name).await
+            reasons(&pipeline, &name).await
         );
-        assert_all_shown(&line, &name, &columns).await;
+        assert_all_shown(&pipeline, &name, &columns).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn formats_and_epochs_are_read_as_postgres_reads_them() {
-    let line = Line::start().await;
+    let pipeline = Pipeline::start().await;
     let timestamps = &kinds()
         .into_iter()
         .find(|kind| kind.athena == "timestamp(6)")
         .unwrap();
-    // Of years that to_timestamp reads, too: four digits, after Christ.
+    // Years that to_timestamp reads too: four digits, after Christ.
     let texts: Vec<_> = timestamps
         .random(3_000)
         .into_iter()
@@ -230,36 +230,42 @@ async fn formats_and_epochs_are_read_as_postgres_reads_them() {
         .zip(types)
         .map(|(name, kind)| Column::new(name, kind))
         .collect::<Vec<_>>();
-    for way in ["s3", "api"] {
-        let name = format!("formats_{way}");
-        let toml = job(way, &name)
+    for results in ["s3", "api"] {
+        let name = format!("formats_{results}");
+        let toml = job(results, &name)
             + "[[columns]]\nsource = \"written\"\ntype = \"timestamp\"\nformat = \"%d.%m.%Y um %T,%f\"\n\
                [[columns]]\nsource = \"seconds\"\nepoch = \"s\"\ntype = \"timestamp\"\n\
                [[columns]]\nsource = \"millis\"\nepoch = \"ms\"\n\
                [[columns]]\nsource = \"number\"\ntype = \"numeric\"\n";
-        line.job(&name, &toml, ResultSet::of(described.clone(), rows.clone()));
-        // Seconds go beyond what a timestamp holds; those rows are rejected, and no other.
-        line.run(&name, &name).await;
-        line.assert_reconciled(&name).await;
+        pipeline.job(
+            &name,
+            &toml,
+            ResultSet::new(described.clone(), rows.clone()),
+        );
+        // Some numbers of seconds exceed the range of a timestamp; only those rows are rejected.
+        pipeline.run(&name, &name).await;
+        pipeline.assert_reconciled(&name).await;
         let unlike = format!(
             "SELECT count(*) FROM {name} WHERE written <> plain
              OR extract(epoch FROM seconds) <> number OR extract(epoch FROM millis) * 1000 <> number"
         );
-        assert_eq!(line.number(&unlike).await, 0);
-        let loaded = line.number(&format!("SELECT count(*) FROM {name}")).await;
+        assert_eq!(pipeline.number(&unlike).await, 0);
+        let loaded = pipeline
+            .number(&format!("SELECT count(*) FROM {name}"))
+            .await;
         let wrongly = format!(
             "SELECT count(*) FROM etl.rejected_rows WHERE run_id = '{name}' AND (column_name <> 'seconds' OR reason NOT LIKE '%out of the range%')"
         );
-        assert_eq!(line.number(&wrongly).await, 0);
+        assert_eq!(pipeline.number(&wrongly).await, 0);
         let most = format!("SELECT max(number)::bigint FROM {name}");
-        assert!(line.number(&most).await <= 9_224_318_015_999);
+        assert!(pipeline.number(&most).await <= 9_224_318_015_999);
         assert!(loaded > 1_000, "{loaded} loaded");
     }
 }
 
-/// Some of the reasons why rows of a run were rejected.
-async fn reasons(line: &Line, run: &str) -> Vec<String> {
-    let mut reasons = line
+/// Some of the reasons of a run's rejected rows.
+async fn reasons(pipeline: &Pipeline, run: &str) -> Vec<String> {
+    let mut reasons = pipeline
         .table(
             "column_name, reason",
             &format!("etl.rejected_rows WHERE run_id = '{run}'"),

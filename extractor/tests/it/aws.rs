@@ -2,7 +2,7 @@
 
 use common::job::Results;
 use common::message::EventKind;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Fault, Op, sample};
 use testkit::wait_until;
 
@@ -91,7 +91,7 @@ async fn expired_credentials_keep_the_task_and_make_the_service_not_ready() {
         .cloud
         .always(Op::StartQueryExecution, Fault::ExpiredToken);
     fixture.send(&task("expired", "SELECT 1")).await;
-    wait_until("the extractor to say why it cannot work", PATIENCE, async || {
+    wait_until("the extractor to say why it cannot work", TIMEOUT, async || {
         matches!(extractor.readiness().await, Some((false, why)) if why.contains("ExpiredToken"))
     })
     .await;
@@ -121,7 +121,7 @@ async fn wrong_clock_is_retried_and_fails_no_run() {
         (Op::StartQueryExecution, "starting the query"),
         (Op::GetObject, "opening s3://"),
     ] {
-        wait_until("the extractor to say why it cannot work", PATIENCE, async || {
+        wait_until("the extractor to say why it cannot work", TIMEOUT, async || {
             matches!(extractor.readiness().await, Some((false, why)) if why.contains(doing))
         })
         .await;
@@ -215,7 +215,7 @@ async fn unavailable_credentials_endpoint_is_retried_and_reported_in_one_sentenc
     fixture.send(&task("roleless", "SELECT 1")).await;
     wait_until(
         "the extractor to say why it cannot work",
-        PATIENCE,
+        TIMEOUT,
         async || {
             let Some((false, why)) = extractor.readiness().await else {
                 return false;
@@ -238,7 +238,7 @@ async fn missing_credentials_or_region_end_the_service_with_the_remedy() {
         .env("AWS_SECRET_ACCESS_KEY", "")
         .env("HOME", "/nonexistent");
     let mut process = extractor.spawn();
-    assert_eq!(process.wait(PATIENCE).await.code(), Some(1));
+    assert_eq!(process.wait(TIMEOUT).await.code(), Some(1));
     assert!(
         process.log().contains("no AWS credentials were found"),
         "{}",
@@ -249,7 +249,7 @@ async fn missing_credentials_or_region_end_the_service_with_the_remedy() {
         .env("AWS_REGION", "")
         .env("HOME", "/nonexistent")
         .spawn();
-    assert_eq!(process.wait(PATIENCE).await.code(), Some(1));
+    assert_eq!(process.wait(TIMEOUT).await.code(), Some(1));
     assert!(
         process.log().contains("set AWS_REGION"),
         "{}",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::job::Results;
 use common::message::{Control, EventKind, RunEvent};
 use common::queue::Outgoing;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Fault, Op, QueryState, sample};
 use testkit::wait_until;
 
@@ -49,7 +49,7 @@ async fn cancel_stops_running_and_queued_queries_and_drops_their_tasks() {
     for run in ["runs", "waits"] {
         fixture.send(&task(run, &format!("SELECT {run}"))).await;
     }
-    wait_until("both queries", PATIENCE, async || {
+    wait_until("both queries", TIMEOUT, async || {
         fixture.cloud.started().len() == 2 && fixture.vhost.ready("etl.events").await == 2
     })
     .await;
@@ -59,7 +59,7 @@ async fn cancel_stops_running_and_queued_queries_and_drops_their_tasks() {
         .faults(Op::StopQueryExecution, Fault::Throttling, 9);
     fixture.cancel("runs", 0).await;
     fixture.cancel("waits", 0).await;
-    wait_until("both queries to be stopped", PATIENCE, async || {
+    wait_until("both queries to be stopped", TIMEOUT, async || {
         fixture.cloud.states() == [QueryState::Cancelled; 2]
     })
     .await;
@@ -86,14 +86,14 @@ async fn cancel_stops_the_query_of_a_killed_extractor() {
         .env("ETL_FAILPOINT", "after_start")
         .start()
         .await;
-    wait_until("the query", PATIENCE, async || {
+    wait_until("the query", TIMEOUT, async || {
         first.log().contains("failpoint reached")
     })
     .await;
     first.kill9().await;
     fixture.cancel("orphan", 0).await;
     let _second = fixture.extractor().start().await;
-    wait_until("the query to be stopped", PATIENCE, async || {
+    wait_until("the query to be stopped", TIMEOUT, async || {
         fixture.cloud.states() == [QueryState::Cancelled]
     })
     .await;
@@ -115,7 +115,7 @@ async fn cancel_interrupts_reading() {
     long.source.results = Results::Api;
     fixture.send(&long).await;
     let extractor = fixture.extractor().env("ETL_TASKS", "1").start().await;
-    wait_until("some batches", PATIENCE, async || {
+    wait_until("some batches", TIMEOUT, async || {
         fixture.vhost.ready("etl.raw").await > 5
     })
     .await;
@@ -156,12 +156,12 @@ async fn cancellation_survives_a_reconnect_and_spares_a_later_generation() {
     fixture.cancel("r", 0).await;
     // Ends its consumers, so that it starts a new session.
     fixture.vhost.delete_queue("etl.extract").await;
-    wait_until("the extractor to connect again", PATIENCE, async || {
+    wait_until("the extractor to connect again", TIMEOUT, async || {
         extractor.log().matches("connected to the broker").count() >= 2
     })
     .await;
     fixture.send(&task("r", "SELECT 1")).await;
-    wait_until("the task to be dropped", PATIENCE, async || {
+    wait_until("the task to be dropped", TIMEOUT, async || {
         extractor.log().contains("the run was cancelled")
     })
     .await;

@@ -8,7 +8,7 @@ use common::message::{
     Cursor, EventKind, ExtractTask, Message as _, RawBatch, ResultLocation, TaskState,
 };
 use common::schema::ResultColumn;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Fault, Op, ResultSet, sample};
 use testkit::wait_until;
 
@@ -56,7 +56,7 @@ fn checkpoint(
 
 /// The byte at which a row begins in the result's CSV.
 fn offset_of(result: &ResultSet, row: u64) -> u64 {
-    ResultSet::of(result.columns().to_vec(), result.range(0, row))
+    ResultSet::new(result.columns().to_vec(), result.range(0, row))
         .csv()
         .len() as u64
 }
@@ -128,11 +128,11 @@ async fn any_checkpoint_publishes_the_same_batches() {
 async fn replaced_object_fails_the_run() {
     let (fixture, _extractor) = Fixture::started().await;
     let rows: Vec<_> = sample::clicks(100).range(0, 100);
-    let result = ResultSet::of(sample::columns(), rows.clone());
+    let result = ResultSet::new(sample::columns(), rows.clone());
     let backwards = rows.into_iter().rev().collect();
     for (run, other) in [
         ("longer", sample::clicks(101)),
-        ("as-long", ResultSet::of(sample::columns(), backwards)),
+        ("as-long", ResultSet::new(sample::columns(), backwards)),
     ] {
         let sql = format!("SELECT '{run}'");
         fixture
@@ -178,18 +178,18 @@ async fn killed_and_stopped_extractors_lose_nothing() {
     fixture.cloud.always(Op::GetQueryResults, slow);
     fixture.send(&task).await;
     let mut first = fixture.extractor().start().await;
-    wait_until("some batches", PATIENCE, async || {
+    wait_until("some batches", TIMEOUT, async || {
         fixture.vhost.ready("etl.raw").await > 10
     })
     .await;
     first.kill9().await;
     let after_first = fixture.vhost.ready("etl.raw").await;
     let mut second = fixture.extractor().start().await;
-    wait_until("some more batches", PATIENCE, async || {
+    wait_until("some more batches", TIMEOUT, async || {
         fixture.vhost.ready("etl.raw").await > after_first + 10
     })
     .await;
-    assert_eq!(second.terminate(PATIENCE).await, Some(0));
+    assert_eq!(second.terminate(TIMEOUT).await, Some(0));
     let _third = fixture.extractor().start().await;
     let EventKind::Extracted {
         rows: 300_000,
@@ -228,7 +228,7 @@ async fn crash_between_checkpoint_and_ack_duplicates_batches_and_changes_none() 
     // One consumer: a second one would continue the checkpoint until the process is killed.
     let first = fixture.extractor().env("ETL_TASKS", "1");
     let mut first = first.env("ETL_FAILPOINT", "before_ack").start().await;
-    wait_until("the checkpoint", PATIENCE, async || {
+    wait_until("the checkpoint", TIMEOUT, async || {
         first.log().contains("failpoint reached")
     })
     .await;
@@ -270,7 +270,7 @@ async fn redelivered_task_that_makes_progress_is_never_dead_lettered() {
         // Each publishes one window and is killed at the next.
         let victim = fixture.extractor().env("ETL_TASKS", "1");
         let mut victim = victim.env("ETL_FAILPOINT", "after_window@2").start().await;
-        wait_until("the second window", PATIENCE, async || {
+        wait_until("the second window", TIMEOUT, async || {
             victim.log().contains("failpoint reached") || fixture.vhost.ready("etl.dead").await > 0
         })
         .await;
@@ -294,14 +294,14 @@ async fn task_that_crashes_its_extractors_is_dead_lettered() {
         // One consumer: while a process exits the broker may deliver the task to its other one.
         let victim = fixture.extractor().env("ETL_TASKS", "1");
         let mut victim = victim.env("ETL_FAILPOINT", "extract=panic").spawn();
-        let status = victim.wait(PATIENCE).await;
+        let status = victim.wait(TIMEOUT).await;
         assert!(
             !status.success(),
             "a crash must show in the exit status: {status}"
         );
     }
     let _extractor = fixture.extractor().start().await;
-    wait_until("the dead letter", PATIENCE, async || {
+    wait_until("the dead letter", TIMEOUT, async || {
         fixture.vhost.ready("etl.dead").await == 1
     })
     .await;

@@ -8,7 +8,7 @@ use common::job::{JobSpec, Mode, Results, Source, Target};
 use common::message::{EventKind, ExtractTask, Limits, Message, RawBatch, RunEvent, TaskState};
 use common::queue::{self, Connection, Outgoing, Publisher};
 use common::settings::SecretUrl;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::Cloud;
 use testkit::process::{Process, Service};
 use testkit::servers::{Depth, Vhost, vhost};
@@ -77,18 +77,14 @@ impl Fixture {
     /// Waits until a run has ended `count` times.
     pub(crate) async fn ends_of(&self, run: &str, count: usize) -> Vec<EventKind> {
         let mut ends = Vec::new();
-        wait_until(
-            &format!("{count} ends of run {run}"),
-            PATIENCE,
-            async || {
-                let events: Vec<RunEvent> = self.take("etl.events").await;
-                let of_run = events.into_iter().filter(|event| event.run.as_str() == run);
-                ends.extend(of_run.map(|event| event.kind).filter(|kind| {
-                    matches!(kind, EventKind::Extracted { .. } | EventKind::Failed { .. })
-                }));
-                ends.len() >= count
-            },
-        )
+        wait_until(&format!("{count} ends of run {run}"), TIMEOUT, async || {
+            let events: Vec<RunEvent> = self.take("etl.events").await;
+            let of_run = events.into_iter().filter(|event| event.run.as_str() == run);
+            ends.extend(of_run.map(|event| event.kind).filter(|kind| {
+                matches!(kind, EventKind::Extracted { .. } | EventKind::Failed { .. })
+            }));
+            ends.len() >= count
+        })
         .await;
         ends
     }
@@ -114,7 +110,7 @@ impl Fixture {
             ready: 0,
             unacked: 0,
         };
-        wait_until("etl.extract to be empty", PATIENCE, async || {
+        wait_until("etl.extract to be empty", TIMEOUT, async || {
             self.vhost.depth("etl.extract").await == nothing
         })
         .await;

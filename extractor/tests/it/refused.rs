@@ -2,7 +2,7 @@
 
 use common::job::Results;
 use common::message::{EventKind, Limits};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Column, ResultSet, Workgroup, sample};
 use testkit::wait_until;
 
@@ -90,7 +90,7 @@ async fn managed_results_are_read_as_pages() {
 async fn unreadable_task_is_dead_lettered() {
     let (fixture, _extractor) = Fixture::started().await;
     fixture.vhost.publish("etl.extract", b"{\"half\":").await;
-    wait_until("the dead letter", PATIENCE, async || {
+    wait_until("the dead letter", TIMEOUT, async || {
         fixture.vhost.ready("etl.dead").await == 1
     })
     .await;

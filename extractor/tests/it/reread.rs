@@ -2,7 +2,7 @@
 
 use common::job::Results;
 use common::message::{EventKind, ExtractTask, TaskState};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Op, sample};
 use testkit::wait_until;
 
@@ -75,7 +75,7 @@ async fn reread_of_a_changed_result_is_dead_lettered_and_fails_no_run() {
     let unknown = "11111111-0000-4000-8000-000000000000:pages".to_owned();
     for (result_id, why) in [(result_id.clone(), "and was"), (unknown, "not found")] {
         fixture.send(&reread(&task, &result_id)).await;
-        wait_until("the dead letter", PATIENCE, async || {
+        wait_until("the dead letter", TIMEOUT, async || {
             fixture.vhost.ready("etl.dead").await == 1
         })
         .await;

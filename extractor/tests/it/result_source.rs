@@ -3,7 +3,7 @@
 
 use common::job::Results;
 use common::message::{EventKind, Limits, RawBatch};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Fault, Op, ResultSet, Workgroup, sample};
 use testkit::process::Process;
 use testkit::wait_until;
@@ -191,7 +191,7 @@ async fn auto_keeps_its_decision_across_checkpoints_and_crashes() {
     fixture.cloud.always(Op::GetQueryResults, slow);
     fixture.send(&task("kept", "SELECT 1")).await;
     let mut first = fixture.extractor().start().await;
-    wait_until("some batches", PATIENCE, async || {
+    wait_until("some batches", TIMEOUT, async || {
         fixture.vhost.ready("etl.raw").await > 10
     })
     .await;

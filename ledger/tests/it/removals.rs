@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 
 use crate::support::{ledger, loaded, run_in, text};
 
-/// What the loader's sweep does, without a target: says that two rows were deleted.
+/// The part of the loader's sweep that needs no target: reports two deleted rows.
 async fn execute_all(store: &Store) {
     for (id, run) in store.pending_removals().await.unwrap() {
         let work = async |tx: &mut PgConnection| {
@@ -33,7 +33,7 @@ fn removal_of(ended: &Ended) -> i64 {
 }
 
 #[tokio::test]
-async fn an_undo_is_pending_until_a_loader_has_removed_the_rows() {
+async fn undo_is_pending_until_a_loader_has_removed_the_rows() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     let run = run_in(pool, "r", RunState::Running).await;
@@ -122,7 +122,7 @@ async fn no_run_is_requested_into_a_table_while_rows_leave_it() {
 }
 
 #[tokio::test]
-async fn a_run_whose_rows_are_being_removed_is_not_replayed() {
+async fn run_with_a_pending_removal_is_not_replayed() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     let run = run_in(pool, "r", RunState::Failed).await;

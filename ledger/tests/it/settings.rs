@@ -1,4 +1,4 @@
-//! A transaction means the same whatever the role's or the server's defaults are.
+//! A transaction has the same meaning with any defaults of the role and the server.
 
 use ledger::{Class, Error, classify};
 use sqlx::PgConnection;
@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use crate::support::{execute, ledger};
 
 #[tokio::test]
-async fn a_transaction_has_its_own_settings() {
+async fn transaction_sets_its_own_settings() {
     let (database, store) = ledger().await;
     let name = &database.name;
     for setting in [
@@ -48,7 +48,7 @@ async fn a_transaction_has_its_own_settings() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_set_to_read_only_is_not_written_to() {
+async fn read_only_database_is_not_written_to() {
     let (database, store) = ledger().await;
     let read_only = format!(
         "ALTER DATABASE {} SET default_transaction_read_only = on",

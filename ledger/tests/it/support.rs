@@ -14,7 +14,8 @@ pub(crate) async fn ledger() -> (Database, Store) {
     (database, store)
 }
 
-/// Writes a run of one batch with two rows in this state, in mode append, and answers its name. What the state demands is set.
+/// Writes a run in this state, of one batch with two rows, in mode append, with the values that the state requires.
+/// Returns its id.
 pub(crate) async fn run_in(pool: &PgPool, name: &str, state: RunState) -> RunId {
     let finished = if state.is_over() { "now()" } else { "NULL" };
     let expected = if state.has_all_batches() {

@@ -1,4 +1,4 @@
-//! Every state with every transition: the state that the table of transitions says, or a refusal that changes nothing.
+//! Every transition from every state: the result is the documented state, or a refusal that changes nothing.
 
 use common::job::JobSpec;
 use common::message::{EventKind, RunEvent, RunId};
@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::support::{execute, ledger, loaded, run_in, state_of, text};
 
-/// Carries a transition out as the programs do.
+/// Executes a transition like the programs do.
 async fn carry_out(store: &Store, transition: Transition, run: &RunId) -> Result<(), Error> {
     match transition {
         Transition::Start => {
@@ -94,7 +94,7 @@ fn batch() -> DroppedBatch {
     }
 }
 
-/// What a transition needs to be possible at all: the count of the result.
+/// The count of the result, which some transitions require.
 async fn prepare(pool: &PgPool, run: &RunId, transition: Transition) {
     if matches!(
         transition,
@@ -106,7 +106,7 @@ async fn prepare(pool: &PgPool, run: &RunId, transition: Transition) {
 }
 
 #[tokio::test]
-async fn every_transition_from_every_state_is_carried_out_or_changes_nothing() {
+async fn every_transition_from_every_state_succeeds_or_changes_nothing() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     for state in RunState::ALL {
@@ -132,7 +132,7 @@ async fn every_transition_from_every_state_is_carried_out_or_changes_nothing() {
                     }
                     let allowed = ["query_execution_id"];
                     let is_same = text(pool, &row).await == before;
-                    // The first event of a short run may come last, and is of use then.
+                    // The first event of a short run may arrive last and still apply.
                     let is_late_start =
                         transition == Transition::Start && state != RunState::Cancelled;
                     assert!(
@@ -147,7 +147,7 @@ async fn every_transition_from_every_state_is_carried_out_or_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_unknown_is_refused_by_name() {
+async fn unknown_run_is_refused_by_name() {
     let (_database, store) = ledger().await;
     let run: RunId = "nothing".parse().unwrap();
     for done in [
@@ -162,7 +162,7 @@ async fn a_run_that_is_unknown_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_dropped_batch_that_does_not_follow_its_neighbour_is_refused() {
+async fn dropped_batch_with_a_gap_to_its_neighbour_is_refused() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     let run = run_in(pool, "r", RunState::Running).await;

@@ -1,4 +1,4 @@
-//! What has to be done to a target before rows can go there, as its schema contract allows. Pure.
+//! The changes that a target needs before rows can be written, within its schema contract. Pure.
 
 use common::job::{SchemaContract, Target};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
@@ -7,21 +7,20 @@ use super::{
     ExistingColumn, ExistingTable, Refusal, TableName, check_table, comment_on, create_table, list,
 };
 
-/// What a target needs.
+/// The change that a target needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// It is missing: this makes it.
-    /// `by_hand`: what a person can do instead, after `or`. That is the statement itself, or in words
-    /// what the table has to have while the query's columns are not known: without them the statement
-    /// would make another table, or none.
+    /// The table is missing: create it. `by_hand`: the alternative for a person, after `or`. It is the statement itself
+    /// or, until the query's columns are known, a description of the table: the statement would create a table without
+    /// those columns.
     Create { ddl: String, by_hand: String },
-    /// Nothing.
+    /// No change.
     Nothing,
-    /// It lacks these columns: this adds them.
+    /// Columns are missing: add them.
     Add { columns: Vec<String>, ddl: String },
 }
 
-/// Whether `columns` are all that the rows will have, or those that are known before the query ran.
+/// Whether `columns` are complete, or only those known before the query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     All,
@@ -29,8 +28,8 @@ pub enum Known {
     Declared,
 }
 
-/// Decides what a target needs, or refuses it with the statement to run. `found`: the table as it
-/// is, if there is one.
+/// Decides on the change that a target needs, or refuses the target with the statement to run. `found`: the existing
+/// table.
 pub fn decide(
     name: &TableName,
     target: &Target,
@@ -52,7 +51,7 @@ pub fn decide(
     };
     let mut found = found.clone();
     if known == Known::Declared {
-        // A column that the job does not declare may well be one that the query returns.
+        // The query may return a column that the job does not declare.
         let columns = found.columns.iter_mut();
         columns.for_each(|column| column.not_null = false);
     }
@@ -78,7 +77,7 @@ fn by_hand(target: &Target, columns: &[TargetColumn], known: Known, ddl: &str) -
     }
 }
 
-/// What a table that does not exist yet will have, in words, as long as only the declared columns are known.
+/// Describes a table to create, while only the declared columns are known.
 pub fn columns_of_a_new_table(target: &Target, declared: &[TargetColumn]) -> String {
     let mut parts: Vec<_> = declared
         .iter()
@@ -96,8 +95,7 @@ pub fn columns_of_a_new_table(target: &Target, declared: &[TargetColumn]) -> Str
     parts.join(", ")
 }
 
-/// The table with the missing columns has to be one that fits; `_batch` is not among those that are
-/// added, since a table without it holds rows that nobody has thought of here.
+/// The table with the added columns must fit. `_batch` is never added: a table without it has rows of another program.
 fn evolve(
     name: &TableName,
     target: &Target,
@@ -218,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_table_is_created_unless_the_schema_is_frozen() {
+    fn missing_table_is_created_unless_the_schema_is_frozen() {
         for schema in [SchemaContract::Create, SchemaContract::Evolve] {
             let change = decided(schema, Known::All, None).unwrap();
             assert!(
@@ -261,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn only_evolve_adds_columns_and_nothing_else() {
+    fn only_evolve_adds_columns() {
         let short = table(&[("a", "text", false), ("_batch", "bigint", false)]);
         let change = decided(SchemaContract::Evolve, Known::All, Some(&short)).unwrap();
         let Change::Add { columns, ddl } = change else {
@@ -297,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn frozen_means_no_difference_at_all() {
+    fn frozen_schema_refuses_any_difference() {
         let same = table(&[
             ("n", "integer", false),
             ("a", "text", false),

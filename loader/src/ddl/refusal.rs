@@ -1,8 +1,8 @@
-//! Why a target is refused, each time with the statement to run or the line to change.
+//! The reasons to refuse a target, each with the statement to run or the line to change.
 
 use common::schema::{SchemaError, quoted};
 
-/// Why rows cannot go to a target.
+/// Why a target is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(
@@ -126,7 +126,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the job or a setting is at fault, whatever is in the database: asking again later cannot help.
+    /// Whether the job or a setting is at fault, independent of the database: a later retry cannot help.
     pub fn is_of_the_job(&self) -> bool {
         match self {
             Self::SchemaNotAllowed { .. }

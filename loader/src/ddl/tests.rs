@@ -1,4 +1,4 @@
-//! The statements that make a target, and the tables that are refused with the statement to run.
+//! The statements that create a target, and the tables that are refused with the statement to run.
 
 use super::*;
 
@@ -52,7 +52,7 @@ fn existing(columns: &[(&str, &str)]) -> ExistingTable {
 }
 
 #[test]
-fn only_the_schemas_that_are_allowed_and_not_reserved() {
+fn table_outside_the_allowed_schemas_is_refused() {
     assert_eq!(name("t").unwrap().sql(), r#""public"."t""#);
     assert_eq!(
         name(r#"a b.t"; DROP"#).unwrap().sql(),
@@ -79,7 +79,7 @@ fn only_the_schemas_that_are_allowed_and_not_reserved() {
 }
 
 #[test]
-fn a_new_table_has_the_columns_the_batch_and_the_key() {
+fn new_table_has_the_columns_the_batch_and_the_key() {
     let columns = [column("country \"code\"", "char(2)"), column("n", "bigint")];
     let sql = create_table(
         &name("t").unwrap(),
@@ -92,7 +92,7 @@ fn a_new_table_has_the_columns_the_batch_and_the_key() {
 }
 
 #[test]
-fn columns_from_the_queue_are_checked_again() {
+fn invalid_columns_from_the_queue_are_refused() {
     let name = name("t").unwrap();
     let refused = |key: &[&str], columns: &[TargetColumn]| {
         check_columns(&name, &target("t", key), columns)
@@ -115,7 +115,7 @@ fn columns_from_the_queue_are_checked_again() {
 }
 
 #[test]
-fn a_table_that_fits_is_taken() {
+fn fitting_table_is_accepted() {
     let columns = [column("a", "varchar(5)"), column("n", "integer")];
     let mut found = existing(&[
         ("n", "bigint"),
@@ -144,7 +144,7 @@ fn refused(found: &ExistingTable) -> String {
 }
 
 #[test]
-fn columns_that_do_not_fit_are_refused_with_the_statement_to_run() {
+fn unfit_columns_are_refused_with_the_statement_to_run() {
     for (columns, statement) in [
         (
             &[("a", "text"), ("n", "integer")][..],
@@ -169,7 +169,7 @@ fn columns_that_do_not_fit_are_refused_with_the_statement_to_run() {
 }
 
 #[test]
-fn what_is_no_lasting_table_or_needs_more_is_refused() {
+fn relation_that_cannot_take_the_rows_is_refused() {
     let fits = existing(&[
         ("a", "text"),
         ("n", "integer"),

@@ -1,4 +1,4 @@
-//! What happens to each delivery: it is handled, and then settled.
+//! Handles each delivery, and then settles it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -20,18 +20,18 @@ use crate::load::{Loader, Outcome};
 /// The stage's name in dead letters.
 const STAGE: &str = "loader";
 
-/// What a lane takes: one delivery is loaded while the next is on its way.
+/// The prefetch of a lane: one delivery is loaded while the next one is transferred.
 const PREFETCH: Prefetch = Prefetch {
     deliveries: 2,
     together: 1,
     bytes: 0,
 };
 
-/// Lanes that load batches side by side, each on its own database connection. Each reports its health
-/// under this name.
+/// The lanes that load batches in parallel, each on its own database connection. Each reports its health under its
+/// name.
 const LANES: [&str; 2] = ["batches", "batches, second lane"];
 
-/// What the loops of a session share.
+/// The shared state of a session's loops.
 pub(super) struct Deliveries<'a> {
     pub(super) session: &'a Session,
     pub(super) loader: &'a Loader,
@@ -207,7 +207,7 @@ impl Events<'_, '_> {
 }
 
 impl Deliveries<'_> {
-    /// Loads batches until the session ends, on so many connections side by side.
+    /// Loads batches until the session ends, on this number of connections in parallel.
     pub(super) async fn batches(&self) -> Result<(), Fault> {
         let lanes = LANES.map(|name| Lane { shared: self, name });
         self.consume(lanes).await

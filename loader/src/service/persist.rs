@@ -24,7 +24,7 @@ const MISFIT_PAUSES: [Duration; 3] = [
 /// Why the work on a message ended without success.
 #[derive(Debug)]
 pub(super) enum Unfinished {
-    /// The message is at fault: dead-letter it. These were the attempts.
+    /// The message is at fault: dead-letter it. The field counts the attempts.
     Dead { error: LoadError, attempts: u32 },
     /// Postgres is at fault: stop consuming until it works.
     Pause(LoadError),
@@ -32,8 +32,8 @@ pub(super) enum Unfinished {
     Stopping,
 }
 
-/// Repeats `work` until it succeeds or its failure counts. `retries_misfits` is false for a target whose
-/// earlier message ran out of retries.
+/// Repeats `work` until it succeeds or fails finally. `retries_misfits` is false for a target whose earlier message ran
+/// out of retries.
 pub(super) async fn with_retries<T>(
     stop: &CancellationToken,
     retries_misfits: bool,

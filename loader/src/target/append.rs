@@ -1,4 +1,4 @@
-//! `append`, batch by batch: rows are copied straight into the target.
+//! `append`, batch by batch: rows are copied directly into the target.
 
 use common::message::ValidBatch;
 use common::schema::{BATCH_COLUMN, PgType, quoted};
@@ -14,12 +14,12 @@ use crate::errors::LoadError;
 pub(crate) struct Append {
     table: String,
     copy: CopyInto,
-    /// Deletes the rows that an earlier generation of a batch wrote. $1: `_batch`.
+    /// Deletes the rows of an earlier generation of a batch. $1: `_batch`.
     delete_earlier: String,
 }
 
 impl Append {
-    /// For a table in which these columns have these types.
+    /// The writer for a table in which these columns have these types.
     pub(crate) fn new(name: &TableName, columns: Vec<String>, types: Vec<PgType>) -> Self {
         let (table, batch) = (name.sql(), quoted(BATCH_COLUMN));
         Self {
@@ -34,7 +34,7 @@ impl Append {
         }
     }
 
-    /// Writes a batch; one of a replay takes the place of its earlier self.
+    /// Writes a batch. A batch of a replay replaces its earlier generation.
     pub(crate) async fn write(
         &self,
         tx: &mut PgConnection,

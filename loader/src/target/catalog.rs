@@ -1,5 +1,5 @@
-//! A look at a target table: its columns and keys in the catalog, what the job's columns would need, and what this connection's
-//! role may do. Reads only; `etl plan` uses it, too.
+//! Reads a target table from the catalog: its columns and keys, the changes that the job's columns need, and the
+//! privileges of this connection's role. Reads only; `etl plan` uses it too.
 
 use common::job::{Mode, Target};
 use common::schema::TargetColumn;
@@ -10,8 +10,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::table::FINGERPRINT;
 use crate::ddl::{self, Change, ExistingColumn, ExistingTable, Known, Refusal, TableName};
 
-/// What the first batch would do to a target, or why it is refused, as this connection's role could do it; nothing is touched.
-/// `columns` are those that the job declares with a type; what else the query returns is not known yet.
+/// The change that the first batch would make to a target, or the refusal, for this connection's role. Changes nothing.
+/// `columns` are those that the job declares with a type; other columns of the query are not known yet.
 pub async fn plan(
     store: &Store,
     target: &Target,
@@ -35,7 +35,7 @@ pub async fn plan(
     store.read(failure, work).await
 }
 
-/// Checks a table against the columns again, in the transaction that is about to write to it.
+/// Checks a table against the columns again, in the transaction that will write to it.
 pub(crate) async fn check_again(
     tx: &mut PgConnection,
     name: &TableName,
@@ -46,7 +46,7 @@ pub(crate) async fn check_again(
     Ok(ddl::check_table(name, target, columns, &found.table))
 }
 
-/// Whether this connection's role may do what is to be done, and write the rows then.
+/// Whether this connection's role may make the change and write the rows.
 pub(super) async fn check_privileges(
     tx: &mut PgConnection,
     name: &TableName,
@@ -105,10 +105,10 @@ async fn may_create(
     })
 }
 
-/// A relation as the catalog has it.
+/// A relation, from the catalog.
 pub(super) struct Found {
     oid: Oid,
-    /// Of the moment before `table` was read: a change in between makes it another one.
+    /// Read before `table`: a change in between makes the fingerprint differ.
     pub(super) fingerprint: String,
     pub(super) table: ExistingTable,
 }

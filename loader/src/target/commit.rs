@@ -1,8 +1,8 @@
-//! A run's staged rows into its target, all or nothing, in the transaction that completes the run.
+//! Moves a run's staged rows into its target, all or nothing, in the transaction that completes the run.
 //!
-//! A reader of the target sees it without them until the commit and with all of them after it: rows reach it by DELETE and
-//! INSERT, never by TRUNCATE or a rename. What speaks against the commit is either a later run's rows (the run is superseded) or
-//! something that a person has to look at (it is held); in both cases the target is as it was, and no row is lost.
+//! A reader of the target sees none of the rows before the commit and all of them after it: the rows are written by
+//! DELETE and INSERT, never by TRUNCATE or a rename. The rows of a later run supersede the run; any other obstacle
+//! holds it for a person. In both cases the target is unchanged and no row is lost.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ use super::{catalog, staged_columns};
 use crate::ddl::{TableName, list};
 use crate::errors::{Refused, held_because};
 
-/// What ends an attempt without the rows in the target.
+/// Why an attempt ends without the rows in the target.
 enum Stop {
     With(End),
     Postgres(sqlx::Error),
@@ -38,8 +38,8 @@ fn held<T>(why: impl Into<String>) -> Result<T, Stop> {
     Err(Stop::With(End::Held(why.into())))
 }
 
-/// Commits the run, which this transaction has locked, in a savepoint. An error is the world's fault or a conflict: it is tried
-/// again.
+/// Commits the run, which this transaction has locked, in a savepoint. An error is a failure of the environment or a
+/// conflict, and is retried.
 pub(crate) async fn commit(
     run: &mut LockedRun<'_>,
     sums: &Sums,
@@ -54,7 +54,7 @@ pub(crate) async fn commit(
         {
             End::Held(held_because(&error))
         }
-        // The connection is in no state to roll back on, or another transaction was in the way.
+        // The savepoint cannot be rolled back, or another transaction conflicts.
         Err(Stop::Postgres(error)) => return Err(error.into()),
     };
     run.connection()
@@ -98,10 +98,10 @@ async fn attempt(run: &mut LockedRun<'_>, sums: &Sums, staging: &Staging) -> Res
     Ok(())
 }
 
-/// What a run is committed from and to.
+/// The source and the target of a commit.
 struct Commit<'a> {
     name: TableName,
-    /// The target, the staging table and the column `_batch`, as SQL has them.
+    /// The target, the staging table and the column `_batch`, quoted for SQL.
     table: String,
     stage: String,
     batch: String,
@@ -116,14 +116,14 @@ impl Commit<'_> {
         typed(self.target.replace_where.as_ref(), self.columns)
     }
 
-    /// The part of the target that a replace replaces, as a condition; none for all of it.
+    /// The part of the target that a replace replaces, as a condition; none for the whole table.
     fn window(&self) -> Option<String> {
         let window = self.target.replace_where.as_ref();
         window.map(|window| condition(window, self.columns, quoted))
     }
 
-    /// Until the transaction ends no other transaction merges into the target or alters it; and it still takes the rows as they
-    /// are, since PostgreSQL would round into a narrower type without a word.
+    /// Locks the target against merges and alterations until the transaction ends, and checks that it still accepts the
+    /// rows: PostgreSQL would silently round values for a narrower type.
     async fn lock(&self, tx: &mut PgConnection) -> Result<(), Stop> {
         database::lock(tx, lock_key(&self.name)).await?;
         tx.execute(AssertSqlSafe(lock(&self.table))).await?;
@@ -133,8 +133,8 @@ impl Commit<'_> {
         }
     }
 
-    /// A replace gives way to a later run that was committed for a window that overlaps with its own, or whose rows are in its
-    /// own.
+    /// A replace is superseded by a later run that was committed for an overlapping window, or whose rows are in its
+    /// window.
     async fn check_later_runs(&self, run: &mut LockedRun<'_>) -> Result<(), Stop> {
         if self.target.mode != Mode::Replace {
             return Ok(());
@@ -168,8 +168,8 @@ impl Commit<'_> {
         }
     }
 
-    /// To a later run. Of a replay there may be rows that the later run has not replaced: then it cannot be said what they shall
-    /// be, and they stay as they are.
+    /// The run is superseded by a later run. A replay may have rows that the later run has not replaced: their correct
+    /// values are unknown, and they stay unchanged.
     async fn give_way(&self, run: &mut LockedRun<'_>, later: &str) -> Result<(), Stop> {
         let (table, batch) = (&self.table, &self.batch);
         let has_own =
@@ -192,7 +192,7 @@ impl Commit<'_> {
         ))))
     }
 
-    /// What is staged is what the ledger says was accepted, and belongs into the window.
+    /// Checks that the staged rows are those that the ledger calls accepted, and that they are in the window.
     async fn check_staged(&self, tx: &mut PgConnection, sums: &Sums) -> Result<i64, Stop> {
         let stage = &self.stage;
         let count = format!("SELECT count(*) FROM {stage}");
@@ -245,8 +245,8 @@ impl Commit<'_> {
         Ok(())
     }
 
-    /// Deletes what an earlier generation of the run wrote, and what a replace replaces; inserts or merges what is staged. How
-    /// many rows of each batch are in the target then.
+    /// Deletes the rows of an earlier generation of the run and those that a replace replaces, and inserts or merges
+    /// the staged rows. Returns the number of rows in the target by batch.
     async fn write(&self, run: &mut LockedRun<'_>) -> Result<BTreeMap<i64, i64>, sqlx::Error> {
         let (table, batch) = (&self.table, &self.batch);
         if run.row().generation > 0 {
@@ -268,7 +268,7 @@ impl Commit<'_> {
         Ok(written.into_iter().collect())
     }
 
-    /// The statement that writes the staged rows; answers how many, by batch, are in the target.
+    /// The statement that writes the staged rows and returns the number in the target by batch.
     fn insert(&self) -> String {
         let (table, batch) = (&self.table, &self.batch);
         let key = &self.target.key;
@@ -297,7 +297,7 @@ impl Commit<'_> {
         )
     }
 
-    /// Every staged row is in the target, or lost to another row of its key.
+    /// Checks that every staged row is in the target, or replaced by another row of its key.
     async fn check_written(
         &self,
         run: &mut LockedRun<'_>,
@@ -326,8 +326,8 @@ impl Commit<'_> {
         self.check_known(run.connection(), &winners).await
     }
 
-    /// How many keys should have a row of this run, and the batches whose rows won over it, where it matters whether the ledger
-    /// knows them.
+    /// The number of keys with a row of this run, and the batches whose rows win over it, where the ledger must know
+    /// them.
     async fn count_losers(&self, run: &mut LockedRun<'_>) -> Result<(i64, Vec<i64>), sqlx::Error> {
         let batch = &self.batch;
         let key = &self.target.key;
@@ -361,7 +361,7 @@ impl Commit<'_> {
         Ok((keys - lost, winners))
     }
 
-    /// Holds the run when the ledger does not know one of these batches, whose rows would count as newer.
+    /// Holds the run when the ledger lacks one of these batches, whose rows would count as newer.
     async fn check_known(&self, tx: &mut PgConnection, numbers: &[i64]) -> Result<(), Stop> {
         match batch::first_unknown(tx, numbers).await? {
             None => Ok(()),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_quoted_names_and_typed_literals() {
+    fn window_has_quoted_names_and_typed_literals() {
         let window = Window::parse("\"da\"\"y\" between :from and :to and site > 'it''s'").unwrap();
         let values = BTreeMap::from([
             ("from".to_owned(), "2018-04-02".to_owned()),
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replace_without_a_window_is_the_whole_table() {
+    fn replace_without_a_window_replaces_the_whole_table() {
         let target = Target {
             table: "t".into(),
             mode: Mode::Replace,
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_key_the_last_row_is_upserted_and_the_first_inserted() {
+    fn upsert_keeps_the_last_row_of_a_key_and_insert_only_the_first() {
         let of_mode = |mode| {
             let target = Target {
                 table: "t".into(),

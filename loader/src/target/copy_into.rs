@@ -1,6 +1,5 @@
-//! A batch's rows into a table by COPY, within the batch's transaction. Rows that PostgreSQL refuses are told from the others: the
-//! line that a COPY's error names, else halving, says where to look, and a row counts as refused only when it was refused
-//! alone.
+//! Copies a batch's rows into a table within the batch's transaction, and finds the rows that PostgreSQL refuses: by
+//! the line in the error of COPY, otherwise by halving. A row counts as refused only after it was refused alone.
 
 use std::ops::Range;
 
@@ -17,12 +16,12 @@ use crate::copy::binary::{self, Last};
 use crate::ddl::list;
 use crate::errors::{LoadError, Refused};
 
-/// How rows get into one table.
+/// The COPY statements for one table.
 #[derive(Debug)]
 pub(crate) struct CopyInto {
     /// The table, for errors.
     table: String,
-    /// `COPY ... FROM STDIN` of text. The last value of a line is what [`Last`] says.
+    /// `COPY ... FROM STDIN` in text format. [`Last`] determines the last value of a line.
     text: String,
     /// The same in the binary format.
     binary: String,
@@ -31,12 +30,12 @@ pub(crate) struct CopyInto {
     copied_table: String,
     /// The columns' names in that context, in the batch's order.
     copied_columns: Vec<String>,
-    /// The types that these columns have, some wider than the batch's. The binary format is of a type, and one of another type
-    /// may be mistaken for a value.
+    /// The types of these columns, some wider than the batch's. In the binary format, bytes of another type may be read
+    /// as a wrong value.
     copied_types: Vec<PgType>,
 }
 
-/// What the last column of the copied table holds.
+/// The content of the copied table's last column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LastColumn {
     /// `_batch`.
@@ -53,7 +52,8 @@ pub(crate) struct RefusedRow {
 }
 
 impl CopyInto {
-    /// Into the relation `into` (as SQL has it), whose columns and last column these are. `table` is the target, for errors.
+    /// COPY into the relation `into` (quoted), with these columns and this last column. `table` is the target, for
+    /// errors.
     pub(crate) fn new(
         table: &str,
         (into, copied_table): (&str, &str),
@@ -72,7 +72,7 @@ impl CopyInto {
         }
     }
 
-    /// Copies the batch's rows, and answers those that PostgreSQL refused.
+    /// Copies the batch's rows, and returns the refused ones.
     pub(crate) async fn copy(
         &self,
         tx: &mut PgConnection,
@@ -97,15 +97,15 @@ impl CopyInto {
         }
     }
 
-    /// Copies all rows in the binary format, in a savepoint: so many. None when that cannot be: not all types have such a form
-    /// here, or not all values are in their canonical one, or PostgreSQL refused a row. Text tells which one and why.
+    /// Copies all rows in the binary format, in a savepoint, and returns their number. None when a type or a value has
+    /// no binary form here, or PostgreSQL refused a row: the text format shows which one and why.
     async fn as_binary(
         &self,
         tx: &mut PgConnection,
         batch: &ValidBatch,
         last: Last,
     ) -> Result<Option<u64>, sqlx::Error> {
-        // Encoded before the COPY begins: nothing else is waited for while one is open.
+        // Encoded before the COPY starts: nothing may wait while a COPY is open.
         let Some(bytes) = binary::encode(&batch.rows, &self.copied_types, last) else {
             return Ok(None);
         };
@@ -119,7 +119,8 @@ impl CopyInto {
         }
     }
 
-    /// Copies the rows as text, in parts where PostgreSQL refuses one. The first part of which it did not store what was sent.
+    /// Copies the rows as text, in parts where PostgreSQL refuses one. Returns the first part whose stored count
+    /// differs from the sent one.
     async fn as_text(
         &self,
         tx: &mut PgConnection,
@@ -139,7 +140,7 @@ impl CopyInto {
     }
 }
 
-/// PostgreSQL stored other rows than were sent: a trigger or a rule drops them.
+/// PostgreSQL stored another number of rows than were sent: a trigger or a rule drops some.
 pub(super) fn vanished(table: &str, sent: u64, stored: u64) -> LoadError {
     Refused::RowsVanished {
         table: table.to_owned(),
@@ -149,7 +150,7 @@ pub(super) fn vanished(table: &str, sent: u64, stored: u64) -> LoadError {
     .into()
 }
 
-/// Bytes that are handed to the connection at once: it copies them, and keeps the room.
+/// The bytes of one write to the connection, whose buffer keeps the size of the largest write.
 const PIECE: usize = 128 << 10;
 
 async fn copy(tx: &mut PgConnection, statement: &str, lines: &[u8]) -> Result<u64, sqlx::Error> {
@@ -161,8 +162,8 @@ async fn copy(tx: &mut PgConnection, statement: &str, lines: &[u8]) -> Result<u6
     copy.finish().await
 }
 
-/// Does `work` on all rows of the batch at once, or on parts of them where that fails for a row's
-/// fault, each in a savepoint. `work` answers two counts; the first two that differ end it.
+/// Runs `work` on all rows of the batch at once, or on parts of them where a row fails, each in a savepoint. `work`
+/// returns two counts; the first difference ends it.
 pub(super) async fn in_parts(
     tx: &mut PgConnection,
     batch: &ValidBatch,
@@ -196,8 +197,8 @@ pub(super) async fn in_parts(
     Ok(None)
 }
 
-/// The parts of a range, in its order: what is before the line that an error names (from 1), that
-/// line, and what follows; or two halves.
+/// The parts of a range, in order: the rows before the line of the error (from 1), that line, and the rows after it; or
+/// two halves.
 fn split(part: &Range<usize>, line: Option<usize>) -> Vec<Range<usize>> {
     if let Some(at) = line
         .map(|line| part.start + line - 1)
@@ -209,7 +210,7 @@ fn split(part: &Range<usize>, line: Option<usize>) -> Vec<Range<usize>> {
     vec![part.start..middle, middle..part.end]
 }
 
-/// The line (from 1) that the context of a COPY's error names. A wrong one would cost time only.
+/// The line (from 1) in the context of COPY's error. A wrong line only costs time.
 fn named_line(error: &sqlx::Error, into: &CopyInto) -> Option<usize> {
     let context = postgres_error(error)?.r#where()?;
     line_in(context, &into.copied_table)
@@ -230,8 +231,7 @@ fn postgres_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
     error.as_database_error()?.try_downcast_ref()
 }
 
-/// The position of the column that the context of a COPY's error names, as in
-/// `COPY t, line 1, column a: "x"`.
+/// The position of the column in the context of COPY's error, as in `COPY t, line 1, column a: "x"`.
 fn column_in(context: &str, into: &CopyInto) -> Option<usize> {
     let start = format!("COPY {}, line ", into.copied_table);
     let rest = context
@@ -287,17 +287,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_named_line_is_cut_out_and_without_one_the_range_is_halved() {
+    fn range_is_split_at_the_named_line_or_halved() {
         assert_eq!(split(&(10..20), Some(3)), [10..12, 12..13, 13..20]);
         assert_eq!(split(&(10..20), Some(1)), [10..10, 10..11, 11..20]);
         assert_eq!(split(&(10..20), None), [10..15, 15..20]);
-        // A line that cannot be: halving goes on all the same.
+        // An impossible line: halving continues.
         assert_eq!(split(&(10..20), Some(11)), [10..15, 15..20]);
         assert_eq!(split(&(10..12), None), [10..11, 11..12]);
     }
 
     #[test]
-    fn the_line_is_read_from_the_copys_own_context() {
+    fn line_is_read_from_the_context_of_the_copy() {
         assert_eq!(line_in("COPY t, line 12, column a: \"x\"", "t"), Some(12));
         assert_eq!(
             line_in(

@@ -1,5 +1,5 @@
-//! The index by which a replay finds the rows of a batch in a target. A help and never a condition: a replay without it reads
-//! the whole table for each batch.
+//! The index by which a replay finds the rows of a batch in a target. Optional: without it, a replay reads the whole
+//! table for each batch.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,17 +12,17 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use crate::ddl::{self, TableName};
 
-/// The longest that making one may take: it reads the table once, and nothing can be written to the table meanwhile.
+/// The timeout for creating an index: it reads the table once and blocks writes to it.
 const INDEX_TIMEOUT: Duration = Duration::from_mins(15);
-/// The same with the round trip: longer than the server's limit, so that the server ends it, and below the half hour after which a
-/// broker takes a delivery back.
+/// The client's timeout: longer than the server's limit, so that the server ends the statement, and below the half hour
+/// after which the broker takes a delivery back.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(20);
 
-/// Tables that need not be looked at again.
+/// Tables that need no further check.
 #[derive(Default)]
 pub(super) struct Indexes(Mutex<HashSet<String>>);
 
-/// What a table was found with, or got.
+/// The result of the check of a table.
 enum Found {
     NoTable,
     NotOurs,
@@ -31,7 +31,7 @@ enum Found {
 }
 
 impl Indexes {
-    /// Makes the index where it is missing and this role may. Fails only where the database fails every batch.
+    /// Creates the index if it is missing and this role may. Fails only where the database fails every batch.
     pub(super) async fn ensure(&self, store: &Store, name: &TableName) -> Result<(), Error> {
         let table = name.sql();
         if self.known().contains(&table) {
@@ -53,7 +53,7 @@ impl Indexes {
                 warn(&cause(&source))
             }
             Err(Error::Postgres { failure, source }) => match classify(&source) {
-                // Another session writes to the table for long, or is making the index: the next batch tries again.
+                // Another session writes to the table or creates the index: the next batch retries.
                 Class::Conflict => return Ok(()),
                 Class::World | Class::Configuration => {
                     return Err(Error::Postgres { failure, source });
@@ -66,7 +66,7 @@ impl Indexes {
         Ok(())
     }
 
-    /// Looks again the next time.
+    /// Repeats the check at the next batch.
     pub(super) fn forget(&self, name: &TableName) {
         self.known().remove(&name.sql());
     }
@@ -76,7 +76,7 @@ impl Indexes {
     }
 }
 
-/// Whether it was too slow or a person cancelled it, or a right is missing that only an index needs (to make something in the
+/// Whether the creation was too slow or cancelled, or a privilege is missing that only an index needs (to create in the
 /// table's schema or tablespace).
 fn would_fail_again(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(DatabaseError::code);
@@ -88,7 +88,7 @@ async fn look_and_make(store: &Store, name: &TableName) -> Result<Found, Error> 
     store.transaction_within(WAIT_TIMEOUT, failure, async |tx: &mut PgConnection| {
         let limit = format!("SET LOCAL statement_timeout = '{}s'", INDEX_TIMEOUT.as_secs());
         tx.execute(AssertSqlSafe(limit)).await?;
-        // A loader that comes later waits for the one that makes it, and finds it there.
+        // A second loader waits for the one that creates the index, and finds it.
         database::lock(tx, database::lock_key("create", &name.sql())).await?;
         let found: Option<(bool, bool)> = sqlx::query_as(
             "SELECT pg_has_role(c.relowner, 'USAGE'), EXISTS (

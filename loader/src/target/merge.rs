@@ -1,9 +1,10 @@
-//! `upsert` and `insert_only`, batch by batch: rows are copied into a staging table of the connection, and merged from there.
+//! `upsert` and `insert_only`, batch by batch: rows are copied into a staging table of the connection, and merged from
+//! there.
 //!
-//! Of each key one row of the batch: the last of an upsert, the first of an insert only, in the order of the keys, so that two
-//! loaders lock rows in the same order. An upsert never overwrites a row of a later batch; an insert only overwrites nothing but
-//! a row of a later batch of its own run, so that of a run's rows with one key the first is the one that stays, whichever batch
-//! commits first.
+//! For each key, one row of the batch is merged: the last for an upsert, the first for `insert_only`, in the order of the
+//! keys, so that concurrent loaders lock rows in the same order. An upsert never overwrites a row of a later batch.
+//! `insert_only` overwrites only a row of a later batch of the same run, so that the first row of a key in the run stays,
+//! whichever batch commits first.
 
 use std::ops::Range;
 
@@ -28,21 +29,21 @@ pub(crate) struct Merge {
     copy: CopyInto,
     /// Serialises the merges into one target.
     lock_key: i64,
-    /// Makes the connection's staging table, unless it has one; it is empty when a transaction begins.
+    /// Creates the connection's staging table unless it exists. It is empty when a transaction begins.
     create_stage: String,
     /// Merges staged rows. $1: `_batch`; $2, $3: the range of rows, the end excluded.
     merge: String,
-    /// Counts target rows with a staged key that came with batches of the run over which this one wins. $1, $2: the range of
+    /// Counts target rows with a staged key, from batches of the run that this batch overwrites. $1, $2: the range of
     /// `_batch`, the end excluded.
     count_overwritten: String,
-    /// Counts the distinct staged keys, those whose target row is this batch's, and those whose target row is another batch's
-    /// that wins over this one; and names those batches, where it matters whether the ledger knows them. $1: `_batch`; $2: the
-    /// rows that are left out.
+    /// Counts the distinct staged keys, those whose target row is this batch's, and those whose target row belongs to a
+    /// batch that wins over this one; and lists those batches, where the ledger must know them. $1: `_batch`; $2: the
+    /// excluded rows.
     count_winners: String,
 }
 
 impl Merge {
-    /// For a table with this fingerprint, in which the columns have these types.
+    /// The writer for a table with this fingerprint, in which the columns have these types.
     pub(crate) fn new(
         name: &TableName,
         target: &Target,
@@ -118,9 +119,10 @@ impl Merge {
         Ok(Written::new(refused, deduplicated))
     }
 
-    /// Merges the staged rows, and answers how many of the accepted rows were deduplicated: those that lost within the batch or to
-    /// another one, and those of this run's other batches that it overwrote. So the sum over a run does not depend on the order
-    /// in which its batches commit. A row of an upsert may only lose to a batch that the ledger knows.
+    /// Merges the staged rows, and returns the number of deduplicated rows: rows that another row replaced within the
+    /// batch or in the target, and rows of this run's other batches that this one overwrote. So the sum over a run does
+    /// not depend on the order in which its batches commit. A row of an upsert may only lose to a batch that the ledger
+    /// knows.
     async fn merge(
         &self,
         tx: &mut PgConnection,
@@ -144,7 +146,7 @@ impl Merge {
         });
         merged.await.map_err(failed())?;
         let accepted = batch.rows.len() - refused.len();
-        // The usual case: all at once, and no key twice.
+        // The usual case: all rows at once, and each key once.
         if refused.is_empty() && statements == 1 && affected == accepted as u64 {
             return Ok(overwritten_before);
         }
@@ -154,7 +156,8 @@ impl Merge {
         Ok(accepted - written + overwritten_before - overwritten_after)
     }
 
-    /// Every staged key has a row in the target, this batch's or one of a batch that wins over it: how many have this batch's.
+    /// Checks that every staged key has a row in the target, of this batch or of one that wins over it. Returns the
+    /// number of this batch's rows.
     async fn check_winners(
         &self,
         tx: &mut PgConnection,
@@ -207,15 +210,15 @@ impl Merge {
     }
 }
 
-/// What the two modes with a key differ in.
+/// The differences between the two modes with a key.
 struct ModeSql {
-    /// Of a key's staged rows the first one in this order is merged.
+    /// The first staged row of a key in this order is merged.
     order: &'static str,
-    /// Whether the target row `t` gives way to the merged row.
+    /// Whether the merged row overwrites the target row `t`.
     may_overwrite: String,
-    /// Whether the target row `t` is of a batch that wins over this one.
+    /// Whether the target row `t` belongs to a batch that wins over this one.
     others: String,
-    /// Whether it matters that the ledger knows the batch of the target row `t`.
+    /// Whether the ledger must know the batch of the target row `t`.
     doubtful: String,
 }
 
@@ -230,7 +233,7 @@ impl ModeSql {
                 doubtful: format!("t.{batch} > $1"),
             };
         }
-        // Which batch the row in the way came with is all the same: it stays.
+        // The existing row stays, whichever batch wrote it.
         let first = quoted(key.first().map_or("", String::as_str));
         Self {
             order: "ASC",
@@ -243,13 +246,13 @@ impl ModeSql {
     }
 }
 
-/// The key of the lock that serialises what depends on the rows that are in a target.
+/// The key of the lock that serialises decisions about the rows of a target.
 pub(crate) fn lock_key(name: &TableName) -> i64 {
     database::lock_key("merge", &name.sql())
 }
 
-/// The staging table for a target and its columns: another shape has another name, and so has that of a table that was altered,
-/// whose types the staging table took over.
+/// The name of the staging table for a target and its columns. Other columns, or an altered table whose types the
+/// staging table took over, have another name.
 fn stage_name(name: &TableName, columns: &[TargetColumn], fingerprint: &str) -> String {
     let mut hash = Sha256::new();
     let table = [name.schema.as_str(), &name.table, fingerprint].map(str::to_owned);
@@ -285,7 +288,7 @@ pub(super) fn joined(key: &[String], names: &[String]) -> String {
     all.collect::<Vec<_>>().join(" AND ")
 }
 
-/// Everything but the key, from the row that was refused for its key.
+/// The assignments of an upsert: `_batch` and every column outside of the key, from the proposed row (`excluded`).
 pub(super) fn updates(key: &[String], names: &[String]) -> String {
     let batch = BATCH_COLUMN.to_owned();
     let others = names.iter().filter(|name| !key.contains(name));
@@ -301,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn upsert_merges_in_the_order_of_the_keys() {
+    fn upsert_merges_in_key_order() {
         let column = |name: &str| TargetColumn {
             name: name.into(),
             pg_type: PgType::Text,

@@ -1,5 +1,5 @@
-//! A run that is committed as a whole: its rows wait in a staging table, one for each run and generation. The loader that loads
-//! the first batch makes it; it is dropped once it is of no use any more.
+//! Staging tables: the rows of a run that is committed as a whole wait in one table for each run and generation. The
+//! loader of the first batch creates it; a cleanup drops it when it is no longer needed.
 //!
 //! A staging table has the columns `c0, c1, ...` with the job's types, `b` for `_batch`, and `n`, which grows within a batch in
 //! the order of its rows.
@@ -27,7 +27,7 @@ pub(crate) struct Staged {
 }
 
 impl Staged {
-    /// The staging table of the batch's run, which is made if it is missing.
+    /// The staging table of the batch's run, created if it is missing.
     pub(crate) async fn prepare(
         store: &Store,
         batch: &ValidBatch,
@@ -74,7 +74,7 @@ impl Staged {
     }
 }
 
-/// A table of the schema for staging.
+/// The name of a table in the staging schema.
 pub(crate) fn staging_table(table: &str) -> TableName {
     TableName {
         schema: STAGING_SCHEMA.to_owned(),
@@ -82,7 +82,7 @@ pub(crate) fn staging_table(table: &str) -> TableName {
     }
 }
 
-/// The statement that makes a staging table. Logged, like the ledger rows that go with its rows.
+/// The statement that creates a staging table. Logged (WAL), like the ledger rows of its batches.
 fn create(name: &TableName, columns: &[TargetColumn]) -> String {
     let mut sql = format!("CREATE TABLE {} (", name.sql());
     for (index, column) in columns.iter().enumerate() {
@@ -92,8 +92,7 @@ fn create(name: &TableName, columns: &[TargetColumn]) -> String {
     sql + "b bigint NOT NULL, n bigint GENERATED ALWAYS AS IDENTITY (CACHE 1000))"
 }
 
-/// Drops the staging tables that are of no use any more: those of runs that have ended, and of generations that a replay has
-/// superseded. Answers how many.
+/// Drops the staging tables of ended runs and of superseded generations. Returns their number.
 pub async fn clean_up(store: &Store) -> Result<usize, LoadError> {
     let mut dropped = 0;
     for (run, generation) in staging::unused(store).await? {
@@ -116,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_staging_table_has_the_jobs_types() {
+    fn staging_table_has_the_types_of_the_job() {
         let column = |name: &str, pg_type: &str| TargetColumn {
             name: name.into(),
             pg_type: pg_type.parse().unwrap(),

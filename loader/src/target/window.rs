@@ -1,5 +1,5 @@
-//! The windows of a `replace` as SQL, and whether two of them overlap. Pure; PostgreSQL compares the values, as their types
-//! have it.
+//! The windows of a `replace` as SQL, and whether two of them overlap. Pure; PostgreSQL compares the values by their
+//! types.
 
 use common::job::{Bound, Comparison, Window};
 use common::schema::{PgType, TargetColumn};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ddl::literal;
 
-/// A bound with the type that its value has: what the ledger keeps of a window.
+/// A bound with the type of its value, as the ledger stores it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TypedBound {
     pg_type: PgType,
@@ -28,9 +28,8 @@ pub(super) fn typed(window: Option<&Window>, columns: &[TargetColumn]) -> Vec<Ty
     typed.collect()
 }
 
-/// A condition on constants: whether there could be a row in both windows. Each lower bound of a
-/// column has to be below each upper one, whichever window it is of. A column whose type was another
-/// one then says nothing, so that the windows rather count as overlapping.
+/// A condition on constants: whether a row could be in both windows. Each lower bound of a column must be below each
+/// upper bound, of either window. A column whose type has changed is ignored, so that the windows count as overlapping.
 pub(super) fn overlap(one: &[TypedBound], other: &[TypedBound]) -> String {
     let all: Vec<&TypedBound> = one.iter().chain(other).collect();
     let mut conditions = vec!["true".to_owned()];
@@ -67,7 +66,7 @@ fn is_upper(bound: &TypedBound) -> bool {
     }
 }
 
-/// Text is compared by its bytes, as the transformer compares it, whatever the database's collation.
+/// Text is compared by its bytes, as in the transformer, whatever the database's collation.
 fn collation(pg_type: PgType) -> &'static str {
     match pg_type {
         PgType::Text | PgType::Varchar(_) | PgType::Char(_) => " COLLATE \"C\"",
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn each_lower_bound_is_compared_with_each_upper_one_of_its_column() {
+    fn overlap_compares_each_lower_bound_with_each_upper_bound_of_its_column() {
         let week = bounds("d between '1' and '7' and s = 'x'", "integer");
         let later = bounds("d > '7'", "integer");
         assert_eq!(
@@ -118,7 +117,7 @@ mod tests {
             "true AND '1'::integer <= '7'::integer AND 'x'::text COLLATE \"C\" <= 'x'::text AND '7'::integer < '7'::integer"
         );
         assert_eq!(overlap(&[], &later), "true");
-        // Another type: nothing can be said.
+        // Another type: not comparable.
         assert_eq!(overlap(&bounds("d < '1'", "date"), &later), "true");
         let json = serde_json::to_string(&later).unwrap();
         assert_eq!(

@@ -1,5 +1,4 @@
-//! The binary COPY format and the text format have to make the same values of the same texts: asked of Postgres, bit for
-//! bit.
+//! The binary and the text format of COPY store the same values: Postgres compares them bit by bit.
 
 use common::Rows;
 use common::schema::PgType;
@@ -8,7 +7,7 @@ use loader::copy::binary::{Last, encode};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 use testkit::servers::database;
 
-/// Each type, the function that shows its values' bits, and texts that are easily got wrong.
+/// Each type, the function that shows the bits of its values, and critical texts.
 const TYPES: [(&str, &str, &[&str]); 20] = [
     ("boolean", "boolsend", &["true", "false"]),
     ("smallint", "int2send", &["-32768", "32767", "0"]),
@@ -156,7 +155,7 @@ const TYPES: [(&str, &str, &[&str]); 20] = [
     ),
 ];
 
-/// Numbers that look random and are the same each time: Knuth's MMIX generator.
+/// A reproducible sequence of pseudo-random numbers: Knuth's MMIX generator.
 fn numbers() -> impl FnMut(u64) -> u64 {
     let mut state: u64 = 7;
     move |below| {
@@ -189,7 +188,7 @@ fn time(below: &mut impl FnMut(u64) -> u64) -> String {
     clock + fraction.trim_end_matches('0').trim_end_matches('.')
 }
 
-/// A text in the canonical form of a type. None where the listed ones are all that matters.
+/// A text in the canonical form of a type. None when the listed texts suffice.
 fn random(pg_type: &str, below: &mut impl FnMut(u64) -> u64) -> Option<String> {
     let mut sign = || if below(2) == 0 { "" } else { "-" };
     let sign = sign();
@@ -249,7 +248,7 @@ async fn copy(connection: &mut PgConnection, table: &str, format: &str, bytes: &
 }
 
 #[tokio::test]
-async fn both_formats_of_copy_make_the_same_values() {
+async fn binary_and_text_copy_store_the_same_values() {
     let database = database().await;
     let mut connection = database.pool.acquire().await.unwrap();
     connection.execute("SET TimeZone = 'UTC'").await.unwrap();
@@ -304,9 +303,9 @@ async fn both_formats_of_copy_make_the_same_values() {
     }
 }
 
-/// The rows' index instead of the batch's number, as staging wants it.
+/// Appends the index of the row instead of the number of the batch, as for staging.
 #[tokio::test]
-async fn the_last_value_may_be_the_rows_index() {
+async fn last_value_may_be_the_index_of_the_row() {
     let database = database().await;
     let mut connection = database.pool.acquire().await.unwrap();
     let create = "CREATE TABLE staged (v text, n integer)";

@@ -1,4 +1,4 @@
-//! Events, completion and the schema of the books.
+//! Events, completion and the schema of the ledger.
 
 use common::message::EventKind;
 use ledger::event::Noted;
@@ -25,14 +25,14 @@ async fn several_replicas_migrate_at_once_and_again() {
             .await
             .unwrap()
     );
-    // A newer version was here: an older one can go on.
+    // A newer version has migrated the schema: an older one can continue.
     execute(&database.pool, "INSERT INTO etl.schema_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', true, '', 0)").await;
     migrate::run(&url).await.unwrap();
 }
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
+async fn role_without_create_loads_into_existing_tables() {
     let database = ledger_database().await;
     execute(&database.pool, "CREATE TABLE t (n bigint, _batch bigint)").await;
     let role = format!("least_{}", database.name);
@@ -55,7 +55,7 @@ async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
         .handle(&shape("t", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]))
         .await
         .unwrap();
-    // A run that is published as a whole needs a little more.
+    // A run that is committed as a whole needs further privileges.
     execute(
         &database.pool,
         &format!("GRANT USAGE, CREATE ON SCHEMA etl_staging TO {role}; GRANT DELETE ON etl.staging, t TO {role}"),
@@ -92,7 +92,7 @@ async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
         refused.contains("GRANT SELECT, INSERT, UPDATE"),
         "{refused}"
     );
-    // Privileges that get lost are waited for, and fill no dead letters.
+    // A lost privilege makes the loader wait, and dead-letters nothing.
     let lost = shape("t", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
     assert_eq!(
         loader.handle(&lost).await.unwrap_err().verdict(),
@@ -107,7 +107,7 @@ async fn a_role_that_may_create_nothing_can_load_into_what_is_there() {
 }
 
 #[tokio::test]
-async fn events_in_any_order_and_twice_say_the_same() {
+async fn repeated_events_in_any_order_have_the_same_result() {
     let database = ledger_database().await;
     let loader = loader(&database);
     let kinds = [
@@ -154,7 +154,7 @@ async fn events_in_any_order_and_twice_say_the_same() {
 }
 
 #[tokio::test]
-async fn the_first_event_of_a_run_may_come_last() {
+async fn first_event_of_a_run_may_arrive_last() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -188,7 +188,7 @@ async fn the_first_event_of_a_run_may_come_last() {
 }
 
 #[tokio::test]
-async fn the_first_terminal_state_stays() {
+async fn first_terminal_state_stays() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -233,7 +233,7 @@ async fn the_first_terminal_state_stays() {
 }
 
 #[tokio::test]
-async fn another_result_or_count_of_the_same_run_is_refused() {
+async fn second_result_or_count_of_a_run_is_refused() {
     let database = ledger_database().await;
     let loader = loader(&database);
     request(&database.pool, "r").await;
@@ -258,13 +258,13 @@ async fn another_result_or_count_of_the_same_run_is_refused() {
         Refused::Ledger(ledger::Refused::OtherResult { .. })
     ));
     assert!(matches!(
-        refused(extracted("nobody", 2, 20)).await,
+        refused(extracted("absent", 2, 20)).await,
         Refused::Ledger(ledger::Refused::UnknownRun { .. })
     ));
 }
 
 #[tokio::test]
-async fn a_ledger_that_contradicts_the_count_fails_the_run_loudly() {
+async fn ledger_that_contradicts_the_count_fails_the_run() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "short").await;
@@ -301,7 +301,7 @@ async fn a_ledger_that_contradicts_the_count_fails_the_run_loudly() {
 }
 
 #[tokio::test]
-async fn batches_whose_rows_do_not_follow_one_another_complete_no_run() {
+async fn batches_with_gaps_or_overlaps_complete_no_run() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -309,7 +309,7 @@ async fn batches_whose_rows_do_not_follow_one_another_complete_no_run() {
         let batch = t.batch("r", seq, u64::from(seq), &[vec![Some("1")]]);
         loader.handle(&batch).await.unwrap();
     }
-    // As if two batches had been loaded at the same time, neither seeing the other.
+    // The state after two concurrent loads of overlapping batches.
     execute(
         &database.pool,
         "UPDATE etl.batches SET first_row = 0 WHERE seq = 1",
@@ -328,7 +328,7 @@ async fn batches_whose_rows_do_not_follow_one_another_complete_no_run() {
 }
 
 #[tokio::test]
-async fn a_failure_after_the_whole_result_was_published_changes_nothing() {
+async fn failure_after_the_end_of_the_result_changes_nothing() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -348,7 +348,7 @@ async fn a_failure_after_the_whole_result_was_published_changes_nothing() {
         balance_of(&database.pool, "r").await,
         "completed expected 1 extracted 1 loaded 1 deduplicated 0 rejected 0 balanced"
     );
-    // Nor does another count go unheard now that the run is over.
+    // Another count is refused after the end of the run too.
     assert!(matches!(
         loader.handle_event(&extracted("r", 2, 1)).await,
         Err(LoadError::Refused(Refused::Ledger(
@@ -361,12 +361,12 @@ async fn a_failure_after_the_whole_result_was_published_changes_nothing() {
     );
 }
 
-/// Whoever resolves a dead letter that was read before it came again resolves nothing.
+/// A dead letter that is redelivered after it was read stays open when the earlier read is resolved.
 #[tokio::test]
-async fn a_dead_letter_that_comes_again_is_another_one_to_who_read_it_before() {
+async fn redelivered_dead_letter_reopens() {
     let database = ledger_database().await;
     let loader = loader(&database);
-    let letter = NewDeadLetter {
+    let dead_letter = NewDeadLetter {
         message_id: "r/0/0".into(),
         stage: "loader".into(),
         reason: "because".into(),
@@ -388,17 +388,17 @@ async fn a_dead_letter_that_comes_again_is_another_one_to_who_read_it_before() {
     };
     let received_at =
         async || text(&database.pool, "SELECT received_at FROM etl.dead_letters").await;
-    loader.store.store_dead_letter(&letter).await.unwrap();
+    loader.store.store_dead_letter(&dead_letter).await.unwrap();
     let read = received_at().await;
-    loader.store.store_dead_letter(&letter).await.unwrap();
+    loader.store.store_dead_letter(&dead_letter).await.unwrap();
     assert_eq!(resolve(&read).await, "1 of 1");
     assert_eq!(resolve(&received_at().await).await, "0 of 1");
-    loader.store.store_dead_letter(&letter).await.unwrap();
+    loader.store.store_dead_letter(&dead_letter).await.unwrap();
     assert_eq!(resolve(&read).await, "1 of 1");
 }
 
 #[tokio::test]
-async fn the_sweep_finds_what_a_crash_left_open() {
+async fn sweep_completes_runs_left_open_by_a_crash() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -407,7 +407,7 @@ async fn the_sweep_finds_what_a_crash_left_open() {
         .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
         .await
         .unwrap();
-    // As if the process had died between the event's commit and the question whether the run is done.
+    // The state after a crash between the commit of the event and the check for completion.
     execute(
         &database.pool,
         "UPDATE etl.runs SET batches_expected = 1, rows_expected = 1 WHERE run_id = 'r'",
@@ -424,7 +424,7 @@ async fn the_sweep_finds_what_a_crash_left_open() {
 }
 
 #[tokio::test]
-async fn the_ledger_takes_no_row_that_does_not_balance() {
+async fn ledger_refuses_rows_that_do_not_balance() {
     let database = ledger_database().await;
     request(&database.pool, "r").await;
     for counts in ["10, 9, 0, 0, 0", "10, 5, 6, 5, 0", "1, -1, 0, 2, 0"] {

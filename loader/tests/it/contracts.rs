@@ -1,4 +1,4 @@
-//! Schema contracts: what may be done to a target, and by which role.
+//! Schema contracts: which changes of a target are allowed, and for which role.
 
 use common::job::{Mode, SchemaContract};
 use common::message::ValidBatch;
@@ -20,9 +20,9 @@ async fn columns(pool: &PgPool) -> String {
     text(pool, "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0").await
 }
 
-/// Many times, since what is to be seen is a matter of moments.
+/// Many attempts, since the conflict depends on timing.
 #[tokio::test]
-async fn of_two_loaders_and_a_schema_change_one_adds_the_column_and_both_go_on() {
+async fn two_loaders_add_a_new_column_once_and_both_continue() {
     let database = ledger_database().await;
     let (pool, one, two) = (&database.pool, loader(&database), loader(&database));
     for round in 0..5 {
@@ -37,7 +37,7 @@ async fn of_two_loaders_and_a_schema_change_one_adds_the_column_and_both_go_on()
         let short = |seq: u32| short.batch(&old, seq, u64::from(seq), &[vec![Some("x")]]);
         let row = vec![Some("1"), Some("y"), Some("2018-04-02")];
         let long = |seq: u32| long.batch(&new, seq, u64::from(seq), std::slice::from_ref(&row));
-        // Both know the table as it is.
+        // Both loaders have checked the table.
         one.handle(&short(0)).await.unwrap();
         two.handle(&short(1)).await.unwrap();
         let all = |loader, batches: Vec<ValidBatch>| load_all(loader, batches);
@@ -72,7 +72,7 @@ async fn load_all(
 }
 
 #[tokio::test]
-async fn a_column_that_another_run_staged_without_is_null_there() {
+async fn column_missing_from_staged_rows_is_null() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "old").await;
@@ -111,7 +111,7 @@ async fn refusal(ddl: &str, shape: &Shape) -> String {
 }
 
 #[tokio::test]
-async fn a_frozen_schema_is_refused_for_any_difference_with_the_statement_to_run() {
+async fn frozen_schema_refuses_any_difference_with_the_statement_to_run() {
     let mut frozen = shape("t", &["a text", "n bigint"], &[]);
     frozen.target.schema = SchemaContract::Freeze;
     for (ddl, part) in [
@@ -144,7 +144,7 @@ async fn a_frozen_schema_is_refused_for_any_difference_with_the_statement_to_run
 }
 
 #[tokio::test]
-async fn an_evolving_schema_changes_no_type_and_adds_no_batch_column() {
+async fn evolving_schema_changes_no_type_and_adds_no_batch_column() {
     for (ddl, part) in [
         (
             "CREATE TABLE t (a text, n integer, _batch bigint)",
@@ -170,10 +170,10 @@ async fn an_evolving_schema_changes_no_type_and_adds_no_batch_column() {
     assert!(sentence.contains("ADD UNIQUE (\"n\")"), "{sentence}");
 }
 
-/// Before Athena is asked: as the role of whoever asks.
+/// The check before the query, with the role of the caller.
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a table of targets")]
-async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
+async fn target_of_another_owner_is_refused_before_the_request() {
     let database = ledger_database().await;
     let pool = &database.pool;
     let role = format!("guest_{}", database.name);
@@ -227,7 +227,7 @@ async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
         assert!(refused.contains(part), "{refused}");
         assert!(!refused.contains("CREATE TABLE"), "{refused}");
     }
-    // And as the owner it would work; nothing of it was done.
+    // The owner would be allowed; nothing was changed.
     assert!(
         matches!(planned(&owner, "mine", &more).await, Ok(Change::Add { columns, .. }) if columns == ["b"])
     );
@@ -245,7 +245,7 @@ async fn a_target_of_somebody_else_is_refused_before_a_run_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_created_table_says_what_it_is() {
+async fn created_table_has_comments() {
     let database = ledger_database().await;
     let pool = &database.pool;
     for (mode, key, indexes) in [

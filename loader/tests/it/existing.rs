@@ -1,10 +1,10 @@
-//! Tables that exist: taken when rows fit into them, refused with the statement to run otherwise.
+//! Existing tables: accepted when the rows fit, otherwise refused with the statement to run.
 
 use loader::errors::{LoadError, Refused};
 
 use crate::support::{execute, ledger_database, loader, request, shape, text};
 
-/// The sentence with which a batch for table `t (a text, n bigint)` is refused.
+/// The refusal of a batch for table `t (a text, n bigint)`.
 async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
     let database = ledger_database().await;
     execute(&database.pool, ddl).await;
@@ -24,7 +24,7 @@ async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_table_without_the_batch_column_is_refused_with_the_alter_that_helps() {
+async fn table_without_the_batch_column_is_refused_with_the_statement_to_run() {
     let database = ledger_database().await;
     execute(&database.pool, "CREATE TABLE t (a text, n bigint)").await;
     request(&database.pool, "r").await;
@@ -40,7 +40,7 @@ async fn a_table_without_the_batch_column_is_refused_with_the_alter_that_helps()
 }
 
 #[tokio::test]
-async fn what_is_no_table_for_rows_is_refused() {
+async fn relation_that_is_not_a_table_is_refused() {
     for (ddl, part) in [
         (
             "CREATE VIEW t AS SELECT 'x'::text AS a, 1::bigint AS n, 1::bigint AS _batch",
@@ -70,7 +70,7 @@ async fn what_is_no_table_for_rows_is_refused() {
 }
 
 #[tokio::test]
-async fn an_upsert_needs_its_key_to_be_unique() {
+async fn upsert_requires_a_unique_key() {
     for ddl in [
         "CREATE TABLE t (a text, n bigint, _batch bigint)",
         "CREATE TABLE t (a text, n bigint, _batch bigint, UNIQUE (a, n))",
@@ -84,7 +84,7 @@ async fn an_upsert_needs_its_key_to_be_unique() {
 }
 
 #[tokio::test]
-async fn other_schemas_than_the_allowed_ones_are_refused() {
+async fn schema_that_is_not_allowed_is_refused() {
     for table in [
         "etl.runs",
         "pg_catalog.pg_class",
@@ -101,7 +101,7 @@ async fn other_schemas_than_the_allowed_ones_are_refused() {
 }
 
 #[tokio::test]
-async fn a_trigger_that_drops_rows_is_noticed() {
+async fn trigger_that_drops_rows_is_detected() {
     for (key, unique) in [(&[][..], ""), (&["a"], ", UNIQUE (a)")] {
         let database = ledger_database().await;
         execute(
@@ -137,7 +137,7 @@ async fn a_trigger_that_drops_rows_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_partitioned_table_and_spare_columns_are_fine() {
+async fn partitioned_table_and_additional_columns_are_accepted() {
     let database = ledger_database().await;
     execute(
         &database.pool,
@@ -160,7 +160,7 @@ async fn a_partitioned_table_and_spare_columns_are_fine() {
 }
 
 #[tokio::test]
-async fn a_table_that_changes_under_way_is_looked_at_again() {
+async fn table_changed_during_a_run_is_checked_again() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["a text", "n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -178,7 +178,7 @@ async fn a_table_that_changes_under_way_is_looked_at_again() {
 }
 
 #[tokio::test]
-async fn a_type_that_was_altered_after_the_check_rounds_nothing() {
+async fn type_altered_after_the_check_rounds_no_value() {
     for key in [&[][..], &["k"]] {
         let database = ledger_database().await;
         let t = shape("t", &["k text", "n numeric(10,4)"], key);
@@ -209,9 +209,10 @@ async fn a_type_that_was_altered_after_the_check_rounds_nothing() {
     }
 }
 
-/// Each column is of a wider type than the batch's, and the bytes of one number may be those of another of the wider type.
+/// Each column has a wider type than the batch's. The bytes of a number in one type may be a valid number of the wider
+/// type.
 #[tokio::test]
-async fn values_are_the_same_in_columns_of_wider_types() {
+async fn values_stay_equal_in_columns_of_wider_types() {
     let database = ledger_database().await;
     let pool = &database.pool;
     let columns = [

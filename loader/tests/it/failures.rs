@@ -1,24 +1,24 @@
-//! Failures of the way to Postgres and of Postgres itself, at the moments that matter.
+//! Failures of Postgres and of the connection to it, at critical points.
 
 use std::time::Duration;
 
 use ledger::event::Noted;
 use loader::errors::Verdict;
 use loader::load::{Loader, Outcome};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::relay::Relay;
 use testkit::wait_until;
 
 use crate::support::{execute, extracted, ledger_database, loader, request, shape, text, url};
 
 #[tokio::test]
-async fn a_commit_whose_answer_was_lost_is_found_in_the_ledger() {
+async fn commit_with_a_lost_answer_is_found_in_the_ledger() {
     let database = ledger_database().await;
     let relay = Relay::to_url(&database.url).await;
     let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
     let t = shape("t", &["n bigint"], &[]);
     request(&database.pool, "r").await;
-    // Everything that comes before the batch's own transaction is done by then.
+    // All preparation for the batch's own transaction is done before.
     loader
         .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
         .await
@@ -48,7 +48,7 @@ async fn a_commit_whose_answer_was_lost_is_found_in_the_ledger() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_at_any_answer_loads_nothing_twice() {
+async fn connection_lost_at_any_answer_loads_each_row_once() {
     let database = ledger_database().await;
     let relay = Relay::to_url(&database.url).await;
     let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
@@ -91,7 +91,7 @@ async fn a_connection_that_breaks_at_any_answer_loads_nothing_twice() {
 }
 
 #[tokio::test]
-async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
+async fn loader_retries_after_a_terminated_backend_or_a_read_only_server() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -111,7 +111,7 @@ async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
     let batch = t.batch("r", 1, 1, &[vec![Some("2")]]);
     wait_until(
         "the loader to find the server read-only",
-        PATIENCE,
+        TIMEOUT,
         async || {
             let error = loader.handle(&batch).await.unwrap_err();
             assert_eq!(error.verdict(), Verdict::Pause, "{error:?}");
@@ -128,7 +128,7 @@ async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
     )
     .await;
     execute(&database.pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'etl loader' AND datname = current_database()").await;
-    wait_until("the loader to go on", PATIENCE, async || {
+    wait_until("the loader to continue", TIMEOUT, async || {
         loader.handle(&batch).await.is_ok()
     })
     .await;
@@ -136,7 +136,7 @@ async fn a_terminated_backend_and_a_read_only_server_are_waited_for() {
 }
 
 #[tokio::test]
-async fn deadlocks_and_locks_are_tried_again() {
+async fn deadlocks_and_lock_timeouts_are_retried() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -166,9 +166,10 @@ async fn deadlocks_and_locks_are_tried_again() {
         .unwrap();
 }
 
-/// Loaders hold a run's row shared, one after the other. An event that wants it alone must not have to wait until none does.
+/// Loaders hold a shared lock on the row of a run, one after the other. An event that needs an exclusive lock must not
+/// starve.
 #[tokio::test]
-async fn a_batch_that_comes_after_an_event_waits_for_it() {
+async fn batch_behind_an_event_waits_for_its_lock() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;

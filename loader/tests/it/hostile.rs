@@ -1,4 +1,4 @@
-//! Arbitrary values and names against a real Postgres: what its COPY reads is what was written, and a name is a name.
+//! Arbitrary values and names with a real Postgres: COPY stores the values unchanged, and names stay names.
 
 use common::Rows;
 use common::job::{Mode, Target};
@@ -15,11 +15,11 @@ use crate::support::Shape;
 
 type Value = Option<String>;
 
-/// Each case is a round trip or three, so that there are fewer of them than of others unless more are asked for.
+/// Each case takes up to three round trips: the default number of cases is lower than in other property tests.
 fn runner() -> TestRunner {
     let config = Config::default();
     let cases = config.cases / 4 + 1;
-    // What failed is in the message; a file beside the tests would be one more thing to keep.
+    // The failed case is in the message; no regression file is written.
     let failure_persistence = None;
     TestRunner::new(Config {
         cases,
@@ -28,7 +28,7 @@ fn runner() -> TestRunner {
     })
 }
 
-/// Runs `case` on values of a strategy, all of them on one connection to a database of its own.
+/// Runs `case` on values of a strategy, all on one connection to a separate database.
 fn on_postgres<S: Strategy>(strategy: S, case: &impl AsyncFn(&mut PgConnection, S::Value)) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
@@ -75,7 +75,7 @@ async fn execute(connection: &mut PgConnection, sql: &str) {
 }
 
 #[test]
-fn whatever_is_copied_is_what_postgres_has() {
+fn copied_values_are_stored_unchanged() {
     let rows = prop::collection::vec(prop::collection::vec(text(), 2), 0..60);
     on_postgres(
         rows,
@@ -106,7 +106,7 @@ fn whatever_is_copied_is_what_postgres_has() {
 }
 
 #[test]
-fn whatever_a_name_is_the_table_has_it_and_nothing_else_happens() {
+fn arbitrary_names_become_the_names_of_table_and_columns() {
     let names = (
         name(),
         prop::collection::btree_set(name(), 1..5),
@@ -156,7 +156,7 @@ fn whatever_a_name_is_the_table_has_it_and_nothing_else_happens() {
     );
 }
 
-/// The columns of a table of schema `public`, as the catalog has them.
+/// The columns of a table of schema `public`, from the catalog.
 async fn columns_of(connection: &mut PgConnection, table: &str) -> Vec<String> {
     let known = "SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
         WHERE relname = $1 AND relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0";

@@ -1,21 +1,21 @@
-//! The index by batch, which an append's first replay gives its target.
+//! The index by batch, which the first replay of an append creates on its target.
 
 use common::message::ValidBatch;
 use loader::load::{Loader, Outcome};
 use sqlx::PgPool;
 use testkit::servers::Database;
 
-use crate::modes::{Way, ways};
+use crate::modes::{Setup, setups};
 use crate::support::{
     execute, extracted, ledger_database, loader, replayed, text, url, with_generation,
 };
 
-fn append() -> Way {
-    ways().remove(0)
+fn append() -> Setup {
+    setups().remove(0)
 }
 
-/// A completed run of this case, and its batches as a replay sends them.
-async fn about_to_be_replayed(database: &Database, loader: &Loader, case: &str) -> Vec<ValidBatch> {
+/// A completed run of this case. Returns its batches as a replay sends them.
+async fn ready_to_replay(database: &Database, loader: &Loader, case: &str) -> Vec<ValidBatch> {
     let pool = &database.pool;
     let (run, batches) = append().prepared(pool, case).await;
     for batch in &batches {
@@ -38,12 +38,12 @@ async fn indexes(pool: &PgPool, case: &str) -> String {
     text(pool, &find).await
 }
 
-/// The first rows are not slowed down by an index that only a replay needs.
+/// The first load is not slowed down by an index that only a replay needs.
 #[tokio::test]
-async fn the_first_replay_makes_it_and_the_next_finds_it() {
+async fn first_replay_creates_the_index_and_the_next_reuses_it() {
     let database = ledger_database().await;
     let (first, second) = (loader(&database), loader(&database));
-    let batches = about_to_be_replayed(&database, &first, "mine").await;
+    let batches = ready_to_replay(&database, &first, "mine").await;
     for batch in &batches {
         first.handle(batch).await.unwrap();
     }
@@ -53,10 +53,10 @@ async fn the_first_replay_makes_it_and_the_next_finds_it() {
         second.handle(&with_generation(batch, 2)).await.unwrap();
     }
     assert_eq!(indexes(&database.pool, "mine").await, "brin");
-    append().assert_right(&database.pool, "mine").await;
+    append().assert_loaded(&database.pool, "mine").await;
 }
 
-/// A loader with a role of its own, which may do what this says besides writing; and the role's name.
+/// A loader whose role may write and has the privileges `may`, and the name of the role.
 async fn guest(database: &Database, may: impl FnOnce(&str) -> String) -> (Loader, String) {
     let role = format!("loader_{}", database.name);
     let may = may(&role);
@@ -74,18 +74,18 @@ async fn guest(database: &Database, may: impl FnOnce(&str) -> String) -> (Loader
     (guest, role)
 }
 
-async fn assert_replayed_without_it(
+async fn assert_replayed_without_the_index(
     database: &Database,
     case: &str,
     may: impl FnOnce(&str) -> String,
 ) {
     let pool = &database.pool;
-    let batches = about_to_be_replayed(database, &loader(database), case).await;
+    let batches = ready_to_replay(database, &loader(database), case).await;
     let (guest, role) = guest(database, may).await;
     for batch in &batches {
         guest.handle(batch).await.unwrap();
     }
-    append().assert_right(pool, case).await;
+    append().assert_loaded(pool, case).await;
     assert_eq!(indexes(pool, case).await, "");
     guest.store.close().await;
     let end =
@@ -94,27 +94,27 @@ async fn assert_replayed_without_it(
 }
 
 #[tokio::test]
-async fn a_table_of_somebody_else_is_replayed_without_it() {
-    assert_replayed_without_it(&ledger_database().await, "theirs", |_| String::new()).await;
+async fn table_of_another_owner_is_replayed_without_the_index() {
+    assert_replayed_without_the_index(&ledger_database().await, "theirs", |_| String::new()).await;
 }
 
-/// An index is made in the table's schema, and that is another right than to own the table.
+/// Creating an index needs a privilege on the table's schema besides the ownership of the table.
 #[tokio::test]
-async fn a_table_in_a_schema_of_somebody_else_is_replayed_without_it() {
+async fn table_in_a_schema_of_another_owner_is_replayed_without_the_index() {
     let may = |role: &str| {
         format!(
             "REVOKE CREATE ON SCHEMA public FROM PUBLIC; ALTER TABLE append_schema OWNER TO {role}"
         )
     };
-    assert_replayed_without_it(&ledger_database().await, "schema", may).await;
+    assert_replayed_without_the_index(&ledger_database().await, "schema", may).await;
 }
 
-/// It is a help, and waiting for it is none.
+/// The index is optional: a replay does not wait for it.
 #[tokio::test]
-async fn while_somebody_writes_to_the_table_a_replay_goes_on_without_it() {
+async fn replay_continues_without_the_index_while_the_table_is_written_to() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
-    let batches = about_to_be_replayed(&database, &loader, "busy").await;
+    let batches = ready_to_replay(&database, &loader, "busy").await;
     let mut other = pool.begin().await.unwrap();
     sqlx::query("INSERT INTO append_busy VALUES ('other')")
         .execute(&mut *other)
@@ -128,15 +128,15 @@ async fn while_somebody_writes_to_the_table_a_replay_goes_on_without_it() {
         loader.handle(batch).await.unwrap();
     }
     assert_eq!(indexes(pool, "busy").await, "brin");
-    append().assert_right(pool, "busy").await;
+    append().assert_loaded(pool, "busy").await;
 }
 
-/// As when two tables' indexes get one name at the same moment.
+/// The same error as for two indexes that get one name at the same moment.
 #[tokio::test]
-async fn what_is_wrong_with_it_is_no_batchs_fault() {
+async fn failure_to_create_the_index_fails_no_batch() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
-    let batches = about_to_be_replayed(&database, &loader, "refused").await;
+    let batches = ready_to_replay(&database, &loader, "refused").await;
     execute(
         pool,
         "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE unique_violation; END $$;
@@ -147,14 +147,14 @@ async fn what_is_wrong_with_it_is_no_batchs_fault() {
         loader.handle(batch).await.unwrap();
     }
     assert_eq!(indexes(pool, "refused").await, "");
-    append().assert_right(pool, "refused").await;
+    append().assert_loaded(pool, "refused").await;
 }
 
 #[tokio::test]
-async fn a_table_that_is_made_anew_gets_it_anew() {
+async fn recreated_table_gets_the_index_again() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
-    let batches = about_to_be_replayed(&database, &loader, "anew").await;
+    let batches = ready_to_replay(&database, &loader, "anew").await;
     for batch in &batches {
         loader.handle(batch).await.unwrap();
     }
@@ -171,5 +171,5 @@ async fn a_table_that_is_made_anew_gets_it_anew() {
         }
     }
     assert_eq!(indexes(pool, "anew").await, "brin");
-    append().assert_right(pool, "anew").await;
+    append().assert_loaded(pool, "anew").await;
 }

@@ -1,14 +1,14 @@
-//! Loaders that die at the worst moments, one after the other, over runs of every mode at once: the
-//! next one makes of it what one that lives would have made.
+//! Loaders killed at critical points, one after the other, with runs of every mode: the next loader continues, and the
+//! result is the same.
 
 use common::message::Message;
 use common::queue::{Connection, Outgoing, Publisher, declare};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::process::Service;
 use testkit::servers::{Database, Vhost, vhost};
 use testkit::wait_until;
 
-use crate::modes::ways;
+use crate::modes::setups;
 use crate::support::{extracted, ledger_database, text, url};
 
 fn sent(message: &impl Message) -> Outgoing {
@@ -22,7 +22,7 @@ fn service(database: &Database, vhost: &Vhost) -> Service {
 }
 
 #[tokio::test]
-async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
+async fn loaders_killed_at_any_point_leave_the_same_table_in_every_mode() {
     common::service::install_tls();
     let (database, vhost) = (ledger_database().await, vhost().await);
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
@@ -30,14 +30,14 @@ async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
         .unwrap();
     declare(&broker).await.unwrap();
     let mut publisher = Publisher::open(&broker).await.unwrap();
-    for way in ways() {
-        let (run, batches) = way.prepared(&database.pool, "killed").await;
+    for setup in setups() {
+        let (run, batches) = setup.prepared(&database.pool, "killed").await;
         let mut messages: Vec<_> = batches.iter().map(sent).collect();
         messages.insert(1, sent(&extracted(&run, 3, 8)));
         publisher.publish(&messages).await.unwrap();
     }
-    // In the middle of a batch's rows, before and after its commit; and of the transaction that
-    // publishes a run: before its first change, with all of them made, and after its commit.
+    // Within the rows of a batch, before and after its commit; and in the transaction that commits a run: before its
+    // first change, after the last one, and after the commit.
     for point in [
         "mid_copy@3",
         "before_commit@3",
@@ -50,19 +50,19 @@ async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
         let mut loader = service(&database, &vhost)
             .env("ETL_FAILPOINT", &format!("{point}=exit"))
             .spawn();
-        let status = loader.wait(PATIENCE).await;
+        let status = loader.wait(TIMEOUT).await;
         assert_eq!(status.code(), Some(99), "{point}\n{}", loader.log());
     }
     let _loader = service(&database, &vhost).start().await;
     let open = "SELECT count(*) FROM etl.runs WHERE state <> 'completed'";
-    wait_until("every run to complete", PATIENCE, async || {
+    wait_until("every run to complete", TIMEOUT, async || {
         text(&database.pool, open).await == "0"
     })
     .await;
-    for way in ways() {
-        way.assert_right(&database.pool, "killed").await;
+    for setup in setups() {
+        setup.assert_loaded(&database.pool, "killed").await;
     }
-    wait_until("the staging tables to go", PATIENCE, async || {
+    wait_until("the staging tables to be dropped", TIMEOUT, async || {
         let left = "SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging'";
         text(&database.pool, left).await == "0"
     })
@@ -73,9 +73,9 @@ async fn wherever_loaders_die_every_mode_ends_with_the_same_table() {
     );
 }
 
-/// The sweep of a loader that gets no message.
+/// The sweep of an idle loader.
 #[tokio::test]
-async fn an_approved_run_is_published_without_a_message() {
+async fn approved_run_is_committed_without_a_message() {
     common::service::install_tls();
     let (database, vhost) = (ledger_database().await, vhost().await);
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
@@ -83,22 +83,22 @@ async fn an_approved_run_is_published_without_a_message() {
         .unwrap();
     declare(&broker).await.unwrap();
     let _loader = service(&database, &vhost).start().await;
-    let mut way = ways().remove(0);
-    way.target.max_rejected = Some(common::job::MaxRejected::Rows(0));
-    let (run, batches) = way.prepared(&database.pool, "held").await;
+    let mut setup = setups().remove(0);
+    setup.target.max_rejected = Some(common::job::MaxRejected::Rows(0));
+    let (run, batches) = setup.prepared(&database.pool, "held").await;
     let mut messages: Vec<_> = batches.iter().map(sent).collect();
     messages.push(sent(&extracted(&run, 3, 8)));
     let mut publisher = Publisher::open(&broker).await.unwrap();
     publisher.publish(&messages).await.unwrap();
     let state = "SELECT state FROM etl.runs";
-    wait_until("the run to be held", PATIENCE, async || {
+    wait_until("the run to be held", TIMEOUT, async || {
         text(&database.pool, state).await == "held"
     })
     .await;
     crate::support::approved(&database.pool, &run).await;
-    wait_until("the run to be published", PATIENCE, async || {
+    wait_until("the run to be committed", TIMEOUT, async || {
         text(&database.pool, state).await == "completed"
     })
     .await;
-    way.assert_right(&database.pool, "held").await;
+    setup.assert_loaded(&database.pool, "held").await;
 }

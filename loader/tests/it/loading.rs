@@ -1,4 +1,4 @@
-//! Batches into a target, once each: whatever the values, however often and in whatever order.
+//! Batches are loaded once, with any values, any number of deliveries and any order.
 
 use common::message::RejectedRow;
 use loader::errors::{LoadError, Refused};
@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn the_same_batch_twice_is_the_batch_once() {
+async fn repeated_batch_is_loaded_once() {
     let database = ledger_database().await;
     let (loader, clicks) = (
         loader(&database),
@@ -52,7 +52,7 @@ async fn the_same_batch_twice_is_the_batch_once() {
 }
 
 #[tokio::test]
-async fn an_empty_result_makes_the_table_and_completes() {
+async fn empty_result_creates_the_table_and_completes() {
     let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["url text"], &["url"]));
     request(&database.pool, "r").await;
@@ -69,7 +69,7 @@ async fn an_empty_result_makes_the_table_and_completes() {
 }
 
 #[tokio::test]
-async fn whatever_text_a_value_is_it_comes_out_as_it_went_in() {
+async fn text_values_are_stored_unchanged() {
     let database = ledger_database().await;
     let (loader, values) = (loader(&database), shape("values", &["a text"], &[]));
     let texts = [
@@ -110,7 +110,7 @@ async fn whatever_text_a_value_is_it_comes_out_as_it_went_in() {
 }
 
 #[tokio::test]
-async fn hostile_names_are_names() {
+async fn hostile_names_are_quoted() {
     let database = ledger_database().await;
     let loader = loader(&database);
     let name = r#"t"; DROP TABLE runs; --"#;
@@ -196,7 +196,7 @@ async fn batches_complete_their_run_in_any_order_with_the_event() {
 }
 
 #[tokio::test]
-async fn two_loaders_that_get_every_batch_load_it_once() {
+async fn two_loaders_with_the_same_batches_load_each_once() {
     let database = ledger_database().await;
     let (one, two) = (loader(&database), loader(&database));
     request(&database.pool, "r").await;
@@ -234,7 +234,7 @@ async fn two_loaders_that_get_every_batch_load_it_once() {
 }
 
 #[tokio::test]
-async fn what_does_not_belong_to_the_run_is_refused_and_changes_nothing() {
+async fn message_that_contradicts_the_run_is_refused_and_changes_nothing() {
     let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -256,7 +256,7 @@ async fn what_does_not_belong_to_the_run_is_refused_and_changes_nothing() {
         Refused::Ledger(ledger::Refused::OtherResult { .. })
     ));
     assert!(matches!(
-        refused(clicks.batch("nobody", 0, 0, &[])).await,
+        refused(clicks.batch("absent", 0, 0, &[])).await,
         Refused::Ledger(ledger::Refused::UnknownRun { .. })
     ));
     let mut ahead = batch(1);
@@ -273,7 +273,7 @@ async fn what_does_not_belong_to_the_run_is_refused_and_changes_nothing() {
         Refused::Ledger(ledger::Refused::BeyondResult { .. })
     ));
     loader.handle(&batch(1)).await.unwrap();
-    // Also when the run is over.
+    // After the end of the run too.
     assert!(matches!(
         refused(clicks.batch("r", 0, 0, &[vec![Some("2")]])).await,
         Refused::Ledger(ledger::Refused::OtherContent { .. })
@@ -295,7 +295,7 @@ async fn what_does_not_belong_to_the_run_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn batches_that_were_cut_in_another_way_are_refused_and_change_nothing() {
+async fn batches_with_other_boundaries_are_refused_and_change_nothing() {
     let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -327,7 +327,7 @@ async fn batches_that_were_cut_in_another_way_are_refused_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn late_and_stale_batches_change_no_row() {
+async fn batches_of_an_ended_run_or_an_earlier_generation_change_no_row() {
     let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
@@ -373,7 +373,7 @@ async fn late_and_stale_batches_change_no_row() {
 }
 
 #[tokio::test]
-async fn a_thousand_rejected_rows_are_all_in_quarantine() {
+async fn thousand_rejected_rows_are_all_in_quarantine() {
     let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;

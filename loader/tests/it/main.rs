@@ -1,5 +1,5 @@
-//! The loader against a real Postgres and a real RabbitMQ. Each test has a database, and where it
-//! needs one a virtual host, of its own.
+//! The loader with a real Postgres and a real RabbitMQ. Each test has its own database, and its own virtual host where
+//! it needs one.
 
 #![expect(
     clippy::unwrap_used,
@@ -19,7 +19,7 @@ mod loading;
 mod modes;
 mod refused;
 mod removal;
+mod run_commit;
 mod service;
 mod support;
 mod upsert;
-mod whole;

@@ -1,4 +1,4 @@
-//! Every mode, whichever way its batches come: the same table and the same books.
+//! Every mode, with any order of batches: the same table and the same ledger.
 
 use common::job::{Commit, Duplicates, Mode, Target, Window};
 use common::message::ValidBatch;
@@ -8,13 +8,13 @@ use sqlx::PgPool;
 use testkit::servers::Database;
 
 use crate::support::{
-    Shape, balance_of, execute, extracted, ledger_database, loader, replayed, request, shape, text,
-    whole, with_generation, with_rejected,
+    Shape, assert_committed, balance_of, execute, extracted, ledger_database, loader, replayed,
+    request, shape, text, with_generation, with_rejected,
 };
 
-/// A way to load a target, and what its table is afterwards: key, value and seq of each row.
+/// A mode with its settings, and the expected table: key, value and seq of each row.
 #[derive(Clone)]
-pub(crate) struct Way {
+pub(crate) struct Setup {
     name: &'static str,
     pub(crate) target: Target,
     table: &'static str,
@@ -22,14 +22,14 @@ pub(crate) struct Way {
     deduplicated: u32,
 }
 
-/// Two rows were in each table before: `a` with 100, inside of the window, and `z` outside of it.
+/// Each table has two rows before the run: `a` with 100, inside of the window, and `z` outside of it.
 const APPENDED: &str = "a1:0 a3:0 a6:2 a100: b2:0 b4:1 c5:1 d7:2 z900:";
 const UPSERTED: &str = "a6:2 b4:1 c5:1 d7:2 z900:";
 const INSERTED: &str = "a100: b2:0 c5:1 d7:2 z900:";
 const REPLACED: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2";
 const REPLACED_WINDOW: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2 z900:";
 
-pub(crate) fn ways() -> Vec<Way> {
+pub(crate) fn setups() -> Vec<Setup> {
     use Commit::{Batch, Run};
     let keyed = |mode, commit| Target {
         mode,
@@ -43,21 +43,21 @@ pub(crate) fn ways() -> Vec<Way> {
         ..Target::default()
     };
     let window = Window::parse("d between '2018-04-02' and '2018-04-05'").unwrap();
-    let way = |name, target, table, deduplicated| Way {
+    let setup = |name, target, table, deduplicated| Setup {
         name,
         target,
         table,
         deduplicated,
     };
     vec![
-        way("append", plain(Mode::Append, Batch), APPENDED, 0),
-        way("append_run", plain(Mode::Append, Run), APPENDED, 0),
-        way("upsert", keyed(Mode::Upsert, Batch), UPSERTED, 3),
-        way("upsert_run", keyed(Mode::Upsert, Run), UPSERTED, 3),
-        way("insert", keyed(Mode::InsertOnly, Batch), INSERTED, 4),
-        way("insert_run", keyed(Mode::InsertOnly, Run), INSERTED, 4),
-        way("replace", plain(Mode::Replace, Run), REPLACED, 0),
-        way(
+        setup("append", plain(Mode::Append, Batch), APPENDED, 0),
+        setup("append_run", plain(Mode::Append, Run), APPENDED, 0),
+        setup("upsert", keyed(Mode::Upsert, Batch), UPSERTED, 3),
+        setup("upsert_run", keyed(Mode::Upsert, Run), UPSERTED, 3),
+        setup("insert", keyed(Mode::InsertOnly, Batch), INSERTED, 4),
+        setup("insert_run", keyed(Mode::InsertOnly, Run), INSERTED, 4),
+        setup("replace", plain(Mode::Replace, Run), REPLACED, 0),
+        setup(
             "replace_window",
             Target {
                 replace_where: Some(window),
@@ -69,7 +69,7 @@ pub(crate) fn ways() -> Vec<Way> {
     ]
 }
 
-impl Way {
+impl Setup {
     fn shape(&self, table: &str) -> Shape {
         let mut shape = shape(table, &["k text", "d date", "v bigint"], &[]);
         shape.target = Target {
@@ -99,7 +99,7 @@ impl Way {
         ]
     }
 
-    /// A run and its table, with rows of another time in it.
+    /// A run and its table, which has earlier rows.
     pub(crate) async fn prepared(&self, pool: &PgPool, case: &str) -> (String, Vec<ValidBatch>) {
         let (table, run) = (
             format!("{}_{case}", self.name),
@@ -123,7 +123,7 @@ impl Way {
         (run, batches)
     }
 
-    pub(crate) async fn assert_right(&self, pool: &PgPool, case: &str) {
+    pub(crate) async fn assert_loaded(&self, pool: &PgPool, case: &str) {
         let (table, run) = (
             format!("{}_{case}", self.name),
             format!("{}-{case}", self.name),
@@ -149,39 +149,39 @@ fn content(table: &str) -> String {
     format!("SELECT string_agg(concat(k, v, ':', _batch & 255), ' ' ORDER BY k, v) FROM {table}")
 }
 
-/// Runs a case for every way, each in a database of its own.
-async fn every_way(case: impl AsyncFn(Way, Database)) {
-    for way in ways() {
-        Box::pin(case(way, ledger_database().await)).await;
+/// Runs a case in every mode, each in its own database.
+async fn every_setup(case: impl AsyncFn(Setup, Database)) {
+    for setup in setups() {
+        Box::pin(case(setup, ledger_database().await)).await;
     }
 }
 
 #[tokio::test]
-async fn in_order_in_reverse_and_after_the_event() {
-    every_way(async |way, database| {
+async fn batches_in_order_in_reverse_and_after_the_event_give_the_same_table() {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
-        let (run, batches) = way.prepared(pool, "fresh").await;
+        let (run, batches) = setup.prepared(pool, "fresh").await;
         for batch in &batches {
             loader.handle(batch).await.unwrap();
         }
         loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
-        way.assert_right(pool, "fresh").await;
+        setup.assert_loaded(pool, "fresh").await;
 
-        let (run, batches) = way.prepared(pool, "reverse").await;
+        let (run, batches) = setup.prepared(pool, "reverse").await;
         loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
         for batch in batches.iter().rev() {
             loader.handle(batch).await.unwrap();
         }
-        way.assert_right(pool, "reverse").await;
+        setup.assert_loaded(pool, "reverse").await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn delivered_again_at_any_point_it_changes_nothing() {
-    every_way(async |way, database| {
+async fn redelivery_at_any_point_changes_nothing() {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
-        let (run, batches) = way.prepared(pool, "again").await;
+        let (run, batches) = setup.prepared(pool, "again").await;
         for (place, batch) in batches.iter().enumerate() {
             loader.handle(batch).await.unwrap();
             for before in &batches[..=place] {
@@ -193,19 +193,19 @@ async fn delivered_again_at_any_point_it_changes_nothing() {
             for batch in &batches {
                 assert_eq!(loader.handle(batch).await.unwrap(), Outcome::Duplicate);
             }
-            way.assert_right(pool, "again").await;
+            setup.assert_loaded(pool, "again").await;
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn two_loaders_at_once() {
-    Box::pin(every_way(async |way, database| {
+async fn two_loaders_at_once_give_the_same_table() {
+    Box::pin(every_setup(async |setup, database| {
         let (pool, one, two) = (&database.pool, loader(&database), loader(&database));
         for round in 0..3 {
             let case = format!("two{round}");
-            let (run, batches) = way.prepared(pool, &case).await;
+            let (run, batches) = setup.prepared(pool, &case).await;
             let told = extracted(&run, 3, 8);
             let (a, b, c, d) = tokio::join!(
                 one.handle(&batches[2]),
@@ -220,23 +220,23 @@ async fn two_loaders_at_once() {
             b.unwrap();
             c.unwrap();
             d.unwrap();
-            // Of several that may complete it one is in the way of the others: the sweep asks again.
+            // Concurrent attempts to complete the run may block one another: the sweep repeats the check.
             for run in ledger::completion::candidates(&one.store).await.unwrap() {
                 completion::ask(&one.store, &run).await.unwrap();
             }
-            way.assert_right(pool, &case).await;
+            setup.assert_loaded(pool, &case).await;
         }
     }))
     .await;
 }
 
 #[tokio::test]
-async fn a_replay_gives_what_the_run_gave_however_far_it_had_come() {
-    every_way(async |way, database| {
+async fn replay_from_any_batch_gives_the_same_table() {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
         for loaded in 0..=3 {
             let case = format!("replay{loaded}");
-            let (run, batches) = way.prepared(pool, &case).await;
+            let (run, batches) = setup.prepared(pool, &case).await;
             for batch in &batches[..loaded] {
                 loader.handle(batch).await.unwrap();
             }
@@ -249,7 +249,7 @@ async fn a_replay_gives_what_the_run_gave_however_far_it_had_come() {
                     assert!(matches!(loader.handle(&batch).await.unwrap(), Outcome::Loaded(_)));
                     assert_eq!(loader.handle(&batch).await.unwrap(), Outcome::Duplicate);
                 }
-                way.assert_right(pool, &case).await;
+                setup.assert_loaded(pool, &case).await;
             }
             target::clean_up(&loader.store).await.unwrap();
             let left = "SELECT count(*) + (SELECT count(*) FROM pg_tables WHERE schemaname = 'etl_staging') FROM etl.staging";
@@ -260,10 +260,10 @@ async fn a_replay_gives_what_the_run_gave_however_far_it_had_come() {
 }
 
 #[tokio::test]
-async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
-    every_way(async |way, database| {
+async fn replay_with_stricter_rules_removes_rejected_rows() {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
-        let (run, batches) = way.prepared(pool, "rules").await;
+        let (run, batches) = setup.prepared(pool, "rules").await;
         for batch in &batches {
             loader.handle(batch).await.unwrap();
         }
@@ -275,7 +275,7 @@ async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
             .collect();
         // Now `c` and `d` are rejected.
         for (batch, raw) in [(1, "c"), (2, "d")] {
-            let fewer = way.shape(&format!("{}_rules", way.name)).batch(
+            let fewer = setup.shape(&format!("{}_rules", setup.name)).batch(
                 &run,
                 batch,
                 batches[batch as usize].first_row,
@@ -293,36 +293,36 @@ async fn a_replay_with_other_rules_takes_away_what_it_no_longer_has() {
         for batch in &batches {
             loader.handle(batch).await.unwrap();
         }
-        let wanted: Vec<_> = way
+        let wanted: Vec<_> = setup
             .table
             .split(' ')
             .filter(|row| !row.starts_with(['c', 'd']))
             .collect();
-        let rows = text(pool, &content(&format!("{}_rules", way.name))).await;
-        assert_eq!(rows, wanted.join(" "), "{}", way.name);
+        let rows = text(pool, &content(&format!("{}_rules", setup.name))).await;
+        assert_eq!(rows, wanted.join(" "), "{}", setup.name);
         assert!(
             balance_of(pool, &run)
                 .await
                 .starts_with("completed expected 8 extracted 8 loaded 5"),
             "{}",
-            way.name
+            setup.name
         );
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_partial_replay_leaves_the_other_batches_where_they_are() {
+async fn partial_replay_leaves_the_other_batches_unchanged() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
-    let way = ways().remove(0);
-    let (run, batches) = way.prepared(pool, "part").await;
+    let setup = setups().remove(0);
+    let (run, batches) = setup.prepared(pool, "part").await;
     for batch in &batches {
         loader.handle(batch).await.unwrap();
     }
     loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
     replayed(pool, &run).await;
-    // What etl replay --seq 1..1 does, in the same transaction.
+    // The statement of `etl replay --seq 1..1`, in the same transaction.
     let carried =
         format!("UPDATE etl.batches SET generation = 1 WHERE run_id = '{run}' AND seq <> 1");
     execute(pool, &carried).await;
@@ -339,7 +339,7 @@ async fn a_partial_replay_leaves_the_other_batches_where_they_are() {
             .unwrap(),
         Outcome::Duplicate
     );
-    // The neighbours are still the neighbours.
+    // The check against the neighbours still applies.
     let mut out_of_line = with_generation(&batches[1], 1);
     out_of_line.first_row = 5;
     assert!(loader.handle(&out_of_line).await.is_err());
@@ -348,16 +348,16 @@ async fn a_partial_replay_leaves_the_other_batches_where_they_are() {
         .await
         .unwrap();
     assert_eq!(text(pool, kept).await, before);
-    way.assert_right(pool, "part").await;
+    setup.assert_loaded(pool, "part").await;
 }
 
 #[tokio::test]
-async fn another_run_of_the_same_rows() {
-    every_way(async |way, database| {
+async fn second_run_of_the_same_rows_follows_the_mode() {
+    every_setup(async |setup, database| {
         let (pool, loader) = (&database.pool, loader(&database));
-        let (first, batches) = way.prepared(pool, "twice").await;
-        let table = format!("{}_twice", way.name);
-        let again = way.batches(&table, "again");
+        let (first, batches) = setup.prepared(pool, "twice").await;
+        let table = format!("{}_twice", setup.name);
+        let again = setup.batches(&table, "again");
         for (run, batches) in [(first.as_str(), &batches), ("again", &again)] {
             if run == "again" {
                 request(pool, run).await;
@@ -368,21 +368,21 @@ async fn another_run_of_the_same_rows() {
             loader.handle_event(&extracted(run, 3, 8)).await.unwrap();
         }
         let rows = text(pool, &content(&table)).await;
-        if way.target.mode == Mode::Append {
+        if setup.target.mode == Mode::Append {
             let count = format!("SELECT count(*) FROM {table}");
             assert_eq!(text(pool, &count).await, "16", "{table}");
         } else {
-            assert_eq!(rows, way.table, "{table}");
+            assert_eq!(rows, setup.table, "{table}");
         }
-        // An insert only changes nothing the second time; the others leave the newer run's rows.
+        // In mode insert_only the second run changes nothing; in the others, the rows of the newer run stay.
         let whose = format!("SELECT count(*) FROM {table} WHERE etl.run_no(_batch) = (SELECT run_no FROM etl.runs WHERE run_id = 'again')");
-        let wanted = match way.target.mode {
+        let wanted = match setup.target.mode {
             Mode::Append | Mode::Replace => "7",
             Mode::Upsert => "4",
             Mode::InsertOnly => "0",
         };
         assert_eq!(text(pool, &whose).await, wanted, "{table}");
-        // And the older run, replayed, takes nothing from the newer one.
+        // A replay of the older run overwrites no row of the newer one.
         let before = text(pool, &format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t")).await;
         replayed(pool, &first).await;
         for batch in &batches {
@@ -391,14 +391,14 @@ async fn another_run_of_the_same_rows() {
         let after = text(pool, &format!("SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM {table} t")).await;
         assert_eq!(after, before, "{table}");
         let state = format!("SELECT state FROM etl.runs WHERE run_id = '{first}'");
-        let wanted = if way.target.mode == Mode::Replace { "superseded" } else { "completed" };
+        let wanted = if setup.target.mode == Mode::Replace { "superseded" } else { "completed" };
         assert_eq!(text(pool, &state).await, wanted, "{table}");
     })
     .await;
 }
 
 #[tokio::test]
-async fn of_an_insert_only_every_order_keeps_the_first_row_of_a_key() {
+async fn insert_only_keeps_the_first_row_of_a_key_in_every_order() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let orders = [
@@ -443,15 +443,15 @@ async fn of_an_insert_only_every_order_keeps_the_first_row_of_a_key() {
 }
 
 #[tokio::test]
-async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
-    for way in ways()
+async fn reader_never_sees_a_part_of_a_run_committed_as_a_whole() {
+    for setup in setups()
         .into_iter()
-        .filter(|way| way.target.commit == Commit::Run)
+        .filter(|setup| setup.target.commit == Commit::Run)
     {
         let database = ledger_database().await;
         let (pool, loader) = (&database.pool, loader(&database));
-        let (run, batches) = way.prepared(pool, "polled").await;
-        let table = format!("{}_polled", way.name);
+        let (run, batches) = setup.prepared(pool, "polled").await;
+        let table = format!("{}_polled", setup.name);
         let before = text(pool, &content(&table)).await;
         let (looks, has_looked) = tokio::sync::oneshot::channel();
         let watch = async {
@@ -465,7 +465,7 @@ async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
                 if seen.last() != Some(&now) {
                     seen.push(now.clone());
                 }
-                if now == way.table {
+                if now == setup.table {
                     return seen;
                 }
             }
@@ -478,7 +478,7 @@ async fn a_reader_never_sees_a_part_of_a_run_that_is_published_as_a_whole() {
             loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
         };
         let (seen, ()) = tokio::join!(watch, load);
-        assert_eq!(seen, [before, way.table.to_owned()], "{table}");
-        whole(pool, &run).await;
+        assert_eq!(seen, [before, setup.table.to_owned()], "{table}");
+        assert_committed(pool, &run).await;
     }
 }

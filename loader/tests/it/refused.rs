@@ -1,12 +1,11 @@
-//! Rows that Postgres refuses: each in quarantine with Postgres' reason, the rest of its batch
-//! loaded.
+//! Rows that Postgres refuses: each is in quarantine with Postgres' reason, and the rest of its batch is loaded.
 
 use loader::load::Outcome;
 
 use crate::support::{Shape, Value, execute, ledger_database, loader, request, shape, text};
 
-/// Loads one batch into a table that was made by `ddl`, and answers which rows are in quarantine
-/// (number, column, SQLSTATE) and how many are in the table.
+/// Loads one batch into a table created by `ddl`. Returns the rows in quarantine (number, column, SQLSTATE) and the
+/// number of rows in the table.
 async fn quarantined(ddl: &str, shape: Shape, rows: &[Vec<Value<'_>>]) -> (String, String) {
     let database = ledger_database().await;
     execute(&database.pool, ddl).await;
@@ -48,7 +47,7 @@ fn mixed() -> Vec<Vec<Value<'static>>> {
 const WANTED: &str = "101:k:22001) 102:23514) 103:n:22P02) 104:n:23502) 105:22021) 106:n:22003)";
 
 #[tokio::test]
-async fn append_finds_them_by_the_line() {
+async fn append_finds_refused_rows_by_the_line() {
     let ddl = "CREATE TABLE t (k varchar(4), n integer NOT NULL CHECK (n > 0), _batch bigint)";
     let (rejected, table) = quarantined(ddl, shape("t", COLUMNS, &[]), &mixed()).await;
     assert_eq!(
@@ -61,7 +60,7 @@ async fn append_finds_them_by_the_line() {
 }
 
 #[tokio::test]
-async fn upsert_finds_them_in_staging_and_by_halving() {
+async fn upsert_finds_refused_rows_in_staging_and_by_halving() {
     let ddl = "CREATE TABLE t (k varchar(4) PRIMARY KEY, n integer NOT NULL CHECK (n > 0), _batch bigint)";
     let (rejected, table) = quarantined(ddl, shape("t", COLUMNS, &["k"]), &mixed()).await;
     assert_eq!(
@@ -74,7 +73,7 @@ async fn upsert_finds_them_in_staging_and_by_halving() {
 }
 
 #[tokio::test]
-async fn foreign_keys_even_deferred_ones_refuse_their_row_only() {
+async fn immediate_and_deferred_foreign_keys_refuse_only_their_row() {
     for deferred in ["", "DEFERRABLE INITIALLY DEFERRED"] {
         let ddl = format!(
             "CREATE TABLE parent (n integer PRIMARY KEY); INSERT INTO parent VALUES (1), (2);
@@ -98,7 +97,7 @@ async fn foreign_keys_even_deferred_ones_refuse_their_row_only() {
 }
 
 #[tokio::test]
-async fn another_unique_index_refuses_the_later_row() {
+async fn second_unique_index_refuses_the_later_row() {
     let rows: Vec<Vec<Value<'_>>> = [("a", "1"), ("b", "1"), ("c", "2"), ("d", "3"), ("e", "2")]
         .iter()
         .map(|(k, n)| vec![Some(*k), Some(*n)])
@@ -124,7 +123,7 @@ async fn another_unique_index_refuses_the_later_row() {
 }
 
 #[tokio::test]
-async fn a_refused_row_leaves_its_keys_row_as_it_was() {
+async fn refused_row_leaves_the_row_of_its_key_unchanged() {
     let database = ledger_database().await;
     execute(
         &database.pool,
@@ -158,12 +157,12 @@ async fn a_refused_row_leaves_its_keys_row_as_it_was() {
         .await,
         "a1 b2 c2"
     );
-    let books = "SELECT string_agg(concat_ws('/', rows_loaded, rows_deduplicated, rows_rejected), ' ' ORDER BY seq) FROM etl.batches";
-    assert_eq!(text(&database.pool, books).await, "2/0/0 2/1/2");
+    let counts = "SELECT string_agg(concat_ws('/', rows_loaded, rows_deduplicated, rows_rejected), ' ' ORDER BY seq) FROM etl.batches";
+    assert_eq!(text(&database.pool, counts).await, "2/0/0 2/1/2");
 }
 
 #[tokio::test]
-async fn what_a_trigger_raises_refuses_the_row() {
+async fn error_from_a_trigger_refuses_the_row() {
     let ddl = "CREATE TABLE t (k text PRIMARY KEY, n integer, _batch bigint);
         CREATE FUNCTION no_threes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.n = 3 THEN RAISE EXCEPTION 'no threes'; END IF; RETURN NEW; END $$;
         CREATE TRIGGER no_threes BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION no_threes()";
@@ -180,7 +179,7 @@ async fn what_a_trigger_raises_refuses_the_row() {
 }
 
 #[tokio::test]
-async fn a_batch_of_which_every_other_row_is_refused_loads_the_others() {
+async fn batch_with_every_second_row_refused_loads_the_others() {
     let numbers: Vec<String> = (0..1000)
         .map(|n| {
             if n % 2 == 0 {
@@ -208,8 +207,8 @@ async fn a_batch_of_which_every_other_row_is_refused_loads_the_others() {
 }
 
 #[tokio::test]
-async fn a_value_too_long_for_the_keys_index_refuses_its_row() {
-    // Not compressible, and beyond a third of an index page.
+async fn value_too_long_for_the_index_of_the_key_refuses_its_row() {
+    // Not compressible, and larger than a third of an index page.
     let long: String = (0..6000u32)
         .map(|n| char::from_u32(0x4e00 + n.wrapping_mul(2_654_435_761) % 20_000).unwrap())
         .collect();

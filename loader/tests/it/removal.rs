@@ -1,4 +1,4 @@
-//! Rows that a person requested to leave a target: deleted by the loader, with the ledger rows that say so.
+//! Rows that a person requested to remove: the loader deletes them and updates the ledger.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use sqlx::PgPool;
 
 use crate::support::{execute, ledger_database, loader, request, shape, text};
 
-/// A run with two rows in its target, and a third row of another program there. Answers the removal that an undo requests.
+/// A run with two rows in its target, and a third row of another program there. Returns the removal that an undo
+/// requests.
 async fn undone(pool: &PgPool, loader: &Loader, run: &str) -> i64 {
     request(pool, run).await;
     let point = format!("UPDATE etl.runs SET target_table = 'public.{run}' WHERE run_id = '{run}'");
@@ -35,7 +36,7 @@ async fn rows(pool: &PgPool, table: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_removal_that_fails_says_why_and_keeps_no_other() {
+async fn failed_removal_records_its_reason_and_blocks_no_other() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let kept = undone(pool, &loader, "kept").await;
@@ -77,7 +78,7 @@ async fn a_removal_that_fails_says_why_and_keeps_no_other() {
 }
 
 #[tokio::test]
-async fn rows_of_a_table_that_is_gone_are_removed() {
+async fn removal_from_a_missing_table_succeeds() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let removal = undone(pool, &loader, "missing").await;

@@ -1,8 +1,8 @@
-//! The service as a process, with a broker: what it consumes, acks, dead-letters and survives.
+//! The service as a process with a broker: what it consumes, acks, dead-letters and survives.
 
 use common::message::{Message, RunEvent, ValidBatch};
 use common::queue::{Connection, Outgoing, Publisher, declare};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::process::{Process, Service};
 use testkit::relay::Relay;
 use testkit::servers::{Database, Vhost, database, private_postgres, vhost};
@@ -12,7 +12,7 @@ use crate::support::{
     Shape, balance_of, event, execute, extracted, ledger_database, request, shape, text, url,
 };
 
-/// A loader process with a database and a virtual host around it.
+/// A loader process with its database and virtual host.
 struct World {
     database: Database,
     vhost: Vhost,
@@ -32,7 +32,7 @@ impl World {
         let log = loader.log();
         assert!(
             !log.contains("ERROR"),
-            "nothing is amiss with a new broker: {log}"
+            "a new broker causes no warning: {log}"
         );
         let broker = Connection::open(&url(&vhost.amqp_url), "test")
             .await
@@ -55,13 +55,13 @@ impl World {
     }
 
     async fn until(&self, what: &str, sql: &str, wanted: &str) {
-        wait_until(what, PATIENCE, async || {
+        wait_until(what, TIMEOUT, async || {
             text(&self.database.pool, sql).await == wanted
         })
         .await;
     }
 
-    /// Everything published so far has been handled: a batch behind it all has been, too.
+    /// Waits until all earlier messages are handled: a batch behind them has been.
     async fn until_drained(&self) {
         let pool = &self.database.pool;
         request(pool, "marker").await;
@@ -73,7 +73,7 @@ impl World {
             "1",
         )
         .await;
-        wait_until("the loader's queues to be empty", PATIENCE, async || {
+        wait_until("the loader's queues to be empty", TIMEOUT, async || {
             let (valid, events) = (
                 self.vhost.ready("etl.valid").await,
                 self.vhost.ready("etl.events").await,
@@ -109,14 +109,14 @@ fn batch(seq: u32) -> ValidBatch {
 }
 
 #[tokio::test]
-async fn batches_and_events_come_in_and_the_run_completes() {
+async fn batches_and_events_complete_the_run() {
     let mut world = World::start().await;
     request(&world.database.pool, "r").await;
     let mut messages: Vec<Outgoing> = (0..30).rev().map(|seq| sent(&batch(seq))).collect();
     messages.insert(7, sent(&extracted("r", 30, 30)));
     messages.extend((0..30).map(|seq| sent(&batch(seq))));
     world.publish(&messages).await;
-    wait_until("every delivery to be handled", PATIENCE, async || {
+    wait_until("every delivery to be handled", TIMEOUT, async || {
         world.loader.metric("etl_batches_total").await == Some(60.0)
             && world.loader.metric("etl_events_total").await == Some(1.0)
     })
@@ -133,11 +133,11 @@ async fn batches_and_events_come_in_and_the_run_completes() {
         world.loader.metric("etl_rows_loaded_total").await,
         Some(30.0)
     );
-    assert_eq!(world.loader.terminate(PATIENCE).await, Some(0));
+    assert_eq!(world.loader.terminate(TIMEOUT).await, Some(0));
 }
 
 #[tokio::test]
-async fn what_nobody_can_load_is_among_the_dead_letters_with_its_reason() {
+async fn message_that_cannot_be_loaded_is_dead_lettered_with_its_reason() {
     let world = World::start().await;
     request(&world.database.pool, "r").await;
     world.publish(&[sent(&batch(0))]).await;
@@ -145,12 +145,12 @@ async fn what_nobody_can_load_is_among_the_dead_letters_with_its_reason() {
         .until("the first batch", "SELECT count(*) FROM etl.batches", "1")
         .await;
     let other = clicks().batch("r", 0, 0, &[vec![Some("7")]]);
-    let unknown = clicks().batch("nobody", 0, 0, &[vec![Some("7")]]);
+    let unknown = clicks().batch("absent", 0, 0, &[vec![Some("7")]]);
     world
         .publish(&[
             sent(&other),
             sent(&unknown),
-            sent(&extracted("nobody", 1, 1)),
+            sent(&extracted("absent", 1, 1)),
             sent(&batch(1)),
         ])
         .await;
@@ -158,10 +158,10 @@ async fn what_nobody_can_load_is_among_the_dead_letters_with_its_reason() {
     let count = "SELECT count(*) FROM etl.dead_letters WHERE stage = 'loader' AND attempts > 0 AND dead_at IS NOT NULL";
     world.until("four dead letters", count, "4").await;
     world.until_drained().await;
-    let letters = "SELECT string_agg(concat_ws('|', message_id, run_id, queue, kind), ' ' ORDER BY message_id, queue) FROM etl.dead_letters WHERE message_id IS NOT NULL";
+    let dead_letters = "SELECT string_agg(concat_ws('|', message_id, run_id, queue, kind), ' ' ORDER BY message_id, queue) FROM etl.dead_letters WHERE message_id IS NOT NULL";
     assert_eq!(
-        text(&world.database.pool, letters).await,
-        "nobody/0/0|nobody|etl.valid|valid-batch.v2 nobody/0/extracted|nobody|etl.events|run-event.v1 r/0/0|r|etl.valid|valid-batch.v2"
+        text(&world.database.pool, dead_letters).await,
+        "absent/0/0|absent|etl.valid|valid-batch.v2 absent/0/extracted|absent|etl.events|run-event.v1 r/0/0|r|etl.valid|valid-batch.v2"
     );
     let body = "SELECT body FROM etl.dead_letters WHERE message_id = 'r/0/0'";
     let stored: Vec<u8> = sqlx::query_scalar(body)
@@ -177,14 +177,14 @@ async fn what_nobody_can_load_is_among_the_dead_letters_with_its_reason() {
         .await
         .contains("type")
     );
-    // The rest went on.
+    // The other messages were handled.
     world
         .until("the batch behind them", "SELECT count(*) FROM clicks", "2")
         .await;
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_is_delivered_twice_is_one() {
+async fn redelivered_dead_letter_is_stored_once() {
     let world = World::start().await;
     let headers = |at: &str| {
         let mut table = lapin::types::FieldTable::default();
@@ -216,18 +216,18 @@ async fn a_dead_letter_that_is_delivered_twice_is_one() {
             .await;
     }
     // The third is behind the second.
-    let letters = "SELECT count(*) || min(reason) || min(stage) || min(queue) || min(run_id) || min(length(body)) FROM etl.dead_letters";
+    let dead_letters = "SELECT count(*) || min(reason) || min(stage) || min(queue) || min(run_id) || min(length(body)) FROM etl.dead_letters";
     world
         .until(
             "two dead letters",
-            letters,
+            dead_letters,
             "2no\u{2400} ideatransformeretl.rawr2",
         )
         .await;
 }
 
 #[tokio::test]
-async fn a_message_that_was_delivered_seven_times_in_vain_is_given_up_unprocessed() {
+async fn message_over_the_delivery_limit_is_dead_lettered_unprocessed() {
     let (database, vhost) = (database().await, vhost().await);
     common::service::install_tls();
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
@@ -278,16 +278,16 @@ async fn a_message_that_was_delivered_seven_times_in_vain_is_given_up_unprocesse
     );
 }
 
-/// Each loader that finds Postgres away costs a message a delivery; that many loaders make it look like
-/// one that kills its loaders.
+/// Each loader that finds Postgres unavailable adds a delivery to the message's count. With enough loaders, the message
+/// looks like one that kills its loaders.
 #[tokio::test]
-async fn a_message_that_came_back_often_while_postgres_was_away_is_loaded() {
+async fn message_redelivered_often_while_postgres_was_away_is_loaded() {
     let postgres = private_postgres().await;
     let world = World::with(postgres.database().await, &[]).await;
     request(&world.database.pool, "r").await;
     postgres.kill9().await;
     world.publish(&[sent(&batch(0))]).await;
-    wait_until("the loader to wait", PATIENCE, async || {
+    wait_until("the loader to wait", TIMEOUT, async || {
         let readiness = world.loader.readiness().await;
         readiness.is_some_and(|(ready, why)| !ready && why.contains("batches"))
             && world.vhost.ready("etl.valid").await == 1
@@ -306,7 +306,7 @@ async fn a_message_that_came_back_often_while_postgres_was_away_is_loaded() {
 }
 
 #[tokio::test]
-async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
+async fn message_over_the_delivery_limit_is_kept_while_postgres_does_not_answer() {
     let (database, vhost) = (ledger_database().await, vhost().await);
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
         .await
@@ -319,7 +319,7 @@ async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
     }
     request(&database.pool, "r").await;
     let relay = Relay::to_url(&database.url).await;
-    // Whether Postgres answers is asked in a transaction.
+    // The check of Postgres uses a transaction.
     relay.lose_every_reply(b"BEGIN\0");
     let through_relay = relay.url_for(&database.url);
     let loader = service(
@@ -328,13 +328,13 @@ async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
         &[("ETL_DATABASE_URL", through_relay.as_str())],
     )
     .spawn();
-    wait_until("the loader to wait", PATIENCE, async || {
+    wait_until("the loader to wait", TIMEOUT, async || {
         let readiness = loader.readiness().await;
         readiness.is_some_and(|(_, why)| why.contains("batches"))
     })
     .await;
     relay.lose_none();
-    wait_until("the batch", PATIENCE, async || {
+    wait_until("the batch", TIMEOUT, async || {
         let count =
             "SELECT (SELECT count(*) FROM etl.batches) + (SELECT count(*) FROM etl.dead_letters)";
         text(&database.pool, count).await == "1"
@@ -347,7 +347,7 @@ async fn no_message_is_given_up_unprocessed_while_postgres_does_not_answer() {
 }
 
 #[tokio::test]
-async fn killed_at_any_point_of_a_load_it_loads_once() {
+async fn loader_killed_at_any_point_loads_each_batch_once() {
     for point in ["mid_copy", "before_commit", "after_commit", "before_ack"] {
         let mut world = World::with(database().await, &[("ETL_FAILPOINT", point)]).await;
         request(&world.database.pool, "r").await;
@@ -358,7 +358,7 @@ async fn killed_at_any_point_of_a_load_it_loads_once() {
                 sent(&extracted("r", 2, 2)),
             ])
             .await;
-        wait_until(point, PATIENCE, async || {
+        wait_until(point, TIMEOUT, async || {
             world.loader.log().contains("failpoint reached")
         })
         .await;
@@ -399,13 +399,13 @@ async fn killed_at_any_point_of_a_load_it_loads_once() {
 }
 
 #[tokio::test]
-async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
+async fn loader_continues_after_postgres_was_away_and_dead_letters_nothing() {
     let postgres = private_postgres().await;
     let world = World::with(postgres.database().await, &[]).await;
     request(&world.database.pool, "r").await;
     world.publish(&[sent(&batch(0))]).await;
-    // Counted after the last look into the books: only the ack is left.
-    wait_until("the first batch", PATIENCE, async || {
+    // Counted after the last read of the ledger: only the ack is left.
+    wait_until("the first batch", TIMEOUT, async || {
         world.loader.metric("etl_batches_total").await == Some(1.0)
     })
     .await;
@@ -414,8 +414,8 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
     messages.push(sent(&extracted("r", 12, 12)));
     world.publish(&messages).await;
     wait_until(
-        "the loader to say that it cannot work",
-        PATIENCE,
+        "the loader to report that it is not ready",
+        TIMEOUT,
         async || {
             world.loader.readiness().await.is_some_and(|(ready, why)| {
                 !ready && why.contains("batches") && why.contains("events")
@@ -423,10 +423,10 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
         },
     )
     .await;
-    // Nothing is held meanwhile.
+    // No delivery is held meanwhile.
     wait_until(
         "every message to be back in its queue",
-        PATIENCE,
+        TIMEOUT,
         async || {
             let (valid, events) = (
                 world.vhost.depth("etl.valid").await,
@@ -453,7 +453,7 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
         .await,
         "12 0"
     );
-    wait_until("the loader to be ready", PATIENCE, async || {
+    wait_until("the loader to be ready", TIMEOUT, async || {
         world
             .loader
             .readiness()
@@ -464,7 +464,7 @@ async fn while_postgres_is_away_nothing_is_dead_lettered_and_then_it_goes_on() {
 }
 
 #[tokio::test]
-async fn a_table_that_does_not_fit_does_not_hold_up_the_others() {
+async fn unfit_table_does_not_delay_other_tables() {
     let world = World::start().await;
     execute(&world.database.pool, "CREATE TABLE narrow (n bigint)").await;
     request(&world.database.pool, "r").await;
@@ -477,7 +477,7 @@ async fn a_table_that_does_not_fit_does_not_hold_up_the_others() {
 }
 
 #[tokio::test]
-async fn wrong_settings_end_it_with_a_sentence() {
+async fn wrong_settings_end_the_process_with_one_sentence() {
     let (database, vhost) = (database().await, vhost().await);
     for (name, value, part) in [
         (
@@ -497,12 +497,12 @@ async fn wrong_settings_end_it_with_a_sentence() {
     let mut loader = service(&database, &vhost, &[("ETL_MIGRATE", "false")])
         .start()
         .await;
-    assert_eq!(loader.terminate(PATIENCE).await, Some(0));
+    assert_eq!(loader.terminate(TIMEOUT).await, Some(0));
 }
 
-/// The events of a run that nobody asked for are of no use; that of one that failed is.
+/// The event of a failed run is applied to the ledger.
 #[tokio::test]
-async fn a_failed_run_says_why() {
+async fn failed_run_records_its_reason() {
     let world = World::start().await;
     request(&world.database.pool, "r").await;
     let failed: RunEvent = event(

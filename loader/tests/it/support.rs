@@ -1,4 +1,4 @@
-//! What the tests share: a database with the books in it, runs, and batches by the row.
+//! Shared helpers: a database with the ledger, runs, and batches by the row.
 
 use common::job::{Mode, Target};
 use common::message::{BatchId, ContentHash, EventKind, RejectedRow, RunEvent, RunId, ValidBatch};
@@ -11,7 +11,7 @@ use testkit::servers::{Database, database};
 
 pub(crate) type Value<'a> = Option<&'a str>;
 
-/// The URL as the services have it.
+/// The URL in the services' type.
 pub(crate) fn url(text: &str) -> SecretUrl {
     url::Url::parse(text).unwrap().into()
 }
@@ -29,7 +29,7 @@ pub(crate) fn loader(database: &Database) -> Loader {
     Loader::new(&url(&database.url), vec!["public".to_owned()]).unwrap()
 }
 
-/// Writes the row that `etl run` writes.
+/// Writes the row of a requested run.
 pub(crate) async fn request(pool: &PgPool, run: &str) {
     sqlx::query("INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode) VALUES ($1, 'job', 'hash', '{}', 'SELECT 1', 't', 'append')")
         .bind(run)
@@ -38,7 +38,8 @@ pub(crate) async fn request(pool: &PgPool, run: &str) {
         .unwrap();
 }
 
-/// What a person would do by hand. The tests' user has the name of the books' schema, where its tables would go.
+/// Executes a statement like a person. The tests' user is named like the ledger's schema, which would otherwise take
+/// new tables.
 pub(crate) async fn execute(pool: &PgPool, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(format!("SET search_path = public; {sql}")))
         .execute(pool)
@@ -55,7 +56,7 @@ pub(crate) async fn text(pool: &PgPool, sql: &str) -> String {
     found.unwrap_or_default()
 }
 
-/// A run's books: state, expected and extracted rows, loaded, deduplicated, rejected, balanced.
+/// The balance of a run: state, expected and extracted rows, loaded, deduplicated, rejected, balanced.
 pub(crate) async fn balance_of(pool: &PgPool, run: &str) -> String {
     text(
         pool,
@@ -68,7 +69,7 @@ pub(crate) async fn balance_of(pool: &PgPool, run: &str) -> String {
     .await
 }
 
-/// Everything that a second delivery must not change: every row of the books and of the table.
+/// Everything that a redelivery must not change: every row of the ledger and of the table.
 pub(crate) async fn everything(pool: &PgPool, table: &str) -> String {
     let mut all = String::new();
     for table in [
@@ -87,7 +88,7 @@ pub(crate) async fn everything(pool: &PgPool, table: &str) -> String {
     all
 }
 
-/// A job's shape, from which batches are made.
+/// The columns and the target of a job, from which batches are made.
 #[derive(Clone)]
 pub(crate) struct Shape {
     pub(crate) target: Target,
@@ -190,7 +191,7 @@ pub(crate) fn with_generation(batch: &ValidBatch, generation: u32) -> ValidBatch
     batch
 }
 
-/// What `etl replay` writes before it sends a whole run again.
+/// Writes the change of `etl replay` for a whole run.
 pub(crate) async fn replayed(pool: &PgPool, run: &str) {
     sqlx::query("UPDATE etl.runs SET generation = generation + 1, state = 'running', finished_at = NULL WHERE run_id = $1")
         .bind(run)
@@ -199,7 +200,7 @@ pub(crate) async fn replayed(pool: &PgPool, run: &str) {
         .unwrap();
 }
 
-/// What `etl approve` writes.
+/// Writes the change of `etl approve`.
 pub(crate) async fn approved(pool: &PgPool, run: &str) {
     sqlx::query("UPDATE etl.runs SET state = 'running', approved_at = now(), decided_by = 'me', decision = 'approved' WHERE run_id = $1 AND state = 'held'")
         .bind(run)
@@ -208,10 +209,10 @@ pub(crate) async fn approved(pool: &PgPool, run: &str) {
         .unwrap();
 }
 
-/// The run says when it was published.
-pub(crate) async fn whole(pool: &PgPool, run: &str) {
-    let published = format!("SELECT committed_at IS NOT NULL FROM etl.runs WHERE run_id = '{run}'");
-    assert_eq!(text(pool, &published).await, "true");
+/// Checks that the run has its time of commit.
+pub(crate) async fn assert_committed(pool: &PgPool, run: &str) {
+    let committed = format!("SELECT committed_at IS NOT NULL FROM etl.runs WHERE run_id = '{run}'");
+    assert_eq!(text(pool, &committed).await, "true");
 }
 
 pub(crate) fn event(run: &str, kind: EventKind) -> RunEvent {

@@ -1,4 +1,4 @@
-//! Upsert: the outcome and the books do not depend on the order in which batches commit.
+//! Upsert: the table and the ledger do not depend on the order in which batches commit.
 
 use common::message::ValidBatch;
 use loader::errors::{LoadError, Refused};
@@ -34,7 +34,7 @@ fn four_batches(prices: &Shape, run: &str) -> Vec<ValidBatch> {
 }
 
 #[tokio::test]
-async fn every_order_gives_the_same_table_and_the_same_books() {
+async fn every_order_gives_the_same_table_and_the_same_ledger() {
     let database = ledger_database().await;
     let loader = loader(&database);
     let count = orders(&four_batches(
@@ -52,7 +52,7 @@ async fn every_order_gives_the_same_table_and_the_same_books() {
         );
         for (step, batch) in orders(&batches)[number].iter().enumerate() {
             loader.handle(batch).await.unwrap();
-            // Delivered again at once, and an earlier one again.
+            // Redelivers this batch and an earlier one.
             loader.handle(batch).await.unwrap();
             loader
                 .handle(orders(&batches)[number][step / 2])
@@ -77,7 +77,7 @@ async fn every_order_gives_the_same_table_and_the_same_books() {
 }
 
 #[tokio::test]
-async fn an_older_run_never_overwrites_a_newer_one() {
+async fn older_run_never_overwrites_a_newer_run() {
     let database = ledger_database().await;
     let (loader, prices) = (
         loader(&database),
@@ -106,18 +106,18 @@ async fn an_older_run_never_overwrites_a_newer_one() {
         .await,
         "a2 b1"
     );
-    // The row that lost to the newer run counts as deduplicated.
+    // The row that the newer run keeps out counts as deduplicated.
     assert_eq!(
         balance_of(&database.pool, "older").await,
         "running expected extracted 2 loaded 2 deduplicated 1 rejected 0"
     );
 }
 
-/// A table that was copied or restored, or whose books were made anew.
+/// The state after the table was copied or restored, or the ledger recreated.
 #[tokio::test]
-async fn a_row_loses_to_no_batch_that_the_books_do_not_know() {
+async fn merge_that_would_lose_to_an_unknown_batch_is_refused() {
     let database = ledger_database().await;
-    // Of a later run than the books have, and of a batch of this run that they do not have.
+    // A row of a later run than the ledger has, and one of a batch of this run that the ledger lacks.
     execute(&database.pool, "CREATE TABLE t (k text PRIMARY KEY, v bigint, _batch bigint NOT NULL); INSERT INTO t VALUES ('a', 7, 99::bigint << 24), ('b', 8, 1 << 24 | 3)").await;
     let (loader, prices) = (
         loader(&database),
@@ -216,7 +216,7 @@ async fn rows_from_before_the_batch_column_are_overwritten() {
 }
 
 #[tokio::test]
-async fn a_key_alone_is_a_table_too() {
+async fn table_with_only_key_columns_is_merged() {
     let database = ledger_database().await;
     let (loader, keys) = (
         loader(&database),

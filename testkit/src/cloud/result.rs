@@ -100,7 +100,7 @@ impl ResultSet {
     }
 
     /// These rows.
-    pub fn of(columns: Vec<Column>, rows: Vec<Row>) -> Self {
+    pub fn new(columns: Vec<Column>, rows: Vec<Row>) -> Self {
         let count = rows.len() as u64;
         Self::generated(columns, count, move |n| {
             rows[usize::try_from(n).expect("fits")].clone()
@@ -117,12 +117,12 @@ impl ResultSet {
             .iter()
             .map(|row| row.iter().map(|v| v.map(str::to_owned)).collect())
             .collect();
-        Self::of(columns, rows)
+        Self::new(columns, rows)
     }
 
     /// No rows.
     pub fn empty(columns: Vec<Column>) -> Self {
-        Self::of(columns, Vec::new())
+        Self::new(columns, Vec::new())
     }
 
     /// The rows of a CSV file in the form that Athena writes, header included. The object is the file, byte for byte.

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, wait_until};
+use crate::{TIMEOUT, wait_until};
 
 /// A server in a folder, controlled by one of the scripts.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Instance {
         let pid = self.pid();
         kill_process(pid, Signal::KILL)
             .unwrap_or_else(|e| panic!("cannot kill {} {pid:?}: {e}", self.script));
-        wait_until("a killed server to be gone", PATIENCE, async || !runs(pid)).await;
+        wait_until("a killed server to be gone", TIMEOUT, async || !runs(pid)).await;
     }
 }
 

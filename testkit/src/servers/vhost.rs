@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use super::broker::{Broker, call, outside_broker, shared_broker};
 use super::message::Message;
 use super::{block_on_elsewhere, unique_name};
-use crate::{PATIENCE, wait_for, wait_until};
+use crate::{TIMEOUT, wait_for, wait_until};
 
 /// A new virtual host on the outside broker if one is named, else on the shared broker.
 pub async fn vhost() -> Vhost {
@@ -148,17 +148,12 @@ impl Vhost {
 
     /// Messages that wait to be delivered, exact at the moment of the call. Panics when there is no such queue.
     pub async fn ready(&self, queue: &str) -> u64 {
-        wait_for(
-            &format!("{queue} to tell its depth"),
-            PATIENCE,
-            async || {
-                let found = self.declare_passively(queue).await;
-                let (ready, took) =
-                    found.unwrap_or_else(|e| panic!("{queue} of {}: {e}", self.name));
-                // The broker waits 250 ms for a busy queue, and answers 0 when that is not enough.
-                (ready > 0 || took < Duration::from_millis(200)).then_some(ready.into())
-            },
-        )
+        wait_for(&format!("{queue} to tell its depth"), TIMEOUT, async || {
+            let found = self.declare_passively(queue).await;
+            let (ready, took) = found.unwrap_or_else(|e| panic!("{queue} of {}: {e}", self.name));
+            // The broker waits 250 ms for a busy queue, and answers 0 when that is not enough.
+            (ready > 0 || took < Duration::from_millis(200)).then_some(ready.into())
+        })
         .await
     }
 
@@ -253,11 +248,9 @@ impl Vhost {
         }
         // Closing the channel returns them to the queue, a moment after the confirmation.
         channel.close(200, "done".into()).await.ok();
-        wait_until(
-            "the messages to return to the queue",
-            PATIENCE,
-            async || self.ready(queue).await >= seen.len() as u64,
-        )
+        wait_until("the messages to return to the queue", TIMEOUT, async || {
+            self.ready(queue).await >= seen.len() as u64
+        })
         .await;
         seen
     }
@@ -285,7 +278,7 @@ impl Vhost {
         let mut consumer = consumer.unwrap_or_else(|e| panic!("reading stream {stream}: {e}"));
         let mut read = Vec::new();
         while read.len() < count {
-            let next = tokio::time::timeout(PATIENCE, consumer.next()).await;
+            let next = tokio::time::timeout(TIMEOUT, consumer.next()).await;
             let Ok(Some(Ok(delivery))) = next else {
                 panic!("stream {stream} has {} messages, not {count}", read.len());
             };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::{Method, Response};
 use serde_json::{Value, json};
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{
     Answer, AthenaError, Cloud, Column, Fault, Op, QueryState, ResultSet, Workgroup, sample,
 };
@@ -49,7 +49,7 @@ async fn polled(cloud: &Cloud, id: &str) -> Value {
 /// Starts a query and polls until it ended.
 async fn ended(cloud: &Cloud, sql: &str) -> Value {
     let id = started(cloud, sql).await;
-    testkit::wait_for("the query to end", PATIENCE, async || {
+    testkit::wait_for("the query to end", TIMEOUT, async || {
         let execution = polled(cloud, &id).await;
         execution["Status"]["CompletionDateTime"]
             .is_number()
@@ -150,7 +150,7 @@ async fn pages_and_object_have_the_same_rows() {
             pages(&cloud, execution["QueryExecutionId"].as_str().unwrap()).await;
         assert_eq!(page_sizes, sizes, "{rows} rows");
         assert_eq!(read[0][0].as_deref(), Some("dt"));
-        let all = ResultSet::of(sample::columns(), read[1..].to_vec());
+        let all = ResultSet::new(sample::columns(), read[1..].to_vec());
         assert_eq!(
             object(&cloud, location(&execution), &[]).await.body(),
             &all.csv(),

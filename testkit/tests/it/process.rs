@@ -1,12 +1,12 @@
 //! Child processes, tested with the test kit's own program.
 
 use testkit::process::Service;
-use testkit::{PATIENCE, http, wait_for};
+use testkit::{TIMEOUT, http, wait_for};
 
 #[tokio::test]
 async fn started_process_is_measured_and_terminates() {
     let mut process = Service::new("cloud").arg("10").spawn();
-    let url = wait_for("the program to print its URL", PATIENCE, async || {
+    let url = wait_for("the program to print its URL", TIMEOUT, async || {
         process
             .log()
             .lines()
@@ -20,7 +20,7 @@ async fn started_process_is_measured_and_terminates() {
     assert!(process.is_running());
     assert_eq!(process.readiness().await, None);
     assert_eq!(
-        process.terminate(PATIENCE).await,
+        process.terminate(TIMEOUT).await,
         None,
         "it does not handle SIGTERM"
     );

@@ -1,7 +1,7 @@
 //! Virtual hosts and databases on the shared servers.
 
 use serde_json::Value;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::http::{Method, StatusCode};
 use testkit::servers::{self, Depth};
 use testkit::wait_until;
@@ -16,7 +16,7 @@ async fn vhost_publishes_peeks_and_takes_messages() {
     }
     assert_eq!(vhost.ready("q").await, 3);
     assert_eq!(vhost.peek_all("q").await.len(), 3);
-    wait_until("the statistics to show them", PATIENCE, async || {
+    wait_until("the statistics to show them", TIMEOUT, async || {
         vhost.depth("q").await
             == Depth {
                 ready: 3,
@@ -77,7 +77,7 @@ async fn killed_private_broker_keeps_confirmed_messages() {
     broker.kill9().await;
     assert!(vhost.try_connect().await.is_err());
     broker.restart().await;
-    wait_until("the queue to be back with a leader", PATIENCE, async || {
+    wait_until("the queue to be back with a leader", TIMEOUT, async || {
         vhost.exists("q").await && vhost.ready("q").await == 1
     })
     .await;
@@ -100,7 +100,7 @@ async fn killed_private_postgres_keeps_committed_rows() {
             .is_err()
     );
     postgres.restart().await;
-    wait_until("the table to be back", PATIENCE, async || {
+    wait_until("the table to be back", TIMEOUT, async || {
         sqlx::query("SELECT n FROM t")
             .execute(&database.pool)
             .await
@@ -138,7 +138,7 @@ async fn depth_counts_unacked_messages() {
         .unwrap();
     assert!(held.is_some());
     assert_eq!(vhost.ready("q").await, 0);
-    wait_until("the statistics to show it", PATIENCE, async || {
+    wait_until("the statistics to show it", TIMEOUT, async || {
         vhost.depth("q").await
             == Depth {
                 ready: 0,

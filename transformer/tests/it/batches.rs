@@ -5,7 +5,7 @@ use std::sync::Arc;
 use common::job::{JobSpec, Rule};
 use common::message::Message;
 use common::queue::QueueName;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::wait_until;
 
 use crate::fixture::{Fixture, batch};
@@ -35,7 +35,7 @@ async fn redelivered_batch_gives_the_same_batch() {
         .collect();
     assert_eq!(rules, ["not_empty", "min"]);
     // Counted after the acks.
-    wait_until("the metrics", PATIENCE, async || {
+    wait_until("the metrics", TIMEOUT, async || {
         transformer.metric("etl_rows_rejected_total").await == Some(4.0)
     })
     .await;

@@ -1,7 +1,7 @@
 //! A transformer that crashes, and a batch that crashes it.
 
 use common::queue::QueueName;
-use testkit::{PATIENCE, wait_until};
+use testkit::{TIMEOUT, wait_until};
 
 use crate::fixture::{Fixture, batch};
 
@@ -38,7 +38,7 @@ async fn batch_that_crashes_transformers_is_dead_lettered_alone() {
     fixture.publish(&batches).await;
     // Each time the first batch of the queue.
     for _ in 0..7 {
-        wait_until("all batches to be ready again", PATIENCE, async || {
+        wait_until("all batches to be ready again", TIMEOUT, async || {
             fixture.vhost.ready(QueueName::Raw.name()).await == 5
         })
         .await;
@@ -46,7 +46,7 @@ async fn batch_that_crashes_transformers_is_dead_lettered_alone() {
             .transformer()
             .env("ETL_FAILPOINT", "transform=exit")
             .spawn();
-        assert_eq!(crashing.wait(PATIENCE).await.code(), Some(99));
+        assert_eq!(crashing.wait(TIMEOUT).await.code(), Some(99));
     }
     let transformer = fixture.transformer().start().await;
     let mut seqs: Vec<_> = fixture

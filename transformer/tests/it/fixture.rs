@@ -7,7 +7,7 @@ use common::job::{ColumnSpec, JobSpec, Mode, Rule, Target};
 use common::message::{BatchId, Message as _, RawBatch, ValidBatch};
 use common::queue::{self, Connection, Outgoing, Publisher, QueueName};
 use common::schema::ResultColumn;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::process::{Process, Service};
 use testkit::servers::{Message, Vhost, vhost};
 use testkit::wait_until;
@@ -44,7 +44,7 @@ impl Fixture {
     /// Waits until `count` messages are ready in a queue, and takes them.
     pub(crate) async fn take(&self, queue: QueueName, count: u64) -> Vec<Message> {
         let what = format!("{count} messages in {}", queue.name());
-        wait_until(&what, PATIENCE, async || {
+        wait_until(&what, TIMEOUT, async || {
             self.vhost.ready(queue.name()).await >= count
         })
         .await;
@@ -64,7 +64,7 @@ impl Fixture {
 
     /// Stops a transformer in order, and checks that `etl.raw` is empty.
     pub(crate) async fn end(&self, mut transformer: Process) {
-        assert_eq!(transformer.terminate(PATIENCE).await, Some(0));
+        assert_eq!(transformer.terminate(TIMEOUT).await, Some(0));
         let log = transformer.log();
         assert!(!log.contains("lapin"), "an orderly stop is no error: {log}");
         assert_eq!(

@@ -140,7 +140,7 @@ impl<'a> Course<'a> {
             self.table.clone(),
             format!(
                 "{}/results/{}.csv",
-                self.environment.line.cloud.url(),
+                self.environment.pipeline.cloud.url(),
                 self.name
             ),
         );

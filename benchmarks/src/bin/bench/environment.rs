@@ -5,10 +5,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use testkit::cloud::{Answer, Cloud, ResultSet, sample};
 use testkit::http::Method;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::process::{Process, Service};
 use testkit::servers::{shared_broker, shared_postgres};
-use testkit::{PATIENCE, wait_until};
+use testkit::{TIMEOUT, wait_until};
 use tokio::time::sleep;
 
 use crate::meter::{self, Cpu, rounded};
@@ -17,7 +17,7 @@ use crate::meter::{self, Cpu, rounded};
 const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
 
 pub(crate) struct Environment {
-    pub(crate) line: Line,
+    pub(crate) pipeline: Pipeline,
     /// The running services by name.
     services: Vec<(&'static str, Process)>,
     broker: u32,
@@ -39,7 +39,7 @@ impl Environment {
         let (cloud, vhost, database) =
             tokio::join!(Cloud::start(), broker.vhost(), postgres.database());
         Self {
-            line: Line {
+            pipeline: Pipeline {
                 cloud,
                 vhost,
                 database,
@@ -60,7 +60,7 @@ impl Environment {
         let model = info
             .lines()
             .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let broker = self.line.vhost.broker.rabbitmqctl(&["version"]).await;
+        let broker = self.pipeline.vhost.broker.rabbitmqctl(&["version"]).await;
         let postgres = self.text("SHOW server_version").await;
         json!({
             "cpus": cpus, "cpu": model.map_or("", |(_, name)| name), "rabbitmq": broker.trim(), "postgres": postgres,
@@ -82,16 +82,17 @@ impl Environment {
 
     /// As `job_into`, with a result that other jobs may share.
     pub(crate) fn job_of(&self, name: &str, result: &ResultSet, target: &str) {
-        self.line.write_job(name, &format!("[target]\n{target}"));
+        self.pipeline
+            .write_job(name, &format!("[target]\n{target}"));
         // The quotes prevent a match within a longer name.
         let from = format!("FROM \"{name}\"");
         std::fs::write(
-            self.line.jobs.path().join(format!("{name}.sql")),
+            self.pipeline.jobs.path().join(format!("{name}.sql")),
             format!("SELECT * {from}"),
         )
         .expect("the SQL of a job can be written");
         let answer = Answer::rows(result.clone()).at_once();
-        self.line.cloud.answer(&from, answer);
+        self.pipeline.cloud.answer(&from, answer);
     }
 
     /// The given number of new replicas of each service, ready.
@@ -105,7 +106,7 @@ impl Environment {
     pub(crate) async fn start_service(&mut self, name: &'static str, count: usize) {
         for _ in 0..count {
             // A benchmark should not wait for the log of each batch.
-            let service = self.line.service(name);
+            let service = self.pipeline.service(name);
             let service = service.env("ETL_LOG", "warn,common::lifecycle=info");
             self.services.push((name, service.start().await));
         }
@@ -169,9 +170,9 @@ impl Environment {
     /// Bytes that the virtual host has received and sent so far. The broker updates the sum every five seconds.
     pub(crate) async fn broker_bytes(&self) -> f64 {
         sleep(Duration::from_millis(6_500)).await;
-        let path = format!("vhosts/{}", self.line.vhost.name);
+        let path = format!("vhosts/{}", self.pipeline.vhost.name);
         let (_, found) = self
-            .line
+            .pipeline
             .vhost
             .broker
             .call(Method::GET, &path, Value::Null)
@@ -189,7 +190,7 @@ impl Environment {
     /// `etl run JOB --follow`, which must succeed.
     pub(crate) async fn run(&mut self, job: &str) -> Ran {
         let run = self.next_run(job);
-        let command = as_by_default(self.line.service("etl"));
+        let command = as_by_default(self.pipeline.service("etl"));
         let command = [
             "run", job, "--run-id", &run, "--again", "--follow", "--json",
         ]
@@ -203,7 +204,7 @@ impl Environment {
             "SELECT extract(epoch FROM finished_at)::float8 FROM etl.runs WHERE run_id = $1",
         )
         .bind(&run)
-        .fetch_one(&self.line.database.pool)
+        .fetch_one(&self.pipeline.database.pool)
         .await
         .expect("the run is in the ledger");
         let begun = clock
@@ -218,7 +219,7 @@ impl Environment {
     /// `etl run JOB`, without waiting for its end.
     pub(crate) async fn request(&mut self, job: &str) {
         let run = self.next_run(job);
-        let command = as_by_default(self.line.service("etl"));
+        let command = as_by_default(self.pipeline.service("etl"));
         let command = ["run", job, "--run-id", &run, "--again"]
             .into_iter()
             .fold(command, Service::arg);
@@ -244,20 +245,20 @@ impl Environment {
     pub(crate) fn psql(&self) -> String {
         format!(
             "psql -X -q -v ON_ERROR_STOP=1 '{}' -c",
-            self.line.database.url
+            self.pipeline.database.url
         )
     }
 
     pub(crate) async fn execute(&self, sql: &str) {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()))
-            .execute(&self.line.database.pool)
+            .execute(&self.pipeline.database.pool)
             .await
             .unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
     async fn text(&self, sql: &str) -> String {
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned()))
-            .fetch_one(&self.line.database.pool)
+            .fetch_one(&self.pipeline.database.pool)
             .await
             .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
@@ -271,7 +272,7 @@ impl Environment {
     /// Asserts the number of rows of a table.
     pub(crate) async fn holds(&self, table: &str, rows: u64) {
         let found = self
-            .line
+            .pipeline
             .number(&format!("SELECT count(*) FROM {table}"))
             .await;
         assert_eq!(found.unsigned_abs(), rows, "rows in {table}");
@@ -281,8 +282,8 @@ impl Environment {
     pub(crate) async fn queue_is_settled(&self, queue: &str) {
         // The broker's number of unacknowledged messages may be a second old.
         let mut empty_since = None;
-        wait_until(&format!("{queue} to be settled"), PATIENCE, async || {
-            let depth = self.line.vhost.depth(queue).await;
+        wait_until(&format!("{queue} to be settled"), TIMEOUT, async || {
+            let depth = self.pipeline.vhost.depth(queue).await;
             if depth.ready + depth.unacked > 0 {
                 empty_since = None;
                 return false;
@@ -295,8 +296,8 @@ impl Environment {
     /// Waits until no run is open: a run may end after its last row is loaded.
     pub(crate) async fn all_runs_are_over(&self) {
         let open = "SELECT count(*) FROM etl.runs WHERE state IN ('requested', 'running')";
-        wait_until("the loaded runs to end", PATIENCE, async || {
-            self.line.number(open).await == 0
+        wait_until("the loaded runs to end", TIMEOUT, async || {
+            self.pipeline.number(open).await == 0
         })
         .await;
     }
@@ -304,8 +305,8 @@ impl Environment {
     /// Writes a result's CSV object to a file and returns its size. From then on the emulator serves the object from a
     /// file of its own.
     pub(crate) async fn write_csv(&self, result: &ResultSet, object: &str, path: &str) -> u64 {
-        self.line.cloud.put_result(object, result.clone());
-        let url = format!("{}/{object}", self.line.cloud.url());
+        self.pipeline.cloud.put_result(object, result.clone());
+        let url = format!("{}/{object}", self.pipeline.cloud.url());
         self.shell(&format!("curl -sf -o '{path}' '{url}'")).await;
         std::fs::metadata(path).map_or(0, |file| file.len())
     }

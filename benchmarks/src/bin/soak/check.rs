@@ -49,7 +49,7 @@ pub(crate) async fn all(soak: &Soak, runs: &[Run], killed: &Killed) -> Vec<Check
 async fn reconciled(soak: &Soak, runs: &[Run]) -> Vec<String> {
     let mut problems = Vec::new();
     for run in runs {
-        let done = soak.line.etl(&["reconcile", &run.id]).await;
+        let done = soak.pipeline.etl(&["reconcile", &run.id]).await;
         if done.code != Some(0) {
             problems.push(format!("{}: {}{}", run.id, done.stdout, done.stderr));
         }
@@ -72,7 +72,7 @@ async fn tables(soak: &Soak, runs: &[Run]) -> Vec<String> {
         if wanted.is_empty() {
             continue;
         }
-        match source::loaded(&soak.line, mode).await {
+        match source::loaded(&soak.pipeline, mode).await {
             Ok(found) => {
                 let found: BTreeMap<i64, Sum> = found.into_iter().collect();
                 if found != wanted {
@@ -89,7 +89,7 @@ async fn tables(soak: &Soak, runs: &[Run]) -> Vec<String> {
 }
 
 fn one_query_each(soak: &Soak, runs: &[Run]) -> Vec<String> {
-    let started = soak.line.cloud.started().len();
+    let started = soak.pipeline.cloud.started().len();
     if started == runs.len() {
         Vec::new()
     } else {
@@ -100,7 +100,7 @@ fn one_query_each(soak: &Soak, runs: &[Run]) -> Vec<String> {
 async fn dead_letters(soak: &Soak) -> Vec<String> {
     let sql = "SELECT stage || ': ' || coalesce(message_id, '?') || ': ' || reason FROM etl.dead_letters ORDER BY id LIMIT 10";
     let found: sqlx::Result<Vec<String>> = sqlx::query_scalar(sql)
-        .fetch_all(&soak.line.database.pool)
+        .fetch_all(&soak.pipeline.database.pool)
         .await;
     found.unwrap_or_else(|error| vec![error.to_string()])
 }
@@ -117,7 +117,7 @@ async fn left_in_queues(soak: &Soak) -> Vec<String> {
             "etl.events",
             "etl.dead",
         ] {
-            let depth = soak.line.vhost.depth(queue).await;
+            let depth = soak.pipeline.vhost.depth(queue).await;
             if depth.ready + depth.unacked > 0 {
                 left.push(format!("{queue}: {depth:?}"));
             }

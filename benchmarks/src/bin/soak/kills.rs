@@ -61,16 +61,16 @@ pub(crate) async fn kill(soak: &Soak) -> Killed {
         let kind = match dice.random_range(0..SERVICES.len() + 2) {
             0 => {
                 soak.say(&format!("kill broker, away for {away:?}"));
-                soak.line.vhost.broker.kill9().await;
+                soak.pipeline.vhost.broker.kill9().await;
                 watched_pause(soak, &mut replicas, &mut killed, away).await;
-                soak.line.vhost.broker.restart().await;
+                soak.pipeline.vhost.broker.restart().await;
                 "broker"
             }
             1 => {
                 soak.say(&format!("kill postgres, away for {away:?}"));
-                soak.line.database.server.kill9().await;
+                soak.pipeline.database.server.kill9().await;
                 watched_pause(soak, &mut replicas, &mut killed, away).await;
-                soak.line.database.server.restart().await;
+                soak.pipeline.database.server.restart().await;
                 "postgres"
             }
             place => {
@@ -80,7 +80,7 @@ pub(crate) async fn kill(soak: &Soak) -> Killed {
                 replica.process.kill9().await;
                 replica.keep_records(soak, &mut killed);
                 sleep(away).await;
-                replica.process = soak.line.service(replica.service).spawn();
+                replica.process = soak.pipeline.service(replica.service).spawn();
                 replica.service
             }
         };
@@ -103,7 +103,7 @@ async fn start(soak: &Soak) -> Vec<Replica> {
         replicas.push(Replica {
             service,
             label: format!("{service}-{}", place % 2 + 1),
-            process: soak.line.service(service).spawn(),
+            process: soak.pipeline.service(service).spawn(),
             seen: Counters::new(),
         });
     }
@@ -133,7 +133,7 @@ async fn watched_pause(
             soak.say(&what);
             killed.unexpected_exits.push(what);
             replica.keep_records(soak, killed);
-            replica.process = soak.line.service(replica.service).spawn();
+            replica.process = soak.pipeline.service(replica.service).spawn();
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {

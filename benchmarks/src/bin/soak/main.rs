@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use testkit::cloud::Cloud;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::servers::{private_broker, private_postgres};
 
 /// The settings, from the environment.
@@ -39,7 +39,7 @@ struct Settings {
 /// What the two halves of a soak share: the one that kills processes and the one that requests runs.
 struct Soak {
     settings: Settings,
-    line: Line,
+    pipeline: Pipeline,
     begun: Instant,
     /// When the kills end; no run is requested after it.
     until: Instant,
@@ -117,19 +117,19 @@ impl Soak {
         let (cloud, broker, postgres) =
             tokio::join!(Cloud::start(), private_broker(), private_postgres());
         let (vhost, database) = tokio::join!(broker.vhost(), postgres.database());
-        let line = Line {
+        let pipeline = Pipeline {
             cloud,
             vhost,
             database,
             jobs: tempfile::tempdir().expect("a temporary folder for jobs"),
             services: Vec::new(),
         };
-        source::write_jobs(&line);
+        source::write_jobs(&pipeline);
         let begun = Instant::now();
         let until = begun + Duration::from_secs_f64(settings.minutes * 60.0);
         Self {
             settings,
-            line,
+            pipeline,
             begun,
             until,
             failed: AtomicBool::new(false),

@@ -35,9 +35,9 @@ pub(crate) async fn write(
 }
 
 async fn versions(soak: &Soak) -> String {
-    let broker = soak.line.vhost.broker.rabbitmqctl(&["version"]).await;
+    let broker = soak.pipeline.vhost.broker.rabbitmqctl(&["version"]).await;
     let postgres: String = sqlx::query_scalar("SHOW server_version")
-        .fetch_one(&soak.line.database.pool)
+        .fetch_one(&soak.pipeline.database.pool)
         .await
         .unwrap_or_default();
     format!(

@@ -64,7 +64,7 @@ async fn one(soak: &Soak, version: u64) -> Run {
     let place = usize::try_from(version - 1).expect("a soak has few runs");
     let (job, mode, way) = JOBS[place % JOBS.len()];
     let rows = soak.settings.rows;
-    source::answer(&soak.line, version, rows);
+    source::answer(&soak.pipeline, version, rows);
     let id = format!("{job}-{version}");
     let begun = Instant::now();
     let set = format!("version={version}");
@@ -123,7 +123,7 @@ async fn follow(soak: &Soak, id: &str) -> (Value, Option<String>) {
 async fn repeat_while_away(soak: &Soak, arguments: &[&str]) -> Result<Finished, String> {
     let begun = Instant::now();
     loop {
-        let done = soak.line.etl(arguments).await;
+        let done = soak.pipeline.etl(arguments).await;
         match done.code {
             Some(0) => return Ok(done),
             Some(1) if begun.elapsed() < TIMEOUT => {}
@@ -140,7 +140,7 @@ async fn repeat_while_away(soak: &Soak, arguments: &[&str]) -> Result<Finished, 
 
 /// Prints the queues, as the broker reports them.
 async fn diagnose(soak: &Soak) {
-    let vhost = &soak.line.vhost;
+    let vhost = &soak.pipeline.vhost;
     let arguments = [
         "list_queues",
         "-p",

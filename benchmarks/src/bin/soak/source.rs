@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 use testkit::cloud::{Answer, ResultSet, Row, sample};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 /// The load mode of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(crate) fn table(mode: Mode) -> &'static str {
     }
 }
 
-pub(crate) fn write_jobs(line: &Line) {
+pub(crate) fn write_jobs(pipeline: &Pipeline) {
     for (name, mode, way) in JOBS {
         let target = match mode {
             Mode::Append => String::new(),
@@ -48,9 +48,9 @@ pub(crate) fn write_jobs(line: &Line) {
              [parameters]\nversion = {{ type = \"integer\" }}\n[target]\ntable = \"{}\"\n{target}",
             table(mode)
         );
-        line.write_job(name, &toml);
+        pipeline.write_job(name, &toml);
         std::fs::write(
-            line.jobs.path().join(format!("{name}.sql")),
+            pipeline.jobs.path().join(format!("{name}.sql")),
             "SELECT * FROM clicks WHERE version = :version",
         )
         .expect("the SQL of a job can be written");
@@ -58,8 +58,8 @@ pub(crate) fn write_jobs(line: &Line) {
 }
 
 /// Lets the cloud answer the query for a version.
-pub(crate) fn answer(line: &Line, version: u64, rows: u64) {
-    line.cloud.answer(
+pub(crate) fn answer(pipeline: &Pipeline, version: u64, rows: u64) {
+    pipeline.cloud.answer(
         &format!("version = {version}"),
         Answer::rows(clicks(rows, version)),
     );
@@ -134,14 +134,14 @@ fn hash(text: &str) -> u128 {
 }
 
 /// What a table holds of each run: its number, and the sum.
-pub(crate) async fn loaded(line: &Line, mode: Mode) -> sqlx::Result<Vec<(i64, Sum)>> {
+pub(crate) async fn loaded(pipeline: &Pipeline, mode: Mode) -> sqlx::Result<Vec<(i64, Sum)>> {
     let sql = format!(
         "SELECT etl.run_no(_batch), count(*), sum(('x' || left(encode(sha256(convert_to({CANONICAL}, 'UTF8')), 'hex'), 15))::bit(60)::bigint)::text
          FROM {} GROUP BY 1 ORDER BY 1",
         table(mode)
     );
     let found: Vec<(i64, i64, String)> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .fetch_all(&line.database.pool)
+        .fetch_all(&pipeline.database.pool)
         .await?;
     let sums = found.into_iter().map(|(run, rows, hash)| {
         let hash = hash.parse().expect("a sum of bigints is a whole number");

@@ -37,7 +37,7 @@ fn parameters_become_typed_literals() {
 #[test]
 fn strings_comments_and_casts_stay_unchanged() {
     let sql =
-        "SELECT ':from', \":from\", 'it''s :from', a::date, 1 -- :from\n/* :nobody */, '12:30'";
+        "SELECT ':from', \":from\", 'it''s :from', a::date, 1 -- :from\n/* :absent */, '12:30'";
     assert_eq!(rendered(sql, &[]).unwrap(), sql);
 }
 
@@ -111,7 +111,7 @@ enum Token {
     Parameter(String),
 }
 
-/// An independent reader of SQL. `:name` is a parameter where those are wanted.
+/// An independent reader of SQL. Reads `:name` as a parameter only where parameters are expected.
 fn tokens(sql: &str, parameters: bool) -> Vec<Token> {
     let chars: Vec<char> = sql.chars().collect();
     let (mut at, mut all) = (0, Vec::new());

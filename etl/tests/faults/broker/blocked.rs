@@ -1,22 +1,22 @@
-//! A memory or disk alarm: the broker delivers, connects and declares as always, and takes no message.
+//! A memory or disk alarm: the broker delivers, connects and declares as usual, and blocks publishers.
 
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::servers::private_broker;
 use testkit::wait_until;
 
 use super::{
-    MANY, PATIENCE, Run, SERVICES, await_all_ready, await_not_ready, await_not_ready_for_any,
-    bound, service, slowly,
+    MANY, Run, SERVICES, TIMEOUT, await_all_ready, await_not_ready, await_not_ready_for_any, bound,
+    service, slowly,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn an_alarm_stops_who_publishes_and_lets_the_loader_drain_the_queue() {
+async fn alarm_blocks_publishers_and_lets_the_loader_drain_the_queue() {
     let broker = private_broker().await;
-    let mut line = Line::on(broker.vhost().await).await;
+    let mut pipeline = Pipeline::on(broker.vhost().await).await;
     for name in SERVICES {
-        let service = line.service(name).start().await;
-        line.services.push(service);
+        let service = pipeline.service(name).start().await;
+        pipeline.services.push(service);
     }
     let alarms = [
         (
@@ -30,52 +30,53 @@ async fn an_alarm_stops_who_publishes_and_lets_the_loader_drain_the_queue() {
             ["set_vm_memory_high_watermark", "0.4"],
         ),
     ];
-    // So that the extractor is not done long before the loader.
-    bound(&line, "etl.raw", 10).await;
-    bound(&line, "etl.valid", 10).await;
-    let run = Run::start(&line, "alarmed", MANY);
+    // Keeps the extractor from finishing long before the loader.
+    bound(&pipeline, "etl.raw", 10).await;
+    bound(&pipeline, "etl.valid", 10).await;
+    let run = Run::start(&pipeline, "alarmed", MANY);
     for (alarm, (resource, raise, end)) in alarms.into_iter().enumerate() {
-        run.until_loaded(&line, 10 + 20 * i64::try_from(alarm).unwrap())
+        run.until_loaded(&pipeline, 10 + 20 * i64::try_from(alarm).unwrap())
             .await;
-        let why = format!("alarm: the broker takes no messages: low on {resource}");
-        let [loader, transformer, extractor] = line.services.as_mut_slice() else {
+        let why = format!("alarm: the broker accepts no messages: low on {resource}");
+        let [loader, transformer, extractor] = pipeline.services.as_mut_slice() else {
             panic!("three services");
         };
         slowly(loader, async {
-            wait_until("full queues between them", PATIENCE, async || {
-                line.vhost.ready("etl.raw").await >= 10 && line.vhost.ready("etl.valid").await >= 10
+            wait_until("full queues between them", TIMEOUT, async || {
+                pipeline.vhost.ready("etl.raw").await >= 10
+                    && pipeline.vhost.ready("etl.valid").await >= 10
             })
             .await;
             broker.rabbitmqctl(&raise).await;
             await_not_ready(transformer, &why).await;
-            // Who has waited in vain for room in its queue publishes nothing meanwhile, and so hears of no alarm.
+            // A publisher that waits for room in its queue publishes nothing, and does not learn of the alarm.
             await_not_ready_for_any(extractor, &[&why, "full: "]).await;
         })
         .await;
-        // Whoever starts now: a loader works, since that is what helps; the others know that they cannot.
-        service(&mut line, "loader").kill9().await;
-        *service(&mut line, "loader") = line.service("loader").start().await;
-        let mut transformer = line.service("transformer").spawn();
+        // A loader that starts now works and drains the queue; the other services report that they cannot publish.
+        service(&mut pipeline, "loader").kill9().await;
+        *service(&mut pipeline, "loader") = pipeline.service("loader").start().await;
+        let mut transformer = pipeline.service("transformer").spawn();
         await_not_ready(&mut transformer, &why).await;
         let log = transformer.log();
         assert!(
             !log.contains("connected to"),
-            "it takes what it cannot pass on: {log}"
+            "it consumes messages that it cannot publish: {log}"
         );
-        wait_until("etl.valid to be drained", PATIENCE, async || {
-            line.vhost.ready("etl.valid").await == 0
+        wait_until("etl.valid to be drained", TIMEOUT, async || {
+            pipeline.vhost.ready("etl.valid").await == 0
         })
         .await;
-        run.assert_open(&line).await;
+        run.assert_open(&pipeline).await;
         broker.rabbitmqctl(&end).await;
-        await_all_ready(&mut line).await;
+        await_all_ready(&mut pipeline).await;
         transformer.await_ready().await;
         let log = transformer.log();
         assert!(
             !log.contains("trying again"),
             "not the same connection: {log}"
         );
-        assert_eq!(transformer.terminate(PATIENCE).await, Some(0));
+        assert_eq!(transformer.terminate(TIMEOUT).await, Some(0));
     }
-    run.ends_well(&line).await;
+    run.assert_complete(&pipeline).await;
 }

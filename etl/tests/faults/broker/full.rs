@@ -1,7 +1,7 @@
-//! Queues at their bound: every stage waits for the one behind it, with nothing in hand.
+//! Queues at their limit: every stage waits for the next one, and holds no delivery.
 
-use testkit::PATIENCE;
-use testkit::line::Line;
+use testkit::TIMEOUT;
+use testkit::pipeline::Pipeline;
 use testkit::process::Process;
 use testkit::wait_until;
 
@@ -12,41 +12,42 @@ fn sessions(service: &Process) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loader_that_is_away_makes_every_stage_wait_and_nothing_is_given_up() {
-    let mut line = Line::start().await;
-    bound(&line, "etl.raw", 10).await;
-    bound(&line, "etl.valid", 5).await;
-    let mut loader = line.services.remove(0);
-    assert_eq!(loader.terminate(PATIENCE).await, Some(0));
-    let run = Run::start(&line, "full", MANY);
-    await_not_ready(&mut line.services[0], "full: etl.valid is full").await;
-    await_not_ready(&mut line.services[1], "full: etl.raw is full").await;
-    wait_until("nobody to hold a delivery", PATIENCE, async || {
-        line.vhost.consumers("etl.raw").await + line.vhost.consumers("etl.extract").await == 0
+async fn absent_loader_makes_every_stage_wait_and_dead_letters_nothing() {
+    let mut pipeline = Pipeline::start().await;
+    bound(&pipeline, "etl.raw", 10).await;
+    bound(&pipeline, "etl.valid", 5).await;
+    let mut loader = pipeline.services.remove(0);
+    assert_eq!(loader.terminate(TIMEOUT).await, Some(0));
+    let run = Run::start(&pipeline, "full", MANY);
+    await_not_ready(&mut pipeline.services[0], "full: etl.valid is full").await;
+    await_not_ready(&mut pipeline.services[1], "full: etl.raw is full").await;
+    wait_until("every delivery to be settled", TIMEOUT, async || {
+        pipeline.vhost.consumers("etl.raw").await + pipeline.vhost.consumers("etl.extract").await
+            == 0
     })
     .await;
-    // A loader that comes and goes wakes the transformer up, and it falls asleep again.
-    let before = sessions(&line.services[0]);
-    let brief = line.service("loader");
+    // A loader that starts and stops makes the transformer continue and wait again.
+    let before = sessions(&pipeline.services[0]);
+    let brief = pipeline.service("loader");
     let mut brief = brief.env("ETL_FAILPOINT", "after_commit@4=exit").spawn();
-    assert_eq!(brief.wait(PATIENCE).await.code(), Some(99));
-    wait_until("the transformer to wake up", PATIENCE, async || {
-        sessions(&line.services[0]) > before
+    assert_eq!(brief.wait(TIMEOUT).await.code(), Some(99));
+    wait_until("the transformer to continue", TIMEOUT, async || {
+        sessions(&pipeline.services[0]) > before
     })
     .await;
-    await_not_ready(&mut line.services[0], "full: etl.valid is full").await;
-    for service in &line.services {
-        // A refused window is tried again at a growing distance, and then waited for.
+    await_not_ready(&mut pipeline.services[0], "full: etl.valid is full").await;
+    for service in &pipeline.services {
+        // A refused window is retried at growing intervals; then the stage waits.
         let refused = service.metric("etl_publishes_refused_total").await;
         let refused = refused.expect("something was refused");
-        assert!(refused < 1_000.0, "a hot loop: {refused} refusals");
-        // What counts as a failed delivery grows with sessions, not with the time that the loader is away.
+        assert!(refused < 1_000.0, "too many refusals: {refused}");
+        // The count of failed deliveries grows with sessions, not with the time without a loader.
         let again = service.metric("etl_redeliveries_total").await;
         let bound = 8 * u32::try_from(sessions(service)).unwrap();
         assert!(again.unwrap_or(0.0) <= f64::from(bound), "{again:?}");
     }
-    let loader = line.service("loader").start().await;
-    line.services.push(loader);
-    await_all_ready(&mut line).await;
-    run.ends_well(&line).await;
+    let loader = pipeline.service("loader").start().await;
+    pipeline.services.push(loader);
+    await_all_ready(&mut pipeline).await;
+    run.assert_complete(&pipeline).await;
 }

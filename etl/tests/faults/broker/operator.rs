@@ -1,23 +1,23 @@
-//! What an operator can do to a broker: close connections, delete queues, shorten its patience, declare or permit the wrong
-//! things.
+//! An operator's actions on a broker: closing connections, deleting queues, a shorter delivery timeout, wrong
+//! declarations and missing permissions.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use testkit::http::{Method, StatusCode};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::process::Signal;
 use testkit::servers::{Message, Vhost, private_broker};
 use testkit::{wait_for, wait_until};
 
 use super::{
-    MANY, PATIENCE, Run, SERVICES, await_all_ready, await_not_ready, bound, service, slowly, state,
+    MANY, Run, SERVICES, TIMEOUT, await_all_ready, await_not_ready, bound, service, slowly, state,
 };
 
 const QUEUES: [&str; 4] = ["etl.extract", "etl.raw", "etl.valid", "etl.events"];
 
-/// The services' connections as the management API knows them, by what the services call them: the names by which the API
-/// closes them.
+/// The names of the services' connections in the management API, by the names that the services give them. The API
+/// closes connections by these names.
 async fn connections(vhost: &Vhost) -> BTreeMap<String, Vec<String>> {
     let path = format!("vhosts/{}/connections", vhost.name);
     let (_, all) = vhost.broker.call(Method::GET, &path, Value::Null).await;
@@ -35,7 +35,7 @@ async fn connections(vhost: &Vhost) -> BTreeMap<String, Vec<String>> {
     connections
 }
 
-/// Closes a connection, and says whether this did it: one whose service was about to close it may be gone.
+/// Closes a connection. Returns whether this call closed it: a service may have closed its connection before.
 async fn close(vhost: &Vhost, name: &str) -> bool {
     let path = name.replace(' ', "%20").replace('>', "%3E");
     let path = format!("connections/{path}");
@@ -44,20 +44,20 @@ async fn close(vhost: &Vhost, name: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_an_operator_closes_are_built_again() {
-    let mut line = Line::start().await;
-    // So that nobody is done long before the others.
-    bound(&line, "etl.raw", 10).await;
-    bound(&line, "etl.valid", 10).await;
-    let run = Run::start(&line, "closed", MANY);
+async fn connections_closed_by_an_operator_are_reopened() {
+    let mut pipeline = Pipeline::start().await;
+    // Keeps all stages busy for a similar time.
+    bound(&pipeline, "etl.raw", 10).await;
+    bound(&pipeline, "etl.valid", 10).await;
+    let run = Run::start(&pipeline, "closed", MANY);
     let mut closed = Vec::new();
     for batches in [2, 20, 40] {
-        run.until_loaded(&line, batches).await;
-        // The management API takes a while to know everybody's connections.
+        run.until_loaded(&pipeline, batches).await;
+        // The management API lists new connections after a delay.
         let mut known = BTreeMap::new();
         let what = "a consuming and a publishing connection of each service";
-        let open = wait_for(what, PATIENCE, async || {
-            let mut open = connections(&line.vhost).await;
+        let open = wait_for(what, TIMEOUT, async || {
+            let mut open = connections(&pipeline.vhost).await;
             open.retain(|_, names| {
                 names.retain(|name| !closed.contains(name));
                 !names.is_empty()
@@ -68,77 +68,77 @@ async fn connections_that_an_operator_closes_are_built_again() {
             }
             (open.len() == 2 * SERVICES.len()).then_some(open)
         });
-        let open = slowly(&line.services[0], open).await;
+        let open = slowly(&pipeline.services[0], open).await;
         for name in open.into_values().flatten() {
-            if close(&line.vhost, &name).await {
+            if close(&pipeline.vhost, &name).await {
                 closed.push(name);
             }
         }
     }
-    await_all_ready(&mut line).await;
-    run.ends_well(&line).await;
-    for service in &line.services {
+    await_all_ready(&mut pipeline).await;
+    run.assert_complete(&pipeline).await;
+    for service in &pipeline.services {
         assert!(service.log().matches("connected to the broker").count() > 1);
     }
 }
 
 async fn await_consumed(vhost: &Vhost, queue: &str) {
-    wait_until(&format!("a consumer of {queue}"), PATIENCE, async || {
+    wait_until(&format!("a consumer of {queue}"), TIMEOUT, async || {
         vhost.exists(queue).await && vhost.consumers(queue).await > 0
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn queues_that_are_deleted_are_declared_and_consumed_again() {
-    let mut line = Line::start().await;
-    // One after the other, with nobody at work, and all at once.
+async fn deleted_queues_are_declared_and_consumed_again() {
+    let mut pipeline = Pipeline::start().await;
+    // Each queue alone, with its consumers paused, and then all queues at once.
     for queue in QUEUES.into_iter().chain(["etl.dead"]) {
-        line.vhost.delete_queue(queue).await;
-        await_consumed(&line.vhost, queue).await;
+        pipeline.vhost.delete_queue(queue).await;
+        await_consumed(&pipeline.vhost, queue).await;
     }
     for queue in QUEUES.into_iter().chain(["etl.dead", "etl.archive"]) {
-        line.vhost.delete_queue(queue).await;
+        pipeline.vhost.delete_queue(queue).await;
     }
     for queue in QUEUES.into_iter().chain(["etl.dead"]) {
-        await_consumed(&line.vhost, queue).await;
+        await_consumed(&pipeline.vhost, queue).await;
     }
-    await_all_ready(&mut line).await;
-    // Nobody consumes the archive: that it is gone is seen when it is published to, and so the extractor must not be done.
-    bound(&line, "etl.raw", 10).await;
-    let run = Run::start(&line, "unarchived", MANY);
-    run.until_loaded(&line, 2).await;
-    line.vhost.delete_queue("etl.archive").await;
-    run.ends_well(&line).await;
-    assert!(line.vhost.exists("etl.archive").await);
+    await_all_ready(&mut pipeline).await;
+    // The archive has no consumer. A publish detects that it is missing, so the extractor must not be done yet.
+    bound(&pipeline, "etl.raw", 10).await;
+    let run = Run::start(&pipeline, "unarchived", MANY);
+    run.until_loaded(&pipeline, 2).await;
+    pipeline.vhost.delete_queue("etl.archive").await;
+    run.assert_complete(&pipeline).await;
+    assert!(pipeline.vhost.exists("etl.archive").await);
 }
 
-/// Sees that the pipeline has come to rest and that nobody takes the run for complete.
-async fn assert_noticed(line: &Line, run: &str) {
+/// Checks that no message moves and that the run does not count as complete.
+async fn assert_idle_and_open(pipeline: &Pipeline, run: &str) {
     for queue in QUEUES {
-        await_consumed(&line.vhost, queue).await;
+        await_consumed(&pipeline.vhost, queue).await;
     }
-    wait_until("the line to be at rest", PATIENCE, async || {
+    wait_until("the pipeline to be idle", TIMEOUT, async || {
         for queue in QUEUES {
-            let depth = line.vhost.depth(queue).await;
-            if depth.ready + depth.unacked + line.vhost.ready(queue).await > 0 {
+            let depth = pipeline.vhost.depth(queue).await;
+            if depth.ready + depth.unacked + pipeline.vhost.ready(queue).await > 0 {
                 return false;
             }
         }
         true
     })
     .await;
-    assert_eq!(state(line, run).await, "running");
-    let reconciled = line.etl(&["reconcile", run]).await;
+    assert_eq!(state(pipeline, run).await, "running");
+    let reconciled = pipeline.etl(&["reconcile", run]).await;
     assert_eq!(reconciled.code, Some(1), "{}", reconciled.stdout);
 }
 
-/// The raw batches in the archive, each once.
-async fn archived(line: &Line, batches: usize) -> Vec<Message> {
+/// The raw batches in the archive, without duplicates.
+async fn archived(pipeline: &Pipeline, batches: usize) -> Vec<Message> {
     let mut found = BTreeMap::new();
     let mut count = batches;
     while found.len() < batches {
-        for message in line.vhost.read_stream("etl.archive", count).await {
+        for message in pipeline.vhost.read_stream("etl.archive", count).await {
             found.insert(message.message_id().unwrap().to_owned(), message);
         }
         count += 1;
@@ -147,90 +147,97 @@ async fn archived(line: &Line, batches: usize) -> Vec<Message> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_whose_batches_were_deleted_is_never_complete_until_they_are_back() {
+async fn run_with_deleted_batches_stays_open_until_they_are_replayed() {
     for (stage, queue) in [("transformer", "etl.raw"), ("loader", "etl.valid")] {
-        let mut line = Line::start().await;
-        // Who consumes the queue is held still, so that there is something in it to delete.
-        service(&mut line, stage).signal(Signal::STOP);
-        let run = Run::start(&line, "robbed", MANY);
-        wait_until("everything to be in the queue", PATIENCE, async || {
-            let extractor = service(&mut line, "extractor");
-            extractor.log().contains("result extracted") && line.vhost.ready(queue).await > 80
+        let mut pipeline = Pipeline::start().await;
+        // The consumer of the queue is paused, so that there are messages to delete.
+        service(&mut pipeline, stage).signal(Signal::STOP);
+        let run = Run::start(&pipeline, "robbed", MANY);
+        wait_until("everything to be in the queue", TIMEOUT, async || {
+            let extractor = service(&mut pipeline, "extractor");
+            extractor.log().contains("result extracted") && pipeline.vhost.ready(queue).await > 80
         })
         .await;
-        line.vhost.delete_queue(queue).await;
-        service(&mut line, stage).signal(Signal::CONT);
+        pipeline.vhost.delete_queue(queue).await;
+        service(&mut pipeline, stage).signal(Signal::CONT);
         let told = "SELECT count(*) FROM etl.runs WHERE batches_expected IS NOT NULL";
         wait_until(
-            "the loader to know how much there was",
-            PATIENCE,
-            async || line.number(told).await == 1,
+            "the ledger to have the end of the result",
+            TIMEOUT,
+            async || pipeline.number(told).await == 1,
         )
         .await;
-        assert_noticed(&line, "robbed").await;
-        await_all_ready(&mut line).await;
-        // The archive has them all.
-        let batches = line
+        assert_idle_and_open(&pipeline, "robbed").await;
+        await_all_ready(&mut pipeline).await;
+        // The archive has all batches.
+        let batches = pipeline
             .number("SELECT batches_expected::bigint FROM etl.runs")
             .await;
-        for message in archived(&line, usize::try_from(batches).unwrap()).await {
-            line.vhost
+        for message in archived(&pipeline, usize::try_from(batches).unwrap()).await {
+            pipeline
+                .vhost
                 .publish_with("etl.raw", &message.body, message.properties)
                 .await;
         }
-        run.ends_well(&line).await;
+        run.assert_complete(&pipeline).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_was_deleted_leaves_its_run_open_and_others_go_on() {
-    let mut line = Line::start().await;
-    service(&mut line, "extractor").signal(Signal::STOP);
-    let lost = Run::start(&line, "lost", 1_000);
-    wait_until("the task", PATIENCE, async || {
-        line.vhost.depth("etl.extract").await.unacked + line.vhost.ready("etl.extract").await > 0
+async fn deleted_task_leaves_its_run_open_and_other_runs_complete() {
+    let mut pipeline = Pipeline::start().await;
+    service(&mut pipeline, "extractor").signal(Signal::STOP);
+    let lost = Run::start(&pipeline, "lost", 1_000);
+    wait_until("the task", TIMEOUT, async || {
+        pipeline.vhost.depth("etl.extract").await.unacked
+            + pipeline.vhost.ready("etl.extract").await
+            > 0
     })
     .await;
-    line.vhost.delete_queue("etl.extract").await;
-    service(&mut line, "extractor").signal(Signal::CONT);
-    await_consumed(&line.vhost, "etl.extract").await;
-    assert_ne!(state(&line, "lost").await, "completed");
-    // While it is not over, another run of the same is not taken.
-    let given_up = line.etl(&["cancel", "lost"]).await;
-    assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
-    Run::start(&line, "next", 1_000).ends_well(&line).await;
+    pipeline.vhost.delete_queue("etl.extract").await;
+    service(&mut pipeline, "extractor").signal(Signal::CONT);
+    await_consumed(&pipeline.vhost, "etl.extract").await;
+    assert_ne!(state(&pipeline, "lost").await, "completed");
+    // Until the run ends, an equal request is refused.
+    let cancelled = pipeline.etl(&["cancel", "lost"]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
+    Run::start(&pipeline, "next", 1_000)
+        .assert_complete(&pipeline)
+        .await;
     drop(lost);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delivery_held_for_too_long_comes_again_and_is_loaded_once() {
+async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
     let broker = private_broker().await;
-    // As it is after half an hour, with a look every second instead of every minute.
+    // The state after half an hour; the broker checks every second instead of every minute.
     let impatient = "application:set_env(rabbit, consumer_timeout, 6000), application:set_env(rabbit, channel_tick_interval, 1000).";
     broker.rabbitmqctl(&["eval", impatient]).await;
-    let mut line = Line::on(broker.vhost().await).await;
+    let mut pipeline = Pipeline::on(broker.vhost().await).await;
     for name in SERVICES {
-        let service = line.service(name).start().await;
-        line.services.push(service);
+        let service = pipeline.service(name).start().await;
+        pipeline.services.push(service);
     }
-    Run::start(&line, "first", 10).ends_well(&line).await;
-    let mut lock = line.database.pool.begin().await.unwrap();
+    Run::start(&pipeline, "first", 10)
+        .assert_complete(&pipeline)
+        .await;
+    let mut lock = pipeline.database.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE clicks")
         .execute(&mut *lock)
         .await
         .unwrap();
-    let run = Run::start(&line, "held", 1_000);
-    await_not_ready(service(&mut line, "loader"), "PRECONDITION_FAILED").await;
+    let run = Run::start(&pipeline, "held", 1_000);
+    await_not_ready(service(&mut pipeline, "loader"), "PRECONDITION_FAILED").await;
     lock.rollback().await.unwrap();
-    await_all_ready(&mut line).await;
-    run.ends_well(&line).await;
+    await_all_ready(&mut pipeline).await;
+    run.assert_complete(&pipeline).await;
 }
 
-/// Starts each service with this URL; each has to end by itself, and to say why.
-async fn assert_refused(line: &Line, url: &str, sentence: &str) {
+/// Starts each service with this URL. Each must exit by itself with this error.
+async fn assert_refused(pipeline: &Pipeline, url: &str, sentence: &str) {
     for name in SERVICES {
-        let mut service = line.service(name).env("ETL_AMQP_URL", url).spawn();
-        let code = service.wait(PATIENCE).await.code();
+        let mut service = pipeline.service(name).env("ETL_AMQP_URL", url).spawn();
+        let code = service.wait(TIMEOUT).await.code();
         assert_eq!(code, Some(1), "{}", service.log());
         assert!(service.log().contains(sentence), "{}", service.log());
         assert!(!service.log().contains("trying again"), "{}", service.log());
@@ -238,17 +245,17 @@ async fn assert_refused(line: &Line, url: &str, sentence: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_with_other_arguments_ends_the_service_with_a_sentence() {
-    let line = Line::without_services().await;
-    line.vhost.declare("etl.valid").await;
+async fn queue_with_other_arguments_ends_the_service_with_an_error() {
+    let pipeline = Pipeline::without_services().await;
+    pipeline.vhost.declare("etl.valid").await;
     let sentence = "the queue etl.valid exists with other arguments than this version needs; drain and delete it";
-    assert_refused(&line, &line.vhost.amqp_url, sentence).await;
+    assert_refused(&pipeline, &pipeline.vhost.amqp_url, sentence).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_without_permission_ends_the_service_with_a_sentence() {
-    let line = Line::without_services().await;
-    let (broker, vhost) = (&line.vhost.broker, &line.vhost.name);
+async fn user_without_permission_ends_the_service_with_an_error() {
+    let pipeline = Pipeline::without_services().await;
+    let (broker, vhost) = (&pipeline.vhost.broker, &pipeline.vhost.name);
     let user = format!("{vhost}-reader");
     let put = |path: String, body: Value| async move {
         let (status, answer) = broker.call(Method::PUT, &path, body).await;
@@ -259,15 +266,15 @@ async fn a_user_without_permission_ends_the_service_with_a_sentence() {
         json!({ "password": "secret", "tags": "" }),
     )
     .await;
-    let (_, server) = line.vhost.amqp_url.split_once('@').unwrap();
+    let (_, server) = pipeline.vhost.amqp_url.split_once('@').unwrap();
     let url = |password: &str| format!("amqp://{user}:{password}@{server}");
     let sentence = "check the user, password, vhost and permissions in ETL_AMQP_URL";
-    assert_refused(&line, &url("wrong"), sentence).await;
-    assert_refused(&line, &url("secret"), sentence).await;
+    assert_refused(&pipeline, &url("wrong"), sentence).await;
+    assert_refused(&pipeline, &url("secret"), sentence).await;
     let nothing_declared = json!({ "configure": "", "write": ".*", "read": ".*" });
     put(format!("permissions/{vhost}/{user}"), nothing_declared).await;
     let sentence = "refused declaring the queue etl.dead";
-    assert_refused(&line, &url("secret"), sentence).await;
+    assert_refused(&pipeline, &url("secret"), sentence).await;
     let user = format!("users/{user}");
     broker.call(Method::DELETE, &user, Value::Null).await;
 }

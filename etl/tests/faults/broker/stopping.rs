@@ -1,23 +1,23 @@
-//! How a service ends: told to by SIGTERM, or by a crash of its own.
+//! The end of a service: by SIGTERM, or by a crash.
 
 use std::time::Duration;
 
-use testkit::PATIENCE;
-use testkit::line::Line;
+use testkit::TIMEOUT;
+use testkit::pipeline::Pipeline;
 use testkit::process::Process;
 use testkit::wait_until;
 
 use super::{MANY, Run, SERVICES, await_not_ready, service};
 
-/// The deadline of a service that shall stop (20 s), and a little for a busy machine.
+/// The deadline for the shutdown of a service (20 s), with a margin for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Waits until one of these has worked on a run, going by one of its counters, and takes it out.
+/// Waits until one of these services has worked on a run, by one of its counters, and removes it from the list.
 async fn busy(services: &mut Vec<Process>, counter: &str) -> Process {
     let mut found = 0;
     wait_until(
-        &format!("somebody to count {counter}"),
-        PATIENCE,
+        &format!("a service to count {counter}"),
+        TIMEOUT,
         async || {
             for (index, service) in services.iter().enumerate() {
                 if service.metric(counter).await > Some(0.0) {
@@ -33,16 +33,16 @@ async fn busy(services: &mut Vec<Process>, counter: &str) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_service_ends_when_told_to_and_another_replica_goes_on() {
-    let mut line = Line::with_replicas(2).await;
-    let run = Run::start(&line, "terminated", 2 * MANY);
-    let mut services = std::mem::take(&mut line.services);
+async fn terminated_services_exit_and_other_replicas_continue() {
+    let mut pipeline = Pipeline::with_replicas(2).await;
+    let run = Run::start(&pipeline, "terminated", 2 * MANY);
+    let mut services = std::mem::take(&mut pipeline.services);
     for (counter, batches) in [
         ("etl_rows_extracted_total", 2),
         ("etl_rows_transformed_total", 10),
         ("etl_rows_loaded_total", 20),
     ] {
-        run.until_loaded(&line, batches).await;
+        run.until_loaded(&pipeline, batches).await;
         let mut service = busy(&mut services, counter).await;
         assert_eq!(
             service.terminate(DEADLINE).await,
@@ -51,27 +51,29 @@ async fn every_service_ends_when_told_to_and_another_replica_goes_on() {
             service.log()
         );
     }
-    run.assert_open(&line).await;
-    run.ends_well(&line).await;
+    run.assert_open(&pipeline).await;
+    run.assert_complete(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_hand_is_finished_and_settled_before_the_end() {
-    let mut line = Line::start().await;
-    // The target is there, and locked when the next batch comes.
-    Run::start(&line, "first", 10).ends_well(&line).await;
-    let mut lock = line.database.pool.begin().await.unwrap();
+async fn sigterm_finishes_and_settles_deliveries_in_progress() {
+    let mut pipeline = Pipeline::start().await;
+    // The target exists, and is locked when the next batch arrives.
+    Run::start(&pipeline, "first", 10)
+        .assert_complete(&pipeline)
+        .await;
+    let mut lock = pipeline.database.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE clicks")
         .execute(&mut *lock)
         .await
         .unwrap();
-    let mut run = Run::start(&line, "second", 1_000);
+    let mut run = Run::start(&pipeline, "second", 1_000);
     let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'clicks'::regclass AND NOT granted";
-    wait_until("the loader to wait for the lock", PATIENCE, async || {
-        line.number(waits).await > 0
+    wait_until("the loader to wait for the lock", TIMEOUT, async || {
+        pipeline.number(waits).await > 0
     })
     .await;
-    let mut loader = line.services.remove(0);
+    let mut loader = pipeline.services.remove(0);
     loader.signal(testkit::process::Signal::TERM);
     await_not_ready(&mut loader, "stop: finishing what is in hand").await;
     lock.rollback().await.unwrap();
@@ -82,60 +84,65 @@ async fn what_is_in_hand_is_finished_and_settled_before_the_end() {
         loader.log()
     );
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.batches WHERE run_id = 'second'")
+        pipeline
+            .number("SELECT count(*) FROM etl.batches WHERE run_id = 'second'")
             .await,
         1
     );
-    assert_eq!(line.vhost.ready("etl.valid").await, 0, "it was acked");
-    let loader = line.service("loader").start().await;
-    line.services.push(loader);
-    run.follow.wait(PATIENCE).await;
-    assert_eq!(super::state(&line, "second").await, "completed");
+    assert_eq!(pipeline.vhost.ready("etl.valid").await, 0, "it was acked");
+    let loader = pipeline.service("loader").start().await;
+    pipeline.services.push(loader);
+    run.follow.wait(TIMEOUT).await;
+    assert_eq!(super::state(&pipeline, "second").await, "completed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_finished_is_left_to_others_and_the_exit_code_says_so() {
-    let mut line = Line::start().await;
-    let mut transformer = line.services.remove(1);
+async fn unfinished_delivery_is_left_to_another_replica_and_the_exit_code_is_1() {
+    let mut pipeline = Pipeline::start().await;
+    let mut transformer = pipeline.services.remove(1);
     assert_eq!(transformer.terminate(DEADLINE).await, Some(0));
-    let stuck = line
+    let blocked = pipeline
         .service("transformer")
         .env("ETL_FAILPOINT", "transform");
-    let mut stuck = stuck.env("ETL_SHUTDOWN_DEADLINE", "1s").start().await;
-    let run = Run::start(&line, "stuck", 5_000);
-    wait_until("the transformer to be stuck", PATIENCE, async || {
-        stuck.log().contains("failpoint reached")
+    let mut blocked = blocked.env("ETL_SHUTDOWN_DEADLINE", "1s").start().await;
+    let run = Run::start(&pipeline, "blocked", 5_000);
+    wait_until("the transformer to be blocked", TIMEOUT, async || {
+        blocked.log().contains("failpoint reached")
     })
     .await;
-    assert_eq!(stuck.terminate(DEADLINE).await, Some(1));
+    assert_eq!(blocked.terminate(DEADLINE).await, Some(1));
     assert!(
-        stuck.log().contains("not finished within 1s"),
+        blocked.log().contains("not finished within 1s"),
         "{}",
-        stuck.log()
+        blocked.log()
     );
-    let transformer = line.service("transformer").start().await;
-    line.services.push(transformer);
-    run.ends_well(&line).await;
+    let transformer = pipeline.service("transformer").start().await;
+    pipeline.services.push(transformer);
+    run.assert_complete(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_ends_the_process_with_an_error_and_another_replica_goes_on() {
+async fn crash_ends_the_process_with_an_error_and_another_replica_continues() {
     for (stage, point) in [
         ("loader", "before_commit@3=panic"),
         ("transformer", "transform@3=panic"),
         ("extractor", "after_window@2=panic"),
     ] {
-        let mut line = Line::without_services().await;
+        let mut pipeline = Pipeline::without_services().await;
         for name in SERVICES {
             let point = if name == stage { point } else { "" };
-            let service = line.service(name).env("ETL_FAILPOINT", point).start().await;
-            line.services.push(service);
+            let service = pipeline
+                .service(name)
+                .env("ETL_FAILPOINT", point)
+                .start()
+                .await;
+            pipeline.services.push(service);
         }
-        let run = Run::start(&line, "crashed", 50_000);
-        let crashed = service(&mut line, stage);
-        let status = crashed.wait(PATIENCE).await;
+        let run = Run::start(&pipeline, "crashed", 50_000);
+        let crashed = service(&mut pipeline, stage);
+        let status = crashed.wait(TIMEOUT).await;
         assert_eq!(status.code(), Some(101), "{}", crashed.log());
-        *service(&mut line, stage) = line.service(stage).start().await;
-        run.ends_well(&line).await;
+        *service(&mut pipeline, stage) = pipeline.service(stage).start().await;
+        run.assert_complete(&pipeline).await;
     }
 }

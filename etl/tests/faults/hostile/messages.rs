@@ -1,9 +1,9 @@
 //! Messages that no version of this project sent.
 
 use lapin::BasicProperties;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
 use super::{assert_works, plain};
@@ -15,46 +15,50 @@ const QUEUES: [(&str, &str); 4] = [
     ("etl.events", "run-event"),
 ];
 
-async fn until_dead(line: &Line, letters: i64) {
-    let what = format!("{letters} dead letters");
-    wait_until(&what, PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.dead_letters").await >= letters
+async fn await_dead_letters(pipeline: &Pipeline, dead_letters: i64) {
+    let what = format!("{dead_letters} dead letters");
+    wait_until(&what, TIMEOUT, async || {
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await
+            >= dead_letters
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_version_of_a_message_is_dead_lettered_whole() {
-    let mut line = Line::start().await;
-    line.job("clicks", &plain("clicks"), sample::clicks(100));
-    line.run("clicks", "clicks").await;
-    // A batch that would be read, were it not for its version.
-    let batch = line.vhost.read_stream("etl.archive", 1).await.remove(0);
+async fn message_of_an_unknown_version_is_dead_lettered_complete() {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.job("clicks", &plain("clicks"), sample::clicks(100));
+    pipeline.run("clicks", "clicks").await;
+    // A valid batch but for its version.
+    let batch = pipeline.vhost.read_stream("etl.archive", 1).await.remove(0);
     for (queue, kind) in QUEUES {
         let properties = batch
             .properties
             .clone()
             .with_type(format!("{kind}.v9").as_str().into());
-        line.vhost
+        pipeline
+            .vhost
             .publish_with(queue, &batch.body, properties)
             .await;
     }
-    until_dead(&line, 4).await;
+    await_dead_letters(&pipeline, 4).await;
     for (queue, kind) in QUEUES {
         let kept = format!(
             "SELECT count(*) FROM etl.dead_letters WHERE queue = '{queue}' AND kind = '{kind}.v9' AND reason LIKE '%{kind}.v9%{kind}.v1%'
              AND length(body) = {} AND run_id = 'clicks'",
             batch.body.len()
         );
-        assert_eq!(line.number(&kept).await, 1, "{queue}");
+        assert_eq!(pipeline.number(&kept).await, 1, "{queue}");
     }
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 100);
-    assert_works(&mut line).await;
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 100);
+    assert_works(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_with_hostile_properties_and_contradicting_bodies_are_dead_letters_all() {
-    let mut line = Line::start().await;
+async fn messages_with_hostile_properties_or_contradicting_bodies_are_dead_lettered() {
+    let mut pipeline = Pipeline::start().await;
     let mut sent = 0;
     for (queue, kind) in QUEUES {
         let kind = format!("{kind}.v1");
@@ -68,7 +72,8 @@ async fn messages_with_hostile_properties_and_contradicting_bodies_are_dead_lett
         ];
         for body in bodies {
             let properties = BasicProperties::default().with_type(kind.as_str().into());
-            line.vhost
+            pipeline
+                .vhost
                 .publish_with(
                     queue,
                     body,
@@ -78,7 +83,7 @@ async fn messages_with_hostile_properties_and_contradicting_bodies_are_dead_lett
             sent += 1;
         }
     }
-    // Its counts do not add up; and its rows are beyond every number.
+    // Counts that do not add up, and row numbers out of range.
     let raw = |first_row: u64, rows: &str| {
         format!(
             r#"{{"id":{{"run":"r","generation":0,"seq":0}},"first_row":{first_row},"result_id":"q","job":{{"name":"j","target":{{"table":"t"}}}},"columns":[{{"name":"a","type":"varchar"}}],"rows":{rows}}}"#
@@ -86,16 +91,18 @@ async fn messages_with_hostile_properties_and_contradicting_bodies_are_dead_lett
     };
     for body in [raw(0, r#"[["a","b"]]"#), raw(u64::MAX, r#"[["a"]]"#)] {
         let properties = BasicProperties::default().with_type("raw-batch.v1".into());
-        line.vhost
+        pipeline
+            .vhost
             .publish_with("etl.raw", body.as_bytes(), properties)
             .await;
         sent += 1;
     }
-    until_dead(&line, sent).await;
+    await_dead_letters(&pipeline, sent).await;
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.dead_letters WHERE reason <> ''")
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters WHERE reason <> ''")
             .await,
         sent
     );
-    assert_works(&mut line).await;
+    assert_works(&mut pipeline).await;
 }

@@ -1,11 +1,11 @@
 //! Names of columns and tables.
 
 use testkit::cloud::{Column, ResultSet};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 use super::{assert_unharmed, failure};
 
-/// A name that would be a statement if it were not quoted.
+/// A name that is a statement when it is not quoted.
 const STATEMENT: &str = "\"; DROP TABLE victim; --";
 
 fn result(column: &str) -> ResultSet {
@@ -16,51 +16,53 @@ fn result(column: &str) -> ResultSet {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_postgres_would_cut_are_refused_with_their_length() {
-    let mut line = Line::start().await;
+async fn names_too_long_for_postgres_are_refused_with_their_length() {
+    let mut pipeline = Pipeline::start().await;
     let (fits, ascii, umlauts) = ("x".repeat(63), "x".repeat(64), "é".repeat(32));
-    // In the query: Athena takes longer names than Postgres.
+    // In the query: Athena accepts longer names than Postgres.
     for (run, name) in [("ascii", &ascii), ("umlauts", &umlauts)] {
-        line.job(run, &super::plain(run), result(name));
-        let reason = failure(&line, run, run).await;
+        pipeline.job(run, &super::plain(run), result(name));
+        let reason = failure(&pipeline, run, run).await;
         assert!(
             reason.contains(name) && reason.contains("63 bytes"),
             "{reason}"
         );
     }
-    // In the job: before anything is sent.
+    // In the job: refused before anything is sent.
     for toml in [
         format!("[target]\ntable = \"{ascii}\"\n"),
         format!("[target]\ntable = \"{ascii}.t\"\n"),
         format!("[target]\ntable = \"t\"\n[[columns]]\nsource = \"n\"\nname = \"{umlauts}\"\n"),
     ] {
-        line.job("long", &toml, result("a"));
-        let done = line.etl(&["run", "long"]).await;
+        pipeline.job("long", &toml, result("a"));
+        let done = pipeline.etl(&["run", "long"]).await;
         assert_eq!(done.code, Some(2), "{}", done.stderr);
         assert!(done.stderr.contains("63 bytes"), "{}", done.stderr);
     }
     assert_eq!(
-        line.number("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+        pipeline
+            .number("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
             .await,
         0
     );
-    line.job("fits", &super::plain(&fits), result(&fits));
-    line.run("fits", "fits").await;
+    pipeline.job("fits", &super::plain(&fits), result(&fits));
+    pipeline.run("fits", "fits").await;
     assert_eq!(
-        line.number(&format!("SELECT count({fits}) FROM {fits}"))
+        pipeline
+            .number(&format!("SELECT count({fits}) FROM {fits}"))
             .await,
         1
     );
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_are_statements_are_names() {
-    let mut line = Line::start().await;
+async fn names_that_contain_statements_are_quoted() {
+    let mut pipeline = Pipeline::start().await;
     sqlx::raw_sql(
         "CREATE TABLE public.victim (a text); INSERT INTO public.victim VALUES ('alive')",
     )
-    .execute(&line.database.pool)
+    .execute(&pipeline.database.pool)
     .await
     .unwrap();
     let quoted = "\"\"\"; DROP TABLE victim; --\"";
@@ -73,32 +75,36 @@ async fn names_that_are_statements_are_names() {
             "[target]\ntable = '{mode}{STATEMENT}'\nmode = \"{mode}\"\n{key}\
              [[columns]]\nsource = '{STATEMENT}'\nrules = [{{ required = true }}]\n"
         );
-        line.job(&job, &toml, result(STATEMENT));
-        let run = line.run(&job, &job).await;
+        pipeline.job(&job, &toml, result(STATEMENT));
+        let run = pipeline.run(&job, &job).await;
         assert_eq!(
             (&run["rows_loaded"], &run["rows_rejected"]),
             (&1.into(), &1.into()),
             "{run}"
         );
-        line.assert_reconciled(&job).await;
+        pipeline.assert_reconciled(&job).await;
         let table = format!("\"{mode}{}", &quoted[1..]);
-        assert_eq!(line.table(&format!("{quoted}, n"), &table).await, ["(a,1)"]);
+        assert_eq!(
+            pipeline.table(&format!("{quoted}, n"), &table).await,
+            ["(a,1)"]
+        );
         let blamed = format!(
             "SELECT count(*) FROM etl.rejected_rows WHERE run_id = '{job}' AND column_name = '{STATEMENT}'"
         );
-        assert_eq!(line.number(&blamed).await, 1);
+        assert_eq!(pipeline.number(&blamed).await, 1);
     }
     assert_eq!(
-        line.number("SELECT count(*) FROM victim WHERE a = 'alive'")
+        pipeline
+            .number("SELECT count(*) FROM victim WHERE a = 'alive'")
             .await,
         1
     );
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_a_name_is_made_of_it_comes_out_as_it_is() {
-    let mut line = Line::start().await;
+async fn names_of_any_characters_stay_unchanged() {
+    let mut pipeline = Pipeline::start().await;
     let names = [
         "\"",
         "\"\"",
@@ -132,24 +138,24 @@ async fn whatever_a_name_is_made_of_it_comes_out_as_it_is() {
         ),
     ] {
         let toml = format!("[target]\ntable = \"names_{job}\"\n{target}");
-        line.job(
+        pipeline.job(
             job,
             &toml,
-            ResultSet::of(columns.clone(), vec![row.clone()]),
+            ResultSet::new(columns.clone(), vec![row.clone()]),
         );
-        line.run(job, job).await;
-        line.assert_reconciled(job).await;
+        pipeline.run(job, job).await;
+        pipeline.assert_reconciled(job).await;
         // Each column holds its own name.
         let sql = format!(
             "SELECT key FROM names_{job} AS t, json_each_text(to_json(t)) AS j WHERE key = value ORDER BY key COLLATE \"C\""
         );
         let found: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
-            .fetch_all(&line.database.pool)
+            .fetch_all(&pipeline.database.pool)
             .await
             .unwrap();
         let mut wanted = names.to_vec();
         wanted.sort_unstable();
         assert_eq!(found, wanted);
     }
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }

@@ -1,14 +1,14 @@
-//! What somebody may type, or a script may pass on without looking.
+//! Hostile arguments of `etl`, from a person or a script.
 
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 use super::{assert_unharmed, plain};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_of_jobs_and_runs_that_are_no_names_are_refused() {
-    let mut line = Line::start().await;
-    line.job("clicks", &plain("clicks"), sample::clicks(1));
+async fn invalid_names_of_jobs_and_runs_are_refused() {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.job("clicks", &plain("clicks"), sample::clicks(1));
     let long = "x".repeat(101);
     let hostile = [
         "",
@@ -25,12 +25,12 @@ async fn names_of_jobs_and_runs_that_are_no_names_are_refused() {
         &long,
     ];
     for name in hostile {
-        let job = line.etl(&["run", name]).await;
+        let job = pipeline.etl(&["run", name]).await;
         assert_eq!(job.code, Some(2), "job {name:?}: {}", job.stderr);
-        let run = line.etl(&["run", "clicks", "--run-id", name]).await;
+        let run = pipeline.etl(&["run", "clicks", "--run-id", name]).await;
         assert_eq!(run.code, Some(2), "run {name:?}: {}", run.stderr);
         for command in ["status", "reconcile", "rejects"] {
-            let done = line.etl(&[command, name]).await;
+            let done = pipeline.etl(&[command, name]).await;
             assert_eq!(
                 done.code,
                 Some(2),
@@ -43,21 +43,21 @@ async fn names_of_jobs_and_runs_that_are_no_names_are_refused() {
             assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
         }
     }
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
-    assert!(line.cloud.started().is_empty());
-    assert_unharmed(&mut line).await;
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert!(pipeline.cloud.started().is_empty());
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_is_a_literal_whatever_its_text_is() {
-    let mut line = Line::start().await;
+async fn parameter_of_any_text_is_a_literal() {
+    let mut pipeline = Pipeline::start().await;
     let toml = format!(
         "[parameters]\nwho = {{ type = \"text\" }}\n{}",
         plain("clicks")
     );
-    line.job("clicks", &toml, sample::clicks(1));
+    pipeline.job("clicks", &toml, sample::clicks(1));
     std::fs::write(
-        line.jobs.path().join("clicks.sql"),
+        pipeline.jobs.path().join("clicks.sql"),
         "SELECT * FROM clicks WHERE who = :who",
     )
     .unwrap();
@@ -75,7 +75,7 @@ async fn a_parameter_is_a_literal_whatever_its_text_is() {
     ];
     for (n, text) in texts.into_iter().enumerate() {
         let (run, set) = (format!("run-{n}"), format!("who={text}"));
-        let done = line
+        let done = pipeline
             .etl(&["run", "clicks", "--run-id", &run, "--set", &set, "--follow"])
             .await;
         assert_eq!(done.code, Some(0), "{text:?}: {}", done.stderr);
@@ -83,7 +83,7 @@ async fn a_parameter_is_a_literal_whatever_its_text_is() {
             "SELECT * FROM clicks WHERE who = '{}'",
             text.replace('\'', "''")
         );
-        assert_eq!(line.cloud.statements()[n], wanted);
+        assert_eq!(pipeline.cloud.statements()[n], wanted);
     }
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }

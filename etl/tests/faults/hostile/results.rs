@@ -1,8 +1,8 @@
-//! Result files that are not what Athena promised.
+//! Result files that differ from what Athena reported.
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::{Fault, Op, QueryState, sample};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
 use super::{assert_unharmed, failure, through};
@@ -10,20 +10,24 @@ use super::{assert_unharmed, failure, through};
 /// The rows of a result of several batches.
 const ROWS: u64 = 12_000;
 
-/// Asks for a run of the sample whose object in S3 is `change`d before the extractor sees any of it, and which has to
-/// fail: the reason.
-async fn failure_of(line: &Line, run: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> String {
+/// Requests a run of the sample whose object in S3 is changed by `change` before the extractor reads it. The run must
+/// fail; returns the reason.
+async fn failure_of(
+    pipeline: &Pipeline,
+    run: &str,
+    change: impl FnOnce(Vec<u8>) -> Vec<u8>,
+) -> String {
     let result = sample::clicks(ROWS);
     let object = change(result.csv());
-    line.job(run, &through("s3", run), result);
-    line.cloud.always(Op::GetObject, Fault::Unavailable);
-    let started = line.cloud.started().len();
-    let (reason, ()) = tokio::join!(failure(line, run, run), async {
-        let succeeded = || line.cloud.states().get(started) == Some(&QueryState::Succeeded);
-        wait_until("the query to succeed", PATIENCE, async || succeeded()).await;
-        let name = line.cloud.object_of(&line.cloud.started()[started]);
-        line.cloud.put_object(&name, &object);
-        line.cloud.always(Op::GetObject, Fault::Pass);
+    pipeline.job(run, &through("s3", run), result);
+    pipeline.cloud.always(Op::GetObject, Fault::Unavailable);
+    let started = pipeline.cloud.started().len();
+    let (reason, ()) = tokio::join!(failure(pipeline, run, run), async {
+        let succeeded = || pipeline.cloud.states().get(started) == Some(&QueryState::Succeeded);
+        wait_until("the query to succeed", TIMEOUT, async || succeeded()).await;
+        let name = pipeline.cloud.object_of(&pipeline.cloud.started()[started]);
+        pipeline.cloud.put_object(&name, &object);
+        pipeline.cloud.always(Op::GetObject, Fault::Pass);
     });
     reason
 }
@@ -35,7 +39,7 @@ fn beginning_of(csv: &[u8], row: u64) -> usize {
         .windows(mark.len())
         .position(|bytes| bytes == mark.as_bytes())
         .unwrap();
-    // No value before the URL has a line end.
+    // No value before the URL contains a line end.
     csv[..inside]
         .iter()
         .rposition(|byte| *byte == b'\n')
@@ -44,9 +48,9 @@ fn beginning_of(csv: &[u8], row: u64) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_that_are_no_utf_8_fail_the_run_by_row_and_column() {
-    let mut line = Line::start().await;
-    let reason = failure_of(&line, "latin1", |mut csv| {
+async fn invalid_utf_8_fails_the_run_and_names_row_and_column() {
+    let mut pipeline = Pipeline::start().await;
+    let reason = failure_of(&pipeline, "latin1", |mut csv| {
         let row = beginning_of(&csv, 9_000);
         let url = row
             + csv[row..]
@@ -61,31 +65,32 @@ async fn bytes_that_are_no_utf_8_fail_the_run_by_row_and_column() {
         reason.contains("row 9000 ") && reason.contains("column 2 ") && reason.contains("UTF-8"),
         "{reason}"
     );
-    // What came before it may be there, and is not taken for the result.
+    // Rows before the error may be loaded, and do not count as the result.
     let complete = "SELECT count(*) FROM etl.run_balance WHERE state = 'completed' OR balanced OR rows_expected IS NOT NULL";
-    assert_eq!(line.number(complete).await, 0);
+    assert_eq!(pipeline.number(complete).await, 0);
     assert!(
-        line.number("SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.run_balance")
+        pipeline
+            .number("SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.run_balance")
             .await
             < 9_000
     );
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_cut_off_or_has_other_columns_fails_the_run() {
-    let mut line = Line::start().await;
-    let reason = failure_of(&line, "cut", |mut csv| {
+async fn truncated_file_or_file_with_other_columns_fails_the_run() {
+    let mut pipeline = Pipeline::start().await;
+    let reason = failure_of(&pipeline, "cut", |mut csv| {
         let row = beginning_of(&csv, 9_000);
         csv.truncate(row + 40);
         csv
     })
     .await;
     assert!(
-        reason.contains("row 9000 ") && reason.contains("the file is cut off"),
+        reason.contains("row 9000 ") && reason.contains("the file is truncated"),
         "{reason}"
     );
-    let reason = failure_of(&line, "columns", |mut csv| {
+    let reason = failure_of(&pipeline, "columns", |mut csv| {
         let row = beginning_of(&csv, 9_000);
         csv.splice(row..row, b"\"one more\",".iter().copied());
         csv
@@ -95,44 +100,47 @@ async fn a_file_that_is_cut_off_or_has_other_columns_fails_the_run() {
         reason.contains("row 9000 ") && reason.contains("more than 6 columns"),
         "{reason}"
     );
-    let reason = failure_of(&line, "empty", |_| Vec::new()).await;
+    let reason = failure_of(&pipeline, "empty", |_| Vec::new()).await;
     assert!(reason.contains("column names"), "{reason}");
-    let reason = failure_of(&line, "other", |csv| csv[beginning_of(&csv, 0)..].to_vec()).await;
+    let reason = failure_of(&pipeline, "other", |csv| {
+        csv[beginning_of(&csv, 0)..].to_vec()
+    })
+    .await;
     assert!(reason.contains("column names"), "{reason}");
-    let reason = failure_of(&line, "garbage", |_| {
+    let reason = failure_of(&pipeline, "garbage", |_| {
         (0..=255_u8).cycle().take(100_000).collect()
     })
     .await;
     assert!(reason.contains("the header"), "{reason}");
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_of_another_size_than_was_promised_fails_the_run() {
-    let mut line = Line::start().await;
-    // Found with one size, read with another: the object under the key is another one by then.
+async fn object_of_an_unexpected_size_fails_the_run() {
+    let mut pipeline = Pipeline::start().await;
+    // The object is replaced between the query for its size and the read.
     let (reason, ()) = tokio::join!(
         async {
-            line.job("grown", &through("s3", "grown"), sample::clicks(ROWS));
-            line.cloud.fault(Op::GetObject, Fault::Pass);
-            line.cloud.always(Op::GetObject, Fault::Unavailable);
-            failure(&line, "grown", "grown").await
+            pipeline.job("grown", &through("s3", "grown"), sample::clicks(ROWS));
+            pipeline.cloud.fault(Op::GetObject, Fault::Pass);
+            pipeline.cloud.always(Op::GetObject, Fault::Unavailable);
+            failure(&pipeline, "grown", "grown").await
         },
         async {
-            wait_until("the object to be found", PATIENCE, async || {
-                line.cloud.count(Op::GetObject) > 1
+            wait_until("the object to be found", TIMEOUT, async || {
+                pipeline.cloud.count(Op::GetObject) > 1
             })
             .await;
-            let name = line.cloud.object_of(&line.cloud.started()[0]);
+            let name = pipeline.cloud.object_of(&pipeline.cloud.started()[0]);
             let mut csv = sample::clicks(ROWS).csv();
             csv.extend_from_slice(b"\"2018-04-02\",,,,,\n");
-            line.cloud.put_object(&name, &csv);
-            line.cloud.always(Op::GetObject, Fault::Pass);
+            pipeline.cloud.put_object(&name, &csv);
+            pipeline.cloud.always(Op::GetObject, Fault::Pass);
         }
     );
     assert!(
         reason.contains("replaced") && reason.contains("run the job again"),
         "{reason}"
     );
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }

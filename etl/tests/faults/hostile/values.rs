@@ -1,13 +1,13 @@
-//! Values of rows.
+//! Hostile values.
 
 use testkit::cloud::{Column, ResultSet};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 use super::{assert_unharmed, failure, plain, through};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn text_that_means_something_to_a_copy_or_a_csv_stays_text() {
-    let mut line = Line::start().await;
+async fn text_with_copy_or_csv_syntax_stays_text() {
+    let mut pipeline = Pipeline::start().await;
     let texts = [
         "\\.",
         "\\N",
@@ -41,32 +41,32 @@ async fn text_that_means_something_to_a_copy_or_a_csv_stays_text() {
         .map(|text| vec![Some((*text).to_owned())])
         .chain([vec![None]])
         .collect();
-    for way in ["s3", "api"] {
-        let name = format!("texts_{way}");
-        // One column, where a NULL is a blank line of the file.
-        line.job(
+    for results in ["s3", "api"] {
+        let name = format!("texts_{results}");
+        // One column: a NULL is a blank line of the file.
+        pipeline.job(
             &name,
-            &through(way, &name),
-            ResultSet::of(vec![Column::new("v", "varchar")], rows.clone()),
+            &through(results, &name),
+            ResultSet::new(vec![Column::new("v", "varchar")], rows.clone()),
         );
-        let run = line.run(&name, &name).await;
+        let run = pipeline.run(&name, &name).await;
         assert_eq!(run["rows_loaded"], rows.len(), "{run}");
-        line.assert_reconciled(&name).await;
+        pipeline.assert_reconciled(&name).await;
         let sql = format!("SELECT v FROM {name} ORDER BY v COLLATE \"C\" NULLS LAST");
         let found: Vec<Option<String>> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
-            .fetch_all(&line.database.pool)
+            .fetch_all(&pipeline.database.pool)
             .await
             .unwrap();
         let mut wanted: Vec<Option<String>> = rows.iter().map(|row| row[0].clone()).collect();
         wanted.sort_by_key(|text| (text.is_none(), text.clone()));
         assert_eq!(found, wanted);
     }
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_nul_rejects_its_row_and_no_other() {
-    let mut line = Line::start().await;
+async fn nul_rejects_its_row_and_no_other() {
+    let mut pipeline = Pipeline::start().await;
     let nul = ResultSet::table(
         &[("k", "bigint"), ("v", "varchar")],
         &[
@@ -76,31 +76,31 @@ async fn a_nul_rejects_its_row_and_no_other() {
             &[Some("4"), None],
         ],
     );
-    for way in ["s3", "api"] {
-        let name = format!("nul_{way}");
-        line.job(&name, &through(way, &name), nul.clone());
-        let run = line.run(&name, &name).await;
+    for results in ["s3", "api"] {
+        let name = format!("nul_{results}");
+        pipeline.job(&name, &through(results, &name), nul.clone());
+        let run = pipeline.run(&name, &name).await;
         assert_eq!(
             (&run["rows_loaded"], &run["rows_rejected"]),
             (&2.into(), &2.into()),
             "{run}"
         );
-        line.assert_reconciled(&name).await;
-        assert_eq!(line.table("k", &name).await, ["(1)", "(4)"]);
-        let kept = line
+        pipeline.assert_reconciled(&name).await;
+        assert_eq!(pipeline.table("k", &name).await, ["(1)", "(4)"]);
+        let kept = pipeline
             .table(
                 "row_number, column_name",
                 &format!("etl.rejected_rows WHERE run_id = '{name}'"),
             )
             .await;
         assert_eq!(kept, ["(1,v)", "(2,v)"]);
-        let rejects = line.etl(&["rejects", &name, "--json"]).await;
+        let rejects = pipeline.etl(&["rejects", &name, "--json"]).await;
         assert!(rejects.stdout.contains("\\u0000"), "{}", rejects.stdout);
     }
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
-/// A type, a value of it, and one that it cannot hold.
+/// A type, a valid value, and a value out of range.
 const RANGES: [(&str, &str, &str); 13] = [
     ("smallint", "1", "32768"),
     ("integer", "1", "-2147483649"),
@@ -119,7 +119,7 @@ const RANGES: [(&str, &str, &str); 13] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_and_dates_out_of_range_reject_their_rows_with_the_reason() {
-    let mut line = Line::start().await;
+    let mut pipeline = Pipeline::start().await;
     // The first and the last row are good; the others have one bad value each.
     let good: Vec<_> = RANGES
         .iter()
@@ -139,26 +139,26 @@ async fn numbers_and_dates_out_of_range_reject_their_rows_with_the_reason() {
         format!("[[columns]]\nsource = \"c{n}\"\ntype = \"{pg_type}\"\n")
     });
     let toml = plain("ranges") + &declared.collect::<String>();
-    line.job("ranges", &toml, ResultSet::of(columns, rows));
-    let run = line.run("ranges", "ranges").await;
+    pipeline.job("ranges", &toml, ResultSet::new(columns, rows));
+    let run = pipeline.run("ranges", "ranges").await;
     assert_eq!(
         (&run["rows_loaded"], &run["rows_rejected"]),
         (&2.into(), &RANGES.len().into()),
         "{run}"
     );
-    line.assert_reconciled("ranges").await;
+    pipeline.assert_reconciled("ranges").await;
     // The n-th row is rejected for its n-th column, with a reason.
     let right = "SELECT count(*) FROM etl.rejected_rows WHERE column_name = 'c' || (row_number - 1) AND reason <> '' AND rule IN ('type', 'postgres')";
     assert_eq!(
-        line.number(right).await,
+        pipeline.number(right).await,
         i64::try_from(RANGES.len()).unwrap()
     );
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cell_of_twenty_megabytes_fails_the_run_by_name_and_harms_nobody() {
-    let mut line = Line::start().await;
+async fn value_of_twenty_megabytes_fails_its_run_and_no_other() {
+    let mut pipeline = Pipeline::start().await;
     let columns = vec![Column::new("n", "bigint"), Column::new("text", "varchar")];
     let result = ResultSet::generated(columns, 3_000, |n| {
         let text = if n == 2_345 {
@@ -168,28 +168,28 @@ async fn a_cell_of_twenty_megabytes_fails_the_run_by_name_and_harms_nobody() {
         };
         vec![Some(n.to_string()), Some(text)]
     });
-    for way in ["s3", "api"] {
-        let name = format!("large_{way}");
-        line.job(&name, &through(way, &name), result.clone());
-        let reason = failure(&line, &name, &name).await;
+    for results in ["s3", "api"] {
+        let name = format!("large_{results}");
+        pipeline.job(&name, &through(results, &name), result.clone());
+        let reason = failure(&pipeline, &name, &name).await;
         assert!(
             reason.contains("row 2345 ") && reason.contains("\"text\""),
             "{reason}"
         );
     }
-    for service in &line.services {
+    for service in &pipeline.services {
         assert!(
             !service.log().contains("larger than configured max size"),
             "the broker closed a channel on {service:?}"
         );
     }
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_as_large_as_may_be_loads_whatever_it_is_made_of() {
-    let mut line = Line::start().await;
-    // Each takes six bytes in JSON, and a message is bounded too.
+async fn row_of_the_largest_size_is_loaded_whatever_its_characters() {
+    let mut pipeline = Pipeline::start().await;
+    // Each takes six bytes in JSON, and the size of a message is limited too.
     let (wide, most) = ("\u{1}".repeat((2 << 20) - 1), "x".repeat((4 << 20) - 2));
     let result = ResultSet::table(
         &[("n", "bigint"), ("text", "varchar")],
@@ -199,34 +199,34 @@ async fn a_row_as_large_as_may_be_loads_whatever_it_is_made_of() {
             &[Some("2"), Some("small")],
         ],
     );
-    for way in ["s3", "api"] {
-        let name = format!("most_{way}");
-        line.job(&name, &through(way, &name), result.clone());
-        line.run(&name, &name).await;
-        line.assert_reconciled(&name).await;
-        let lengths = line.table("n, length(text)", &name).await;
+    for results in ["s3", "api"] {
+        let name = format!("most_{results}");
+        pipeline.job(&name, &through(results, &name), result.clone());
+        pipeline.run(&name, &name).await;
+        pipeline.assert_reconciled(&name).await;
+        let lengths = pipeline.table("n, length(text)", &name).await;
         assert_eq!(lengths, ["(0,2097151)", "(1,4194302)", "(2,5)"]);
     }
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_no_message_can_hold_fails_the_run_by_name() {
-    let mut line = Line::start().await;
+async fn row_too_large_for_a_message_fails_the_run_and_is_named() {
+    let mut pipeline = Pipeline::start().await;
     let worst = "\u{1}".repeat((4 << 20) - 1);
     let result = ResultSet::table(
         &[("n", "bigint"), ("text", "varchar")],
         &[&[Some("7"), Some(&worst)]],
     );
-    line.job("worst", &plain("worst"), result);
-    let reason = failure(&line, "worst", "worst").await;
+    pipeline.job("worst", &plain("worst"), result);
+    let reason = failure(&pipeline, "worst", "worst").await;
     assert!(reason.contains("row 0 "), "{reason}");
-    assert_unharmed(&mut line).await;
+    assert_unharmed(&mut pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wide_result_whose_every_row_is_rejected_is_in_quarantine_whole() {
-    let mut line = Line::start().await;
+async fn wide_result_with_only_rejected_rows_is_in_quarantine_completely() {
+    let mut pipeline = Pipeline::start().await;
     let column = |n: usize| {
         Column::new(
             &format!("a_name_of_forty_bytes_for_one_column_{n:03}"),
@@ -239,13 +239,13 @@ async fn a_wide_result_whose_every_row_is_rejected_is_in_quarantine_whole() {
         plain("nothing"),
         columns[0].name
     );
-    line.job(
+    pipeline.job(
         "nothing",
         &toml,
         ResultSet::generated(columns, 4_000, |_| vec![None; 250]),
     );
-    let run = line.run("nothing", "nothing").await;
+    let run = pipeline.run("nothing", "nothing").await;
     assert_eq!(run["rows_rejected"], 4_000, "{run}");
-    line.assert_reconciled("nothing").await;
-    assert_unharmed(&mut line).await;
+    pipeline.assert_reconciled("nothing").await;
+    assert_unharmed(&mut pipeline).await;
 }

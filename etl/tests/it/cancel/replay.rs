@@ -1,15 +1,15 @@
-//! A replay that is given up while it is under way: the books say of the rows of before what is so.
+//! A replay that is cancelled in progress: the ledger describes the rows in the target.
 
 use serde_json::Value;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::process::{Finished, Signal};
 use testkit::wait_until;
 
 use super::state;
 
-/// So many that they are sent in several windows, and that the country is NULL in some of each batch.
+/// Enough rows for several windows; each batch has some NULL countries.
 const CLICKS: u64 = 60_000;
 const STRICT: &str = "[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
 
@@ -17,22 +17,22 @@ fn job(target: &str, rules: &str) -> String {
     format!("[target]\ntable = \"clicks\"\n{target}\n{rules}")
 }
 
-/// A run that is complete, of a job that was corrected since.
-async fn completed(target: &str) -> Line {
-    let line = Line::start().await;
-    line.job("clicks", &job(target, STRICT), sample::clicks(CLICKS));
-    let run = line.run("clicks", "daily").await;
+/// A complete run of a job that was corrected afterwards.
+async fn completed(target: &str) -> Pipeline {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", &job(target, STRICT), sample::clicks(CLICKS));
+    let run = pipeline.run("clicks", "daily").await;
     assert!(run["rows_rejected"].as_i64() > Some(0), "{run}");
-    line.write_job("clicks", &job(target, ""));
-    line
+    pipeline.write_job("clicks", &job(target, ""));
+    pipeline
 }
 
-/// A replay that died when it had sent some of its batches, which are in the books.
-async fn half_replayed(target: &str) -> Line {
-    let mut line = completed(target).await;
-    // In good order: what it has in hand of the run must not come back among what the replay sends.
-    assert_eq!(line.services[1].terminate(PATIENCE).await, Some(0));
-    let replay = line
+/// A replay that died after sending some of its batches, which are loaded.
+async fn half_replayed(target: &str) -> Pipeline {
+    let mut pipeline = completed(target).await;
+    // A clean shutdown: no batch of the run may be redelivered among those of the replay.
+    assert_eq!(pipeline.services[1].terminate(TIMEOUT).await, Some(0));
+    let replay = pipeline
         .service("etl")
         .arg("replay")
         .arg("daily")
@@ -40,32 +40,33 @@ async fn half_replayed(target: &str) -> Line {
         .run()
         .await;
     assert_eq!(replay.code, Some(99), "{}", replay.stderr);
-    let sent = i64::try_from(line.vhost.ready("etl.raw").await).unwrap();
-    assert!(0 < sent && sent < batches(&line).await, "{sent}");
-    line.services[1] = line.service("transformer").start().await;
+    let sent = i64::try_from(pipeline.vhost.ready("etl.raw").await).unwrap();
+    assert!(0 < sent && sent < batches(&pipeline).await, "{sent}");
+    pipeline.services[1] = pipeline.service("transformer").start().await;
     let replayed = "SELECT count(*) FROM etl.batches WHERE generation = 1";
-    wait_until("what was sent to be loaded", PATIENCE, async || {
-        line.number(replayed).await == sent
+    wait_until("the sent batches to be loaded", TIMEOUT, async || {
+        pipeline.number(replayed).await == sent
     })
     .await;
-    assert_eq!(state(&line, "daily").await, "running");
-    line
+    assert_eq!(state(&pipeline, "daily").await, "running");
+    pipeline
 }
 
-async fn batches(line: &Line) -> i64 {
-    line.number("SELECT batches_expected::bigint FROM etl.runs")
+async fn batches(pipeline: &Pipeline) -> i64 {
+    pipeline
+        .number("SELECT batches_expected::bigint FROM etl.runs")
         .await
 }
 
-/// What the ledger of the live generation calls loaded, and what the target has, batch by batch.
-async fn assert_books_are_about_the_target(line: &Line) {
-    let ledger = line
+/// Checks that the ledger of the live generation counts the rows of the target, batch by batch.
+async fn assert_ledger_matches_the_target(pipeline: &Pipeline) {
+    let ledger = pipeline
         .table(
             "seq, b.rows_loaded",
             "etl.batches b JOIN etl.runs USING (run_id, generation) WHERE b.rows_loaded > 0",
         )
         .await;
-    let target = line
+    let target = pipeline
         .table(
             "etl.seq(_batch), count(*)",
             "clicks GROUP BY etl.seq(_batch)",
@@ -75,76 +76,82 @@ async fn assert_books_are_about_the_target(line: &Line) {
     let rejected =
         "SELECT count(*) FROM etl.rejected_rows JOIN etl.runs USING (run_id, generation)";
     let counted = "SELECT rows_rejected FROM etl.run_balance";
-    assert_eq!(line.number(rejected).await, line.number(counted).await);
+    assert_eq!(
+        pipeline.number(rejected).await,
+        pipeline.number(counted).await
+    );
 }
 
-async fn cancel(line: &Line, arguments: &[&str]) -> Finished {
-    line.etl(&[&["cancel", "daily"], arguments].concat()).await
+async fn cancel(pipeline: &Pipeline, arguments: &[&str]) -> Finished {
+    pipeline
+        .etl(&[&["cancel", "daily"], arguments].concat())
+        .await
 }
 
-/// What the target holds, whichever batch wrote it.
-async fn rows(line: &Line) -> Vec<String> {
-    line.table(
-        "dt, country, url, visits, seconds, seen_at, _batch",
-        "clicks",
-    )
-    .await
+/// The rows of the target, with their batches.
+async fn rows(pipeline: &Pipeline) -> Vec<String> {
+    pipeline
+        .table(
+            "dt, country, url, visits, seconds, seen_at, _batch",
+            "clicks",
+        )
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_of_which_nothing_has_come_leaves_the_run_as_it_was() {
+async fn cancelled_replay_without_batches_leaves_the_run_unchanged() {
     for target in [
         "",
         "commit = \"run\"",
         "mode = \"replace\"",
         "mode = \"insert_only\"\nkey = [\"url\"]",
     ] {
-        let line = completed(target).await;
-        let before = rows(&line).await;
-        line.services[1].signal(Signal::STOP);
-        let sent = line.etl(&["replay", "daily"]).await;
+        let pipeline = completed(target).await;
+        let before = rows(&pipeline).await;
+        pipeline.services[1].signal(Signal::STOP);
+        let sent = pipeline.etl(&["replay", "daily"]).await;
         assert_eq!(sent.code, Some(0), "{target}: {}", sent.stderr);
-        let given_up = cancel(&line, &["--why", "the wrong job"]).await;
-        assert_eq!(given_up.code, Some(0), "{target}: {}", given_up.stderr);
+        let cancelled = cancel(&pipeline, &["--why", "the wrong job"]).await;
+        assert_eq!(cancelled.code, Some(0), "{target}: {}", cancelled.stderr);
         for word in [
             "replay of the run daily is cancelled",
             "complete, as it was before",
         ] {
             assert!(
-                given_up.stdout.contains(word),
+                cancelled.stdout.contains(word),
                 "{target}: {}",
-                given_up.stdout
+                cancelled.stdout
             );
         }
-        line.assert_reconciled("daily").await;
-        assert_books_are_about_the_target(&line).await;
-        // All of it comes after all, and changes nothing.
-        let books = line.books().await;
-        line.services[1].signal(Signal::CONT);
+        pipeline.assert_reconciled("daily").await;
+        assert_ledger_matches_the_target(&pipeline).await;
+        // All batches arrive after the cancellation and change nothing.
+        let ledger = pipeline.ledger().await;
+        pipeline.services[1].signal(Signal::CONT);
         #[expect(clippy::cast_precision_loss, reason = "a handful of batches")]
-        let batches = batches(&line).await as f64;
-        wait_until("all batches to come late", PATIENCE, async || {
-            let late = line.counted(&line.services[0], "result=\"duplicate\"");
-            late.await >= batches
+        let batches = batches(&pipeline).await as f64;
+        wait_until("all batches to be ignored", TIMEOUT, async || {
+            let ignored = pipeline.counted(&pipeline.services[0], "result=\"duplicate\"");
+            ignored.await >= batches
         })
         .await;
-        assert_eq!(line.books().await, books, "{target}");
-        assert!(rows(&line).await == before, "{target}");
-        let why = line.table("abandoned", "etl.replays").await;
+        assert_eq!(pipeline.ledger().await, ledger, "{target}");
+        assert!(rows(&pipeline).await == before, "{target}");
+        let why = pipeline.table("abandoned", "etl.replays").await;
         assert_eq!(
             why,
-            ["(\"given up by somebody: cancelled: the wrong job\")"]
+            ["(\"abandoned by unknown user: cancelled: the wrong job\")"]
         );
-        let over = cancel(&line, &[]).await;
+        let over = cancel(&pipeline, &[]).await;
         assert_eq!(over.code, Some(1), "{target}: {}", over.stdout);
         assert!(over.stderr.contains("is completed"), "{}", over.stderr);
 
-        // The next one brings all rows in.
-        let again = line.etl(&["replay", "daily", "--follow"]).await;
+        // The next replay loads all rows.
+        let again = pipeline.etl(&["replay", "daily", "--follow"]).await;
         assert_eq!(again.code, Some(0), "{target}: {}", again.stderr);
-        assert_books_are_about_the_target(&line).await;
+        assert_ledger_matches_the_target(&pipeline).await;
         assert_eq!(
-            line.number("SELECT count(*) FROM clicks").await,
+            pipeline.number("SELECT count(*) FROM clicks").await,
             i64::try_from(CLICKS).unwrap(),
             "{target}"
         );
@@ -152,22 +159,22 @@ async fn a_replay_of_which_nothing_has_come_leaves_the_run_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_that_a_replay_has_replaced_stay_replaced_and_the_others_stay_what_they_were() {
-    let line = half_replayed("").await;
-    let before = rows(&line).await;
-    let replayed = line
+async fn cancelled_replay_keeps_replaced_batches_and_restores_the_others() {
+    let pipeline = half_replayed("").await;
+    let before = rows(&pipeline).await;
+    let replayed = pipeline
         .number("SELECT count(*) FROM etl.batches WHERE generation = 1")
         .await;
-    let given_up = cancel(&line, &[]).await;
-    assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
+    let cancelled = cancel(&pipeline, &[]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     let said = format!("{replayed} batches had been replaced by the replay until then");
-    assert!(given_up.stdout.contains(&said), "{}", given_up.stdout);
-    line.assert_reconciled("daily").await;
-    assert_books_are_about_the_target(&line).await;
-    assert!(rows(&line).await == before);
+    assert!(cancelled.stdout.contains(&said), "{}", cancelled.stdout);
+    pipeline.assert_reconciled("daily").await;
+    assert_ledger_matches_the_target(&pipeline).await;
+    assert!(rows(&pipeline).await == before);
 
-    // A second one that dies and is given up, too: what is there is of three generations.
-    let part = line
+    // A second replay dies and is cancelled: the target has rows of three generations.
+    let part = pipeline
         .service("etl")
         .arg("replay")
         .arg("daily")
@@ -177,26 +184,26 @@ async fn batches_that_a_replay_has_replaced_stay_replaced_and_the_others_stay_wh
         .run()
         .await;
     assert_eq!(part.code, Some(99), "{}", part.stderr);
-    assert_eq!(cancel(&line, &[]).await.code, Some(0));
-    line.assert_reconciled("daily").await;
-    assert_books_are_about_the_target(&line).await;
-    assert!(rows(&line).await == before);
+    assert_eq!(cancel(&pipeline, &[]).await.code, Some(0));
+    pipeline.assert_reconciled("daily").await;
+    assert_ledger_matches_the_target(&pipeline).await;
+    assert!(rows(&pipeline).await == before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_rows_of_a_run_go_whichever_generation_brought_them() {
+async fn cancel_removes_the_rows_of_every_generation() {
     for target in ["", "commit = \"run\""] {
-        let line = half_replayed(target).await;
-        let in_target = line.number("SELECT count(*) FROM clicks").await;
-        let undone = cancel(&line, &["--undo", "--json"]).await;
+        let pipeline = half_replayed(target).await;
+        let in_target = pipeline.number("SELECT count(*) FROM clicks").await;
+        let undone = cancel(&pipeline, &["--undo", "--json"]).await;
         assert_eq!(undone.code, Some(0), "{target}: {}", undone.stderr);
         let json: Value = serde_json::from_str(&undone.stdout).unwrap();
         assert_eq!(json["rows_removed"], in_target, "{target}: {json}");
         assert_eq!(json["rows_dropped"], in_target, "{target}: {json}");
-        assert_eq!(line.number("SELECT count(*) FROM clicks").await, 0);
-        assert_books_are_about_the_target(&line).await;
-        assert_eq!(state(&line, "daily").await, "cancelled");
-        let again = cancel(&line, &[]).await;
+        assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 0);
+        assert_ledger_matches_the_target(&pipeline).await;
+        assert_eq!(state(&pipeline, "daily").await, "cancelled");
+        let again = cancel(&pipeline, &[]).await;
         assert!(
             again.stdout.contains("none of its rows"),
             "{target}: {}",
@@ -206,59 +213,59 @@ async fn all_rows_of_a_run_go_whichever_generation_brought_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_upsert_had_loaded_is_there_whatever_waits_in_staging() {
-    let line = half_replayed("mode = \"upsert\"\nkey = [\"url\"]").await;
-    let before = (rows(&line).await, line.books().await);
-    let refused = cancel(&line, &["--undo"]).await;
+async fn cancelled_replay_of_an_upsert_keeps_loaded_rows() {
+    let pipeline = half_replayed("mode = \"upsert\"\nkey = [\"url\"]").await;
+    let before = (rows(&pipeline).await, pipeline.ledger().await);
+    let refused = cancel(&pipeline, &["--undo"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
     assert!(
-        refused.stderr.contains("gives the replay up"),
+        refused.stderr.contains("abandons the replay"),
         "{}",
         refused.stderr
     );
-    assert!((rows(&line).await, line.books().await) == before);
-    let given_up = cancel(&line, &[]).await;
-    assert_eq!(given_up.code, Some(0), "{}", given_up.stderr);
+    assert!((rows(&pipeline).await, pipeline.ledger().await) == before);
+    let cancelled = cancel(&pipeline, &[]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     assert!(
-        given_up.stdout.contains("as it was before"),
+        cancelled.stdout.contains("as it was before"),
         "{}",
-        given_up.stdout
+        cancelled.stdout
     );
-    line.assert_reconciled("daily").await;
-    assert_books_are_about_the_target(&line).await;
-    assert!(rows(&line).await == before.0);
-    wait_until("the staging table to go", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.staging").await == 0
+    pipeline.assert_reconciled("daily").await;
+    assert_ledger_matches_the_target(&pipeline).await;
+    assert!(rows(&pipeline).await == before.0);
+    wait_until("the staging table to be dropped", TIMEOUT, async || {
+        pipeline.number("SELECT count(*) FROM etl.staging").await == 0
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_follows_a_replay_is_told_that_it_was_given_up() {
-    let line = completed("").await;
-    line.services[1].signal(Signal::STOP);
-    let follow = line
+async fn follow_reports_that_the_replay_was_cancelled() {
+    let pipeline = completed("").await;
+    pipeline.services[1].signal(Signal::STOP);
+    let follow = pipeline
         .service("etl")
         .arg("replay")
         .arg("daily")
         .arg("--follow");
     let mut follower = follow.spawn();
-    wait_until("the replay to be followed", PATIENCE, async || {
+    wait_until("the replay to be followed", TIMEOUT, async || {
         follower.log().contains("running: extracted")
     })
     .await;
-    assert_eq!(cancel(&line, &[]).await.code, Some(0));
-    let code = follower.wait(PATIENCE).await.code();
+    assert_eq!(cancel(&pipeline, &[]).await.code, Some(0));
+    let code = follower.wait(TIMEOUT).await.code();
     assert_eq!(code, Some(1), "{}", follower.log());
     for word in [
         "completed in",
-        "the replay of the run daily was not completed: given up by",
+        "the replay of the run daily was not completed: abandoned by",
     ] {
         assert!(follower.log().contains(word), "{word}: {}", follower.log());
     }
-    let status = line.etl(&["status", "daily"]).await;
+    let status = pipeline.etl(&["status", "daily"]).await;
     assert!(
-        status.stdout.contains("given up by somebody"),
+        status.stdout.contains("abandoned by unknown user"),
         "{}",
         status.stdout
     );

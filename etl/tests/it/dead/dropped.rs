@@ -1,42 +1,42 @@
-//! What a person gives up is in the books with that person's name and reason, and the run completes without it.
+//! Dropped dead letters: the ledger has the person's name and reason, and the run completes without them.
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
-/// Waits until the run is complete and proven.
-async fn completes(line: &Line, run: &str) {
-    wait_until("the run to complete", PATIENCE, async || {
-        line.etl(&["reconcile", run]).await.code == Some(0)
+/// Waits until the run is complete and reconciled.
+async fn completes(pipeline: &Pipeline, run: &str) {
+    wait_until("the run to complete", TIMEOUT, async || {
+        pipeline.etl(&["reconcile", run]).await.code == Some(0)
     })
     .await;
 }
 
-/// The run `daily` of three batches, which has no row yet when somebody makes a table that does not fit.
-async fn before_a_table_that_does_not_fit() -> Line {
-    let mut line = Line::start().await;
-    line.job(
+/// The run `daily` of three batches, none of them loaded: another program has created a table that does not fit.
+async fn blocked_by_an_unfit_table() -> Pipeline {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(5_000),
     );
-    line.services[0].kill9().await;
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    pipeline.services[0].kill9().await;
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let made = sqlx::query("CREATE TABLE public.clicks (somebody_elses text)");
-    made.execute(&line.database.pool).await.unwrap();
-    line.services[0] = line.service("loader").start().await;
-    line
+    let made = sqlx::query("CREATE TABLE public.clicks (other_column text)");
+    made.execute(&pipeline.database.pool).await.unwrap();
+    pipeline.services[0] = pipeline.service("loader").start().await;
+    pipeline
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
-    let line = before_a_table_that_does_not_fit().await;
-    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
-    wait_until("all batches to be dead letters", PATIENCE, async || {
-        line.number(letters).await == 3
+async fn dropped_batch_is_counted_and_its_run_completes() {
+    let pipeline = blocked_by_an_unfit_table().await;
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    wait_until("all batches to be dead letters", TIMEOUT, async || {
+        pipeline.number(dead_letters).await == 3
     })
     .await;
 
@@ -46,13 +46,13 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
         (&["--run", "nightly"], 0),
         (&["--stage", "transformer"], 0),
     ] {
-        let listed = line
+        let listed = pipeline
             .etl(&[&["dead", "list", "--json"], filter].concat())
             .await;
         let listed: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
         assert_eq!(listed.as_array().unwrap().len(), found, "{filter:?}");
     }
-    let listed = line.etl(&["dead", "list", "--limit", "2"]).await;
+    let listed = pipeline.etl(&["dead", "list", "--limit", "2"]).await;
     assert!(
         listed.stdout.contains("daily/0/") && listed.stdout.contains(" s "),
         "{}",
@@ -65,21 +65,23 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
     );
 
     let number = "SELECT id FROM etl.dead_letters WHERE message_id = 'daily/0/1'";
-    let id = line.number(number).await.to_string();
-    let why = line.etl(&["dead", "drop", &id]).await;
+    let id = pipeline.number(number).await.to_string();
+    let why = pipeline.etl(&["dead", "drop", &id]).await;
     assert_eq!(why.code, Some(2), "{}", why.stderr);
-    let done = line
+    let done = pipeline
         .etl(&["dead", "drop", &id, "--why", "the source was wrong"])
         .await;
     assert_eq!(done.code, Some(0), "{}", done.stderr);
-    let rows = line.number("SELECT rows_dropped FROM etl.batches").await;
+    let rows = pipeline
+        .number("SELECT rows_dropped FROM etl.batches")
+        .await;
     let said = done.stdout.replace(',', "");
     assert!(
         rows > 0 && said.contains(&format!("{rows} rows of batch 1 of daily")),
         "{}",
         done.stdout
     );
-    let twice = line.etl(&["dead", "drop", &id, "--why", "again"]).await;
+    let twice = pipeline.etl(&["dead", "drop", &id, "--why", "again"]).await;
     assert_eq!(twice.code, Some(1), "{}", twice.stderr);
     assert!(
         twice
@@ -90,8 +92,8 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
     );
 
     let dropped = sqlx::query("DROP TABLE public.clicks");
-    dropped.execute(&line.database.pool).await.unwrap();
-    let replayed = line
+    dropped.execute(&pipeline.database.pool).await.unwrap();
+    let replayed = pipeline
         .etl(&["dead", "replay", "--all", "--run", "daily"])
         .await;
     assert_eq!(
@@ -100,19 +102,19 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
         "{}",
         replayed.stderr
     );
-    completes(&line, "daily").await;
+    completes(&pipeline, "daily").await;
     assert_eq!(
-        line.number("SELECT count(*) FROM clicks").await,
+        pipeline.number("SELECT count(*) FROM clicks").await,
         5_000 - rows
     );
-    let written = line
+    let written = pipeline
         .table(
             "seq, rows_extracted = rows_dropped, dropped_by, drop_reason",
             "etl.batches WHERE rows_dropped > 0",
         )
         .await;
     assert_eq!(written, ["(1,t,\"unknown user\",\"the source was wrong\")"]);
-    let shown = line.etl(&["status", "daily"]).await;
+    let shown = pipeline.etl(&["status", "daily"]).await;
     assert!(
         shown
             .stdout
@@ -120,83 +122,92 @@ async fn a_batch_that_is_given_up_is_counted_and_its_run_completes() {
         "{}",
         shown.stdout
     );
-    let shown = line.etl(&["status", "daily", "--json"]).await;
+    let shown = pipeline.etl(&["status", "daily", "--json"]).await;
     let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
     assert_eq!(
         (&shown["state"], &shown["rows_dropped"], &shown["balanced"]),
         (&"completed".into(), &rows.into(), &true.into())
     );
 
-    // The letter comes once more: the ledger has its batch, and nothing changes.
-    let books = line.books().await;
-    assert_eq!(line.etl(&["dead", "replay", &id]).await.code, Some(0));
-    wait_until("the duplicate to be refused", PATIENCE, async || {
-        line.counted(&line.services[0], "result=\"duplicate\"")
+    // The dead letter is redelivered: the ledger has its batch, and nothing changes.
+    let ledger = pipeline.ledger().await;
+    assert_eq!(pipeline.etl(&["dead", "replay", &id]).await.code, Some(0));
+    wait_until("the duplicate to be refused", TIMEOUT, async || {
+        pipeline
+            .counted(&pipeline.services[0], "result=\"duplicate\"")
             .await
             >= 1.0
     })
     .await;
-    assert_eq!(line.books().await, books);
+    assert_eq!(pipeline.ledger().await, ledger);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_what_is_no_batch_only_the_letter_is_dealt_with() {
-    let line = Line::start().await;
-    line.vhost
+async fn drop_of_an_undecodable_message_resolves_only_the_dead_letter() {
+    let pipeline = Pipeline::start().await;
+    pipeline
+        .vhost
         .publish("etl.raw", b"\xff\x00 not a message")
         .await;
-    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
-    wait_until("a dead letter", PATIENCE, async || {
-        line.number(letters).await == 1
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    wait_until("a dead letter", TIMEOUT, async || {
+        pipeline.number(dead_letters).await == 1
     })
     .await;
-    let id = line
+    let id = pipeline
         .number("SELECT id FROM etl.dead_letters")
         .await
         .to_string();
-    let done = line.etl(&["dead", "drop", &id, "--why", "a test"]).await;
+    let done = pipeline
+        .etl(&["dead", "drop", &id, "--why", "a test"])
+        .await;
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert!(
         done.stdout.contains("only the dead letter is resolved"),
         "{}",
         done.stdout
     );
-    assert_eq!(line.number(letters).await, 0);
+    assert_eq!(pipeline.number(dead_letters).await, 0);
     assert_eq!(
-        line.etl(&["dead", "drop", "4711", "--why", "x"]).await.code,
+        pipeline
+            .etl(&["dead", "drop", "4711", "--why", "x"])
+            .await
+            .code,
         Some(2)
     );
-    assert_eq!(line.etl(&["dead", "show", &id]).await.code, Some(0));
+    assert_eq!(pipeline.etl(&["dead", "show", &id]).await.code, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn all_letters_of_a_run_are_given_up_at_once_and_one_that_cannot_be_keeps_no_other() {
-    let line = before_a_table_that_does_not_fit().await;
-    line.vhost
+async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
+    let pipeline = blocked_by_an_unfit_table().await;
+    pipeline
+        .vhost
         .publish("etl.raw", b"\xff\x00 not a message")
         .await;
-    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
-    wait_until("all of it to be dead letters", PATIENCE, async || {
-        line.number(letters).await == 4
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    wait_until("all messages to be dead letters", TIMEOUT, async || {
+        pipeline.number(dead_letters).await == 4
     })
     .await;
-    // Its rows cannot be counted any more.
+    // The rows of a pruned dead letter cannot be counted.
     let pruned =
         sqlx::query("UPDATE etl.dead_letters SET body = NULL WHERE message_id = 'daily/0/1'");
-    pruned.execute(&line.database.pool).await.unwrap();
+    pruned.execute(&pipeline.database.pool).await.unwrap();
 
     let drop = async |which: &[&str]| {
         let why = ["--why", "the source was wrong"];
-        line.etl(&[&["dead", "drop"], which, &why[..]].concat())
+        pipeline
+            .etl(&[&["dead", "drop"], which, &why[..]].concat())
             .await
     };
     let unknown = drop(&["1", "4711"]).await;
     assert_eq!(unknown.code, Some(2), "{}", unknown.stderr);
-    let nobodys = drop(&["--run", "nobody"]).await;
-    assert_eq!(nobodys.code, Some(2), "{}", nobodys.stderr);
-    assert!(nobodys.stderr.contains("nobody"), "{}", nobodys.stderr);
-    assert_eq!(line.number(letters).await, 4);
+    let absent = drop(&["--run", "absent"]).await;
+    assert_eq!(absent.code, Some(2), "{}", absent.stderr);
+    assert!(absent.stderr.contains("absent"), "{}", absent.stderr);
+    assert_eq!(pipeline.number(dead_letters).await, 4);
 
     let done = drop(&["--run", "daily"]).await;
     assert_eq!(done.code, Some(1), "{}", done.stdout);
@@ -216,8 +227,8 @@ async fn all_letters_of_a_run_are_given_up_at_once_and_one_that_cannot_be_keeps_
         done.stdout,
         done.stderr
     );
-    assert_eq!(line.number(letters).await, 2);
-    let written = line
+    assert_eq!(pipeline.number(dead_letters).await, 2);
+    let written = pipeline
         .table(
             "seq, rows_extracted = rows_dropped, dropped_by, drop_reason",
             "etl.batches WHERE rows_dropped > 0",
@@ -249,5 +260,5 @@ async fn all_letters_of_a_run_are_given_up_at_once_and_one_that_cannot_be_keeps_
             .contains("pruned"),
         "{said}"
     );
-    assert_eq!(line.number(letters).await, 1);
+    assert_eq!(pipeline.number(dead_letters).await, 1);
 }

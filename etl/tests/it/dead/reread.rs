@@ -1,28 +1,28 @@
-//! A result that was to be read again and is gone: the letter of its task is dropped, and the run is what it was before.
+//! A replay whose result is missing in Athena: its task is dropped, and the run has its previous state.
 
 use serde_json::Value;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
-/// Asks for the run's result once more, which is not there any more: the number of the dead letter.
-async fn reread_in_vain(line: &Line) -> String {
-    let asked = line.etl(&["replay", "daily", "--from-athena"]).await;
+/// Replays the run from Athena, whose result is missing. Returns the number of the dead letter.
+async fn failed_reread(pipeline: &Pipeline) -> String {
+    let asked = pipeline.etl(&["replay", "daily", "--from-athena"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
-    wait_until("the task to be a dead letter", PATIENCE, async || {
-        line.number(letters).await == 1
+    let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    wait_until("the task to be a dead letter", TIMEOUT, async || {
+        pipeline.number(dead_letters).await == 1
     })
     .await;
-    let status = line.etl(&["status", "daily"]).await;
+    let status = pipeline.etl(&["status", "daily"]).await;
     assert!(status.stdout.contains("1 dead letter"), "{}", status.stdout);
     let id = "SELECT id FROM etl.dead_letters WHERE resolved_at IS NULL";
-    line.number(id).await.to_string()
+    pipeline.number(id).await.to_string()
 }
 
-async fn drop_it(line: &Line, id: &str) -> String {
-    let dropped = line
+async fn drop_dead_letter(pipeline: &Pipeline, id: &str) -> String {
+    let dropped = pipeline
         .etl(&["dead", "drop", id, "--why", "the object is gone"])
         .await;
     assert_eq!(dropped.code, Some(0), "{}", dropped.stderr);
@@ -30,88 +30,90 @@ async fn drop_it(line: &Line, id: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_complete_run_is_complete_again_with_the_rows_that_it_had() {
+async fn dropped_reread_leaves_a_completed_run_complete() {
     for target in ["", "mode = \"upsert\"\nkey = [\"url\"]\n"] {
-        let line = Line::start().await;
+        let pipeline = Pipeline::start().await;
         let job = format!("[target]\ntable = \"clicks\"\n{target}");
         let strict =
             format!("{job}[[columns]]\nsource = \"country\"\nrules = [{{ required = true }}]\n");
-        line.job("clicks", &strict, sample::clicks(5_000));
-        let run = line.run("clicks", "daily").await;
+        pipeline.job("clicks", &strict, sample::clicks(5_000));
+        let run = pipeline.run("clicks", "daily").await;
         let counts = "seq, rows_loaded, rows_rejected, rows_dropped, loaded_at";
-        let ledger = line.table(counts, "etl.batches").await;
-        let in_target = line.table("clicks.*", "clicks").await;
-        line.write_job("clicks", &job);
-        line.cloud
+        let ledger = pipeline.table(counts, "etl.batches").await;
+        let in_target = pipeline.table("clicks.*", "clicks").await;
+        pipeline.write_job("clicks", &job);
+        pipeline
+            .cloud
             .delete_result(run["query_execution_id"].as_str().unwrap());
 
-        let id = reread_in_vain(&line).await;
+        let id = failed_reread(&pipeline).await;
         assert!(
-            line.table("clicks.*", "clicks").await == in_target,
+            pipeline.table("clicks.*", "clicks").await == in_target,
             "{target}"
         );
-        let said = drop_it(&line, &id).await;
+        let said = drop_dead_letter(&pipeline, &id).await;
         assert!(said.contains("is complete, as it was before"), "{said}");
-        line.assert_reconciled("daily").await;
+        pipeline.assert_reconciled("daily").await;
         let of_now = "etl.batches JOIN etl.runs USING (run_id, generation)";
-        assert_eq!(line.table(counts, of_now).await, ledger, "{target}");
+        assert_eq!(pipeline.table(counts, of_now).await, ledger, "{target}");
         assert!(
-            line.table("clicks.*", "clicks").await == in_target,
+            pipeline.table("clicks.*", "clicks").await == in_target,
             "{target}"
         );
         let rejected =
             "SELECT count(*) FROM etl.rejected_rows JOIN etl.runs USING (run_id, generation)";
         assert_eq!(
-            line.number(rejected).await,
+            pipeline.number(rejected).await,
             run["rows_rejected"].as_i64().unwrap()
         );
         assert_eq!(
-            line.table("source, abandoned", "etl.replays").await,
-            ["(athena,\"given up by unknown user: the object is gone\")"]
+            pipeline.table("source, abandoned", "etl.replays").await,
+            ["(athena,\"abandoned by unknown user: the object is gone\")"]
         );
 
-        // The archive still has it.
-        let replayed = line.etl(&["replay", "daily", "--follow"]).await;
+        // The archive still has the result.
+        let replayed = pipeline.etl(&["replay", "daily", "--follow"]).await;
         assert_eq!(replayed.code, Some(0), "{target}: {}", replayed.stderr);
-        assert_eq!(line.number("SELECT count(*) FROM clicks").await, 5_000);
-        assert_eq!(line.cloud.started().len(), 1, "Athena was asked once");
+        assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 5_000);
+        assert_eq!(pipeline.cloud.started().len(), 1, "one query");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_was_not_complete_fails_and_the_books_say_which_of_its_rows_are_there() {
-    let line = Line::start().await;
+async fn dropped_reread_fails_an_incomplete_run_and_the_ledger_has_its_rows() {
+    let pipeline = Pipeline::start().await;
     let job = "[target]\ntable = \"clicks\"\n";
-    line.job("clicks", job, sample::clicks(5_000));
-    let run = line.run("clicks", "daily").await;
-    // As if its last batch had never come, and the query had failed.
+    pipeline.job("clicks", job, sample::clicks(5_000));
+    let run = pipeline.run("clicks", "daily").await;
+    // The state without the last batch, after a failed query.
     let cut = "DELETE FROM clicks WHERE etl.seq(_batch) = 2; DELETE FROM etl.batches WHERE seq = 2;
         UPDATE etl.runs SET state = 'failed', failure = 'a test', batches_expected = NULL, rows_expected = NULL";
     sqlx::raw_sql(cut)
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
-    line.cloud
+    pipeline
+        .cloud
         .delete_result(run["query_execution_id"].as_str().unwrap());
-    let id = reread_in_vain(&line).await;
-    let said = drop_it(&line, &id).await;
+    let id = failed_reread(&pipeline).await;
+    let said = drop_dead_letter(&pipeline, &id).await;
     assert!(said.contains("has failed"), "{said}");
-    let shown = line.etl(&["status", "daily", "--json"]).await;
+    let shown = pipeline.etl(&["status", "daily", "--json"]).await;
     let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
-    let there = line.number("SELECT count(*) FROM clicks").await;
+    let there = pipeline.number("SELECT count(*) FROM clicks").await;
     assert!(0 < there && there < 5_000);
     assert_eq!(
         (&shown["state"], &shown["rows_loaded"], &shown["batches"]),
         (&"failed".into(), &there.into(), &2.into())
     );
-    let proof = line.etl(&["reconcile", "daily"]).await;
+    let proof = pipeline.etl(&["reconcile", "daily"]).await;
     assert!(
         proof.stdout.contains("etl cancel daily --undo"),
         "{}",
         proof.stdout
     );
-    let undone = line.etl(&["cancel", "daily", "--undo", "--json"]).await;
+    let undone = pipeline.etl(&["cancel", "daily", "--undo", "--json"]).await;
     let undone: Value = serde_json::from_str(&undone.stdout).unwrap();
     assert_eq!(undone["rows_removed"], there, "{undone}");
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 0);
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 0);
 }

@@ -1,9 +1,9 @@
-//! The story: a rule was too strict, is corrected, and a replay brings the rows in. In every mode, and Athena is asked
-//! once in all of it.
+//! A replay with a corrected rule loads the rows that the strict rule rejected. In every mode, with one query in
+//! Athena.
 
 use serde_json::Value;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 use super::{ROWS, refuses, succeeds};
 
@@ -33,7 +33,7 @@ fn job(target: &str, countries: bool, disliked: bool) -> String {
     )
 }
 
-/// How many of the clicks have the country NULL, and how many have an empty one.
+/// The number of clicks with the country NULL, and with an empty country.
 fn without_country() -> (i64, i64) {
     let rows = sample::clicks(CLICKS).range(0, CLICKS);
     let count = |wanted: Option<&str>| {
@@ -43,33 +43,33 @@ fn without_country() -> (i64, i64) {
     (count(None), count(Some("")))
 }
 
-async fn status(line: &Line, run: &str) -> Value {
-    let shown = succeeds(line, &["status", run, "--json"]).await;
+async fn status(pipeline: &Pipeline, run: &str) -> Value {
+    let shown = succeeds(pipeline, &["status", run, "--json"]).await;
     serde_json::from_str(&shown.stdout).unwrap()
 }
 
-/// The rows that the target would hold if nothing had been rejected.
-async fn wanted(line: &Line) -> Vec<String> {
-    line.job(
+/// The rows of the target when no row is rejected.
+async fn wanted(pipeline: &Pipeline) -> Vec<String> {
+    pipeline.job(
         "wanted",
         "[target]\ntable = \"wanted\"\n",
         sample::clicks(CLICKS),
     );
-    line.run("wanted", "wanted").await;
-    line.table(ROWS, "wanted").await
+    pipeline.run("wanted", "wanted").await;
+    pipeline.table(ROWS, "wanted").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn rows_that_a_rule_was_too_strict_for_come_in_batch_by_batch() {
-    let line = Line::start().await;
-    let wanted = wanted(&line).await;
-    line.job("clicks", &job("", true, true), sample::clicks(CLICKS));
-    let run = line.run("clicks", "daily").await;
+async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
+    let pipeline = Pipeline::start().await;
+    let wanted = wanted(&pipeline).await;
+    pipeline.job("clicks", &job("", true, true), sample::clicks(CLICKS));
+    let run = pipeline.run("clicks", "daily").await;
     let (null, empty) = without_country();
     assert_eq!(run["rows_rejected"], null + empty + 1, "{run}");
 
-    let shown = succeeds(&line, &["rejects", "daily"]).await.stdout;
+    let shown = succeeds(&pipeline, &["rejects", "daily"]).await.stdout;
     for (rule, rows) in [("required", null), ("not_empty", empty), ("none_of", 1)] {
         let is_counted = |line: &str| {
             let words: Vec<_> = line.split_whitespace().collect();
@@ -78,44 +78,48 @@ async fn rows_that_a_rule_was_too_strict_for_come_in_batch_by_batch() {
         assert!(shown.lines().any(is_counted), "{rule} {rows}: {shown}");
     }
 
-    // The rule about the country is corrected; the other one stays.
-    line.write_job("clicks", &job("", false, true));
-    let sent = succeeds(&line, &["replay", "daily", "--follow"]).await;
+    // The rule for the country is corrected; the other one stays.
+    pipeline.write_job("clicks", &job("", false, true));
+    let sent = succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
     assert!(
         sent.stdout
             .contains("9 batches of daily sent again, as generation 1"),
         "{}",
         sent.stdout
     );
-    line.assert_reconciled("daily").await;
-    let run = status(&line, "daily").await;
+    pipeline.assert_reconciled("daily").await;
+    let run = status(&pipeline, "daily").await;
     assert_eq!(
         (&run["rows_rejected"], &run["generation"]),
         (&1.into(), &1.into())
     );
 
-    // Now the other one, too: only its batch is put through again, and the others are carried forward.
-    line.write_job("clicks", &job("", false, false));
-    let loaded = line
+    // The other rule is corrected too: only its batch is replayed, and the others are carried forward.
+    pipeline.write_job("clicks", &job("", false, false));
+    let loaded = pipeline
         .table(
             "seq, loaded_at",
             "etl.batches WHERE run_id = 'daily' AND generation = 1",
         )
         .await;
-    let sent = succeeds(&line, &["replay", "daily", "--rejected-only", "--follow"]).await;
+    let sent = succeeds(
+        &pipeline,
+        &["replay", "daily", "--rejected-only", "--follow"],
+    )
+    .await;
     assert!(
         sent.stdout
             .contains("1 batch of daily sent again, as generation 2"),
         "{}",
         sent.stdout
     );
-    line.assert_reconciled("daily").await;
-    let run = status(&line, "daily").await;
+    pipeline.assert_reconciled("daily").await;
+    let run = status(&pipeline, "daily").await;
     assert_eq!(
         (&run["rows_rejected"], &run["rows_loaded"]),
         (&0.into(), &CLICKS.into())
     );
-    let carried = line
+    let carried = pipeline
         .table(
             "seq, loaded_at",
             "etl.batches WHERE run_id = 'daily' AND generation = 2",
@@ -123,11 +127,11 @@ async fn rows_that_a_rule_was_too_strict_for_come_in_batch_by_batch() {
         .await;
     let same = carried.iter().filter(|batch| loaded.contains(batch));
     assert_eq!((carried.len(), same.count()), (9, 8));
-    assert!(line.table(ROWS, "clicks").await == wanted);
+    assert!(pipeline.table(ROWS, "clicks").await == wanted);
 
-    // Once more, in whole and in part: nothing changes.
-    let rows = line.table(&format!("{ROWS}, _batch"), "clicks").await;
-    let none = succeeds(&line, &["replay", "daily", "--rejected-only"]).await;
+    // A second replay, whole or partial, changes nothing.
+    let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
+    let none = succeeds(&pipeline, &["replay", "daily", "--rejected-only"]).await;
     assert!(
         none.stdout.contains("no batch of daily has a rejected row"),
         "{}",
@@ -136,102 +140,120 @@ async fn rows_that_a_rule_was_too_strict_for_come_in_batch_by_batch() {
     for (part, generation) in [(&["--seq", "2..3"][..], 3), (&[][..], 4)] {
         let mut arguments = vec!["replay", "daily", "--follow"];
         arguments.extend(part);
-        succeeds(&line, &arguments).await;
-        line.assert_reconciled("daily").await;
-        let run = status(&line, "daily").await;
+        succeeds(&pipeline, &arguments).await;
+        pipeline.assert_reconciled("daily").await;
+        let run = status(&pipeline, "daily").await;
         assert_eq!(
             (&run["rows_loaded"], &run["generation"]),
             (&CLICKS.into(), &generation.into())
         );
         assert!(
-            line.table(&format!("{ROWS}, _batch"), "clicks").await == rows,
+            pipeline.table(&format!("{ROWS}, _batch"), "clicks").await == rows,
             "{part:?}"
         );
     }
-    refuses(&line, &["replay", "daily", "--seq", "8..9"], 2, &["0..8"]).await;
-    refuses(&line, &["replay", "daily", "--seq", "3..2"], 2, &["A..B"]).await;
+    refuses(
+        &pipeline,
+        &["replay", "daily", "--seq", "8..9"],
+        2,
+        &["0..8"],
+    )
+    .await;
+    refuses(
+        &pipeline,
+        &["replay", "daily", "--seq", "3..2"],
+        2,
+        &["A..B"],
+    )
+    .await;
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await,
         0
     );
-    assert_eq!(line.cloud.started().len(), 2, "Athena was asked once a run");
+    assert_eq!(pipeline.cloud.started().len(), 2, "one query a run");
 }
 
-/// In the modes whose batches depend on each other a part is the whole, and the rows come in at once.
-async fn comes_in_as_a_whole(target: &str) {
-    let line = Line::start().await;
-    let wanted = wanted(&line).await;
-    line.job("clicks", &job(target, true, true), sample::clicks(CLICKS));
-    let run = line.run("clicks", "daily").await;
+/// In modes with dependent batches a partial replay covers the whole run and commits at once.
+async fn assert_replayed_as_a_whole(target: &str) {
+    let pipeline = Pipeline::start().await;
+    let wanted = wanted(&pipeline).await;
+    pipeline.job("clicks", &job(target, true, true), sample::clicks(CLICKS));
+    let run = pipeline.run("clicks", "daily").await;
     let (null, empty) = without_country();
     assert_eq!(run["rows_rejected"], null + empty + 1, "{run}");
-    line.write_job("clicks", &job(target, false, false));
-    let sent = succeeds(&line, &["replay", "daily", "--rejected-only", "--follow"]).await;
+    pipeline.write_job("clicks", &job(target, false, false));
+    let sent = succeeds(
+        &pipeline,
+        &["replay", "daily", "--rejected-only", "--follow"],
+    )
+    .await;
     assert!(
         sent.stderr.contains("the whole run is replayed"),
         "{}",
         sent.stderr
     );
     assert!(sent.stdout.contains("9 batches"), "{}", sent.stdout);
-    line.assert_reconciled("daily").await;
-    assert_eq!(status(&line, "daily").await["rows_rejected"], 0);
-    assert!(line.table(ROWS, "clicks").await == wanted);
-    let rows = line.table(&format!("{ROWS}, _batch"), "clicks").await;
-    succeeds(&line, &["replay", "daily", "--follow"]).await;
-    line.assert_reconciled("daily").await;
-    let run = status(&line, "daily").await;
+    pipeline.assert_reconciled("daily").await;
+    assert_eq!(status(&pipeline, "daily").await["rows_rejected"], 0);
+    assert!(pipeline.table(ROWS, "clicks").await == wanted);
+    let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
+    succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
+    pipeline.assert_reconciled("daily").await;
+    let run = status(&pipeline, "daily").await;
     assert_eq!(
         (&run["rows_loaded"], &run["generation"]),
         (&CLICKS.into(), &2.into())
     );
-    assert!(line.table(&format!("{ROWS}, _batch"), "clicks").await == rows);
-    assert_eq!(line.cloud.started().len(), 2, "Athena was asked once a run");
+    assert!(pipeline.table(&format!("{ROWS}, _batch"), "clicks").await == rows);
+    assert_eq!(pipeline.cloud.started().len(), 2, "one query a run");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upsert_is_replayed_as_a_whole() {
-    comes_in_as_a_whole("mode = \"upsert\"\nkey = [\"url\"]").await;
+async fn upsert_is_replayed_as_a_whole() {
+    assert_replayed_as_a_whole("mode = \"upsert\"\nkey = [\"url\"]").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replace_is_replayed_as_a_whole() {
-    comes_in_as_a_whole("mode = \"replace\"").await;
+async fn replace_is_replayed_as_a_whole() {
+    assert_replayed_as_a_whole("mode = \"replace\"").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_take_the_place_of_the_runs_rows_is_refused() {
-    let line = Line::start().await;
-    line.job("clicks", &job("", false, false), sample::clicks(100));
-    line.run("clicks", "daily").await;
-    refuses(&line, &["replay", "nobody"], 2, &["no run \"nobody\""]).await;
-    refuses(&line, &["replay", "dai"], 2, &["no run \"dai\""]).await;
-    line.write_job("clicks", "[target]\ntable = \"other\"\n");
+async fn replay_that_cannot_replace_the_runs_rows_is_refused() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", &job("", false, false), sample::clicks(100));
+    pipeline.run("clicks", "daily").await;
+    refuses(&pipeline, &["replay", "absent"], 2, &["no run \"absent\""]).await;
+    refuses(&pipeline, &["replay", "dai"], 2, &["no run \"dai\""]).await;
+    pipeline.write_job("clicks", "[target]\ntable = \"other\"\n");
     refuses(
-        &line,
+        &pipeline,
         &["replay", "daily"],
         1,
         &["public.clicks", "public.other", "request a new run"],
     )
     .await;
-    line.write_job(
+    pipeline.write_job(
         "clicks",
         "[target]\ntable = \"clicks\"\nmode = \"upsert\"\nkey = [\"url\"]\n",
     );
-    refuses(&line, &["replay", "daily"], 1, &["append", "upsert"]).await;
-    line.write_job(
+    refuses(&pipeline, &["replay", "daily"], 1, &["append", "upsert"]).await;
+    pipeline.write_job(
         "clicks",
         "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"browser\"\n",
     );
     refuses(
-        &line,
+        &pipeline,
         &["replay", "daily"],
         1,
         &["browser", "does not fit the result"],
     )
     .await;
-    line.write_job("clicks", "[target]\ntabel = \"clicks\"\n");
-    refuses(&line, &["replay", "daily"], 2, &["tabel"]).await;
-    line.write_job("clicks", &job("", false, false));
+    pipeline.write_job("clicks", "[target]\ntabel = \"clicks\"\n");
+    refuses(&pipeline, &["replay", "daily"], 2, &["tabel"]).await;
+    pipeline.write_job("clicks", &job("", false, false));
     for (state, word) in [
         ("cancelled", "is cancelled"),
         ("failed', failure = 'because", "was not read to its end"),
@@ -240,9 +262,9 @@ async fn what_cannot_take_the_place_of_the_runs_rows_is_refused() {
             "UPDATE etl.runs SET state = '{state}', batches_expected = NULL, rows_expected = NULL WHERE run_id = 'daily'"
         );
         sqlx::raw_sql(sqlx::AssertSqlSafe(change))
-            .execute(&line.database.pool)
+            .execute(&pipeline.database.pool)
             .await
             .unwrap();
-        refuses(&line, &["replay", "daily"], 1, &[word]).await;
+        refuses(&pipeline, &["replay", "daily"], 1, &[word]).await;
     }
 }

@@ -1,27 +1,31 @@
-//! What the archive no longer holds is named and nothing is changed; the extractor reads the result again, and Athena is
-//! still asked once.
+//! A gap in the archive is named and nothing is changed; a replay from Athena reads the result again without another
+//! query.
 
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 use super::{ROWS, completes, refuses, succeeds};
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_refused_for_a_gap_is_done_from_athena() {
-    let line = Line::start().await;
+async fn replay_refused_for_a_gap_succeeds_from_athena() {
+    let pipeline = Pipeline::start().await;
     let strict =
         format!("{JOB}[[columns]]\nsource = \"country\"\nrules = [{{ required = true }}]\n");
-    line.job("clicks", &strict, sample::clicks(20_000));
-    line.run("clicks", "daily").await;
-    line.write_job("clicks", JOB);
+    pipeline.job("clicks", &strict, sample::clicks(20_000));
+    pipeline.run("clicks", "daily").await;
+    pipeline.write_job("clicks", JOB);
 
-    // Retention took the head of the stream: only the last four batches are left of it.
-    let kept = line.vhost.read_stream("etl.archive", 9).await.split_off(5);
-    line.vhost.delete_queue("etl.archive").await;
+    // Retention deleted the first batches: only the last four are left.
+    let kept = pipeline
+        .vhost
+        .read_stream("etl.archive", 9)
+        .await
+        .split_off(5);
+    pipeline.vhost.delete_queue("etl.archive").await;
     refuses(
-        &line,
+        &pipeline,
         &["replay", "daily"],
         1,
         &["batches 0..8", "nothing was changed"],
@@ -29,44 +33,47 @@ async fn a_replay_refused_for_a_gap_is_done_from_athena() {
     .await;
     for message in kept {
         let properties = message.properties.clone();
-        line.vhost
+        pipeline
+            .vhost
             .publish_with("etl.archive", &message.body, properties)
             .await;
     }
     refuses(
-        &line,
+        &pipeline,
         &["replay", "daily"],
         1,
         &["batches 0..4", "nothing was changed", "--from-athena"],
     )
     .await;
     refuses(
-        &line,
+        &pipeline,
         &["replay", "daily", "--seq", "4..6"],
         1,
         &["batches 4 ", "nothing was changed"],
     )
     .await;
-    // What is asked for is there.
-    succeeds(&line, &["replay", "daily", "--seq", "6..8", "--follow"]).await;
+    // The requested batches are in the archive.
+    succeeds(&pipeline, &["replay", "daily", "--seq", "6..8", "--follow"]).await;
 
-    let again = succeeds(&line, &["replay", "daily", "--from-athena", "--follow"]).await;
+    let again = succeeds(&pipeline, &["replay", "daily", "--from-athena", "--follow"]).await;
     assert!(
         again.stdout.contains("read again, as generation 2"),
         "{}",
         again.stdout
     );
-    line.assert_reconciled("daily").await;
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
-    assert_eq!(line.cloud.started().len(), 1, "Athena was asked once");
+    pipeline.assert_reconciled("daily").await;
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
+    assert_eq!(pipeline.cloud.started().len(), 1, "one query");
 
-    // What was read again is in the archive again.
-    let rows = line.table(&format!("{ROWS}, _batch"), "clicks").await;
-    succeeds(&line, &["replay", "daily", "--follow"]).await;
-    completes(&line, "daily").await;
-    assert!(line.table(&format!("{ROWS}, _batch"), "clicks").await == rows);
+    // The reread batches are in the archive again.
+    let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
+    succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
+    completes(&pipeline, "daily").await;
+    assert!(pipeline.table(&format!("{ROWS}, _batch"), "clicks").await == rows);
     assert_eq!(
-        line.number("SELECT generation::bigint FROM etl.runs").await,
+        pipeline
+            .number("SELECT generation::bigint FROM etl.runs")
+            .await,
         3
     );
 }

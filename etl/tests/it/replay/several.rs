@@ -1,17 +1,17 @@
-//! All runs of a job that were asked for in a span of time.
+//! Replays of all runs of a job that were requested in a time range.
 
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 use super::{refuses, succeeds};
 
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
-async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
-    let mut line = Line::start().await;
+async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
+    let mut pipeline = Pipeline::start().await;
     let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
-    line.job("clicks", strict, sample::clicks(5_000));
-    line.job(
+    pipeline.job("clicks", strict, sample::clicks(5_000));
+    pipeline.job(
         "others",
         "[target]\ntable = \"others\"\n",
         sample::clicks(10),
@@ -24,9 +24,9 @@ async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
         ("clicks", "four"),
     ] {
         let again = ["run", job, "--run-id", run, "--again", "--follow"];
-        let asked = line.etl(&again).await;
+        let asked = pipeline.etl(&again).await;
         if asked.code == Some(2) {
-            line.run(job, run).await;
+            pipeline.run(job, run).await;
         }
     }
     for (run, day) in [
@@ -40,38 +40,44 @@ async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
             "UPDATE etl.runs SET requested_at = '2018-04-0{day} 00:00Z' WHERE run_id = '{run}'"
         );
         sqlx::raw_sql(sqlx::AssertSqlSafe(moved))
-            .execute(&line.database.pool)
+            .execute(&pipeline.database.pool)
             .await
             .unwrap();
     }
     sqlx::raw_sql("UPDATE etl.runs SET state = 'cancelled' WHERE run_id = 'three'")
-        .execute(&line.database.pool)
+        .execute(&pipeline.database.pool)
         .await
         .unwrap();
     let rejected =
         "SELECT coalesce(sum(rows_rejected), 0)::bigint FROM etl.run_balance WHERE run_id = ";
-    assert!(line.number(&format!("{rejected}'two'")).await > 0);
+    assert!(pipeline.number(&format!("{rejected}'two'")).await > 0);
 
-    line.write_job("clicks", "[target]\ntable = \"clicks\"\n");
+    pipeline.write_job("clicks", "[target]\ntable = \"clicks\"\n");
     let job = ["replay", "--job", "clicks"];
     let ask = |rest: &[&'static str]| [&job[..], rest].concat();
-    refuses(&line, &ask(&[]), 2, &["--since"]).await;
-    refuses(&line, &ask(&["--since", "yesterday"]), 2, &["2018-04-02"]).await;
+    refuses(&pipeline, &ask(&[]), 2, &["--since"]).await;
     refuses(
-        &line,
+        &pipeline,
+        &ask(&["--since", "yesterday"]),
+        2,
+        &["2018-04-02"],
+    )
+    .await;
+    refuses(
+        &pipeline,
         &ask(&["--since", "2018-04-02", "--until", "2018-04-02"]),
         2,
         &["--until"],
     )
     .await;
     refuses(
-        &line,
+        &pipeline,
         &ask(&["--since", "2018-04-02", "--seq", "1"]),
         2,
         &["--seq"],
     )
     .await;
-    let none = succeeds(&line, &ask(&["--since", "2019-01-01"])).await;
+    let none = succeeds(&pipeline, &ask(&["--since", "2019-01-01"])).await;
     assert!(
         none.stdout.contains("no run of this job"),
         "{}",
@@ -79,7 +85,7 @@ async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
     );
 
     let sent = succeeds(
-        &line,
+        &pipeline,
         &ask(&["--since", "2018-04-02", "--until", "2018-04-04", "--follow"]),
     )
     .await;
@@ -88,7 +94,7 @@ async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
         "{}",
         sent.stdout
     );
-    // Since the replay was asked for, and not since the run was.
+    // Since the request of the replay, not of the run.
     let seconds = sent.stdout.split_once("run two completed in ");
     let seconds = seconds.and_then(|(_, rest)| rest.split_once(" s\n")?.0.parse::<f64>().ok());
     assert!(
@@ -101,28 +107,28 @@ async fn the_runs_of_a_job_in_a_span_of_time_are_replayed_and_others_are_not() {
         "{}",
         sent.stderr
     );
-    let generations = line.table("run_id, generation", "etl.runs").await;
+    let generations = pipeline.table("run_id, generation", "etl.runs").await;
     assert_eq!(
         generations,
         ["(four,0)", "(one,0)", "(other,0)", "(three,0)", "(two,1)"]
     );
-    assert_eq!(line.number(&format!("{rejected}'two'")).await, 0);
-    line.assert_reconciled("two").await;
+    assert_eq!(pipeline.number(&format!("{rejected}'two'")).await, 0);
+    pipeline.assert_reconciled("two").await;
     assert_eq!(
-        line.number("SELECT count(*) FROM clicks JOIN etl.runs ON run_no = etl.run_no(_batch) WHERE run_id = 'two'").await,
+        pipeline.number("SELECT count(*) FROM clicks JOIN etl.runs ON run_no = etl.run_no(_batch) WHERE run_id = 'two'").await,
         5_000
     );
 
-    // One of them cannot be replayed: none is. The loader is gone, since it would complete the run at its next sweep.
-    line.services.clear();
+    // One run cannot be replayed, so none is. The loader is stopped: its next sweep would complete the run.
+    pipeline.services.clear();
     sqlx::raw_sql(
         "UPDATE etl.runs SET state = 'running', finished_at = NULL WHERE run_id = 'four'",
     )
-    .execute(&line.database.pool)
+    .execute(&pipeline.database.pool)
     .await
     .unwrap();
     refuses(
-        &line,
+        &pipeline,
         &ask(&["--since", "2018-04-01"]),
         1,
         &["the run four is running"],

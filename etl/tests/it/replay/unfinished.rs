@@ -1,8 +1,8 @@
-//! A replay that dies is resumed by asking again; two operators cannot replay one run.
+//! A killed replay is resumed by the same command; two operators cannot replay one run at once.
 
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::process::Process;
 use testkit::wait_until;
 
@@ -10,24 +10,24 @@ use super::{ROWS, completes, refuses, replays, succeeds};
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
-/// A line with the completed run `daily` of nine batches.
-async fn completed() -> Line {
-    let line = Line::start().await;
-    line.job("clicks", JOB, sample::clicks(20_000));
-    line.run("clicks", "daily").await;
-    line
+/// A pipeline with the completed run `daily` of nine batches.
+async fn completed() -> Pipeline {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", JOB, sample::clicks(20_000));
+    pipeline.run("clicks", "daily").await;
+    pipeline
 }
 
-/// `etl replay daily` that waits at this place, once it got there.
-async fn waiting_at(line: &Line, place: &str) -> Process {
-    let replay = line
+/// `etl replay daily`, paused at this failpoint.
+async fn waiting_at(pipeline: &Pipeline, place: &str) -> Process {
+    let replay = pipeline
         .service("etl")
         .arg("replay")
         .arg("daily")
         .env("ETL_FAILPOINT", place)
         .env("ETL_LOG", "info")
         .spawn();
-    wait_until("the replay to get there", PATIENCE, async || {
+    wait_until("the replay to reach its failpoint", TIMEOUT, async || {
         replay.log().contains("failpoint reached")
     })
     .await;
@@ -35,31 +35,32 @@ async fn waiting_at(line: &Line, place: &str) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_was_killed_in_the_middle_is_resumed_by_asking_again() {
-    let line = completed().await;
-    let rows = line.table(&format!("{ROWS}, _batch"), "clicks").await;
+async fn killed_replay_is_resumed_by_the_same_command() {
+    let pipeline = completed().await;
+    let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
     for (place, generation) in [
         ("replay_recorded", 1),
         ("replay_batch@7", 2),
         ("replay_sent", 3),
     ] {
-        let mut killed = waiting_at(&line, place).await;
+        let mut killed = waiting_at(&pipeline, place).await;
         killed.kill9().await;
         assert_eq!(
-            line.number("SELECT count(*) FROM etl.replays WHERE sent_at IS NULL")
+            pipeline
+                .number("SELECT count(*) FROM etl.replays WHERE sent_at IS NULL")
                 .await,
             1,
             "{place}"
         );
         if generation < 3 {
-            // The first of the nine may be with the broker, the last is not: the run is open until somebody acts.
-            // The books are not compared: what was sent is being loaded.
-            let part = line.etl(&["replay", "daily", "--seq", "3..4"]).await;
+            // The broker may have the first of the nine batches and lacks the last one: the run stays open until a
+            // person acts. The ledger is not compared, since the sent batches are being loaded.
+            let part = pipeline.etl(&["replay", "daily", "--seq", "3..4"]).await;
             assert_eq!(part.code, Some(1), "{place}: {}", part.stderr);
             for word in ["0..8", "unfinished", "etl replay daily"] {
                 assert!(part.stderr.contains(word), "{place}: {}", part.stderr);
             }
-            let resumed = succeeds(&line, &["replay", "daily", "--follow"]).await;
+            let resumed = succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
             let said = format!("9 batches of daily sent again, as generation {generation}");
             assert!(
                 resumed.stdout.contains(&said),
@@ -67,31 +68,35 @@ async fn a_replay_that_was_killed_in_the_middle_is_resumed_by_asking_again() {
                 resumed.stdout
             );
         }
-        completes(&line, "daily").await;
+        completes(&pipeline, "daily").await;
         assert_eq!(
-            line.number("SELECT generation::bigint FROM etl.runs").await,
+            pipeline
+                .number("SELECT generation::bigint FROM etl.runs")
+                .await,
             generation,
             "{place}"
         );
         assert!(
-            line.table(&format!("{ROWS}, _batch"), "clicks").await == rows,
+            pipeline.table(&format!("{ROWS}, _batch"), "clicks").await == rows,
             "{place}"
         );
     }
-    // All of the last one was sent: what is asked for now is another one.
-    succeeds(&line, &["replay", "daily", "--follow"]).await;
+    // The last replay was sent completely: the next command is a new replay.
+    succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
     assert_eq!(
-        line.number("SELECT generation::bigint FROM etl.runs").await,
+        pipeline
+            .number("SELECT generation::bigint FROM etl.runs")
+            .await,
         4
     );
-    assert!(line.table(&format!("{ROWS}, _batch"), "clicks").await == rows);
-    assert_eq!(line.cloud.started().len(), 1, "Athena was asked once");
+    assert!(pipeline.table(&format!("{ROWS}, _batch"), "clicks").await == rows);
+    assert_eq!(pipeline.cloud.started().len(), 1, "one query");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unfinished_part_is_superseded_by_the_corrected_job_or_by_the_whole() {
-    let line = completed().await;
-    let part = line
+async fn unfinished_partial_replay_is_superseded_by_the_corrected_job_or_by_a_whole_replay() {
+    let pipeline = completed().await;
+    let part = pipeline
         .service("etl")
         .arg("replay")
         .arg("daily")
@@ -102,31 +107,32 @@ async fn an_unfinished_part_is_superseded_by_the_corrected_job_or_by_the_whole()
         .await;
     assert_eq!(part.code, Some(99), "{}", part.stderr);
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.batches WHERE generation = 1")
+        pipeline
+            .number("SELECT count(*) FROM etl.batches WHERE generation = 1")
             .await,
         6
     );
     refuses(
-        &line,
+        &pipeline,
         &["replay", "daily", "--seq", "4..8"],
         1,
         &["3..5", "--seq 3..5"],
     )
     .await;
-    // The same part, but the job was corrected meanwhile: one generation has one job.
-    line.write_job(
+    // The same part with a corrected job: a generation has one job.
+    pipeline.write_job(
         "clicks",
         "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"url\"\ntype = \"text\"\n",
     );
-    let sent = succeeds(&line, &["replay", "daily", "--seq", "3..5", "--follow"]).await;
+    let sent = succeeds(&pipeline, &["replay", "daily", "--seq", "3..5", "--follow"]).await;
     assert!(
         sent.stdout
             .contains("3 batches of daily sent again, as generation 2"),
         "{}",
         sent.stdout
     );
-    line.assert_reconciled("daily").await;
-    let seqs = replays(&line).await;
+    pipeline.assert_reconciled("daily").await;
+    let seqs = replays(&pipeline).await;
     assert_eq!(
         seqs,
         [
@@ -134,13 +140,13 @@ async fn an_unfinished_part_is_superseded_by_the_corrected_job_or_by_the_whole()
             "(daily,2,archive,\"{[3,6)}\",\"unknown user\",t)"
         ]
     );
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_operators_one_wins_and_the_other_gets_a_sentence() {
-    let line = completed().await;
-    let mut first = waiting_at(&line, "replay_recorded").await;
+async fn concurrent_replay_of_one_run_is_refused() {
+    let pipeline = completed().await;
+    let mut first = waiting_at(&pipeline, "replay_recorded").await;
     for part in [
         &["replay", "daily"][..],
         &["replay", "daily", "--force"],
@@ -148,45 +154,51 @@ async fn of_two_operators_one_wins_and_the_other_gets_a_sentence() {
         &["replay", "daily", "--missing"],
     ] {
         refuses(
-            &line,
+            &pipeline,
             part,
             1,
-            &["somebody else is replaying the run daily"],
+            &["another process is replaying the run daily"],
         )
         .await;
     }
     first.kill9().await;
-    succeeds(&line, &["replay", "daily", "--follow"]).await;
-    line.assert_reconciled("daily").await;
+    succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
+    pipeline.assert_reconciled("daily").await;
     assert_eq!(
-        line.number("SELECT generation::bigint FROM etl.runs").await,
+        pipeline
+            .number("SELECT generation::bigint FROM etl.runs")
+            .await,
         1
     );
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_is_not_over_is_not_replayed_unless_somebody_says_so() {
-    let mut line = completed().await;
-    // Nobody loads, so that the replay does not end.
-    line.services[0].kill9().await;
-    succeeds(&line, &["replay", "daily"]).await;
+async fn replay_of_an_open_run_needs_force() {
+    let mut pipeline = completed().await;
+    // Without a loader, the replay does not end.
+    pipeline.services[0].kill9().await;
+    succeeds(&pipeline, &["replay", "daily"]).await;
     for again in [
         &["replay", "daily"][..],
         &["replay", "daily", "--from-athena"],
     ] {
-        refuses(&line, again, 1, &["the run daily is running"]).await;
+        refuses(&pipeline, again, 1, &["the run daily is running"]).await;
     }
-    succeeds(&line, &["replay", "daily", "--force"]).await;
-    line.services[0] = line.service("loader").start().await;
-    completes(&line, "daily").await;
+    succeeds(&pipeline, &["replay", "daily", "--force"]).await;
+    pipeline.services[0] = pipeline.service("loader").start().await;
+    completes(&pipeline, "daily").await;
     assert_eq!(
-        line.number("SELECT generation::bigint FROM etl.runs").await,
+        pipeline
+            .number("SELECT generation::bigint FROM etl.runs")
+            .await,
         2
     );
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20_000);
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.dead_letters").await,
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await,
         0
     );
 }

@@ -1,41 +1,42 @@
-//! A run is watched until it is over, and looked at when the broker cannot be.
+//! `etl status --watch` shows a run until it ends, also without the broker.
 
 use std::net::TcpListener;
 
 use serde_json::Value;
-use testkit::PATIENCE;
+use testkit::TIMEOUT;
 use testkit::cloud::sample;
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 use testkit::process::{Service, Signal};
 use testkit::wait_until;
 
-/// The run `daily`, read to its end, whose batches wait for the transformer.
-async fn waiting() -> Line {
-    let line = Line::start().await;
-    line.job(
+/// The run `daily`, completely extracted; its batches wait for the transformer.
+async fn waiting() -> Pipeline {
+    let pipeline = Pipeline::start().await;
+    pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(5_000),
     );
-    line.services[1].signal(Signal::STOP);
-    let asked = line.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    pipeline.services[1].signal(Signal::STOP);
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    wait_until("the whole result to be read", PATIENCE, async || {
-        line.number("SELECT count(*) FROM etl.runs WHERE batches_expected = 3")
+    wait_until("the whole result to be read", TIMEOUT, async || {
+        pipeline
+            .number("SELECT count(*) FROM etl.runs WHERE batches_expected = 3")
             .await
             == 1
     })
     .await;
-    line
+    pipeline
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watched_run_is_shown_again_and_again_until_it_is_over() {
-    let line = waiting().await;
-    let watch = line.service("etl").arg("status").arg("daily");
+async fn watched_run_is_shown_until_it_ends() {
+    let pipeline = waiting().await;
+    let watch = pipeline.service("etl").arg("status").arg("daily");
     let mut watcher = watch.arg("--watch").spawn();
     let looks = |log: &str| log.matches("run  daily (number 1").count();
-    wait_until("a second look", PATIENCE, async || {
+    wait_until("a second check", TIMEOUT, async || {
         looks(&watcher.log()) >= 2
     })
     .await;
@@ -50,8 +51,8 @@ async fn a_watched_run_is_shown_again_and_again_until_it_is_over() {
     }
     assert!(watcher.is_running() && !log.contains("completed"), "{log}");
 
-    line.services[1].signal(Signal::CONT);
-    let code = watcher.wait(PATIENCE).await.code();
+    pipeline.services[1].signal(Signal::CONT);
+    let code = watcher.wait(TIMEOUT).await.code();
     let log = watcher.log();
     assert_eq!(code, Some(0), "{log}");
     let (_, last) = log.rsplit_once("run  daily").unwrap();
@@ -63,22 +64,22 @@ async fn a_watched_run_is_shown_again_and_again_until_it_is_over() {
         assert!(last.contains(word), "{word}: {log}");
     }
     assert!(!log.contains('\u{1b}'), "it is no terminal: {log}");
-    // One that is over is shown once.
-    let over = line.etl(&["status", "daily", "--watch"]).await;
+    // An ended run is shown once.
+    let over = pipeline.etl(&["status", "daily", "--watch"]).await;
     assert_eq!((over.code, looks(&over.stdout)), (Some(0), 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_books_are_shown_when_the_broker_is_away_or_silent() {
-    let line = waiting().await;
+async fn ledger_is_shown_while_the_broker_is_away_or_silent() {
+    let pipeline = waiting().await;
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("amqp://{}", silent.local_addr().unwrap());
-    let nobody = format!("amqp://127.0.0.1:{}", testkit::process::CLOSED_PORT);
+    let closed = format!("amqp://127.0.0.1:{}", testkit::process::CLOSED_PORT);
     let status = |broker: &str| -> Service {
-        let service = line.service("etl").env("ETL_AMQP_URL", broker);
+        let service = pipeline.service("etl").env("ETL_AMQP_URL", broker);
         service.arg("status").arg("daily")
     };
-    for (broker, why) in [(&nobody, "connect"), (&silent, "did not answer")] {
+    for (broker, why) in [(&closed, "connect"), (&silent, "did not answer")] {
         let shown = status(broker).run().await;
         assert_eq!(shown.code, Some(0), "{}", shown.stderr);
         for word in ["state  running", "0 of 3", "queues  unknown: ", why] {

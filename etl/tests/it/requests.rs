@@ -1,101 +1,105 @@
-//! When a run is taken and when it is refused, and how long somebody stays with it.
+//! Which requests of a run are accepted, which are refused, and how `etl run --follow` ends.
 
 use testkit::cloud::{Answer, QueryState, sample};
-use testkit::line::Line;
+use testkit::pipeline::Pipeline;
 
 const APPEND: &str = "[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\n[target]\ntable = \"clicks\"\n";
 
 const UPSERT: &str = "[target]\ntable = \"latest\"\nmode = \"upsert\"\nkey = [\"url\"]\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_like_one_that_is_going_on_is_refused_until_that_is_given_up() {
-    let line = Line::start().await;
-    line.job("clicks", APPEND, sample::clicks(10));
-    line.cloud
+async fn equal_request_is_refused_until_the_open_run_is_cancelled() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", APPEND, sample::clicks(10));
+    pipeline
+        .cloud
         .answer_once("FROM clicks", Answer::queued_for_ever());
-    let first = line.etl(&["run", "clicks", "--run-id", "first"]).await;
+    let first = pipeline.etl(&["run", "clicks", "--run-id", "first"]).await;
     assert_eq!(first.code, Some(0), "{}", first.stderr);
     for again in [&["run", "clicks"][..], &["run", "clicks", "--again"]] {
-        let refused = line.etl(again).await;
+        let refused = pipeline.etl(again).await;
         assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
         for word in ["the run first", "etl cancel first", "nothing was sent"] {
             assert!(refused.stderr.contains(word), "{}", refused.stderr);
         }
     }
-    // The same name is the same request, and other parameters are another.
-    let same = line.etl(&["run", "clicks", "--run-id", "first"]).await;
+    // An equal name is the same request; other parameters make another one.
+    let same = pipeline.etl(&["run", "clicks", "--run-id", "first"]).await;
     assert_eq!(same.code, Some(0), "{}", same.stderr);
-    let other = line
+    let other = pipeline
         .etl(&["run", "clicks", "--set", "from=2018-04-03", "--follow"])
         .await;
     assert_eq!(other.code, Some(0), "{}", other.stderr);
-    let cancelled = line.etl(&["cancel", "first"]).await;
+    let cancelled = pipeline.etl(&["cancel", "first"]).await;
     assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
-    line.run("clicks", "second").await;
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 3);
+    pipeline.run("clicks", "second").await;
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_were_appended_are_appended_again_only_when_that_is_said() {
-    let line = Line::start().await;
-    line.job("clicks", APPEND, sample::clicks(10));
-    line.job("latest", UPSERT, sample::clicks(10));
-    line.run("clicks", "first").await;
-    let refused = line.etl(&["run", "clicks", "--follow"]).await;
+async fn completed_append_is_repeated_only_with_again() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", APPEND, sample::clicks(10));
+    pipeline.job("latest", UPSERT, sample::clicks(10));
+    pipeline.run("clicks", "first").await;
+    let refused = pipeline.etl(&["run", "clicks", "--follow"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
     for word in ["first", "--again", "nothing was sent"] {
         assert!(refused.stderr.contains(word), "{}", refused.stderr);
     }
-    assert_eq!(line.cloud.started().len(), 1, "Athena was not asked");
-    let plan = line.etl(&["plan", "clicks"]).await;
+    assert_eq!(pipeline.cloud.started().len(), 1, "no query");
+    let plan = pipeline.etl(&["plan", "clicks"]).await;
     assert_eq!(plan.code, Some(1), "{}", plan.stdout);
     assert!(plan.stdout.contains("--again"), "{}", plan.stdout);
-    // A later version of the job gives the same rows, or others that stand beside them.
+    // Another version of the job may return the same rows or additional ones.
     let column = "[[columns]]\nsource = \"url\"\nrules = [{ not_empty = true }]\n";
-    line.write_job("clicks", &format!("{APPEND}{column}"));
-    let refused = line.etl(&["run", "clicks"]).await;
+    pipeline.write_job("clicks", &format!("{APPEND}{column}"));
+    let refused = pipeline.etl(&["run", "clicks"]).await;
     assert!(
         refused.stderr.contains("older version"),
         "{}",
         refused.stderr
     );
-    let again = line.etl(&["run", "clicks", "--again", "--follow"]).await;
+    let again = pipeline
+        .etl(&["run", "clicks", "--again", "--follow"])
+        .await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
-    assert_eq!(line.number("SELECT count(*) FROM clicks").await, 20);
-    // An upsert doubles nothing, and so there is nothing to refuse.
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20);
+    // An upsert duplicates no row, so its request is not refused.
     for _ in 0..2 {
-        let done = line.etl(&["run", "latest", "--follow"]).await;
+        let done = pipeline.etl(&["run", "latest", "--follow"]).await;
         assert_eq!(done.code, Some(0), "{}", done.stderr);
     }
-    // What was given up or failed has left nothing behind that would be doubled.
-    line.cloud
+    // A cancelled or failed run left no rows that a new run would duplicate.
+    pipeline
+        .cloud
         .answer_once("FROM clicks", Answer::failed_by_user("no"));
     let failing = ["run", "clicks", "--set", "from=2018-05-01", "--follow"];
-    assert_eq!(line.etl(&failing).await.code, Some(1));
-    assert_eq!(line.etl(&failing).await.code, Some(0));
+    assert_eq!(pipeline.etl(&failing).await.code, Some(1));
+    assert_eq!(pipeline.etl(&failing).await.code, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_who_ask_at_the_same_moment_one_gets_a_run() {
-    let line = Line::without_services().await;
-    let mut loader = line.service("loader").start().await;
+async fn concurrent_equal_requests_start_one_run() {
+    let pipeline = Pipeline::without_services().await;
+    let mut loader = pipeline.service("loader").start().await;
     assert_eq!(
         loader.terminate(std::time::Duration::from_secs(30)).await,
         Some(0)
     );
-    line.job("clicks", APPEND, sample::clicks(10));
+    pipeline.job("clicks", APPEND, sample::clicks(10));
     let (one, two, three, four) = tokio::join!(
-        line.etl(&["run", "clicks"]),
-        line.etl(&["run", "clicks"]),
-        line.etl(&["run", "clicks", "--run-id", "mine"]),
-        line.etl(&["run", "clicks", "--run-id", "mine"]),
+        pipeline.etl(&["run", "clicks"]),
+        pipeline.etl(&["run", "clicks"]),
+        pipeline.etl(&["run", "clicks", "--run-id", "mine"]),
+        pipeline.etl(&["run", "clicks", "--run-id", "mine"]),
     );
     let answers = [one, two, three, four];
     let taken = answers.iter().filter(|done| done.code == Some(0)).count();
-    let is_mine = line
+    let is_mine = pipeline
         .number("SELECT count(*) FROM etl.runs WHERE run_id = 'mine'")
         .await;
-    // Two ask for `mine`, which is asking once.
+    // Two requests for `mine` are one request.
     assert_eq!(taken, if is_mine == 1 { 2 } else { 1 }, "{answers:?}");
     assert!(
         answers
@@ -103,8 +107,8 @@ async fn of_many_who_ask_at_the_same_moment_one_gets_a_run() {
             .all(|done| done.code == Some(0) || done.stderr.contains("of the same job")),
         "{answers:?}"
     );
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 1);
-    let tasks: std::collections::BTreeSet<_> = line
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 1);
+    let tasks: std::collections::BTreeSet<_> = pipeline
         .vhost
         .take_all("etl.extract")
         .await
@@ -115,13 +119,14 @@ async fn of_many_who_ask_at_the_same_moment_one_gets_a_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_has_waited_long_enough_is_told_so_and_the_run_goes_on() {
-    let line = Line::start().await;
-    line.job("clicks", APPEND, sample::clicks(10));
-    line.cloud
+async fn follow_ends_at_its_timeout_and_the_run_continues() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", APPEND, sample::clicks(10));
+    pipeline
+        .cloud
         .answer_once("FROM clicks", Answer::queued_for_ever());
     let follow = ["run", "clicks", "--run-id", "slow", "--follow"];
-    let waited = line
+    let waited = pipeline
         .etl(&[&follow[..], &["--wait-timeout", "1s"]].concat())
         .await;
     assert_eq!(waited.code, Some(1), "{}", waited.stdout);
@@ -129,24 +134,28 @@ async fn whoever_has_waited_long_enough_is_told_so_and_the_run_goes_on() {
         assert!(waited.stderr.contains(word), "{}", waited.stderr);
     }
     assert_eq!(
-        line.number("SELECT count(*) FROM etl.runs WHERE finished_at IS NULL")
+        pipeline
+            .number("SELECT count(*) FROM etl.runs WHERE finished_at IS NULL")
             .await,
         1
     );
     assert!(
-        line.cloud
+        pipeline
+            .cloud
             .states()
             .iter()
             .all(|state| !matches!(state, QueryState::Cancelled))
     );
-    let misuse = line.etl(&["run", "clicks", "--wait-timeout", "1s"]).await;
+    let misuse = pipeline
+        .etl(&["run", "clicks", "--wait-timeout", "1s"])
+        .await;
     assert_eq!(misuse.code, Some(2), "without --follow: {}", misuse.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_size_of_batches_that_cannot_be_is_refused_by_its_name() {
-    let line = Line::start().await;
-    line.job(
+async fn invalid_batch_size_is_refused_with_its_variable() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(1),
@@ -157,7 +166,7 @@ async fn a_size_of_batches_that_cannot_be_is_refused_by_its_name() {
         ("ETL_BATCH_BYTES", "0", "from 1 to 4194304"),
         ("ETL_BATCH_BYTES", "5000000000", "from 1 to 4194304"),
     ] {
-        let ask = line
+        let ask = pipeline
             .service("etl")
             .env(name, value)
             .arg("run")
@@ -170,16 +179,16 @@ async fn a_size_of_batches_that_cannot_be_is_refused_by_its_name() {
             done.stderr
         );
     }
-    assert_eq!(line.number("SELECT count(*) FROM etl.runs").await, 0);
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_misspelt_variable_is_warned_about_without_its_value() {
-    let line = Line::without_services().await;
-    let misspelt = |name: &str| line.service(name).env("ETL_DATABSE_URL", "secret");
+async fn unknown_variable_is_logged_without_its_value() {
+    let pipeline = Pipeline::without_services().await;
+    let misspelt = |name: &str| pipeline.service(name).env("ETL_DATABSE_URL", "secret");
     let migrated = misspelt("loader").arg("migrate").run().await;
     let listed = misspelt("etl").arg("runs").run().await;
-    let right = line.etl(&["runs"]).await;
+    let right = pipeline.etl(&["runs"]).await;
     for done in [&migrated, &listed] {
         assert_eq!(done.code, Some(0), "{}", done.stderr);
         let said = &done.stderr;

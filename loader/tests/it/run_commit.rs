@@ -1,4 +1,4 @@
-//! Runs that are published as a whole: what holds them, what supersedes them, and what is left.
+//! Runs that are committed as a whole: what holds them, what supersedes them, and the rows that stay.
 
 use common::job::{Commit, MaxRejected, Mode, Target, Window};
 use common::message::{EventKind, ValidBatch};
@@ -13,7 +13,7 @@ use crate::support::{
     replayed, request, shape, text, with_generation, with_rejected,
 };
 
-/// A table `t (d date, v bigint)` whose rows of these days are replaced; all of them without days.
+/// A table `t (d date, v bigint)` whose rows of these days are replaced; without days, all of its rows.
 fn replacing(days: Option<(&str, &str)>) -> Shape {
     let mut shape = shape("t", &["d date", "v bigint"], &[]);
     let window = days.map(|(from, to)| format!("d between '2018-04-{from}' and '2018-04-{to}'"));
@@ -57,7 +57,7 @@ async fn state(pool: &PgPool, run: &str) -> String {
     text(pool, &format!("SELECT concat_ws(' ', state, held_because, failure) FROM etl.runs WHERE run_id = '{run}'")).await
 }
 
-/// What the loader's sweep does.
+/// The loader's sweep.
 async fn sweep(loader: &Loader) {
     for run in ledger::completion::candidates(&loader.store).await.unwrap() {
         completion::ask(&loader.store, &run).await.unwrap();
@@ -72,7 +72,7 @@ async fn assert_nothing_staged(database: &Database, loader: &Loader) {
 }
 
 #[tokio::test]
-async fn an_empty_answer_empties_no_table_unasked() {
+async fn empty_result_empties_no_table_without_approval() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
@@ -87,7 +87,7 @@ async fn an_empty_answer_empties_no_table_unasked() {
         "{held}"
     );
     assert_eq!(table(pool).await, "2:1");
-    // A later delivery and the sweep leave it to a person.
+    // Neither a later delivery nor the sweep decides for a person.
     load(&loader, &t, "empty", &[]).await;
     sweep(&loader).await;
     assert_eq!(state(pool, "empty").await, held);
@@ -108,7 +108,7 @@ async fn an_empty_answer_empties_no_table_unasked() {
 }
 
 #[tokio::test]
-async fn too_many_rejected_rows_hold_a_run_until_a_person_says() {
+async fn too_many_rejected_rows_hold_a_run_until_it_is_approved() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for (run, limit, is_held) in [
@@ -160,7 +160,7 @@ async fn too_many_rejected_rows_hold_a_run_until_a_person_says() {
 }
 
 #[tokio::test]
-async fn rows_that_postgres_refuses_at_the_end_hold_the_run_and_are_not_lost() {
+async fn rows_refused_at_the_commit_hold_the_run_and_are_kept() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     execute(
@@ -178,13 +178,13 @@ async fn rows_that_postgres_refuses_at_the_end_hold_the_run_and_are_not_lost() {
     .await;
     let held = state(pool, "r").await;
     assert!(
-        held.starts_with("held Postgres refused it with SQLSTATE 23514, in the table t, by the constraint small; nothing of the run was published"),
+        held.starts_with("held Postgres refused it with SQLSTATE 23514, in the table t, by the constraint small; nothing of the run was committed"),
         "{held}"
     );
-    // The row's value is in no sentence.
+    // No message contains the value of the row.
     assert!(!held.contains("5000"));
     assert_eq!(table(pool).await, "2:1");
-    // Approved too early: it is held again, and asks for a new word.
+    // Approved before the fix: the run is held again, and needs a new approval.
     approved(pool, "r").await;
     sweep(&loader).await;
     assert_eq!(state(pool, "r").await, held);
@@ -203,7 +203,7 @@ async fn rows_that_postgres_refuses_at_the_end_hold_the_run_and_are_not_lost() {
 }
 
 #[tokio::test]
-async fn a_target_that_no_longer_fits_holds_the_run() {
+async fn target_that_no_longer_fits_holds_the_run() {
     for (change, part) in [
         ("DROP TABLE t", "does not exist"),
         ("ALTER TABLE t ALTER v TYPE smallint", "TYPE bigint"),
@@ -231,7 +231,7 @@ async fn a_target_that_no_longer_fits_holds_the_run() {
 }
 
 #[tokio::test]
-async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
+async fn newer_run_supersedes_an_older_run_of_the_same_window() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for run in ["older", "newer", "newest"] {
@@ -242,7 +242,7 @@ async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
     load(&loader, &t, "older", &[("03", "1"), ("04", "1")]).await;
     let found = state(pool, "older").await;
     assert!(
-        found.starts_with("superseded the run newer, which was asked for later"),
+        found.starts_with("superseded the run newer, which was requested later"),
         "{found}"
     );
     assert_eq!(table(pool).await, "3:2");
@@ -251,7 +251,7 @@ async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
         "superseded expected 2 extracted 2 loaded 2 deduplicated 0 rejected 0 balanced"
     );
     assert_nothing_staged(&database, &loader).await;
-    // Newer ones replace it, and so does a replay as long as it is the newest.
+    // A newer run replaces the window, and so does a replay of the newest run.
     replayed(pool, "newer").await;
     loader.handle(&with_generation(&batch, 1)).await.unwrap();
     assert_eq!(state(pool, "newer").await, "completed");
@@ -263,9 +263,9 @@ async fn an_older_run_gives_way_to_a_newer_one_of_the_same_window() {
     assert_eq!(table(pool).await, "5:3");
 }
 
-/// Also where the newer one left the window empty, so that no row of it shows that it was there.
+/// Also when the newer run left the window empty, so that no row shows its commit.
 #[tokio::test]
-async fn windows_that_overlap_are_the_newer_runs_and_others_are_left_alone() {
+async fn newer_run_wins_overlapping_windows_and_no_others() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for run in ["week", "other", "third", "day", "empty"] {
@@ -313,9 +313,9 @@ async fn windows_that_overlap_are_the_newer_runs_and_others_are_left_alone() {
     assert!(third.starts_with("superseded the run empty"), "{third}");
 }
 
-/// Its rows of the other days are in the target, and are as they were.
+/// The replay's rows of the other days are in the target, unchanged.
 #[tokio::test]
-async fn a_replay_of_which_a_newer_run_has_replaced_a_part_is_held() {
+async fn replay_partly_replaced_by_a_newer_run_is_held() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     for run in ["week", "day"] {
@@ -356,7 +356,7 @@ async fn rows_outside_of_the_window_hold_the_run() {
 }
 
 #[tokio::test]
-async fn rows_newer_than_the_books_know_hold_a_replace() {
+async fn rows_newer_than_the_ledger_hold_a_replace() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     execute(pool, "CREATE TABLE t (d date, v bigint, _batch bigint); INSERT INTO t VALUES ('2018-04-02', 7, 99::bigint << 24)").await;
@@ -372,7 +372,7 @@ async fn rows_newer_than_the_books_know_hold_a_replace() {
 }
 
 #[tokio::test]
-async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
+async fn staging_tables_of_ended_runs_are_dropped() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
@@ -409,7 +409,7 @@ async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
         "1"
     );
     assert_eq!(table(pool).await, "");
-    // Two at once are in nobody's way.
+    // Two concurrent cleanups do not disturb each other.
     loader.handle_event(&extracted("open", 1, 1)).await.unwrap();
     let (one, two) = tokio::join!(
         target::clean_up(&loader.store),
@@ -420,7 +420,7 @@ async fn what_runs_that_came_to_nothing_staged_is_cleaned_up() {
 }
 
 #[tokio::test]
-async fn a_failed_run_is_put_through_again_as_another_generation() {
+async fn failed_run_is_replayed_as_another_generation() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
@@ -443,7 +443,7 @@ async fn a_failed_run_is_put_through_again_as_another_generation() {
 }
 
 #[tokio::test]
-async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
+async fn job_changed_during_a_run_is_not_mixed_into_staged_rows() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "r").await;
@@ -463,7 +463,7 @@ async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
         ),
         "{refused:?}"
     );
-    // By batch into the table, while the rest is staged: what is staged is not all there is.
+    // Committed by batch to the table, while the rest is staged: the staged rows are not all rows.
     let mut plain = replacing(None);
     plain.target.mode = Mode::Append;
     plain.target.commit = Commit::Batch;
@@ -492,7 +492,7 @@ async fn a_job_that_changes_under_way_is_not_mixed_into_what_is_staged() {
 }
 
 #[tokio::test]
-async fn an_approval_is_of_the_generation_that_was_held() {
+async fn approval_applies_to_the_held_generation() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     request(pool, "r").await;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// The pipeline of one test. Dropping it ends the services and deletes the virtual host and the database.
-pub struct Line {
+pub struct Pipeline {
     pub cloud: Cloud,
     pub vhost: Vhost,
     pub database: Database,
@@ -17,7 +17,7 @@ pub struct Line {
     pub services: Vec<Process>,
 }
 
-impl Line {
+impl Pipeline {
     /// One replica of each service, ready.
     pub async fn start() -> Self {
         Self::with_replicas(1).await
@@ -25,14 +25,14 @@ impl Line {
 
     /// The given number of replicas of each service, ready.
     pub async fn with_replicas(replicas: usize) -> Self {
-        let mut line = Self::without_services().await;
+        let mut pipeline = Self::without_services().await;
         for name in ["loader", "transformer", "extractor"] {
             for _ in 0..replicas {
-                let service = line.service(name).start().await;
-                line.services.push(service);
+                let service = pipeline.service(name).start().await;
+                pipeline.services.push(service);
             }
         }
-        line
+        pipeline
     }
 
     /// Everything but the services.
@@ -138,23 +138,23 @@ impl Line {
     }
 
     /// The ledger, without values that depend on the time of day.
-    pub async fn books(&self) -> Vec<String> {
+    pub async fn ledger(&self) -> Vec<String> {
         let batches = "run_id, generation, seq, content_hash, rows_extracted, rows_loaded, rows_deduplicated, rows_rejected, loaded_at";
-        let mut books = self
+        let mut ledger = self
             .table(
                 "run_id, state, generation, rows_expected, finished_at",
                 "etl.runs",
             )
             .await;
-        books.extend(self.table(batches, "etl.batches").await);
-        books.extend(
+        ledger.extend(self.table(batches, "etl.batches").await);
+        ledger.extend(
             self.table(
                 "run_id, row_number, rule, reason, raw::text",
                 "etl.rejected_rows",
             )
             .await,
         );
-        books
+        ledger
     }
 
     /// The sum of a service's counters that have this label.
