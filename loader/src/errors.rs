@@ -123,7 +123,6 @@ impl LoadError {
         match self {
             // The table fits, and a GRANT is enough: for example, the privilege was revoked during a run.
             Self::Refused(Refused::Target(Refusal::MayNotWrite { .. })) => Verdict::Pause,
-            Self::Refused(_) => Verdict::Dead,
             // A misfit between our own statement and our own tables is a wrong schema, not an error in the message:
             // dead-lettering every message would not help.
             Self::Ledger(ledger::Error::Postgres { source, .. }) => match classify(source) {
@@ -131,7 +130,8 @@ impl LoadError {
                 Class::World | Class::Message | Class::Configuration => Verdict::Pause,
                 Class::Row => Verdict::Dead,
             },
-            Self::Ledger(
+            Self::Refused(_)
+            | Self::Ledger(
                 ledger::Error::Refused(_)
                 | ledger::Error::NotAllowed(_)
                 | ledger::Error::NotFound(_),

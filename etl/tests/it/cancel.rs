@@ -102,6 +102,7 @@ async fn half_loaded(pipeline: &mut Pipeline, job: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
     let mut pipeline = Pipeline::start().await;
     let run_no = half_loaded(&mut pipeline, APPEND).await;

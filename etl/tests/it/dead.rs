@@ -1,4 +1,4 @@
-//! Dead dead_letters can be replayed once the cause is fixed, and then the run completes.
+//! Dead letters can be replayed once the cause is fixed, and then the run completes.
 
 mod dropped;
 mod reread;

@@ -116,11 +116,15 @@ async fn rejected_rows_are_filtered_counted_and_exported_unchanged() {
         of_absent.contains("no row of the job absent was rejected"),
         "{of_absent}"
     );
-    for misuse in [
+    for usage_error in [
         &["rejects"][..],
         &["rejects", "daily", "--job", "clicks"],
         &["rejects", "daily", "--export", "xml"],
     ] {
-        assert_eq!(pipeline.etl(misuse).await.code, Some(2), "{misuse:?}");
+        assert_eq!(
+            pipeline.etl(usage_error).await.code,
+            Some(2),
+            "{usage_error:?}"
+        );
     }
 }

@@ -146,10 +146,15 @@ async fn follow_ends_at_its_timeout_and_the_run_continues() {
             .iter()
             .all(|state| !matches!(state, QueryState::Cancelled))
     );
-    let misuse = pipeline
+    let usage_error = pipeline
         .etl(&["run", "clicks", "--wait-timeout", "1s"])
         .await;
-    assert_eq!(misuse.code, Some(2), "without --follow: {}", misuse.stderr);
+    assert_eq!(
+        usage_error.code,
+        Some(2),
+        "without --follow: {}",
+        usage_error.stderr
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

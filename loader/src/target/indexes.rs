@@ -50,7 +50,7 @@ impl Indexes {
             Ok(Found::Made) => tracing::info!(target.table = table, "target indexed by batch"),
             Ok(Found::NotOurs) => warn("its owner is another role"),
             Err(Error::Postgres { source, .. }) if would_fail_again(&source) => {
-                warn(&cause(&source))
+                warn(&cause(&source));
             }
             Err(Error::Postgres { failure, source }) => match classify(&source) {
                 // Another session writes to the table or creates the index: the next batch retries.

@@ -32,7 +32,7 @@ pub(crate) struct Merge {
     /// Creates the connection's staging table unless it exists. It is empty when a transaction begins.
     create_stage: String,
     /// Merges staged rows. $1: `_batch`; $2, $3: the range of rows, the end excluded.
-    merge: String,
+    statement: String,
     /// Counts target rows with a staged key, from batches of the run that this batch overwrites. $1, $2: the range of
     /// `_batch`, the end excluded.
     count_overwritten: String,
@@ -74,7 +74,7 @@ impl Merge {
                 quoted(&stage_name),
                 staged_as.collect::<Vec<_>>().join(", ")
             ),
-            merge: format!(
+            statement: format!(
                 "INSERT INTO {table} AS t ({}, {batch}) SELECT DISTINCT ON ({keys}) {columns}, $1::bigint FROM {stage} WHERE n >= $2 AND n < $3 \
                  ORDER BY {keys}, n {} ON CONFLICT ({}) DO UPDATE SET {} WHERE {}",
                 list(&names),
@@ -138,7 +138,7 @@ impl Merge {
         let (mut affected, mut statements) = (0, 0);
         let merged = in_parts(tx, batch, &self.copy, refused, async |tx, rows| {
             let bound = |bound: usize| i32::try_from(bound).unwrap_or(i32::MAX);
-            let merge = sqlx::query(AssertSqlSafe(self.merge.clone())).bind(batch_no);
+            let merge = sqlx::query(AssertSqlSafe(self.statement.clone())).bind(batch_no);
             let merge = merge.bind(bound(rows.start)).bind(bound(rows.end));
             affected += merge.execute(tx).await?.rows_affected();
             statements += 1;
@@ -321,17 +321,17 @@ mod tests {
         let merge = Merge::new(&name, &target, &columns, ("", vec![PgType::Text; 2]));
         assert!(
             merge
-                .merge
+                .statement
                 .contains(r#"SELECT DISTINCT ON (c1) c0, c1, $1::bigint FROM pg_temp."etl_stage_"#),
             "{}",
-            merge.merge
+            merge.statement
         );
         assert!(
-            merge.merge.ends_with(
+            merge.statement.ends_with(
                 r#"ORDER BY c1, n DESC ON CONFLICT ("c1") DO UPDATE SET "a""b" = excluded."a""b", "_batch" = excluded."_batch" WHERE t."_batch" IS NULL OR t."_batch" <= excluded."_batch""#
             ),
             "{}",
-            merge.merge
+            merge.statement
         );
         assert!(merge.count_overwritten.contains(r#"t."c1" = s.c1"#));
     }

@@ -60,9 +60,9 @@ async fn failed_removal_records_its_reason_and_blocks_no_other() {
         "{why}"
     );
     assert_eq!(rows(pool, "kept").await, "1 2 3");
-    let loaded = "SELECT sum(rows_loaded) FROM etl.batches WHERE run_id = 'kept'";
+    let sum = "SELECT sum(rows_loaded) FROM etl.batches WHERE run_id = 'kept'";
     assert_eq!(
-        text(pool, loaded).await,
+        text(pool, sum).await,
         "2",
         "the ledger agrees with the table"
     );
@@ -74,7 +74,7 @@ async fn failed_removal_records_its_reason_and_blocks_no_other() {
     removal::execute_all(&loader).await.unwrap();
     assert_eq!(look(kept).await, Removed::Done(2));
     assert_eq!(rows(pool, "kept").await, "3");
-    assert_eq!(text(pool, loaded).await, "0");
+    assert_eq!(text(pool, sum).await, "0");
 }
 
 #[tokio::test]
