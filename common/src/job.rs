@@ -69,7 +69,7 @@ impl JobSpec {
     /// Fills the time of the run's request into the columns with `requested_at`. A replay uses the time in
     /// `etl.runs` and gives the same rows. The time is truncated to Postgres' microseconds.
     #[must_use]
-    pub fn asked_at(&self, requested_at: jiff::Timestamp) -> Self {
+    pub fn with_requested_at(&self, requested_at: jiff::Timestamp) -> Self {
         let mut spec = self.clone();
         let micros = jiff::Timestamp::from_microsecond(requested_at.as_microsecond());
         let requested_at = micros.unwrap_or(requested_at);

@@ -75,5 +75,5 @@ pub fn filled_in(job: &Job, set: &[(String, String)]) -> Result<Request, Failure
 
 /// The job as a run would have it, for checks: they do not depend on the time of the request.
 pub fn checkable(request: &Request) -> JobSpec {
-    request.spec.asked_at(jiff::Timestamp::now())
+    request.spec.with_requested_at(jiff::Timestamp::now())
 }

@@ -35,7 +35,7 @@ pub async fn request(
             generation: 0,
             sql: request.sql.clone(),
             source: job.source.clone(),
-            job: request.spec.asked_at(settled.requested_at).into(),
+            job: request.spec.with_requested_at(settled.requested_at).into(),
             limits: settled.limits,
             state: TaskState::Start { attempt: 1 },
         };

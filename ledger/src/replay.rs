@@ -69,7 +69,7 @@ impl Subject {
     /// The job of the live generation.
     pub fn live_spec(&self) -> Arc<JobSpec> {
         self.replay.as_ref().map_or_else(
-            || Arc::new(self.first_spec.asked_at(self.requested_at)),
+            || Arc::new(self.first_spec.with_requested_at(self.requested_at)),
             |replay| Arc::clone(&replay.spec),
         )
     }

@@ -266,7 +266,7 @@ fn job_now(subject: &Subject) -> Result<(Job, Arc<JobSpec>), Failure> {
     let job = Jobs::load()?.read(&subject.run.job)?;
     let spec = || -> anyhow::Result<JobSpec> {
         let request = job.request(&subject.run.parameters)?;
-        let spec = request.spec.asked_at(subject.requested_at);
+        let spec = request.spec.with_requested_at(subject.requested_at);
         transformer::check_job(&spec)?;
         Ok(spec)
     };

@@ -78,7 +78,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
     let set = assignments(&arguments.set)?;
     let filled_in = || -> anyhow::Result<_> {
         let request = job.request(&set)?;
-        let spec = request.spec.asked_at(jiff::Timestamp::now());
+        let spec = request.spec.with_requested_at(jiff::Timestamp::now());
         check_job(&spec)?;
         Ok((spec, limited(&request.sql, arguments.rows)))
     };

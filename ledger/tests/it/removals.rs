@@ -93,9 +93,9 @@ async fn cancel_without_undo_withdraws_a_pending_removal() {
     }
 }
 
-/// A row that gave way to one that is removed afterwards would be lost.
+/// A row that is deduplicated against a row that is removed afterwards would be lost.
 #[tokio::test]
-async fn no_run_is_requested_into_a_table_while_rows_leave_it() {
+async fn request_into_a_table_with_a_pending_removal_is_refused() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     let run = run_in(pool, "r", RunState::Failed).await;

@@ -239,9 +239,9 @@ async fn values_stay_equal_in_columns_of_wider_types() {
     }
 }
 
-/// By a policy a row could be refused, or not be found again, without a word.
+/// A policy could hide or refuse a row silently.
 #[tokio::test]
-async fn a_table_whose_row_level_security_applies_to_the_loader_is_refused() {
+async fn target_with_row_level_security_for_the_loader_is_refused() {
     let database = ledger_database().await;
     let pool = &database.pool;
     let role = format!("guarded_{}", database.name);

@@ -228,7 +228,7 @@ fn constants_are_in_every_row_and_masks_also_in_the_quarantine() {
         requested_at = true
         "#,
     );
-    let asked = spec.asked_at("2018-04-09T10:11:12Z".parse().unwrap());
+    let asked = spec.with_requested_at("2018-04-09T10:11:12Z".parse().unwrap());
     let mut batch = batch(&[
         [Some("3333-4444-5555"), Some("a"), Some("1")],
         [Some("0000-1111-2222"), Some("b"), Some("2")],

@@ -61,7 +61,7 @@ fn request_fills_in_constant_columns() {
     let set = BTreeMap::from([("from".to_owned(), "2018-04-05".to_owned())]);
     let asked = job.request(&set).unwrap().spec;
     assert!(asked.check().unwrap_err().contains("\"asked\""));
-    let spec = asked.asked_at(at);
+    let spec = asked.with_requested_at(at);
     assert_eq!(spec.check(), Ok(()));
     let filled: Vec<_> = spec.columns[1..]
         .iter()
@@ -76,7 +76,7 @@ fn request_fills_in_constant_columns() {
     ];
     assert_eq!(filled, wanted);
     // A replay of the run.
-    assert_eq!(job.request(&set).unwrap().spec.asked_at(at), spec);
+    assert_eq!(job.request(&set).unwrap().spec.with_requested_at(at), spec);
     assert_eq!(job.spec.columns[1].constant, None);
 }
 
