@@ -1,7 +1,7 @@
 //! Target tables: created when missing, checked when they exist. The check runs once per process, target and columns,
 //! and again after the table has changed. Safe with concurrent loaders.
 //!
-//! Each write method is a type with its SQL beside its binds: [`append`], [`merge`], [`staged`], and [`commit`], which
+//! Each write method is a type with its SQL beside its binds: `append`, `merge`, `staged`, and `commit`, which
 //! moves staged rows to the target at the end of a run.
 
 mod append;
