@@ -178,7 +178,7 @@ async fn rows_refused_at_the_commit_hold_the_run_and_are_kept() {
     .await;
     let held = state(pool, "r").await;
     assert!(
-        held.starts_with("held Postgres refused it with SQLSTATE 23514, in the table t, by the constraint small; nothing of the run was committed"),
+        held.starts_with("held PostgreSQL refused it with SQLSTATE 23514, in the table t, by the constraint small; nothing of the run was committed"),
         "{held}"
     );
     // No message contains the value of the row.
