@@ -139,7 +139,7 @@ impl RunRow {
         let is_earlier_there = ends && earlier.rows > 0;
         let is_there = is_earlier_there || (!self.is_only_staged() && rows_loaded > 0);
         let removes = transition == Transition::Undo && is_there;
-        if removes && self.overwrites() {
+        if removes && self.mode.overwrites() {
             let remedy = if is_earlier_there {
                 "cancel it without --undo, which abandons the replay and leaves the rows of before"
             } else {
@@ -147,9 +147,7 @@ impl RunRow {
             };
             return Err(format!(
                 "rows of the run {} are in {}, and in mode {} they have overwritten rows of other runs, which cannot be restored: {remedy}",
-                self.run_id,
-                self.target_table,
-                self.mode()
+                self.run_id, self.target_table, self.mode
             ));
         }
         let carries = ends && earlier.batches > 0;

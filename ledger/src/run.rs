@@ -23,8 +23,10 @@ pub struct RunRow {
     pub state: RunState,
     pub generation: i32,
     pub target_table: String,
-    mode: String,
-    commit: String,
+    #[sqlx(try_from = "String")]
+    pub mode: Mode,
+    #[sqlx(try_from = "String")]
+    pub(crate) commit: Commit,
     pub result_id: Option<String>,
     pub batches_expected: Option<i32>,
     pub rows_expected: Option<i64>,
@@ -93,29 +95,13 @@ impl RunRow {
 
     /// Whether each batch of a replay replaces its former self by itself.
     pub(crate) fn replays_by_batch(&self) -> bool {
-        !self.is_staged() && self.mode == Mode::Append.name()
+        !self.mode.is_staged(self.commit, 1)
     }
 
     /// Whether rows of the live generation wait in staging until the run is complete.
     pub(crate) fn is_staged(&self) -> bool {
-        self.commit == Commit::Run.name()
-            || self.mode == Mode::Replace.name()
-            || (self.generation > 0 && self.mode != Mode::Append.name())
-    }
-
-    /// Whether a row of the run may have overwritten a row of another run, or kept one out of the target.
-    pub(crate) fn overwrites(&self) -> bool {
-        self.mode == Mode::Upsert.name() || self.mode == Mode::Replace.name()
-    }
-
-    /// Whether rows of the target are told apart by a key.
-    pub fn has_key(&self) -> bool {
-        self.mode == Mode::Upsert.name() || self.mode == Mode::InsertOnly.name()
-    }
-
-    /// The mode, as the ledger has it.
-    pub(crate) fn mode(&self) -> &str {
-        &self.mode
+        let generation = u32::try_from(self.generation).unwrap_or_default();
+        self.mode.is_staged(self.commit, generation)
     }
 }
 
@@ -256,8 +242,8 @@ pub(crate) mod tests {
             state,
             generation,
             target_table: "public.t".into(),
-            mode: mode.into(),
-            commit: commit.into(),
+            mode: mode.to_owned().try_into().unwrap(),
+            commit: commit.to_owned().try_into().unwrap(),
             result_id: Some("q:pages".into()),
             batches_expected: Some(7),
             rows_expected: Some(70),

@@ -146,7 +146,9 @@ pub fn create_table(
         literal(&format!("Loaded by the job {job}.")),
         comments.collect::<String>(),
         quoted(BATCH_COLUMN),
-        literal("The batch that the row came with: etl.runs.run_no << 24 | etl.batches.seq."),
+        literal(
+            "The batch that the row came with: etl.run_no(_batch) of etl.runs, etl.seq(_batch) of etl.batches."
+        ),
     )
 }
 

@@ -63,7 +63,7 @@ async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Er
             .bind(format!("{}s", REMOVAL_TIMEOUT.as_secs()))
             .execute(run.connection())
             .await?;
-        if run.row().has_key() {
+        if run.row().mode.has_key() {
             database::lock(run.connection(), merge_lock_key(&name)).await?;
         }
         let batches = removal.batch_nos(run.row().run_no);

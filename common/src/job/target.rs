@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::{IntoDeserializer as _, value};
 use serde::{Deserialize, Serialize};
 
 use super::Window;
@@ -54,10 +55,7 @@ impl Target {
     /// transaction that completes the run. A replay replaces each batch by itself only in mode `append`:
     /// in the other modes, a row may have overwritten a row of another batch, or the reverse.
     pub fn is_staged(&self, generation: u32) -> bool {
-        self.commit == Commit::Run
-            || self.mode == Mode::Replace
-            || self.max_rejected.is_some()
-            || (generation > 0 && self.mode != Mode::Append)
+        self.max_rejected.is_some() || self.mode.is_staged(self.commit, generation)
     }
 
     /// The fewest rows with which a run commits without approval.
@@ -112,6 +110,32 @@ impl Mode {
             Self::Append | Self::Replace => false,
         }
     }
+
+    /// Whether the rows of this generation of a run collect in staging, by the mode and the commit alone.
+    pub fn is_staged(self, commit: Commit, generation: u32) -> bool {
+        commit == Commit::Run
+            || match self {
+                Self::Append => false,
+                Self::Upsert | Self::InsertOnly => generation > 0,
+                Self::Replace => true,
+            }
+    }
+
+    /// Whether a row may overwrite a row of another run.
+    pub fn overwrites(self) -> bool {
+        match self {
+            Self::Upsert | Self::Replace => true,
+            Self::Append | Self::InsertOnly => false,
+        }
+    }
+}
+
+impl TryFrom<String> for Mode {
+    type Error = value::Error;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::deserialize(text.into_deserializer())
+    }
 }
 
 impl fmt::Display for Mode {
@@ -138,6 +162,14 @@ impl Commit {
             Self::Batch => "batch",
             Self::Run => "run",
         }
+    }
+}
+
+impl TryFrom<String> for Commit {
+    type Error = value::Error;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::deserialize(text.into_deserializer())
     }
 }
 

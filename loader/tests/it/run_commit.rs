@@ -359,7 +359,7 @@ async fn rows_outside_of_the_window_hold_the_run() {
 async fn rows_newer_than_the_ledger_hold_a_replace() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
-    execute(pool, "CREATE TABLE t (d date, v bigint, _batch bigint); INSERT INTO t VALUES ('2018-04-02', 7, 99::bigint << 24)").await;
+    execute(pool, "CREATE TABLE t (d date, v bigint, _batch bigint); INSERT INTO t VALUES ('2018-04-02', 7, etl.batch_no(99, 0))").await;
     request(pool, "r").await;
     load(&loader, &replacing(None), "r", &[("03", "1")]).await;
     let held = state(pool, "r").await;

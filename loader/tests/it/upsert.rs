@@ -118,7 +118,7 @@ async fn older_run_never_overwrites_a_newer_run() {
 async fn merge_that_would_lose_to_an_unknown_batch_is_refused() {
     let database = ledger_database().await;
     // A row of a later run than the ledger has, and one of a batch of this run that the ledger lacks.
-    execute(&database.pool, "CREATE TABLE t (k text PRIMARY KEY, v bigint, _batch bigint NOT NULL); INSERT INTO t VALUES ('a', 7, 99::bigint << 24), ('b', 8, 1 << 24 | 3)").await;
+    execute(&database.pool, "CREATE TABLE t (k text PRIMARY KEY, v bigint, _batch bigint NOT NULL); INSERT INTO t VALUES ('a', 7, etl.batch_no(99, 0)), ('b', 8, etl.batch_no(1, 3))").await;
     let (loader, prices) = (
         loader(&database),
         shape("t", &["k text", "v bigint"], &["k"]),
