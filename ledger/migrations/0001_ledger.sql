@@ -52,6 +52,7 @@ CREATE TABLE etl.runs (
     approved_at        timestamptz,
     committed_at       timestamptz,
     finished_at        timestamptz,
+    CONSTRAINT runs_run_id_valid CHECK (run_id ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'),
     CONSTRAINT runs_commit_known CHECK (commit IN ('batch', 'run')),
     CONSTRAINT runs_state_known CHECK (state IN ('requested', 'running', 'held', 'completed', 'failed', 'cancelled', 'superseded')),
     CONSTRAINT runs_finished_when_terminal CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled', 'superseded'))),

@@ -10,7 +10,7 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::database::Store;
 use crate::error::Error;
-use crate::run::LockedRun;
+use crate::run::{LockedRun, run_id};
 use crate::state::{RunState, Transition};
 
 /// The sums of a run whose batches are all in the ledger.
@@ -58,7 +58,7 @@ pub async fn may_be_complete(store: &Store, run: &RunId) -> Result<bool, Error> 
 /// Open runs that may be complete: the number of batches is known, and the last one is in the ledger.
 pub async fn candidates(store: &Store) -> Result<Vec<RunId>, Error> {
     let failure = "cannot look for runs that are complete";
-    let found = store
+    store
         .transaction(failure, async |tx: &mut PgConnection| {
             let found: Vec<String> = sqlx::query_scalar(
                 "SELECT run_id FROM etl.runs r WHERE state IN ('requested', 'running') AND batches_expected IS NOT NULL
@@ -68,11 +68,9 @@ pub async fn candidates(store: &Store) -> Result<Vec<RunId>, Error> {
             )
             .fetch_all(tx)
             .await?;
-            Ok(found)
+            Ok(found.into_iter().map(run_id).collect::<Result<_, _>>()?)
         })
-        .await?;
-    let runs = found.into_iter().filter_map(|run| run.parse().ok());
-    Ok(runs.collect())
+        .await
 }
 
 impl LockedRun<'_> {
@@ -118,7 +116,7 @@ impl LockedRun<'_> {
         .bind(self.row.generation)
         .fetch_optional(&mut *self.tx)
         .await?;
-        let generation = u32::try_from(self.row.generation).unwrap_or_default();
+        let generation = self.row.generation_no();
         let is_staged = spec.is_some_and(|spec| spec.0.target.is_staged(generation));
         let run = &self.id;
         Ok(is_staged.then(|| {

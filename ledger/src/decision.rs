@@ -218,7 +218,7 @@ impl LockedRun<'_> {
             self.drop_loaded(&by, decision).await?;
         }
         Ok(Ended {
-            generation: self.row.generation.try_into().unwrap_or_default(),
+            generation: self.row.generation_no(),
             was: (!plan.ends).then_some(self.row.state),
             job: self.row.job,
             target_table: self.row.target_table,
@@ -232,7 +232,7 @@ impl LockedRun<'_> {
         let state = self.to(Transition::Withdraw)?;
         let rows = Rows::Stay(self.rows_loaded().await?);
         Ok(Ended {
-            generation: self.row.generation.try_into().unwrap_or_default(),
+            generation: self.row.generation_no(),
             was: Some(state),
             job: self.row.job,
             target_table: self.row.target_table,

@@ -5,7 +5,7 @@
 use common::job::JobSpec;
 use sqlx::{FromRow, PgConnection};
 
-use crate::run::RunRow;
+use crate::run::{RunRow, generation_no};
 use crate::state::RunState;
 
 /// What of a run is in its target, of the generations before the live one.
@@ -34,8 +34,8 @@ struct Generation {
 impl Generation {
     /// Whether its ledger is about rows in the target: what is staged gets there only when it is complete.
     fn is_in_target(&self) -> bool {
-        let number = u32::try_from(self.number).unwrap_or_default();
-        !self.job_spec.target.is_staged(number) || self.end == RunState::Completed
+        !self.job_spec.target.is_staged(generation_no(self.number))
+            || self.end == RunState::Completed
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::batch_no::BatchNo;
 use crate::database::Store;
 use crate::error::Error;
-use crate::run::LockedRun;
+use crate::run::{LockedRun, run_id};
 use crate::state::Transition;
 
 /// How often a command looks whether its removal was executed.
@@ -97,18 +97,15 @@ impl Store {
     /// The removals that a loader is to execute now, the oldest first. One that failed a moment ago is left out.
     pub async fn pending_removals(&self) -> Result<Vec<(i64, RunId)>, Error> {
         let failure = "cannot look for rows that are to be removed";
-        let found: Vec<(i64, String)> = self
-            .read(failure, async |tx: &mut PgConnection| {
+        self.read(failure, async |tx: &mut PgConnection| {
                 let select = "SELECT id, run_id FROM etl.removals
                      WHERE finished_at IS NULL AND (failed_at IS NULL OR failed_at < now() - $1::text::interval) ORDER BY id";
                 let query = sqlx::query_as(select).bind(RETRY_INTERVAL);
-                Ok(query.fetch_all(tx).await?)
+                let found: Vec<(i64, String)> = query.fetch_all(tx).await?;
+                let removals = found.into_iter().map(|(id, run)| Ok((id, run_id(run)?)));
+                Ok(removals.collect::<Result<_, sqlx::Error>>()?)
             })
-            .await?;
-        let parsed = found.into_iter();
-        Ok(parsed
-            .filter_map(|(id, run)| Some((id, run.parse().ok()?)))
-            .collect())
+            .await
     }
 
     /// Records why an attempt failed, for the command that waits.
@@ -264,7 +261,7 @@ impl LockedRun<'_> {
     pub(crate) fn batch_id(&self, seq: u32) -> BatchId {
         BatchId {
             run: self.id.clone(),
-            generation: u32::try_from(self.row.generation).unwrap_or_default(),
+            generation: self.row.generation_no(),
             seq,
         }
     }

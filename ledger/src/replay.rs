@@ -12,7 +12,7 @@ use sqlx::{FromRow, PgConnection};
 use crate::database::Store;
 use crate::error::Error;
 use crate::removal::check_no_removal;
-use crate::run::LockedRun;
+use crate::run::{LockedRun, generation_no};
 use crate::seqs::Seqs;
 use crate::session_lock::SessionLock;
 use crate::state::Transition;
@@ -49,7 +49,7 @@ impl Subject {
 
     /// The live generation.
     pub fn generation(&self) -> u32 {
-        u32::try_from(self.run.generation).unwrap_or_default()
+        generation_no(self.run.generation)
     }
 
     /// How many batches the result has, once that is known.
@@ -303,7 +303,7 @@ impl LockedRun<'_> {
         .execute(&mut *self.tx)
         .await?;
         self.resolve_replayed(replay, generation).await?;
-        Ok(u32::try_from(generation).unwrap_or_default())
+        Ok(generation_no(generation))
     }
 
     async fn write_replay(

@@ -83,6 +83,11 @@ impl RunRow {
         }
     }
 
+    /// The live generation.
+    pub(crate) fn generation_no(&self) -> u32 {
+        generation_no(self.generation)
+    }
+
     /// What a batch of this run writes into `_batch`.
     pub fn batch_no(&self, seq: u32) -> i64 {
         BatchNo::new(self.run_no, seq).get()
@@ -100,9 +105,18 @@ impl RunRow {
 
     /// Whether rows of the live generation wait in staging until the run is complete.
     pub(crate) fn is_staged(&self) -> bool {
-        let generation = u32::try_from(self.generation).unwrap_or_default();
-        self.mode.is_staged(self.commit, generation)
+        self.mode.is_staged(self.commit, self.generation_no())
     }
+}
+
+/// The generation in a column of the ledger, whose checks keep it from being negative.
+pub(crate) fn generation_no(column: i32) -> u32 {
+    column.unsigned_abs()
+}
+
+/// The run in a column `run_id`, whose check keeps it valid.
+pub(crate) fn run_id(column: String) -> Result<RunId, sqlx::Error> {
+    RunId::try_from(column).map_err(|invalid| sqlx::Error::Decode(invalid.into()))
 }
 
 macro_rules! select_run {

@@ -6,6 +6,7 @@
 )]
 
 mod removals;
+mod schema;
 mod settings;
 mod support;
 mod transitions;

@@ -167,7 +167,8 @@ impl Environment {
         sum
     }
 
-    /// Bytes that the virtual host has received and sent so far. The broker updates the sum every five seconds.
+    /// Bytes that the virtual host has received and sent so far. The broker updates the sum at most five seconds later, does
+    /// not say up to when it counts, and does not update it for an idle connection: there is no condition to await.
     pub(crate) async fn broker_bytes(&self) -> f64 {
         sleep(Duration::from_millis(6_500)).await;
         let path = format!("vhosts/{}", self.pipeline.vhost.name);
