@@ -28,10 +28,9 @@ use crate::ddl::{self, Change, Known, Refusal, TableName};
 use crate::errors::{LoadError, Refused};
 use append::Append;
 use catalog::{check_privileges, look_up};
-use copy_into::RefusedRow;
+use copy_into::{CopyInto, RefusedRow};
 use indexes::Indexes;
 use merge::Merge;
-use staged::Staged;
 use table::Checked;
 
 pub(crate) use merge::lock_key as merge_lock_key;
@@ -71,7 +70,7 @@ pub struct Prepared {
 enum Writer {
     Append(Append),
     Merge(Merge),
-    Staged(Staged),
+    Staged(CopyInto),
 }
 
 impl Prepared {
@@ -112,7 +111,7 @@ impl Prepared {
         match &self.writer {
             Writer::Append(append) => append.write(tx, batch, batch_no).await,
             Writer::Merge(merge) => merge.write(tx, batch, run_no).await,
-            Writer::Staged(staged) => staged.write(tx, batch, batch_no).await,
+            Writer::Staged(copy) => copy.write(tx, batch, batch_no).await,
         }
     }
 }
@@ -203,8 +202,8 @@ impl Targets {
         let (fingerprint, types) = checked.map_err(Refused::from)?;
         let place = Place::of(batch);
         let prepared = if place.staged.is_some() {
-            let (checked, staged) = Staged::prepare(store, batch).await?;
-            let writer = Writer::Staged(staged);
+            let (checked, copy) = staged::prepare(store, batch).await?;
+            let writer = Writer::Staged(copy);
             Prepared { checked, writer }
         } else {
             Prepared::new(&name, target, columns, types, fingerprint)

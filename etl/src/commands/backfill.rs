@@ -4,32 +4,28 @@
 //! finds the runs that it requested before, and continues.
 
 mod windows;
+mod work;
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use comfy_table::Table;
 use common::command::assignment;
 use common::job::{Job, Request};
 use jiff::civil::Date;
 use serde::Serialize;
-use tokio::time::sleep;
 
 pub use windows::{Bound, Step, Window};
 use windows::{Bounds, Identity, windows};
+pub use work::{Event, act};
 
 use super::Command;
 use crate::Failure;
 use crate::broker::Broker;
-use crate::jobs::{Jobs, checkable, filled_in};
+use crate::jobs::{Jobs, filled_in};
 use crate::output::progress::Progress;
 use crate::output::run::{by_whom, choice, state};
 use crate::output::{note, notes, number, print, print_json, size, table};
-use crate::request::request;
 use crate::store;
-use crate::target;
-use ledger::{Requested, Run, RunState, Store};
+use ledger::{Run, RunState};
 
 /// Request a run for each window of a range of days, the last day not included.
 ///
@@ -75,9 +71,6 @@ pub struct Arguments {
     pub json: bool,
 }
 
-/// The time between two looks at the ledger.
-const POLL_INTERVAL: Duration = Duration::from_millis(300);
-
 /// The runs that a backfill needs.
 pub struct Plan {
     job: Job,
@@ -112,13 +105,6 @@ impl WindowReport {
         let is_loaded = |run: &Run| run.is_complete() || run.state == RunState::Superseded;
         self.run.as_ref().is_some_and(is_loaded)
     }
-}
-
-/// What happens while a backfill works.
-pub enum Event<'a> {
-    /// The runs as they are now.
-    Progress(&'a BTreeMap<String, Run>),
-    Note(String),
 }
 
 /// The windows of a backfill. Every window's request is made before the first is sent.
@@ -160,152 +146,6 @@ pub fn plan(job: Job, arguments: &Arguments) -> Result<Plan, Failure> {
         slots,
         summary,
     })
-}
-
-/// Requests the runs that are missing, and waits until no run can continue by itself. One process at a time may work on
-/// the same backfill.
-pub async fn act(
-    store: &Store,
-    broker: &Broker,
-    schemas: &[String],
-    plan: Plan,
-    arguments: &Arguments,
-    look: &mut dyn FnMut(Event<'_>),
-) -> Result<Vec<WindowReport>, Failure> {
-    let mut alone = store.session_lock().await?;
-    if !alone.take("backfill", &plan.identity.key()).await? {
-        return Err(
-            anyhow!("another `etl backfill` works on the same backfill; nothing was sent").into(),
-        );
-    }
-    if let Some(slot) = plan.slots.first() {
-        target::check(store, &checkable(&slot.request), schemas).await?;
-    }
-    let mut backfill = Backfill {
-        store,
-        broker,
-        plan,
-        look,
-    };
-    let runs = backfill.work(arguments).await;
-    drop(alone);
-    let mut runs = runs.context(
-        "the backfill stopped; its runs go on, and the same command continues from here",
-    )?;
-    let slots = backfill.plan.slots.into_iter();
-    let windows = slots.map(|slot| WindowReport {
-        window: slot.window,
-        run: slot.run.and_then(|name| runs.remove(&name)),
-    });
-    Ok(windows.collect())
-}
-
-/// A backfill at work.
-struct Backfill<'a> {
-    store: &'a Store,
-    broker: &'a Broker,
-    plan: Plan,
-    look: &'a mut dyn FnMut(Event<'_>),
-}
-
-impl Backfill<'_> {
-    async fn work(
-        &mut self,
-        arguments: &Arguments,
-    ) -> Result<BTreeMap<String, Run>, anyhow::Error> {
-        self.find_runs(arguments.retry).await?;
-        loop {
-            let runs = self.runs().await?;
-            let mut moving = runs.values().filter(|run| moves(run)).count();
-            let may_request = arguments.keep_going || !runs.values().any(has_failed);
-            while may_request && moving < arguments.parallel as usize {
-                let Some(index) = self.plan.slots.iter().position(|slot| slot.run.is_none()) else {
-                    break;
-                };
-                self.request(index).await?;
-                moving += 1;
-            }
-            let runs = self.runs().await?;
-            (self.look)(Event::Progress(&runs));
-            let is_pending = may_request && self.plan.slots.iter().any(|slot| slot.run.is_none());
-            if !is_pending && !runs.values().any(moves) {
-                return Ok(runs);
-            }
-            sleep(POLL_INTERVAL).await;
-        }
-    }
-
-    /// Finds the last run of each window. `retry`: a window whose last run failed or was cancelled gets another.
-    async fn find_runs(&mut self, retry: bool) -> Result<(), anyhow::Error> {
-        let mut open: Vec<usize> = (0..self.plan.slots.len()).collect();
-        for attempt in 1.. {
-            let name = |index: &usize| self.plan.name(*index, attempt);
-            let names: Vec<_> = open.iter().map(name).collect();
-            let mut found = self.store.named(&names).await?;
-            let mut failed = Vec::new();
-            for (index, name) in open.into_iter().zip(names) {
-                let Some(run) = found.remove(&name) else {
-                    continue;
-                };
-                let slot = &mut self.plan.slots[index];
-                (slot.attempt, slot.run) = (attempt, Some(name));
-                if run.state == RunState::Requested {
-                    self.send_again(index, &run).await?;
-                } else if has_failed(&run) {
-                    failed.push(index);
-                }
-            }
-            if failed.is_empty() {
-                break;
-            }
-            open = failed;
-        }
-        if retry {
-            let runs = self.runs().await?;
-            for slot in &mut self.plan.slots {
-                let run = slot.run.as_ref().and_then(|name| runs.get(name));
-                if run.is_some_and(has_failed) {
-                    (slot.attempt, slot.run) = (slot.attempt + 1, None);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The process that requested the run may have died before it sent the task.
-    async fn send_again(&mut self, index: usize, run: &Run) -> Result<(), anyhow::Error> {
-        if run.job_hash == self.plan.job.hash() {
-            return self.request(index).await;
-        }
-        let id = &run.run_id;
-        (self.look)(Event::Note(format!(
-            "the run {id} was requested with an older version of the job and has not started yet; if it does not start, `etl cancel {id}` and --retry"
-        )));
-        Ok(())
-    }
-
-    async fn request(&mut self, index: usize) -> Result<(), anyhow::Error> {
-        let Plan {
-            job,
-            identity,
-            slots,
-            ..
-        } = &mut self.plan;
-        let slot = &mut slots[index];
-        let run = identity.run(slot.window, slot.attempt);
-        let requested = request(self.store, self.broker, &run, job, &slot.request, false);
-        slot.run = Some(match requested.await? {
-            Requested::New | Requested::Known(_) => run.to_string(),
-            // The conflicting run has loaded, or loads, the window's rows.
-            Requested::Conflicts(conflict) => conflict.run_id,
-        });
-        Ok(())
-    }
-
-    async fn runs(&self) -> Result<BTreeMap<String, Run>, anyhow::Error> {
-        let names = self.plan.slots.iter().filter_map(|slot| slot.run.clone());
-        Ok(self.store.named(&names.collect::<Vec<_>>()).await?)
-    }
 }
 
 impl Plan {

@@ -48,11 +48,7 @@ impl Append {
                 format!("cannot delete the replaced rows from {}", self.table)
             }))?;
         }
-        if batch.rows.is_empty() {
-            return Ok(Written::default());
-        }
-        let refused = self.copy.copy(tx, batch, batch_no).await?;
-        Ok(Written::new(refused, 0))
+        self.copy.write(tx, batch, batch_no).await
     }
 }
 

@@ -11,6 +11,7 @@ use ledger::{Class, classify};
 use sqlx::PgConnection;
 use sqlx::postgres::PgDatabaseError;
 
+use super::Written;
 use crate::copy::CopyText;
 use crate::copy::binary::{self, Last};
 use crate::ddl::list;
@@ -70,6 +71,20 @@ impl CopyInto {
             copied_columns: columns,
             copied_types: types,
         }
+    }
+
+    /// Copies the batch's rows, if it has any, to stay as they are.
+    pub(crate) async fn write(
+        &self,
+        tx: &mut PgConnection,
+        batch: &ValidBatch,
+        batch_no: i64,
+    ) -> Result<Written, LoadError> {
+        if batch.rows.is_empty() {
+            return Ok(Written::default());
+        }
+        let refused = self.copy(tx, batch, batch_no).await?;
+        Ok(Written::new(refused, 0))
     }
 
     /// Copies the batch's rows, and returns the refused ones.

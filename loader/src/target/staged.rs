@@ -11,7 +11,6 @@ use common::schema::TargetColumn;
 use ledger::{Store, staging};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
-use super::Written;
 use super::copy_into::{CopyInto, LastColumn};
 use super::table::{Checked, fingerprint_of};
 use crate::ddl::TableName;
@@ -20,58 +19,36 @@ use crate::errors::{LoadError, Refused};
 /// The schema of the staging tables.
 const STAGING_SCHEMA: &str = "etl_staging";
 
-/// Writes batches into one staging table.
-#[derive(Debug)]
-pub(crate) struct Staged {
-    copy: CopyInto,
-}
-
-impl Staged {
-    /// The staging table of the batch's run, created if it is missing.
-    pub(crate) async fn prepare(
-        store: &Store,
-        batch: &ValidBatch,
-    ) -> Result<(Checked, Self), LoadError> {
-        let columns = &batch.columns;
-        let failure = "cannot make a staging table in schema etl_staging";
-        let found = store.transaction(failure, async |tx: &mut PgConnection| {
-            let run_no = staging::begin_staging(tx, &batch.id.run).await?;
-            let name = staging_table(&format!("s_{run_no}_{}", batch.id.generation));
-            if staging::register(tx, &batch.id, &name.table, &batch.target, columns).await? {
-                tx.execute(AssertSqlSafe(create(&name, columns))).await?;
-            }
-            let fingerprint = fingerprint_of(tx, &name).await?;
-            Ok((name, fingerprint))
-        });
-        let (name, fingerprint) = found.await.map_err(LoadError::of_target)?;
-        let table = name.sql();
-        let Some(fingerprint) = fingerprint else {
-            return Err(Refused::StagingGone { table }.into());
-        };
-        let names = (0..columns.len()).map(|index| format!("c{index}"));
-        let types = columns.iter().map(|column| column.pg_type);
-        let copy = CopyInto::new(
-            &table,
-            (&table, &name.table),
-            (names.collect(), types.collect()),
-            (LastColumn::BatchNo, "b"),
-        );
-        Ok((Checked::new(&table, fingerprint), Self { copy }))
-    }
-
-    /// Writes a batch.
-    pub(crate) async fn write(
-        &self,
-        tx: &mut PgConnection,
-        batch: &ValidBatch,
-        batch_no: i64,
-    ) -> Result<Written, LoadError> {
-        if batch.rows.is_empty() {
-            return Ok(Written::default());
+/// The staging table of the batch's run, created if it is missing, and its writer.
+pub(crate) async fn prepare(
+    store: &Store,
+    batch: &ValidBatch,
+) -> Result<(Checked, CopyInto), LoadError> {
+    let columns = &batch.columns;
+    let failure = "cannot make a staging table in schema etl_staging";
+    let found = store.transaction(failure, async |tx: &mut PgConnection| {
+        let run_no = staging::begin_staging(tx, &batch.id.run).await?;
+        let name = staging_table(&format!("s_{run_no}_{}", batch.id.generation));
+        if staging::register(tx, &batch.id, &name.table, &batch.target, columns).await? {
+            tx.execute(AssertSqlSafe(create(&name, columns))).await?;
         }
-        let refused = self.copy.copy(tx, batch, batch_no).await?;
-        Ok(Written::new(refused, 0))
-    }
+        let fingerprint = fingerprint_of(tx, &name).await?;
+        Ok((name, fingerprint))
+    });
+    let (name, fingerprint) = found.await.map_err(LoadError::of_target)?;
+    let table = name.sql();
+    let Some(fingerprint) = fingerprint else {
+        return Err(Refused::StagingGone { table }.into());
+    };
+    let names = (0..columns.len()).map(|index| format!("c{index}"));
+    let types = columns.iter().map(|column| column.pg_type);
+    let copy = CopyInto::new(
+        &table,
+        (&table, &name.table),
+        (names.collect(), types.collect()),
+        (LastColumn::BatchNo, "b"),
+    );
+    Ok((Checked::new(&table, fingerprint), copy))
 }
 
 /// The name of a table in the staging schema.
