@@ -20,10 +20,11 @@ pub mod trace;
 pub use catalogue::{Kind, METRICS, Metric, retried, stage_label};
 
 /// The default filter of a service. Of lapin and the AWS SDK only errors are logged: the services log what
-/// follows from their warnings themselves. `lapin::channels` logs the end of every connection as an
-/// error, also of one that the service closes; the services log the connections that they lose.
-const SERVICE_LOG: &str =
-    "info,lapin=error,lapin::channels=off,aws_config=error,aws_smithy_runtime=error,sqlx=warn";
+/// follows from their warnings themselves. `lapin::channels` and `lapin::io_loop` log errors while the
+/// service closes a connection in order ("Connection error", "we wrote 0"); a connection that is lost is
+/// an error of its caller too, and the services log that.
+const SERVICE_LOG: &str = "info,lapin=error,lapin::channels=off,lapin::io_loop=off,aws_config=error,\
+     aws_smithy_runtime=error,sqlx=warn";
 
 /// Starts the log of a service, and its traces where a collector is set. Warns about variables that
 /// look like settings and are none.

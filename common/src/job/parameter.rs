@@ -161,12 +161,14 @@ impl fmt::Display for ParameterType {
     }
 }
 
-/// `2018-04-02 13:00:00`. Refuses a zone or an offset, which the parser ignores and the literal lacks.
+/// `2018-04-02 13:00:00`. Refuses a zone or an offset, which the parser ignores and the literal lacks, and a leap second, which
+/// the parser takes for the second before it.
 fn read_timestamp(value: &str) -> Option<String> {
     let has_zone = value.get(10..)?.contains(['+', '-', 'Z', 'z', '[']);
+    let whole = value.split(['.', ',']).next()?;
     let stamp = value.parse::<jiff::civil::DateTime>().ok();
     stamp
-        .filter(|_| !has_zone)
+        .filter(|stamp| !has_zone && (stamp.second() != 59 || !whole.ends_with("60")))
         .map(|stamp| stamp.to_string().replace('T', " "))
 }
 

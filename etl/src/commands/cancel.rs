@@ -107,7 +107,9 @@ impl Command for Arguments {
                 ));
                 match removed(&store, &run, removal).await? {
                     RemovedRows::Done(rows) => rows,
-                    RemovedRows::NotNeeded(_) => 0,
+                    RemovedRows::NotNeeded(reason) => {
+                        return Err(anyhow!("the rows of the run {run} were not removed: {reason}; `etl status {run}` shows what is in its target").into());
+                    }
                 }
             }
             _ => 0,

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use super::Command;
 use crate::Failure;
 use crate::output::shortened;
-use ledger::{DeadLetter, DeadLetterFilter, DeadLetterSummary};
+use ledger::{DeadLetter, DeadLetterFilter, DeadLetterSummary, Store};
 
 /// List, show, replay and drop dead letters: messages that no stage could handle.
 #[derive(Debug, Args)]
@@ -57,6 +57,15 @@ impl From<Choice> for DeadLetterFilter {
     fn from(Choice { run, job, stage }: Choice) -> Self {
         Self { run, job, stage }
     }
+}
+
+/// The unresolved dead letters that the filter chooses. An unknown run is an error, not an empty answer.
+async fn chosen(store: &Store, filter: &DeadLetterFilter) -> Result<Vec<i64>, Failure> {
+    let ids = store.dead_letter_ids(filter).await?;
+    if let Some(run) = filter.run.as_ref().filter(|_| ids.is_empty()) {
+        store.find(run).await?;
+    }
+    Ok(ids)
 }
 
 fn parse_id(text: &str) -> Result<i64, String> {

@@ -330,7 +330,11 @@ impl Command for Arguments {
         output::notes(&notes);
         if names.is_empty() {
             if !self.json {
-                print("no run of this job was requested in that time")?;
+                print(if notes.is_empty() {
+                    "no run of this job was requested in that time"
+                } else {
+                    "nothing to replay"
+                })?;
             }
             return Ok(true);
         }

@@ -202,6 +202,34 @@ async fn cancel_keeps_rows_by_default_and_cannot_remove_those_of_an_upsert() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn undo_that_is_withdrawn_meanwhile_fails() {
+    let mut pipeline = Pipeline::start().await;
+    half_loaded(&mut pipeline, APPEND).await;
+    pipeline.services[0].kill9().await;
+    let withdraw = async {
+        wait_until("the removal to be requested", TIMEOUT, async || {
+            pipeline.number("SELECT count(*) FROM etl.removals").await == 1
+        })
+        .await;
+        pipeline.etl(&["cancel", "daily"]).await
+    };
+    let undo = pipeline.etl(&["cancel", "daily", "--undo"]);
+    let (undone, withdrawn) = tokio::join!(undo, withdraw);
+    assert_eq!(withdrawn.code, Some(0), "{}", withdrawn.stderr);
+    assert!(
+        withdrawn.stdout.contains("and stay there"),
+        "{}",
+        withdrawn.stdout
+    );
+    assert_eq!((undone.code, undone.stdout.as_str()), (Some(1), ""));
+    assert!(
+        undone.stderr.contains("were not removed: withdrawn by"),
+        "{}",
+        undone.stderr
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn cancel_of_an_ended_or_unknown_run_is_refused() {
     let pipeline = Pipeline::start().await;
     pipeline.job("clicks", APPEND, sample::clicks(10));
@@ -225,6 +253,7 @@ async fn cancel_of_an_ended_or_unknown_run_is_refused() {
         (&["discard", "daily"], 2, "--why"),
         (&["approve", "absent"], 2, "no run"),
         (&["status", "absent"], 2, "no run"),
+        (&["dead", "replay", "--run", "absent"], 2, "no run"),
         (&["status", "--watch"], 2, "RUN"),
         (&["runs", "--state", "sleeping"], 2, "sleeping"),
         (&["runs", "--limit", "0"], 2, "limit"),

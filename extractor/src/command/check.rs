@@ -148,14 +148,14 @@ async fn permissions(findings: &mut Findings, clients: &Clients, source: &Source
     let athena = &clients.athena;
     if findings.may_try("athena:GetQueryExecution") {
         let tried = athena.look(UNKNOWN).await.map(drop);
-        findings.permission("athena:GetQueryExecution", tried);
+        findings.probed("athena:GetQueryExecution", tried);
     }
     if findings.may_try("athena:GetQueryResults") {
         let tried = athena.columns(UNKNOWN).await.map(drop);
-        findings.permission("athena:GetQueryResults", tried);
+        findings.probed("athena:GetQueryResults", tried);
     }
     if findings.may_try("athena:StopQueryExecution") {
-        findings.permission("athena:StopQueryExecution", athena.stop(UNKNOWN).await);
+        findings.probed("athena:StopQueryExecution", athena.stop(UNKNOWN).await);
     }
     if let Some(place) = output
         && findings.may_try("s3:GetObject")
@@ -166,8 +166,8 @@ async fn permissions(findings: &mut Findings, clients: &Clients, source: &Source
                 let remedy = "an output location is s3://bucket/prefix/".to_owned();
                 findings.failed("s3:GetObject", error.to_string(), None, Some(remedy));
             }
-            Err(S3Error::Aws(error)) => findings.permission("s3:GetObject", Err(error)),
-            Ok(()) => findings.permission("s3:GetObject", Ok(())),
+            Err(S3Error::Aws(error)) => findings.probed("s3:GetObject", Err(error)),
+            Ok(()) => findings.probed("s3:GetObject", Ok(())),
         }
     }
 }
@@ -334,16 +334,25 @@ impl Findings {
         }
     }
 
-    /// The finding of an action that was tried: 'not found' is a permission.
-    fn permission(&mut self, action: &str, tried: Result<(), AwsError>) {
-        let error = match tried {
-            Ok(()) => return self.ok(action, "permitted"),
-            Err(error)
-                if error.is_code("InvalidRequestException") || error.is_code("NoSuchKey") =>
-            {
-                return self.ok(action, "permitted");
+    /// The finding of an action that was tried on something that does not exist: 'not found' is a permission.
+    fn probed(&mut self, action: &str, tried: Result<(), AwsError>) {
+        let is_missing = |error: &AwsError| {
+            error.is_code("InvalidRequestException") || error.is_code("NoSuchKey")
+        };
+        let tried = tried.or_else(|error| {
+            if is_missing(&error) {
+                Ok(())
+            } else {
+                Err(error)
             }
-            Err(error) => error,
+        });
+        self.permission(action, tried);
+    }
+
+    /// The finding of an action that was tried.
+    fn permission(&mut self, action: &str, tried: Result<(), AwsError>) {
+        let Err(error) = tried else {
+            return self.ok(action, "permitted");
         };
         if error.is_denied() {
             let missing = aws::denied_action(&error.message)

@@ -181,6 +181,18 @@ async fn check_runs_a_query_only_with_the_option() {
         "{}",
         done.stdout
     );
+    for op in [Op::StartQueryExecution, Op::GetQueryResults, Op::GetObject] {
+        let one = ResultSet::table(&[("one", "integer")], &[&[Some("1")]]);
+        cloud.answer("SELECT 1 AS one", Answer::rows(one));
+        // The first request is a probe, for which 'not found' is the right answer; no probe starts a query.
+        if op != Op::StartQueryExecution {
+            cloud.fault(op, Fault::Pass);
+        }
+        cloud.always(op, Fault::NotFound);
+        let done = extractor(&cloud, &["check", "--query"]).await;
+        assert_eq!(done.code, Some(1), "{op:?}: {}", done.stdout);
+        cloud.always(op, Fault::Pass);
+    }
     let done = extractor(&cloud, &["check", "--workgroup", "unknown"]).await;
     assert!(
         done.code == Some(1) && done.stdout.contains("unknown is not found"),

@@ -7,7 +7,7 @@ use common::canonical::Number;
 
 /// A double ranges from 4.9E-324 to 1.8E308. Beyond this bound a text of ten bytes would stand for
 /// thousands of digits.
-const MAX_EXPONENT: i32 = 400;
+const MAX_EXPONENT: u32 = 400;
 
 /// The most digits of a whole number that [`Decimal::shifted`] returns.
 const MAX_SHIFTED_DIGITS: i64 = 30;
@@ -187,7 +187,7 @@ fn shifted(
     exponent: &str,
 ) -> Option<(Cow<'static, str>, Cow<'static, str>)> {
     let exponent: i32 = exponent.parse().ok()?;
-    if exponent.abs() > MAX_EXPONENT {
+    if exponent.unsigned_abs() > MAX_EXPONENT {
         return None;
     }
     let mut digits = format!("{integer}{fraction}");
@@ -263,8 +263,24 @@ mod tests {
     #[test]
     fn text_that_is_not_a_number_is_none() {
         for text in [
-            "", "-", "+1", " 1", "1 ", ".5", "5.", "1e", "1e+", "1e401", "0x1", "1,5", "--1",
-            "NaN", "١",
+            "",
+            "-",
+            "+1",
+            " 1",
+            "1 ",
+            ".5",
+            "5.",
+            "1e",
+            "1e+",
+            "1e401",
+            "1e-401",
+            "1e-2147483648",
+            "0e-2147483648",
+            "0x1",
+            "1,5",
+            "--1",
+            "NaN",
+            "١",
         ] {
             assert!(Decimal::parse(text).is_none(), "{text}");
         }

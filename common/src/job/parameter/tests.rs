@@ -69,6 +69,14 @@ fn value_of_wrong_type_is_refused() {
     ] {
         assert_eq!(timestamp(zoned), None, "{zoned}");
     }
+    for leap in [
+        "2016-12-31 23:59:60",
+        "2016-12-31T23:59:60.5",
+        "2016-12-31 235960",
+    ] {
+        assert_eq!(timestamp(leap), None, "{leap}");
+    }
+    assert!(timestamp("2016-12-31 23:59:59.60").is_some());
     for value in ["1e5", "NaN", "", "-", "1.", "--1"] {
         assert!(
             rendered("SELECT :least", &[("least", value)]).is_err(),

@@ -10,7 +10,7 @@ use common::queue::read_body;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{body, parse_id};
+use super::{body, chosen, parse_id};
 use crate::Failure;
 use crate::commands::Command;
 use crate::commands::cancel::{RemovedRows, removed};
@@ -83,11 +83,7 @@ pub async fn plan(store: &Store, ids: Vec<i64>, run: Option<String>) -> Result<V
         run,
         ..DeadLetterFilter::default()
     };
-    let ids = store.dead_letter_ids(&filter).await?;
-    if let Some(run) = filter.run.as_ref().filter(|_| ids.is_empty()) {
-        store.find(run).await?;
-    }
-    Ok(ids)
+    chosen(store, &filter).await
 }
 
 /// Drops one dead letter.

@@ -5,7 +5,7 @@ use common::command::user;
 use common::queue::Outgoing;
 use serde_json::json;
 
-use super::{Choice, body, parse_id};
+use super::{Choice, body, chosen, parse_id};
 use crate::Failure;
 use crate::broker::Broker;
 use crate::commands::Command;
@@ -41,7 +41,7 @@ pub async fn plan(
     filter: &DeadLetterFilter,
 ) -> Result<Vec<i64>, Failure> {
     let ids = if ids.is_empty() {
-        store.dead_letter_ids(filter).await?
+        chosen(store, filter).await?
     } else {
         ids
     };
