@@ -96,6 +96,20 @@ impl Moment {
         era * ERA + of_era - EPOCH
     }
 
+    /// The moment that many microseconds after 1970-01-01 00:00:00, in the same zone; None beyond the years of the type.
+    pub fn from_micros(micros: i128) -> Option<Self> {
+        let days = i64::try_from(micros.div_euclid(DAY.into())).ok()?;
+        Some(Self {
+            micros: u64::try_from(micros.rem_euclid(DAY.into())).ok()?,
+            ..Self::from_days(days)?
+        })
+    }
+
+    /// Microseconds since 1970-01-01 00:00:00: the inverse of [`Self::from_micros`]. 24:00:00 is of the next day.
+    pub fn since_epoch(self) -> i128 {
+        i128::from(self.days()) * i128::from(DAY) + i128::from(self.micros)
+    }
+
     /// The day of the week, Monday being 0.
     pub fn weekday(self) -> u32 {
         // 1970-01-01 was a Thursday.

@@ -32,6 +32,8 @@ pub(crate) use moment::without_zeros;
 /// What is wrong with a value: the end of a sentence that begins with the value.
 type Problem = Cow<'static, str>;
 
+const OUT_OF_RANGE: Problem = Cow::Borrowed("is out of the range that Postgres can store");
+
 /// The most characters that a reason shows of a value.
 const SHOWN_CHARACTERS: usize = 60;
 

@@ -2,6 +2,7 @@
 //! ([`transform()`]) and the answer to a delivery are pure; [`session`] is the loop around them.
 
 mod answer;
+mod check;
 mod column;
 mod convert;
 #[cfg(test)]
@@ -12,6 +13,7 @@ pub mod session;
 mod transform;
 mod treat;
 
+pub use check::check_job;
 pub use convert::{Unconvertible, convert};
-pub use rules::{PlanError, check_job};
+pub use rules::PlanError;
 pub use transform::{Plan, Plans, transform};

@@ -11,12 +11,11 @@ mod window;
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-use common::job::{ColumnSpec, JobSpec, Rule, Scalar};
+use common::job::{Rule, Scalar};
 use common::schema::{AthenaType, PgType, SchemaError};
 use regex::{Regex, RegexBuilder};
 
-use crate::column::constant;
-use crate::convert::{check_format, convert, shown, without_zeros};
+use crate::convert::{convert, shown, without_zeros};
 pub(crate) use duplicates::{KeyColumns, Seen};
 use order::{Bound, key};
 pub(crate) use window::{Inside, Place};
@@ -53,45 +52,6 @@ impl PlanError {
             setting,
             problem,
         }
-    }
-}
-
-/// Refuses a job that fits no batch: a pattern that is not a regular expression, a bound or a constant
-/// that is not of the column's type, a rule or a format that does not apply to the type. The values of
-/// the run must be filled in: see [`common::job::Request`].
-///
-/// Before the query has run, only the patterns of a column without a declared type can be checked.
-pub fn check_job(job: &JobSpec) -> Result<(), PlanError> {
-    job.columns.iter().try_for_each(check_column)?;
-    let window = job.target.replace_where.as_ref();
-    Inside::compile(window, |name| {
-        let column = job.columns.iter().find(|one| one.target_name() == name)?;
-        Some(Place {
-            position: 0,
-            pg_type: column.declared_type()?,
-            masked: column.mask.is_some(),
-        })
-    })
-    .map(drop)
-}
-
-fn check_column(column: &ColumnSpec) -> Result<(), PlanError> {
-    let name = column.target_name();
-    if let (Some(format), Some(pg_type)) = (&column.format, column.pg_type) {
-        check_format(format, pg_type)
-            .map_err(|problem| PlanError::setting(name, "format", problem))?;
-    }
-    if let (Some(value), Some(pg_type)) = (&column.constant, column.declared_type()) {
-        constant(name, pg_type, value.as_str())?;
-    }
-    match column.declared_type() {
-        Some(pg_type) => Checks::compile(name, pg_type, &column.rules).map(drop),
-        None => column.rules.iter().try_for_each(|rule| match rule {
-            Rule::Pattern(pattern) => compile_pattern(pattern)
-                .map(drop)
-                .map_err(|problem| refused(name, rule, problem)),
-            _ => Ok(()),
-        }),
     }
 }
 
@@ -156,6 +116,16 @@ impl Checks {
             }));
         }
         Ok(Self { pg_type, checks })
+    }
+
+    /// Refuses what can be refused before the column's type is known: a pattern that is not a regular expression.
+    pub fn check_patterns(column: &str, rules: &[Rule]) -> Result<(), PlanError> {
+        rules.iter().try_for_each(|rule| match rule {
+            Rule::Pattern(pattern) => compile_pattern(pattern)
+                .map(drop)
+                .map_err(|problem| refused(column, rule, problem)),
+            _ => Ok(()),
+        })
     }
 
     /// The first rule that a value in canonical text breaks. `None` is NULL.

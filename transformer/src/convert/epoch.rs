@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 
+use common::canonical::Moment;
 use common::job::EpochUnit;
 use common::schema::PgType;
 
-use super::moment::{OUT_OF_RANGE, TOO_EXACT, from_micros, show};
-use super::{Decimal, Excess, Problem};
+use super::moment::{TOO_EXACT, show};
+use super::{Decimal, Excess, OUT_OF_RANGE, Problem};
 
 /// The moment in the column's type; a `timestamp` shows UTC.
 pub(super) fn counted(
@@ -26,6 +27,6 @@ pub(super) fn counted(
     if !is_exact && excess == Excess::Refuse {
         return Err(TOO_EXACT);
     }
-    let moment = from_micros(micros).ok_or(OUT_OF_RANGE)?;
+    let moment = Moment::from_micros(micros).ok_or(OUT_OF_RANGE)?;
     show(moment, to, "UTC").map(Cow::Owned)
 }

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use common::canonical::{DAY, Misread, Moment, SECOND, read_clock};
 use common::schema::PgType;
 
-use super::{Excess, Problem, zone};
+use super::{Excess, OUT_OF_RANGE, Problem, zone};
 
 /// Midnight of the first day that Postgres knows, 4714-11-24 BC.
 const FIRST: Moment = Moment {
@@ -30,8 +30,6 @@ pub(super) const NO_SUCH_DAY: Problem = Cow::Borrowed("names a day that no calen
 pub(super) const NO_SUCH_TIME: Problem = Cow::Borrowed("names a time of day that no clock shows");
 pub(super) const TOO_EXACT: Problem =
     Cow::Borrowed("has more than 6 digits of a second, which Postgres would round");
-pub(super) const OUT_OF_RANGE: Problem =
-    Cow::Borrowed("is out of the range that Postgres can store");
 const NEXT_DAY: Problem = Cow::Borrowed("is 24:00:00 when it is rounded, which no clock shows");
 
 /// `YYYY-MM-DD`.
@@ -95,20 +93,6 @@ pub(crate) fn without_zeros(time: &str) -> &str {
     }
 }
 
-/// The moment that many microseconds after 1970-01-01 00:00:00, in the same zone.
-pub(super) fn from_micros(micros: i128) -> Option<Moment> {
-    let days = i64::try_from(micros.div_euclid(DAY.into())).ok()?;
-    Some(Moment {
-        micros: u64::try_from(micros.rem_euclid(DAY.into())).ok()?,
-        ..Moment::from_days(days)?
-    })
-}
-
-/// The inverse of [`from_micros`]. A time that was rounded up to 24:00:00 is of the next day.
-pub(super) fn to_micros(moment: Moment) -> i128 {
-    i128::from(moment.days()) * i128::from(DAY) + i128::from(moment.micros)
-}
-
 /// The moment as Postgres shows it in a column of one of the four types. `zone` is where the clock
 /// was that showed it, for `timestamptz`.
 pub(super) fn show(moment: Moment, to: PgType, zone: &str) -> Result<String, Problem> {
@@ -135,7 +119,7 @@ fn carried(moment: Moment) -> Result<Moment, Problem> {
     if moment.micros < DAY {
         return Ok(moment);
     }
-    from_micros(to_micros(moment)).ok_or(OUT_OF_RANGE)
+    Moment::from_micros(moment.since_epoch()).ok_or(OUT_OF_RANGE)
 }
 
 /// The date as Postgres shows it, without the era.

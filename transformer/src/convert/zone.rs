@@ -7,8 +7,7 @@ use common::canonical::{Moment, SECOND, digits};
 use jiff::civil::DateTime;
 use jiff::tz::{AmbiguousOffset, TimeZone};
 
-use super::Problem;
-use super::moment::{OUT_OF_RANGE, from_micros, to_micros};
+use super::{OUT_OF_RANGE, Problem};
 
 const UNKNOWN_ZONE: &str = "has a time zone that is not known";
 /// Beyond jiff's range; UTC and offsets go further.
@@ -25,8 +24,8 @@ pub(super) fn to_utc(moment: Moment, zone: &str) -> Result<Moment, Problem> {
     }
     if zone.starts_with(['+', '-']) {
         let seconds = read_offset(zone).ok_or(UNKNOWN_ZONE)?;
-        let micros = to_micros(moment) - i128::from(seconds) * i128::from(SECOND);
-        return from_micros(micros).ok_or(OUT_OF_RANGE);
+        let micros = moment.since_epoch() - i128::from(seconds) * i128::from(SECOND);
+        return Moment::from_micros(micros).ok_or(OUT_OF_RANGE);
     }
     let clock = to_jiff(moment).ok_or(TOO_FAR)?;
     let zone = TimeZone::get(zone).map_err(|_| UNKNOWN_ZONE)?;
@@ -36,7 +35,7 @@ pub(super) fn to_utc(moment: Moment, zone: &str) -> Result<Moment, Problem> {
         AmbiguousOffset::Fold { .. } => return Err(TWICE.into()),
         AmbiguousOffset::Gap { .. } => return Err(SKIPPED.into()),
     };
-    from_micros(timestamp.as_microsecond().into()).ok_or_else(|| TOO_FAR.into())
+    Moment::from_micros(timestamp.as_microsecond().into()).ok_or_else(|| TOO_FAR.into())
 }
 
 /// Reads `+05`, `+0530` and `+05:30`, up to 15:59 as in Postgres. In seconds.

@@ -1,6 +1,9 @@
 //! Rules on values of each kind of type, and jobs that are refused.
 
+use common::job::{ColumnSpec, JobSpec};
+
 use super::*;
+use crate::check_job;
 
 fn rules(toml: &str) -> Vec<Rule> {
     #[derive(serde::Deserialize)]
