@@ -41,75 +41,65 @@ pub enum PgType {
 )]
 pub struct UnknownPgType(pub String);
 
+/// The types without arguments: the name that `format_type` shows, and the other names that a job may write.
+const PLAIN: &[(&str, PgType, &[&str])] = &[
+    ("boolean", PgType::Boolean, &["bool"]),
+    ("smallint", PgType::SmallInt, &["int2"]),
+    ("integer", PgType::Integer, &["int", "int4"]),
+    ("bigint", PgType::BigInt, &["int8"]),
+    ("real", PgType::Real, &["float4"]),
+    ("double precision", PgType::Double, &["double", "float8"]),
+    ("numeric", PgType::Numeric(None), &["decimal"]),
+    ("text", PgType::Text, &[]),
+    ("character varying", PgType::Varchar(None), &["varchar"]),
+    ("character(1)", PgType::Char(1), &["char", "character"]),
+    ("date", PgType::Date, &[]),
+    ("time without time zone", PgType::Time, &["time"]),
+    (
+        "timestamp without time zone",
+        PgType::Timestamp,
+        &["timestamp"],
+    ),
+    (
+        "timestamp with time zone",
+        PgType::TimestampTz,
+        &["timestamptz"],
+    ),
+    ("interval", PgType::Interval, &[]),
+    ("bytea", PgType::Bytea, &[]),
+    ("json", PgType::Json, &[]),
+    ("jsonb", PgType::Jsonb, &[]),
+    ("uuid", PgType::Uuid, &[]),
+    ("inet", PgType::Inet, &[]),
+];
+
 impl FromStr for PgType {
     type Err = UnknownPgType;
 
-    #[expect(clippy::too_many_lines, reason = "a table of names")]
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let unknown = || UnknownPgType(text.to_owned());
-        let lower = text
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ")
-            .to_ascii_lowercase();
-        let (name, arguments) = match lower.split_once('(') {
-            None => (lower.as_str(), None),
-            Some((name, rest)) => (
-                name.trim_end(),
-                Some(rest.strip_suffix(')').ok_or_else(unknown)?),
-            ),
-        };
-        let number = |text: &str| text.trim().parse::<u32>().map_err(|_| unknown());
-        let length = || {
-            arguments
-                .map(number)
-                .transpose()?
-                .filter(|n| *n > 0)
-                .ok_or_else(unknown)
-        };
-        if arguments.is_some()
-            && !matches!(
-                name,
-                "numeric"
-                    | "decimal"
-                    | "varchar"
-                    | "character varying"
-                    | "char"
-                    | "character"
-                    | "bpchar"
-            )
+        let words: Vec<_> = text.split_whitespace().collect();
+        let lower = words.join(" ").to_ascii_lowercase();
+        let is_meant = |name: &str, others: &[&str]| lower == name || others.contains(&&*lower);
+        if let Some((_, plain, _)) = PLAIN
+            .iter()
+            .find(|(name, _, others)| is_meant(name, others))
         {
-            return Err(unknown());
+            return Ok(*plain);
         }
-        Ok(match name {
-            "boolean" | "bool" => Self::Boolean,
-            "smallint" | "int2" => Self::SmallInt,
-            "integer" | "int" | "int4" => Self::Integer,
-            "bigint" | "int8" => Self::BigInt,
-            "real" | "float4" => Self::Real,
-            "double precision" | "double" | "float8" => Self::Double,
-            "numeric" | "decimal" => Self::Numeric(match arguments {
-                None => None,
-                Some(arguments) => {
-                    let (precision, scale) = arguments.split_once(',').unwrap_or((arguments, "0"));
-                    Some((number(precision)?, number(scale)?))
-                }
-            }),
-            "text" => Self::Text,
-            "varchar" | "character varying" if arguments.is_none() => Self::Varchar(None),
+        let with_arguments = lower
+            .strip_suffix(')')
+            .and_then(|text| text.split_once('('));
+        let (name, arguments) = with_arguments.ok_or_else(unknown)?;
+        let number = |text: &str| text.trim().parse::<u32>().map_err(|_| unknown());
+        let length = || number(arguments).and_then(|n| if n > 0 { Ok(n) } else { Err(unknown()) });
+        Ok(match name.trim_end() {
+            "numeric" | "decimal" => {
+                let (precision, scale) = arguments.split_once(',').unwrap_or((arguments, "0"));
+                Self::Numeric(Some((number(precision)?, number(scale)?)))
+            }
             "varchar" | "character varying" => Self::Varchar(Some(length()?)),
-            "char" | "character" if arguments.is_none() => Self::Char(1),
             "char" | "character" | "bpchar" => Self::Char(length()?),
-            "date" => Self::Date,
-            "time" | "time without time zone" => Self::Time,
-            "timestamp" | "timestamp without time zone" => Self::Timestamp,
-            "timestamptz" | "timestamp with time zone" => Self::TimestampTz,
-            "interval" => Self::Interval,
-            "bytea" => Self::Bytea,
-            "json" => Self::Json,
-            "jsonb" => Self::Jsonb,
-            "uuid" => Self::Uuid,
-            "inet" => Self::Inet,
             _ => return Err(unknown()),
         })
     }
@@ -118,28 +108,17 @@ impl FromStr for PgType {
 impl fmt::Display for PgType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Boolean => f.write_str("boolean"),
-            Self::SmallInt => f.write_str("smallint"),
-            Self::Integer => f.write_str("integer"),
-            Self::BigInt => f.write_str("bigint"),
-            Self::Real => f.write_str("real"),
-            Self::Double => f.write_str("double precision"),
-            Self::Numeric(None) => f.write_str("numeric"),
             Self::Numeric(Some((precision, scale))) => write!(f, "numeric({precision},{scale})"),
-            Self::Text => f.write_str("text"),
-            Self::Varchar(None) => f.write_str("character varying"),
             Self::Varchar(Some(length)) => write!(f, "character varying({length})"),
             Self::Char(length) => write!(f, "character({length})"),
-            Self::Date => f.write_str("date"),
-            Self::Time => f.write_str("time without time zone"),
-            Self::Timestamp => f.write_str("timestamp without time zone"),
-            Self::TimestampTz => f.write_str("timestamp with time zone"),
-            Self::Interval => f.write_str("interval"),
-            Self::Bytea => f.write_str("bytea"),
-            Self::Json => f.write_str("json"),
-            Self::Jsonb => f.write_str("jsonb"),
-            Self::Uuid => f.write_str("uuid"),
-            Self::Inet => f.write_str("inet"),
+            plain => {
+                let found = PLAIN.iter().find(|(_, one, _)| one == plain);
+                f.write_str(
+                    found
+                        .expect("every type without arguments is in the table")
+                        .0,
+                )
+            }
         }
     }
 }
