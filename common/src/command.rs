@@ -107,9 +107,10 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(&serde_json::to_string_pretty(value).context("cannot write JSON")?)
 }
 
-/// The user that a command acts for, as the ledger records it.
+/// The user that a command acts for, as the ledger records it: `USER`, else the number of the user, since containers and
+/// cron often leave `USER` unset.
 pub fn user() -> String {
-    variable("USER").unwrap_or_else(|| "unknown user".to_owned())
+    variable("USER").unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
 }
 
 /// Parses the argument of `--set`.

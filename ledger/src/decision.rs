@@ -1,8 +1,8 @@
 //! What a person decides about a run: to end it, with or without its rows, or to let one that is held be committed. Each under
 //! the run's lock, so that no batch is between its rows and its ledger row.
 
+use common::command::user;
 use common::message::RunId;
-use common::settings::variable;
 use sqlx::PgConnection;
 
 use crate::database::Store;
@@ -87,11 +87,6 @@ impl Store {
 /// `discarded: why`.
 fn decision(what: &str, why: Option<&str>) -> String {
     why.map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"))
-}
-
-/// The user, for the ledger.
-pub fn user() -> String {
-    variable("USER").unwrap_or_else(|| "unknown user".to_owned())
 }
 
 /// The steps of ending a run, by what is known under its lock.

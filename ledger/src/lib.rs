@@ -36,7 +36,7 @@ pub use database::Store;
 pub use dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterSummary, Dropped, NewDeadLetter, ReplayDropped,
 };
-pub use decision::{Ended, Rows, user};
+pub use decision::{Ended, Rows};
 pub use error::{Class, Error, Refused, cause, classify, remedy};
 pub use origin::Origin;
 pub use prune::{Prune, Pruned};

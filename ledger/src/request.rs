@@ -1,8 +1,8 @@
 //! The request of a run: its row, before anything of it is sent.
 
+use common::command::user;
 use common::job::{Commit, Job, Mode, Request};
 use common::message::{Limits, RunId};
-use common::settings::variable;
 use jiff::Timestamp;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
@@ -216,7 +216,7 @@ async fn insert(
     .bind(format!("{schema}.{table}"))
     .bind(job.spec.target.mode.name())
     .bind(commit.name())
-    .bind(variable("USER"))
+    .bind(user())
     .bind(Json(limits))
     .execute(tx)
     .await?;

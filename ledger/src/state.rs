@@ -200,8 +200,13 @@ impl Transition {
             (Self::Cancel | Self::Undo, RunState::Held) => format!(
                 "the run {run} is held; `etl discard {run} --why ...` ends it, `etl approve {run}` commits its rows"
             ),
+            (Self::Cancel | Self::Undo, RunState::Completed) => format!(
+                "the run {run} is completed, and its rows stay; `etl replay {run}` loads them again by the job as it is now"
+            ),
             (Self::Cancel | Self::Undo, _) => {
-                format!("the run {run} is {state}; only a run that has not ended can be cancelled")
+                format!(
+                    "the run {run} is {state}: it has ended, and none of its rows is in the target"
+                )
             }
             (Self::Approve | Self::Discard, _) => format!("the run {run} is {state}, not held"),
             (Self::Replay, RunState::Superseded) => format!(

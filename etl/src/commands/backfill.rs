@@ -23,7 +23,7 @@ use crate::broker::Broker;
 use crate::jobs::{Jobs, filled_in};
 use crate::output::progress::Progress;
 use crate::output::run::{by_whom, choice, state};
-use crate::output::{note, notes, number, print, print_json, size, table};
+use crate::output::{counted, note, notes, number, print, print_json, size, table};
 use crate::store;
 use ledger::{Run, RunState};
 
@@ -135,8 +135,8 @@ pub fn plan(job: Job, arguments: &Arguments) -> Result<Plan, Failure> {
         .map(slot)
         .collect::<Result<Vec<_>, Failure>>()?;
     let summary = format!(
-        "{} windows of {every} from {from} up to, and not including, {to}; {}",
-        slots.len(),
+        "{} of {every} from {from} up to, and not including, {to}; {}",
+        counted(size(&slots), "window"),
         bounds.sentence()
     );
     let identity = Identity::new(&job.spec.name, (from, to), every, &bounds, &arguments.set);
@@ -274,7 +274,14 @@ fn remarks(windows: &[WindowReport]) -> Vec<String> {
     });
     let mut remarks: Vec<_> = failed.collect();
     if !remarks.is_empty() {
-        remarks.push("the same command with --retry requests these windows again, with the next name; with --keep-going it requests the pending ones".to_owned());
+        let pending = if windows.iter().any(|one| one.run.is_none()) {
+            "; with --keep-going it requests the pending ones"
+        } else {
+            ""
+        };
+        remarks.push(format!(
+            "the same command with --retry requests these windows again, with the next name{pending}"
+        ));
     }
     let waiting = runs().filter(|run| run.waits_for_a_person()).map(|run| {
         let id = &run.run_id;

@@ -15,6 +15,7 @@ use ledger::{DeadLetter, DeadLetterFilter, DeadLetterSummary, Store};
 
 /// List, show, replay and drop dead letters: messages that no stage could handle.
 #[derive(Debug, Args)]
+#[command(after_help = "Example: etl dead list --run daily-2018-04-09")]
 pub struct Arguments {
     #[command(subcommand)]
     command: DeadCommand,
@@ -42,14 +43,14 @@ impl Command for Arguments {
 /// Which dead letters are meant.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Choice {
-    /// Only of this run.
+    /// Only of this run; its whole name.
     #[arg(long)]
     pub run: Option<String>,
     /// Only of runs of this job.
     #[arg(long)]
     pub job: Option<String>,
-    /// Only from this stage: extractor, transformer, loader or broker.
-    #[arg(long)]
+    /// Only from this stage.
+    #[arg(long, value_parser = ["extractor", "transformer", "loader", "broker", "unknown"])]
     pub stage: Option<String>,
 }
 
@@ -62,10 +63,18 @@ impl From<Choice> for DeadLetterFilter {
 /// The unresolved dead letters that the filter chooses. An unknown run is an error, not an empty answer.
 async fn chosen(store: &Store, filter: &DeadLetterFilter) -> Result<Vec<i64>, Failure> {
     let ids = store.dead_letter_ids(filter).await?;
-    if let Some(run) = filter.run.as_ref().filter(|_| ids.is_empty()) {
-        store.find(run).await?;
+    if ids.is_empty() {
+        check_run(store, filter).await?;
     }
     Ok(ids)
+}
+
+/// An error when the filter names a run that the ledger does not have.
+async fn check_run(store: &Store, filter: &DeadLetterFilter) -> Result<(), Failure> {
+    if let Some(run) = &filter.run {
+        store.exactly(run).await?;
+    }
+    Ok(())
 }
 
 fn parse_id(text: &str) -> Result<i64, String> {

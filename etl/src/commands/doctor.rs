@@ -23,7 +23,7 @@ pub struct Arguments {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    Fine,
+    Ok,
     Warning,
     Wrong,
     /// The check is not possible from here.
@@ -65,7 +65,7 @@ impl Findings {
     }
 
     fn fine(&mut self, what: &'static str, text: impl Into<String>) {
-        self.add(Level::Fine, what, text);
+        self.add(Level::Ok, what, text);
     }
 
     fn warning(&mut self, what: &'static str, text: impl Into<String>) {
@@ -98,7 +98,7 @@ impl Command for Arguments {
 fn lines(findings: &[Finding]) -> String {
     let lines = findings.iter().map(|finding| {
         let level = match finding.level {
-            Level::Fine => "ok",
+            Level::Ok => "ok",
             Level::Warning => "warning",
             Level::Wrong => "WRONG",
             Level::Unknown => "unknown",

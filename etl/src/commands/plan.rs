@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use comfy_table::Table;
 use common::command::assignment;
 use common::job::{ColumnSpec, Job, Request, Rule, Source, Target};
-use indicatif::HumanBytes;
+use indicatif::DecimalBytes;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
@@ -197,7 +197,7 @@ fn head(plan: &Plan) -> String {
     let source = &plan.source;
     let scanned = source
         .max_scanned
-        .map(|bytes| format!(", or beyond {} scanned", HumanBytes(bytes)));
+        .map(|bytes| format!(", or beyond {} scanned", DecimalBytes(bytes)));
     let results = serde_json::to_value(source.results).unwrap_or_default();
     let limits = format!(
         "stopped after {}{}",

@@ -5,6 +5,7 @@ mod csv;
 use std::io::{self, BufWriter, ErrorKind, Write, stdout};
 
 use anyhow::Context;
+use clap::ArgGroup;
 use comfy_table::Table;
 
 use super::Command;
@@ -15,17 +16,17 @@ use ledger::{Generation, QuarantinedRow, RejectCount, RejectFilter, Store};
 
 /// Show the rows that were rejected, and why.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(group = ArgGroup::new("which").required(true), after_help = "\
 Examples:
   etl rejects clicks-20180409 --limit 5
   etl rejects --job clicks --rule none_of
   etl rejects clicks-20180409 --export csv > rejected.csv")]
 pub struct Arguments {
     /// The run, or the beginning of its name where only one run begins so.
-    #[arg(required_unless_present = "job", conflicts_with = "job")]
+    #[arg(group = "which")]
     pub run: Option<String>,
     /// All runs of this job.
-    #[arg(long)]
+    #[arg(long, group = "which")]
     pub job: Option<String>,
     /// Only rows that broke this rule.
     #[arg(long)]

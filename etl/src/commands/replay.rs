@@ -11,6 +11,7 @@ mod reread;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use clap::ArgGroup;
 use common::command::user;
 use common::failpoint;
 use common::job::{Commit, Job, JobSpec, Source};
@@ -34,7 +35,7 @@ use ledger::{Claims, NewReplay, RunState, Store, Subject};
 
 /// Replay batches of runs, with the job as it is now and without a query.
 #[derive(Debug, Default, clap::Args)]
-#[command(after_help = "\
+#[command(group = ArgGroup::new("which").required(true), after_help = "\
 Examples:
   etl replay daily-2018-04-09 --follow        all of it, with the job as it is now
   etl replay daily-2018-04-09 --rejected-only only the batches that have a rejected row (append)
@@ -47,10 +48,10 @@ Examples:
 )]
 pub struct Arguments {
     /// The run's whole name.
-    #[arg(required_unless_present = "job", conflicts_with = "job")]
+    #[arg(group = "which")]
     pub run: Option<String>,
     /// All runs of this job that were requested from --since on.
-    #[arg(long, requires = "since")]
+    #[arg(long, group = "which", requires = "since")]
     pub job: Option<String>,
     /// A date or a time in UTC, such as 2018-04-02 or 2018-04-02T10:00:00Z.
     #[arg(long, value_name = "TIME", requires = "job", value_parser = parse_time)]

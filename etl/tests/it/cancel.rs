@@ -254,6 +254,13 @@ async fn cancel_of_an_ended_or_unknown_run_is_refused() {
         (&["approve", "absent"], 2, "no run"),
         (&["status", "absent"], 2, "no run"),
         (&["dead", "replay", "--run", "absent"], 2, "no run"),
+        (
+            &["dead", "drop", "--run", "dail", "--why", "no"],
+            2,
+            "no run",
+        ),
+        (&["dead", "list", "--run", "absent"], 2, "no run"),
+        (&["dead", "list", "--stage", "absent"], 2, "stage"),
         (&["status", "--watch"], 2, "RUN"),
         (&["runs", "--state", "sleeping"], 2, "sleeping"),
         (&["runs", "--limit", "0"], 2, "limit"),

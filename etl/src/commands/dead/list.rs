@@ -2,7 +2,7 @@
 
 use comfy_table::Table;
 
-use super::{Choice, age, beginning};
+use super::{Choice, age, beginning, check_run};
 use crate::Failure;
 use crate::commands::Command;
 use crate::output::{note, print, print_json, table};
@@ -30,6 +30,9 @@ pub async fn plan(
     limit: Option<u32>,
 ) -> Result<(Vec<DeadLetterSummary>, u64), Failure> {
     let dead = store.dead_letters(filter, limit).await?;
+    if dead.is_empty() {
+        check_run(store, filter).await?;
+    }
     let count = match limit {
         Some(limit) if dead.len() >= limit as usize => {
             u64::try_from(store.count_dead_letters(filter).await?).unwrap_or_default()

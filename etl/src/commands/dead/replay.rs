@@ -1,6 +1,7 @@
 //! `etl dead replay`: sends dead letters back to their queues.
 
 use anyhow::anyhow;
+use clap::ArgGroup;
 use common::command::user;
 use common::queue::Outgoing;
 use serde_json::json;
@@ -18,11 +19,12 @@ use ledger::{DeadLetter, DeadLetterFilter, Store};
 /// Their identity stays, so that nothing is loaded twice.
 #[derive(Debug, clap::Args)]
 #[command(
+    group = ArgGroup::new("which").required(true).multiple(true).args(["ids", "all", "run"]),
     after_help = "Example: etl dead replay 17 18\n         etl dead replay --all --run daily-2018-04-09"
 )]
 pub struct Arguments {
     /// Their numbers, as the list has them.
-    #[arg(required_unless_present_any = ["all", "run"], conflicts_with_all = ["all", "run", "job", "stage"], value_parser = parse_id)]
+    #[arg(conflicts_with_all = ["all", "run", "job", "stage"], value_parser = parse_id)]
     pub ids: Vec<i64>,
     /// All unresolved ones, or all of those that --run, --job and --stage choose.
     #[arg(long)]
