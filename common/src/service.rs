@@ -19,7 +19,7 @@ use crate::secret::SecretUrl;
 use crate::settings;
 use crate::telemetry;
 
-pub use crate::backoff::backoff;
+use crate::backoff::backoff;
 
 /// The name of a service, and its defaults.
 #[derive(Debug, Clone, Copy)]

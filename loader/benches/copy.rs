@@ -4,8 +4,8 @@ use common::Rows;
 use common::schema::PgType;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use loader::copy::CopyText;
-use loader::copy::binary::{Last, encode};
+use loader::copy::binary::encode;
+use loader::copy::{CopyText, Last};
 use testkit::cloud::sample;
 
 const ROWS: u64 = 8_000;
@@ -47,5 +47,5 @@ fn binary(bencher: Bencher) {
 #[divan::bench]
 fn text(bencher: Bencher) {
     let rows = rows();
-    counted(bencher, &rows).bench_local(|| CopyText::encode(&rows, |_| 1).len());
+    counted(bencher, &rows).bench_local(|| CopyText::encode(&rows, Last::Batch(1)));
 }

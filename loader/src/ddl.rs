@@ -249,6 +249,7 @@ fn check_column(
             column,
             found: one.type_name.clone(),
             wanted: wanted.to_string(),
+            because: "",
         }),
         Some(_) => Ok(()),
     }

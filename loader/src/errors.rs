@@ -1,7 +1,6 @@
 //! The consequence of a failure for the message in hand. [`ledger::classify`] decides what an error of PostgreSQL
 //! means; its consequence differs between the ledger's tables and a target. Pure.
 
-use common::queue::Unreadable;
 use ledger::{Class, cause, classify, remedy};
 
 use crate::ddl::Refusal;
@@ -46,8 +45,6 @@ impl From<sqlx::Error> for LoadError {
 /// A permanent error in a message, the same for every replica.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    #[error(transparent)]
-    Unreadable(#[from] Unreadable),
     #[error(transparent)]
     Target(#[from] Refusal),
     #[error(transparent)]

@@ -128,12 +128,11 @@ async fn load_once(
 /// Whether the ledger has the batch, read on another connection. A commit in progress is not visible; a retry waits for
 /// it and finds a duplicate.
 async fn look_up(store: &Store, batch: &ValidBatch) -> Result<bool, LoadError> {
-    let mut connection = store.acquire().await?;
-    let mut tx = connection.begin().await?;
-    let recorded = entry::is_recorded(&mut tx, batch).await?;
-    tx.commit().await?;
-    connection.give_back();
-    Ok(recorded)
+    let failure = "cannot look for a batch whose commit had no answer";
+    let is_recorded = store.transaction(failure, async |tx: &mut PgConnection| {
+        Ok(entry::is_recorded(tx, batch).await?)
+    });
+    Ok(is_recorded.await?)
 }
 
 /// Writes everything of a batch, without the commit.

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use common::message::RunId;
 use common::schema::{BATCH_COLUMN, quoted};
-use ledger::{Class, LockedRun, classify, database};
+use ledger::{LockedRun, database};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::ddl::TableName;
-use crate::errors::LoadError;
+use crate::errors::{LoadError, Verdict};
 use crate::load::Loader;
 use crate::target::merge_lock_key;
 
@@ -23,24 +23,16 @@ pub async fn execute_all(loader: &Loader) -> Result<(), LoadError> {
         let Err(error) = execute(loader, id, &run).await else {
             continue;
         };
+        let error = LoadError::of_target(error);
         // Another transaction was in the way: the next look tries again.
-        if is_conflict(&error) {
+        if error.verdict() == Verdict::Retry {
             continue;
         }
-        let why = LoadError::of_target(error).sentence();
+        let why = error.sentence();
         tracing::warn!(run.id = %run, error = why, "rows were not removed");
         loader.store.removal_failed(id, &why).await?;
     }
     Ok(())
-}
-
-fn is_conflict(error: &ledger::Error) -> bool {
-    match error {
-        ledger::Error::Postgres { source, .. } => classify(source) == Class::Conflict,
-        ledger::Error::Refused(_) | ledger::Error::NotAllowed(_) | ledger::Error::NotFound(_) => {
-            false
-        }
-    }
 }
 
 async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Error> {
@@ -52,7 +44,7 @@ async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Er
         table: table.to_owned(),
     };
     // Without it the table is read as a whole.
-    targets.ensure_index(store, &name).await?;
+    targets.indexes.ensure(store, &name).await?;
     let failure = format!("cannot remove the rows of the run {run} from its target");
     let work = async |tx: &mut PgConnection| {
         let mut run = LockedRun::lock(tx, run).await?;

@@ -7,8 +7,9 @@ mod persist;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use common::backoff::backoff;
 use common::lifecycle::Health;
-use common::service::{Fault, Session, backoff};
+use common::service::{Fault, Session};
 use common::settings::SecretUrl;
 use ledger::{Class, Store, cause, classify, database, migrate};
 use serde::Deserialize;

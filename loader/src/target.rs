@@ -128,7 +128,8 @@ pub struct Targets {
     /// The targets of dead-lettered batches, with the time.
     ailing: Mutex<HashMap<Target, Instant>>,
     prepared: Mutex<ByPlace>,
-    indexes: Indexes,
+    /// The indexes by which the rows of a batch or of a run are found.
+    pub(crate) indexes: Indexes,
 }
 
 /// The most checked targets in memory: each run that is committed as a whole has its own.
@@ -229,17 +230,8 @@ impl Targets {
             return Ok(());
         }
         let name = TableName::of(target, &self.allowed_schemas).map_err(Refused::from)?;
-        let indexed = self.ensure_index(store, &name).await;
+        let indexed = self.indexes.ensure(store, &name).await;
         indexed.map_err(LoadError::of_target)
-    }
-
-    /// Gives a target the index by which the rows of a batch or of a run are found, where this role may.
-    pub(crate) async fn ensure_index(
-        &self,
-        store: &Store,
-        name: &TableName,
-    ) -> Result<(), ledger::Error> {
-        self.indexes.ensure(store, name).await
     }
 
     /// The writer for a batch whose target was checked before.

@@ -24,12 +24,6 @@ enum Failure {
     Unsendable(#[from] Unsendable),
 }
 
-/// The answer to a delivery. It is published before the delivery is acked.
-pub(crate) struct Answer {
-    pub(crate) outgoing: Outgoing,
-    pub(crate) counts: Counts,
-}
-
 /// The metrics of one delivery; empty for a dead letter.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -39,8 +33,9 @@ pub(crate) struct Counts {
     pub(crate) rejected: HashMap<String, u64>,
 }
 
-/// Transforms the batch that a delivery carries, or dead-letters the delivery with the reason.
-pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Answer {
+/// Transforms the batch that a delivery carries, or dead-letters the delivery with the reason. The answer is published
+/// before the delivery is acked.
+pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> (Outgoing, Counts) {
     transformed(plans, delivery).unwrap_or_else(|failure| {
         let reason = failure.to_string();
         tracing::error!(
@@ -48,14 +43,15 @@ pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Answer
             reason,
             "message moved to etl.dead"
         );
-        Answer {
-            outgoing: Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries()),
-            counts: Counts::default(),
-        }
+        let outgoing = Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries());
+        (outgoing, Counts::default())
     })
 }
 
-fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answer, Failure> {
+fn transformed(
+    plans: &mut Plans,
+    delivery: &Delivery<RawBatch>,
+) -> Result<(Outgoing, Counts), Failure> {
     let raw = delivery.read()?;
     let span = tracing::info_span!(target: trace::TARGET, "transform", run.id = %raw.id.run, batch.seq = i64::from(raw.id.seq));
     let traceparent = trace::join(&span, delivery.traceparent().as_deref());
@@ -68,10 +64,7 @@ fn transformed(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> Result<Answe
             batch.rejected = valid.rejected.len(),
             "batch transformed"
         );
-        Ok(Answer {
-            outgoing,
-            counts: Counts::new(&valid),
-        })
+        Ok((outgoing, Counts::new(&valid)))
     })
 }
 

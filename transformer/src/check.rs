@@ -1,6 +1,7 @@
 //! Checks a job before anything is sent: whatever is wrong with it in every batch.
 
 use common::job::{ColumnSpec, JobSpec};
+use common::schema::PgType;
 
 use crate::column::constant;
 use crate::convert::check_format;
@@ -10,7 +11,7 @@ use crate::rules::{Checks, Inside, Place, PlanError};
 /// that is not of the column's type, a rule or a format that does not apply to the type. The values of
 /// the run must be filled in: see [`common::job::Request`].
 ///
-/// Before the query has run, only the patterns of a column without a declared type can be checked.
+/// Before the query has run, the rules of a column without a declared type are checked as those of a text.
 pub fn check_job(job: &JobSpec) -> Result<(), PlanError> {
     job.columns.iter().try_for_each(check_column)?;
     let window = job.target.replace_where.as_ref();
@@ -34,8 +35,7 @@ fn check_column(column: &ColumnSpec) -> Result<(), PlanError> {
     if let (Some(value), Some(pg_type)) = (&column.constant, column.declared_type()) {
         constant(name, pg_type, value.as_str())?;
     }
-    match column.declared_type() {
-        Some(pg_type) => Checks::compile(name, pg_type, &column.rules).map(drop),
-        None => Checks::check_patterns(name, &column.rules),
-    }
+    // As text, no rule is refused that the type of the result would take.
+    let pg_type = column.declared_type().unwrap_or(PgType::Text);
+    Checks::compile(name, pg_type, &column.rules).map(drop)
 }

@@ -118,16 +118,6 @@ impl Checks {
         Ok(Self { pg_type, checks })
     }
 
-    /// Refuses what can be refused before the column's type is known: a pattern that is not a regular expression.
-    pub fn check_patterns(column: &str, rules: &[Rule]) -> Result<(), PlanError> {
-        rules.iter().try_for_each(|rule| match rule {
-            Rule::Pattern(pattern) => compile_pattern(pattern)
-                .map(drop)
-                .map_err(|problem| refused(column, rule, problem)),
-            _ => Ok(()),
-        })
-    }
-
     /// The first rule that a value in canonical text breaks. `None` is NULL.
     pub fn first_broken(&self, value: Option<&str>) -> Option<Broken> {
         self.checks.iter().find_map(|Check { rule, test }| {

@@ -57,9 +57,9 @@ impl Handler<RawBatch> for Worker<'_> {
         let mut counts = Vec::with_capacity(window.len());
         for delivery in &window {
             failpoint::reach("transform").await;
-            let answer = answer(&mut self.plans, delivery);
-            outgoing.push(answer.outgoing);
-            counts.push(answer.counts);
+            let (answer, counted) = answer(&mut self.plans, delivery);
+            outgoing.push(answer);
+            counts.push(counted);
         }
         self.publisher.publish(&outgoing).await?;
         failpoint::reach("after_confirm").await;

@@ -11,6 +11,8 @@ use common::Rows;
 use common::canonical::{DAY, Moment, float, integer};
 use common::schema::PgType;
 
+use super::Last;
+
 mod numeric;
 
 /// Signature, flags, and the length of the header's extension.
@@ -20,23 +22,10 @@ const EPOCH: i64 = 10_957;
 /// The end, in place of a row's number of values.
 const TRAILER: [u8; 2] = (-1_i16).to_be_bytes();
 
-/// The value at the end of each row.
-#[derive(Debug, Clone, Copy)]
-pub enum Last {
-    /// The same number in each, a `bigint`.
-    Batch(i64),
-    /// The row's index, an `integer`.
-    Index,
-}
-
-/// Whether values of this type are encoded here.
-pub fn is_encodable(pg_type: PgType) -> bool {
-    !matches!(pg_type, PgType::Interval | PgType::Inet)
-}
-
 /// Encodes all of `rows`, each with one more value at its end. None when Postgres must read one of the values.
 pub fn encode(rows: &Rows, types: &[PgType], last: Last) -> Option<Vec<u8>> {
-    if types.len() != rows.width() || !types.iter().all(|one| is_encodable(*one)) {
+    let is_encodable = |one: &PgType| !matches!(one, PgType::Interval | PgType::Inet);
+    if types.len() != rows.width() || !types.iter().all(is_encodable) {
         return None;
     }
     let fields = i16::try_from(types.len() + 1).ok()?.to_be_bytes();

@@ -152,11 +152,12 @@ fn check_frozen(
         let column = one.name.clone();
         match columns.iter().find(|column| column.name == one.name) {
             Some(wanted) if !is_same(wanted.pg_type, &one.type_name) => {
-                return Err(Refusal::FrozenType {
+                return Err(Refusal::OtherType {
                     table,
                     column,
                     found: one.type_name.clone(),
                     wanted: wanted.pg_type.to_string(),
+                    because: ", and schema = \"freeze\" allows no difference",
                 });
             }
             None if known == Known::All => return Err(Refusal::FrozenColumn { table, column }),

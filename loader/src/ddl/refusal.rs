@@ -48,17 +48,6 @@ pub enum Refusal {
     )]
     FrozenMissing { table: String, by_hand: String },
     #[error(
-        "the column {column:?} of {table} is {found} and the job makes it {wanted}, and schema = \"freeze\" allows no difference; declare it as {found:?} in the job, or run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}::{wanted}",
-        quoted(column),
-        quoted(column)
-    )]
-    FrozenType {
-        table: String,
-        column: String,
-        found: String,
-        wanted: String,
-    },
-    #[error(
         "{table} has the column {column:?}, which the job does not fill, and schema = \"freeze\" allows no difference; add it to the query, set schema = \"create\", or run: ALTER TABLE {table} DROP COLUMN {}",
         quoted(column)
     )]
@@ -85,7 +74,7 @@ pub enum Refusal {
         type_name: String,
     },
     #[error(
-        "the column {column:?} of {table} is {found}, and the job makes it {wanted}; declare it as {found:?} in the job, or run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}::{wanted}",
+        "the column {column:?} of {table} is {found}, and the job makes it {wanted}{because}; declare it as {found:?} in the job, or run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}::{wanted}",
         quoted(column),
         quoted(column)
     )]
@@ -94,6 +83,8 @@ pub enum Refusal {
         column: String,
         found: String,
         wanted: String,
+        /// Empty, or why a wider type does not do.
+        because: &'static str,
     },
     #[error(
         "the column {column:?} of {table} is computed by Postgres; name it otherwise in the job, or run: ALTER TABLE {table} ALTER COLUMN {} DROP EXPRESSION",
@@ -142,7 +133,6 @@ impl Refusal {
             | Self::RowSecurity { .. }
             | Self::MayNotAlter { .. }
             | Self::FrozenMissing { .. }
-            | Self::FrozenType { .. }
             | Self::FrozenColumn { .. }
             | Self::NotATable { .. }
             | Self::Unlogged { .. }

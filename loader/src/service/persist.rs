@@ -46,26 +46,22 @@ pub(super) async fn with_retries<T>(
             Err(error) => error,
         };
         let attempts = 1 + conflicts + misfits;
-        let pause = match error.verdict() {
+        let (pause, cause) = match error.verdict() {
             Verdict::Pause => return Err(Unfinished::Pause(error)),
             Verdict::Dead => return Err(Unfinished::Dead { error, attempts }),
             Verdict::Retry if conflicts == MAX_CONFLICTS => return Err(Unfinished::Pause(error)),
             Verdict::Retry => {
                 conflicts += 1;
-                backoff(conflicts, Duration::from_millis(50), Duration::from_secs(2))
+                let pause = backoff(conflicts, Duration::from_millis(50), Duration::from_secs(2));
+                (pause, "conflict")
             }
             Verdict::RetryThenDead => match MISFIT_PAUSES.get(misfits as usize) {
                 Some(pause) if retries_misfits => {
                     misfits += 1;
-                    *pause
+                    (*pause, "table")
                 }
                 _ => return Err(Unfinished::Dead { error, attempts }),
             },
-        };
-        let cause = if error.verdict() == Verdict::Retry {
-            "conflict"
-        } else {
-            "table"
         };
         retried(cause, 1);
         tracing::debug!(error = error.sentence(), attempts, "retrying in place");

@@ -5,7 +5,7 @@ use common::schema::{BATCH_COLUMN, PgType, quoted};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::Written;
-use super::copy_into::{CopyInto, LastColumn};
+use super::copy_into::CopyInto;
 use crate::ddl::TableName;
 use crate::errors::LoadError;
 
@@ -23,12 +23,7 @@ impl Append {
     pub(crate) fn new(name: &TableName, columns: Vec<String>, types: Vec<PgType>) -> Self {
         let (table, batch) = (name.sql(), quoted(BATCH_COLUMN));
         Self {
-            copy: CopyInto::new(
-                &table,
-                (&table, &name.table),
-                (columns, types),
-                (LastColumn::BatchNo, &batch),
-            ),
+            copy: CopyInto::new(&table, (&table, &name.table), (columns, types), &batch),
             delete_earlier: format!("DELETE FROM {table} WHERE {batch} = $1"),
             table,
         }

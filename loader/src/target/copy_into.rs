@@ -12,8 +12,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::PgDatabaseError;
 
 use super::Written;
-use crate::copy::CopyText;
-use crate::copy::binary::{self, Last};
+use crate::copy::{CopyText, Last, binary};
 use crate::ddl::list;
 use crate::errors::{LoadError, Refused};
 
@@ -26,7 +25,6 @@ pub(crate) struct CopyInto {
     text: String,
     /// The same in the binary format.
     binary: String,
-    last: LastColumn,
     /// The name that PostgreSQL's error context has for the table that is copied into.
     copied_table: String,
     /// The columns' names in that context, in the batch's order.
@@ -34,15 +32,6 @@ pub(crate) struct CopyInto {
     /// The types of these columns, some wider than the batch's. In the binary format, bytes of another type may be read
     /// as a wrong value.
     copied_types: Vec<PgType>,
-}
-
-/// The content of the copied table's last column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LastColumn {
-    /// `_batch`.
-    BatchNo,
-    /// The row's index in its batch.
-    Index,
 }
 
 /// A row that PostgreSQL refused.
@@ -53,20 +42,19 @@ pub(crate) struct RefusedRow {
 }
 
 impl CopyInto {
-    /// COPY into the relation `into` (quoted), with these columns and this last column. `table` is the target, for
+    /// COPY into the relation `into` (quoted), with these columns and, quoted, this last one. `table` is the target, for
     /// errors.
     pub(crate) fn new(
         table: &str,
         (into, copied_table): (&str, &str),
         (columns, types): (Vec<String>, Vec<PgType>),
-        (last, last_name): (LastColumn, &str),
+        last: &str,
     ) -> Self {
-        let copy = format!("COPY {into} ({}, {last_name}) FROM STDIN", list(&columns));
+        let copy = format!("COPY {into} ({}, {last}) FROM STDIN", list(&columns));
         Self {
             table: table.to_owned(),
             binary: format!("{copy} WITH (FORMAT binary)"),
             text: format!("{copy} WITH (FORMAT text, ENCODING 'UTF8')"),
-            last,
             copied_table: copied_table.to_owned(),
             copied_columns: columns,
             copied_types: types,
@@ -83,22 +71,18 @@ impl CopyInto {
         if batch.rows.is_empty() {
             return Ok(Written::default());
         }
-        let refused = self.copy(tx, batch, batch_no).await?;
+        let refused = self.copy(tx, batch, Last::Batch(batch_no)).await?;
         Ok(Written::new(refused, 0))
     }
 
-    /// Copies the batch's rows, and returns the refused ones.
+    /// Copies the batch's rows, each with a last value, and returns the refused ones.
     pub(crate) async fn copy(
         &self,
         tx: &mut PgConnection,
         batch: &ValidBatch,
-        batch_no: i64,
+        last: Last,
     ) -> Result<Vec<RefusedRow>, LoadError> {
         let failed = LoadError::target(|| format!("cannot copy rows into {}", self.table));
-        let last = match self.last {
-            LastColumn::BatchNo => Last::Batch(batch_no),
-            LastColumn::Index => Last::Index,
-        };
         let mut refused = Vec::new();
         let copied = async {
             match self.as_binary(tx, batch, last).await? {
@@ -143,10 +127,7 @@ impl CopyInto {
         last: Last,
         refused: &mut Vec<RefusedRow>,
     ) -> Result<Option<(u64, u64)>, sqlx::Error> {
-        let text = CopyText::encode(&batch.rows, |index| match last {
-            Last::Index => index as u64,
-            Last::Batch(number) => number.unsigned_abs(),
-        });
+        let text = CopyText::encode(&batch.rows, last);
         in_parts(tx, batch, self, refused, async |tx, rows| {
             let stored = copy(tx, &self.text, text.lines(rows.clone())).await?;
             Ok((stored, rows.len() as u64))

@@ -20,7 +20,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_mins(20);
 
 /// Tables that need no further check.
 #[derive(Default)]
-pub(super) struct Indexes(Mutex<HashSet<String>>);
+pub(crate) struct Indexes(Mutex<HashSet<String>>);
 
 /// The result of the check of a table.
 enum Found {
@@ -32,7 +32,7 @@ enum Found {
 
 impl Indexes {
     /// Creates the index if it is missing and this role may. Fails only where the database fails every batch.
-    pub(super) async fn ensure(&self, store: &Store, name: &TableName) -> Result<(), Error> {
+    pub(crate) async fn ensure(&self, store: &Store, name: &TableName) -> Result<(), Error> {
         let table = name.sql();
         if self.known().contains(&table) {
             return Ok(());

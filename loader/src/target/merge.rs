@@ -16,8 +16,9 @@ use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
 use super::Written;
-use super::copy_into::{CopyInto, LastColumn, RefusedRow, in_parts, vanished};
+use super::copy_into::{CopyInto, RefusedRow, in_parts, vanished};
 use super::staged_columns;
+use crate::copy::Last;
 use crate::ddl::{TableName, list};
 use crate::errors::{LoadError, Refused};
 
@@ -62,12 +63,7 @@ impl Merge {
         let stage_columns = (0..names.len()).map(|index| format!("c{index}")).collect();
         Self {
             mode: target.mode,
-            copy: CopyInto::new(
-                &table,
-                (&stage, &stage_name),
-                (stage_columns, types),
-                (LastColumn::Index, "n"),
-            ),
+            copy: CopyInto::new(&table, (&stage, &stage_name), (stage_columns, types), "n"),
             lock_key: lock_key(name),
             create_stage: format!(
                 "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {}, 0 AS n FROM {table} WITH NO DATA",
@@ -113,8 +109,7 @@ impl Merge {
                 self.table
             )
         }))?;
-        let batch_no = BatchNo::new(run_no, batch.id.seq).get();
-        let mut refused = self.copy.copy(tx, batch, batch_no).await?;
+        let mut refused = self.copy.copy(tx, batch, Last::Index).await?;
         let deduplicated = self.merge(tx, batch, run_no, &mut refused).await?;
         Ok(Written::new(refused, deduplicated))
     }

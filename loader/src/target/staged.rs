@@ -11,7 +11,7 @@ use common::schema::TargetColumn;
 use ledger::{Store, staging};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
-use super::copy_into::{CopyInto, LastColumn};
+use super::copy_into::CopyInto;
 use super::table::{Checked, fingerprint_of};
 use crate::ddl::TableName;
 use crate::errors::{LoadError, Refused};
@@ -46,7 +46,7 @@ pub(crate) async fn prepare(
         &table,
         (&table, &name.table),
         (names.collect(), types.collect()),
-        (LastColumn::BatchNo, "b"),
+        "b",
     );
     Ok((Checked::new(&table, fingerprint), copy))
 }

@@ -2,8 +2,8 @@
 
 use common::Rows;
 use common::schema::PgType;
-use loader::copy::CopyText;
-use loader::copy::binary::{Last, encode};
+use loader::copy::binary::encode;
+use loader::copy::{CopyText, Last};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 use testkit::servers::database;
 
@@ -266,7 +266,7 @@ async fn binary_and_text_copy_store_the_same_values() {
         let parsed: PgType = pg_type.parse().unwrap();
         let binary = encode(&rows, &[parsed], Last::Batch(7));
         let binary = binary.unwrap_or_else(|| panic!("a value of {pg_type} was not encoded"));
-        let text = CopyText::encode(&rows, |_| 7);
+        let text = CopyText::encode(&rows, Last::Batch(7));
         let (one, other) = (format!("b{number}"), format!("t{number}"));
         for table in [&one, &other] {
             let create = format!("CREATE TABLE {table} (v {pg_type}, batch bigint, n serial)");

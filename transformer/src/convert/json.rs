@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::Problem;
@@ -57,14 +57,6 @@ impl<'de> Deserialize<'de> for Kept {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Kept {
-    type Value = Self;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
 impl<'de> Visitor<'de> for Kept {
     type Value = Self;
 
@@ -101,7 +93,7 @@ impl<'de> Visitor<'de> for Kept {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self, A::Error> {
-        while seq.next_element_seed(Self)?.is_some() {}
+        while seq.next_element::<Self>()?.is_some() {}
         Ok(self)
     }
 
@@ -112,7 +104,7 @@ impl<'de> Visitor<'de> for Kept {
             if !keys.insert(key) {
                 return Err(A::Error::custom("a key occurs twice in one object"));
             }
-            map.next_value_seed(Self)?;
+            map.next_value::<Self>()?;
         }
         Ok(self)
     }

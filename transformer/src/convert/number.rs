@@ -106,21 +106,10 @@ pub(super) fn float<T: FromStr + Copy + Into<f64> + Display>(
     }
     Number::read(text).ok_or("is not a number")?;
     let value: T = canonical::float(text).ok_or_else(|| out_of_range(to))?;
-    if is_text(from) && !is_kept(text, &value.to_string()) {
+    // A number of Athena is a float already; a text may have more digits.
+    let is_text = matches!(from, AthenaType::Char | AthenaType::Varchar);
+    if is_text && Decimal::parse(text) != Decimal::parse(&value.to_string()) {
         return Err(format!("has more digits than {to} keeps").into());
     }
     Ok(text.into())
-}
-
-/// A number of Athena is a float already; a text may have more digits.
-fn is_text(from: AthenaType) -> bool {
-    matches!(from, AthenaType::Char | AthenaType::Varchar)
-}
-
-/// Whether the float, shown with as many digits as identify it, equals the written number.
-fn is_kept(text: &str, shown: &str) -> bool {
-    match (Decimal::parse(text), Decimal::parse(shown)) {
-        (Some(written), Some(kept)) => written == kept,
-        _ => false,
-    }
 }
