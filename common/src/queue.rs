@@ -22,7 +22,7 @@ pub use archive::ArchiveReader;
 pub use connection::{Connection, ConnectionEvent};
 pub use consumer::{Consumer, Dead, Death, Delivery, RawDelivery, Unreadable, read_body};
 pub use control::ControlReader;
-pub use policy::{Handler, Intake, Prefetch, consume};
+pub use policy::{Handler, Intake, Prefetch, Stage, consume};
 pub use publisher::{Outgoing, Publisher, Unsendable};
 pub use topology::declare;
 

@@ -12,14 +12,15 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::backoff::backoff;
 use crate::lifecycle::{Health, HttpAddress, serve_http, shutdown_on_signal};
-use crate::message::QueueName;
-use crate::queue::{self, Connection, ConnectionEvent, Publisher, QueueError, inspect};
+use crate::message::{Message, QueueName};
+use crate::queue::{
+    self, Connection, ConnectionEvent, Handler, Prefetch, Publisher, QueueError, Stage, inspect,
+};
 use crate::secret::SecretUrl;
 use crate::settings;
 use crate::telemetry;
-
-use crate::backoff::backoff;
 
 /// The name of a service, and its defaults.
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +80,8 @@ impl From<QueueError> for Fault {
 /// The connections and the state of a session. Consuming and publishing have a connection each, since
 /// the broker blocks a publishing connection during an alarm, acks included.
 pub struct Session {
+    /// The service's name.
+    pub name: &'static str,
     pub consuming: Connection,
     pub publishing: Connection,
     pub health: Health,
@@ -94,6 +97,22 @@ impl Session {
         if !self.stop.is_cancelled() {
             self.health.clear("broker");
         }
+    }
+
+    /// Consumes the queue of `M` until the session ends, with one worker a handler, and [begins](Self::begins) with the
+    /// first of them.
+    pub async fn consume<M: Message, H: Handler<M, Fault = Fault>>(
+        &self,
+        prefetch: Prefetch,
+        handlers: impl IntoIterator<Item = H>,
+    ) -> Result<(), Fault> {
+        let stage = Stage {
+            name: self.name,
+            consuming: &self.consuming,
+            publishing: &self.publishing,
+            stop: &self.stop,
+        };
+        queue::consume(&stage, prefetch, handlers, || self.begins()).await
     }
 }
 
@@ -219,6 +238,7 @@ async fn attempt(
         () = stop.cancelled() => return Ok(()),
     };
     let state = Session {
+        name: service.name,
         consuming,
         publishing,
         health: health.clone(),

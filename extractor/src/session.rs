@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use common::failpoint;
 use common::message::ExtractTask;
-use common::queue::{
-    self, ControlReader, Delivery, Handler, Intake, Prefetch, Publisher, QueueError,
-};
+use common::queue::{ControlReader, Delivery, Handler, Intake, Prefetch, Publisher, QueueError};
 use common::service::{Fault, Session};
 use common::settings;
 use common::telemetry::trace;
@@ -54,7 +52,7 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
         };
         handlers.push(Tasks { session, worker });
     }
-    let consume = queue::consume(&session.consuming, &session.stop, PREFETCH, handlers);
+    let consume = session.consume(PREFETCH, handlers);
     let follow = follow(session, controls, &cancelled);
     try_join(Box::pin(follow), Box::pin(consume))
         .await
@@ -86,10 +84,6 @@ struct Tasks<'a> {
 impl Handler<ExtractTask> for Tasks<'_> {
     type Fault = Fault;
 
-    fn started(&mut self) {
-        self.session.begins();
-    }
-
     /// A cancelled task is only dropped, which takes no extractor down.
     async fn exempts(&mut self, delivery: &Delivery<ExtractTask>) -> bool {
         delivery
@@ -104,12 +98,8 @@ impl Handler<ExtractTask> for Tasks<'_> {
     ) -> Result<(), Fault> {
         let stop = &self.session.stop;
         for delivery in deliveries {
-            let task = match delivery.read() {
-                Ok(task) => task,
-                Err(unreadable) => {
-                    self.dead_letter(delivery, &unreadable.to_string()).await?;
-                    continue;
-                }
+            let Some((delivery, task)) = intake.read(delivery).await? else {
+                continue;
             };
             let full = tokio::select! {
                 settled = Box::pin(self.work(task, &delivery)) => settled?,
@@ -124,18 +114,6 @@ impl Handler<ExtractTask> for Tasks<'_> {
             }
         }
         Ok(())
-    }
-
-    async fn dead_letter(
-        &mut self,
-        delivery: Delivery<ExtractTask>,
-        reason: &str,
-    ) -> Result<(), Fault> {
-        let attempts = delivery.deliveries();
-        let publisher = &mut self.worker.publisher;
-        Ok(delivery
-            .dead_letter(publisher, "extractor", reason, attempts)
-            .await?)
     }
 }
 

@@ -130,7 +130,7 @@ async fn load_once(
 async fn look_up(store: &Store, batch: &ValidBatch) -> Result<bool, LoadError> {
     let failure = "cannot look for a batch whose commit had no answer";
     let is_recorded = store.transaction(failure, async |tx: &mut PgConnection| {
-        Ok(entry::is_recorded(tx, batch).await?)
+        entry::is_recorded(tx, batch).await
     });
     Ok(is_recorded.await?)
 }

@@ -14,14 +14,12 @@ use common::settings::SecretUrl;
 use ledger::{Class, Store, cause, classify, database, migrate};
 use serde::Deserialize;
 use sqlx::Connection as _;
-use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::errors::{LoadError, Verdict};
 use crate::load::Loader;
 use crate::{completion, removal, target};
-use common::queue::Publisher;
 
 /// The interval of the sweep over open runs, which an approved run waits for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
@@ -100,11 +98,9 @@ impl LoaderService {
         if session.stop.is_cancelled() {
             return Ok(());
         }
-        let publisher = Mutex::new(Publisher::open(&session.publishing).await?);
         let deliveries = deliveries::Deliveries {
             session,
             loader: &self.loader,
-            publisher: &publisher,
             has_waited: &self.has_waited,
         };
         let done = tokio::try_join!(

@@ -48,68 +48,72 @@ pub trait Handler<M: Message> {
         intake: &mut Intake<'_, M>,
     ) -> impl Future<Output = Result<(), Self::Fault>>;
 
-    /// Dead-letters a delivery over the limit ([`Delivery::dead_letter`]).
-    fn dead_letter(
-        &mut self,
-        delivery: Delivery<M>,
-        reason: &str,
-    ) -> impl Future<Output = Result<(), Self::Fault>>;
-
     /// Whether a delivery over the limit is handled all the same, since something other than the
     /// message made it come back.
     fn exempts(&mut self, _delivery: &Delivery<M>) -> impl Future<Output = bool> {
         std::future::ready(false)
     }
-
-    /// The first worker of a session consumes.
-    fn started(&mut self) {}
 }
 
-/// Consumes the queue of `M` until `stop`, with one worker a handler. Ends with the first fault.
+/// A service at work with the broker.
+pub struct Stage<'a> {
+    /// Its name, in dead letters.
+    pub name: &'static str,
+    pub consuming: &'a Connection,
+    pub publishing: &'a Connection,
+    /// Cancelled when no more deliveries are to be taken.
+    pub stop: &'a CancellationToken,
+}
+
+/// Consumes the queue of `M` until the stage stops, with one worker a handler. Calls `begun` once the first worker
+/// consumes. Ends with the first fault.
 pub async fn consume<M: Message, H: Handler<M>>(
-    connection: &Connection,
-    stop: &CancellationToken,
+    stage: &Stage<'_>,
     prefetch: Prefetch,
     handlers: impl IntoIterator<Item = H>,
+    begun: impl Fn(),
 ) -> Result<(), H::Fault> {
+    let mut workers = Vec::new();
+    for handler in handlers {
+        let intake = Intake {
+            stage,
+            // All of them before the first delivery: an alarm may block the connection later, and opens no channel then.
+            publisher: Publisher::open(stage.publishing).await?,
+            prefetch,
+            consumers: None,
+            waiting: VecDeque::new(),
+        };
+        workers.push((intake, handler));
+    }
     let proven = CancellationToken::new();
-    let workers = handlers
-        .into_iter()
-        .enumerate()
-        .map(async |(index, mut handler)| {
-            // A worker that holds one delivery at a time may hold it for minutes: it keeps no other worker waiting.
-            if index > 0 && prefetch.deliveries > 1 {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    () = proven.cancelled() => {}
-                }
+    let workers = workers.into_iter().enumerate();
+    let workers = workers.map(async |(index, (mut intake, handler))| {
+        // A worker that holds one delivery at a time may hold it for minutes: it keeps no other worker waiting.
+        if index > 0 && prefetch.deliveries > 1 {
+            tokio::select! {
+                biased;
+                () = stage.stop.cancelled() => return Ok(()),
+                () = proven.cancelled() => {}
             }
-            let mut intake = Intake {
-                connection,
-                prefetch,
-                consumers: None,
-                waiting: VecDeque::new(),
-            };
-            intake.open().await?;
-            if index == 0 {
-                handler.started();
-            }
-            work(intake, handler, stop, &proven).await
-        });
+        }
+        intake.open().await?;
+        if index == 0 {
+            begun();
+        }
+        work(intake, handler, &proven).await
+    });
     try_join_all(workers.map(Box::pin)).await.map(drop)
 }
 
 async fn work<M: Message, H: Handler<M>>(
     mut intake: Intake<'_, M>,
     mut handler: H,
-    stop: &CancellationToken,
     proven: &CancellationToken,
 ) -> Result<(), H::Fault> {
     loop {
         let deliveries = tokio::select! {
             biased;
-            () = stop.cancelled() => break,
+            () = intake.stage.stop.cancelled() => break,
             taken = intake.take() => taken?,
         };
         let (isolated, others): (Vec<_>, Vec<_>) =
@@ -143,7 +147,7 @@ async fn alone<M: Message, H: Handler<M>>(
         let reason = format!(
             "it was delivered {deliveries} times and never settled, so it may take the process down; it was not processed again"
         );
-        return handler.dead_letter(delivery, &reason).await;
+        return Ok(intake.dead_letter(delivery, &reason, deliveries).await?);
     }
     tracing::warn!(
         message.id = delivery.id(),
@@ -153,9 +157,10 @@ async fn alone<M: Message, H: Handler<M>>(
     handler.handle(vec![delivery], intake).await
 }
 
-/// The consumers of one worker.
+/// The channels of one worker.
 pub struct Intake<'a, M> {
-    connection: &'a Connection,
+    stage: &'a Stage<'a>,
+    pub publisher: Publisher<'a>,
     prefetch: Prefetch,
     /// The first has one delivery in hand, the second the rest of the prefetch. None once released.
     consumers: Option<(Consumer<M>, Option<Consumer<M>>)>,
@@ -165,7 +170,7 @@ pub struct Intake<'a, M> {
 
 impl<M: Message> Intake<'_, M> {
     async fn open(&mut self) -> Result<(), QueueError> {
-        self.consumers = Some((Consumer::open(self.connection, 1).await?, None));
+        self.consumers = Some((Consumer::open(self.stage.consuming, 1).await?, None));
         Ok(())
     }
 
@@ -178,11 +183,45 @@ impl<M: Message> Intake<'_, M> {
     pub async fn release(&mut self) {
         self.waiting.clear();
         if let Some((first, more)) = self.consumers.take() {
-            first.close(self.connection).await;
+            first.close(self.stage.consuming).await;
             if let Some(more) = more {
-                more.close(self.connection).await;
+                more.close(self.stage.consuming).await;
             }
         }
+    }
+
+    /// The message of a delivery; none when it cannot be read and was dead-lettered.
+    pub async fn read(
+        &mut self,
+        delivery: Delivery<M>,
+    ) -> Result<Option<(Delivery<M>, M)>, QueueError> {
+        match delivery.read() {
+            Ok(message) => Ok(Some((delivery, message))),
+            Err(unreadable) => {
+                let attempts = delivery.deliveries();
+                self.dead_letter(delivery, &unreadable.to_string(), attempts)
+                    .await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Publishes a message to `etl.dead` with the reason, and acks it once that is confirmed.
+    pub async fn dead_letter(
+        &mut self,
+        delivery: Delivery<M>,
+        reason: &str,
+        attempts: u32,
+    ) -> Result<(), QueueError> {
+        tracing::error!(
+            message.id = delivery.id(),
+            queue.name = delivery.queue(),
+            reason,
+            "message dead-lettered"
+        );
+        let dead = Outgoing::dead(&delivery, self.stage.name, reason, attempts);
+        self.publisher.publish(&[dead]).await?;
+        delivery.ack().await
     }
 
     /// Waits for as long as deliveries in hand can be settled, and says why they no longer can.
@@ -200,7 +239,7 @@ impl<M: Message> Intake<'_, M> {
         if let Some((_, more @ None)) = &mut self.consumers
             && rest > 0
         {
-            *more = Some(Consumer::open(self.connection, rest).await?);
+            *more = Some(Consumer::open(self.stage.consuming, rest).await?);
         }
         Ok(())
     }
@@ -252,26 +291,5 @@ impl RawDelivery {
     /// Whether the message came back so often that it is handled alone.
     pub fn is_isolated(&self) -> bool {
         self.deliveries() >= ISOLATE_AT
-    }
-}
-
-impl<M> Delivery<M> {
-    /// Publishes the message to `etl.dead` with the reason, and acks it once that is confirmed.
-    pub async fn dead_letter(
-        self,
-        publisher: &mut Publisher<'_>,
-        stage: &str,
-        reason: &str,
-        attempts: u32,
-    ) -> Result<(), QueueError> {
-        tracing::error!(
-            message.id = self.id(),
-            queue.name = self.queue(),
-            reason,
-            "message dead-lettered"
-        );
-        let dead = Outgoing::dead(&self, stage, reason, attempts);
-        publisher.publish(&[dead]).await?;
-        self.ack().await
     }
 }
