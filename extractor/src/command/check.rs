@@ -134,7 +134,7 @@ async fn permissions(check: &mut Check, clients: &Clients, source: &Source) {
     {
         let key = format!("{}/etl-check-no-such-object", place.trim_end_matches('/'));
         match clients.s3.probe(&key).await {
-            Err(error @ (S3Error::Location(_) | S3Error::Replaced { .. })) => {
+            Err(error @ (S3Error::Location(_) | S3Error::Replaced(_))) => {
                 let remedy = "an output location is s3://bucket/prefix/";
                 check.wrong("s3:GetObject", error.to_string(), remedy);
             }
