@@ -4,7 +4,7 @@ use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
 /// The modules, the lowest first. Each names only modules before it.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "backoff",
     "secret",
     "schema",
@@ -19,6 +19,7 @@ const ORDER: [&str; 14] = [
     "failpoint",
     "service",
     "command",
+    "findings",
 ];
 
 fn place(module: &str) -> usize {

@@ -6,12 +6,14 @@
 //! 1. The job and its types: [`schema`], [`canonical`], [`rows`], [`job`]; below them [`secret`] and [`mod@backoff`].
 //! 2. The messages: [`message`], each bound to its queue.
 //! 3. RabbitMQ: [`queue`].
-//! 4. A program's runtime: [`settings`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`].
+//! 4. A program's runtime: [`settings`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`],
+//!    [`findings`].
 
 pub mod backoff;
 pub mod canonical;
 pub mod command;
 pub mod failpoint;
+pub mod findings;
 pub mod job;
 #[cfg(test)]
 mod layers;

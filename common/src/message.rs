@@ -15,7 +15,7 @@ pub use control::{Command, Control};
 pub use event::{EventKind, RunEvent};
 pub use identity::{BatchId, InvalidRunId, RunId};
 pub use queue_name::QueueName;
-pub use task::{Cursor, ExtractTask, Limits, ResultLocation, TaskState};
+pub use task::{Cursor, ExtractTask, Limits, ResultLocation, S3Object, TaskState};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

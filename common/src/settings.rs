@@ -87,6 +87,13 @@ fn load_from<T: DeserializeOwned>(
         .try_deserialize()?)
 }
 
+/// The names in a setting that separates them by commas.
+pub fn names(list: &str) -> Vec<String> {
+    let names = list.split(',').map(str::trim);
+    let names = names.filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
+}
+
 /// A variable that is not a setting, such as `USER`. An empty one counts as not set.
 pub fn variable(name: &str) -> Option<String> {
     #[expect(
@@ -199,6 +206,11 @@ mod tests {
             .to_string();
         assert!(error.contains("amqp_ulr"), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn list_has_no_empty_name() {
+        assert_eq!(names(" a,, b,"), ["a", "b"]);
     }
 
     fn warned(names: &[&str]) -> Vec<String> {

@@ -28,11 +28,9 @@ impl Jobs {
             schemas: Option<String>,
         }
         let settings: Settings = settings::load().map_err(Failure::usage)?;
-        let schemas = settings.schemas.unwrap_or_else(|| "public".to_owned());
-        let schemas = schemas.split(',');
         Ok(Self {
             folder: jobs_folder()?,
-            schemas: schemas.map(|schema| schema.trim().to_owned()).collect(),
+            schemas: settings::names(settings.schemas.as_deref().unwrap_or("public")),
         })
     }
 

@@ -4,7 +4,7 @@ use common::message::Limits;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use extractor::batching::Batcher;
-use extractor::csv::Tokenizer;
+use extractor::csv::{Place, Tokenizer};
 use testkit::cloud::sample;
 
 const ROWS: u64 = 20_000;
@@ -23,7 +23,7 @@ fn counted<'a, 'b>(bencher: Bencher<'a, 'b>, csv: &[u8]) -> Bencher<'a, 'b> {
 fn tokenizer(bencher: Bencher) {
     let csv = sample::clicks(ROWS).csv();
     counted(bencher, &csv).bench_local(|| {
-        let mut tokenizer = Tokenizer::from_header(6);
+        let mut tokenizer = Tokenizer::new(6, Place::Header, 0);
         let (mut rest, mut values) = (&csv[..], 0);
         while let Ok(Some(record)) = tokenizer.read(&mut rest) {
             values += record.values().count();
@@ -36,7 +36,7 @@ fn tokenizer(bencher: Bencher) {
 fn batches(bencher: Bencher) {
     let csv = sample::clicks(ROWS).csv();
     counted(bencher, &csv).bench_local(|| {
-        let mut tokenizer = Tokenizer::from_header(6);
+        let mut tokenizer = Tokenizer::new(6, Place::Header, 0);
         let mut batcher = Batcher::new(Limits::default(), 6, 0, 0);
         let (mut rest, mut count) = (&csv[..], 0);
         while let Ok(Some(record)) = tokenizer.read(&mut rest) {

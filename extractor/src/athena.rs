@@ -8,7 +8,7 @@ use aws_config::SdkConfig;
 use aws_sdk_athena::Client;
 use aws_sdk_athena::types::builders::ResultConfigurationBuilder;
 use aws_sdk_athena::types::{
-    AthenaError, ColumnInfo, ManagedQueryResultsConfiguration, QueryExecution,
+    AthenaError, ColumnInfo, Datum, ManagedQueryResultsConfiguration, QueryExecution,
     QueryExecutionContext, QueryExecutionState, QueryExecutionStatistics, ResultConfiguration, Row,
     StatementType, WorkGroupConfiguration, WorkGroupState,
 };
@@ -263,19 +263,11 @@ impl Athena {
 }
 
 impl Page {
-    /// The page's rows in order; `None` is NULL. The first page begins with the header.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = PageRow<'_>> {
-        self.rows.iter().map(PageRow)
-    }
-}
-
-/// A row of a page.
-#[derive(Debug, Clone, Copy)]
-pub struct PageRow<'a>(&'a Row);
-
-impl<'a> PageRow<'a> {
-    pub fn values(self) -> impl ExactSizeIterator<Item = Option<&'a str>> + Clone {
-        self.0.data().iter().map(|value| value.var_char_value())
+    /// The values of the page's rows in order; `None` is NULL. The first page begins with the header.
+    pub fn rows(
+        &self,
+    ) -> impl Iterator<Item = impl ExactSizeIterator<Item = Option<&str>> + Clone> {
+        (self.rows.iter()).map(|row| row.data().iter().map(Datum::var_char_value))
     }
 }
 

@@ -102,17 +102,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a file from its first byte. The first record is the header.
-    pub fn from_header(columns: usize) -> Self {
-        Self::new(columns, Place::Header, 0)
-    }
-
-    /// Reads a file from the byte where `row` begins.
-    pub fn from_row(columns: usize, row: u64, offset: u64) -> Self {
-        Self::new(columns, Place::Row(row), offset)
-    }
-
-    fn new(columns: usize, place: Place, at: u64) -> Self {
+    /// Reads a file from the byte `at`, where the record at `place` begins.
+    pub fn new(columns: usize, place: Place, at: u64) -> Self {
         let (state, text, record) = (State::Start, Vec::new(), Record::default());
         Self {
             columns,

@@ -37,7 +37,7 @@ impl From<S3Error> for StepError {
     fn from(error: S3Error) -> Self {
         match error {
             S3Error::Aws(error) => error.into(),
-            error @ (S3Error::Replaced { .. } | S3Error::Location(_)) => {
+            error @ (S3Error::Replaced(_) | S3Error::Location(_)) => {
                 Self::FailRun(error.to_string())
             }
         }
@@ -78,6 +78,8 @@ impl From<QueueError> for StepError {
 
 #[cfg(test)]
 mod tests {
+    use common::message::S3Object;
+
     use super::*;
 
     fn aws(kind: AwsErrorKind, code: &str) -> StepError {
@@ -111,11 +113,12 @@ mod tests {
         );
         let shrunk = ReadError::Shrunk { rows: 1, read: 2 };
         assert!(matches!(shrunk.into(), StepError::FailRun(_)));
-        let replaced = S3Error::Replaced {
+        let replaced = S3Error::Replaced(S3Object {
             bucket: "b".into(),
             key: "k".into(),
             etag: "e".into(),
-        };
+            size: 1,
+        });
         assert!(matches!(
             ReadError::from(replaced).into(),
             StepError::FailRun(_)

@@ -37,14 +37,6 @@ pub(crate) enum Waited {
     Failed(String),
 }
 
-/// What to do about a query in a given state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict {
-    Poll,
-    Stop(String),
-    Ended(Waited),
-}
-
 /// Polls the query until it ends, stops it when it passes a limit, and returns `Running` after `at_most`.
 pub(crate) async fn wait(
     athena: &Athena,
@@ -55,14 +47,13 @@ pub(crate) async fn wait(
     loop {
         sleep(poll_interval(query.age())).await;
         let execution = athena.look(query.id).await?;
-        match judge(execution, query.source, query.age(), query.attempt) {
-            Verdict::Poll if begun.elapsed() < at_most => {}
-            Verdict::Poll => return Ok(Waited::Running),
-            Verdict::Stop(reason) => {
-                stop(athena, query.id).await?;
-                return Ok(Waited::Failed(reason));
-            }
-            Verdict::Ended(waited) => return Ok(waited),
+        let is_working = execution.state == ExecutionState::Working;
+        let waited = judge(execution, query.source, query.age(), query.attempt);
+        if is_working && waited != Waited::Running {
+            stop(athena, query.id).await?;
+        }
+        if waited != Waited::Running || begun.elapsed() >= at_most {
+            return Ok(waited);
         }
     }
 }
@@ -110,10 +101,11 @@ impl<'a> Started<'a> {
     }
 }
 
-fn judge(execution: Execution, source: &Source, age: Duration, attempt: u32) -> Verdict {
-    Verdict::Ended(match &execution.state {
+/// What follows from the state of a query. One that is still working has failed when it passed a limit.
+fn judge(execution: Execution, source: &Source, age: Duration, attempt: u32) -> Waited {
+    match &execution.state {
         ExecutionState::Working => {
-            return over_limit(&execution, source, age).map_or(Verdict::Poll, Verdict::Stop);
+            over_limit(&execution, source, age).map_or(Waited::Running, Waited::Failed)
         }
         ExecutionState::Succeeded if execution.is_query => Waited::Succeeded(execution),
         ExecutionState::Succeeded => Waited::Failed(
@@ -133,7 +125,7 @@ fn judge(execution: Execution, source: &Source, age: Duration, attempt: u32) -> 
         ExecutionState::Cancelled(reason) => {
             Waited::Failed(format!("the query was cancelled in Athena: {reason}"))
         }
-    })
+    }
 }
 
 fn over_limit(execution: &Execution, source: &Source, age: Duration) -> Option<String> {
@@ -195,7 +187,7 @@ mod tests {
         }
     }
 
-    fn judged(state: ExecutionState, scanned: u64, minutes: u64, attempt: u32) -> Verdict {
+    fn judged(state: ExecutionState, scanned: u64, minutes: u64, attempt: u32) -> Waited {
         let execution = Execution {
             state,
             bytes_scanned: scanned,
@@ -220,29 +212,26 @@ mod tests {
     fn query_beyond_a_limit_is_stopped() {
         assert_eq!(
             judged(ExecutionState::Working, 10 * GB, 30, 1),
-            Verdict::Poll
+            Waited::Running
         );
-        let Verdict::Stop(why) = judged(ExecutionState::Working, 10 * GB + 1, 0, 1) else {
+        let Waited::Failed(why) = judged(ExecutionState::Working, 10 * GB + 1, 0, 1) else {
             panic!()
         };
         assert!(why.contains("max_scanned = 10000000000"), "{why}");
-        let Verdict::Stop(why) = judged(ExecutionState::Working, 0, 31, 1) else {
+        let Waited::Failed(why) = judged(ExecutionState::Working, 0, 31, 1) else {
             panic!()
         };
         assert!(why.contains("timeout = 30m"), "{why}");
-        // A query that has ended has cost what it cost.
+        // A query that has ended has cost what it cost, and is not stopped.
         assert!(matches!(
             judged(ExecutionState::Succeeded, 11 * GB, 31, 1),
-            Verdict::Ended(Waited::Succeeded(_))
+            Waited::Succeeded(_)
         ));
     }
 
     #[test]
     fn only_retryable_failures_are_retried_up_to_the_last_attempt() {
-        let ended = |state, attempt| match judged(state, 0, 0, attempt) {
-            Verdict::Ended(waited) => waited,
-            other => panic!("{other:?}"),
-        };
+        let ended = |state, attempt| judged(state, 0, 0, attempt);
         assert!(matches!(ended(failed(true), 1), Waited::Retryable(_)));
         let Waited::Failed(why) = ended(failed(true), 3) else {
             panic!()

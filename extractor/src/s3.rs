@@ -10,7 +10,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use common::backoff::backoff;
-use common::message::ResultLocation;
+use common::message::S3Object;
 use common::settings;
 use tokio::time::{sleep, timeout};
 
@@ -29,29 +29,16 @@ const MAX_FIND_ATTEMPTS: u32 = 5;
 #[derive(Debug, Clone)]
 pub struct S3(Client);
 
-/// One version of an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Object {
-    pub bucket: String,
-    pub key: String,
-    pub etag: String,
-    /// Bytes.
-    pub size: u64,
-}
-
 /// A failure of reading an object.
 #[derive(Debug, thiserror::Error)]
 pub enum S3Error {
     #[error(transparent)]
     Aws(#[from] AwsError),
     #[error(
-        "the result s3://{bucket}/{key} was replaced while it was being read: its version is no longer {etag}; run the job again"
+        "the result s3://{}/{} was replaced while it was being read: its version is no longer {}; run the job again",
+        .0.bucket, .0.key, .0.etag
     )]
-    Replaced {
-        bucket: String,
-        key: String,
-        etag: String,
-    },
+    Replaced(S3Object),
     #[error("{0:?} is not a location in S3, such as s3://bucket/key")]
     Location(String),
 }
@@ -70,18 +57,7 @@ impl S3Error {
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Aws(error) => error.kind == AwsErrorKind::Refused,
-            Self::Replaced { .. } | Self::Location(_) => true,
-        }
-    }
-}
-
-impl From<Object> for ResultLocation {
-    fn from(object: Object) -> Self {
-        Self::S3 {
-            bucket: object.bucket,
-            key: object.key,
-            etag: object.etag,
-            size: object.size,
+            Self::Replaced(_) | Self::Location(_) => true,
         }
     }
 }
@@ -100,7 +76,7 @@ impl S3 {
 
     /// Finds the current version of an object. Retries a missing one for a few seconds, since the
     /// query that writes it may have ended a moment ago.
-    pub async fn find(&self, location: &str) -> Result<Object, S3Error> {
+    pub async fn find(&self, location: &str) -> Result<S3Object, S3Error> {
         let (bucket, key) = parse_location(location)?;
         let mut attempt = 0;
         loop {
@@ -122,9 +98,9 @@ impl S3 {
     }
 
     /// Reads the first byte instead of the head: an error of a HEAD request has no code.
-    async fn look(&self, bucket: &str, key: &str) -> Result<Object, AwsError> {
+    async fn look(&self, bucket: &str, key: &str) -> Result<S3Object, AwsError> {
         let doing = || format!("opening s3://{bucket}/{key}");
-        let object = |etag: &str, size| Object {
+        let object = |etag: &str, size| S3Object {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             etag: etag.to_owned(),
@@ -149,7 +125,7 @@ impl S3 {
     }
 
     /// Reads `object` from byte `at`.
-    pub fn read(&self, object: Object, at: u64) -> ObjectReader {
+    pub fn read(&self, object: S3Object, at: u64) -> ObjectReader {
         ObjectReader {
             client: self.0.clone(),
             object,
@@ -164,7 +140,7 @@ impl S3 {
 #[derive(Debug)]
 pub struct ObjectReader {
     client: Client,
-    object: Object,
+    object: S3Object,
     /// The next byte.
     at: u64,
     body: Option<ByteStream>,
@@ -225,13 +201,13 @@ impl ObjectReader {
     }
 
     fn doing(&self) -> String {
-        let Object { bucket, key, .. } = &self.object;
+        let S3Object { bucket, key, .. } = &self.object;
         format!("reading s3://{bucket}/{key} at byte {}", self.at)
     }
 
     /// Requests the next range, and checks that it belongs to the same version of the object.
     async fn request(&self) -> Result<ByteStream, S3Error> {
-        let Object {
+        let S3Object {
             bucket,
             key,
             etag,
@@ -241,11 +217,7 @@ impl ObjectReader {
         let request = self.client.get_object().bucket(bucket).key(key);
         let range = format!("bytes={}-{last}", self.at);
         let answer = request.if_match(etag).range(range).send().await;
-        let replaced = || S3Error::Replaced {
-            bucket: bucket.clone(),
-            key: key.clone(),
-            etag: etag.clone(),
-        };
+        let replaced = || S3Error::Replaced(self.object.clone());
         let answer = match answer.map_err(|error| AwsError::from_sdk(self.doing(), &error)) {
             Err(error) if error.is_code("PreconditionFailed") => return Err(replaced()),
             answer => answer?,

@@ -42,7 +42,7 @@ pub use origin::Origin;
 pub use prune::{Prune, Pruned};
 pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quarantine};
 pub use removal::{DroppedBatch, Removal, Removed};
-pub use replay::{Claims, NewReplay, Replay, Subject};
+pub use replay::{NewReplay, Replay, Subject};
 pub use request::{ConflictingRun, Requested, Settled};
 pub use run::{LockedRun, RunRow, Standing, bigint, share};
 pub use seqs::{NotARange, Search, Seqs};

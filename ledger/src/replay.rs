@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use common::command::user;
 use common::job::JobSpec;
 use common::message::{Limits, RunId};
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ use sqlx::{FromRow, PgConnection};
 use crate::database::Store;
 use crate::error::Error;
 use crate::removal::check_no_removal;
+use crate::request::commit_of;
 use crate::run::{LockedRun, generation_no};
 use crate::seqs::Seqs;
 use crate::session_lock::SessionLock;
@@ -32,13 +34,22 @@ pub struct Subject {
 }
 
 /// A replay as the ledger has it.
+#[derive(FromRow)]
 pub struct Replay {
     pub source: String,
+    #[sqlx(try_from = "Json<Vec<(i32, i32)>>")]
     pub seqs: Seqs,
     pub job_hash: String,
+    #[sqlx(json, rename = "job_spec")]
     pub spec: Arc<JobSpec>,
     pub requested_by: String,
     pub sent: bool,
+}
+
+impl From<Json<Vec<(i32, i32)>>> for Seqs {
+    fn from(ranges: Json<Vec<(i32, i32)>>) -> Self {
+        Self::from_ledger(ranges.0)
+    }
 }
 
 impl Subject {
@@ -90,26 +101,20 @@ impl Subject {
 }
 
 /// What a replay writes into the ledger before it sends anything.
-pub struct NewReplay<'a> {
+pub struct NewReplay {
     /// `archive` or `athena`.
     pub source: &'static str,
-    pub seqs: &'a Seqs,
+    pub seqs: Seqs,
     /// Whether the other batches are carried forward.
     pub partial: bool,
-    pub job_hash: &'a str,
-    pub spec: &'a JobSpec,
-    /// When rows reach the target from now on.
-    pub commit: &'a str,
-    pub by: &'a str,
+    pub job_hash: String,
+    pub spec: Arc<JobSpec>,
 }
 
-/// The runs that this process alone may replay, until this is dropped or the process ends.
-pub struct Claims(SessionLock);
-
-impl Claims {
+impl SessionLock {
     /// Takes a run, so that two operators do not replay it at the same time.
-    pub async fn take(&mut self, name: &str) -> Result<(), Error> {
-        if self.0.take("replay", name).await? {
+    pub async fn take_replay(&mut self, name: &str) -> Result<(), Error> {
+        if self.take("replay", name).await? {
             return Ok(());
         }
         Err(Error::NotAllowed(format!(
@@ -125,18 +130,6 @@ struct SubjectRow {
     sql: String,
 }
 
-#[derive(FromRow)]
-struct ReplayRow {
-    source: String,
-    first: Vec<i32>,
-    last: Vec<i32>,
-    job_hash: String,
-    #[sqlx(json)]
-    job_spec: JobSpec,
-    requested_by: String,
-    sent: bool,
-}
-
 impl Store {
     /// The run of this name with all that a replay has to know.
     pub async fn subject(&self, name: &str) -> Result<Subject, Error> {
@@ -149,10 +142,9 @@ impl Store {
                         .bind(name)
                         .fetch_one(&mut *tx)
                         .await?;
-                let replay: Option<ReplayRow> = sqlx::query_as(
+                let replay = sqlx::query_as(
                     "SELECT source, job_hash, job_spec, requested_by, sent_at IS NOT NULL AS sent,
-                            ARRAY(SELECT lower(r) FROM unnest(seqs) AS r ORDER BY 1) AS first,
-                            ARRAY(SELECT upper(r) - 1 FROM unnest(seqs) AS r ORDER BY 1) AS last
+                            to_json(ARRAY(SELECT json_build_array(lower(r), upper(r) - 1) FROM unnest(seqs) AS r)) AS seqs
                      FROM etl.replays WHERE run_id = $1 AND generation = $2",
                 )
                 .bind(name)
@@ -169,29 +161,13 @@ impl Store {
             requested_at: settled.requested_at,
             sql: row.sql,
             limits: settled.limits,
-            replay: replay.map(|row| Replay {
-                source: row.source,
-                seqs: Seqs::from_ledger(row.first.into_iter().zip(row.last)),
-                job_hash: row.job_hash,
-                spec: Arc::new(row.job_spec),
-                requested_by: row.requested_by,
-                sent: row.sent,
-            }),
+            replay,
         })
-    }
-
-    /// Runs can be claimed on a connection of their own: the locks end with it, and so with the process.
-    pub async fn claims(&self) -> Result<Claims, Error> {
-        Ok(Claims(self.session_lock().await?))
     }
 
     /// Writes a replay and raises the run's generation: the new one's number. From here on batches of the generations before are
     /// stale.
-    pub async fn begin_replay(
-        &self,
-        subject: &Subject,
-        replay: &NewReplay<'_>,
-    ) -> Result<u32, Error> {
+    pub async fn begin_replay(&self, subject: &Subject, replay: &NewReplay) -> Result<u32, Error> {
         let name = subject.id();
         let id = parsed(name)?;
         let failure =
@@ -264,11 +240,7 @@ fn parsed(name: &str) -> Result<RunId, Error> {
 
 impl LockedRun<'_> {
     /// Refused when the run is not as it was when the checks were made.
-    async fn begin_replay(
-        mut self,
-        subject: &Subject,
-        replay: &NewReplay<'_>,
-    ) -> Result<u32, Error> {
+    async fn begin_replay(mut self, subject: &Subject, replay: &NewReplay) -> Result<u32, Error> {
         let (name, checked) = (&self.id, &subject.run);
         if self.row.state != checked.state || self.row.generation != checked.generation {
             return Err(Error::NotAllowed(format!(
@@ -299,7 +271,7 @@ impl LockedRun<'_> {
         .bind(self.id.as_str())
         .bind(generation)
         .bind(state.name())
-        .bind(replay.commit)
+        .bind(commit_of(&replay.spec.target).name())
         .execute(&mut *self.tx)
         .await?;
         self.resolve_replayed(replay, generation).await?;
@@ -308,7 +280,7 @@ impl LockedRun<'_> {
 
     async fn write_replay(
         &mut self,
-        replay: &NewReplay<'_>,
+        replay: &NewReplay,
         generation: i32,
     ) -> Result<(), sqlx::Error> {
         sqlx::query(
@@ -319,10 +291,10 @@ impl LockedRun<'_> {
         .bind(generation)
         .bind(replay.source)
         .bind(replay.seqs.multirange())
-        .bind(replay.job_hash)
-        .bind(Json(replay.spec))
+        .bind(&replay.job_hash)
+        .bind(Json(&replay.spec))
         .bind(self.row.state.name())
-        .bind(replay.by)
+        .bind(user())
         .execute(&mut *self.tx)
         .await
         .map(drop)
@@ -331,7 +303,7 @@ impl LockedRun<'_> {
     /// Dead letters of batches that are replayed are of no use any more.
     async fn resolve_replayed(
         &mut self,
-        replay: &NewReplay<'_>,
+        replay: &NewReplay,
         generation: i32,
     ) -> Result<(), sqlx::Error> {
         sqlx::query(
@@ -345,7 +317,7 @@ impl LockedRun<'_> {
         .bind(generation)
         .bind(replay.partial)
         .bind(replay.seqs.multirange())
-        .bind(format!("superseded by replay {generation} of {}", replay.by))
+        .bind(format!("superseded by replay {generation} of {}", user()))
         .execute(&mut *self.tx)
         .await
         .map(drop)

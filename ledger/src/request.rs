@@ -1,7 +1,7 @@
 //! The request of a run: its row, before anything of it is sent.
 
 use common::command::user;
-use common::job::{Commit, Job, Mode, Request};
+use common::job::{Commit, Job, Mode, Request, Target};
 use common::message::{Limits, RunId};
 use jiff::Timestamp;
 use sqlx::types::Json;
@@ -190,6 +190,15 @@ async fn conflicting(
     .await
 }
 
+/// When rows of a run with this target reach it.
+pub(crate) fn commit_of(target: &Target) -> Commit {
+    if target.is_staged(0) {
+        Commit::Run
+    } else {
+        Commit::Batch
+    }
+}
+
 async fn insert(
     tx: &mut PgConnection,
     run: &RunId,
@@ -198,11 +207,6 @@ async fn insert(
     limits: Limits,
 ) -> Result<bool, sqlx::Error> {
     let (schema, table) = job.spec.target.schema_and_table();
-    let commit = if job.spec.target.is_staged(0) {
-        Commit::Run
-    } else {
-        Commit::Batch
-    };
     let written = sqlx::query(
         "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, commit, requested_by, limits)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (run_id) DO NOTHING",
@@ -215,7 +219,7 @@ async fn insert(
     .bind(&request.sql)
     .bind(format!("{schema}.{table}"))
     .bind(job.spec.target.mode.name())
-    .bind(commit.name())
+    .bind(commit_of(&job.spec.target).name())
     .bind(user())
     .bind(Json(limits))
     .execute(tx)

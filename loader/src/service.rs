@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::backoff::backoff;
 use common::lifecycle::Health;
 use common::service::{Fault, Session};
-use common::settings::SecretUrl;
+use common::settings::{self, SecretUrl};
 use ledger::{Class, Store, cause, classify, database, migrate};
 use serde::Deserialize;
 use sqlx::Connection as _;
@@ -52,18 +52,6 @@ fn default_migrate() -> bool {
     true
 }
 
-impl LoaderSettings {
-    /// The names in `schemas`.
-    pub fn allowed_schemas(&self) -> Vec<String> {
-        self.schemas
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
-            .collect()
-    }
-}
-
 /// The loader as a service: its database, and whether this process has worked with the database and has waited for it.
 pub struct LoaderService {
     settings: LoaderSettings,
@@ -75,7 +63,7 @@ pub struct LoaderService {
 impl LoaderService {
     pub fn new(settings: LoaderSettings) -> anyhow::Result<Self> {
         let url = &settings.database_url;
-        let loader = Loader::new(url, settings.allowed_schemas()).map_err(|error| {
+        let loader = Loader::new(url, settings::names(&settings.schemas)).map_err(|error| {
             anyhow::anyhow!(
                 "cannot use the database URL {url}: {}; ETL_DATABASE_URL looks like postgres://user:password@host:5432/database",
                 cause(&error)

@@ -94,14 +94,19 @@ pub enum TaskState {
 #[serde(rename_all = "snake_case", tag = "in")]
 pub enum ResultLocation {
     /// A CSV object, in exactly this version.
-    S3 {
-        bucket: String,
-        key: String,
-        etag: String,
-        size: u64,
-    },
+    S3(S3Object),
     /// `GetQueryResults`.
     Pages,
+}
+
+/// One version of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct S3Object {
+    pub bucket: String,
+    pub key: String,
+    pub etag: String,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// The first row that is not published yet.
@@ -122,7 +127,9 @@ impl ResultLocation {
     /// The id of this version of the execution's result.
     pub fn result_id(&self, query_execution_id: &str) -> String {
         match self {
-            Self::S3 { etag, .. } => format!("{query_execution_id}:{}", etag.trim_matches('"')),
+            Self::S3(object) => {
+                format!("{query_execution_id}:{}", object.etag.trim_matches('"'))
+            }
             Self::Pages => format!("{query_execution_id}:pages"),
         }
     }
@@ -130,7 +137,7 @@ impl ResultLocation {
     /// `s3://bucket/key`, if the result is an object.
     pub fn object(&self) -> Option<String> {
         match self {
-            Self::S3 { bucket, key, .. } => Some(format!("s3://{bucket}/{key}")),
+            Self::S3(object) => Some(format!("s3://{}/{}", object.bucket, object.key)),
             Self::Pages => None,
         }
     }

@@ -208,12 +208,12 @@ fn valid_batch() -> impl Strategy<Value = ValidBatch> {
 fn task() -> impl Strategy<Value = ExtractTask> {
     let location = prop_oneof![
         Just(ResultLocation::Pages),
-        Just(ResultLocation::S3 {
+        Just(ResultLocation::S3(S3Object {
             bucket: "b".into(),
             key: "k".into(),
             etag: "\"e\"".into(),
             size: 10
-        })
+        }))
     ];
     let reading =
         (location, 0..9_u64, 0..9_u32).prop_map(|(location, row, seq)| TaskState::Reading {
@@ -388,6 +388,27 @@ fn row_numbers_beyond_bigint_are_refused() {
     assert!(read::<RawBatch>(raw(0).as_bytes(), raw_adds_up));
     assert!(!read::<RawBatch>(raw(u64::MAX).as_bytes(), raw_adds_up));
     assert!(!read::<RawBatch>(raw(u64::MAX / 2).as_bytes(), raw_adds_up));
+}
+
+/// Tasks wait in the queue while services are upgraded.
+#[test]
+fn location_is_one_flat_object() {
+    let object = S3Object {
+        bucket: "b".into(),
+        key: "k".into(),
+        etag: "e".into(),
+        size: 10,
+    };
+    for (location, wanted) in [
+        (
+            ResultLocation::S3(object),
+            json!({ "in": "s3", "bucket": "b", "key": "k", "etag": "e", "size": 10 }),
+        ),
+        (ResultLocation::Pages, json!({ "in": "pages" })),
+    ] {
+        assert_eq!(serde_json::to_value(&location).unwrap(), wanted);
+        assert_eq!(serde_json::from_value(wanted).ok(), Some(location));
+    }
 }
 
 /// Batches of a service that is not upgraded yet, or that waited during an upgrade.

@@ -23,7 +23,7 @@ use crate::broker::Broker;
 use crate::jobs::{Jobs, filled_in};
 use crate::output::progress::Progress;
 use crate::output::run::{by_whom, choice, state};
-use crate::output::{counted, note, notes, number, print, print_json, size, table};
+use crate::output::{counted, note, notes, number, show, size, table};
 use crate::store;
 use ledger::{Run, RunState};
 
@@ -175,23 +175,20 @@ impl Command for Arguments {
         let broker = Broker::open(note).await?;
         note(&plan.summary);
         let (mut progress, count) = (Progress::default(), size(&plan.slots));
-        let look = &mut |event: Event<'_>| show(&mut progress, count, &event);
+        let look = &mut |event: Event<'_>| show_event(&mut progress, count, &event);
         let windows = act(&store, &broker, &jobs.schemas, plan, &self, look).await;
         broker.close().await;
         progress.close();
         let windows = windows?;
-        if self.json {
-            print_json(&windows)?;
-        } else {
-            print(&list(&windows).to_string())?;
-            print(&total(&windows))?;
-        }
+        show(self.json, &windows, |windows| {
+            format!("{}\n{}", list(windows), total(windows))
+        })?;
         notes(&remarks(&windows));
         Ok(windows.iter().all(WindowReport::is_loaded))
     }
 }
 
-fn show(progress: &mut Progress, windows: i64, event: &Event<'_>) {
+fn show_event(progress: &mut Progress, windows: i64, event: &Event<'_>) {
     let runs = match event {
         Event::Progress(runs) => runs,
         Event::Note(text) => return progress.note(text),

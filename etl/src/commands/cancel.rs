@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Command;
 use crate::Failure;
 use crate::broker::Broker;
-use crate::output::{counted, note, number, print, print_json};
+use crate::output::{counted, note, number, show};
 use crate::store;
 use ledger::{Ended, Removed, Rows, RunState, Store};
 
@@ -46,20 +46,16 @@ pub async fn act(
     Ok(store.cancel(run, undo, why).await?)
 }
 
-/// What came of a removal that a loader has executed.
-#[derive(Debug, PartialEq, Eq)]
-pub enum RemovedRows {
-    /// So many rows were deleted from the target.
-    Done(i64),
-    /// There was nothing to remove, and why.
-    NotNeeded(String),
-}
-
-/// Waits until a loader has removed rows of the run from its target. Only loaders write to targets.
-pub async fn removed(store: &Store, run: &RunId, removal: i64) -> Result<RemovedRows, Failure> {
+/// Waits until a loader has removed rows of the run from its target. Only loaders write to targets. Returns how many rows
+/// were deleted, or why there was nothing to remove.
+pub async fn removed(
+    store: &Store,
+    run: &RunId,
+    removal: i64,
+) -> Result<Result<i64, String>, Failure> {
     let why = match store.removed(removal, REMOVAL_TIMEOUT).await? {
-        Removed::Done(rows) => return Ok(RemovedRows::Done(rows)),
-        Removed::NotNeeded(reason) => return Ok(RemovedRows::NotNeeded(reason)),
+        Removed::Done(rows) => return Ok(Ok(rows)),
+        Removed::NotNeeded(reason) => return Ok(Err(reason)),
         Removed::Pending(Some(why)) => format!("the last attempt failed: {why}"),
         Removed::Pending(None) => format!(
             "no loader has done it within {}; is one running?",
@@ -105,20 +101,15 @@ impl Command for Arguments {
                 note(&format!(
                     "waiting for a loader to remove {rows} of the run {run}"
                 ));
-                match removed(&store, &run, removal).await? {
-                    RemovedRows::Done(rows) => rows,
-                    RemovedRows::NotNeeded(reason) => {
-                        return Err(anyhow!("the rows of the run {run} were not removed: {reason}; `etl status {run}` shows what is in its target").into());
-                    }
-                }
+                removed(&store, &run, removal).await?.map_err(|reason| {
+                    anyhow!("the rows of the run {run} were not removed: {reason}; `etl status {run}` shows what is in its target")
+                })?
             }
             _ => 0,
         };
-        if json {
-            print_json(&to_json(&run, &cancelled, rows))?;
-        } else {
-            print(&sentence(&run, &cancelled, rows))?;
-        }
+        show(json, &to_json(&run, &cancelled, rows), |_| {
+            sentence(&run, &cancelled, rows)
+        })?;
         stopped?;
         Ok(true)
     }

@@ -12,9 +12,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use clap::ArgGroup;
-use common::command::user;
 use common::failpoint;
-use common::job::{Commit, Job, JobSpec, Source};
+use common::job::{Job, JobSpec, Source};
 use common::message::BatchId;
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -31,7 +30,7 @@ use crate::output::run::follow;
 use crate::output::{self, counted, note, print};
 use crate::store;
 use ledger::Seqs;
-use ledger::{Claims, NewReplay, RunState, Store, Subject};
+use ledger::{NewReplay, RunState, SessionLock, Store, Subject};
 
 /// Replay batches of runs, with the job as it is now and without a query.
 #[derive(Debug, Default, clap::Args)]
@@ -103,19 +102,15 @@ pub struct Plan {
     /// Runs without a rejected row, with `--rejected-only`: there is nothing to send.
     pub nothing: Vec<String>,
     pub notes: Vec<String>,
-    claims: Claims,
+    claims: SessionLock,
 }
 
 /// A replay that passed every check. Nothing has changed yet.
 pub struct Replay {
     pub subject: Subject,
-    pub seqs: Seqs,
-    /// Whether some batches of the run are not replayed.
-    pub partial: bool,
+    pub new: NewReplay,
     /// Whether an unfinished replay continues, in its own generation.
     pub resumes: bool,
-    job_hash: String,
-    spec: Arc<JobSpec>,
     /// Where Athena's result is read again; none for the archive.
     athena: Option<Source>,
 }
@@ -173,10 +168,10 @@ pub async fn plan(
         replays: Vec::with_capacity(names.len()),
         nothing: Vec::new(),
         notes: Vec::new(),
-        claims: store.claims().await?,
+        claims: store.session_lock().await?,
     };
     for name in names {
-        plan.claims.take(name).await?;
+        plan.claims.take_replay(name).await?;
         let subject = store.subject(name).await?;
         subject.check_state(arguments.force)?;
         let replay = if arguments.from_athena {
@@ -200,13 +195,16 @@ pub async fn plan(
 fn from_athena(subject: Subject) -> Result<Replay, Failure> {
     reread::result(&subject)?;
     let (job, spec) = job_now(&subject)?;
-    let seqs = Seqs::first(subject.batches().unwrap_or(BatchId::MAX_SEQ));
-    Ok(Replay {
-        resumes: checks::resumes(&subject, "athena", &seqs, &job.hash())?,
+    let new = NewReplay {
+        source: "athena",
+        seqs: Seqs::first(subject.batches().unwrap_or(BatchId::MAX_SEQ)),
         partial: false,
-        seqs,
         job_hash: job.hash(),
         spec,
+    };
+    Ok(Replay {
+        resumes: checks::resumes(&subject, &new)?,
+        new,
         athena: Some(job.source),
         subject,
     })
@@ -250,12 +248,16 @@ async fn from_archive(
             spec.target.mode,
         ));
     }
-    Ok(Some(Replay {
-        resumes: checks::resumes(&subject, "archive", &seqs, &job.hash())?,
+    let new = NewReplay {
+        source: "archive",
         partial: seqs != whole,
         seqs,
         job_hash: job.hash(),
         spec,
+    };
+    Ok(Some(Replay {
+        resumes: checks::resumes(&subject, &new)?,
+        new,
         athena: None,
         subject,
     }))
@@ -281,28 +283,10 @@ fn job_now(subject: &Subject) -> Result<(Job, Arc<JobSpec>), Failure> {
 /// Writes a replay into the ledger, unless it resumes, and sends it.
 pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent, Failure> {
     let subject = &replay.subject;
-    let commit = if replay.spec.target.is_staged(0) {
-        Commit::Run
-    } else {
-        Commit::Batch
-    };
     let generation = if replay.resumes {
         subject.generation()
     } else {
-        let new = NewReplay {
-            source: if replay.athena.is_some() {
-                "athena"
-            } else {
-                "archive"
-            },
-            seqs: &replay.seqs,
-            partial: replay.partial,
-            job_hash: &replay.job_hash,
-            spec: &replay.spec,
-            commit: commit.name(),
-            by: &user(),
-        };
-        store.begin_replay(subject, &new).await?
+        store.begin_replay(subject, &replay.new).await?
     };
     failpoint::reach("replay_recorded").await;
     match &replay.athena {
@@ -319,7 +303,7 @@ pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent
     store.replay_sent(subject.id(), generation).await?;
     Ok(Sent {
         run_id: subject.id().to_owned(),
-        batches: replay.athena.is_none().then(|| replay.seqs.count()),
+        batches: replay.athena.is_none().then(|| replay.new.seqs.count()),
         generation: Some(generation),
     })
 }

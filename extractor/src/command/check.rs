@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use common::command::{Failure, print, print_json};
+use common::command::Failure;
+use common::findings::{Findings, Level};
 use common::job::{Results, Source};
 use common::message::RunId;
-use serde::Serialize;
-use serde_json::json;
 
 use super::{fresh_name, read_job};
 use crate::athena::{Query, Workgroup};
@@ -45,30 +44,9 @@ pub struct Arguments {
 /// An execution that does not exist.
 const UNKNOWN: &str = "00000000-0000-0000-0000-000000000000";
 
-/// A check and its result.
-#[derive(Debug, Serialize)]
-struct Finding {
-    check: String,
-    state: State,
-    found: String,
-    /// The IAM action that is missing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    action: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remedy: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum State {
-    Ok,
-    Failed,
-    NotTried,
-}
-
 #[derive(Default)]
-struct Findings {
-    all: Vec<Finding>,
+struct Check {
+    findings: Findings,
     /// The cause that makes every other check fail, too.
     blocked: Option<String>,
 }
@@ -85,13 +63,13 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
         source.output_location = arguments.output_location;
     }
     let settings: Settings = common::settings::load().map_err(Failure::usage)?;
-    let mut findings = Findings::default();
-    if let Some(clients) = configuration(&mut findings, &settings).await {
-        permissions(&mut findings, &clients, &source).await;
+    let mut check = Check::default();
+    if let Some(clients) = configuration(&mut check, &settings).await {
+        permissions(&mut check, &clients, &source).await;
         let run = fresh_name("check")?;
-        query(&mut findings, &clients, &source, &run, arguments.query).await;
+        query(&mut check, &clients, &source, &run, arguments.query).await;
     }
-    report(&findings, arguments.json)
+    check.findings.report(arguments.json)
 }
 
 /// The source of queries that belong to no job.
@@ -108,73 +86,67 @@ fn default_source() -> Source {
 }
 
 /// Region and credentials, without a call to Athena or S3.
-async fn configuration(findings: &mut Findings, settings: &Settings) -> Option<Clients> {
+async fn configuration(check: &mut Check, settings: &Settings) -> Option<Clients> {
     match aws::configure(Patience::Command).await {
         Ok(config) => {
             let region = config.region().map(ToString::to_string);
-            findings.ok("region", region.unwrap_or_default());
+            check.findings.fine("region", region.unwrap_or_default());
             match aws::identity(&config).await {
-                Ok(identity) => findings.ok("credentials", identity),
+                Ok(identity) => check.findings.fine("credentials", identity),
                 Err(problem) => {
                     let remedy = "check the profile or the role's endpoint that provides them";
-                    findings.failed("credentials", problem, None, Some(remedy.to_owned()));
-                    findings.blocked = Some("there are no credentials".to_owned());
+                    check.wrong("credentials", problem, remedy);
+                    check.blocked = Some("there are no credentials".to_owned());
                 }
             }
             Some(Clients::of(&config, settings))
         }
         Err(error) => {
             let sentence = error.to_string();
-            let (problem, remedy) = sentence.split_once("; ").unwrap_or((&sentence, ""));
-            let check = if matches!(error, aws::ConfigurationError::NoRegion) {
+            let what = if matches!(error, aws::ConfigurationError::NoRegion) {
                 "region"
             } else {
                 "credentials"
             };
-            let remedy = Some(remedy.to_owned()).filter(|remedy| !remedy.is_empty());
-            findings.failed(check, problem.to_owned(), None, remedy);
+            match sentence.split_once("; ") {
+                Some((problem, remedy)) => check.wrong(what, problem, remedy),
+                None => check.findings.wrong(what, sentence),
+            }
             None
         }
     }
 }
 
-async fn permissions(findings: &mut Findings, clients: &Clients, source: &Source) {
+async fn permissions(check: &mut Check, clients: &Clients, source: &Source) {
     let name = source.workgroup.as_deref().unwrap_or("primary");
-    let found = match findings.blocked {
-        Some(_) => findings.skip("workgroup"),
-        None => findings.workgroup(name, clients.athena.workgroup(name).await),
-    };
-    let output = output_location(findings, found.as_ref(), source);
     let athena = &clients.athena;
-    if findings.may_try("athena:GetQueryExecution") {
-        let tried = athena.look(UNKNOWN).await.map(drop);
-        findings.probed("athena:GetQueryExecution", tried);
-    }
-    if findings.may_try("athena:GetQueryResults") {
-        let tried = athena.columns(UNKNOWN).await.map(drop);
-        findings.probed("athena:GetQueryResults", tried);
-    }
-    if findings.may_try("athena:StopQueryExecution") {
-        findings.probed("athena:StopQueryExecution", athena.stop(UNKNOWN).await);
-    }
+    let found = if check.may_try("workgroup") {
+        check.workgroup(name, athena.workgroup(name).await)
+    } else {
+        None
+    };
+    let output = output_location(check, found.as_ref(), source);
+    (check.probe("athena:GetQueryExecution", athena.look(UNKNOWN))).await;
+    (check.probe("athena:GetQueryResults", athena.columns(UNKNOWN))).await;
+    (check.probe("athena:StopQueryExecution", athena.stop(UNKNOWN))).await;
     if let Some(place) = output
-        && findings.may_try("s3:GetObject")
+        && check.may_try("s3:GetObject")
     {
         let key = format!("{}/etl-check-no-such-object", place.trim_end_matches('/'));
         match clients.s3.probe(&key).await {
-            Err(error @ (S3Error::Location(_) | S3Error::Replaced { .. })) => {
-                let remedy = "an output location is s3://bucket/prefix/".to_owned();
-                findings.failed("s3:GetObject", error.to_string(), None, Some(remedy));
+            Err(error @ (S3Error::Location(_) | S3Error::Replaced(_))) => {
+                let remedy = "an output location is s3://bucket/prefix/";
+                check.wrong("s3:GetObject", error.to_string(), remedy);
             }
-            Err(S3Error::Aws(error)) => findings.probed("s3:GetObject", Err(error)),
-            Ok(()) => findings.probed("s3:GetObject", Ok(())),
+            Err(S3Error::Aws(error)) => check.probed::<()>("s3:GetObject", Err(error)),
+            Ok(()) => check.probed("s3:GetObject", Ok(())),
         }
     }
 }
 
 /// The place of the results in S3, if any.
 fn output_location(
-    findings: &mut Findings,
+    check: &mut Check,
     workgroup: Option<&Workgroup>,
     source: &Source,
 ) -> Option<String> {
@@ -182,10 +154,10 @@ fn output_location(
     let Some(workgroup) = workgroup else {
         return own;
     };
-    let check = "output location";
+    let what = "output location";
     if workgroup.managed_results {
         let found = "none: the workgroup has managed query results, which are read as pages";
-        findings.ok(check, found);
+        check.findings.fine(what, found);
         return None;
     }
     let place = if workgroup.enforced {
@@ -194,176 +166,129 @@ fn output_location(
         own.or_else(|| workgroup.output_location.clone())
     };
     match &place {
-        Some(place) => findings.ok(check, place),
-        None => findings.failed(
-            check,
+        Some(place) => check.findings.fine(what, place),
+        None => check.wrong(
+            what,
             format!(
                 "neither the workgroup {} nor the job has one",
                 workgroup.name
             ),
-            None,
-            Some("set output_location in the job's [source], or in the workgroup".to_owned()),
+            "set output_location in the job's [source], or in the workgroup",
         ),
     }
     place
 }
 
 /// `SELECT 1`, from its start to its result in S3 and as pages.
-async fn query(
-    findings: &mut Findings,
-    clients: &Clients,
-    source: &Source,
-    run: &RunId,
-    wanted: bool,
-) {
-    let check = "athena:StartQueryExecution";
+async fn query(check: &mut Check, clients: &Clients, source: &Source, run: &RunId, wanted: bool) {
+    let action = "athena:StartQueryExecution";
     if !wanted {
-        findings.not_tried(
-            check,
-            "it would start a query; --query starts SELECT 1".to_owned(),
-        );
+        let why = "it would start a query; --query starts SELECT 1";
+        check.findings.add(Level::Unknown, action, why);
         return;
     }
-    if !findings.may_try(check) {
+    if !check.may_try(action) {
         return;
     }
-    let (sql, attempt) = ("SELECT 1 AS one", 1);
     let query = Query {
         run,
-        sql,
+        sql: "SELECT 1 AS one",
         source,
-        attempt,
+        attempt: 1,
     };
     let id = match clients.athena.start(query).await {
         Ok(id) => id,
-        Err(error) => return findings.permission(check, Err(error)),
+        Err(error) => return check.failed(action, &error),
     };
-    findings.ok(check, format!("query {id}"));
+    check.findings.fine(action, format!("query {id}"));
     let started = Started::now(&id, source);
     let execution = match query::wait_to_the_end(&clients.athena, started).await {
         Ok(Ok(execution)) => execution,
         Ok(Err(reason)) => {
-            let remedy = "its role needs what Athena names: s3:GetBucketLocation, s3:ListBucket and s3:PutObject at the output location, and glue for tables".to_owned();
-            return findings.failed("a query", reason, None, Some(remedy));
+            let remedy = "its role needs what Athena names: s3:GetBucketLocation, s3:ListBucket and s3:PutObject at the output location, and glue for tables";
+            return check.wrong("a query", reason, remedy);
         }
-        Err(error) => return findings.permission("athena:GetQueryExecution", Err(error)),
+        Err(error) => return check.failed("athena:GetQueryExecution", &error),
     };
-    let columns = clients.athena.columns(&id).await.map(drop);
-    findings.permission("the result as pages", columns);
+    match clients.athena.columns(&id).await {
+        Ok(_) => check.findings.fine("the result as pages", "permitted"),
+        Err(error) => check.failed("the result as pages", &error),
+    }
     if let Some(place) = execution.output_location {
+        let what = "the result in S3";
         match clients.s3.find(&place).await {
-            Ok(object) => findings.ok("the result in S3", format!("{} bytes", object.size)),
-            Err(S3Error::Aws(error)) => findings.permission("the result in S3", Err(error)),
-            Err(error) => findings.failed("the result in S3", error.to_string(), None, None),
+            Ok(object) => (check.findings).fine(what, format!("{} bytes", object.size)),
+            Err(S3Error::Aws(error)) => check.failed(what, &error),
+            Err(error) => check.findings.wrong(what, error.to_string()),
         }
     }
 }
 
-impl Findings {
-    fn ok(&mut self, check: &str, found: impl Into<String>) {
-        self.add(check, State::Ok, found.into(), None, None);
-    }
-
-    fn failed(
-        &mut self,
-        check: &str,
-        found: String,
-        action: Option<String>,
-        remedy: Option<String>,
-    ) {
-        self.add(check, State::Failed, found, action, remedy);
-    }
-
-    fn not_tried(&mut self, check: &str, why: String) {
-        self.add(check, State::NotTried, why, None, None);
-    }
-
-    fn add(
-        &mut self,
-        check: &str,
-        state: State,
-        found: String,
-        action: Option<String>,
-        remedy: Option<String>,
-    ) {
-        let check = check.to_owned();
-        self.all.push(Finding {
-            check,
-            state,
-            found,
-            action,
-            remedy,
-        });
+impl Check {
+    fn wrong(&mut self, what: &'static str, text: impl Into<String>, remedy: impl Into<String>) {
+        self.findings.add(Level::Wrong, what, text).remedy = Some(remedy.into());
     }
 
     /// False, with a finding, when the cause of an earlier failure makes this check fail, too.
-    fn may_try(&mut self, check: &str) -> bool {
-        if self.blocked.is_some() {
-            self.skip(check);
+    fn may_try(&mut self, what: &'static str) -> bool {
+        if let Some(why) = &self.blocked {
+            self.findings.add(Level::Unknown, what, why);
         }
         self.blocked.is_none()
     }
 
-    fn skip(&mut self, check: &str) -> Option<Workgroup> {
-        let why = self.blocked.clone().unwrap_or_default();
-        self.not_tried(check, why);
-        None
-    }
-
     fn workgroup(&mut self, name: &str, found: Result<Workgroup, AwsError>) -> Option<Workgroup> {
-        let check = "workgroup";
-        match found {
-            Ok(workgroup) if workgroup.enabled => {
-                self.ok(check, workgroup.to_string());
-                Some(workgroup)
-            }
+        let what = "workgroup";
+        match &found {
+            Ok(workgroup) if workgroup.enabled => self.findings.fine(what, workgroup.to_string()),
             Ok(workgroup) => {
                 let remedy = format!("enable the workgroup {name}, or name another");
-                self.failed(check, workgroup.to_string(), None, Some(remedy));
-                Some(workgroup)
+                self.wrong(what, workgroup.to_string(), remedy);
             }
             Err(error) if error.is_code("InvalidRequestException") => {
                 let remedy = "name a workgroup of this region and account in the job's [source]";
-                self.failed(check, error.message, None, Some(remedy.to_owned()));
-                None
+                self.wrong(what, &error.message, remedy);
             }
-            Err(error) => {
-                self.permission("athena:GetWorkGroup", Err(error));
-                None
-            }
+            Err(error) => self.failed("athena:GetWorkGroup", error),
+        }
+        found.ok()
+    }
+
+    /// Tries an action on an execution that does not exist.
+    async fn probe<T>(
+        &mut self,
+        action: &'static str,
+        call: impl Future<Output = Result<T, AwsError>>,
+    ) {
+        if self.may_try(action) {
+            self.probed(action, call.await);
         }
     }
 
     /// The finding of an action that was tried on something that does not exist: 'not found' is a permission.
-    fn probed(&mut self, action: &str, tried: Result<(), AwsError>) {
-        let is_missing = |error: &AwsError| {
-            error.is_code("InvalidRequestException") || error.is_code("NoSuchKey")
-        };
-        let tried = tried.or_else(|error| {
-            if is_missing(&error) {
-                Ok(())
-            } else {
-                Err(error)
+    fn probed<T>(&mut self, action: &'static str, tried: Result<T, AwsError>) {
+        match tried {
+            Err(error)
+                if !error.is_code("InvalidRequestException") && !error.is_code("NoSuchKey") =>
+            {
+                self.failed(action, &error);
             }
-        });
-        self.permission(action, tried);
+            _ => self.findings.fine(action, "permitted"),
+        }
     }
 
-    /// The finding of an action that was tried.
-    fn permission(&mut self, action: &str, tried: Result<(), AwsError>) {
-        let Err(error) = tried else {
-            return self.ok(action, "permitted");
-        };
-        if error.is_denied() {
-            let missing = aws::denied_action(&error.message)
-                .unwrap_or(action)
-                .to_owned();
-            let remedy = format!("allow {missing} in the policy of the extractor's user or role");
-            return self.failed(action, error.message, Some(missing), Some(remedy));
+    /// The finding of an action that failed.
+    fn failed(&mut self, action: &'static str, error: &AwsError) {
+        if !error.is_denied() {
+            self.blocked = Some(format!("it would fail as {action} did"));
+            return self.wrong(action, &error.message, remedy(error));
         }
-        let remedy = remedy(&error);
-        self.blocked = Some(format!("it would fail as {action} did"));
-        self.failed(action, error.message, None, Some(remedy.to_owned()));
+        let missing = aws::denied_action(&error.message).unwrap_or(action);
+        let finding = self.findings.add(Level::Wrong, action, &error.message);
+        finding.action = Some(missing.to_owned());
+        finding.remedy = Some(format!(
+            "allow {missing} in the policy of the extractor's user or role"
+        ));
     }
 }
 
@@ -395,26 +320,4 @@ fn remedy(error: &AwsError) -> &'static str {
             "check AWS_REGION (or AWS_ENDPOINT_URL), the network and the proxy"
         }
     }
-}
-
-fn report(findings: &Findings, json: bool) -> Result<bool, Failure> {
-    let ok = findings.all.iter().all(|one| one.state != State::Failed);
-    if json {
-        print_json(&json!({ "ok": ok, "checks": findings.all }))?;
-        return Ok(ok);
-    }
-    for one in &findings.all {
-        let state = match one.state {
-            State::Ok => "ok",
-            State::Failed => "FAILED",
-            State::NotTried => "-",
-        };
-        let mut line = format!("{state:<7} {:<27} {}", one.check, one.found);
-        if let Some(remedy) = &one.remedy {
-            line.push_str("; ");
-            line.push_str(remedy);
-        }
-        print(&line)?;
-    }
-    Ok(ok)
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use transformer::{Plan, check_job, transform};
 
 use super::{fresh_name, read_job};
-use crate::athena::{PageRow, Query};
+use crate::athena::Query;
 use crate::aws::{self, AwsError, Patience};
 use crate::query::{self, Started};
 use crate::session::Clients;
@@ -130,7 +130,7 @@ async fn query(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Sa
     let columns = page.columns.clone();
     let mut values = Rows::new(columns.len());
     // The first row is the names.
-    for row in page.rows().skip(1).map(PageRow::values) {
+    for row in page.rows().skip(1) {
         if row.len() != columns.len() {
             return Err(anyhow!(
                 "Athena returned a row of {} values for {} columns",

@@ -30,9 +30,9 @@ fn read_pieces(mut tokenizer: Tokenizer, pieces: &[&[u8]]) -> Result<(Rows, Vec<
 }
 
 fn read(columns: usize, text: &[u8]) -> Result<Rows, CsvError> {
-    let whole = read_pieces(Tokenizer::from_row(columns, 0, 0), &[text]).map(|read| read.0);
+    let whole = read_pieces(Tokenizer::new(columns, Place::Row(0), 0), &[text]).map(|read| read.0);
     let bytes: Vec<&[u8]> = text.chunks(1).collect();
-    let single = read_pieces(Tokenizer::from_row(columns, 0, 0), &bytes).map(|read| read.0);
+    let single = read_pieces(Tokenizer::new(columns, Place::Row(0), 0), &bytes).map(|read| read.0);
     assert_eq!(whole, single);
     whole
 }
@@ -151,15 +151,15 @@ fn too_large_row_is_refused_before_it_is_in_memory() {
     let mut text = b"a,\"".to_vec();
     text.resize(text.len() + Limits::ROW_BYTES - 1, b'x');
     text.extend(b"\"\n");
-    assert!(read_pieces(Tokenizer::from_row(2, 0, 0), &[&text]).is_ok());
+    assert!(read_pieces(Tokenizer::new(2, Place::Row(0), 0), &[&text]).is_ok());
     text.splice(3..3, *b"y");
-    let error = read_pieces(Tokenizer::from_row(2, 0, 0), &[&text]).unwrap_err();
+    let error = read_pieces(Tokenizer::new(2, Place::Row(0), 0), &[&text]).unwrap_err();
     assert_eq!(error.problem, Problem::TooLong { column: 1 });
 }
 
 #[test]
 fn header_is_not_counted_as_a_row() {
-    let mut tokenizer = Tokenizer::from_header(1);
+    let mut tokenizer = Tokenizer::new(1, Place::Header, 0);
     let mut rest: &[u8] = b"\"n\"\n\"1\"\n\"2\"3";
     assert!(tokenizer.read(&mut rest).unwrap().is_some());
     assert_eq!(tokenizer.offset(), 4);
@@ -205,17 +205,17 @@ proptest! {
         cuts.sort_unstable();
         let pieces: Vec<_> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
         let width = rows[0].len();
-        let (seen, offsets) = read_pieces(Tokenizer::from_row(width, 0, 0), &pieces).unwrap();
+        let (seen, offsets) = read_pieces(Tokenizer::new(width, Place::Row(0), 0), &pieces).unwrap();
         prop_assert_eq!(&seen, &rows);
         // Every chunk boundary, and resuming from every record.
         for middle in 0..=bytes.len() {
             let (left, right) = bytes.split_at(middle);
-            let (seen, _) = read_pieces(Tokenizer::from_row(width, 0, 0), &[left, right]).unwrap();
+            let (seen, _) = read_pieces(Tokenizer::new(width, Place::Row(0), 0), &[left, right]).unwrap();
             prop_assert_eq!(&seen, &rows);
         }
         for (done, offset) in offsets.iter().enumerate() {
             let from = usize::try_from(*offset).unwrap();
-            let tokenizer = Tokenizer::from_row(width, done as u64 + 1, *offset);
+            let tokenizer = Tokenizer::new(width, Place::Row(done as u64 + 1), *offset);
             let (rest, again) = read_pieces(tokenizer, &[&bytes[from..]]).unwrap();
             prop_assert_eq!(&rest[..], &rows[done + 1..]);
             prop_assert_eq!(&again[..], &offsets[done + 1..]);
@@ -224,8 +224,8 @@ proptest! {
 
     #[test]
     fn no_input_panics(bytes in prop::collection::vec(prop::sample::select(b"\",\r\na\xc3\xa9".to_vec()), 0..40), width in 1..4_usize) {
-        let whole = read_pieces(Tokenizer::from_row(width, 0, 0), &[&bytes]);
+        let whole = read_pieces(Tokenizer::new(width, Place::Row(0), 0), &[&bytes]);
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
-        prop_assert_eq!(whole, read_pieces(Tokenizer::from_row(width, 0, 0), &single));
+        prop_assert_eq!(whole, read_pieces(Tokenizer::new(width, Place::Row(0), 0), &single));
     }
 }

@@ -33,15 +33,15 @@ impl<'a> Rows<'a> {
     fn new(reading: &'a Reading, outbox: &'a Outbox) -> Self {
         let (columns, cursor) = (reading.columns.len(), &reading.cursor);
         let in_header = cursor.offset == 0;
-        let tokenizer = if in_header {
-            Tokenizer::from_header(columns)
+        let place = if in_header {
+            Place::Header
         } else {
-            Tokenizer::from_row(columns, cursor.row, cursor.offset)
+            Place::Row(cursor.row)
         };
         Self {
             reading,
             outbox,
-            tokenizer,
+            tokenizer: Tokenizer::new(columns, place, cursor.offset),
             batcher: reading.batcher(),
             in_header,
         }

@@ -1,7 +1,7 @@
 //! Reads the pages of `GetQueryResults`.
 
 use super::{ReadError, Reading};
-use crate::athena::{Athena, Page, PageRow};
+use crate::athena::{Athena, Page};
 use crate::aws::{AwsError, AwsErrorKind};
 use crate::batching::Batcher;
 use crate::outbox::Outbox;
@@ -65,11 +65,11 @@ async fn read_page(
     let mut rows = page.rows();
     if token.is_none() {
         match rows.next() {
-            Some(header) => reading.check_header(header.values())?,
+            Some(header) => reading.check_header(header)?,
             None => return Err(reading.no_header("nothing")),
         }
     }
-    for values in rows.map(PageRow::values) {
+    for values in rows {
         // Earlier rows are in batches that were published.
         if row >= batcher.row() {
             let (found, wanted) = (values.len(), reading.columns.len());

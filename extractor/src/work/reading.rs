@@ -14,7 +14,6 @@ use super::{Next, OUTAGE_TIMEOUT, Worker, outgoing, run_event};
 use crate::error_policy::StepError;
 use crate::outbox::{self, Inbox, PutError};
 use crate::read::{ReadError, Reading, object, pages};
-use crate::s3::Object;
 
 /// Bytes of values from one checkpoint to the next.
 const CHECKPOINT_BYTES: u64 = 64 << 20;
@@ -107,18 +106,7 @@ impl Worker<'_> {
         let mut reader = JoinSet::new();
         reader.spawn(async move {
             match location {
-                ResultLocation::S3 {
-                    bucket,
-                    key,
-                    etag,
-                    size,
-                } => {
-                    let found = Object {
-                        bucket,
-                        key,
-                        etag,
-                        size,
-                    };
+                ResultLocation::S3(found) => {
                     let bytes = clients.s3.read(found, reading.cursor.offset);
                     object::read(bytes, &reading, &outbox).await
                 }

@@ -173,7 +173,7 @@ impl Worker<'_> {
             (Results::Auto | Results::S3, Some(output)) => output,
         };
         match self.clients.s3.find(&output).await {
-            Ok(object) => Ok(object.into()),
+            Ok(object) => Ok(ResultLocation::S3(object)),
             Err(error) if results == Results::Auto && error.is_refusal() => {
                 tracing::warn!(
                     query.id = id,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::job::Results;
 use common::message::{
-    Cursor, EventKind, ExtractTask, Message as _, RawBatch, ResultLocation, TaskState,
+    Cursor, EventKind, ExtractTask, Message as _, RawBatch, ResultLocation, S3Object, TaskState,
 };
 use common::schema::ResultColumn;
 use testkit::TIMEOUT;
@@ -32,12 +32,12 @@ fn checkpoint(
     let (bucket, key) = name.split_once('/').unwrap();
     let (bucket, key, size) = (bucket.to_owned(), key.to_owned(), result.csv().len() as u64);
     let location = match etag {
-        Some(etag) => ResultLocation::S3 {
+        Some(etag) => ResultLocation::S3(S3Object {
             bucket,
             key,
             etag: format!("\"{etag}\""),
             size,
-        },
+        }),
         None => ResultLocation::Pages,
     };
     let columns = Arc::new(columns.collect());

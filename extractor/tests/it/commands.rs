@@ -15,26 +15,21 @@ async fn with_jobs(cloud: &Cloud, jobs: &str, arguments: &[&str]) -> Finished {
     command.run().await
 }
 
-/// The name, state and details of each check.
+/// The name, level and details of each check.
 fn checks(done: &Finished) -> Vec<(String, String, String)> {
     let answer: Value = serde_json::from_str(&done.stdout).unwrap();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let checks = answer["checks"].as_array().unwrap().iter();
+    let checks = answer.as_array().unwrap().iter();
     let seen = checks.map(|one| {
-        let rest = format!(
-            "{} {} {}",
-            text(&one["found"]),
-            one["action"],
-            one["remedy"]
-        );
-        (text(&one["check"]), text(&one["state"]), rest)
+        let rest = format!("{} {} {}", text(&one["text"]), one["action"], one["remedy"]);
+        (text(&one["what"]), text(&one["level"]), rest)
     });
     seen.collect()
 }
 
-fn states(done: &Finished) -> Vec<(String, String)> {
+fn levels(done: &Finished) -> Vec<(String, String)> {
     let all = checks(done).into_iter();
-    all.map(|(check, state, _)| (check, state)).collect()
+    all.map(|(check, level, _)| (check, level)).collect()
 }
 
 const ALL: [&str; 8] = [
@@ -54,8 +49,8 @@ async fn check_passes_without_a_query() {
     let done = extractor(&cloud, &["check", "--json"]).await;
     assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
     let mut wanted: Vec<_> = ALL.map(|check| (check.to_owned(), "ok".to_owned())).into();
-    wanted.push(("athena:StartQueryExecution".into(), "not_tried".into()));
-    assert_eq!(states(&done), wanted);
+    wanted.push(("athena:StartQueryExecution".into(), "unknown".into()));
+    assert_eq!(levels(&done), wanted);
     assert!(cloud.tokens().is_empty(), "a query was started");
     let done = extractor(&cloud, &["check"]).await;
     assert_eq!(done.code, Some(0));
@@ -96,14 +91,14 @@ async fn check_names_each_missing_permission_and_continues() {
     cloud.always(Op::StopQueryExecution, Fault::AccessDenied);
     let done = extractor(&cloud, &["check", "--json"]).await;
     assert_eq!(done.code, Some(1), "{}", done.stdout);
-    for (check, state, rest) in checks(&done) {
+    for (check, level, rest) in checks(&done) {
         let missing = match check.as_str() {
             "athena:GetQueryResults" => Some("athena:GetQueryResults"),
             "s3:GetObject" => Some("s3:ListBucket"),
             "athena:StopQueryExecution" => Some("athena:StopQueryExecution"),
             _ => None,
         };
-        assert_eq!(state == "failed", missing.is_some(), "{check}: {rest}");
+        assert_eq!(level == "wrong", missing.is_some(), "{check}: {rest}");
         if let Some(missing) = missing {
             let wanted = format!("\"{missing}\" \"allow {missing} in the policy");
             assert!(rest.contains(&wanted), "{check}: {rest}");
@@ -132,7 +127,7 @@ async fn check_reports_a_common_cause_once() {
         let done = extractor(&cloud, &["check", "--json"]).await;
         assert_eq!(done.code, Some(1));
         let found = checks(&done);
-        let failed = found.iter().filter(|(_, state, _)| state == "failed");
+        let failed = found.iter().filter(|(_, level, _)| level == "wrong");
         let failed: Vec<_> = failed.collect();
         assert_eq!(failed.len(), 1, "{found:?}");
         assert!(failed[0].2.contains(remedy), "{failed:?}");
@@ -150,7 +145,7 @@ async fn check_reports_a_common_cause_once() {
     );
     let done = away("AWS_REGION", "").await;
     assert_eq!(done.code, Some(1));
-    assert_eq!(states(&done), [("region".to_owned(), "failed".to_owned())]);
+    assert_eq!(levels(&done), [("region".to_owned(), "wrong".to_owned())]);
     let anonymous = Service::new("extractor")
         .env("AWS_REGION", "eu-central-1")
         .env("AWS_EC2_METADATA_DISABLED", "true")

@@ -129,15 +129,12 @@ async fn run_with_a_pending_removal_is_not_replayed() {
     loaded(pool, &run).await;
     store.cancel(&run, true, None).await.unwrap();
     let subject = store.subject("r").await.unwrap();
-    let spec = subject.live_spec();
     let replay = ledger::NewReplay {
         source: "archive",
-        seqs: &ledger::Seqs::first(1),
+        seqs: ledger::Seqs::first(1),
         partial: false,
-        job_hash: "hash",
-        spec: &spec,
-        commit: "batch",
-        by: "me",
+        job_hash: "hash".into(),
+        spec: subject.live_spec(),
     };
     let refused = store.begin_replay(&subject, &replay).await.unwrap_err();
     assert!(refused.to_string().contains("being removed"), "{refused}");

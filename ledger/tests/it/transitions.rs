@@ -1,6 +1,5 @@
 //! Every transition from every state: the result is the documented state, or a refusal that changes nothing.
 
-use common::job::JobSpec;
 use common::message::{EventKind, RunEvent, RunId};
 use ledger::completion::End;
 use ledger::{DroppedBatch, Error, LockedRun, NewReplay, RunState, Seqs, Store, Transition, event};
@@ -68,15 +67,12 @@ async fn end(store: &Store, run: &RunId, end: End) -> Result<(), Error> {
 
 async fn replay(store: &Store, run: &RunId) -> Result<(), Error> {
     let subject = store.subject(run.as_str()).await?;
-    let spec = JobSpec::clone(&subject.live_spec());
     let new = NewReplay {
         source: "archive",
-        seqs: &Seqs::first(1),
+        seqs: Seqs::first(1),
         partial: false,
-        job_hash: "hash",
-        spec: &spec,
-        commit: "batch",
-        by: "me",
+        job_hash: "hash".into(),
+        spec: subject.live_spec(),
     };
     store.begin_replay(&subject, &new).await.map(drop)
 }

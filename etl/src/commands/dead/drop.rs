@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{body, chosen, parse_id};
 use crate::Failure;
 use crate::commands::Command;
-use crate::commands::cancel::{RemovedRows, removed};
+use crate::commands::cancel::removed;
 use crate::output::{counted, note, print, print_json, show, size};
 use crate::store;
 use ledger::{DeadLetter, DeadLetterFilter, Dropped, DroppedBatch, ReplayDropped, Store};
@@ -122,10 +122,11 @@ pub async fn act(store: &Store, id: i64, why: &str) -> Result<DroppedLetter, Fai
     match store.drop_batch(&run, &batch, &user, why).await? {
         Dropped::Counted => {}
         Dropped::NotNeeded(reason) => return other(unneeded(reason)),
-        Dropped::Requested { removal } => match removed(store, &run, removal).await? {
-            RemovedRows::Done(_) => {}
-            RemovedRows::NotNeeded(reason) => return other(unneeded(&reason)),
-        },
+        Dropped::Requested { removal } => {
+            if let Err(reason) = removed(store, &run, removal).await? {
+                return other(unneeded(&reason));
+            }
+        }
     }
     Ok(DroppedLetter::Batch {
         id,

@@ -5,7 +5,7 @@ use comfy_table::Table;
 use super::{Choice, age, beginning, check_run};
 use crate::Failure;
 use crate::commands::Command;
-use crate::output::{note, print, print_json, table};
+use crate::output::{note, show, table};
 use crate::store;
 use ledger::{DeadLetterFilter, DeadLetterSummary, Store};
 
@@ -47,18 +47,14 @@ impl Command for Arguments {
         let filter = DeadLetterFilter::from(self.choice);
         let limit = (!self.json).then_some(self.limit);
         let (dead, count) = plan(&store::open().await?, &filter, limit).await?;
-        if self.json {
-            print_json(&dead)?;
-        } else if dead.is_empty() {
+        show(self.json, &dead, |dead| {
             let all = filter.run.is_none() && filter.job.is_none() && filter.stage.is_none();
-            print(if all {
-                "no dead letters"
-            } else {
-                "no such dead letters"
-            })?;
-        } else {
-            print(&list(&dead).to_string())?;
-        }
+            match (dead.is_empty(), all) {
+                (true, true) => "no dead letters".to_owned(),
+                (true, false) => "no such dead letters".to_owned(),
+                (false, _) => list(dead).to_string(),
+            }
+        })?;
         if count > dead.len() as u64 {
             note(&format!(
                 "these are the first {} of {count}; --limit lists more, --json all, and --run, --job and --stage filter",

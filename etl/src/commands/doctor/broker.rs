@@ -2,41 +2,36 @@
 
 use std::time::Duration;
 
+use anyhow::anyhow;
 use common::command::paragraph;
+use common::findings::{Findings, Level};
 use common::queue::inspect::{self, Declared};
 use common::queue::{Connection, Publisher, QueueError, QueueName};
 use common::service::ServiceSettings;
 use common::settings;
 use tokio::time::timeout;
 
-use super::{Findings, Level};
+use super::found;
 use crate::Failure;
 use crate::output::counted;
 
 /// How long the broker may take for a test message.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) async fn examine(findings: &mut Findings) {
-    if let Err(failure) = connect(findings).await {
-        findings.wrong("broker", failure.paragraph());
-    }
-}
-
-async fn connect(findings: &mut Findings) -> Result<(), Failure> {
+pub(super) async fn examine(findings: &mut Findings) -> Result<(), Failure> {
     let settings: ServiceSettings = settings::load().map_err(Failure::usage)?;
-    let connection = match Connection::open(&settings.amqp_url, "etl doctor").await {
-        Ok(connection) => connection,
-        Err(error) => {
-            let error = paragraph(&error.into());
-            let remedy = "check that the broker runs and that ETL_AMQP_URL is right";
-            findings.wrong("broker", format!("{error}; {remedy}"));
-            return Ok(());
-        }
-    };
+    let connection = Connection::open(&settings.amqp_url, "etl doctor").await;
+    let connection = connection.map_err(|error| {
+        let error = paragraph(&error.into());
+        anyhow!("{error}; check that the broker runs and that ETL_AMQP_URL is right")
+    })?;
     findings.fine("broker", format!("connected to {}", settings.amqp_url));
-    if let Err(error) = examine_on(&connection, findings).await {
-        findings.wrong("broker", paragraph(&error.into()));
-    }
+    let examined = examine_on(&connection, findings).await;
+    found(
+        findings,
+        "broker",
+        examined.map_err(|error| Failure::Failed(error.into())),
+    );
     findings.add(
         Level::Unknown,
         "consumer timeout",

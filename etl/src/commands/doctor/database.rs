@@ -2,7 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Findings;
+use common::findings::Findings;
+
 use crate::Failure;
 use crate::jobs::Jobs;
 use crate::store;
@@ -15,17 +16,7 @@ const OLDEST: i32 = 140_000;
 const MAX_SKEW: f64 = 60.0;
 
 /// Examines the database. Returns the ledger where it can be read.
-pub(super) async fn examine(findings: &mut Findings) -> Option<Store> {
-    match connect(findings).await {
-        Ok(store) => store,
-        Err(failure) => {
-            findings.wrong("database", failure.paragraph());
-            None
-        }
-    }
-}
-
-async fn connect(findings: &mut Findings) -> Result<Option<Store>, Failure> {
+pub(super) async fn examine(findings: &mut Findings) -> Result<Option<Store>, Failure> {
     let store = store::connect().await?;
     let server = store.server().await?;
     examine_server(&server, findings);

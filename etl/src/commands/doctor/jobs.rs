@@ -1,18 +1,13 @@
 //! The jobs and their targets.
 
-use super::Findings;
+use common::findings::Findings;
+
 use crate::Failure;
 use crate::jobs::{Jobs, checkable, filled_in};
 use crate::target;
 use ledger::Store;
 
-pub(super) async fn examine(store: Option<&Store>, findings: &mut Findings) {
-    if let Err(failure) = all(store, findings).await {
-        findings.wrong("jobs", failure.paragraph());
-    }
-}
-
-async fn all(store: Option<&Store>, findings: &mut Findings) -> Result<(), Failure> {
+pub(super) async fn examine(store: Option<&Store>, findings: &mut Findings) -> Result<(), Failure> {
     let jobs = Jobs::load()?;
     let names = jobs.names()?;
     if names.is_empty() {

@@ -15,8 +15,7 @@ use common::queue::{Delivery, Outgoing, RawDelivery};
 use super::Replay;
 use crate::Failure;
 use crate::broker::Broker;
-use ledger::{Run, Subject};
-use ledger::{Search, Seqs};
+use ledger::{NewReplay, Run, Search, Seqs, Subject};
 
 /// How long before the request of a run the archive is entered: the clocks of this machine, of the database and of the
 /// broker differ.
@@ -32,10 +31,10 @@ pub(super) struct End {
 
 /// Refuses a replay when the archive lacks one of its batches, or when the job as it is now cannot read them.
 pub(super) async fn prove(broker: &Broker, replay: &Replay) -> Result<(), Failure> {
-    let spec = &replay.spec;
+    let NewReplay { spec, seqs, .. } = &replay.new;
     let mut fits = false;
     let id = replay.subject.id();
-    let search = search(broker, &replay.subject, None, &replay.seqs, async |batch| {
+    let search = search(broker, &replay.subject, None, seqs, async |batch| {
         if !fits {
             resolve(&spec.columns, &batch.columns, &spec.target.key).with_context(|| {
                 format!("the job {} as it is now does not fit the result of the run {id}; correct it, or request a new run; nothing was changed", spec.name)
@@ -50,17 +49,12 @@ pub(super) async fn prove(broker: &Broker, replay: &Replay) -> Result<(), Failur
 
 /// Sends every batch of the replay. An error when the archive has lost one since the check.
 pub(super) async fn send(broker: &Broker, replay: &Replay, generation: u32) -> Result<(), Failure> {
-    let Replay {
-        subject,
-        seqs,
-        spec,
-        ..
-    } = replay;
+    let Replay { subject, new, .. } = replay;
     let mut sender = broker.sender().await?;
-    let search = search(broker, subject, None, seqs, async |mut batch| {
+    let search = search(broker, subject, None, &new.seqs, async |mut batch| {
         failpoint::reach("replay_batch").await;
         batch.id.generation = generation;
-        batch.job = Arc::clone(spec);
+        batch.job = Arc::clone(&new.spec);
         let message = Outgoing::of(&batch).context("a batch cannot be sent again")?;
         sender.put(message).await
     });

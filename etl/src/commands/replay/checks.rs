@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use common::job::{Commit, JobSpec, Window};
 
 use crate::Failure;
-use ledger::{Seqs, Subject};
+use ledger::{NewReplay, Seqs, Subject};
 
 /// How many batches the run has; refuses one whose result was not read to its end.
 pub(super) fn extracted(subject: &Subject) -> Result<u32, Failure> {
@@ -73,19 +73,15 @@ pub(super) fn supersedes_by_batch(subject: &Subject, now: &JobSpec) -> bool {
 }
 
 /// Whether the replay resumes an unfinished one. Refuses a replay that leaves batches of an unfinished one out.
-pub(super) fn resumes(
-    subject: &Subject,
-    source: &str,
-    seqs: &Seqs,
-    job_hash: &str,
-) -> Result<bool, Failure> {
+pub(super) fn resumes(subject: &Subject, new: &NewReplay) -> Result<bool, Failure> {
     let Some(unfinished) = subject.unfinished() else {
         return Ok(false);
     };
-    if unfinished.source == source && unfinished.seqs == *seqs && unfinished.job_hash == job_hash {
+    let is_it = unfinished.source == new.source && unfinished.job_hash == new.job_hash;
+    if is_it && unfinished.seqs == new.seqs {
         return Ok(true);
     }
-    if seqs.covers(&unfinished.seqs) {
+    if new.seqs.covers(&unfinished.seqs) {
         return Ok(false);
     }
     let id = subject.id();

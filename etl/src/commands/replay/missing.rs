@@ -15,8 +15,8 @@ use ledger::{RunState, Seqs, Store, Subject};
 /// Sends what the ledger of a run lacks, once the archive is known to have it. A batch that was loaded meanwhile is a
 /// duplicate to the loader.
 pub async fn act(store: &Store, broker: &Broker, name: &str) -> Result<Sent, Failure> {
-    let mut claims = store.claims().await?;
-    claims.take(name).await?;
+    let mut claims = store.session_lock().await?;
+    claims.take_replay(name).await?;
     let mut subject = store.subject(name).await?;
     if let state @ (RunState::Failed | RunState::Cancelled) = subject.run.state {
         return Err(anyhow!(

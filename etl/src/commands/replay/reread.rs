@@ -42,7 +42,7 @@ pub(super) async fn send(
         generation,
         sql: subject.sql.clone(),
         source,
-        job: replay.spec.clone(),
+        job: replay.new.spec.clone(),
         limits: subject.limits,
         state: TaskState::Reread {
             query_execution_id,
