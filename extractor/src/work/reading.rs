@@ -156,8 +156,7 @@ impl Worker<'_> {
         let sent = outgoing(&event).traced(self.trace.as_deref());
         // To the archive as well: a ledger that is restored to an earlier time lacks the totals as
         // it lacks the batches.
-        let archived = Outgoing::archived(&event, &sent);
-        self.publisher.publish(&[archived, sent]).await?;
+        self.publisher.publish(&[sent.archived(), sent]).await?;
         tracing::info!(batches, rows, "result extracted");
         Ok(Next::Done)
     }
