@@ -6,7 +6,6 @@ use std::time::Duration;
 use common::Rows;
 use common::failpoint;
 use common::message::{BatchId, EventKind, ExtractTask, RawBatch, ResultLocation, TaskState};
-use common::queue::Outgoing;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
