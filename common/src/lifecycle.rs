@@ -74,48 +74,29 @@ pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
     Ok(token)
 }
 
-/// The address of `/healthz`, `/readyz` and `/metrics`.
-#[derive(Debug, Clone, Copy)]
-pub enum HttpAddress {
-    /// A setting: a port in use is an error.
-    Set(SocketAddr),
-    /// The service's default port on 127.0.0.1, or a free port when another replica uses it.
-    Default(u16),
-}
-
-/// Serves the three paths until the process ends.
+/// Serves `/healthz`, `/readyz` and `/metrics` until the process ends: at the address of the setting, where a port in use is
+/// an error, or else at the service's default port on 127.0.0.1, or a free port when another replica uses it.
 pub async fn serve_http(
-    address: HttpAddress,
+    address: Option<SocketAddr>,
+    default_port: u16,
     health: Health,
     metrics: PrometheusHandle,
 ) -> anyhow::Result<()> {
-    let listener = bind(address).await?;
+    let listener = bind(address, default_port).await?;
     tracing::info!(http.addr = %listener.local_addr()?, "serving /healthz, /readyz and /metrics");
     let is_ready = health.clone();
     let render = move || {
-        let ready = if is_ready.report().is_empty() {
-            1.0
-        } else {
-            0.0
-        };
-        metrics::gauge!("etl_ready").set(ready);
+        let ready = u8::from(is_ready.report().is_empty());
+        metrics::gauge!("etl_ready").set(f64::from(ready));
         std::future::ready(metrics.render())
     };
     let ready = move || {
         let report = health.report();
-        let status = if report.is_empty() {
-            StatusCode::OK
+        std::future::ready(if report.is_empty() {
+            (StatusCode::OK, "ready\n".to_owned())
         } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
-        std::future::ready((
-            status,
-            if report.is_empty() {
-                "ready\n".to_owned()
-            } else {
-                report
-            },
-        ))
+            (StatusCode::SERVICE_UNAVAILABLE, report)
+        })
     };
     let app = Router::new()
         .route("/healthz", get(|| std::future::ready("alive\n")))
@@ -126,15 +107,17 @@ pub async fn serve_http(
         .context("the HTTP server for health and metrics stopped")
 }
 
-async fn bind(address: HttpAddress) -> anyhow::Result<TcpListener> {
-    match address {
-        HttpAddress::Set(address) => TcpListener::bind(address)
+async fn bind(address: Option<SocketAddr>, default_port: u16) -> anyhow::Result<TcpListener> {
+    if let Some(address) = address {
+        return TcpListener::bind(address)
             .await
-            .with_context(|| format!("cannot listen on {address} for health and metrics; set ETL_HTTP_ADDR to a free address")),
-        HttpAddress::Default(port) => match TcpListener::bind(("127.0.0.1", port)).await {
-            Ok(listener) => Ok(listener),
-            Err(_) => TcpListener::bind(("127.0.0.1", 0)).await.context("cannot listen on 127.0.0.1 for health and metrics"),
-        },
+            .with_context(|| format!("cannot listen on {address} for health and metrics; set ETL_HTTP_ADDR to a free address"));
+    }
+    match TcpListener::bind(("127.0.0.1", default_port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .context("cannot listen on 127.0.0.1 for health and metrics"),
     }
 }
 

@@ -6,7 +6,6 @@
 //! ever. One channel belongs to one publishing task, since lapin mixes the confirms of several. A
 //! message whose outcome is unknown is published again under the same id, and its readers deduplicate.
 
-mod archive;
 mod connection;
 mod consumer;
 mod control;
@@ -18,12 +17,12 @@ mod topology;
 
 use std::time::Duration;
 
-pub use archive::ArchiveReader;
 pub use connection::{Connection, ConnectionEvent};
-pub use consumer::{Consumer, Dead, Death, Delivery, RawDelivery, Unreadable, read_body};
+pub use consumer::{Any, Consumer, Death, Delivery, RawDelivery, Unreadable, read_body};
 pub use control::ControlReader;
 pub use policy::{Handler, Intake, Prefetch, Stage, consume};
 pub use publisher::{Outgoing, Publisher, Unsendable};
+pub use stream::StreamReader;
 pub use topology::declare;
 
 pub use crate::message::QueueName;

@@ -10,8 +10,7 @@ pub(crate) mod block;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
-use serde::ser::SerializeSeq;
+use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The highest bit of an end offset marks a NULL. Batches are a few MiB, far below 2 GiB.
@@ -201,19 +200,9 @@ impl fmt::Debug for Rows {
     }
 }
 
-impl Serialize for Row<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.iter())
-    }
-}
-
 impl Serialize for Rows {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut rows = serializer.serialize_seq(Some(self.len()))?;
-        for row in self.iter() {
-            rows.serialize_element(&row)?;
-        }
-        rows.end()
+        serializer.collect_seq(self.iter().map(|row| row.iter().collect::<Vec<_>>()))
     }
 }
 
@@ -223,6 +212,7 @@ impl<'de> Deserialize<'de> for Rows {
     }
 }
 
+/// Reads row by row: all rows as vectors of strings would take many times the memory of their JSON.
 struct RowsVisitor;
 
 impl<'de> Visitor<'de> for RowsVisitor {
@@ -234,76 +224,23 @@ impl<'de> Visitor<'de> for RowsVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Rows, A::Error> {
         let mut rows = Rows::default();
-        let mut first = true;
-        while let Some(width) = seq.next_element_seed(RowSeed(&mut rows))? {
-            if width == 0 || (!first && width != rows.width) {
-                return Err(A::Error::custom(format!(
-                    "a row of {width} values among rows of {}",
-                    rows.width
-                )));
+        while let Some(row) = seq.next_element::<Vec<Option<Box<str>>>>()? {
+            let width = row.len();
+            let bytes: usize = row.iter().flatten().map(|text| text.len()).sum();
+            if rows.is_empty() {
+                rows.width = width;
             }
-            rows.width = width;
-            first = false;
+            if width == 0 || width != rows.width {
+                let wanted = rows.width;
+                let problem = format_args!("a row of {width} values among rows of {wanted}");
+                return Err(A::Error::custom(problem));
+            }
+            if rows.text.len() + bytes >= NULL as usize {
+                return Err(A::Error::custom("rows of more than 2 GiB"));
+            }
+            rows.push(row.iter().map(Option::as_deref));
         }
         Ok(rows)
-    }
-}
-
-/// Reads one row into the shared buffer and returns its width.
-struct RowSeed<'a>(&'a mut Rows);
-
-impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
-    type Value = usize;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for RowSeed<'_> {
-    type Value = usize;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a row of strings and nulls")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<usize, A::Error> {
-        let mut width = 0;
-        while seq.next_element_seed(ValueSeed(self.0))?.is_some() {
-            width += 1;
-        }
-        Ok(width)
-    }
-}
-
-struct ValueSeed<'a>(&'a mut Rows);
-
-impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl Visitor<'_> for ValueSeed<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string or null")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
-        if self.0.text.len() + value.len() >= NULL as usize {
-            return Err(E::custom("rows of more than 2 GiB"));
-        }
-        self.0.push_value(Some(value));
-        Ok(())
-    }
-
-    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
-        self.0.push_value(None);
-        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backoff::backoff;
-use crate::lifecycle::{Health, HttpAddress, serve_http, shutdown_on_signal};
+use crate::lifecycle::{Health, serve_http, shutdown_on_signal};
 use crate::message::{Message, QueueName};
 use crate::queue::{
     self, Connection, ConnectionEvent, Handler, Prefetch, Publisher, QueueError, Stage, inspect,
@@ -152,12 +152,10 @@ async fn run_until_stopped(
     let health = Health::default();
     health.not_ready("broker", "connecting");
     let stop = shutdown_on_signal()?;
-    let address = settings
-        .http_addr
-        .map_or(HttpAddress::Default(service.http_port), HttpAddress::Set);
+    let (address, port) = (settings.http_addr, service.http_port);
     let tracker = TaskTracker::new();
     // Until the process ends, so that health and metrics show how the service stops.
-    let http = tracker.spawn(serve_http(address, health.clone(), metrics));
+    let http = tracker.spawn(serve_http(address, port, health.clone(), metrics));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), broker = %settings.amqp_url, "{} starts", service.name);
     tokio::select! {
         ended = supervise(service, &settings, &health, &stop, session) => ended,

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use common::command::paragraph;
 use common::queue::{
-    self, ArchiveReader, Connection, Outgoing, Publisher, QueueError, QueueName, RawDelivery,
+    self, Connection, Outgoing, Publisher, QueueError, QueueName, RawDelivery, StreamReader,
     inspect,
 };
 use common::service::ServiceSettings;
@@ -115,12 +115,9 @@ impl Broker {
         since: SystemTime,
         mut look: impl AsyncFnMut(RawDelivery) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
-        let end = format!("marker/{:032x}", rand::random::<u128>());
-        self.send(&[Outgoing::marker(&end)]).await?;
-        let mut archive = ArchiveReader::open(&self.connection, since).await?;
-        loop {
-            let message = archive.next().await?;
-            if message.id() == end || look(message).await? {
+        let mut archive = StreamReader::open_archive(&self.connection, since).await?;
+        while let Some(message) = archive.next_earlier().await? {
+            if look(message).await? {
                 break;
             }
         }

@@ -93,7 +93,7 @@ impl Outbox {
         };
         full.id.seq = batch.seq;
         let raw = Outgoing::of(&full)?.traced(traceparent.as_deref());
-        let archived = Outgoing::archived(&full, &raw);
+        let archived = raw.archived();
         drop(full);
         let bytes = raw.bytes() + archived.bytes();
         let permits = u32::try_from(bytes.min(CAPACITY_BYTES)).unwrap_or(u32::MAX);

@@ -11,7 +11,6 @@ use crate::state::Transition;
 /// The rows of a batch, as its ledger row counts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    pub extracted: i64,
     pub loaded: i64,
     pub deduplicated: i64,
     pub rejected: i64,

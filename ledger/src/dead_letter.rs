@@ -240,20 +240,6 @@ impl Store {
         .await
     }
 
-    /// The number of unresolved dead letters.
-    pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, Error> {
-        self.read(UNREADABLE, async |tx: &mut PgConnection| {
-            let query = format!("SELECT count(*) FROM etl.dead_letters WHERE {FILTER}");
-            let query = sqlx::query_scalar(AssertSqlSafe(query));
-            let query = query
-                .bind(&filter.run)
-                .bind(&filter.job)
-                .bind(&filter.stage);
-            Ok(query.fetch_one(tx).await?)
-        })
-        .await
-    }
-
     /// The ids of the unresolved dead letters.
     pub async fn dead_letter_ids(&self, filter: &DeadLetterFilter) -> Result<Vec<i64>, Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {

@@ -4,6 +4,7 @@
 use common::message::{EventKind, RunEvent};
 use sqlx::PgConnection;
 
+use crate::completion::End;
 use crate::database::Store;
 use crate::error::{Error, Refused};
 use crate::quarantine::storable;
@@ -64,15 +65,8 @@ impl LockedRun<'_> {
 
     async fn note_after_the_end(self, kind: &EventKind) -> Result<Noted, Error> {
         // Another count of a run that is complete by the first one is an error, not a late duplicate.
-        if self.row.state.has_all_batches()
-            && let EventKind::Extracted {
-                result_id,
-                batches,
-                rows,
-                ..
-            } = kind
-        {
-            self.row.check_extracted(result_id, *batches, *rows)?;
+        if self.row.state.has_all_batches() {
+            self.row.check_extracted(kind)?;
         }
         if self.row.knows(kind) {
             return Ok(Noted::Noted);
@@ -151,7 +145,7 @@ impl LockedRun<'_> {
         else {
             return Ok(());
         };
-        self.row.check_extracted(result_id, *batches, *rows)?;
+        self.row.check_extracted(kind)?;
         let state = self.to(Transition::Extract)?;
         sqlx::query(
             "UPDATE etl.runs SET state = $2, started_at = coalesce(started_at, now()), extracted_at = coalesce(extracted_at, now()),
@@ -173,16 +167,9 @@ impl LockedRun<'_> {
 
     /// The run cannot be completed.
     pub(crate) async fn fail(self, reason: &str) -> Result<(), Error> {
-        let state = self.to(Transition::Fail)?;
-        sqlx::query(
-            "UPDATE etl.runs SET state = $2, failure = $3, finished_at = now() WHERE run_id = $1",
-        )
-        .bind(self.id.as_str())
-        .bind(state.name())
-        .bind(reason)
-        .execute(self.tx)
-        .await?;
-        tracing::warn!(run.id = %self.id, "run failed");
+        let run = self.id.clone();
+        self.end(&End::Failed(reason.to_owned())).await?;
+        tracing::warn!(run.id = %run, "run failed");
         Ok(())
     }
 }
@@ -197,14 +184,8 @@ impl RunRow {
             EventKind::Progress { batches, .. } => self
                 .batches_expected
                 .is_some_and(|expected| i64::from(*batches) <= i64::from(expected)),
-            EventKind::Extracted {
-                result_id,
-                batches,
-                rows,
-                ..
-            } => {
-                self.batches_expected.is_some()
-                    && self.check_extracted(result_id, *batches, *rows).is_ok()
+            EventKind::Extracted { .. } => {
+                self.batches_expected.is_some() && self.check_extracted(kind).is_ok()
             }
             EventKind::Failed { .. } => self.state == RunState::Failed,
         }
@@ -222,8 +203,18 @@ impl RunRow {
             && self.result_id.as_ref().is_none_or(is_known_result)
     }
 
-    /// The first count stays; another one is of another result, or of a bug.
-    fn check_extracted(&self, result_id: &str, batches: u32, rows: u64) -> Result<(), Refused> {
+    /// The first count stays; another one is of another result, or of a bug. Other events have none.
+    fn check_extracted(&self, kind: &EventKind) -> Result<(), Refused> {
+        let EventKind::Extracted {
+            result_id,
+            batches,
+            rows,
+            ..
+        } = kind
+        else {
+            return Ok(());
+        };
+        let (batches, rows) = (*batches, *rows);
         self.check_pinned(result_id)?;
         let same = |known_batches: i32, known_rows: i64| {
             i64::from(known_batches) == i64::from(batches) && u64::try_from(known_rows) == Ok(rows)

@@ -48,6 +48,6 @@ pub use run::{LockedRun, RunRow, Standing, bigint, share};
 pub use seqs::{NotARange, Search, Seqs};
 pub use server::Server;
 pub use session_lock::SessionLock;
-pub use state::{RunState, Transition, UnknownState};
+pub use state::{RunState, Transition};
 pub use summary::{DroppedRows, Proven, Run, RunFilter};
 pub use verdict::{Ranges, Verdict};

@@ -57,13 +57,6 @@ pub enum Removed {
     Pending(Option<String>),
 }
 
-#[derive(FromRow)]
-struct Row {
-    rows_removed: Option<i64>,
-    outcome: Option<String>,
-    failure: Option<String>,
-}
-
 impl Store {
     /// Waits until a loader has executed a removal, for `timeout` at most. A failed attempt ends the waiting; the loader tries
     /// again.
@@ -80,17 +73,17 @@ impl Store {
 
     async fn look_at_removal(&self, removal: i64) -> Result<Removed, Error> {
         let failure = "cannot look whether the rows were removed";
-        let row: Row = self
+        let (rows_removed, outcome, failure) = self
             .read(failure, async |tx: &mut PgConnection| {
                 let select =
                     "SELECT rows_removed, outcome, failure FROM etl.removals WHERE id = $1";
                 Ok(sqlx::query_as(select).bind(removal).fetch_one(tx).await?)
             })
             .await?;
-        Ok(match (row.rows_removed, row.outcome) {
+        Ok(match (rows_removed, outcome) {
             (Some(rows), _) => Removed::Done(rows),
             (None, Some(outcome)) => Removed::NotNeeded(outcome),
-            (None, None) => Removed::Pending(row.failure),
+            (None, None) => Removed::Pending(failure),
         })
     }
 

@@ -88,11 +88,6 @@ impl RunRow {
         generation_no(self.generation)
     }
 
-    /// What a batch of this run writes into `_batch`.
-    pub fn batch_no(&self, seq: u32) -> i64 {
-        BatchNo::new(self.run_no, seq).get()
-    }
-
     /// What the batches of this run write into `_batch`.
     pub fn batch_nos(&self) -> Range<i64> {
         BatchNo::of_run(self.run_no)

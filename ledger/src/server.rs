@@ -77,17 +77,14 @@ impl Store {
             )
             .fetch_all(&mut *tx)
             .await?;
-            for (table, privilege) in WRITES {
-                let may: Option<bool> =
-                    sqlx::query_scalar("SELECT has_table_privilege(to_regclass($1), $2)")
-                        .bind(table)
-                        .bind(privilege)
-                        .fetch_one(&mut *tx)
-                        .await?;
-                if may == Some(false) {
-                    missing.push(format!("{privilege} ON {table}"));
-                }
-            }
+            let (tables, privileges): (Vec<_>, Vec<_>) = WRITES.into_iter().unzip();
+            let unwritable = sqlx::query_scalar(
+                "SELECT format('%s ON %s', privilege, tab) FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (tab, privilege, place)
+                 WHERE NOT has_table_privilege(to_regclass(tab), privilege) ORDER BY place",
+            );
+            let unwritable: Vec<String> =
+                unwritable.bind(tables).bind(privileges).fetch_all(tx).await?;
+            missing.extend(unwritable);
             Ok(missing)
         })
         .await

@@ -181,7 +181,6 @@ async fn write(
     let count =
         |count: usize| bigint("the number of rows", count as u64).map_err(ledger::Error::from);
     let counts = Counts {
-        extracted: count(batch.rows_extracted())?,
         loaded: count(batch.rows.len() - written.refused.len())?,
         deduplicated: written.deduplicated,
         rejected: count(batch.rejected.len() + written.refused.len())?,

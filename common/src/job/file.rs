@@ -132,20 +132,20 @@ impl Job {
 
     /// Fills in the parameters: the values that a run sets, and the defaults of the others.
     pub fn request(&self, set: &BTreeMap<String, String>) -> Result<Request, ParameterError> {
-        let rendered = render(&self.sql, &self.parameters, set)?;
+        let (sql, parameters) = render(&self.sql, &self.parameters, set)?;
         let mut spec = self.spec.clone();
         let window = spec.target.replace_where.as_ref();
-        spec.target.replace_where = window.map(|window| window.filled(&rendered.parameters));
+        spec.target.replace_where = window.map(|window| window.filled(&parameters));
         for column in &mut spec.columns {
             if let Some(name) = &column.parameter {
-                let (value, parameter_type) = plain(name, &self.parameters, &rendered.parameters)?;
+                let (value, parameter_type) = plain(name, &self.parameters, &parameters)?;
                 column.constant = Some(value.into());
                 column.pg_type.get_or_insert(parameter_type.pg_type());
             }
         }
         Ok(Request {
-            sql: rendered.sql,
-            parameters: rendered.parameters,
+            sql,
+            parameters,
             spec,
         })
     }

@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::LazyLock;
 
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::{JobSpec, Scalar};
+use crate::canonical::Number;
 use crate::schema::PgType;
 
 /// A parameter as a job declares it.
@@ -42,13 +45,6 @@ pub struct Request {
     pub spec: JobSpec,
 }
 
-/// The SQL, and the values in it.
-#[derive(Debug)]
-pub(super) struct Rendered {
-    pub(super) sql: String,
-    pub(super) parameters: BTreeMap<String, String>,
-}
-
 /// Why a job and the given values make no request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
@@ -56,7 +52,7 @@ pub enum ParameterError {
     Unknown { name: String, known: String },
     #[error("the parameter {0:?} has no default; give it a value with --set {0}=...")]
     Missing(String),
-    #[error("{value:?} is not a value of the parameter {name:?}, which is {article} {parameter_type} such as {example}", article = parameter_type.article(), example = parameter_type.example())]
+    #[error("{value:?} is not a value of the parameter {name:?}, which is {}", parameter_type.words().1)]
     Invalid {
         name: String,
         parameter_type: ParameterType,
@@ -89,18 +85,15 @@ impl ParameterSpec {
 }
 
 impl ParameterType {
-    fn article(self) -> &'static str {
-        if self == Self::Integer { "an" } else { "a" }
-    }
-
-    fn example(self) -> &'static str {
+    /// The name, and the type with an example, for errors.
+    fn words(self) -> (&'static str, &'static str) {
         match self {
-            Self::Text => "some text",
-            Self::Integer => "42",
-            Self::Decimal => "12.50",
-            Self::Boolean => "true",
-            Self::Date => "2018-04-02",
-            Self::Timestamp => "2018-04-02 13:00:00",
+            Self::Text => ("text", "a text such as some text"),
+            Self::Integer => ("integer", "an integer such as 42"),
+            Self::Decimal => ("decimal", "a decimal such as 12.50"),
+            Self::Boolean => ("boolean", "a boolean such as true"),
+            Self::Date => ("date", "a date such as 2018-04-02"),
+            Self::Timestamp => ("timestamp", "a timestamp such as 2018-04-02 13:00:00"),
         }
     }
 
@@ -115,7 +108,9 @@ impl ParameterType {
                 ..0 => format!("({number})"),
                 0.. => number.to_string(),
             }),
-            Self::Decimal => is_decimal(value).then(|| format!("DECIMAL '{value}'")),
+            Self::Decimal => Number::read(value)
+                .filter(|number| number.exponent.is_none())
+                .map(|_| format!("DECIMAL '{value}'")),
             Self::Boolean => value.parse::<bool>().ok().map(|truth| truth.to_string()),
             Self::Date => {
                 let date = value.parse::<jiff::civil::Date>().ok()?;
@@ -150,14 +145,7 @@ impl ParameterType {
 
 impl fmt::Display for ParameterType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Text => "text",
-            Self::Integer => "integer",
-            Self::Decimal => "decimal",
-            Self::Boolean => "boolean",
-            Self::Date => "date",
-            Self::Timestamp => "timestamp",
-        })
+        f.write_str(self.words().0)
     }
 }
 
@@ -170,14 +158,6 @@ fn read_timestamp(value: &str) -> Option<String> {
     stamp
         .filter(|stamp| !has_zone && (stamp.second() != 59 || !whole.ends_with("60")))
         .map(|stamp| stamp.to_string().replace('T', " "))
-}
-
-fn is_decimal(text: &str) -> bool {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
-    let all_digits =
-        |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    all_digits(whole) && all_digits(fraction)
 }
 
 /// The value of a parameter in Postgres' text form, and its type.
@@ -195,22 +175,18 @@ pub(super) fn plain(
     Ok((plain, spec.parameter_type))
 }
 
-/// Fills the values that a run sets, and the defaults of the others, into the SQL of a job.
+/// Fills the values that a run sets, and the defaults of the others, into the SQL of a job. Also returns all values.
 pub(super) fn render(
     sql: &str,
     declared: &BTreeMap<String, ParameterSpec>,
     set: &BTreeMap<String, String>,
-) -> Result<Rendered, ParameterError> {
+) -> Result<(String, BTreeMap<String, String>), ParameterError> {
     if let Some(name) = set.keys().find(|name| !declared.contains_key(*name)) {
-        let known = declared
-            .keys()
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join(", ");
+        let known = declared.keys().map(String::as_str).collect::<Vec<_>>();
         let known = if known.is_empty() {
             "none".to_owned()
         } else {
-            known
+            known.join(", ")
         };
         return Err(ParameterError::Unknown {
             name: name.clone(),
@@ -226,82 +202,43 @@ pub(super) fn render(
         values.insert(name.clone(), value.to_owned());
         literals.insert(name.as_str(), literal);
     }
-    Ok(Rendered {
-        sql: substitute(sql, &literals)?,
-        parameters: values,
-    })
+    Ok((substitute(sql, &literals)?, values))
 }
+
+/// What a parameter cannot be in (a string, a quoted identifier, a comment, the colons of a cast), or a parameter, whose name
+/// is group 1. What is not closed extends to the end, and Athena reports it. A carriage return by itself ends a comment too
+/// (Trino's grammar, `SIMPLE_COMMENT`).
+static PIECE: LazyLock<Regex> = LazyLock::new(|| {
+    let piece =
+        r#"(?s)'[^']*'?|"[^"]*"?|--[^\r\n]*|/\*.*?(?:\*/|\z)|::+|:([A-Za-z_][A-Za-z0-9_]*)"#;
+    Regex::new(piece).expect("a constant")
+});
 
 /// Replaces `:name` outside of strings, quoted identifiers and comments.
 fn substitute(sql: &str, literals: &BTreeMap<&str, String>) -> Result<String, ParameterError> {
     let mut out = String::with_capacity(sql.len() + 64);
-    let mut rest = sql;
-    let mut before = ' ';
-    while let Some(next) = rest.chars().next() {
-        let skip = opaque_length(rest);
-        if skip > 0 {
-            out.push_str(&rest[..skip]);
-            rest = &rest[skip..];
-            before = out.chars().next_back().unwrap_or(' ');
-            continue;
+    let mut rest = 0;
+    for name in PIECE.captures_iter(sql).filter_map(|piece| piece.get(1)) {
+        let literal = literals.get(name.as_str());
+        let undeclared = || ParameterError::Undeclared(name.as_str().to_owned());
+        let literal = literal.ok_or_else(undeclared)?;
+        out.push_str(&sql[rest..name.start() - 1]);
+        rest = name.end();
+        // Two adjacent literals would be one: 'a''b'.
+        if out.ends_with(is_literals) {
+            out.push(' ');
         }
-        let name = rest
-            .strip_prefix(':')
-            .filter(|_| before != ':')
-            .map_or("", identifier);
-        if name.is_empty() {
-            out.push(next);
-            rest = &rest[next.len_utf8()..];
-        } else {
-            let literal = literals.get(name);
-            let literal = literal.ok_or_else(|| ParameterError::Undeclared(name.to_owned()))?;
-            rest = &rest[1 + name.len()..];
-            // Two adjacent literals would be one: 'a''b'.
-            if is_literals(before) {
-                out.push(' ');
-            }
-            out.push_str(literal);
-            if rest.starts_with(is_literals) {
-                out.push(' ');
-            }
+        out.push_str(literal);
+        if sql[rest..].starts_with(is_literals) {
+            out.push(' ');
         }
-        before = out.chars().next_back().unwrap_or(' ');
     }
-    Ok(out)
+    Ok(out + &sql[rest..])
 }
 
 /// Whether a character beside a literal would become a part of it.
 fn is_literals(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '\'' | '"' | '.' | '@')
-}
-
-/// The identifier at the start of a text, or an empty text.
-fn identifier(text: &str) -> &str {
-    let end = text
-        .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-        .unwrap_or(text.len());
-    if text.starts_with(|c: char| c.is_ascii_digit()) {
-        ""
-    } else {
-        &text[..end]
-    }
-}
-
-/// The length of the string, quoted identifier or comment at the start of a text, or 0. One that is not
-/// closed extends to the end, and Athena reports it.
-fn opaque_length(text: &str) -> usize {
-    let (open, close): (_, &[&str]) = match text.as_bytes() {
-        [b'\'', ..] => (1, &["'"]),
-        [b'"', ..] => (1, &["\""]),
-        // A carriage return by itself ends a comment too (Trino's grammar, SIMPLE_COMMENT).
-        [b'-', b'-', ..] => (2, &["\n", "\r"]),
-        [b'/', b'*', ..] => (2, &["*/"]),
-        _ => return 0,
-    };
-    let ends = close
-        .iter()
-        .filter_map(|close| Some(open + text[open..].find(close)? + close.len()));
-    ends.min().unwrap_or(text.len())
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! The rules of a column. The transformer checks them and rejects a row that breaks one, with the name of
 //! the rule.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 /// A rule, in a job a table with one key: `{ not_empty = true }`.
@@ -53,12 +51,6 @@ impl Scalar {
     /// The value as text.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-}
-
-impl fmt::Display for Scalar {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 

@@ -5,8 +5,11 @@
 //! rows, and in the loader, which deletes the replaced ones. A row whose column is NULL is outside.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::sync::LazyLock;
+use std::{fmt, slice};
 
+use regex::{Captures, Regex};
+use serde::de::{IntoDeserializer as _, value};
 use serde::{Deserialize, Serialize};
 
 use super::ParameterSpec;
@@ -124,14 +127,11 @@ impl Window {
     /// Parses a condition.
     pub fn parse(text: &str) -> Result<Self, String> {
         let tokens = tokens(text)?;
-        let mut reader = Reader {
-            tokens: &tokens,
-            at: 0,
-        };
+        let mut reader = Reader(tokens.iter());
         let mut bounds = Vec::new();
         loop {
             reader.comparison(&mut bounds)?;
-            match reader.next() {
+            match reader.0.next() {
                 None => return Ok(Self(bounds)),
                 Some(token) if token.is_word("and") => {}
                 Some(token) => return Err(unsupported(&token.shown())),
@@ -217,7 +217,7 @@ enum Token {
     Parameter(String),
     Text(String),
     Number(String),
-    Sign(&'static str),
+    Sign(String),
 }
 
 impl Token {
@@ -227,11 +227,10 @@ impl Token {
 
     fn shown(&self) -> String {
         match self {
-            Self::Word(text) | Self::Number(text) => text.clone(),
+            Self::Word(text) | Self::Number(text) | Self::Sign(text) => text.clone(),
             Self::Quoted(text) => format!("\"{text}\""),
             Self::Parameter(name) => format!(":{name}"),
             Self::Text(text) => format!("'{text}'"),
-            Self::Sign(sign) => (*sign).to_owned(),
         }
     }
 }
@@ -245,21 +244,12 @@ const RESERVED: [&str; 9] = [
     "or", "not", "in", "is", "like", "null", "true", "false", "exists",
 ];
 
-struct Reader<'a> {
-    tokens: &'a [Token],
-    at: usize,
-}
+struct Reader<'a>(slice::Iter<'a, Token>);
 
 impl<'a> Reader<'a> {
-    fn next(&mut self) -> Option<&'a Token> {
-        let token = self.tokens.get(self.at);
-        self.at += 1;
-        token
-    }
-
     fn expected(&mut self, what: &str) -> Result<&'a Token, String> {
         let missing = || format!("replace_where ends where {what} should follow; {SUPPORTED}");
-        self.next().ok_or_else(missing)
+        self.0.next().ok_or_else(missing)
     }
 
     /// `column op operand`, or `column between operand and operand`.
@@ -285,14 +275,8 @@ impl<'a> Reader<'a> {
         };
         match self.expected("a comparison")? {
             Token::Sign(sign) => {
-                let op = match *sign {
-                    "=" => Comparison::Equal,
-                    "<" => Comparison::Less,
-                    "<=" => Comparison::AtMost,
-                    ">" => Comparison::Greater,
-                    ">=" => Comparison::AtLeast,
-                    other => return Err(unsupported(other)),
-                };
+                let op = Comparison::deserialize(sign.as_str().into_deserializer());
+                let op = op.map_err(|_: value::Error| unsupported(sign))?;
                 bound(op, self.operand()?);
             }
             word if word.is_word("between") => {
@@ -317,77 +301,30 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A token, in the group of its name. Any other character is an error; of a quote, that it is not closed.
+static TOKEN: LazyLock<Regex> = LazyLock::new(|| {
+    let token = r#"(?x) "(?<quoted>(?:[^"]|"")*)" | '(?<text>(?:[^']|'')*)' | :(?<parameter>[\p{Alphabetic}\p{N}_]+)
+        | (?<sign><=|>=|<>|!=|[<>=!]) | (?<number>[0-9][0-9.]*|-[0-9.]+) | (?<word>[\p{Alphabetic}\p{N}_]+) | \S"#;
+    Regex::new(token).expect("a constant")
+});
+
 fn tokens(text: &str) -> Result<Vec<Token>, String> {
-    let mut all = Vec::new();
-    let mut rest = text.trim_start();
-    while let Some(first) = rest.chars().next() {
-        let (token, length) = match first {
-            '"' | '\'' => {
-                let (value, length) = quoted(rest, first)
-                    .ok_or_else(|| format!("replace_where has a {first} that is not closed"))?;
-                let token = if first == '"' {
-                    Token::Quoted(value)
-                } else {
-                    Token::Text(value)
-                };
-                (token, length)
-            }
-            ':' => {
-                let name = word(&rest[1..]);
-                if name.is_empty() {
-                    return Err(unsupported(":"));
-                }
-                (Token::Parameter(name.to_owned()), 1 + name.len())
-            }
-            '<' | '>' | '=' | '!' => sign(rest),
-            _ if first.is_ascii_digit() || first == '-' => {
-                let end = rest[1..]
-                    .find(|c: char| !c.is_ascii_digit() && c != '.')
-                    .map_or(rest.len(), |end| end + 1);
-                let number = &rest[..end];
-                if number == "-" {
-                    return Err(unsupported("-"));
-                }
-                (Token::Number(number.to_owned()), end)
-            }
-            _ if !word(rest).is_empty() => (Token::Word(word(rest).to_owned()), word(rest).len()),
-            other => return Err(unsupported(&other.to_string())),
-        };
-        all.push(token);
-        rest = rest[length..].trim_start();
-    }
-    Ok(all)
-}
-
-fn sign(text: &str) -> (Token, usize) {
-    let known = ["<=", ">=", "<>", "!=", "<", ">", "=", "!"];
-    let found = known.into_iter().find(|sign| text.starts_with(sign));
-    let found = found.unwrap_or("!");
-    (Token::Sign(found), found.len())
-}
-
-/// The word at the start of a text, or an empty text.
-fn word(text: &str) -> &str {
-    let end = text
-        .find(|c: char| !c.is_alphanumeric() && c != '_')
-        .unwrap_or(text.len());
-    &text[..end]
-}
-
-/// The quoted text at the start, with doubled quotes as one, and its length in the source.
-fn quoted(text: &str, quote: char) -> Option<(String, usize)> {
-    let mut value = String::new();
-    let mut chars = text.char_indices().skip(1).peekable();
-    while let Some((at, c)) = chars.next() {
-        if c != quote {
-            value.push(c);
-        } else if chars.next_if(|(_, next)| *next == quote).is_some() {
-            value.push(quote);
-        } else {
-            return Some((value, at + 1));
-        }
-    }
-    None
+    let token = |found: Captures<'_>| {
+        let group = |name| Some(found.name(name)?.as_str().to_owned());
+        let quoted = |name, quote: &str| Some(group(name)?.replace(&quote.repeat(2), quote));
+        let known = quoted("quoted", "\"").map(Token::Quoted);
+        known
+            .or_else(|| quoted("text", "'").map(Token::Text))
+            .or_else(|| group("parameter").map(Token::Parameter))
+            .or_else(|| group("sign").map(Token::Sign))
+            .or_else(|| group("number").map(Token::Number))
+            .or_else(|| group("word").map(Token::Word))
+            .ok_or_else(|| match &found[0] {
+                quote @ ("\"" | "'") => format!("replace_where has a {quote} that is not closed"),
+                other => unsupported(other),
+            })
+    };
+    TOKEN.captures_iter(text).map(token).collect()
 }
 
 #[cfg(test)]

@@ -173,25 +173,28 @@ impl ValidBatch {
     }
 }
 
-fn check_seq(id: &BatchId) -> Result<(), String> {
-    if id.seq < BatchId::MAX_SEQ {
-        Ok(())
-    } else {
-        Err(format!(
-            "seq {} is beyond the {} batches of a run",
-            id.seq,
-            BatchId::MAX_SEQ
-        ))
+/// Checks what is the same in both kinds of batches; `extracted` counts the rows of the raw batch.
+fn check_batch(
+    id: &BatchId,
+    first_row: u64,
+    extracted: usize,
+    rows: &Rows,
+    columns: usize,
+) -> Result<(), String> {
+    let (seq, most) = (id.seq, BatchId::MAX_SEQ);
+    if seq >= most {
+        return Err(format!("seq {seq} is beyond the {most} batches of a run"));
     }
-}
-
-/// The ledger stores row numbers as Postgres' `bigint`, and readers add to `first_row` without overflow.
-fn check_place(first_row: u64, rows: usize) -> Result<(), String> {
-    let end = first_row.checked_add(rows as u64);
-    match end.and_then(|end| i64::try_from(end).ok()) {
-        Some(_) => Ok(()),
-        None => Err(format!("{rows} rows from row {first_row} on")),
+    // The ledger stores row numbers as Postgres' `bigint`, and readers add to `first_row` without overflow.
+    let end = first_row.checked_add(extracted as u64);
+    if end.is_none_or(|end| i64::try_from(end).is_err()) {
+        return Err(format!("{extracted} rows from row {first_row} on"));
     }
+    let width = rows.width();
+    if !rows.is_empty() && width != columns {
+        return Err(format!("rows of {width} values for {columns} columns"));
+    }
+    Ok(())
 }
 
 /// Decodes a batch of the version `kind`: a head and the rows behind it, or the version before, which is all JSON.
@@ -231,17 +234,9 @@ impl Message for RawBatch {
     }
 
     fn check(&self) -> Result<(), String> {
-        check_seq(&self.id)?;
-        check_place(self.first_row, self.rows.len())?;
-        self.job.check()?;
-        if !self.rows.is_empty() && self.rows.width() != self.columns.len() {
-            return Err(format!(
-                "rows of {} values for {} columns",
-                self.rows.width(),
-                self.columns.len()
-            ));
-        }
-        Ok(())
+        let (rows, columns) = (&self.rows, self.columns.len());
+        check_batch(&self.id, self.first_row, rows.len(), rows, columns)?;
+        self.job.check()
     }
 
     fn write(&self) -> serde_json::Result<Body> {
@@ -272,16 +267,9 @@ impl Message for ValidBatch {
     }
 
     fn check(&self) -> Result<(), String> {
-        check_seq(&self.id)?;
-        check_place(self.first_row, self.rows_extracted())?;
+        let (extracted, columns) = (self.rows_extracted(), self.columns.len());
+        check_batch(&self.id, self.first_row, extracted, &self.rows, columns)?;
         self.target.check()?;
-        if !self.rows.is_empty() && self.rows.width() != self.columns.len() {
-            return Err(format!(
-                "rows of {} values for {} columns",
-                self.rows.width(),
-                self.columns.len()
-            ));
-        }
         if self.row_offsets.is_empty() && self.rejected.is_empty() {
             return Ok(());
         }

@@ -29,8 +29,8 @@ pub struct Consumer<M> {
     message: PhantomData<fn() -> M>,
 }
 
-/// The message type of a consumer of `etl.dead`, where a message may have any type.
-pub enum Dead {}
+/// The message type of a consumer of `etl.dead` or of a stream, where a message may have any type.
+pub enum Any {}
 
 /// A delivery of a message that should be an `M`.
 pub struct Delivery<M> {
@@ -56,7 +56,7 @@ pub struct Death {
 impl<M: Message> Consumer<M> {
     /// Starts consuming with at most `prefetch` deliveries in hand.
     pub async fn open(connection: &Connection, prefetch: u16) -> Result<Self, QueueError> {
-        Self::open_queue(connection, M::QUEUE, prefetch).await
+        Self::open_queue(connection, M::QUEUE, prefetch, FieldTable::default()).await
     }
 
     /// Waits for the next delivery. A stream that ends is an error. Dropping the future loses nothing.
@@ -70,10 +70,10 @@ impl<M: Message> Consumer<M> {
     }
 }
 
-impl Consumer<Dead> {
+impl Consumer<Any> {
     /// Starts consuming `etl.dead`.
     pub async fn open_dead(connection: &Connection, prefetch: u16) -> Result<Self, QueueError> {
-        Self::open_queue(connection, QueueName::Dead, prefetch).await
+        Self::open_queue(connection, QueueName::Dead, prefetch, FieldTable::default()).await
     }
 
     /// Waits for the next dead letter.
@@ -83,10 +83,11 @@ impl Consumer<Dead> {
 }
 
 impl<M> Consumer<M> {
-    async fn open_queue(
+    pub(super) async fn open_queue(
         connection: &Connection,
         queue: QueueName,
         prefetch: u16,
+        arguments: FieldTable,
     ) -> Result<Self, QueueError> {
         let channel = connection.channel().await?;
         within(
@@ -99,7 +100,7 @@ impl<M> Consumer<M> {
             queue.name().into(),
             ShortString::default(),
             BasicConsumeOptions::default(),
-            FieldTable::default(),
+            arguments,
         );
         let stream = within(&doing, consume).await?;
         Ok(Self {
@@ -110,7 +111,7 @@ impl<M> Consumer<M> {
         })
     }
 
-    async fn next_raw(&mut self) -> Result<RawDelivery, QueueError> {
+    pub(super) async fn next_raw(&mut self) -> Result<RawDelivery, QueueError> {
         let queue = self.queue;
         match self.stream.next().await {
             // After a connection broke, the stream still yields prefetched deliveries. They cannot be
@@ -189,7 +190,7 @@ impl<M> std::ops::Deref for Delivery<M> {
 }
 
 impl RawDelivery {
-    pub(super) fn new(queue: QueueName, inner: lapin::message::Delivery) -> Self {
+    fn new(queue: QueueName, inner: lapin::message::Delivery) -> Self {
         let id = inner.properties.message_id().as_ref();
         let id = id.map(ToString::to_string).unwrap_or_default();
         Self { queue, id, inner }
@@ -319,6 +320,11 @@ impl RawDelivery {
 
     /// As [`Delivery::ack`].
     pub async fn ack(self) -> Result<(), QueueError> {
+        self.settle().await
+    }
+
+    /// An ack by which the delivery stays at hand: for a stream, where acks only request more.
+    pub(super) async fn settle(&self) -> Result<(), QueueError> {
         let doing = format!("acking a delivery of {}", self.queue.name());
         if !within(&doing, self.inner.acker.ack(BasicAckOptions::default())).await? {
             tracing::debug!(

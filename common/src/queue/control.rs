@@ -2,43 +2,31 @@
 //! all earlier messages, and then follows the stream for as long as it works.
 
 use lapin::types::AMQPValue;
-use tokio::time::timeout;
 
 use super::stream::StreamReader;
-use super::{CALL_TIMEOUT, Connection, Delivery, Outgoing, Publisher, QueueError};
+use super::{Connection, Delivery, Outgoing, QueueError};
 use crate::message::{Control, QueueName};
 
 /// A reader of `etl.control` that has applied every message from before it was opened.
 pub struct ControlReader(StreamReader);
 
 impl ControlReader {
-    /// Reads the stream up to now and calls `apply` with each message, oldest first. A marker, published
-    /// first, is the end to read to. `consuming` and `publishing` may be the same.
+    /// Reads the stream up to now and calls `apply` with each message, oldest first. `consuming` and
+    /// `publishing` may be the same.
     pub async fn open(
         consuming: &Connection,
         publishing: &Connection,
         mut apply: impl FnMut(Control),
     ) -> Result<Self, QueueError> {
-        let end = format!("marker/{:032x}", rand::random::<u128>());
-        let mut publisher = Publisher::open(publishing).await?;
-        publisher.publish(&[Outgoing::control_marker(&end)]).await?;
-        publisher.close().await;
         let offset = AMQPValue::LongString("first".into());
-        let mut reader = StreamReader::open(consuming, QueueName::Control, offset).await?;
-        loop {
-            // The marker is confirmed, so that a delivery must come.
-            let next = timeout(CALL_TIMEOUT, reader.next()).await;
-            let delivery = next.map_err(|_| QueueError::Timeout {
-                doing: format!("reading {} to its end", QueueName::Control.name()),
-                after: CALL_TIMEOUT,
-            })??;
-            if delivery.id() == end {
-                return Ok(Self(reader));
-            }
+        let mut reader =
+            StreamReader::open(consuming, publishing, QueueName::Control, offset).await?;
+        while let Some(delivery) = reader.next_earlier().await? {
             if let Some(control) = read(&delivery.into()) {
                 apply(control);
             }
         }
+        Ok(Self(reader))
     }
 
     /// Waits for the next control message, without a timeout.

@@ -50,6 +50,7 @@ pub enum Unsendable {
 }
 
 /// A message ready to be published, bound to its queue by its type.
+#[derive(Clone)]
 pub struct Outgoing {
     queue: QueueName,
     id: String,
@@ -59,7 +60,7 @@ pub struct Outgoing {
 
 impl Outgoing {
     /// The AMQP `type` of a marker in a stream.
-    pub const MARKER: &'static str = "marker.v1";
+    pub(super) const MARKER: &'static str = "marker.v1";
 
     /// A message to its type's queue.
     pub fn of<M: Message>(message: &M) -> Result<Self, Unsendable> {
@@ -94,13 +95,10 @@ impl Outgoing {
 
     /// A copy of a batch or an event for the archive, which keeps it for replays.
     #[must_use]
-    pub fn archived<M: Message>(message: &M, sent: &Self) -> Self {
-        debug_assert_eq!(message.id(), sent.id);
+    pub fn archived(&self) -> Self {
         Self {
             queue: QueueName::Archive,
-            id: sent.id.clone(),
-            body: sent.body.clone(),
-            properties: sent.properties.clone(),
+            ..self.clone()
         }
     }
 
@@ -116,17 +114,8 @@ impl Outgoing {
         )
     }
 
-    /// A marker in the archive: a reader that reaches it has read all that was there before.
-    pub fn marker(id: &str) -> Self {
-        Self::mark(QueueName::Archive, id)
-    }
-
-    /// A marker in the stream of control messages.
-    pub(super) fn control_marker(id: &str) -> Self {
-        Self::mark(QueueName::Control, id)
-    }
-
-    fn mark(stream: QueueName, id: &str) -> Self {
+    /// A marker in a stream: a reader that reaches it has read all that was there before.
+    pub(super) fn marker(stream: QueueName, id: &str) -> Self {
         let properties = BasicProperties::default().with_type(Self::MARKER.into());
         Self::new(stream, id.to_owned(), Vec::new(), properties)
     }

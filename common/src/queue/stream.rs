@@ -1,69 +1,84 @@
 //! Reading a stream over AMQP. It needs a prefetch, an offset to begin at, and acks, which only request
 //! more deliveries. Reading does not empty a stream, and a stream has no end: a reader that must see all
-//! earlier messages publishes a marker first.
+//! earlier messages publishes a marker first, and reads up to it.
 
-use futures::StreamExt;
-use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Connection, QueueError, RawDelivery, within};
+use lapin::types::{AMQPValue, FieldTable};
+use tokio::time::timeout;
+
+use super::consumer::{Any, Consumer};
+use super::{CALL_TIMEOUT, Connection, Outgoing, Publisher, QueueError, RawDelivery};
 use crate::message::QueueName;
 
 /// Unacked deliveries at most.
 const PREFETCH: u16 = 32;
 
 /// A reader of a stream, on its own channel.
-pub(super) struct StreamReader {
+pub struct StreamReader {
+    stream: Consumer<Any>,
     queue: QueueName,
-    channel: Channel,
-    stream: lapin::Consumer,
+    /// The id of the marker that was published before the reading.
+    marker: String,
 }
 
 impl StreamReader {
-    /// Reads from `offset` on: `x-stream-offset` in one of its forms ("Streams", Consuming).
-    pub(super) async fn open(
+    /// Reads the archive, which keeps every raw batch for some days, from this time on or from a little earlier: a reader
+    /// enters a stream at the start of a chunk. Retention removes the oldest batches without an error, so that the caller
+    /// must check that it found every batch that it needs.
+    pub async fn open_archive(
         connection: &Connection,
+        since: SystemTime,
+    ) -> Result<Self, QueueError> {
+        let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let offset = AMQPValue::Timestamp(since.as_secs());
+        Self::open(connection, connection, QueueName::Archive, offset).await
+    }
+
+    /// Publishes the marker, and reads from `offset` on: `x-stream-offset` in one of its forms ("Streams", Consuming).
+    /// `consuming` and `publishing` may be the same.
+    pub(super) async fn open(
+        consuming: &Connection,
+        publishing: &Connection,
         queue: QueueName,
         offset: AMQPValue,
     ) -> Result<Self, QueueError> {
-        let channel = connection.channel().await?;
-        let qos = channel.basic_qos(PREFETCH, BasicQosOptions::default());
-        within("setting the prefetch", qos).await?;
+        let marker = format!("marker/{:032x}", rand::random::<u128>());
+        let mut publisher = Publisher::open(publishing).await?;
+        publisher
+            .publish(&[Outgoing::marker(queue, &marker)])
+            .await?;
+        publisher.close().await;
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), offset);
-        let consume = channel.basic_consume(
-            queue.name().into(),
-            ShortString::default(),
-            BasicConsumeOptions::default(),
-            arguments,
-        );
-        let stream = within(&format!("reading {}", queue.name()), consume).await?;
+        let stream = Consumer::open_queue(consuming, queue, PREFETCH, arguments).await?;
         Ok(Self {
-            queue,
-            channel,
             stream,
+            queue,
+            marker,
         })
     }
 
     /// Waits for the next message, which stays in the stream.
     pub(super) async fn next(&mut self) -> Result<RawDelivery, QueueError> {
-        let doing = || format!("reading {}", self.queue.name());
-        match self.stream.next().await {
-            Some(Ok(delivery)) => {
-                let acked = delivery.acker.ack(BasicAckOptions::default());
-                within(&doing(), acked).await?;
-                Ok(RawDelivery::new(self.queue, delivery))
-            }
-            Some(Err(source)) => Err(QueueError::broker(doing(), source)),
-            None => Err(QueueError::ConsumerEnded {
-                queue: self.queue.name(),
-            }),
-        }
+        let delivery = self.stream.next_raw().await?;
+        delivery.settle().await?;
+        Ok(delivery)
+    }
+
+    /// The next message from before the reader was opened, which stays in the stream; none after the last. The marker is
+    /// confirmed, so that a delivery must come.
+    pub async fn next_earlier(&mut self) -> Result<Option<RawDelivery>, QueueError> {
+        let next = timeout(CALL_TIMEOUT, self.next()).await;
+        let delivery = next.map_err(|_| QueueError::Timeout {
+            doing: format!("reading {} to its end", self.queue.name()),
+            after: CALL_TIMEOUT,
+        })??;
+        Ok(Some(delivery).filter(|delivery| delivery.id() != self.marker))
     }
 
     /// Stops reading.
-    pub(super) async fn close(self, connection: &Connection) {
-        connection.close_channel(&self.channel).await;
+    pub async fn close(self, connection: &Connection) {
+        self.stream.close(connection).await;
     }
 }

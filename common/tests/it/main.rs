@@ -5,8 +5,8 @@
 use common::job::{JobSpec, Mode, Source, Target};
 use common::message::{EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState};
 use common::queue::{
-    self, Connection, ConnectionEvent, Consumer, Dead, Delivery, Handler, Intake, Outgoing,
-    Prefetch, Publisher, QueueError, QueueName, Stage, Unreadable, inspect,
+    self, Connection, ConnectionEvent, Consumer, Delivery, Handler, Intake, Outgoing, Prefetch,
+    Publisher, QueueError, QueueName, Stage, Unreadable, inspect,
 };
 use common::settings::SecretUrl;
 use futures::StreamExt;
@@ -188,7 +188,7 @@ async fn foreign_message_is_refused_and_dead_lettered_unchanged() {
         .await
         .unwrap();
     delivery.ack().await.unwrap();
-    let mut dead = Consumer::<Dead>::open_dead(&connection, 1).await.unwrap();
+    let mut dead = Consumer::open_dead(&connection, 1).await.unwrap();
     let dead_letter = dead.next_dead().await.unwrap();
     assert_eq!(dead_letter.body(), b"{\"not\": \"a task\"}");
     assert_eq!(

@@ -6,7 +6,6 @@ use std::time::Duration;
 use common::Rows;
 use common::failpoint;
 use common::message::{BatchId, EventKind, ExtractTask, RawBatch, ResultLocation, TaskState};
-use common::queue::Outgoing;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
@@ -144,8 +143,7 @@ impl Worker<'_> {
         let sent = outgoing(&event).traced(self.trace.as_deref());
         // To the archive as well: a ledger that is restored to an earlier time lacks the totals as
         // it lacks the batches.
-        let archived = Outgoing::archived(&event, &sent);
-        self.publisher.publish(&[archived, sent]).await?;
+        self.publisher.publish(&[sent.archived(), sent]).await?;
         tracing::info!(batches, rows, "result extracted");
         Ok(Next::Done)
     }

@@ -24,7 +24,7 @@ fn rendered(sql: &str, set: &[(&str, &str)]) -> Result<String, ParameterError> {
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
         .collect();
-    render(sql, &declared, &set).map(|request| request.sql)
+    render(sql, &declared, &set).map(|(sql, _)| sql)
 }
 
 #[test]

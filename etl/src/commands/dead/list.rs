@@ -35,7 +35,7 @@ pub async fn plan(
     }
     let count = match limit {
         Some(limit) if dead.len() >= limit as usize => {
-            u64::try_from(store.count_dead_letters(filter).await?).unwrap_or_default()
+            store.dead_letter_ids(filter).await?.len() as u64
         }
         _ => dead.len() as u64,
     };
