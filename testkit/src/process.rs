@@ -31,6 +31,7 @@ impl Service {
         command
             .env_clear()
             .env("PATH", path())
+            .env("USER", "tester")
             .env("ETL_HTTP_ADDR", "127.0.0.1:0")
             .stdin(Stdio::null())
             .kill_on_drop(true);

@@ -138,10 +138,7 @@ async fn cancelled_replay_without_batches_leaves_the_run_unchanged() {
         assert_eq!(pipeline.ledger().await, ledger, "{target}");
         assert!(rows(&pipeline).await == before, "{target}");
         let why = pipeline.table("abandoned", "etl.replays").await;
-        assert_eq!(
-            why,
-            ["(\"abandoned by unknown user: cancelled: the wrong job\")"]
-        );
+        assert_eq!(why, ["(\"abandoned by tester: cancelled: the wrong job\")"]);
         let over = cancel(&pipeline, &[]).await;
         assert_eq!(over.code, Some(1), "{target}: {}", over.stdout);
         assert!(over.stderr.contains("is completed"), "{}", over.stderr);
@@ -265,7 +262,7 @@ async fn follow_reports_that_the_replay_was_cancelled() {
     }
     let status = pipeline.etl(&["status", "daily"]).await;
     assert!(
-        status.stdout.contains("abandoned by unknown user"),
+        status.stdout.contains("abandoned by tester"),
         "{}",
         status.stdout
     );

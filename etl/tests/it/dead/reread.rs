@@ -68,7 +68,7 @@ async fn dropped_reread_leaves_a_completed_run_complete() {
         );
         assert_eq!(
             pipeline.table("source, abandoned", "etl.replays").await,
-            ["(athena,\"abandoned by unknown user: the object is gone\")"]
+            ["(athena,\"abandoned by tester: the object is gone\")"]
         );
 
         // The archive still has the result.

@@ -136,8 +136,8 @@ async fn unfinished_partial_replay_is_superseded_by_the_corrected_job_or_by_a_wh
     assert_eq!(
         seqs,
         [
-            "(daily,1,archive,\"{[3,6)}\",\"unknown user\",f)",
-            "(daily,2,archive,\"{[3,6)}\",\"unknown user\",t)"
+            "(daily,1,archive,\"{[3,6)}\",tester,f)",
+            "(daily,2,archive,\"{[3,6)}\",tester,t)"
         ]
     );
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
