@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use common::job::JobSpec;
+use common::job::{JobSpec, Mode};
 use common::message::RunId;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
@@ -160,10 +160,11 @@ impl LockedRun<'_> {
     ) -> Result<Vec<(String, serde_json::Value)>, sqlx::Error> {
         sqlx::query_as(
             "SELECT run_id, coalesce(target_bounds, '[]') FROM etl.runs
-             WHERE run_no > $1 AND target_table = $2 AND mode = 'replace' AND committed_at IS NOT NULL ORDER BY run_no DESC",
+             WHERE run_no > $1 AND target_table = $2 AND mode = $3 AND committed_at IS NOT NULL ORDER BY run_no DESC",
         )
         .bind(self.row.run_no)
         .bind(table)
+        .bind(Mode::Replace.name())
         .fetch_all(&mut *self.tx)
         .await
     }

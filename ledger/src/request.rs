@@ -1,7 +1,7 @@
 //! The request of a run: its row, before anything of it is sent.
 
 use common::command::user;
-use common::job::{Commit, Job, Mode, Request, Target};
+use common::job::{Commit, Job, Request, Target};
 use common::message::{Limits, RunId};
 use jiff::Timestamp;
 use sqlx::types::Json;
@@ -184,7 +184,7 @@ async fn conflicting(
     .bind(&job.spec.name)
     .bind(Json(&request.parameters))
     .bind(job.hash())
-    .bind(job.spec.target.mode == Mode::Append && !again)
+    .bind(job.spec.target.mode.adds() && !again)
     .bind(format!("{schema}.{table}"))
     .fetch_optional(tx)
     .await

@@ -223,9 +223,7 @@ impl Targets {
     /// index, a replay reads the whole table for each batch, with the same result.
     pub async fn index(&self, store: &Store, batch: &ValidBatch) -> Result<(), LoadError> {
         let target = &batch.target;
-        if batch.id.generation == 0
-            || target.mode != Mode::Append
-            || target.is_staged(batch.id.generation)
+        if batch.id.generation == 0 || !target.mode.adds() || target.is_staged(batch.id.generation)
         {
             return Ok(());
         }

@@ -262,7 +262,7 @@ fn check_target(
     parameters: &BTreeMap<String, ParameterSpec>,
 ) -> Result<Target, String> {
     let mode = target.mode;
-    let is_replace = mode == Mode::Replace;
+    let is_replace = mode.replaces();
     let belongs = |setting: &str, to: &str| {
         Err(format!(
             "{setting} belongs to mode = {to}, and the mode is \"{mode}\"; remove it or set the mode"

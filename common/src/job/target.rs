@@ -121,6 +121,22 @@ impl Mode {
             }
     }
 
+    /// Whether a run of the same parameters adds its rows to those of an earlier one.
+    pub fn adds(self) -> bool {
+        match self {
+            Self::Append => true,
+            Self::Upsert | Self::InsertOnly | Self::Replace => false,
+        }
+    }
+
+    /// Whether a run takes the place of the rows of earlier runs in a window of the table, all at once.
+    pub fn replaces(self) -> bool {
+        match self {
+            Self::Replace => true,
+            Self::Append | Self::Upsert | Self::InsertOnly => false,
+        }
+    }
+
     /// Whether a row may overwrite a row of another run.
     pub fn overwrites(self) -> bool {
         match self {

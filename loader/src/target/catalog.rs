@@ -1,7 +1,7 @@
 //! Reads a target table from the catalog: its columns and keys, the changes that the job's columns need, and the
 //! privileges of this connection's role. Reads only; `etl plan` uses it too.
 
-use common::job::{Mode, Target};
+use common::job::Target;
 use common::schema::TargetColumn;
 use ledger::Store;
 use sqlx::postgres::types::Oid;
@@ -65,7 +65,7 @@ pub(super) async fn check_privileges(
     .bind(found.oid)
     .fetch_one(tx)
     .await?;
-    let (may_write, privileges) = if target.mode == Mode::Replace {
+    let (may_write, privileges) = if target.mode.replaces() {
         (may_write && may_delete, "SELECT, INSERT, UPDATE, DELETE")
     } else {
         (may_write, "SELECT, INSERT, UPDATE")

@@ -136,7 +136,7 @@ impl Commit<'_> {
     /// A replace is superseded by a later run that was committed for an overlapping window, or whose rows are in its
     /// window.
     async fn check_later_runs(&self, run: &mut LockedRun<'_>) -> Result<(), Stop> {
-        if self.target.mode != Mode::Replace {
+        if !self.target.mode.replaces() {
             return Ok(());
         }
         let table = format!("{}.{}", self.name.schema, self.name.table);
@@ -257,7 +257,7 @@ impl Commit<'_> {
                 .bind(own.end);
             delete.execute(run.connection()).await?;
         }
-        if self.target.mode == Mode::Replace {
+        if self.target.mode.replaces() {
             let window = self.window().unwrap_or_else(|| "true".to_owned());
             let delete = format!("DELETE FROM {table} WHERE {window}");
             run.connection().execute(AssertSqlSafe(delete)).await?;
@@ -340,11 +340,12 @@ impl Commit<'_> {
             sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {distinct}")))
                 .fetch_one(run.connection())
                 .await?;
-        let (others, doubtful) = if self.target.mode == Mode::Upsert {
-            (format!("t.{batch} >= $1 AND t.{batch} >= $2"), "true")
-        } else {
-            let others = format!("(t.{batch} IS NULL OR t.{batch} < $1 OR t.{batch} >= $2)");
-            (others, "false")
+        let (others, doubtful) = match self.target.mode {
+            Mode::Upsert => (format!("t.{batch} >= $1 AND t.{batch} >= $2"), "true"),
+            Mode::InsertOnly | Mode::Append | Mode::Replace => {
+                let others = format!("(t.{batch} IS NULL OR t.{batch} < $1 OR t.{batch} >= $2)");
+                (others, "false")
+            }
         };
         let count = format!(
             "SELECT count(*), coalesce(array_agg(DISTINCT t.{batch}) FILTER (WHERE {doubtful}), '{{}}') \

@@ -220,23 +220,25 @@ struct ModeSql {
 impl ModeSql {
     fn new(mode: Mode, key: &[String]) -> Self {
         let batch = quoted(BATCH_COLUMN);
-        if mode == Mode::Upsert {
-            return Self {
+        match mode {
+            Mode::Upsert => Self {
                 order: "DESC",
                 may_overwrite: format!("t.{batch} IS NULL OR t.{batch} <= excluded.{batch}"),
                 others: format!("t.{batch} > $1"),
                 doubtful: format!("t.{batch} > $1"),
-            };
-        }
-        // The existing row stays, whichever batch wrote it.
-        let first = quoted(key.first().map_or("", String::as_str));
-        Self {
-            order: "ASC",
-            may_overwrite: format!(
-                "t.{batch} > excluded.{batch} AND etl.run_no(t.{batch}) = etl.run_no(excluded.{batch})"
-            ),
-            others: format!("t.{first} IS NOT NULL AND t.{batch} IS DISTINCT FROM $1"),
-            doubtful: "false".to_owned(),
+            },
+            // The existing row stays, whichever batch wrote it.
+            Mode::InsertOnly | Mode::Append | Mode::Replace => {
+                let first = quoted(key.first().map_or("", String::as_str));
+                Self {
+                    order: "ASC",
+                    may_overwrite: format!(
+                        "t.{batch} > excluded.{batch} AND etl.run_no(t.{batch}) = etl.run_no(excluded.{batch})"
+                    ),
+                    others: format!("t.{first} IS NOT NULL AND t.{batch} IS DISTINCT FROM $1"),
+                    doubtful: "false".to_owned(),
+                }
+            }
         }
     }
 }
