@@ -49,8 +49,8 @@ pub struct Choice {
     /// Only of runs of this job.
     #[arg(long)]
     pub job: Option<String>,
-    /// Only from this stage.
-    #[arg(long, value_parser = ["extractor", "transformer", "loader", "broker", "unknown"])]
+    /// Only from this stage: extractor, transformer, loader, broker or unknown.
+    #[arg(long)]
     pub stage: Option<String>,
 }
 

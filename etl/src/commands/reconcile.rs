@@ -183,7 +183,7 @@ fn summary(proof: &Proof) -> String {
     let complete = count(|one| one.run.is_complete()) + proof.complete_besides;
     let nothing = count(|one| one.is_true && one.run.state.is_over() && !one.run.is_complete());
     format!(
-        "{}: {} complete, {} not over, {} over without rows in the target, {} WRONG",
+        "{}: {} complete, {} not over, {} over and not complete, {} WRONG",
         counted(size(&proof.verdicts) + proof.complete_besides, "run"),
         number(complete),
         number(count(|one| one.is_true && !one.run.state.is_over())),

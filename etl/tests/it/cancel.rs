@@ -260,7 +260,6 @@ async fn cancel_of_an_ended_or_unknown_run_is_refused() {
             "no run",
         ),
         (&["dead", "list", "--run", "absent"], 2, "no run"),
-        (&["dead", "list", "--stage", "absent"], 2, "stage"),
         (&["status", "--watch"], 2, "RUN"),
         (&["runs", "--state", "sleeping"], 2, "sleeping"),
         (&["runs", "--limit", "0"], 2, "limit"),
