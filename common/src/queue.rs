@@ -10,6 +10,7 @@ mod connection;
 mod consumer;
 mod control;
 pub mod inspect;
+mod outgoing;
 mod policy;
 mod publisher;
 mod stream;
@@ -20,8 +21,9 @@ use std::time::Duration;
 pub use connection::{Connection, ConnectionEvent};
 pub use consumer::{Any, Consumer, Death, Delivery, RawDelivery, Unreadable, read_body};
 pub use control::ControlReader;
+pub use outgoing::{Outgoing, Unsendable};
 pub use policy::{Handler, Intake, Prefetch, Stage, consume};
-pub use publisher::{Outgoing, Publisher, Unsendable};
+pub use publisher::Publisher;
 pub use stream::StreamReader;
 pub use topology::declare;
 

@@ -1,0 +1,105 @@
+//! What a session watches of the broker: its connections, the depth of the queues, and the room in a full one.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{Fault, Session};
+use crate::message::QueueName;
+use crate::queue::{ConnectionEvent, inspect};
+
+/// How often the depth of a queue is read.
+const DEPTH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Reports the depth of the queues.
+pub(super) async fn measure(session: &Session, queues: &[QueueName]) -> std::convert::Infallible {
+    loop {
+        for queue in queues {
+            match inspect::look(&session.consuming, *queue).await {
+                Ok(state) => {
+                    let messages = state.map_or(0, |state| state.messages);
+                    metrics::gauge!("etl_queue_messages", "queue" => queue.name())
+                        .set(f64::from(messages));
+                }
+                Err(error) => {
+                    tracing::debug!(queue.name = queue.name(), %error, "the depth of the queue is unknown");
+                }
+            }
+        }
+        sleep(DEPTH_INTERVAL).await;
+    }
+}
+
+/// Watches both connections, and returns the reason when one is lost.
+pub(super) async fn watch(session: &Session) -> String {
+    let mut events =
+        futures::stream::select(session.consuming.events(), session.publishing.events());
+    while let Some(event) = events.next().await {
+        match event {
+            ConnectionEvent::Blocked(reason) => {
+                tracing::warn!(
+                    reason,
+                    "the broker accepts no messages because of a memory or disk alarm; waiting"
+                );
+                session.health.not_ready(
+                    "alarm",
+                    format!("the broker accepts no messages: {reason}; free memory or disk there"),
+                );
+            }
+            ConnectionEvent::Unblocked => session.health.clear("alarm"),
+            ConnectionEvent::Lost(why) => {
+                session
+                    .health
+                    .not_ready("broker", format!("connection lost: {why}"));
+                return why;
+            }
+        }
+    }
+    "it was closed".to_owned()
+}
+
+/// Waits, with no delivery in hand, until a full queue has room: the broker closes the channel of a
+/// consumer that holds a delivery for half an hour.
+pub(super) async fn wait_for_room(
+    session: &Session,
+    stop: &CancellationToken,
+    queue: &str,
+    messages: u32,
+) -> Result<(), Fault> {
+    session.health.not_ready(
+        "full",
+        format!("{queue} is full; the stage that consumes it is slower or not running"),
+    );
+    tracing::warn!(
+        queue.name = queue,
+        queue.messages = messages,
+        "queue full; waiting for the stage that consumes it"
+    );
+    session.consuming.close().await;
+    let queue = QueueName::ALL
+        .into_iter()
+        .find(|name| name.name() == queue)
+        .expect("the error names one of the queues");
+    let mut highest = messages;
+    loop {
+        let state = tokio::select! {
+            state = inspect::look(&session.publishing, queue) => state?,
+            () = stop.cancelled() => break,
+        };
+        // The next session declares a queue that is gone.
+        let Some(state) = state else { break };
+        highest = highest.max(state.messages);
+        if state.messages < (highest - highest / 10).max(1) {
+            break;
+        }
+        if timeout(Duration::from_secs(2), stop.cancelled())
+            .await
+            .is_ok()
+        {
+            break;
+        }
+    }
+    Ok(())
+}
