@@ -140,6 +140,20 @@ COMMENT ON COLUMN etl.batches.loaded_at IS 'When the transaction began that load
 COMMENT ON COLUMN etl.batches.dropped_by IS 'The user who dropped rows of this batch.';
 COMMENT ON COLUMN etl.batches.drop_reason IS 'Why that user dropped them.';
 
+CREATE TABLE etl.conflicts (
+    run_no             bigint NOT NULL,
+    conflicting_run_no bigint NOT NULL,
+    rows               bigint NOT NULL CHECK (rows > 0),
+    PRIMARY KEY (conflicting_run_no, run_no)
+);
+
+CREATE INDEX conflicts_of_run ON etl.conflicts (run_no);
+
+COMMENT ON TABLE etl.conflicts IS 'Rows of runs that are not in their target because a row of another run has their key. Without such rows a run can be undone without a loss for others.';
+COMMENT ON COLUMN etl.conflicts.run_no IS 'The run whose rows gave way or were overwritten; 0 for rows that no run had loaded.';
+COMMENT ON COLUMN etl.conflicts.conflicting_run_no IS 'The run whose rows are there instead, unless a later run has overwritten them too.';
+COMMENT ON COLUMN etl.conflicts.rows IS 'How many rows, at most.';
+
 CREATE TABLE etl.rejected_rows (
     run_id      text NOT NULL,
     generation  integer NOT NULL,

@@ -24,6 +24,11 @@ impl BatchNo {
         run_no << SEQ_BITS..(run_no + 1) << SEQ_BITS
     }
 
+    /// The number of the run in a value of the column.
+    pub fn run_of(value: i64) -> i64 {
+        value >> SEQ_BITS
+    }
+
     /// As it stands in the column.
     pub fn get(self) -> i64 {
         self.0

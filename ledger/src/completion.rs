@@ -126,8 +126,9 @@ impl LockedRun<'_> {
         }))
     }
 
-    /// Ends the run, or holds it. An approval of a run that is held again is void.
-    pub async fn end(self, end: &End) -> Result<RunState, Error> {
+    /// Ends the run, or holds it. An approval of a run that is held again is void. A replay that fails is abandoned: the ledger
+    /// says again what is in the target.
+    pub async fn end(mut self, end: &End) -> Result<RunState, Error> {
         let (transition, reason) = match end {
             End::Completed => (Transition::Complete, None),
             End::Failed(reason) => (Transition::Fail, Some(reason)),
@@ -135,6 +136,9 @@ impl LockedRun<'_> {
             End::Superseded(reason) => (Transition::Supersede, Some(reason)),
         };
         let state = self.to(transition)?;
+        if let End::Failed(reason) = end {
+            self.give_replay_up(reason).await?;
+        }
         let statement = match end {
             End::Held(_) => {
                 "UPDATE etl.runs SET state = $2, failure = NULL, held_because = $3, approved_at = NULL WHERE run_id = $1"

@@ -5,6 +5,7 @@ use common::command::user;
 use common::message::RunId;
 use sqlx::PgConnection;
 
+use crate::conflict;
 use crate::database::Store;
 use crate::earlier::Earlier;
 use crate::error::Error;
@@ -134,14 +135,9 @@ impl RunRow {
         let is_earlier_there = ends && earlier.rows > 0;
         let is_there = is_earlier_there || (!self.is_only_staged() && rows_loaded > 0);
         let removes = transition == Transition::Undo && is_there;
-        if removes && self.mode.overwrites() {
-            let remedy = if is_earlier_there {
-                "cancel it without --undo, which abandons the replay and leaves the rows of before"
-            } else {
-                "cancel it without --undo, and load the rows anew"
-            };
+        if removes && self.mode.replaces() {
             return Err(format!(
-                "rows of the run {} are in {}, and in mode {} they have overwritten rows of other runs, which cannot be restored: {remedy}",
+                "rows of the run {} are in {}, and in mode {} they have replaced rows of other runs, which cannot be restored: cancel it without --undo, which abandons the replay and leaves the rows of before",
                 self.run_id, self.target_table, self.mode
             ));
         }
@@ -178,17 +174,19 @@ impl LockedRun<'_> {
             return self.keep_rows().await;
         }
         let state = self.to(transition)?;
-        let is_staged = self.row.is_staged();
-        let earlier = Earlier::of(self.tx, &self.row, is_staged).await?;
+        let earlier = Earlier::of(self.tx, &self.row).await?;
         let loaded = self.rows_loaded().await?;
         let plan = self
             .row
             .plan(transition, loaded, &earlier)
             .map_err(Error::NotAllowed)?;
+        if plan.removes {
+            self.check_undo().await?;
+        }
         let reason = format!("abandoned by {by}: {decision}");
         let mut replaced = 0;
         if plan.carries {
-            replaced = earlier.carry_back(self.tx, &self.row, is_staged).await?;
+            replaced = self.carry_back().await?;
         }
         if plan.ends {
             self.abandon_replay(&reason).await?;
@@ -220,6 +218,22 @@ impl LockedRun<'_> {
             rows,
             dropped: if plan.drops { loaded } else { 0 },
         })
+    }
+
+    /// Refuses to remove the rows of the run while rows of other runs would be lost with them.
+    pub(crate) async fn check_undo(&mut self) -> Result<(), Error> {
+        let run = self.id.as_str();
+        let first = if self.row.state.is_over() {
+            String::new()
+        } else {
+            format!("`etl cancel {run}`, ")
+        };
+        let then = format!("`etl cancel {run} --undo`");
+        let dependents = self.dependents().await?;
+        match conflict::refusal(self.id.as_str(), &dependents, &first, &then) {
+            None => Ok(()),
+            Some(why) => Err(Error::NotAllowed(why)),
+        }
     }
 
     /// The run ended before, and its rows stay although they were to be removed.
@@ -271,6 +285,23 @@ impl LockedRun<'_> {
                 .fetch_one(&mut *self.tx)
                 .await?;
         Ok(balanced == Some(true))
+    }
+
+    /// Abandons the live generation's replay, unless it is none or was abandoned before: the ledger says again what is in the
+    /// target.
+    pub(crate) async fn give_replay_up(&mut self, reason: &str) -> Result<(), sqlx::Error> {
+        let is_under_way: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM etl.replays WHERE run_id = $1 AND generation = $2 AND abandoned IS NULL)",
+        )
+        .bind(self.id.as_str())
+        .bind(self.row.generation)
+        .fetch_one(&mut *self.tx)
+        .await?;
+        if is_under_way {
+            self.carry_back().await?;
+            self.abandon_replay(reason).await?;
+        }
+        Ok(())
     }
 
     /// Records that the live generation's replay, if it is one, was abandoned, and why.
@@ -336,19 +367,15 @@ mod tests {
     }
 
     #[test]
-    fn undo_is_refused_where_rows_were_overwritten() {
+    fn undo_removes_what_is_in_the_target() {
         let none = Earlier::default();
-        for mode in ["append", "insert_only"] {
+        for mode in ["append", "insert_only", "upsert"] {
             let running = run_in(RunState::Running, mode, "batch", 0);
             let undone = plan(&running, true, &none).unwrap();
             assert_eq!((undone.removes, undone.drops), (true, true), "{mode}");
             let stays = plan(&running, false, &none).unwrap();
             assert_eq!((stays.removes, stays.drops), (false, false), "{mode}");
         }
-        let upsert = run_in(RunState::Running, "upsert", "batch", 0);
-        assert!(plan(&upsert, true, &none).is_err());
-        assert!(upsert.plan(Transition::Undo, 0, &none).is_ok());
-        assert!(plan(&upsert, false, &none).is_ok());
     }
 
     #[test]
@@ -396,8 +423,6 @@ mod tests {
         assert!(!plan(&over, false, &none).unwrap().drops);
         let undone = plan(&over, true, &none).unwrap();
         assert!(undone.removes && undone.drops && !undone.carries);
-        let upsert = run_in(RunState::Cancelled, "upsert", "batch", 1);
-        assert!(plan(&upsert, true, &none).is_err());
     }
 
     #[test]

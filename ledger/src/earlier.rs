@@ -3,16 +3,16 @@
 //! is not.
 
 use common::job::JobSpec;
+use common::message::BatchId;
 use sqlx::{FromRow, PgConnection};
 
-use crate::run::{RunRow, generation_no};
+use crate::error::Error;
+use crate::run::{LockedRun, RunRow, generation_no, integer};
 use crate::state::RunState;
 
 /// What of a run is in its target, of the generations before the live one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Earlier {
-    /// Those whose ledger is about rows in the target, as far as no later one has replaced them.
-    generations: Vec<i32>,
     /// Batches that are there, and that the live generation has not replaced.
     pub(crate) batches: i64,
     /// Their rows.
@@ -29,12 +29,15 @@ struct Generation {
     /// The run's state when the next generation began.
     #[sqlx(try_from = "String")]
     end: RunState,
+    /// Whether its replay came to nothing: what its ledger says was carried back then.
+    is_abandoned: bool,
 }
 
 impl Generation {
     /// Whether its ledger is about rows in the target: what is staged gets there only when it is complete.
     fn is_in_target(&self) -> bool {
         !self.job_spec.target.is_staged(generation_no(self.number))
+            || self.is_abandoned
             || self.end == RunState::Completed
     }
 }
@@ -42,31 +45,12 @@ impl Generation {
 impl Earlier {
     #[cfg(test)]
     pub(crate) fn left(batches: i64, rows: i64) -> Self {
-        Self {
-            generations: vec![0],
-            batches,
-            rows,
-        }
+        Self { batches, rows }
     }
 
-    /// What is there of a run whose row is locked. `is_staged`: nothing of the live generation has reached the target.
-    pub(crate) async fn of(
-        tx: &mut PgConnection,
-        run: &RunRow,
-        is_staged: bool,
-    ) -> Result<Self, sqlx::Error> {
-        let before: Vec<Generation> = sqlx::query_as(
-            "SELECT g.generation, g.job_spec, next.state_before AS end
-             FROM (SELECT 0 AS generation, job_spec FROM etl.runs WHERE run_id = $1
-                   UNION ALL SELECT generation, job_spec FROM etl.replays WHERE run_id = $1) g
-             JOIN etl.replays next ON next.run_id = $1 AND next.generation = g.generation + 1 WHERE g.generation < $2",
-        )
-        .bind(&run.run_id)
-        .bind(run.generation)
-        .fetch_all(&mut *tx)
-        .await?;
-        let in_target = before.iter().filter(|generation| generation.is_in_target());
-        let generations: Vec<_> = in_target.map(|generation| generation.number).collect();
+    /// What is there of a run whose row is locked.
+    pub(crate) async fn of(tx: &mut PgConnection, run: &RunRow) -> Result<Self, sqlx::Error> {
+        let generations = generations_in_target(tx, &run.run_id, run.generation).await?;
         let (batches, rows) = sqlx::query_as(
             "SELECT count(*), coalesce(sum(rows_loaded), 0)::bigint FROM (
                  SELECT DISTINCT ON (seq) seq, rows_loaded FROM etl.batches WHERE run_id = $1 AND generation = ANY ($2)
@@ -76,25 +60,63 @@ impl Earlier {
         .bind(&run.run_id)
         .bind(&generations)
         .bind(run.generation)
-        .bind(is_staged)
+        // Then nothing of the live generation has replaced it.
+        .bind(run.is_staged())
         .fetch_one(tx)
         .await?;
-        Ok(Self {
-            generations,
-            batches,
-            rows,
-        })
+        Ok(Self { batches, rows })
+    }
+}
+
+/// The generations before the live one whose ledger is about rows in the target, as far as no later one has replaced them.
+async fn generations_in_target(
+    tx: &mut PgConnection,
+    run: &str,
+    live: i32,
+) -> Result<Vec<i32>, sqlx::Error> {
+    let before: Vec<Generation> = sqlx::query_as(
+        "SELECT g.generation, g.job_spec, g.is_abandoned, next.state_before AS end
+         FROM (SELECT 0 AS generation, job_spec, false AS is_abandoned FROM etl.runs WHERE run_id = $1
+               UNION ALL SELECT generation, job_spec, abandoned IS NOT NULL FROM etl.replays WHERE run_id = $1) g
+         JOIN etl.replays next ON next.run_id = $1 AND next.generation = g.generation + 1 WHERE g.generation < $2",
+    )
+    .bind(run)
+    .bind(live)
+    .fetch_all(&mut *tx)
+    .await?;
+    let in_target = before.iter().filter(|generation| generation.is_in_target());
+    Ok(in_target.map(|generation| generation.number).collect())
+}
+
+/// How many rows of a batch of the live generation the generations before have left in the target.
+pub async fn rows_of_batch(tx: &mut PgConnection, id: &BatchId) -> Result<i64, Error> {
+    let live = integer("the generation", id.generation)?;
+    let generations = generations_in_target(tx, id.run.as_str(), live).await?;
+    let rows: Option<i64> = sqlx::query_scalar(
+        "SELECT rows_loaded FROM etl.batches WHERE run_id = $1 AND generation = ANY ($2) AND seq = $3 ORDER BY generation DESC LIMIT 1",
+    )
+    .bind(id.run.as_str())
+    .bind(&generations)
+    .bind(integer("the seq", id.seq)?)
+    .fetch_optional(tx)
+    .await?;
+    Ok(rows.unwrap_or(0))
+}
+
+impl LockedRun<'_> {
+    /// How many rows the generations before the live one have left in the target, of a run of which nothing of the live one
+    /// is there.
+    pub async fn earlier_rows(&mut self) -> Result<i64, sqlx::Error> {
+        Ok(Earlier::of(self.tx, &self.row).await?.rows)
     }
 
-    /// Gives these batches their place in the ledger of the live generation. What is staged of that has not reached the target and
-    /// is forgotten; what has replaced its earlier self batch by batch stays. Answers how many those are.
-    pub(crate) async fn carry_back(
-        &self,
-        tx: &mut PgConnection,
-        run: &RunRow,
-        is_staged: bool,
-    ) -> Result<i64, sqlx::Error> {
-        if is_staged {
+    /// Gives the batches of earlier generations that are in the target their place in the ledger of the live generation. What is
+    /// staged of that has not reached the target and is forgotten; what has replaced its earlier self batch by batch stays.
+    /// Answers how many those are.
+    pub(crate) async fn carry_back(&mut self) -> Result<i64, sqlx::Error> {
+        let (tx, run) = (&mut *self.tx, &self.row);
+        let generations = generations_in_target(tx, &run.run_id, run.generation).await?;
+        if run.is_staged() {
             for forget in [
                 "DELETE FROM etl.rejected_rows WHERE run_id = $1 AND generation = $2",
                 "DELETE FROM etl.batches WHERE run_id = $1 AND generation = $2",
@@ -120,7 +142,7 @@ impl Earlier {
                  SELECT FROM etl.batches n WHERE n.run_id = $1 AND n.generation = $3 AND n.seq = b.seq)",
         )
         .bind(&run.run_id)
-        .bind(&self.generations)
+        .bind(&generations)
         .bind(run.generation)
         .execute(tx)
         .await?;

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::batch_no::BatchNo;
 use crate::database::Store;
+use crate::earlier;
 use crate::error::Error;
 use crate::run::{LockedRun, run_id};
 use crate::state::Transition;
@@ -134,6 +135,17 @@ pub(crate) async fn check_no_removal(tx: &mut PgConnection, table: &str) -> Resu
     }
 }
 
+/// What the ledger says of the rows that a removal deletes.
+#[derive(Debug)]
+pub struct ToRemove {
+    /// There are so many at most: those that were accepted.
+    pub most: i64,
+    /// And so many at least: others lost to rows of the same key.
+    pub fewest: i64,
+    /// Whether the job allows deletions that cascade to other tables.
+    pub allows_cascades: bool,
+}
+
 impl Removal {
     /// The values of `_batch` whose rows go.
     pub fn batch_nos(&self, run_no: i64) -> Range<i64> {
@@ -207,7 +219,11 @@ impl LockedRun<'_> {
             return Ok(None);
         };
         let not_needed = match &removal.batch {
-            None if removal.generation == self.row.generation => None,
+            // Rows of other runs may have given way since the request.
+            None if removal.generation == self.row.generation => {
+                self.check_undo().await?;
+                None
+            }
             None => Some("a replay has superseded it"),
             Some(batch) => {
                 let (by, why) = (removal.requested_by.clone(), removal.reason.clone());
@@ -221,6 +237,46 @@ impl LockedRun<'_> {
         Ok(None)
     }
 
+    /// What the ledger says of the rows that the removal deletes.
+    pub async fn to_remove(&mut self, removal: &Removal) -> Result<ToRemove, Error> {
+        if let Some(batch) = &removal.batch {
+            let id = self.batch_id(batch.seq);
+            let rows = earlier::rows_of_batch(self.tx, &id).await?;
+            return Ok(ToRemove {
+                most: rows,
+                fewest: rows,
+                allows_cascades: self.allows_cascades().await?,
+            });
+        }
+        let (most, fewest) = sqlx::query_as(
+            "SELECT coalesce(sum(rows_loaded), 0)::bigint,
+                    coalesce(sum(rows_loaded - rows_deduplicated), 0)::bigint
+                        - (SELECT coalesce(sum(rows), 0)::bigint FROM etl.conflicts WHERE run_no = $3)
+             FROM etl.batches WHERE run_id = $1 AND generation = $2",
+        )
+        .bind(self.id.as_str())
+        .bind(self.row.generation)
+        .bind(self.row.run_no)
+        .fetch_one(&mut *self.tx)
+        .await?;
+        let allows_cascades = self.allows_cascades().await?;
+        Ok(ToRemove {
+            most,
+            fewest,
+            allows_cascades,
+        })
+    }
+
+    async fn allows_cascades(&mut self) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar(
+            "SELECT coalesce((coalesce(p.job_spec, r.job_spec) -> 'target' ->> 'allow_cascades')::boolean, false)
+             FROM etl.runs r LEFT JOIN etl.replays p USING (run_id, generation) WHERE r.run_id = $1",
+        )
+        .bind(self.id.as_str())
+        .fetch_one(&mut *self.tx)
+        .await
+    }
+
     /// The rows were deleted from the target in this transaction, so many: makes the ledger say so.
     pub async fn finish_removal(mut self, removal: &Removal, rows: i64) -> Result<(), Error> {
         if removal.batch.is_none() {
@@ -231,6 +287,7 @@ impl LockedRun<'_> {
             );
             let (by, reason) = (&removal.requested_by, &removal.reason);
             self.drop_loaded(by, reason).await?;
+            self.forget_conflicts().await?;
         }
         self.close_removal(removal, Some(rows), "removed").await
     }

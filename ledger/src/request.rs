@@ -1,15 +1,16 @@
 //! The request of a run: its row, before anything of it is sent.
 
 use common::command::user;
-use common::job::{Commit, Job, Request, Target};
+use common::job::{Commit, Job, Mode, Request, Target};
 use common::message::{Limits, RunId};
 use jiff::Timestamp;
 use sqlx::types::Json;
-use sqlx::{FromRow, PgConnection};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
 use crate::removal::check_no_removal;
+use crate::run::LockedRun;
 use crate::state::RunState;
 use crate::summary::{Run, find_run};
 
@@ -34,6 +35,16 @@ pub struct ConflictingRun {
 }
 
 impl ConflictingRun {
+    /// Whether it ended without being complete, and rows of it are in the target.
+    pub fn has_left_rows(&self) -> bool {
+        matches!(self.state, RunState::Failed | RunState::Cancelled)
+    }
+
+    /// Whether the rows in the target are of another version of the job.
+    pub fn has_loaded_otherwise(&self) -> bool {
+        self.state == RunState::Completed && self.is_of_older_job
+    }
+
     /// Why it is in the way, and what to do.
     pub fn sentence(&self) -> String {
         let Self {
@@ -41,18 +52,27 @@ impl ConflictingRun {
             state,
             is_of_older_job,
         } = self;
-        if *state != RunState::Completed {
-            return format!(
-                "the run {run_id} of the same job with the same parameters is {state}; wait for it, or end it with `etl cancel {run_id}`; nothing was sent"
-            );
+        match state {
+            RunState::Requested | RunState::Running | RunState::Held | RunState::Superseded => {
+                return format!(
+                    "the run {run_id} of the same job with the same parameters is {state}; wait for it, or end it with `etl cancel {run_id}`; nothing was sent"
+                );
+            }
+            RunState::Failed | RunState::Cancelled => {
+                return format!(
+                    "the run {run_id} of the same job with the same parameters is {state} and has left rows in the target, and in mode append another run adds its rows to them; remove them first with `etl cancel {run_id} --undo`, or request it with --again if that is what you want; nothing was sent"
+                );
+            }
+            RunState::Completed => {}
         }
-        let older = if *is_of_older_job {
-            " by an older version of the job"
+        let (older, replay) = if *is_of_older_job {
+            let replay = format!("`etl replay {run_id}` loads them by the job as it is now; ");
+            (" by an older version of the job", replay)
         } else {
-            ""
+            ("", String::new())
         };
         format!(
-            "the run {run_id} has loaded the same{older}, and in mode append another run adds its rows again; request it with --again if that is what you want; nothing was sent"
+            "the run {run_id} has loaded the same{older}, and in mode append another run adds its rows again; {replay}request it with --again if that is what you want; nothing was sent"
         )
     }
 }
@@ -167,7 +187,7 @@ async fn known(
     Ok(Requested::Known(Box::new(known)))
 }
 
-/// A run of the same job and parameters that is under way or, in mode append, was loaded.
+/// A run of the same job and parameters that is under way or, in mode append, has rows in the target.
 async fn conflicting(
     tx: &mut PgConnection,
     job: &Job,
@@ -175,19 +195,53 @@ async fn conflicting(
     again: bool,
 ) -> Result<Option<ConflictingRun>, sqlx::Error> {
     let (schema, table) = job.spec.target.schema_and_table();
-    sqlx::query_as(
-        "SELECT run_id, state, job_hash <> $3 AS is_of_older_job FROM etl.runs
+    let has_rows = HAS_ROWS;
+    let select = format!(
+        "SELECT run_id, state, job_hash <> $3 AS is_of_older_job FROM etl.runs r
          WHERE job = $1 AND parameters = $2
-           AND (state IN ('requested', 'running', 'held') OR $4 AND state = 'completed' AND target_table = $5)
-         ORDER BY state = 'completed', run_no DESC LIMIT 1",
-    )
-    .bind(&job.spec.name)
-    .bind(Json(&request.parameters))
-    .bind(job.hash())
-    .bind(job.spec.target.mode.adds() && !again)
-    .bind(format!("{schema}.{table}"))
-    .fetch_optional(tx)
-    .await
+           AND (state IN ('requested', 'running', 'held') OR $4 AND target_table = $5 AND {has_rows})
+         ORDER BY state = 'completed', run_no DESC LIMIT 1"
+    );
+    sqlx::query_as(AssertSqlSafe(select))
+        .bind(&job.spec.name)
+        .bind(Json(&request.parameters))
+        .bind(job.hash())
+        .bind(job.spec.target.mode.adds() && !again)
+        .bind(format!("{schema}.{table}"))
+        .fetch_optional(tx)
+        .await
+}
+
+/// Whether a run `r` that is over has rows in its target. Of a failed one that was only staged nothing got there.
+const HAS_ROWS: &str = "(state = 'completed' OR state IN ('failed', 'cancelled')
+    AND NOT (state = 'failed' AND generation = 0 AND commit = 'run')
+    AND EXISTS (SELECT FROM etl.batches b WHERE b.run_id = r.run_id AND b.generation = r.generation AND b.rows_loaded > 0))";
+
+impl LockedRun<'_> {
+    /// Refuses to load a failed run after all where another run has loaded, or loads, the same.
+    pub(crate) async fn check_no_other(&mut self, mode: Mode) -> Result<(), Error> {
+        if self.row.state != RunState::Failed || !mode.adds() {
+            return Ok(());
+        }
+        // Of a request at the same moment either this or that one sees the other.
+        lock(self.tx, lock_key("request", &self.row.job)).await?;
+        let other: Option<(String, String)> = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT run_id, state FROM etl.runs r
+             WHERE (job, parameters, target_table) = (SELECT job, parameters, target_table FROM etl.runs WHERE run_id = $1)
+                 AND run_id <> $1 AND run_no > $2 AND (state IN ('requested', 'running', 'held') OR {HAS_ROWS})
+             ORDER BY run_no DESC LIMIT 1"
+        )))
+        .bind(self.id.as_str())
+        .bind(self.row.run_no)
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        let run = &self.id;
+        other.map_or(Ok(()), |(other, state)| {
+            Err(Error::NotAllowed(format!(
+                "the run {other}, which was requested after {run} with the same parameters, is {state}, and in mode append the rows of {run} would be added to its rows; `etl cancel {run} --undo` removes what is left of {run}"
+            )))
+        })
+    }
 }
 
 /// When rows of a run with this target reach it.

@@ -54,6 +54,10 @@ pub struct ExistingTable {
     /// `pg_class.relkind`.
     pub kind: String,
     pub unlogged: bool,
+    /// A partition or a child, at any level, that is a foreign table.
+    pub foreign_partition: Option<String>,
+    /// Foreign keys of other tables that change these when rows of this one change.
+    pub cascades: Vec<Cascade>,
     pub columns: Vec<ExistingColumn>,
     /// The columns of each unique index that can decide a conflict: valid, immediate, without a condition or an
     /// expression.
@@ -66,6 +70,17 @@ impl ExistingTable {
         let column = self.columns.iter().find(|one| one.name == name)?;
         column.type_name.parse().ok()
     }
+}
+
+/// A foreign key that refers to a table and cascades, from the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cascade {
+    /// Its name and its table, for people.
+    pub constraint: String,
+    pub on_delete: bool,
+    pub on_update: bool,
+    /// The columns that it refers to.
+    pub columns: Vec<String>,
 }
 
 /// A column, from the catalog.
@@ -200,6 +215,10 @@ pub fn check_table(
     if found.unlogged {
         return Err(Refusal::Unlogged { table });
     }
+    if let Some(partition) = found.foreign_partition.clone() {
+        return Err(Refusal::ForeignPartition { table, partition });
+    }
+    check_cascades(&table, target, columns, found)?;
     for column in columns {
         check_column(&table, &column.name, column.pg_type, found)?;
     }
@@ -228,6 +247,37 @@ pub fn check_table(
         });
     }
     Ok(())
+}
+
+/// Refuses a target whose mode changes rows that other tables follow.
+fn check_cascades(
+    table: &str,
+    target: &Target,
+    columns: &[TargetColumn],
+    found: &ExistingTable,
+) -> Result<(), Refusal> {
+    let is_updated = |column: &String| {
+        !target.key.contains(column) && columns.iter().any(|one| one.name == *column)
+    };
+    let change = |cascade: &Cascade| match target.mode {
+        _ if target.allow_cascades => None,
+        Mode::Replace => cascade.on_delete.then_some("DELETE"),
+        Mode::Upsert | Mode::InsertOnly => {
+            (cascade.on_update && cascade.columns.iter().any(is_updated)).then_some("UPDATE")
+        }
+        Mode::Append => None,
+    };
+    let found = found
+        .cascades
+        .iter()
+        .find_map(|one| Some((one, change(one)?)));
+    found.map_or(Ok(()), |(cascade, change)| {
+        Err(Refusal::Cascades {
+            table: table.to_owned(),
+            constraint: cascade.constraint.clone(),
+            change,
+        })
+    })
 }
 
 fn check_column(

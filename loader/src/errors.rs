@@ -58,6 +58,26 @@ pub enum Refused {
         stored: u64,
     },
     #[error(
+        "PostgreSQL reports that rows of {table} were deleted, and they are still there; a trigger or a rule keeps them, and they would be there twice: disable it for the loader's role"
+    )]
+    RowsKept { table: String },
+    #[error(
+        "the ledger knows {known} rows that are to be replaced in {table}, and {found} have their _batch; another ledger wrote the others: run UPDATE {table} SET _batch = 0 on those, and then replay"
+    )]
+    MoreRows {
+        table: String,
+        found: i64,
+        known: i64,
+    },
+    #[error(
+        "{known} rows that are to be deleted from {table} should be there, and {found} are found by their _batch; the table has rows without a batch or of an unknown one, which may be the others: was the column _batch made anew? Restore its values, or delete these rows, or run UPDATE {table} SET _batch = 0 WHERE _batch IS NULL where they are rows of another program; then try again"
+    )]
+    RowsNotFound {
+        table: String,
+        found: i64,
+        known: i64,
+    },
+    #[error(
         "rows of {table} came with a batch that this ledger does not know (_batch is {number}) and would win over rows of this one, as if they were newer; the table or the schema etl was copied, restored or made anew; run: UPDATE {table} SET _batch = 0 WHERE NOT EXISTS (SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE etl.batch_no(r.run_no, b.seq) = _batch), then replay this batch; it was not loaded"
     )]
     UnknownWinner { table: String, number: i64 },

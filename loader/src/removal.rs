@@ -1,18 +1,16 @@
 //! Executes removals: deletes rows that a person requested to leave the target, in the transaction that makes the ledger say so,
-//! under the run's lock and, where the rows have a key, the lock of merges into the target.
+//! under the run's lock and the target's.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use common::message::RunId;
-use common::schema::{BATCH_COLUMN, quoted};
-use ledger::{LockedRun, database};
-use sqlx::{AssertSqlSafe, PgConnection};
+use ledger::{LockedRun, Removal, ToRemove, database};
+use sqlx::PgConnection;
 
 use crate::ddl::TableName;
 use crate::errors::{LoadError, Verdict};
 use crate::load::Loader;
-use crate::target::merge_lock_key;
+use crate::target::{Deletion, Expected, lock_key};
 
 /// The longest that one may take: it may read a large table once.
 const REMOVAL_TIMEOUT: Duration = Duration::from_hours(1);
@@ -55,11 +53,8 @@ async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Er
             .bind(format!("{}s", REMOVAL_TIMEOUT.as_secs()))
             .execute(run.connection())
             .await?;
-        if run.row().mode.has_key() {
-            database::lock(run.connection(), merge_lock_key(&name)).await?;
-        }
-        let batches = removal.batch_nos(run.row().run_no);
-        let rows = delete(run.connection(), &name, batches).await?;
+        database::lock(run.connection(), lock_key(&name)).await?;
+        let rows = delete(&mut run, &removal, &name).await?;
         let (run_id, table) = (&run.row().run_id, name.sql());
         tracing::info!(
             run.id = run_id,
@@ -74,26 +69,27 @@ async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Er
         .await
 }
 
-/// Deletes the rows with these values of `_batch`, and returns their number: 0 without a table.
+/// Deletes the rows, and returns their number: 0 without a table.
 async fn delete(
-    tx: &mut PgConnection,
+    run: &mut LockedRun<'_>,
+    removal: &Removal,
     name: &TableName,
-    batches: Range<i64>,
-) -> Result<i64, sqlx::Error> {
-    let table = name.sql();
+) -> Result<i64, ledger::Error> {
     let is_there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
-        .bind(&table)
-        .fetch_one(&mut *tx)
+        .bind(name.sql())
+        .fetch_one(run.connection())
         .await?;
     if !is_there {
         return Ok(0);
     }
-    let batch = quoted(BATCH_COLUMN);
-    let delete = format!("DELETE FROM {table} WHERE {batch} >= $1 AND {batch} < $2");
-    let deleted = sqlx::query(AssertSqlSafe(delete))
-        .bind(batches.start)
-        .bind(batches.end)
-        .execute(tx)
-        .await?;
-    Ok(deleted.rows_affected().try_into().unwrap_or(i64::MAX))
+    let ToRemove {
+        most,
+        fewest,
+        allows_cascades,
+    } = run.to_remove(removal).await?;
+    let batches = removal.batch_nos(run.row().run_no);
+    let deletion = Deletion::new(name, allows_cascades);
+    let deleted = deletion.delete_batches(run.connection(), batches, Expected { fewest, most });
+    let deleted = deleted.await?;
+    deleted.map_err(|refused| ledger::Error::NotAllowed(refused.to_string()))
 }

@@ -8,6 +8,7 @@ mod append;
 pub mod catalog;
 pub(crate) mod commit;
 mod copy_into;
+mod deletion;
 mod indexes;
 mod merge;
 mod staged;
@@ -32,8 +33,9 @@ use copy_into::{CopyInto, RefusedRow};
 use indexes::Indexes;
 use merge::Merge;
 use table::Checked;
+pub(crate) use table::lock_key;
 
-pub(crate) use merge::lock_key as merge_lock_key;
+pub(crate) use deletion::{Deletion, Expected};
 pub use staged::clean_up;
 
 /// How long the target of a dead-lettered batch gets no retries.
@@ -83,15 +85,15 @@ impl Prepared {
         fingerprint: String,
     ) -> Self {
         let names = || columns.iter().map(|column| column.name.clone()).collect();
-        let writer = match target.mode {
-            Mode::Append | Mode::Replace => Writer::Append(Append::new(name, names(), types)),
-            Mode::Upsert | Mode::InsertOnly => {
-                Writer::Merge(Merge::new(name, target, columns, (&fingerprint, types)))
-            }
-        };
-        Self {
-            checked: Checked::new(&name.sql(), fingerprint),
-            writer,
+        match target.mode {
+            Mode::Append | Mode::Replace => Self {
+                writer: Writer::Append(Append::new(name, (names(), types), target.allow_cascades)),
+                checked: Checked::shared(name, fingerprint),
+            },
+            Mode::Upsert | Mode::InsertOnly => Self {
+                writer: Writer::Merge(Merge::new(name, target, columns, (&fingerprint, types))),
+                checked: Checked::new(&name.sql(), fingerprint),
+            },
         }
     }
 
@@ -167,6 +169,7 @@ fn shape(target: &Target) -> Target {
         mode: target.mode,
         key: target.key.clone(),
         schema: target.schema,
+        allow_cascades: target.allow_cascades,
         ..Target::default()
     }
 }

@@ -88,6 +88,8 @@ struct TargetTable {
     min_rows: Option<u64>,
     max_rejected: Option<MaxRejected>,
     duplicates: Option<Duplicates>,
+    #[serde(default)]
+    allow_cascades: bool,
 }
 
 #[derive(Deserialize)]
@@ -311,6 +313,7 @@ fn check_target(
         min_rows: target.min_rows,
         max_rejected: target.max_rejected,
         duplicates: target.duplicates.unwrap_or_default(),
+        allow_cascades: target.allow_cascades,
     })
 }
 

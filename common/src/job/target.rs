@@ -34,6 +34,9 @@ pub struct Target {
     pub max_rejected: Option<MaxRejected>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub duplicates: Duplicates,
+    /// Whether rows may be deleted and updated although a foreign key of another table cascades: the other table changes, too.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub allow_cascades: bool,
 }
 
 /// The default of `min_rows`: an empty result does not empty a table unless the job allows it.
@@ -134,14 +137,6 @@ impl Mode {
         match self {
             Self::Replace => true,
             Self::Append | Self::Upsert | Self::InsertOnly => false,
-        }
-    }
-
-    /// Whether a row may overwrite a row of another run.
-    pub fn overwrites(self) -> bool {
-        match self {
-            Self::Upsert | Self::Replace => true,
-            Self::Append | Self::InsertOnly => false,
         }
     }
 }

@@ -300,3 +300,59 @@ async fn concurrent_equal_backfill_is_refused() {
     );
     drop(first);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn window_that_is_tried_again_has_each_row_once() {
+    let pipeline = pipeline().await;
+    let three = [
+        "backfill",
+        "clicks",
+        "--from",
+        "2018-04-01",
+        "--to",
+        "2018-04-04",
+        "--every",
+        "1d",
+    ];
+    let loaded = pipeline.etl(&three).await;
+    assert_eq!(loaded.code, Some(0), "{}", loaded.stderr);
+    // As if it had failed after it had loaded rows; and another had been cancelled so.
+    let fail =
+        "UPDATE etl.runs SET state = 'failed', failure = 'x' WHERE run_id LIKE 'clicks-20180402-%'";
+    let cancel = "UPDATE etl.runs SET state = 'cancelled' WHERE run_id LIKE 'clicks-20180403-%'";
+    for statement in [fail, cancel] {
+        let ended = sqlx::query(statement).execute(&pipeline.database.pool);
+        assert_eq!(ended.await.unwrap().rows_affected(), 1);
+    }
+    let retried = pipeline
+        .etl(&with(&three, &["--retry", "--keep-going"]))
+        .await;
+    assert_eq!(retried.code, Some(0), "{}", retried.stderr);
+    assert!(
+        retried
+            .stderr
+            .contains("removing what the run clicks-20180402-"),
+        "{}",
+        retried.stderr
+    );
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 300);
+    let runs = "SELECT count(DISTINCT etl.run_no(_batch)) FROM clicks";
+    assert_eq!(pipeline.number(runs).await, 3);
+    // A run of another name is a person's matter.
+    let cancel = "UPDATE etl.runs SET state = 'cancelled', run_id = run_id WHERE run_id LIKE 'clicks-20180401-%'";
+    sqlx::query(cancel)
+        .execute(&pipeline.database.pool)
+        .await
+        .unwrap();
+    let day = [
+        "run",
+        "clicks",
+        "--set",
+        "from=2018-04-01",
+        "--set",
+        "to=2018-04-01",
+    ];
+    let refused = pipeline.etl(&day).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(refused.stderr.contains("--undo`"), "{}", refused.stderr);
+}

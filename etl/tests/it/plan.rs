@@ -116,3 +116,35 @@ async fn table_with_unknown_columns_is_described_in_words() {
         "{said}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn target_whose_deletions_cascade_is_refused_before_athena_is_asked() {
+    let pipeline = Pipeline::start().await;
+    let job = "[target]\ntable = \"public.clicks\"\nmode = \"replace\"\n[[columns]]\nsource = \"url\"\ntype = \"text\"\n";
+    pipeline.job("clicks", job, sample::clicks(1));
+    sqlx::raw_sql(
+        "CREATE TABLE public.clicks (url text UNIQUE, visits bigint, _batch bigint);
+         CREATE TABLE public.notes (url text REFERENCES public.clicks (url) ON DELETE SET NULL)",
+    )
+    .execute(&pipeline.database.pool)
+    .await
+    .unwrap();
+    let plan = pipeline.etl(&["plan", "clicks"]).await;
+    assert_eq!(plan.code, Some(1), "{}", plan.stdout);
+    assert!(
+        plan.stdout.contains("notes_url_fkey of public.notes")
+            && plan.stdout.contains("allow_cascades"),
+        "{}",
+        plan.stdout
+    );
+    let run = pipeline.etl(&["run", "clicks"]).await;
+    assert_eq!(run.code, Some(1), "{}", run.stdout);
+    assert!(run.stderr.contains("allow_cascades"), "{}", run.stderr);
+    assert_eq!(pipeline.cloud.started().len(), 0, "no query");
+    pipeline.write_job(
+        "clicks",
+        &job.replace("mode =", "allow_cascades = true\nmode ="),
+    );
+    let plan = pipeline.etl(&["plan", "clicks"]).await;
+    assert_eq!(plan.code, Some(0), "{}", plan.stdout);
+}

@@ -6,7 +6,6 @@ use sqlx::PgConnection;
 use super::{DeadLetter, resolve};
 use crate::batch;
 use crate::database::Store;
-use crate::earlier::Earlier;
 use crate::error::Error;
 use crate::removal::DroppedBatch;
 use crate::run::{LockedRun, bigint, integer};
@@ -200,15 +199,8 @@ impl LockedRun<'_> {
             return Ok(ReplayDropped::NotNeeded);
         }
         let reason = format!("abandoned by {by}: {why}");
-        self.abandon_replay(&reason).await?;
-        let is_staged = self.row.is_staged();
-        let earlier = Earlier::of(self.tx, &self.row, is_staged).await?;
-        if earlier.batches > 0 {
-            earlier.carry_back(self.tx, &self.row, is_staged).await?;
-        } else if is_staged {
-            self.drop_loaded(by, &reason).await?;
-        }
-        if self.is_balanced().await? && (earlier.batches > 0 || !is_staged) {
+        self.give_replay_up(&reason).await?;
+        if self.is_balanced().await? {
             self.restore(&reason).await?;
             return Ok(ReplayDropped::Restored);
         }

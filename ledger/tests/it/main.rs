@@ -6,6 +6,7 @@
 )]
 
 mod removals;
+mod requests;
 mod schema;
 mod settings;
 mod support;

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::job::Job;
 use common::message::Limits;
 
 use ledger::{Ended, LockedRun, Removed, Requested, Rows, RunState, Store, Verdict};
 use sqlx::PgConnection;
 
-use crate::support::{ledger, loaded, run_in, text};
+use crate::support::{job_into_t, ledger, loaded, run_in, text};
 
 /// The part of the loader's sweep that needs no target: reports two deleted rows.
 async fn execute_all(store: &Store) {
@@ -101,11 +100,7 @@ async fn request_into_a_table_with_a_pending_removal_is_refused() {
     let run = run_in(pool, "r", RunState::Failed).await;
     loaded(pool, &run).await;
     store.cancel(&run, true, None).await.unwrap();
-    let jobs = tempfile::tempdir().unwrap();
-    std::fs::write(jobs.path().join("other.sql"), "SELECT 1").unwrap();
-    let toml = "[source]\ndatabase = \"d\"\nsql = \"other.sql\"\n[target]\ntable = \"t\"\n";
-    std::fs::write(jobs.path().join("other.toml"), toml).unwrap();
-    let job = Job::read(jobs.path(), "other").unwrap();
+    let job = job_into_t("other");
     let request = job.request(&BTreeMap::new()).unwrap();
     let next = "next".parse().unwrap();
     let ask = async || {

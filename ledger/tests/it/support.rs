@@ -1,5 +1,6 @@
 //! What the tests share: a ledger, and runs in any state.
 
+use common::job::Job;
 use common::message::RunId;
 use ledger::{RunState, Store, migrate};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -68,4 +69,13 @@ pub(crate) async fn text(pool: &PgPool, sql: &str) -> String {
 pub(crate) async fn state_of(pool: &PgPool, run: &RunId) -> String {
     let state = format!("SELECT state FROM etl.runs WHERE run_id = '{run}'");
     text(pool, &state).await
+}
+
+/// A job that appends to the table `t`.
+pub(crate) fn job_into_t(name: &str) -> Job {
+    let jobs = tempfile::tempdir().unwrap();
+    std::fs::write(jobs.path().join("all.sql"), "SELECT 1").unwrap();
+    let toml = "[source]\ndatabase = \"d\"\nsql = \"all.sql\"\n[target]\ntable = \"t\"\n";
+    std::fs::write(jobs.path().join(format!("{name}.toml")), toml).unwrap();
+    Job::read(jobs.path(), name).unwrap()
 }

@@ -36,6 +36,20 @@ pub enum Refusal {
     )]
     RowSecurity { table: String, role: String },
     #[error(
+        "the foreign key {constraint} refers to {table} and cascades, so that a {change} would change the other table too; alter the foreign key, or set allow_cascades = true in the job's target"
+    )]
+    Cascades {
+        table: String,
+        /// Its name and its table.
+        constraint: String,
+        /// `DELETE` or `UPDATE`.
+        change: &'static str,
+    },
+    #[error(
+        "{partition} is a partition of {table} and a foreign table: its server commits before the ledger does, and a crash in between would load rows twice; detach it, or choose another target"
+    )]
+    ForeignPartition { table: String, partition: String },
+    #[error(
         "the role {role} may not add columns to {table}, which it does not own; have its owner run: {ddl}"
     )]
     MayNotAlter {
@@ -131,6 +145,8 @@ impl Refusal {
             | Self::MayNotCreate { .. }
             | Self::MayNotWrite { .. }
             | Self::RowSecurity { .. }
+            | Self::Cascades { .. }
+            | Self::ForeignPartition { .. }
             | Self::MayNotAlter { .. }
             | Self::FrozenMissing { .. }
             | Self::FrozenColumn { .. }

@@ -2,10 +2,12 @@
 
 use common::message::ValidBatch;
 use common::schema::{BATCH_COLUMN, PgType, quoted};
-use sqlx::{AssertSqlSafe, PgConnection};
+use ledger::earlier;
+use sqlx::PgConnection;
 
 use super::Written;
 use super::copy_into::CopyInto;
+use super::deletion::{Deletion, Expected};
 use crate::ddl::TableName;
 use crate::errors::LoadError;
 
@@ -14,17 +16,20 @@ use crate::errors::LoadError;
 pub(crate) struct Append {
     table: String,
     copy: CopyInto,
-    /// Deletes the rows of an earlier generation of a batch. $1: `_batch`.
-    delete_earlier: String,
+    deletion: Deletion,
 }
 
 impl Append {
     /// The writer for a table in which these columns have these types.
-    pub(crate) fn new(name: &TableName, columns: Vec<String>, types: Vec<PgType>) -> Self {
+    pub(crate) fn new(
+        name: &TableName,
+        (columns, types): (Vec<String>, Vec<PgType>),
+        allows_cascades: bool,
+    ) -> Self {
         let (table, batch) = (name.sql(), quoted(BATCH_COLUMN));
         Self {
             copy: CopyInto::new(&table, (&table, &name.table), (columns, types), &batch),
-            delete_earlier: format!("DELETE FROM {table} WHERE {batch} = $1"),
+            deletion: Deletion::new(name, allows_cascades),
             table,
         }
     }
@@ -37,33 +42,19 @@ impl Append {
         batch_no: i64,
     ) -> Result<Written, LoadError> {
         if batch.id.generation > 0 {
-            let delete = sqlx::query(AssertSqlSafe(self.delete_earlier.clone())).bind(batch_no);
-            let deleted = delete.execute(&mut *tx).await;
-            deleted.map_err(LoadError::target(|| {
+            let rows = earlier::rows_of_batch(tx, &batch.id).await?;
+            let expected = Expected {
+                fewest: rows,
+                most: rows,
+            };
+            let deleted = self
+                .deletion
+                .delete_batches(tx, batch_no..batch_no + 1, expected);
+            let deleted = deleted.await.map_err(LoadError::target(|| {
                 format!("cannot delete the replaced rows from {}", self.table)
             }))?;
+            deleted?;
         }
         self.copy.write(tx, batch, batch_no).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_copied_with_their_batch_number() {
-        let name = TableName {
-            schema: "public".into(),
-            table: "t".into(),
-        };
-        let append = Append::new(
-            &name,
-            vec!["a\"b".into(), "c1".into()],
-            vec![PgType::Text; 2],
-        );
-        let copy = format!("{:?}", append.copy);
-        let wanted = r#"COPY "public"."t" ("a""b", "c1", "_batch") FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')"#;
-        assert!(copy.contains(&format!("{wanted:?}")), "{copy}");
     }
 }

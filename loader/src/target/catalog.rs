@@ -8,7 +8,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::table::FINGERPRINT;
-use crate::ddl::{self, Change, ExistingColumn, ExistingTable, Known, Refusal, TableName};
+use crate::ddl::{self, Cascade, Change, ExistingColumn, ExistingTable, Known, Refusal, TableName};
 
 /// The change that the first batch would make to a target, or the refusal, for this connection's role. Changes nothing.
 /// `columns` are those that the job declares with a type; other columns of the query are not known yet.
@@ -130,6 +130,11 @@ pub(super) async fn look_up(
     let Some((oid, kind, unlogged, fingerprint)) = found else {
         return Ok(None);
     };
+    let foreign_partition: Option<String> = sqlx::query_scalar(FOREIGN_PARTITION)
+        .bind(oid)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let cascades = cascades(tx, oid).await?;
     let columns: Vec<(String, String, bool, bool, bool)> = sqlx::query_as(
         "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, atthasdef OR attidentity <> '', attgenerated <> ''
          FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
@@ -161,6 +166,8 @@ pub(super) async fn look_up(
     let table = ExistingTable {
         kind,
         unlogged,
+        foreign_partition,
+        cascades,
         columns: columns.collect(),
         unique: unique.into_iter().map(|(columns,)| columns).collect(),
     };
@@ -169,4 +176,50 @@ pub(super) async fn look_up(
         fingerprint,
         table,
     }))
+}
+
+/// A partition or a child of the table $1, at any level, that is a foreign table.
+const FOREIGN_PARTITION: &str = "WITH RECURSIVE below AS (
+         SELECT inhrelid FROM pg_inherits WHERE inhparent = $1
+         UNION SELECT i.inhrelid FROM below JOIN pg_inherits i ON i.inhparent = below.inhrelid)
+     SELECT c.oid::regclass::text FROM below JOIN pg_class c ON c.oid = inhrelid WHERE c.relkind = 'f' LIMIT 1";
+
+/// The foreign keys that refer to a table, or to a partition or child of it, and change the table that they are of.
+async fn cascades(tx: &mut PgConnection, table: Oid) -> Result<Vec<Cascade>, sqlx::Error> {
+    let found: Vec<(String, bool, bool, Vec<String>)> = sqlx::query_as(
+        "WITH RECURSIVE here AS (
+             SELECT $1::oid AS relid
+             UNION SELECT i.inhrelid FROM here JOIN pg_inherits i ON i.inhparent = here.relid)
+         SELECT DISTINCT format('%I of %s', k.conname, k.conrelid::regclass), k.confdeltype IN ('c', 'n', 'd'), k.confupdtype IN ('c', 'n', 'd'),
+                ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = k.confrelid AND a.attnum = ANY (k.confkey) ORDER BY 1)
+         FROM here JOIN pg_constraint k ON k.confrelid = here.relid AND k.contype = 'f'
+         WHERE k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd') ORDER BY 1",
+    )
+    .bind(table)
+    .fetch_all(tx)
+    .await?;
+    let cascades = found
+        .into_iter()
+        .map(|(constraint, on_delete, on_update, columns)| Cascade {
+            constraint,
+            on_delete,
+            on_update,
+            columns,
+        });
+    Ok(cascades.collect())
+}
+
+/// A foreign key that refers to the table and by which a deletion changes another table, too.
+pub(super) async fn cascade_of_deletes(
+    tx: &mut PgConnection,
+    name: &TableName,
+) -> Result<Option<String>, sqlx::Error> {
+    let table: Option<Oid> = sqlx::query_scalar("SELECT to_regclass($1)::oid")
+        .bind(name.sql())
+        .fetch_one(&mut *tx)
+        .await?;
+    let Some(table) = table else { return Ok(None) };
+    let found = cascades(tx, table).await?.into_iter();
+    let mut deletes = found.filter(|one| one.on_delete);
+    Ok(deletes.next().map(|one| one.constraint))
 }

@@ -10,13 +10,15 @@ use common::failpoint;
 use common::job::{Mode, Target};
 use common::schema::{BATCH_COLUMN, TargetColumn, quoted};
 use ledger::completion::{End, Sums};
+use ledger::conflict::{self, RowsByRun};
 use ledger::staging::Staging;
-use ledger::{Class, LockedRun, batch, classify, database};
+use ledger::{BatchNo, Class, LockedRun, batch, classify, database};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
-use super::merge::{joined, lock_key, staged_keys, updates};
+use super::deletion::{Deletion, Expected, within};
+use super::merge::{joined, staged_keys, updates};
 use super::staged::staging_table;
-use super::table::lock;
+use super::table::{lock, lock_key};
 use super::window::{TypedBound, condition, overlap, typed};
 use super::{catalog, staged_columns};
 use crate::ddl::{TableName, list};
@@ -73,6 +75,7 @@ async fn attempt(run: &mut LockedRun<'_>, sums: &Sums, staging: &Staging) -> Res
     };
     let commit = Commit {
         table: name.sql(),
+        deletion: Deletion::new(&name, target.allow_cascades),
         stage: staging_table(&staging.table_name).sql(),
         batch: quoted(BATCH_COLUMN),
         names: columns.iter().map(|column| column.name.clone()).collect(),
@@ -101,6 +104,7 @@ async fn attempt(run: &mut LockedRun<'_>, sums: &Sums, staging: &Staging) -> Res
 /// The source and the target of a commit.
 struct Commit<'a> {
     name: TableName,
+    deletion: Deletion,
     /// The target, the staging table and the column `_batch`, quoted for SQL.
     table: String,
     stage: String,
@@ -247,29 +251,107 @@ impl Commit<'_> {
 
     /// Deletes the rows of an earlier generation of the run and those that a replace replaces, and inserts or merges
     /// the staged rows. Returns the number of rows in the target by batch.
-    async fn write(&self, run: &mut LockedRun<'_>) -> Result<BTreeMap<i64, i64>, sqlx::Error> {
-        let (table, batch) = (&self.table, &self.batch);
+    async fn write(&self, run: &mut LockedRun<'_>) -> Result<BTreeMap<i64, i64>, Stop> {
+        let mut void = Vec::new();
         if run.row().generation > 0 {
-            let own = run.row().batch_nos();
-            let delete = format!("DELETE FROM {table} WHERE {batch} >= $1 AND {batch} < $2");
-            let delete = sqlx::query(AssertSqlSafe(delete))
-                .bind(own.start)
-                .bind(own.end);
-            delete.execute(run.connection()).await?;
+            self.check_dependents(run).await?;
+            self.delete_earlier(run).await?;
+            void = run.void_conflicts().await?;
+            run.forget_kept_out().await?;
         }
         if self.target.mode.replaces() {
-            let window = self.window().unwrap_or_else(|| "true".to_owned());
-            let delete = format!("DELETE FROM {table} WHERE {window}");
-            run.connection().execute(AssertSqlSafe(delete)).await?;
+            self.delete_window(run).await?;
         }
-        let written: Vec<(i64, i64)> = sqlx::query_as(AssertSqlSafe(self.insert()))
+        if self.target.mode.has_key() {
+            let overwritten = self.overwritten(run, &void).await?;
+            let run_no = run.row().run_no;
+            conflict::record_overwritten(run.connection(), run_no, &overwritten).await?;
+        }
+        let written: Vec<(i64, i64)> = sqlx::query_as(AssertSqlSafe(self.insert(&void)))
             .fetch_all(run.connection())
             .await?;
         Ok(written.into_iter().collect())
     }
 
+    /// Holds a replay that would leave a key without a row, where other runs gave way to the row that is there.
+    async fn check_dependents(&self, run: &mut LockedRun<'_>) -> Result<(), Stop> {
+        if !self.target.mode.has_key() {
+            return Ok(());
+        }
+        let mut dependents = run.dependents().await?;
+        // Rows of no run are not brought back by a replay of any.
+        dependents.retain(|dependent| dependent.run_id.is_some());
+        if dependents.is_empty() {
+            return Ok(());
+        }
+        let own = within(&run.row().batch_nos());
+        let dropped = format!(
+            "SELECT count(*) FROM {} t WHERE {own} AND NOT EXISTS (SELECT FROM {} s WHERE {})",
+            self.table,
+            self.stage,
+            joined(&self.target.key, &self.names)
+        );
+        let dropped: i64 = sqlx::query_scalar(AssertSqlSafe(dropped))
+            .fetch_one(run.connection())
+            .await?;
+        let id = run.row().run_id.clone();
+        let then = format!("`etl approve {id}`");
+        match conflict::refusal(&id, &dependents, "", &then) {
+            Some(why) if dropped > 0 => held(format!(
+                "the replay leaves {dropped} keys without a row of the run: {why}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes what an earlier generation of the run has in the target.
+    async fn delete_earlier(&self, run: &mut LockedRun<'_>) -> Result<(), Stop> {
+        let most = run.earlier_rows().await?;
+        // Rows with a key may have been overwritten, and those that a replace replaces are deleted all the same.
+        let fewest = if self.target.mode.adds() { most } else { 0 };
+        let own = run.row().batch_nos();
+        let expected = Expected { fewest, most };
+        let deleted = self
+            .deletion
+            .delete_batches(run.connection(), own, expected);
+        deleted
+            .await?
+            .map(drop)
+            .or_else(|refused| held(refused.to_string()))
+    }
+
+    /// Deletes the rows that a replace replaces, and none of a later run.
+    async fn delete_window(&self, run: &mut LockedRun<'_>) -> Result<(), Stop> {
+        let batch = &self.batch;
+        let window = self.window().unwrap_or_else(|| "true".to_owned());
+        let end = run.row().batch_nos().end;
+        let condition = format!("({window}) AND ({batch} IS NULL OR {batch} < {end})");
+        let deleted = self.deletion.delete(run.connection(), &condition);
+        deleted
+            .await?
+            .map(drop)
+            .or_else(|refused| held(refused.to_string()))
+    }
+
+    /// The rows of other runs that the staged rows are about to overwrite, by run. `void`: runs whose rows do not count.
+    async fn overwritten(
+        &self,
+        run: &mut LockedRun<'_>,
+        void: &[i64],
+    ) -> Result<RowsByRun, sqlx::Error> {
+        let (batch, start) = (&self.batch, run.row().batch_nos().start);
+        let older = match self.target.mode {
+            Mode::Upsert => format!("t.{batch} IS NULL OR t.{batch} < {start} OR "),
+            Mode::InsertOnly | Mode::Append | Mode::Replace => String::new(),
+        };
+        let condition = format!("({older}{})", is_of(batch, void));
+        let (_, counts) = self.conflicting(run, &condition).await?;
+        Ok(counts)
+    }
+
     /// The statement that writes the staged rows and returns the number in the target by batch.
-    fn insert(&self) -> String {
+    /// `void`: runs whose rows do not count, and are overwritten.
+    fn insert(&self, void: &[i64]) -> String {
         let (table, batch) = (&self.table, &self.batch);
         let key = &self.target.key;
         let keys = staged_keys(key, &self.names);
@@ -279,14 +361,23 @@ impl Commit<'_> {
             Mode::Upsert => (
                 format!("DISTINCT ON ({keys}) "),
                 format!(
-                    " ORDER BY {keys}, b DESC, n DESC {conflict} DO UPDATE SET {} WHERE t.{batch} IS NULL OR t.{batch} <= excluded.{batch}",
-                    updates(key, &self.names)
+                    " ORDER BY {keys}, b DESC, n DESC {conflict} DO UPDATE SET {} WHERE t.{batch} IS NULL OR t.{batch} <= excluded.{batch} OR {}",
+                    updates(key, &self.names),
+                    is_of(batch, void)
                 ),
             ),
-            Mode::InsertOnly => (
-                format!("DISTINCT ON ({keys}) "),
-                format!(" ORDER BY {keys}, b, n {conflict} DO NOTHING"),
-            ),
+            Mode::InsertOnly => {
+                let action = if void.is_empty() {
+                    "DO NOTHING".to_owned()
+                } else {
+                    let updates = updates(key, &self.names);
+                    format!("DO UPDATE SET {updates} WHERE {}", is_of(batch, void))
+                };
+                (
+                    format!("DISTINCT ON ({keys}) "),
+                    format!(" ORDER BY {keys}, b, n {conflict} {action}"),
+                )
+            }
         };
         format!(
             "WITH written AS (INSERT INTO {table} AS t ({}, {batch}) SELECT {distinct}{}, b FROM {}{end} RETURNING t.{batch} AS b) \
@@ -308,10 +399,13 @@ impl Commit<'_> {
         if stored == staged {
             return Ok(());
         }
-        let (wanted, winners) = if self.target.mode.has_key() {
-            self.count_losers(run).await?
+        let wanted = if self.target.mode.has_key() {
+            let (keys, lost) = self.kept_out(run).await?;
+            let run_no = run.row().run_no;
+            conflict::record_kept_out(run.connection(), run_no, &lost).await?;
+            keys - lost.values().sum::<i64>()
         } else {
-            (staged, Vec::new())
+            staged
         };
         if stored != wanted {
             return held(
@@ -323,43 +417,65 @@ impl Commit<'_> {
                 .to_string(),
             );
         }
-        self.check_known(run.connection(), &winners).await
+        Ok(())
     }
 
-    /// The number of keys with a row of this run, and the batches whose rows win over it, where the ledger must know
-    /// them.
-    async fn count_losers(&self, run: &mut LockedRun<'_>) -> Result<(i64, Vec<i64>), sqlx::Error> {
+    /// The number of keys with a row of this run, and the rows of other runs that win over them, by run. The ledger must
+    /// know the batches that count as newer.
+    async fn kept_out(&self, run: &mut LockedRun<'_>) -> Result<(i64, RowsByRun), Stop> {
         let batch = &self.batch;
-        let key = &self.target.key;
-        let distinct = format!(
-            "(SELECT DISTINCT {} FROM {}) s",
-            staged_keys(key, &self.names),
-            self.stage
-        );
-        let keys: i64 =
-            sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {distinct}")))
-                .fetch_one(run.connection())
-                .await?;
-        let (others, doubtful) = match self.target.mode {
-            Mode::Upsert => (format!("t.{batch} >= $1 AND t.{batch} >= $2"), "true"),
-            Mode::InsertOnly | Mode::Append | Mode::Replace => {
-                let others = format!("(t.{batch} IS NULL OR t.{batch} < $1 OR t.{batch} >= $2)");
-                (others, "false")
-            }
-        };
-        let count = format!(
-            "SELECT count(*), coalesce(array_agg(DISTINCT t.{batch}) FILTER (WHERE {doubtful}), '{{}}') \
-             FROM {distinct} JOIN {} t ON {} WHERE {others}",
-            self.table,
-            joined(key, &self.names)
-        );
+        let keys: i64 = sqlx::query_scalar(AssertSqlSafe(format!(
+            "SELECT count(*) FROM {}",
+            self.staged_keys()
+        )))
+        .fetch_one(run.connection())
+        .await?;
         let own = run.row().batch_nos();
-        let (lost, winners): (i64, Vec<i64>) = sqlx::query_as(AssertSqlSafe(count))
-            .bind(own.start)
-            .bind(own.end)
-            .fetch_one(run.connection())
+        let condition = match self.target.mode {
+            Mode::Upsert => format!("t.{batch} >= {}", own.end),
+            Mode::InsertOnly | Mode::Append | Mode::Replace => format!(
+                "(t.{batch} IS NULL OR t.{batch} < {} OR t.{batch} >= {})",
+                own.start, own.end
+            ),
+        };
+        let (winners, counts) = self.conflicting(run, &condition).await?;
+        if self.target.mode == Mode::Upsert {
+            self.check_known(run.connection(), &winners).await?;
+        }
+        Ok((keys, counts))
+    }
+
+    /// The rows `t` of the target with a staged key for which a condition holds: their batches, and their number by run.
+    async fn conflicting(
+        &self,
+        run: &mut LockedRun<'_>,
+        condition: &str,
+    ) -> Result<(Vec<i64>, RowsByRun), sqlx::Error> {
+        let count = format!(
+            "SELECT t.{} AS b, count(*) FROM {} JOIN {} t ON {} WHERE {condition} GROUP BY 1",
+            self.batch,
+            self.staged_keys(),
+            self.table,
+            joined(&self.target.key, &self.names)
+        );
+        let by_batch: Vec<(Option<i64>, i64)> = sqlx::query_as(AssertSqlSafe(count))
+            .fetch_all(run.connection())
             .await?;
-        Ok((keys - lost, winners))
+        let mut by_run = RowsByRun::new();
+        for (batch, rows) in &by_batch {
+            *by_run.entry(batch.map_or(0, BatchNo::run_of)).or_default() += rows;
+        }
+        let batches = by_batch.into_iter().filter_map(|(batch, _)| batch);
+        Ok((batches.collect(), by_run))
+    }
+
+    /// The distinct staged keys `s`.
+    fn staged_keys(&self) -> String {
+        format!(
+            "(SELECT DISTINCT {} FROM {}) s",
+            staged_keys(&self.target.key, &self.names),
+            self.stage
+        )
     }
 
     /// Holds the run when the ledger lacks one of these batches, whose rows would count as newer.
@@ -372,6 +488,15 @@ impl Commit<'_> {
             }
         }
     }
+}
+
+/// Whether the row `t` is of one of these runs.
+fn is_of(batch: &str, runs: &[i64]) -> String {
+    if runs.is_empty() {
+        return "false".to_owned();
+    }
+    let runs = runs.iter().map(i64::to_string).collect::<Vec<_>>();
+    format!("etl.run_no(t.{batch}) IN ({})", runs.join(", "))
 }
 
 #[cfg(test)]
@@ -392,6 +517,7 @@ mod tests {
     fn commit<'a>(target: &'a Target, columns: &'a [TargetColumn]) -> Commit<'a> {
         let name = TableName::of(target, &["public".into()]).unwrap();
         Commit {
+            deletion: Deletion::new(&name, false),
             table: name.sql(),
             stage: staging_table("s_7_1").sql(),
             batch: quoted(BATCH_COLUMN),
@@ -431,7 +557,7 @@ mod tests {
         let commit = commit(&target, &columns);
         assert_eq!(commit.window(), None);
         assert_eq!(
-            commit.insert(),
+            commit.insert(&[]),
             r#"WITH written AS (INSERT INTO "public"."t" AS t ("site", "da""y", "_batch") SELECT c0, c1, b FROM "etl_staging"."s_7_1" RETURNING t."_batch" AS b) SELECT b, count(*) FROM written GROUP BY b"#
         );
     }
@@ -445,7 +571,7 @@ mod tests {
                 key: vec!["site".into()],
                 ..Target::default()
             };
-            commit(&target, &columns()).insert()
+            commit(&target, &columns()).insert(&[])
         };
         let upsert = of_mode(Mode::Upsert);
         assert!(

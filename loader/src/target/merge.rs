@@ -6,11 +6,10 @@
 //! `insert_only` overwrites only a row of a later batch of the same run, so that the first row of a key in the run stays,
 //! whichever batch commits first.
 
-use std::ops::Range;
-
 use common::job::{Mode, Target};
 use common::message::ValidBatch;
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
+use ledger::conflict::{self, RowsByRun};
 use ledger::{BatchNo, batch, database};
 use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
@@ -18,6 +17,7 @@ use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 use super::Written;
 use super::copy_into::{CopyInto, RefusedRow, in_parts, vanished};
 use super::staged_columns;
+use super::table::lock_key;
 use crate::copy::Last;
 use crate::ddl::{TableName, list};
 use crate::errors::{LoadError, Refused};
@@ -25,7 +25,6 @@ use crate::errors::{LoadError, Refused};
 /// Merges batches into one target.
 #[derive(Debug)]
 pub(crate) struct Merge {
-    mode: Mode,
     table: String,
     copy: CopyInto,
     /// Serialises the merges into one target.
@@ -34,9 +33,11 @@ pub(crate) struct Merge {
     create_stage: String,
     /// Merges staged rows. $1: `_batch`; $2, $3: the range of rows, the end excluded.
     statement: String,
-    /// Counts target rows with a staged key, from batches of the run that this batch overwrites. $1, $2: the range of
-    /// `_batch`, the end excluded.
+    /// Counts target rows with a staged key that this batch overwrites, by their run. $1: `_batch`.
     count_overwritten: String,
+    /// Counts the target rows with a staged key that win over this batch, by their run. $1: `_batch`; $2: the excluded
+    /// rows.
+    count_kept_out: String,
     /// Counts the distinct staged keys, those whose target row is this batch's, and those whose target row belongs to a
     /// batch that wins over this one; and lists those batches, where the ledger must know them. $1: `_batch`; $2: the
     /// excluded rows.
@@ -62,9 +63,13 @@ impl Merge {
         let staged_as = staged_as.map(|(index, name)| format!("{} AS c{index}", quoted(name)));
         let stage_columns = (0..names.len()).map(|index| format!("c{index}")).collect();
         Self {
-            mode: target.mode,
             copy: CopyInto::new(&table, (&stage, &stage_name), (stage_columns, types), "n"),
             lock_key: lock_key(name),
+            count_kept_out: format!(
+                "SELECT coalesce(etl.run_no(t.{batch}), 0), count(*) FROM (SELECT DISTINCT {keys} FROM {stage} WHERE n <> ALL($2::int[])) s \
+                 JOIN {table} t ON {joined} WHERE {} GROUP BY 1",
+                sql.others
+            ),
             create_stage: format!(
                 "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {}, 0 AS n FROM {table} WITH NO DATA",
                 quoted(&stage_name),
@@ -80,7 +85,8 @@ impl Merge {
                 sql.may_overwrite,
             ),
             count_overwritten: format!(
-                "SELECT count(*) FROM (SELECT DISTINCT {keys} FROM {stage}) s JOIN {table} t ON {joined} WHERE t.{batch} >= $1 AND t.{batch} < $2"
+                "SELECT coalesce(etl.run_no(t.{batch}), 0), count(*) FROM (SELECT DISTINCT {keys} FROM {stage}) s JOIN {table} t ON {joined} WHERE {} GROUP BY 1",
+                sql.overwritten
             ),
             count_winners: format!(
                 "SELECT count(*), count(*) FILTER (WHERE t.{batch} = $1), count(*) FILTER (WHERE {}), \
@@ -127,9 +133,9 @@ impl Merge {
     ) -> Result<i64, LoadError> {
         let failed = || LoadError::target(|| format!("cannot merge rows into {}", self.table));
         let batch_no = BatchNo::new(run_no, batch.id.seq).get();
-        let own = self.own_losers(run_no, batch_no);
         database::lock(tx, self.lock_key).await.map_err(failed())?;
-        let overwritten_before = self.overwritten(tx, &own).await.map_err(failed())?;
+        let before = self.overwritten(tx, batch_no).await.map_err(failed())?;
+        let own_before = before.get(&run_no).copied().unwrap_or(0);
         let (mut affected, mut statements) = (0, 0);
         let merged = in_parts(tx, batch, &self.copy, refused, async |tx, rows| {
             let bound = |bound: usize| i32::try_from(bound).unwrap_or(i32::MAX);
@@ -143,12 +149,18 @@ impl Merge {
         let accepted = batch.rows.len() - refused.len();
         // The usual case: all rows at once, and each key once.
         if refused.is_empty() && statements == 1 && affected == accepted as u64 {
-            return Ok(overwritten_before);
+            let recorded = conflict::record_overwritten(tx, run_no, &before).await;
+            recorded.map_err(failed())?;
+            return Ok(own_before);
         }
-        let overwritten_after = self.overwritten(tx, &own).await.map_err(failed())?;
-        let written = self.check_winners(tx, batch_no, refused).await?;
+        let after = self.overwritten(tx, batch_no).await.map_err(failed())?;
+        let left = |run: &i64| after.get(run).copied().unwrap_or(0);
+        let overwritten = before.iter().map(|(run, rows)| (*run, rows - left(run)));
+        let recorded = conflict::record_overwritten(tx, run_no, &overwritten.collect()).await;
+        recorded.map_err(failed())?;
+        let written = self.check_winners(tx, (run_no, batch_no), refused).await?;
         let accepted = i64::try_from(accepted).unwrap_or(i64::MAX);
-        Ok(accepted - written + overwritten_before - overwritten_after)
+        Ok(accepted - written + own_before - left(&run_no))
     }
 
     /// Checks that every staged key has a row in the target, of this batch or of one that wins over it. Returns the
@@ -156,7 +168,7 @@ impl Merge {
     async fn check_winners(
         &self,
         tx: &mut PgConnection,
-        batch_no: i64,
+        (run_no, batch_no): (i64, i64),
         refused: &[RefusedRow],
     ) -> Result<i64, LoadError> {
         let failed = || LoadError::target(|| format!("cannot merge rows into {}", self.table));
@@ -167,7 +179,7 @@ impl Merge {
         let (keys, own, later, winners): (i64, i64, i64, Vec<i64>) =
             sqlx::query_as(AssertSqlSafe(self.count_winners.clone()))
                 .bind(batch_no)
-                .bind(left_out)
+                .bind(&left_out)
                 .fetch_one(&mut *tx)
                 .await
                 .map_err(failed())?;
@@ -180,28 +192,31 @@ impl Merge {
             let table = self.table.clone();
             return Err(Refused::UnknownWinner { table, number }.into());
         }
-        Ok(own)
-    }
-
-    /// The batches of its own run over which a batch wins.
-    fn own_losers(&self, run_no: i64, batch_no: i64) -> Range<i64> {
-        let run = BatchNo::of_run(run_no);
-        match self.mode {
-            Mode::InsertOnly => batch_no + 1..run.end,
-            Mode::Append | Mode::Upsert | Mode::Replace => run.start..batch_no,
+        if later > 0 {
+            let winners: Vec<(i64, i64)> =
+                sqlx::query_as(AssertSqlSafe(self.count_kept_out.clone()))
+                    .bind(batch_no)
+                    .bind(&left_out)
+                    .fetch_all(&mut *tx)
+                    .await
+                    .map_err(failed())?;
+            let winners = winners.into_iter().collect();
+            let recorded = conflict::record_kept_out(tx, run_no, &winners).await;
+            recorded.map_err(failed())?;
         }
+        Ok(own)
     }
 
     async fn overwritten(
         &self,
         tx: &mut PgConnection,
-        batches: &Range<i64>,
-    ) -> Result<i64, sqlx::Error> {
-        sqlx::query_scalar(AssertSqlSafe(self.count_overwritten.clone()))
-            .bind(batches.start)
-            .bind(batches.end)
-            .fetch_one(tx)
-            .await
+        batch_no: i64,
+    ) -> Result<RowsByRun, sqlx::Error> {
+        let counts: Vec<(i64, i64)> = sqlx::query_as(AssertSqlSafe(self.count_overwritten.clone()))
+            .bind(batch_no)
+            .fetch_all(tx)
+            .await?;
+        Ok(counts.into_iter().collect())
     }
 }
 
@@ -211,6 +226,8 @@ struct ModeSql {
     order: &'static str,
     /// Whether the merged row overwrites the target row `t`.
     may_overwrite: String,
+    /// Whether the merged row overwrites the target row `t`, which is another row. $1: `_batch`.
+    overwritten: String,
     /// Whether the target row `t` belongs to a batch that wins over this one.
     others: String,
     /// Whether the ledger must know the batch of the target row `t`.
@@ -224,6 +241,7 @@ impl ModeSql {
             Mode::Upsert => Self {
                 order: "DESC",
                 may_overwrite: format!("t.{batch} IS NULL OR t.{batch} <= excluded.{batch}"),
+                overwritten: format!("(t.{batch} IS NULL OR t.{batch} < $1)"),
                 others: format!("t.{batch} > $1"),
                 doubtful: format!("t.{batch} > $1"),
             },
@@ -235,17 +253,15 @@ impl ModeSql {
                     may_overwrite: format!(
                         "t.{batch} > excluded.{batch} AND etl.run_no(t.{batch}) = etl.run_no(excluded.{batch})"
                     ),
+                    overwritten: format!(
+                        "t.{batch} > $1 AND etl.run_no(t.{batch}) = etl.run_no($1)"
+                    ),
                     others: format!("t.{first} IS NOT NULL AND t.{batch} IS DISTINCT FROM $1"),
                     doubtful: "false".to_owned(),
                 }
             }
         }
     }
-}
-
-/// The key of the lock that serialises decisions about the rows of a target.
-pub(crate) fn lock_key(name: &TableName) -> i64 {
-    database::lock_key("merge", &name.sql())
 }
 
 /// The name of the staging table for a target and its columns. Other columns, or an altered table whose types the

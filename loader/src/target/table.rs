@@ -1,5 +1,6 @@
 //! A checked table, and the test whether it is unchanged.
 
+use ledger::database;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use crate::ddl::{TableName, literal};
@@ -8,7 +9,9 @@ use crate::errors::LoadError;
 /// A digest of the checked properties of the table `pg_class c`, as an SQL expression. A cast to another type rounds
 /// silently, so a table with another fingerprint is checked again.
 pub(super) const FINGERPRINT: &str = "(SELECT encode(sha256(convert_to(concat_ws(' ', c.oid, c.relkind, c.relpersistence, \
-    string_agg(concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, quote_ident(attname)), ',' ORDER BY attnum)), 'UTF8')), 'hex') \
+    string_agg(concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, quote_ident(attname)), ',' ORDER BY attnum), \
+    CASE WHEN c.relhassubclass THEN (SELECT string_agg(concat_ws(' ', p.oid, p.relkind), ',' ORDER BY p.oid) \
+    FROM pg_partition_tree(c.oid) t JOIN pg_class p ON p.oid = t.relid) END), 'UTF8')), 'hex') \
     FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)";
 
 /// A table with the fingerprint of its check.
@@ -29,14 +32,26 @@ impl Checked {
         }
     }
 
+    /// A target that rows are added to: its lock is shared with others that add, and keeps out who deletes or merges.
+    pub(crate) fn shared(name: &TableName, fingerprint: String) -> Self {
+        let table = name.sql();
+        let turn = format!("SELECT pg_advisory_xact_lock_shared({})", lock_key(name));
+        Self {
+            lock: format!("{turn}; {}", lock(&table)),
+            table,
+            fingerprint,
+        }
+    }
+
     /// Whether the table is unchanged since its check. It cannot change until the transaction ends.
     pub(crate) async fn is_unchanged(&self, tx: &mut PgConnection) -> Result<bool, LoadError> {
         let failed = LoadError::target(|| format!("cannot lock {}", self.table));
         let lock = sqlx::raw_sql(AssertSqlSafe(self.lock.clone()));
-        match lock.fetch_one(tx).await {
-            Ok(row) => {
-                let found = row.try_get::<String, _>(0).map_err(failed)?;
-                Ok(found == self.fingerprint)
+        match lock.fetch_all(tx).await {
+            Ok(rows) => {
+                let found = rows.last().ok_or(sqlx::Error::RowNotFound);
+                let found = found.and_then(|row| row.try_get::<String, _>(0));
+                Ok(found.map_err(failed)? == self.fingerprint)
             }
             // The table is missing, or is another kind of relation now.
             Err(sqlx::Error::Database(error))
@@ -47,6 +62,12 @@ impl Checked {
             Err(error) => Err(failed(error)),
         }
     }
+}
+
+/// The key of the lock of a target, which every transaction that writes to it takes: alone where it decides about rows that
+/// are there (merges, deletions), shared where it only adds rows.
+pub(crate) fn lock_key(name: &TableName) -> i64 {
+    database::lock_key("target", &name.sql())
 }
 
 /// Locks a table against changes until the transaction ends, and returns its fingerprint. Two statements, so that the

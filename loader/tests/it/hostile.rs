@@ -9,9 +9,8 @@ use loader::target::Prepared;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
-use testkit::servers::database;
 
-use crate::support::Shape;
+use crate::support::{Shape, ledger_database};
 
 type Value = Option<String>;
 
@@ -32,7 +31,7 @@ fn runner() -> TestRunner {
 fn on_postgres<S: Strategy>(strategy: S, case: &impl AsyncFn(&mut PgConnection, S::Value)) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
-    let database = runtime.block_on(database());
+    let database = runtime.block_on(ledger_database());
     let connection = std::cell::RefCell::new(runtime.block_on(database.pool.acquire()).unwrap());
     let ran = runner().run(&strategy, |value| {
         runtime.block_on(case(&mut connection.borrow_mut(), value));

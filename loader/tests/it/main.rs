@@ -10,6 +10,7 @@ mod binary;
 mod completion;
 
 mod contracts;
+mod deletions;
 mod existing;
 mod failures;
 mod hostile;
@@ -22,4 +23,5 @@ mod removal;
 mod run_commit;
 mod service;
 mod support;
+mod undo;
 mod upsert;

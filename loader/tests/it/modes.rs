@@ -9,7 +9,7 @@ use testkit::servers::Database;
 
 use crate::support::{
     Shape, assert_committed, balance_of, execute, extracted, ledger_database, loader, replayed,
-    request, shape, text, with_generation, with_rejected,
+    request_for, shape, text, with_generation, with_rejected,
 };
 
 /// A mode with its settings, and the expected table: key, value and seq of each row.
@@ -118,8 +118,8 @@ impl Setup {
             ),
         )
         .await;
-        request(pool, &run).await;
         let batches = self.batches(&table, &run);
+        request_for(pool, &run, &batches[0].target).await;
         (run, batches)
     }
 
@@ -360,7 +360,7 @@ async fn second_run_of_the_same_rows_follows_the_mode() {
         let again = setup.batches(&table, "again");
         for (run, batches) in [(first.as_str(), &batches), ("again", &again)] {
             if run == "again" {
-                request(pool, run).await;
+                request_for(pool, run, &batches[0].target).await;
             }
             for batch in batches {
                 loader.handle(batch).await.unwrap();
@@ -415,7 +415,7 @@ async fn insert_only_keeps_the_first_row_of_a_key_in_every_order() {
         keys.target.mode = Mode::InsertOnly;
         keys.target.duplicates = Duplicates::Last;
         let run = format!("r{number}");
-        request(pool, &run).await;
+        request_for(pool, &run, &keys.target).await;
         let row = |key: &'static str, value: &'static str| vec![Some(key), Some(value)];
         let batches = [
             keys.batch(&run, 0, 0, &[row("a", "1"), row("a", "2")]),

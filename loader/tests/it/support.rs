@@ -1,11 +1,12 @@
 //! Shared helpers: a database with the ledger, runs, and batches by the row.
 
-use common::job::{Mode, Target};
+use common::job::{Commit, Mode, Target};
 use common::message::{BatchId, ContentHash, EventKind, RejectedRow, RunEvent, RunId, ValidBatch};
 use common::schema::{ResultColumn, TargetColumn};
 use common::settings::SecretUrl;
 use common::{Rows, service};
 use loader::load::Loader;
+use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 use testkit::servers::{Database, database};
 
@@ -31,8 +32,24 @@ pub(crate) fn loader(database: &Database) -> Loader {
 
 /// Writes the row of a requested run.
 pub(crate) async fn request(pool: &PgPool, run: &str) {
-    sqlx::query("INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode) VALUES ($1, 'job', 'hash', '{}', 'SELECT 1', 't', 'append')")
+    sqlx::query("INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode) VALUES ($1, 'job', 'hash', '{\"name\": \"job\", \"target\": {\"table\": \"t\"}}', 'SELECT 1', 't', 'append')")
         .bind(run)
+        .execute(pool)
+        .await
+        .unwrap();
+}
+
+/// Writes the row of a requested run with this target.
+pub(crate) async fn request_for(pool: &PgPool, run: &str, target: &Target) {
+    request(pool, run).await;
+    let (schema, table) = target.schema_and_table();
+    let is_staged = target.is_staged(0);
+    sqlx::query("UPDATE etl.runs SET job_spec = $2, target_table = $3, mode = $4, commit = $5 WHERE run_id = $1")
+        .bind(run)
+        .bind(json!({ "name": "job", "target": target }))
+        .bind(format!("{schema}.{table}"))
+        .bind(target.mode.name())
+        .bind(if is_staged { Commit::Run } else { Commit::Batch }.name())
         .execute(pool)
         .await
         .unwrap();
@@ -193,11 +210,13 @@ pub(crate) fn with_generation(batch: &ValidBatch, generation: u32) -> ValidBatch
 
 /// Writes the change of `etl replay` for a whole run.
 pub(crate) async fn replayed(pool: &PgPool, run: &str) {
-    sqlx::query("UPDATE etl.runs SET generation = generation + 1, state = 'running', finished_at = NULL WHERE run_id = $1")
-        .bind(run)
-        .execute(pool)
-        .await
-        .unwrap();
+    for statement in [
+        "INSERT INTO etl.replays (run_id, generation, source, seqs, job_hash, job_spec, state_before, requested_by)
+         SELECT run_id, generation + 1, 'archive', '{[0,16777216)}', job_hash, job_spec, state, 'me' FROM etl.runs WHERE run_id = $1",
+        "UPDATE etl.runs SET generation = generation + 1, state = 'running', finished_at = NULL WHERE run_id = $1",
+    ] {
+        sqlx::query(statement).bind(run).execute(pool).await.unwrap();
+    }
 }
 
 /// Writes the change of `etl approve`.

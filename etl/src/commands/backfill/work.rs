@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use ledger::{Requested, Run, RunState, Store};
+use common::message::RunId;
+use ledger::{Requested, Rows, Run, RunState, Store};
 use tokio::time::sleep;
 
+use super::super::cancel;
 use super::{Arguments, Plan, WindowReport, has_failed, moves};
 use crate::Failure;
 use crate::broker::Broker;
@@ -147,20 +149,50 @@ impl Backfill<'_> {
     }
 
     async fn request(&mut self, index: usize) -> Result<(), anyhow::Error> {
-        let Plan {
-            job,
-            identity,
-            slots,
-            ..
-        } = &mut self.plan;
-        let slot = &mut slots[index];
-        let run = identity.run(slot.window, slot.attempt);
-        let requested = request(self.store, self.broker, &run, job, &slot.request, false);
-        slot.run = Some(match requested.await? {
-            Requested::New | Requested::Known(_) => run.to_string(),
-            // The conflicting run has loaded, or loads, the window's rows.
-            Requested::Conflicts(conflict) => conflict.run_id,
-        });
+        loop {
+            let Plan {
+                job,
+                identity,
+                slots,
+                ..
+            } = &mut self.plan;
+            let slot = &mut slots[index];
+            let run = identity.run(slot.window, slot.attempt);
+            let requested = request(self.store, self.broker, &run, job, &slot.request, false);
+            let conflict = match requested.await? {
+                Requested::New | Requested::Known(_) => {
+                    slot.run = Some(run.to_string());
+                    return Ok(());
+                }
+                Requested::Conflicts(conflict) => conflict,
+            };
+            let is_attempt = (1..slot.attempt)
+                .any(|attempt| identity.run(slot.window, attempt).as_str() == conflict.run_id);
+            if conflict.has_left_rows() && is_attempt {
+                self.take_back(&conflict.run_id).await?;
+            } else if conflict.has_left_rows() || conflict.has_loaded_otherwise() {
+                return Err(anyhow!(conflict.sentence()));
+            } else {
+                // It has loaded, or loads, the window's rows.
+                slot.run = Some(conflict.run_id);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Removes what an attempt that failed has left in the target, before the next one adds the same rows.
+    async fn take_back(&mut self, run: &str) -> Result<(), anyhow::Error> {
+        let id: RunId = run
+            .parse()
+            .context("the ledger has a run with an invalid name")?;
+        (self.look)(Event::Note(format!(
+            "removing what the run {run} has left in the target, before its window is tried again"
+        )));
+        let ended = cancel::act(self.store, &id, true, Some("its window is tried again")).await?;
+        if let Rows::Leave { removal, .. } = ended.rows {
+            let removed = cancel::removed(self.store, &id, removal).await?;
+            removed.map_err(|why| anyhow!("the rows of the run {run} were not removed: {why}"))?;
+        }
         Ok(())
     }
 
