@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use common::job::Mode;
 use sqlx::{FromRow, PgConnection};
 
 use crate::run::LockedRun;
@@ -80,14 +81,29 @@ impl LockedRun<'_> {
     }
 
     /// The runs that this one gave way to and whose rows count no more: they ended without being complete, or a replay
-    /// of them is held. A replay of this run takes the place of their rows.
+    /// of them is held. A replay of this run takes the place of their rows. They stay so until the transaction ends.
     pub async fn void_conflicts(&mut self) -> Result<Vec<i64>, sqlx::Error> {
         sqlx::query_scalar(
             "SELECT r.run_no FROM etl.conflicts c JOIN etl.runs r ON r.run_no = c.conflicting_run_no
-             WHERE c.run_no = $1 AND r.state IN ('failed', 'cancelled', 'held') ORDER BY r.run_no",
+             WHERE c.run_no = $1 AND r.state IN ('failed', 'cancelled', 'held') ORDER BY r.run_no FOR SHARE OF r",
         )
         .bind(self.row.run_no)
         .fetch_all(&mut *self.tx)
+        .await
+    }
+
+    /// An older run that has overwritten rows of this one, in mode upsert: a replay of it while a replay of this run was held.
+    /// What the run was before cannot be had any more.
+    pub(crate) async fn overwritten_by_older(&mut self) -> Result<Option<String>, sqlx::Error> {
+        if self.row.mode != Mode::Upsert {
+            return Ok(None);
+        }
+        sqlx::query_scalar(
+            "SELECT r.run_id FROM etl.conflicts c JOIN etl.runs r ON r.run_no = c.conflicting_run_no
+             WHERE c.run_no = $1 AND c.conflicting_run_no < $1 ORDER BY r.run_no LIMIT 1",
+        )
+        .bind(self.row.run_no)
+        .fetch_optional(&mut *self.tx)
         .await
     }
 

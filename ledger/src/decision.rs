@@ -182,6 +182,8 @@ impl LockedRun<'_> {
             .map_err(Error::NotAllowed)?;
         if plan.removes {
             self.check_undo().await?;
+        } else if plan.carries {
+            self.check_return().await?;
         }
         let reason = format!("abandoned by {by}: {decision}");
         let mut replaced = 0;
@@ -217,6 +219,16 @@ impl LockedRun<'_> {
             target_table: self.row.target_table,
             rows,
             dropped: if plan.drops { loaded } else { 0 },
+        })
+    }
+
+    /// Refuses to make the run what it was before its replay once an older run has overwritten rows of it.
+    async fn check_return(&mut self) -> Result<(), Error> {
+        let run = &self.id.clone();
+        self.overwritten_by_older().await?.map_or(Ok(()), |older| {
+            Err(Error::NotAllowed(format!(
+                "the run {older}, which is older, was replayed meanwhile and has overwritten rows of the run {run}; `etl approve {run}` or `etl replay {run}` brings them back"
+            )))
         })
     }
 

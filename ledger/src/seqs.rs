@@ -45,6 +45,12 @@ impl Seqs {
         )
     }
 
+    /// Those of both sets.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self::from_ranges(self.0.into_iter().chain(other.0))
+    }
+
     /// Whether there is no batch in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -233,7 +233,8 @@ async fn from_archive(
     }
     let may_be_partial = checks::supersedes_by_batch(&subject, &spec);
     let seqs = if may_be_partial {
-        wanted
+        // What the ledger lacks was sent in a generation that ends now.
+        wanted.with(Seqs::from_ledger(store.missing(&subject.run).await?))
     } else {
         whole.clone()
     };

@@ -200,7 +200,7 @@ impl LockedRun<'_> {
         }
         let reason = format!("abandoned by {by}: {why}");
         self.give_replay_up(&reason).await?;
-        if self.is_balanced().await? {
+        if self.is_balanced().await? && self.overwritten_by_older().await?.is_none() {
             self.restore(&reason).await?;
             return Ok(ReplayDropped::Restored);
         }

@@ -17,6 +17,7 @@ mod hostile;
 mod indexed;
 mod killed;
 mod loading;
+mod model;
 mod modes;
 mod refused;
 mod removal;

@@ -1,0 +1,928 @@
+//! Random sequences of what operators, loaders and crashes do, against what the table and the ledger have to be.
+//!
+//! One process and one database: the queue and the archive are lists here, and a kill is a future that is dropped. Two operators
+//! act at the same time. At the end everything is delivered and settled, and the tables have to be what the ledger says.
+//! `ETL_MODEL_SEED` repeats one sequence, `ETL_MODEL_SEQUENCES` sets how many there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::Rows;
+use common::job::{Job, JobSpec};
+use common::message::{
+    BatchId, ContentHash, EventKind, Limits, Reject, RejectedRow, RunEvent, RunId, ValidBatch,
+};
+use common::schema::{ResultColumn, TargetColumn};
+use ledger::{
+    DeadLetterFilter, Dropped, DroppedBatch, NewDeadLetter, NewReplay, Requested, Rows as RowsLeft,
+    RunState, Seqs, Store,
+};
+use loader::errors::Verdict;
+use loader::load::Loader;
+use loader::{completion, removal, target};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use sqlx::{FromRow, PgPool};
+use tokio::time::timeout;
+
+use crate::support::{ledger_database, loader};
+
+/// The jobs: name, target, the settings of the target. Jobs share tables.
+const JOBS: [(&str, &str, &str); 6] = [
+    ("add", "events", "mode = \"append\""),
+    ("add_whole", "events", "mode = \"append\"\ncommit = \"run\""),
+    ("put", "latest", "mode = \"upsert\"\nkey = [\"k\"]"),
+    (
+        "put_whole",
+        "latest",
+        "mode = \"upsert\"\nkey = [\"k\"]\ncommit = \"run\"",
+    ),
+    ("keep", "latest", "mode = \"insert_only\"\nkey = [\"k\"]"),
+    ("swap", "report", "mode = \"replace\""),
+];
+
+const BATCHES: u32 = 3;
+const ROWS: u64 = 4;
+const STEPS: usize = 60;
+
+/// The raw rows of a run: keys by batch. The value of a row is `run/ordinal`.
+type Raw = Vec<Vec<i64>>;
+
+/// What is in a queue.
+#[derive(Debug, Clone)]
+enum Message {
+    Batch {
+        run: String,
+        generation: u32,
+        seq: u32,
+        rule: i64,
+    },
+    Extracted {
+        run: String,
+        generation: u32,
+    },
+    Failed {
+        run: String,
+        generation: u32,
+    },
+}
+
+/// What an operator does.
+#[derive(Debug, Clone)]
+enum Action {
+    Request {
+        job: usize,
+        parameter: i64,
+        keys: Raw,
+        fails_after: Option<u32>,
+        retry: bool,
+    },
+    Cancel {
+        run: usize,
+        undo: bool,
+    },
+    Approve(usize),
+    Discard(usize),
+    Replay {
+        run: usize,
+        rule: i64,
+        seqs: BTreeSet<u32>,
+        only_rejected: bool,
+    },
+    ReplayLetter(usize),
+    DropLetter(usize),
+}
+
+/// What an action leads to.
+#[derive(Default)]
+struct Effect {
+    run: Option<(String, Known)>,
+    messages: Vec<Message>,
+}
+
+/// A run, as the test made it.
+#[derive(Clone)]
+struct Known {
+    job: usize,
+    raw: Raw,
+    /// How many batches the extractor published before it failed, if it failed.
+    fails_after: Option<u32>,
+}
+
+struct World {
+    store: Store,
+    loaders: [Loader; 2],
+    jobs: Vec<Job>,
+    runs: Vec<(String, Known)>,
+    queue: Vec<Message>,
+    random: StdRng,
+    number: usize,
+}
+
+impl World {
+    fn known(&self, run: &str) -> &Known {
+        let found = self.runs.iter().find(|(name, _)| name == run);
+        &found.expect("a run of this test").1
+    }
+
+    fn spec(&self, job: usize) -> Arc<JobSpec> {
+        let request = self.jobs[job].request(&BTreeMap::from([("p".into(), "0".into())]));
+        Arc::new(request.unwrap().spec)
+    }
+
+    fn batch(&self, message: &Message) -> Option<ValidBatch> {
+        let Message::Batch {
+            run,
+            generation,
+            seq,
+            rule,
+        } = message
+        else {
+            return None;
+        };
+        let known = self.known(run);
+        Some(batch(
+            run,
+            *generation,
+            *seq,
+            &known.raw,
+            *rule,
+            &self.spec(known.job),
+        ))
+    }
+
+    fn action(&mut self) -> Option<Action> {
+        let random = &mut self.random;
+        let runs = self.runs.len();
+        Some(match random.random_range(0..14) {
+            0..=3 => Action::Request {
+                job: random.random_range(0..JOBS.len()),
+                parameter: random.random_range(0..2),
+                keys: (0..BATCHES)
+                    .map(|_| (0..ROWS).map(|_| random.random_range(0..9)).collect())
+                    .collect(),
+                fails_after: random
+                    .random_bool(0.25)
+                    .then(|| random.random_range(0..BATCHES)),
+                retry: random.random_bool(0.5),
+            },
+            _ if runs == 0 => return None,
+            4 | 5 => Action::Cancel {
+                run: random.random_range(0..runs),
+                undo: random.random_bool(0.6),
+            },
+            6 => Action::Approve(random.random_range(0..runs)),
+            7 => Action::Discard(random.random_range(0..runs)),
+            8..=10 => Action::Replay {
+                run: random.random_range(0..runs),
+                rule: random.random_range(0..9),
+                seqs: (0..BATCHES).filter(|_| random.random_bool(0.6)).collect(),
+                only_rejected: random.random_bool(0.3),
+            },
+            11 | 12 => Action::ReplayLetter(random.random_range(0..9)),
+            _ => Action::DropLetter(random.random_range(0..9)),
+        })
+    }
+
+    /// Carries out an action, like the commands. Refusals are answers.
+    async fn act(&self, action: Action, number: usize) -> Effect {
+        let run_of = |index: usize| -> (RunId, &Known) {
+            let (name, known) = &self.runs[index];
+            (name.parse().unwrap(), known)
+        };
+        match action {
+            Action::Request {
+                job,
+                parameter,
+                keys,
+                fails_after,
+                retry,
+            } => {
+                self.request(job, parameter, keys, fails_after, retry, number)
+                    .await
+            }
+            Action::Cancel { run, undo } => {
+                self.store.cancel(&run_of(run).0, undo, None).await.ok();
+                Effect::default()
+            }
+            Action::Approve(run) => {
+                self.store.approve(&run_of(run).0, None).await.ok();
+                Effect::default()
+            }
+            Action::Discard(run) => {
+                self.store.discard(&run_of(run).0, "because").await.ok();
+                Effect::default()
+            }
+            Action::Replay {
+                run,
+                rule,
+                seqs,
+                only_rejected,
+            } => {
+                let (id, known) = run_of(run);
+                self.replay(&id, known, rule, seqs, only_rejected)
+                    .await
+                    .unwrap_or_default()
+            }
+            Action::ReplayLetter(index) => self.replay_letter(index).await.unwrap_or_default(),
+            Action::DropLetter(index) => {
+                self.drop_letter(index).await;
+                Effect::default()
+            }
+        }
+    }
+
+    async fn request(
+        &self,
+        job: usize,
+        parameter: i64,
+        raw: Raw,
+        fails_after: Option<u32>,
+        retry: bool,
+        number: usize,
+    ) -> Effect {
+        let name = format!("r{number}");
+        let run: RunId = name.parse().unwrap();
+        let set = BTreeMap::from([("p".to_owned(), parameter.to_string())]);
+        let request = self.jobs[job].request(&set).unwrap();
+        let ask = || {
+            self.store
+                .request(&run, &self.jobs[job], &request, Limits::default(), false)
+        };
+        let mut requested = ask().await;
+        if let Ok(Requested::Conflicts(conflict)) = &requested
+            && conflict.has_left_rows()
+            && retry
+        {
+            let undone = self
+                .store
+                .cancel(&conflict.run_id.parse().unwrap(), true, None)
+                .await;
+            if let Ok(ended) = undone
+                && let RowsLeft::Leave { removal, .. } = ended.rows
+            {
+                removal::execute_all(&self.loaders[0]).await.ok();
+                self.store
+                    .removed(removal, Duration::from_secs(5))
+                    .await
+                    .ok();
+            }
+            requested = ask().await;
+        }
+        if !matches!(requested, Ok(Requested::New)) {
+            return Effect::default();
+        }
+        let published = fails_after.unwrap_or(BATCHES);
+        let mut messages: Vec<_> = (0..published)
+            .map(|seq| Message::Batch {
+                run: name.clone(),
+                generation: 0,
+                seq,
+                rule: -1,
+            })
+            .collect();
+        messages.push(match fails_after {
+            None => Message::Extracted {
+                run: name.clone(),
+                generation: 0,
+            },
+            Some(_) => Message::Failed {
+                run: name.clone(),
+                generation: 0,
+            },
+        });
+        let known = Known {
+            job,
+            raw,
+            fails_after,
+        };
+        Effect {
+            run: Some((name, known)),
+            messages,
+        }
+    }
+
+    /// What `etl replay` does: the whole run, or some of its batches where each replaces its former self alone.
+    async fn replay(
+        &self,
+        run: &RunId,
+        known: &Known,
+        rule: i64,
+        seqs: BTreeSet<u32>,
+        only_rejected: bool,
+    ) -> Option<Effect> {
+        let subject = self.store.subject(run.as_str()).await.unwrap();
+        subject.check_state(rule % 2 == 0).ok()?;
+        subject.batches()?;
+        let spec = self.spec(known.job);
+        let may_be_partial =
+            subject.run.commit == "batch" && !spec.target.is_staged(subject.generation() + 1);
+        let wanted = if only_rejected {
+            self.store.batches_with_rejects(&subject.run).await.unwrap()
+        } else {
+            Seqs::from_ledger(
+                seqs.iter()
+                    .map(|seq| (seq.cast_signed(), seq.cast_signed())),
+            )
+        };
+        if wanted.is_empty() || subject.unfinished().is_some() {
+            return None;
+        }
+        let missing = Seqs::from_ledger(self.store.missing(&subject.run).await.unwrap());
+        let seqs = if may_be_partial {
+            wanted.with(missing)
+        } else {
+            Seqs::first(BATCHES)
+        };
+        let partial = seqs.count() < u64::from(BATCHES);
+        let replay = NewReplay {
+            source: "archive",
+            seqs,
+            partial,
+            job_hash: "h".into(),
+            spec,
+        };
+        let generation = self.store.begin_replay(&subject, &replay).await.ok()?;
+        let rule = if rule > 6 { -1 } else { rule };
+        let name = run.to_string();
+        let messages = (0..BATCHES)
+            .filter(|seq| replay.seqs.contains(*seq))
+            .map(|seq| Message::Batch {
+                run: name.clone(),
+                generation,
+                seq,
+                rule,
+            });
+        let messages = messages.collect();
+        self.store.replay_sent(&name, generation).await.unwrap();
+        Some(Effect {
+            run: None,
+            messages,
+        })
+    }
+
+    async fn letters(&self) -> Vec<i64> {
+        self.store
+            .dead_letter_ids(&DeadLetterFilter::default())
+            .await
+            .unwrap()
+    }
+
+    /// The message of a dead letter: what a message is, is its body here.
+    async fn message_of(&self, id: i64) -> (ledger::DeadLetter, Message) {
+        let letter = self.store.dead_letter(id).await.unwrap();
+        let body = String::from_utf8(letter.body.clone().unwrap()).unwrap();
+        let parts: Vec<_> = body.split(' ').collect();
+        let message = Message::Batch {
+            run: parts[0].into(),
+            generation: parts[1].parse().unwrap(),
+            seq: parts[2].parse().unwrap(),
+            rule: parts[3].parse().unwrap(),
+        };
+        (letter, message)
+    }
+
+    async fn replay_letter(&self, index: usize) -> Option<Effect> {
+        let letters = self.letters().await;
+        let id = letters.get(index % letters.len().max(1))?;
+        let (letter, message) = self.message_of(*id).await;
+        self.store
+            .resolve_dead_letter(&letter, "replayed")
+            .await
+            .unwrap();
+        Some(Effect {
+            run: None,
+            messages: vec![message],
+        })
+    }
+
+    async fn drop_letter(&self, index: usize) {
+        let letters = self.letters().await;
+        let Some(id) = letters.get(index % letters.len().max(1)) else {
+            return;
+        };
+        let (letter, message) = self.message_of(*id).await;
+        let batch = self.batch(&message).unwrap();
+        let rows = batch.rows_extracted() as u64;
+        let dropped = DroppedBatch {
+            generation: batch.id.generation.cast_signed(),
+            seq: batch.id.seq,
+            content_hash: batch.content_hash.to_string(),
+            result_id: batch.result_id.clone(),
+            first_row: batch.first_row,
+            rows,
+            dead_letter: letter.id,
+            received_at: letter.received_at.clone(),
+        };
+        if let Ok(Dropped::Requested { removal }) = self
+            .store
+            .drop_batch(&batch.id.run, &dropped, "me", "because")
+            .await
+        {
+            removal::execute_all(&self.loaders[1]).await.ok();
+            self.store
+                .removed(removal, Duration::from_secs(5))
+                .await
+                .ok();
+        }
+    }
+
+    fn apply(&mut self, effect: Effect) {
+        self.runs.extend(effect.run);
+        self.queue.extend(effect.messages);
+    }
+
+    /// Two operators, at the same time, beside a loader that handles a message.
+    async fn step(&mut self) {
+        let actions = [self.action(), self.action()];
+        let delivery = self.take();
+        let numbers = [self.number, self.number + 1];
+        self.number += 2;
+        let [one, other] = actions;
+        let act = async |action: Option<Action>, number| match action {
+            Some(action) => self.act(action, number).await,
+            None => Effect::default(),
+        };
+        let deliver = async {
+            match &delivery {
+                Some((message, fate)) => self.deliver(message, *fate, 0).await,
+                None => None,
+            }
+        };
+        let (one, other, back) =
+            tokio::join!(act(one, numbers[0]), act(other, numbers[1]), deliver);
+        self.queue.extend(back);
+        self.apply(one);
+        self.apply(other);
+        for which in [0, 1] {
+            if let Some((message, fate)) = self.take() {
+                let back = self.deliver(&message, fate, which).await;
+                self.queue.extend(back);
+            }
+        }
+        if self.random.random_bool(0.3) {
+            self.sweep().await;
+        }
+    }
+
+    /// Any message, since queues are many and deliveries overtake each other; and what becomes of it.
+    fn take(&mut self) -> Option<(Message, Fate)> {
+        if self.queue.is_empty() {
+            return None;
+        }
+        let place = self.random.random_range(0..self.queue.len());
+        let fate = match self.random.random_range(0..20) {
+            0..=3 => Fate::Killed(Duration::from_micros(self.random.random_range(0..9_000))),
+            4 | 5 => Fate::Again,
+            6 => Fate::Dead,
+            _ => Fate::Handled,
+        };
+        Some((self.queue.remove(place), fate))
+    }
+
+    /// Delivers a message. Returns it when it will come again.
+    async fn deliver(&self, message: &Message, fate: Fate, which: usize) -> Option<Message> {
+        let loader = &self.loaders[which];
+        if let (Fate::Dead, Message::Batch { .. }) = (fate, message) {
+            self.bury(message, "it was refused").await;
+            return None;
+        }
+        let handled = async {
+            match self.batch(message) {
+                Some(batch) => loader.handle(&batch).await.map(drop),
+                None => loader.handle_event(&self.event(message)).await.map(drop),
+            }
+        };
+        let limit = match fate {
+            Fate::Killed(after) => after,
+            _ => Duration::from_secs(60),
+        };
+        match timeout(limit, handled).await {
+            Ok(Ok(())) if matches!(fate, Fate::Again) => Some(message.clone()),
+            Ok(Ok(())) => None,
+            Ok(Err(error)) if error.verdict() == Verdict::Retry => Some(message.clone()),
+            Ok(Err(error)) => {
+                assert!(
+                    matches!(message, Message::Batch { .. })
+                        && matches!(error.verdict(), Verdict::Dead | Verdict::RetryThenDead),
+                    "{message:?}: {}",
+                    error.sentence()
+                );
+                self.bury(message, &error.sentence()).await;
+                None
+            }
+            Err(_) => Some(message.clone()),
+        }
+    }
+
+    fn event(&self, message: &Message) -> RunEvent {
+        let (run, generation, kind) = match message {
+            Message::Extracted { run, generation } => (
+                run,
+                generation,
+                EventKind::Extracted {
+                    result_id: format!("{run}:pages"),
+                    batches: BATCHES,
+                    rows: u64::from(BATCHES) * ROWS,
+                    bytes_scanned: 1,
+                    result_location: None,
+                },
+            ),
+            Message::Failed { run, generation } => (
+                run,
+                generation,
+                EventKind::Failed {
+                    reason: "because".into(),
+                },
+            ),
+            Message::Batch { .. } => panic!("no event"),
+        };
+        RunEvent {
+            run: run.parse().unwrap(),
+            generation: *generation,
+            job: "job".into(),
+            kind,
+        }
+    }
+
+    async fn bury(&self, message: &Message, why: &str) {
+        let Message::Batch {
+            run,
+            generation,
+            seq,
+            rule,
+        } = message
+        else {
+            return;
+        };
+        let body = format!("{run} {generation} {seq} {rule}");
+        let letter = NewDeadLetter {
+            message_id: format!("{run}/{generation}/{seq}"),
+            stage: "loader".into(),
+            reason: why.into(),
+            attempts: 1,
+            run: Some(run.clone()),
+            job: Some("job".into()),
+            kind: "valid-batch.v2".into(),
+            queue: "etl.valid".into(),
+            headers: serde_json::json!({}),
+            body: body.as_bytes(),
+            dead_at: None,
+        };
+        self.store.store_dead_letter(&letter).await.unwrap();
+    }
+
+    async fn sweep(&self) {
+        let loader = &self.loaders[0];
+        removal::execute_all(loader).await.ok();
+        for run in ledger::completion::candidates(&self.store).await.unwrap() {
+            completion::ask(&self.store, &run).await.unwrap();
+        }
+        target::clean_up(&self.store).await.unwrap();
+    }
+
+    /// Delivers and decides until nothing is left to do.
+    async fn settle(&mut self) {
+        for round in 0..400 {
+            while let Some(message) = self.queue.pop() {
+                let back = self.deliver(&message, Fate::Handled, round % 2).await;
+                self.queue.extend(back);
+            }
+            self.sweep().await;
+            let letters = self.letters().await;
+            if !letters.is_empty() {
+                if round < 3 {
+                    let effect = self.replay_letter(0).await;
+                    self.apply(effect.unwrap_or_default());
+                } else {
+                    self.drop_letter(0).await;
+                }
+                continue;
+            }
+            let mut is_settled = true;
+            for index in 0..self.runs.len() {
+                let name = self.runs[index].0.clone();
+                let run = self.store.exactly(&name).await.unwrap();
+                let id = name.parse().unwrap();
+                is_settled &= run.state.is_over() && !run.removal_pending;
+                if run.state == RunState::Held {
+                    if round % 2 == 0 {
+                        self.store.approve(&id, None).await.ok();
+                    } else {
+                        self.store.discard(&id, "because").await.ok();
+                    }
+                } else if run.removal_pending && round % 2 == 1 {
+                    // What could not be removed stays.
+                    self.store.cancel(&id, false, None).await.ok();
+                } else if !run.state.is_over() && round > 20 {
+                    panic!("{name} does not end: {run:?}");
+                }
+            }
+            if is_settled {
+                return;
+            }
+        }
+        panic!("it does not settle");
+    }
+}
+
+/// What becomes of a delivery.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Handled,
+    /// Handled, and delivered once more.
+    Again,
+    /// The loader is killed after this time.
+    Killed(Duration),
+    /// Some stage dead-letters it.
+    Dead,
+}
+
+/// A batch as the transformer makes it. It rejects rows whose key is `rule`.
+fn batch(run: &str, generation: u32, seq: u32, raw: &Raw, rule: i64, spec: &JobSpec) -> ValidBatch {
+    let columns: Vec<_> = [("k", "bigint"), ("v", "text")]
+        .map(|(name, pg_type)| TargetColumn {
+            name: name.into(),
+            pg_type: pg_type.parse().unwrap(),
+            athena_type: "varchar".into(),
+        })
+        .to_vec();
+    let source = columns.iter().map(|column| ResultColumn {
+        name: column.name.clone(),
+        type_name: column.athena_type.clone(),
+    });
+    let source: Vec<_> = source.collect();
+    let first_row = u64::from(seq) * ROWS;
+    let (mut all, mut rows) = (Rows::new(2), Rows::new(2));
+    let (mut row_offsets, mut rejected) = (Vec::new(), Vec::new());
+    for (offset, key) in raw[seq as usize].iter().enumerate() {
+        let row = first_row + offset as u64;
+        let values = [key.to_string(), format!("{run}/{row}")];
+        let values = values.each_ref().map(|value| Some(value.as_str()));
+        all.push(values.into_iter());
+        if *key == rule {
+            let reject = Reject {
+                column: None,
+                rule: "no".into(),
+                reason: "because".into(),
+            };
+            rejected.push(RejectedRow {
+                row,
+                reject,
+                raw: Vec::new(),
+            });
+        } else {
+            rows.push(values.into_iter());
+            row_offsets.push(u32::try_from(offset).unwrap());
+        }
+    }
+    ValidBatch {
+        id: BatchId {
+            run: run.parse().unwrap(),
+            generation,
+            seq,
+        },
+        first_row,
+        result_id: format!("{run}:pages"),
+        content_hash: ContentHash::of(&source, &all),
+        job: "job".into(),
+        target: spec.target.clone(),
+        columns,
+        row_offsets,
+        rows,
+        rejected,
+    }
+}
+
+/// A row of the ledger, with the rejected rows of the live generation.
+#[derive(Debug, FromRow)]
+struct Entry {
+    run_id: String,
+    run_no: i64,
+    #[sqlx(try_from = "String")]
+    state: RunState,
+    generation: i32,
+    commit: String,
+    seq: i32,
+    rows_extracted: i64,
+    rows_loaded: i64,
+    rows_rejected: i64,
+    rows_dropped: i64,
+    rejected: Vec<i64>,
+}
+
+impl Entry {
+    /// Whether its rows are in the target.
+    fn is_there(&self) -> bool {
+        let is_only_staged =
+            self.commit == "run" && self.generation == 0 && self.state == RunState::Failed;
+        self.rows_loaded > 0 && !is_only_staged && self.state != RunState::Superseded
+    }
+}
+
+/// A row of a target: its key, its value, its batch.
+type Row = (i64, String, i64);
+
+async fn rows_of(pool: &PgPool, table: &str) -> Vec<Row> {
+    let select = format!("SELECT k, v, _batch FROM public.{table} ORDER BY 1, 2, 3");
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('public.' || $1) IS NOT NULL")
+        .bind(table)
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    if !exists {
+        return Vec::new();
+    }
+    sqlx::query_as(sqlx::AssertSqlSafe(select))
+        .fetch_all(pool)
+        .await
+        .unwrap()
+}
+
+/// What the tables have to be, by the ledger.
+async fn check(world: &World, pool: &PgPool) {
+    let entries: Vec<Entry> = sqlx::query_as(
+        "SELECT r.run_id, r.run_no, r.state, r.generation, r.commit, b.seq, b.rows_extracted, b.rows_loaded, b.rows_rejected, b.rows_dropped,
+                ARRAY(SELECT row_number FROM etl.rejected_rows j WHERE j.run_id = r.run_id AND j.generation = r.generation AND j.seq = b.seq) AS rejected
+         FROM etl.runs r JOIN etl.batches b USING (run_id, generation) ORDER BY r.run_no, b.seq",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    let mut accepted: BTreeMap<usize, BTreeMap<String, Vec<Row>>> = BTreeMap::new();
+    for entry in &entries {
+        assert_eq!(
+            entry.rows_extracted,
+            entry.rows_loaded + entry.rows_rejected + entry.rows_dropped,
+            "{entry:?}"
+        );
+        assert_eq!(
+            entry.rejected.len(),
+            usize::try_from(entry.rows_rejected).unwrap(),
+            "{entry:?}"
+        );
+        let known = world.known(&entry.run_id);
+        let mut rows = Vec::new();
+        for (offset, key) in known.raw[usize::try_from(entry.seq).unwrap()]
+            .iter()
+            .enumerate()
+        {
+            let row = i64::from(entry.seq) * ROWS.cast_signed() + i64::try_from(offset).unwrap();
+            if !entry.rejected.contains(&row) {
+                let batch_no = ledger::BatchNo::new(entry.run_no, entry.seq.cast_unsigned()).get();
+                rows.push((*key, format!("{}/{row}", entry.run_id), batch_no));
+            }
+        }
+        if entry.is_there() {
+            assert_eq!(
+                rows.len(),
+                usize::try_from(entry.rows_loaded).unwrap(),
+                "{entry:?}"
+            );
+            let of_run = accepted.entry(known.job).or_default();
+            of_run.entry(entry.run_id.clone()).or_default().extend(rows);
+        }
+    }
+    for (name, known) in &world.runs {
+        let run = world.store.exactly(name).await.unwrap();
+        assert!(run.state.is_over(), "{run:?}");
+        if run.state == RunState::Completed {
+            assert!(run.is_complete(), "{run:?}");
+            assert!(
+                known.fails_after.is_none() || run.batches == i64::from(BATCHES),
+                "{run:?}"
+            );
+        }
+    }
+    check_events(world, pool, &accepted).await;
+    check_latest(world, pool, &accepted).await;
+    check_report(world, pool, &accepted).await;
+}
+
+type Accepted = BTreeMap<usize, BTreeMap<String, Vec<Row>>>;
+
+/// Appended: every accepted row once, and each request at most once.
+async fn check_events(world: &World, pool: &PgPool, accepted: &Accepted) {
+    let mut wanted: Vec<Row> = [0, 1]
+        .iter()
+        .filter_map(|job| accepted.get(job))
+        .flat_map(|runs| runs.values().flatten().cloned())
+        .collect();
+    wanted.sort();
+    assert_eq!(rows_of(pool, "events").await, wanted, "events");
+    let mut requests = BTreeSet::new();
+    for job in [0, 1] {
+        for run in accepted.get(&job).into_iter().flat_map(BTreeMap::keys) {
+            let known = world.store.exactly(run).await.unwrap();
+            assert!(
+                requests.insert((job, known.parameters)),
+                "{run} is there twice"
+            );
+        }
+    }
+}
+
+/// With a key: each key of a completed run once, and of upserts the latest.
+async fn check_latest(world: &World, pool: &PgPool, accepted: &Accepted) {
+    let there = rows_of(pool, "latest").await;
+    let by_key: BTreeMap<i64, &Row> = there.iter().map(|row| (row.0, row)).collect();
+    assert_eq!(by_key.len(), there.len(), "a key is there twice: {there:?}");
+    let mut all = BTreeSet::new();
+    for job in [2, 3, 4] {
+        for (run, rows) in accepted.get(&job).into_iter().flatten() {
+            all.extend(rows.iter().cloned());
+            let known = world.store.exactly(run).await.unwrap();
+            if known.state != RunState::Completed {
+                continue;
+            }
+            for row in rows {
+                let found = by_key.get(&row.0);
+                let found = found.unwrap_or_else(|| panic!("the key of {row:?} of {run} is lost"));
+                let is_older = ledger::BatchNo::run_of(found.2) < known.run_no;
+                assert!(
+                    job == 4 || !is_older,
+                    "{row:?} of {run} lost to the older {found:?}"
+                );
+            }
+        }
+    }
+    for row in &there {
+        assert!(all.contains(row), "{row:?} is of no run that is there");
+    }
+}
+
+/// Replaced: the rows of the latest run that was committed.
+async fn check_report(world: &World, pool: &PgPool, accepted: &Accepted) {
+    let mut latest: Option<(i64, Vec<Row>)> = None;
+    for (name, known) in &world.runs {
+        let run = world.store.exactly(name).await.unwrap();
+        if known.job != 5 || run.committed_at.is_none() || run.state != RunState::Completed {
+            continue;
+        }
+        let rows = accepted
+            .get(&5)
+            .and_then(|runs| runs.get(name))
+            .cloned()
+            .unwrap_or_default();
+        if latest
+            .as_ref()
+            .is_none_or(|(run_no, _)| *run_no < run.run_no)
+        {
+            latest = Some((run.run_no, rows));
+        }
+    }
+    let mut wanted = latest.map(|(_, rows)| rows).unwrap_or_default();
+    wanted.sort();
+    assert_eq!(rows_of(pool, "report").await, wanted, "report");
+}
+
+fn jobs() -> Vec<Job> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.sql"), "SELECT :p").unwrap();
+    let job = |(name, table, settings): (&str, &str, &str)| {
+        let toml = format!(
+            "[source]\ndatabase = \"d\"\nsql = \"all.sql\"\n[parameters]\np = {{ type = \"integer\" }}\n[target]\ntable = \"{table}\"\n{settings}\n"
+        );
+        std::fs::write(folder.path().join(format!("{name}.toml")), toml).unwrap();
+        Job::read(folder.path(), name).unwrap()
+    };
+    JOBS.map(job).into()
+}
+
+async fn sequence(seed: u64) {
+    println!("seed {seed}");
+    let database = ledger_database().await;
+    let loaders = [loader(&database), loader(&database)];
+    let mut world = World {
+        store: loaders[0].store.clone(),
+        loaders,
+        jobs: jobs(),
+        runs: Vec::new(),
+        queue: Vec::new(),
+        random: StdRng::seed_from_u64(seed),
+        number: 0,
+    };
+    for _ in 0..STEPS {
+        world.step().await;
+    }
+    world.settle().await;
+    check(&world, &database.pool).await;
+}
+
+fn setting(name: &str) -> Option<u64> {
+    #[expect(clippy::disallowed_methods, reason = "a setting of this test")]
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().expect("a number"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_what_the_ledger_says_whatever_operators_do() {
+    if let Some(seed) = setting("ETL_MODEL_SEED") {
+        return Box::pin(sequence(seed)).await;
+    }
+    let first = rand::random::<u32>();
+    for number in 0..setting("ETL_MODEL_SEQUENCES").unwrap_or(50) {
+        Box::pin(sequence(u64::from(first) + number)).await;
+    }
+}
