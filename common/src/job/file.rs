@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::parameter::{plain, render};
+use super::parameter::render;
 use super::{
     ColumnSpec, Commit, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec,
     Request, Results, SchemaContract, Source, Target, Window,
@@ -137,10 +137,14 @@ impl Job {
         let window = spec.target.replace_where.as_ref();
         spec.target.replace_where = window.map(|window| window.filled(&parameters));
         for column in &mut spec.columns {
-            if let Some(name) = &column.parameter {
-                let (value, parameter_type) = plain(name, &self.parameters, &parameters)?;
-                column.constant = Some(value.into());
-                column.pg_type.get_or_insert(parameter_type.pg_type());
+            if let Some(name) = &column.parameter
+                && let (Some(value), Some(declared)) =
+                    (parameters.get(name), self.parameters.get(name))
+            {
+                column.constant = Some(value.as_str().into());
+                column
+                    .pg_type
+                    .get_or_insert(declared.parameter_type.pg_type());
             }
         }
         Ok(Request {

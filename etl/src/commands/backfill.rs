@@ -139,13 +139,24 @@ pub fn plan(job: Job, arguments: &Arguments) -> Result<Plan, Failure> {
         counted(size(&slots), "window"),
         bounds.sentence()
     );
-    let identity = Identity::new(&job.spec.name, (from, to), every, &bounds, &arguments.set);
+    let set = slots.first().map(|slot| canonical(&arguments.set, slot));
+    let set = set.unwrap_or_default();
+    let identity = Identity::new(&job.spec.name, (from, to), every, &bounds, &set);
     Ok(Plan {
         job,
         identity,
         slots,
         summary,
     })
+}
+
+/// The values that the command sets, as its requests have them: however they are written, it is the same backfill.
+fn canonical(set: &[(String, String)], slot: &Slot) -> Vec<(String, String)> {
+    let value = |name: &String| slot.request.parameters.get(name).cloned();
+    let values = set
+        .iter()
+        .filter_map(|(name, _)| Some((name.clone(), value(name)?)));
+    values.collect()
 }
 
 impl Plan {

@@ -80,6 +80,35 @@ async fn completed_append_is_repeated_only_with_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn request_with_other_spellings_of_the_same_values_is_the_same_request() {
+    let pipeline = Pipeline::start().await;
+    let parameters = "[parameters]\nn = { type = \"integer\", default = 7 }\nx = { type = \"decimal\", default = \"1.5\" }\nat = { type = \"timestamp\", default = \"2018-04-02 00:00:00\" }\n[target]\ntable = \"clicks\"\n";
+    pipeline.job("clicks", parameters, sample::clicks(10));
+    let sql = pipeline.jobs.path().join("clicks.sql");
+    std::fs::write(sql, "SELECT :n, :x, :at FROM clicks").unwrap();
+    pipeline.run("clicks", "first").await;
+    for set in ["n=07", "x=1.50", "at=2018-04-02T00:00:00", "at=2018-04-02"] {
+        let refused = pipeline.etl(&["run", "clicks", "--set", set]).await;
+        assert_eq!(refused.code, Some(1), "{set}: {}", refused.stdout);
+        assert!(
+            refused.stderr.contains("the run first has loaded the same"),
+            "{set}: {}",
+            refused.stderr
+        );
+        let named = [
+            "run", "clicks", "--set", set, "--run-id", "first", "--follow",
+        ];
+        let known = pipeline.etl(&named).await;
+        assert_eq!(known.code, Some(0), "{set}: {}", known.stderr);
+    }
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 10);
+    assert_eq!(
+        pipeline.cloud.statements(),
+        ["SELECT 7, DECIMAL '1.5', TIMESTAMP '2018-04-02 00:00:00' FROM clicks"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn concurrent_equal_requests_start_one_run() {
     let pipeline = Pipeline::without_services().await;
     let mut loader = pipeline.service("loader").start().await;

@@ -81,6 +81,35 @@ fn request_fills_in_constant_columns() {
 }
 
 #[test]
+fn requests_of_the_same_values_are_equal_however_they_are_written() {
+    let added = "\n[[columns]]\nname = \"limit\"\nparameter = \"n\"\n[[columns]]\nname = \"factor\"\nparameter = \"x\"\n[[columns]]\nname = \"since\"\nparameter = \"at\"\n";
+    let parameters = "[parameters]\nn = { type = \"integer\", default = \"007\" }\nx = { type = \"decimal\", default = \"1.50\" }\nat = { type = \"timestamp\", default = \"2018-04-02T00:00\" }\n";
+    let target = "table = \"clicks\"\nmode = \"replace\"\nreplace_where = \"since >= :at and limit = :n and factor = :x\"\n";
+    let job = CLICKS.replace("[parameters]\n", parameters);
+    let job = job.replace("table = \"clicks\"\n", target);
+    let job = read(&(job + added)).unwrap();
+    let request = |values: [&str; 3]| {
+        let names = ["n", "x", "at"].map(str::to_owned);
+        let set = names.into_iter().zip(values.map(str::to_owned)).collect();
+        job.request(&set).unwrap()
+    };
+    let wanted = request(["7", "1.5", "2018-04-02 00:00:00"]);
+    assert_eq!(request(["07", "01.500", "2018-04-02T00:00:00.0"]), wanted);
+    assert_eq!(job.request(&BTreeMap::new()).unwrap(), wanted);
+    // A replay, from the values of the ledger.
+    assert_eq!(job.request(&wanted.parameters).unwrap(), wanted);
+    assert_eq!(
+        wanted.spec.target.replace_where.unwrap().to_string(),
+        "since >= '2018-04-02 00:00:00' and limit = '7' and factor = '1.5'"
+    );
+    let constants = wanted.spec.columns[1..].iter();
+    let constants: Vec<_> = constants
+        .map(|column| column.constant.as_ref().unwrap().as_str())
+        .collect();
+    assert_eq!(constants, ["7", "1.5", "2018-04-02 00:00:00"]);
+}
+
+#[test]
 fn unknown_key_is_refused_with_its_line() {
     let error = read(&CLICKS.replace("database =", "databse =")).unwrap_err();
     assert!(
