@@ -233,6 +233,79 @@ fn contradicting_target_settings_are_refused() {
     }
 }
 
+/// A folder of jobs with every way out of it, and the one above with the file `secret`.
+fn folder_with_ways_out() -> (tempfile::TempDir, PathBuf) {
+    use std::os::unix::fs::symlink;
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, outside) = (parent.path().join("jobs"), parent.path().join("secret"));
+    fs::create_dir_all(folder.join("sub/..data")).unwrap();
+    for sql in [&outside, &folder.join("sub/clicks.sql")] {
+        fs::write(sql, "SELECT 'hidden' FROM clicks").unwrap();
+    }
+    symlink(&outside, folder.join("link.sql")).unwrap();
+    symlink(parent.path(), folder.join("up")).unwrap();
+    symlink("sub/clicks.sql", folder.join("inside.sql")).unwrap();
+    // As Kubernetes mounts a ConfigMap.
+    symlink("..data/clicks.sql", folder.join("sub/mounted.sql")).unwrap();
+    fs::write(folder.join("sub/..data/clicks.sql"), "SELECT 1").unwrap();
+    let fifo = folder.join("fifo.sql");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    symlink(&fifo, folder.join("pipe.toml")).unwrap();
+    symlink("/dev/zero", folder.join("zero.sql")).unwrap();
+    symlink(&outside, folder.join("linked.toml")).unwrap();
+    (parent, folder)
+}
+
+#[test]
+fn only_regular_files_below_the_folder_are_read() {
+    let (parent, folder) = folder_with_ways_out();
+    let outside = parent.path().join("secret");
+    let read = |sql: &str| {
+        fs::write(
+            folder.join("clicks.toml"),
+            CLICKS.replace("clicks.sql", sql),
+        )
+        .unwrap();
+        Job::read(&folder, "clicks").inspect_err(|error| {
+            let text = error.to_string();
+            assert!(!text.contains("hidden"), "{text}");
+        })
+    };
+    for sql in [
+        outside.to_str().unwrap(),
+        "/proc/self/environ",
+        "../secret",
+        "sub/../../secret",
+        "sub/../sub/clicks.sql",
+        "link.sql",
+        "up/secret",
+        "zero.sql",
+    ] {
+        let refused = read(sql);
+        assert!(
+            matches!(refused, Err(JobError::Outside { .. })),
+            "{sql}: {refused:?}"
+        );
+    }
+    for sql in ["sub", "fifo.sql", "."] {
+        let refused = read(sql);
+        assert!(
+            matches!(refused, Err(JobError::NotRegular { .. })),
+            "{sql}: {refused:?}"
+        );
+    }
+    for sql in ["inside.sql", "./sub/clicks.sql", "sub/mounted.sql"] {
+        read(sql).unwrap();
+    }
+    // The job file itself.
+    fs::write(&outside, "hidden = 1\n").unwrap();
+    let linked = Job::read(&folder, "linked").unwrap_err();
+    assert!(matches!(linked, JobError::Outside { .. }), "{linked}");
+    let pipe = Job::read(&folder, "pipe").unwrap_err();
+    assert!(matches!(pipe, JobError::NotRegular { .. }), "{pipe}");
+}
+
 #[test]
 fn unknown_job_lists_known_jobs() {
     let error = Job::read(Path::new("/nowhere"), "clicks")
