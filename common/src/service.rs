@@ -48,9 +48,9 @@ pub struct ServiceSettings {
 }
 
 fn local_broker() -> SecretUrl {
-    url::Url::parse("amqp://guest:guest@127.0.0.1:5672/%2f")
+    "amqp://guest:guest@127.0.0.1:5672/%2f"
+        .parse()
         .expect("a constant")
-        .into()
 }
 
 fn default_deadline() -> Duration {

@@ -39,9 +39,9 @@ pub struct LoaderSettings {
 }
 
 fn local_database() -> SecretUrl {
-    url::Url::parse("postgres://postgres@127.0.0.1:5432/postgres")
+    "postgres://postgres@127.0.0.1:5432/postgres"
+        .parse()
         .expect("a constant")
-        .into()
 }
 
 fn default_schemas() -> String {
