@@ -37,7 +37,7 @@ pub use dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterSummary, Dropped, NewDeadLetter, ReplayDropped,
 };
 pub use decision::{Ended, Rows};
-pub use error::{Class, Error, Refused, cause, classify, remedy};
+pub use error::{Class, Error, Refused, cause, classify, remedy, words};
 pub use origin::Origin;
 pub use prune::{Prune, Pruned};
 pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quarantine};

@@ -5,7 +5,7 @@ use common::failpoint;
 use common::message::{RunEvent, ValidBatch};
 use ledger::database::bounded;
 use ledger::event::{self, Noted};
-use ledger::{Counts, RunState, Standing, Store, batch as entry, bigint, quarantine};
+use ledger::{Counts, RunState, Standing, Store, batch as entry, bigint, cause, quarantine};
 use sqlx::PgConnection;
 
 use crate::completion;
@@ -116,7 +116,7 @@ async fn load_once(
         Ok(()) => connection.give_back(),
         Err(error) => {
             drop(connection);
-            tracing::warn!(run.id = %batch.id.run, batch.seq = batch.id.seq, %error, "commit without an answer; looking into the ledger");
+            tracing::warn!(run.id = %batch.id.run, batch.seq = batch.id.seq, error = cause(&error), "commit without an answer; looking into the ledger");
             if !look_up(store, batch).await? {
                 return Err(ledger::Error::postgres("cannot commit a batch")(error).into());
             }

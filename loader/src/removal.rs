@@ -28,9 +28,9 @@ pub async fn execute_all(loader: &Loader) -> Result<(), LoadError> {
         if error.verdict() == Verdict::Retry {
             continue;
         }
-        let why = error.sentence();
-        tracing::warn!(run.id = %run, error = why, "rows were not removed");
-        loader.store.removal_failed(id, &why).await?;
+        let why = error.reason();
+        tracing::warn!(run.id = %run, error = why.logged(), "rows were not removed");
+        loader.store.removal_failed(id, why.text()).await?;
     }
     Ok(())
 }
