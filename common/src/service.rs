@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::backoff::backoff;
+use crate::backoff::{Repetition, backoff};
 use crate::lifecycle::{Health, serve_http, shutdown_on_signal};
 use crate::message::{Message, QueueName};
 use crate::queue::{self, Connection, Handler, Prefetch, Publisher, QueueError, Stage};
@@ -180,7 +180,7 @@ async fn supervise(
     stop: &CancellationToken,
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
 ) -> anyhow::Result<()> {
-    let mut failures = 0;
+    let (mut failures, mut repetition) = (0, Repetition::default());
     loop {
         let started = Instant::now();
         let ended = Box::pin(attempt(service, settings, health, stop, &session)).await;
@@ -195,12 +195,15 @@ async fn supervise(
             Err(Fault::Configuration(error)) => return Err(error),
             Err(Fault::World(error)) => {
                 let why = format!("{error:#}");
-                tracing::warn!(error = why, "the session failed; trying again");
+                if repetition.is_due(&why) {
+                    tracing::warn!(error = why, "the session failed; trying again");
+                }
                 telemetry::retried("broker", 1);
                 health.only("broker", why);
             }
         }
         failures = if started.elapsed() > Duration::from_mins(1) {
+            repetition.clear();
             0
         } else {
             failures + 1

@@ -9,7 +9,7 @@ mod waiting;
 
 use std::time::Duration;
 
-use common::backoff::backoff;
+use common::backoff::{Repetition, backoff};
 use common::lifecycle::Health;
 use common::message::{EventKind, ExtractTask, RunEvent, TaskState};
 use common::queue::{Outgoing, Publisher, QueueError, RawDelivery};
@@ -52,6 +52,8 @@ pub(crate) struct Worker<'a> {
     /// How long the current delivery may be held while it makes progress: at most
     /// [`CHECKPOINT_INTERVAL`].
     pub(crate) checkpoint_interval: Duration,
+    /// Which failures of AWS are logged.
+    pub(crate) repetition: Repetition,
 }
 
 impl Worker<'_> {
@@ -78,6 +80,7 @@ impl Worker<'_> {
             match stepped {
                 Ok(next) => {
                     self.health.clear("aws");
+                    self.repetition.clear();
                     failures = 0;
                     match next {
                         Next::Step => {}
@@ -145,7 +148,10 @@ impl Worker<'_> {
 
     /// Reports that AWS is unavailable, and waits before the retry or until the run is cancelled.
     async fn back_off(&mut self, task: &ExtractTask, error: &AwsError, failures: u32) {
-        tracing::warn!(error = error.logged(), "AWS cannot be used now; retrying");
+        let why = error.logged();
+        if self.repetition.is_due(&why) {
+            tracing::warn!(error = why, "AWS cannot be used now; retrying");
+        }
         retried(error.kind.cause(), 1);
         self.health.not_ready("aws", error.to_string());
         let pause = backoff(failures, Duration::from_secs(1), Duration::from_secs(30));

@@ -1,6 +1,9 @@
 //! One transaction a batch: ledger row, rows, rejected rows, commit. A batch that is in the ledger is never loaded
 //! again. After a commit with a lost answer, the ledger decides.
 
+use std::sync::{Mutex, PoisonError};
+
+use common::backoff::Repetition;
 use common::failpoint;
 use common::message::{RunEvent, ValidBatch};
 use ledger::database::bounded;
@@ -200,6 +203,8 @@ const CONNECTIONS: u32 = 6;
 pub struct Loader {
     pub store: Store,
     pub targets: Targets,
+    /// Which failures of removals are logged.
+    repetition: Mutex<Repetition>,
 }
 
 impl Loader {
@@ -211,7 +216,16 @@ impl Loader {
         Ok(Self {
             store: Store::new(url, "etl loader", CONNECTIONS)?,
             targets: Targets::new(schemas),
+            repetition: Mutex::default(),
         })
+    }
+
+    /// Whether a failure that repeats is to be logged now.
+    pub(crate) fn is_news(&self, failure: &str) -> bool {
+        let repetition = self.repetition.lock();
+        repetition
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_due(failure)
     }
 
     /// Loads a batch, and completes its run if it was the last one. The delivery may be acknowledged only after that.
