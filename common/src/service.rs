@@ -17,6 +17,7 @@ use crate::backoff::{Repetition, backoff};
 use crate::lifecycle::{Health, serve_http, shutdown_on_signal};
 use crate::message::{Message, QueueName};
 use crate::queue::{self, Connection, Handler, Prefetch, Publisher, QueueError, Stage};
+use crate::reason::paragraph;
 use crate::secret::SecretUrl;
 use crate::settings;
 use crate::telemetry;
@@ -136,7 +137,7 @@ pub async fn run(
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "{} stopped", service.name);
+            tracing::error!(error = paragraph(&error), "{} stopped", service.name);
             ExitCode::FAILURE
         }
     }
@@ -194,7 +195,7 @@ async fn supervise(
             Ok(()) => health.only("broker", "connecting"),
             Err(Fault::Configuration(error)) => return Err(error),
             Err(Fault::World(error)) => {
-                let why = format!("{error:#}");
+                let why = paragraph(&error);
                 if repetition.is_due(&why) {
                     tracing::warn!(error = why, "the session failed; trying again");
                 }

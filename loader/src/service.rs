@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::backoff::{Repetition, backoff};
 use common::lifecycle::Health;
+use common::reason::paragraph;
 use common::service::{Fault, Session};
 use common::settings::{self, SecretUrl};
 use ledger::{Class, Store, cause, classify, database, migrate};
@@ -116,7 +117,7 @@ impl LoaderService {
                 }
                 Err(Fault::World(error) | Fault::Configuration(error)) => error,
             };
-            let why = format!("{error:#}");
+            let why = paragraph(&error);
             if repetition.is_due(&why) {
                 tracing::warn!(error = why, "cannot work with the database; trying again");
             }

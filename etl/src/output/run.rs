@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::progress::Progress;
 use super::{by, counted, note, number, show};
 use crate::Failure;
-use crate::follow::{self, End};
+use crate::follow::{self, End, Seen};
 use ledger::{DeadLetterFilter, Run, RunState, Store};
 
 /// Dead letters that the end of a run names.
@@ -28,7 +28,11 @@ pub async fn follow(
 ) -> Result<End, Failure> {
     let mut progress = Progress::default();
     let (started, mut is_warned) = (Instant::now(), false);
-    let end = follow::to_the_end(store, run, limit, |run| {
+    let end = follow::to_the_end(store, run, limit, |seen| {
+        let run = match seen {
+            Seen::Run(run) => run,
+            Seen::Note(note) => return progress.note(&note),
+        };
         let [extracted, loaded, rejected] =
             [run.rows_read, run.rows_loaded, run.rows_rejected].map(number);
         progress.show(
