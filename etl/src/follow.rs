@@ -21,9 +21,9 @@ pub struct End {
 }
 
 impl End {
-    /// Whether the run ended and every row is accounted for.
+    /// Whether the run ended, every row is accounted for, and not all of them were rejected unless the job allows it.
     pub fn is_complete(&self) -> bool {
-        self.timed_out.is_none() && self.run.is_complete()
+        self.timed_out.is_none() && self.run.is_complete() && !self.run.loaded_nothing()
     }
 }
 

@@ -21,6 +21,7 @@ mod quarantine;
 mod removal;
 mod replay;
 mod request;
+mod rows;
 mod run;
 mod seqs;
 mod server;
@@ -44,6 +45,7 @@ pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quar
 pub use removal::{DroppedBatch, Removal, Removed};
 pub use replay::{NewReplay, Replay, Subject};
 pub use request::{ConflictingRun, Requested, Settled};
+pub use rows::{RefusedRow, write_rows};
 pub use run::{LockedRun, RunRow, Standing, bigint, share};
 pub use seqs::{NotARange, Search, Seqs};
 pub use server::Server;

@@ -59,6 +59,9 @@ pub struct Run {
     pub replayed_at: Option<String>,
     pub replayed_by: Option<String>,
     pub replay_abandoned: Option<String>,
+    /// The job allows a run that loads none of its rows.
+    #[serde(skip)]
+    pub allows_all_rejected: bool,
     /// Rows of the run are to be removed from the target, and no loader has done it yet; with the last failure.
     pub removal_pending: bool,
     pub removal_failure: Option<String>,
@@ -74,6 +77,14 @@ impl Run {
     /// Whether nothing moves until a person acts: it is held, or one of its messages was dead-lettered.
     pub fn waits_for_a_person(&self) -> bool {
         self.state == RunState::Held || (!self.state.is_over() && self.dead_letters > 0)
+    }
+
+    /// Whether Athena returned rows and none of them was loaded, which the job does not allow.
+    pub fn loaded_nothing(&self) -> bool {
+        self.state == RunState::Completed
+            && self.rows_read > 0
+            && self.rows_loaded == 0
+            && !self.allows_all_rejected
     }
 
     /// Whether every row that Athena returned is accounted for.
@@ -134,6 +145,7 @@ const COLUMNS: &str = r#"
            to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS finished_at,
            to_char(p.requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS replayed_at,
            p.requested_by AS replayed_by, p.abandoned AS replay_abandoned,
+           coalesce((r.job_spec->'target'->>'allow_all_rejected')::boolean, false) AS allows_all_rejected,
            m.removal_pending, m.removal_failure,
            extract(epoch FROM coalesce(r.finished_at, now()) - coalesce(p.requested_at, r.requested_at))::float8 AS seconds,
            extract(epoch FROM coalesce(r.finished_at, now()) - coalesce(p.requested_at, r.started_at))::float8 AS working_seconds

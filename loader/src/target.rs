@@ -10,6 +10,7 @@ pub(crate) mod commit;
 mod copy_into;
 mod indexes;
 mod merge;
+mod one_by_one;
 mod staged;
 mod table;
 mod window;

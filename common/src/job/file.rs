@@ -91,6 +91,8 @@ struct TargetTable {
     replace_where: Option<String>,
     min_rows: Option<u64>,
     max_rejected: Option<MaxRejected>,
+    #[serde(default)]
+    allow_all_rejected: bool,
     duplicates: Option<Duplicates>,
 }
 
@@ -336,6 +338,7 @@ fn check_target(
         replace_where: window.transpose()?,
         min_rows: target.min_rows,
         max_rejected: target.max_rejected,
+        allow_all_rejected: target.allow_all_rejected,
         duplicates: target.duplicates.unwrap_or_default(),
     })
 }

@@ -22,7 +22,7 @@ use crate::Failure;
 use crate::broker::Broker;
 use crate::jobs::{Jobs, filled_in};
 use crate::output::progress::Progress;
-use crate::output::run::{by_whom, choice, state};
+use crate::output::run::{by_whom, choice, none_loaded, state};
 use crate::output::{counted, note, notes, number, show, size, table};
 use crate::store;
 use ledger::{Run, RunState};
@@ -99,10 +99,12 @@ pub struct WindowReport {
 }
 
 impl WindowReport {
-    /// Whether the window's rows are in the target, all accounted for: by this run or, where it is superseded, by a later
-    /// one.
+    /// Whether the window's rows are in the target, all accounted for and not all of them rejected: by this run or, where it
+    /// is superseded, by a later one.
     pub fn is_loaded(&self) -> bool {
-        let is_loaded = |run: &Run| run.is_complete() || run.state == RunState::Superseded;
+        let is_loaded = |run: &Run| {
+            (run.is_complete() && !run.loaded_nothing()) || run.state == RunState::Superseded
+        };
         self.run.as_ref().is_some_and(is_loaded)
     }
 }
@@ -300,6 +302,7 @@ fn remarks(windows: &[WindowReport]) -> Vec<String> {
         }
     });
     remarks.extend(waiting);
+    remarks.extend(runs().filter(|run| run.loaded_nothing()).map(none_loaded));
     remarks
 }
 

@@ -96,6 +96,9 @@ fn notes(end: &End) -> Vec<String> {
             "the replay of the run {id} was not completed: {why}"
         ));
     }
+    if run.loaded_nothing() {
+        notes.push(none_loaded(run));
+    }
     if run.state == RunState::Completed && run.rows_rejected > 0 {
         let were = if run.rows_rejected == 1 {
             "was"
@@ -108,6 +111,15 @@ fn notes(end: &End) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// That a run loaded nothing, and how a job allows it.
+pub fn none_loaded(run: &Run) -> String {
+    format!(
+        "0 of {} rows of the run {} loaded; a job for which that is right has allow_all_rejected = true in [target]",
+        number(run.rows_read),
+        run.run_id
+    )
 }
 
 /// How a run stands, in a sentence and its sums.

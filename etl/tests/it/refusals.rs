@@ -276,7 +276,7 @@ async fn proving_commands_require_the_whole_name_of_a_run() {
         "status accepts a part of a name"
     );
     // A rejected row that was deleted from the quarantine is not accounted for.
-    pipeline.write_job("picky", "[target]\ntable = \"picky\"\n[[columns]]\nsource = \"url\"\nrules = [{ max_length = 1 }]\n");
+    pipeline.write_job("picky", "[target]\ntable = \"picky\"\nallow_all_rejected = true\n[[columns]]\nsource = \"url\"\nrules = [{ max_length = 1 }]\n");
     pipeline
         .cloud
         .answer("FROM picky", Answer::rows(sample::clicks(3)));

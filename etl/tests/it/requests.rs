@@ -235,3 +235,38 @@ async fn unknown_variable_is_logged_without_its_value() {
     }
     assert_eq!((right.code, right.stderr.as_str()), (Some(0), ""));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_that_loads_none_of_its_rows_is_complete_and_no_success() {
+    let pipeline = Pipeline::start().await;
+    let job = "[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\nto = { type = \"date\", default = \"2018-04-02\" }\n[target]\ntable = \"clicks\"\n";
+    let rule = "[[columns]]\nsource = \"url\"\nrules = [{ one_of = [\"nothing\"] }]\n";
+    pipeline.job("clicks", &format!("{job}{rule}"), sample::clicks(10));
+    let follow = ["run", "clicks", "--run-id", "none", "--follow"];
+    let backfill = [
+        "backfill",
+        "clicks",
+        "--from",
+        "2018-05-01",
+        "--to",
+        "2018-05-02",
+        "--every",
+        "1d",
+    ];
+    for command in [&follow[..], &backfill] {
+        let done = pipeline.etl(command).await;
+        assert_eq!(done.code, Some(1), "{}\n{}", done.stdout, done.stderr);
+        for word in ["0 of 10 rows", "allow_all_rejected = true"] {
+            assert!(done.stderr.contains(word), "{}", done.stderr);
+        }
+        assert!(done.stdout.contains("completed"), "{}", done.stdout);
+    }
+    pipeline.assert_reconciled("none").await;
+    pipeline.write_job("clicks", &format!("{job}allow_all_rejected = true\n{rule}"));
+    let from = ["--set", "from=2018-06-01", "--follow"];
+    let allowed = pipeline
+        .etl(&[&["run", "clicks"][..], &from].concat())
+        .await;
+    assert_eq!(allowed.code, Some(0), "{}", allowed.stderr);
+    assert!(!allowed.stderr.contains("0 of 10"), "{}", allowed.stderr);
+}

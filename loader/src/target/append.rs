@@ -23,7 +23,7 @@ impl Append {
     pub(crate) fn new(name: &TableName, columns: Vec<String>, types: Vec<PgType>) -> Self {
         let (table, batch) = (name.sql(), quoted(BATCH_COLUMN));
         Self {
-            copy: CopyInto::new(&table, (&table, &name.table), (columns, types), &batch),
+            copy: CopyInto::new(&table, &table, (columns, types), &batch),
             delete_earlier: format!("DELETE FROM {table} WHERE {batch} = $1"),
             table,
         }

@@ -16,7 +16,8 @@ use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
 use super::Written;
-use super::copy_into::{CopyInto, RefusedRow, in_parts, vanished};
+use super::copy_into::{CopyInto, RefusedRow, unless_refused, vanished};
+use super::one_by_one::OneByOne;
 use super::staged_columns;
 use crate::copy::Last;
 use crate::ddl::{TableName, list};
@@ -32,8 +33,10 @@ pub(crate) struct Merge {
     lock_key: i64,
     /// Creates the connection's staging table unless it exists. It is empty when a transaction begins.
     create_stage: String,
-    /// Merges staged rows. $1: `_batch`; $2, $3: the range of rows, the end excluded.
+    /// Merges the staged rows. $1: `_batch`.
     statement: String,
+    /// The same for rows that do not come from staging.
+    one_by_one: OneByOne,
     /// Counts target rows with a staged key, from batches of the run that this batch overwrites. $1, $2: the range of
     /// `_batch`, the end excluded.
     count_overwritten: String,
@@ -61,23 +64,27 @@ impl Merge {
         let staged_as = names.iter().enumerate();
         let staged_as = staged_as.map(|(index, name)| format!("{} AS c{index}", quoted(name)));
         let stage_columns = (0..names.len()).map(|index| format!("c{index}")).collect();
-        Self {
-            mode: target.mode,
-            copy: CopyInto::new(&table, (&stage, &stage_name), (stage_columns, types), "n"),
-            lock_key: lock_key(name),
-            create_stage: format!(
-                "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {}, 0 AS n FROM {table} WITH NO DATA",
-                quoted(&stage_name),
-                staged_as.collect::<Vec<_>>().join(", ")
-            ),
-            statement: format!(
-                "INSERT INTO {table} AS t ({}, {batch}) SELECT DISTINCT ON ({keys}) {columns}, $1::bigint FROM {stage} WHERE n >= $2 AND n < $3 \
+        let merge = |batch_no: &str, rows: &str| {
+            format!(
+                "INSERT INTO {table} AS t ({}, {batch}) SELECT DISTINCT ON ({keys}) {columns}, {batch_no}::bigint FROM {rows} \
                  ORDER BY {keys}, n {} ON CONFLICT ({}) DO UPDATE SET {} WHERE {}",
                 list(&names),
                 sql.order,
                 list(key),
                 updates(key, &names),
                 sql.may_overwrite,
+            )
+        };
+        Self {
+            mode: target.mode,
+            one_by_one: OneByOne::new(&types, |rows| merge("$2", &format!("({rows}) AS s"))),
+            statement: merge("$1", &stage),
+            copy: CopyInto::new(&table, &stage, (stage_columns, types), "n"),
+            lock_key: lock_key(name),
+            create_stage: format!(
+                "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {}, 0 AS n FROM {table} WITH NO DATA",
+                quoted(&stage_name),
+                staged_as.collect::<Vec<_>>().join(", ")
             ),
             count_overwritten: format!(
                 "SELECT count(*) FROM (SELECT DISTINCT {keys} FROM {stage}) s JOIN {table} t ON {joined} WHERE t.{batch} >= $1 AND t.{batch} < $2"
@@ -130,19 +137,21 @@ impl Merge {
         let own = self.own_losers(run_no, batch_no);
         database::lock(tx, self.lock_key).await.map_err(failed())?;
         let overwritten_before = self.overwritten(tx, &own).await.map_err(failed())?;
-        let (mut affected, mut statements) = (0, 0);
-        let merged = in_parts(tx, batch, &self.copy, refused, async |tx, rows| {
-            let bound = |bound: usize| i32::try_from(bound).unwrap_or(i32::MAX);
+        let merged = unless_refused(tx, async |tx: &mut PgConnection| {
             let merge = sqlx::query(AssertSqlSafe(self.statement.clone())).bind(batch_no);
-            let merge = merge.bind(bound(rows.start)).bind(bound(rows.end));
-            affected += merge.execute(tx).await?.rows_affected();
-            statements += 1;
-            Ok((0, 0))
+            merge.execute(tx).await
         });
-        merged.await.map_err(failed())?;
+        let merged = merged.await.map_err(failed())?;
+        if merged.is_none() {
+            let last = (Last::Index, batch_no);
+            let written = self.one_by_one.write(tx, batch, last, refused);
+            written.await.map_err(failed())?;
+        }
         let accepted = batch.rows.len() - refused.len();
         // The usual case: all rows at once, and each key once.
-        if refused.is_empty() && statements == 1 && affected == accepted as u64 {
+        if refused.is_empty()
+            && merged.is_some_and(|merged| merged.rows_affected() == accepted as u64)
+        {
             return Ok(overwritten_before);
         }
         let overwritten_after = self.overwritten(tx, &own).await.map_err(failed())?;
