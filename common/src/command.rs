@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 
+use crate::reason::paragraph;
 use crate::settings::{self, variable};
 use crate::telemetry;
 
@@ -41,22 +42,6 @@ impl Failure {
             Self::Usage(_) => ExitCode::from(2),
         }
     }
-}
-
-/// An error and each cause behind it once, as one paragraph.
-pub fn paragraph(error: &anyhow::Error) -> String {
-    let mut paragraph = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        // The text of some errors ends with their cause.
-        if paragraph.ends_with(&cause) {
-            continue;
-        }
-        if !paragraph.is_empty() {
-            paragraph += ": ";
-        }
-        paragraph += &cause;
-    }
-    paragraph
 }
 
 /// Runs a command to its exit code. 0: success. 1: failed, or not true (the command returned false). 2: usage error.
@@ -161,12 +146,5 @@ mod tests {
         let twice = ["1", "2"].map(|value| ("a".to_owned(), value.to_owned()));
         assert!(matches!(assignments(&twice), Err(Failure::Usage(_))));
         assert_eq!(assignments(&twice[..1]).unwrap()["a"], "1");
-    }
-
-    #[test]
-    fn paragraph_has_each_cause_once() {
-        let error = anyhow!("no route").context("connect: no route");
-        let failure = Failure::from(error.context("cannot send"));
-        assert_eq!(failure.paragraph(), "cannot send: connect: no route");
     }
 }

@@ -3,7 +3,8 @@
 //! Four layers, the lowest first. A module uses the modules before it and none after it
 //! (the test in `layers.rs` fails otherwise):
 //!
-//! 1. The job and its types: [`schema`], [`canonical`], [`rows`], [`job`]; below them [`secret`] and [`mod@backoff`].
+//! 1. The job and its types: [`schema`], [`canonical`], [`rows`], [`job`]; below them [`secret`], [`reason`] and
+//!    [`mod@backoff`].
 //! 2. The messages: [`message`], each bound to its queue.
 //! 3. RabbitMQ: [`queue`].
 //! 4. A program's runtime: [`settings`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`],
@@ -20,6 +21,7 @@ mod layers;
 pub mod lifecycle;
 pub mod message;
 pub mod queue;
+pub mod reason;
 pub mod rows;
 pub mod schema;
 pub mod secret;

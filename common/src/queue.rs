@@ -69,16 +69,16 @@ pub enum QueueError {
     )]
     Blocked { reason: String },
     #[error(
-        "the URL of the broker cannot be used: {0}; ETL_AMQP_URL looks like amqp://user:password@host:5672/%2f"
+        "the URL of the broker cannot be used; ETL_AMQP_URL looks like amqp://user:password@host:5672/%2f, or amqps:// and with ?heartbeat=15 or another parameter that is a number"
     )]
-    Url(String),
+    Url,
 }
 
 impl QueueError {
     /// Whether waiting cannot help: a person must change a setting or a queue.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Denied { .. } | Self::Mismatch { .. } | Self::Url(_) => true,
+            Self::Denied { .. } | Self::Mismatch { .. } | Self::Url => true,
             Self::Timeout { .. }
             | Self::Broker { .. }
             | Self::ConsumerEnded { .. }

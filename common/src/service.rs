@@ -13,10 +13,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::backoff::backoff;
+use crate::backoff::{Repetition, backoff};
 use crate::lifecycle::{Health, serve_http, shutdown_on_signal};
 use crate::message::{Message, QueueName};
 use crate::queue::{self, Connection, Handler, Prefetch, Publisher, QueueError, Stage};
+use crate::reason::paragraph;
 use crate::secret::SecretUrl;
 use crate::settings;
 use crate::telemetry;
@@ -48,9 +49,9 @@ pub struct ServiceSettings {
 }
 
 fn local_broker() -> SecretUrl {
-    url::Url::parse("amqp://guest:guest@127.0.0.1:5672/%2f")
+    "amqp://guest:guest@127.0.0.1:5672/%2f"
+        .parse()
         .expect("a constant")
-        .into()
 }
 
 fn default_deadline() -> Duration {
@@ -136,7 +137,7 @@ pub async fn run(
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "{} stopped", service.name);
+            tracing::error!(error = paragraph(&error), "{} stopped", service.name);
             ExitCode::FAILURE
         }
     }
@@ -180,7 +181,7 @@ async fn supervise(
     stop: &CancellationToken,
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
 ) -> anyhow::Result<()> {
-    let mut failures = 0;
+    let (mut failures, mut repetition) = (0, Repetition::default());
     loop {
         let started = Instant::now();
         let ended = Box::pin(attempt(service, settings, health, stop, &session)).await;
@@ -194,13 +195,16 @@ async fn supervise(
             Ok(()) => health.only("broker", "connecting"),
             Err(Fault::Configuration(error)) => return Err(error),
             Err(Fault::World(error)) => {
-                let why = format!("{error:#}");
-                tracing::warn!(error = why, "the session failed; trying again");
+                let why = paragraph(&error);
+                if repetition.is_due(&why) {
+                    tracing::warn!(error = why, "the session failed; trying again");
+                }
                 telemetry::retried("broker", 1);
                 health.only("broker", why);
             }
         }
         failures = if started.elapsed() > Duration::from_mins(1) {
+            repetition.clear();
             0
         } else {
             failures + 1

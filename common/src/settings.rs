@@ -4,7 +4,12 @@
 //! A setting `amqp_url` is `ETL_AMQP_URL` in the environment and `amqp_url = ".."` in the TOML file
 //! that `ETL_CONFIG` names. Each program loads its own type with its own defaults. The names of all
 //! settings are here, since one file or one environment may serve all programs.
+//!
+//! No error quotes a value, a line of the file or a text that cannot be read: each may be a password.
 
+use std::path::Path;
+
+use config::ConfigError;
 use serde::de::DeserializeOwned;
 
 pub use crate::secret::SecretUrl;
@@ -47,44 +52,129 @@ const FOREIGN_PREFIXES: &[&str] = &[
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     #[error(
-        "cannot use the settings; correct the environment variable ETL_... or the file that ETL_CONFIG names"
+        "cannot use {}; correct the environment variable {variable} or the file that ETL_CONFIG names",
+        describe(setting, problem)
     )]
-    Invalid(#[from] config::ConfigError),
+    Invalid {
+        /// Empty where it is not known.
+        setting: String,
+        /// `ETL_...`.
+        variable: String,
+        problem: String,
+    },
+    #[error("the environment variable {0} is not UTF-8 text; set it again")]
+    NotText(String),
+    #[error(
+        "cannot read the settings file {file} that ETL_CONFIG names; check the path and its permissions"
+    )]
+    Unreadable {
+        file: String,
+        source: std::io::Error,
+    },
+    #[error(
+        "{file}, which ETL_CONFIG names, is not TOML from line {line} on; a setting looks like amqp_url = \"amqp://...\""
+    )]
+    Syntax { file: String, line: usize },
     #[error("{file} has the key {key:?}, which is not a setting; the settings are {}", KNOWN.join(", "))]
     UnknownKey { file: String, key: String },
 }
 
+fn describe(setting: &str, problem: &str) -> String {
+    if setting.is_empty() {
+        format!("the settings: {problem}")
+    } else {
+        format!("the setting {setting}: {problem}")
+    }
+}
+
+impl From<ConfigError> for SettingsError {
+    fn from(error: ConfigError) -> Self {
+        let (setting, problem) = without_values(error);
+        let variable = format!("ETL_{}", setting.to_uppercase());
+        Self::Invalid {
+            variable: if setting.is_empty() {
+                "ETL_...".to_owned()
+            } else {
+                variable
+            },
+            setting,
+            problem,
+        }
+    }
+}
+
+/// The setting that an error is about, and what is wrong with it, but not what it is.
+fn without_values(error: ConfigError) -> (String, String) {
+    match error {
+        ConfigError::Type { key, expected, .. } => {
+            (key.unwrap_or_default(), format!("it has to be {expected}"))
+        }
+        ConfigError::At { error, key, .. } => {
+            let (inner, problem) = without_values(*error);
+            (key.unwrap_or(inner), problem)
+        }
+        ConfigError::NotFound(key) => (key, "it is not set".to_owned()),
+        ConfigError::Message(problem) => (String::new(), problem),
+        other => (String::new(), other.to_string()),
+    }
+}
+
 /// Loads the settings of a program.
 pub fn load<T: DeserializeOwned>() -> Result<T, SettingsError> {
-    load_from(
-        variable("ETL_CONFIG"),
-        config::Environment::with_prefix("ETL"),
-    )
+    let mut variables = config::Map::new();
+    for (name, value) in std::env::vars_os() {
+        if let Ok(name) = name.into_string()
+            && name.starts_with("ETL_")
+        {
+            match value.into_string() {
+                Ok(value) => variables.insert(name, value),
+                Err(_) => return Err(SettingsError::NotText(name)),
+            };
+        }
+    }
+    load_from(variable("ETL_CONFIG"), variables)
 }
 
 fn load_from<T: DeserializeOwned>(
     file: Option<String>,
-    environment: config::Environment,
+    variables: config::Map<String, String>,
 ) -> Result<T, SettingsError> {
     let mut builder = config::Config::builder();
     if let Some(file) = file {
-        let source = config::File::new(&file, config::FileFormat::Toml);
-        let keys = config::Config::builder()
-            .add_source(source.clone())
-            .build()?
-            .try_deserialize::<toml::Table>()?;
-        if let Some(key) = keys.keys().find(|key| !KNOWN.contains(&key.as_str())) {
-            return Err(SettingsError::UnknownKey {
-                file,
-                key: key.clone(),
-            });
-        }
-        builder = builder.add_source(source);
+        builder = builder.add_source(config::Config::try_from(&read_file(file)?)?);
     }
+    let environment = config::Environment::with_prefix("ETL").source(Some(variables));
     Ok(builder
         .add_source(environment.prefix_separator("_").ignore_empty(true))
         .build()?
         .try_deserialize()?)
+}
+
+fn read_file(file: String) -> Result<toml::Table, SettingsError> {
+    let text = match std::fs::read_to_string(Path::new(&file)) {
+        Ok(text) => text,
+        Err(source) => return Err(SettingsError::Unreadable { file, source }),
+    };
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => {
+            let error: toml::de::Error = error;
+            let start = error.span().map_or(0, |span| span.start);
+            let line = 1 + text
+                .bytes()
+                .take(start)
+                .filter(|byte| *byte == b'\n')
+                .count();
+            return Err(SettingsError::Syntax { file, line });
+        }
+    };
+    match table.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+        Some(key) => Err(SettingsError::UnknownKey {
+            key: key.clone(),
+            file,
+        }),
+        None => Ok(table),
+    }
 }
 
 /// The names in a setting that separates them by commas.
@@ -173,14 +263,11 @@ mod tests {
         tasks: u32,
     }
 
-    fn environment(pairs: &[(&str, &str)]) -> config::Environment {
-        let map = pairs
-            .iter()
+    fn environment(pairs: &[(&str, &str)]) -> config::Map<String, String> {
+        let pairs = pairs.iter();
+        pairs
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect();
-        config::Environment::with_prefix("ETL")
-            .source(Some(map))
-            .try_parsing(true)
+            .collect()
     }
 
     #[test]
@@ -276,10 +363,35 @@ mod tests {
     }
 
     #[test]
-    fn value_of_wrong_type_names_its_variable() {
-        let error = load_from::<Sample>(None, environment(&[("ETL_AMQP_URL", "not a url")]))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("ETL_"), "{error}");
+    fn invalid_setting_is_named_and_not_quoted() {
+        for url in ["secret", "amqp://a:se#secret@h/", "host=h password=secret"] {
+            let error = load_from::<Sample>(None, environment(&[("ETL_AMQP_URL", url)]));
+            let error = format!("{:#}", anyhow::Error::from(error.unwrap_err()));
+            assert!(
+                error.contains("ETL_AMQP_URL") && !error.contains("secret"),
+                "{error}"
+            );
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("etl.toml");
+        let path = Some(file.to_str().unwrap().to_owned());
+        for (text, wanted) in [
+            ("tasks = 3\namqp_url = \"amqp://a:secret@h/", "line 2"),
+            ("amqp_url = amqp://a:secret@h/", "line 1"),
+            ("amqp_url = 'x'\namqp_url = 'secret'", "line 2"),
+            ("amqp_url = ['secret']", "ETL_AMQP_URL"),
+            ("amqp_url = { secret = 'secret' }", "ETL_AMQP_URL"),
+            ("amqp_url = 'a:secret'", "ETL_AMQP_URL"),
+            ("amqp_url = 'amqp://h'\ntasks = 'secret'", "ETL_TASKS"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = load_from::<Sample>(path.clone(), environment(&[])).unwrap_err();
+            let debug = format!("{error:?}");
+            let error = format!("{:#}\n{debug}", anyhow::Error::from(error));
+            assert!(
+                error.contains(wanted) && !error.contains("secret"),
+                "{text}: {error}"
+            );
+        }
     }
 }

@@ -3,11 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use common::command::paragraph;
 use common::queue::{
     self, Connection, Outgoing, Publisher, QueueError, QueueName, RawDelivery, StreamReader,
     inspect,
 };
+use common::reason::paragraph;
 use common::service::ServiceSettings;
 use common::settings;
 use serde::Serialize;

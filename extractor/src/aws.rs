@@ -222,6 +222,14 @@ impl AwsError {
         }
     }
 
+    /// The error for logs: AWS's own text may quote values, its code does not.
+    pub fn logged(&self) -> String {
+        match &self.code {
+            Some(code) => format!("{}: {code}", self.doing),
+            None => self.to_string(),
+        }
+    }
+
     /// An answer that is missing or breaks off.
     pub fn unavailable(doing: impl Into<String>, message: impl Into<String>) -> Self {
         Self {

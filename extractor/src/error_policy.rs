@@ -1,6 +1,7 @@
 //! The error policy: the one place that decides what follows from an error of a step.
 
 use common::queue::{QueueError, Unsendable};
+use common::reason::Reason;
 
 use crate::aws::{AwsError, AwsErrorKind};
 use crate::outbox::PutError;
@@ -13,7 +14,7 @@ pub(crate) enum StepError {
     /// AWS is unavailable or refuses this replica for now: back off and retry the step.
     Retry(AwsError),
     /// The cause holds for every replica at any time: the run fails with this sentence.
-    FailRun(String),
+    FailRun(Reason),
     /// The broker failed: the session ends and the broker delivers the task again.
     Queue(QueueError),
 }
@@ -25,10 +26,13 @@ impl From<AwsError> for StepError {
             | AwsErrorKind::Unavailable
             | AwsErrorKind::ExpiredCredentials
             | AwsErrorKind::ClockSkew => Self::Retry(error),
-            AwsErrorKind::Refused => match error.hint() {
-                Some(hint) => Self::FailRun(format!("{error}; {hint}")),
-                None => Self::FailRun(error.to_string()),
-            },
+            AwsErrorKind::Refused => {
+                let text = match error.hint() {
+                    Some(hint) => format!("{error}; {hint}"),
+                    None => error.to_string(),
+                };
+                Self::FailRun(Reason::quoting(text, error.logged()))
+            }
         }
     }
 }
@@ -38,7 +42,7 @@ impl From<S3Error> for StepError {
         match error {
             S3Error::Aws(error) => error.into(),
             error @ (S3Error::Replaced(_) | S3Error::Location(_)) => {
-                Self::FailRun(error.to_string())
+                Self::FailRun(error.to_string().into())
             }
         }
     }
@@ -55,18 +59,22 @@ impl From<ReadError> for StepError {
                 "reading the result",
                 error.to_string(),
             )),
+            // Without a header, the first row is in the message.
+            error @ ReadError::Header { .. } => Self::FailRun(Reason::quoting(
+                error.to_string(),
+                "the result does not begin with its column names",
+            )),
             error @ (ReadError::Csv(_)
             | ReadError::RowTooLarge(_)
-            | ReadError::Header { .. }
             | ReadError::Width { .. }
-            | ReadError::Shrunk { .. }) => Self::FailRun(error.to_string()),
+            | ReadError::Shrunk { .. }) => Self::FailRun(error.to_string().into()),
         }
     }
 }
 
 impl From<Unsendable> for StepError {
     fn from(error: Unsendable) -> Self {
-        Self::FailRun(error.to_string())
+        Self::FailRun(error.to_string().into())
     }
 }
 
@@ -108,8 +116,13 @@ mod tests {
             panic!()
         };
         assert!(
-            why.contains("starting the query: No") && why.contains("credentials of the extractor"),
-            "{why}"
+            why.text().contains("starting the query: No")
+                && why.text().contains("credentials of the extractor"),
+            "{why:?}"
+        );
+        assert_eq!(
+            why.logged(),
+            "starting the query: UnrecognizedClientException"
         );
         let shrunk = ReadError::Shrunk { rows: 1, read: 2 };
         assert!(matches!(shrunk.into(), StepError::FailRun(_)));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use common::job::Source;
+use common::reason::Reason;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
@@ -24,7 +25,7 @@ pub(crate) struct Started<'a> {
     pub(crate) since: Timestamp,
 }
 
-/// How waiting for a query ended. The texts are the reason that the ledger keeps.
+/// How waiting for a query ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Waited {
     /// The query has not ended yet.
@@ -32,9 +33,9 @@ pub(crate) enum Waited {
     /// The result can be read.
     Succeeded(Execution),
     /// The query failed; another attempt may succeed.
-    Retryable(String),
+    Retryable(Reason),
     /// The query failed, was cancelled, or was stopped since it passed a limit.
-    Failed(String),
+    Failed(Reason),
 }
 
 /// Polls the query until it ends, stops it when it passes a limit, and returns `Running` after `at_most`.
@@ -67,7 +68,9 @@ pub(crate) async fn wait_to_the_end(
         match wait(athena, query, Duration::MAX).await? {
             Waited::Running => {}
             Waited::Succeeded(execution) => return Ok(Ok(execution)),
-            Waited::Retryable(reason) | Waited::Failed(reason) => return Ok(Err(reason)),
+            Waited::Retryable(reason) | Waited::Failed(reason) => {
+                return Ok(Err(reason.text().to_owned()));
+            }
         }
     }
 }
@@ -77,7 +80,11 @@ pub(crate) async fn wait_to_the_end(
 pub(crate) async fn stop(athena: &Athena, id: &str) -> Result<(), AwsError> {
     match athena.stop(id).await {
         Err(error) if error.kind == AwsErrorKind::Refused => {
-            tracing::warn!(query.id = id, %error, "the query could not be stopped");
+            tracing::warn!(
+                query.id = id,
+                error = error.logged(),
+                "the query could not be stopped"
+            );
             Ok(())
         }
         stopped => stopped,
@@ -105,11 +112,13 @@ impl<'a> Started<'a> {
 fn judge(execution: Execution, source: &Source, age: Duration, attempt: u32) -> Waited {
     match &execution.state {
         ExecutionState::Working => {
-            over_limit(&execution, source, age).map_or(Waited::Running, Waited::Failed)
+            let over_limit = over_limit(&execution, source, age);
+            over_limit.map_or(Waited::Running, |reason| Waited::Failed(reason.into()))
         }
         ExecutionState::Succeeded if execution.is_query => Waited::Succeeded(execution),
         ExecutionState::Succeeded => Waited::Failed(
             "the statement is not a query: only the results of SELECT and WITH can be loaded"
+                .to_owned()
                 .into(),
         ),
         ExecutionState::Failed(failure) if failure.is_retryable && attempt < MAX_ATTEMPTS => {
@@ -120,10 +129,11 @@ fn judge(execution: Execution, source: &Source, age: Duration, attempt: u32) -> 
                 1 => String::new(),
                 _ => format!(" at attempt {attempt}"),
             };
-            Waited::Failed(format!("the query failed{attempts}: {}", describe(failure)))
+            Waited::Failed(describe(failure).after(&format!("the query failed{attempts}: ")))
         }
         ExecutionState::Cancelled(reason) => {
-            Waited::Failed(format!("the query was cancelled in Athena: {reason}"))
+            let cancelled = "the query was cancelled in Athena";
+            Waited::Failed(Reason::quoting(format!("{cancelled}: {reason}"), cancelled))
         }
     }
 }
@@ -143,19 +153,22 @@ fn over_limit(execution: &Execution, source: &Source, age: Duration) -> Option<S
     })
 }
 
-/// Athena's reason with its classification of the error.
-fn describe(failure: &QueryFailure) -> String {
+/// Athena's reason, which may quote a value, with its classification of the error, which does not.
+fn describe(failure: &QueryFailure) -> Reason {
     let category = match failure.category {
         Some(1) => "system",
         Some(2) => "user",
         _ => "other",
     };
     match failure.error_type {
-        Some(error_type) => format!(
-            "{} (Athena error type {error_type}, {category})",
-            failure.reason
+        Some(error_type) => {
+            let class = format!("Athena error type {error_type}, {category}");
+            Reason::quoting(format!("{} ({class})", failure.reason), class)
+        }
+        None => Reason::quoting(
+            &failure.reason,
+            format!("Athena error of category {category}"),
         ),
-        None => failure.reason.clone(),
     }
 }
 
@@ -217,11 +230,11 @@ mod tests {
         let Waited::Failed(why) = judged(ExecutionState::Working, 10 * GB + 1, 0, 1) else {
             panic!()
         };
-        assert!(why.contains("max_scanned = 10000000000"), "{why}");
+        assert!(why.text().contains("max_scanned = 10000000000"), "{why:?}");
         let Waited::Failed(why) = judged(ExecutionState::Working, 0, 31, 1) else {
             panic!()
         };
-        assert!(why.contains("timeout = 30m"), "{why}");
+        assert!(why.text().contains("timeout = 30m"), "{why:?}");
         // A query that has ended has cost what it cost, and is not stopped.
         assert!(matches!(
             judged(ExecutionState::Succeeded, 11 * GB, 31, 1),
@@ -236,18 +249,25 @@ mod tests {
         let Waited::Failed(why) = ended(failed(true), 3) else {
             panic!()
         };
-        assert!(why.contains("at attempt 3"), "{why}");
+        assert!(why.text().contains("at attempt 3"), "{why:?}");
         let Waited::Failed(why) = ended(failed(false), 1) else {
             panic!()
         };
         assert!(
-            why.contains("'x' cannot be resolved") && why.contains("1006, user"),
-            "{why}"
+            why.text().contains("'x' cannot be resolved") && why.text().contains("1006, user"),
+            "{why:?}"
+        );
+        assert_eq!(
+            why.logged(),
+            "the query failed: Athena error type 1006, user"
         );
         let Waited::Failed(why) = ended(ExecutionState::Cancelled("by Eve".into()), 1) else {
             panic!()
         };
-        assert!(why.contains("by Eve"), "{why}");
+        assert!(
+            why.text().contains("by Eve") && !why.logged().contains("Eve"),
+            "{why:?}"
+        );
     }
 
     #[test]

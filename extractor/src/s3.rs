@@ -52,6 +52,14 @@ fn parse_location(location: &str) -> Result<(&str, &str), S3Error> {
 }
 
 impl S3Error {
+    /// The error for logs, without AWS's own text.
+    pub fn logged(&self) -> String {
+        match self {
+            Self::Aws(error) => error.logged(),
+            Self::Replaced(_) | Self::Location(_) => self.to_string(),
+        }
+    }
+
     /// Whether no retry by any replica can succeed: the location is invalid, there is no such object
     /// or bucket, or a permission is missing.
     pub fn is_refusal(&self) -> bool {

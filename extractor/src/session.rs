@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use common::backoff::Repetition;
 use common::failpoint;
 use common::message::ExtractTask;
 use common::queue::{ControlReader, Delivery, Handler, Intake, Prefetch, Publisher, QueueError};
@@ -49,6 +50,7 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
             cancellations: cancelled.clone(),
             trace: None,
             checkpoint_interval: CHECKPOINT_INTERVAL,
+            repetition: Repetition::default(),
         };
         handlers.push(Tasks { session, worker });
     }

@@ -9,10 +9,11 @@ mod waiting;
 
 use std::time::Duration;
 
-use common::backoff::backoff;
+use common::backoff::{Repetition, backoff};
 use common::lifecycle::Health;
 use common::message::{EventKind, ExtractTask, RunEvent, TaskState};
 use common::queue::{Outgoing, Publisher, QueueError, RawDelivery};
+use common::reason::Reason;
 use common::telemetry::retried;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -51,6 +52,8 @@ pub(crate) struct Worker<'a> {
     /// How long the current delivery may be held while it makes progress: at most
     /// [`CHECKPOINT_INTERVAL`].
     pub(crate) checkpoint_interval: Duration,
+    /// Which failures of AWS are logged.
+    pub(crate) repetition: Repetition,
 }
 
 impl Worker<'_> {
@@ -77,6 +80,7 @@ impl Worker<'_> {
             match stepped {
                 Ok(next) => {
                     self.health.clear("aws");
+                    self.repetition.clear();
                     failures = 0;
                     match next {
                         Next::Step => {}
@@ -144,7 +148,10 @@ impl Worker<'_> {
 
     /// Reports that AWS is unavailable, and waits before the retry or until the run is cancelled.
     async fn back_off(&mut self, task: &ExtractTask, error: &AwsError, failures: u32) {
-        tracing::warn!(%error, "AWS cannot be used now; retrying");
+        let why = error.logged();
+        if self.repetition.is_due(&why) {
+            tracing::warn!(error = why, "AWS cannot be used now; retrying");
+        }
         retried(error.kind.cause(), 1);
         self.health.not_ready("aws", error.to_string());
         let pause = backoff(failures, Duration::from_secs(1), Duration::from_secs(30));
@@ -177,7 +184,7 @@ impl Worker<'_> {
                     .await
             }
             // Only a task that should not have passed the checks of its reader.
-            Err(error) => self.fail(task, delivery, error.to_string()).await,
+            Err(error) => self.fail(task, delivery, error.to_string().into()).await,
         }
     }
 
@@ -188,15 +195,16 @@ impl Worker<'_> {
         &mut self,
         task: &ExtractTask,
         delivery: &RawDelivery,
-        reason: String,
+        reason: Reason,
     ) -> Result<(), QueueError> {
         if task.generation == 0 {
-            tracing::error!(reason, "run failed");
+            tracing::error!(reason = reason.logged(), "run failed");
+            let reason = reason.text().to_owned();
             return self.tell(task, EventKind::Failed { reason }).await;
         }
-        let reason = format!("the result cannot be read again: {reason}");
-        tracing::error!(reason, "task moved to etl.dead");
-        let dead = Outgoing::dead(delivery, "extractor", &reason, delivery.deliveries());
+        let reason = reason.after("the result cannot be read again: ");
+        tracing::error!(reason = reason.logged(), "task moved to etl.dead");
+        let dead = Outgoing::dead(delivery, "extractor", reason.text(), delivery.deliveries());
         self.publisher.publish(&[dead]).await
     }
 

@@ -330,3 +330,78 @@ CROSS JOIN LATERAL (
 ) d;
 
 COMMENT ON VIEW etl.run_balance IS 'The sums of each run in its live generation. balanced: every batch of the result is in the ledger and every row is loaded, rejected or dropped.';
+
+-- Writes rows whose batch has rows that PostgreSQL refuses: in one call, so that it takes no round trip a row. The statement
+-- writes the rows in $1, whose values stand behind each other; $2 is the value of _batch. The casts are those of the values r
+-- of one row. Returns each refused row, and at the end the number of rows that were stored. Any error that is not a row's
+-- fault, by the prefixes of its SQLSTATE, ends it.
+CREATE FUNCTION etl.write_rows(statement text, casts text[], row_values text[], batch_no bigint, row_faults text[])
+RETURNS TABLE (row_index integer, stored bigint, reason text, column_name text, column_place integer)
+LANGUAGE plpgsql AS $$
+DECLARE
+    width CONSTANT integer := cardinality(casts);
+    total bigint := 0;
+    written bigint;
+    part text[];
+    part_start integer;
+    line text[];
+    is_whole boolean;
+    state text;
+    message text;
+    detail text;
+BEGIN
+    FOR part_start, part IN
+        SELECT min(v.place - 1) / width, array_agg(v.value ORDER BY v.place)
+        FROM unnest(row_values) WITH ORDINALITY AS v (value, place)
+        GROUP BY (v.place - 1) / (width * 64) ORDER BY 1
+    LOOP
+        -- Most parts have no refused row, and are one statement.
+        BEGIN
+            EXECUTE statement USING part, batch_no;
+            GET DIAGNOSTICS written = ROW_COUNT;
+            is_whole := true;
+            total := total + written;
+        EXCEPTION WHEN OTHERS THEN
+            GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE;
+            IF NOT state ^@ ANY (row_faults) THEN
+                RAISE;
+            END IF;
+            is_whole := false;
+        END;
+        CONTINUE WHEN is_whole;
+        FOR i IN 0 .. cardinality(part) / width - 1 LOOP
+            line := part[i * width + 1 : (i + 1) * width];
+            BEGIN
+                EXECUTE statement USING line, batch_no;
+                GET DIAGNOSTICS written = ROW_COUNT;
+                total := total + written;
+            EXCEPTION WHEN OTHERS THEN
+                GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+                    detail = PG_EXCEPTION_DETAIL, column_name = COLUMN_NAME;
+                IF NOT state ^@ ANY (row_faults) THEN
+                    RAISE;
+                END IF;
+                row_index := part_start + i;
+                reason := concat(message, ': ' || nullif(detail, ''), ' (' || state || ')');
+                column_place := NULL;
+                -- A value that is none of its type: the error does not name the column.
+                IF column_name = '' AND state ^@ '22' THEN
+                    FOR place IN 1 .. width LOOP
+                        BEGIN
+                            EXECUTE 'SELECT ' || casts[place] || ' FROM (SELECT $1 AS r) AS one' USING line;
+                        EXCEPTION WHEN data_exception THEN
+                            column_place := place;
+                            EXIT;
+                        END;
+                    END LOOP;
+                END IF;
+                RETURN NEXT;
+            END;
+        END LOOP;
+    END LOOP;
+    row_index := NULL;
+    stored := total;
+    RETURN NEXT;
+END $$;
+
+COMMENT ON FUNCTION etl.write_rows IS 'Writes rows one by one, for the loader, where PostgreSQL refuses some.';

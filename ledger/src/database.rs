@@ -15,7 +15,7 @@ use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 use crate::error::Error;
 
 /// The longest that a transaction may take before the connection counts as dead: a peer that vanished silently is noticed by
-/// nothing else. Above what the bisection of a batch takes.
+/// nothing else. Above what a batch with refused rows takes.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// The longest that connecting may take.
@@ -127,14 +127,47 @@ impl Store {
     }
 }
 
-/// sqlx accepts any scheme.
+/// What sqlx understands after the `?` of a URL. It logs the names and values of others, and a misspelt `password` is one.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// sqlx accepts any scheme, and its errors quote values.
 fn options(url: &SecretUrl) -> Result<PgConnectOptions, sqlx::Error> {
-    match url.expose().scheme() {
-        "postgres" | "postgresql" => url.expose().as_str().parse(),
-        other => Err(sqlx::Error::Configuration(
-            format!("its scheme is {other}, not postgres").into(),
-        )),
+    let refused = |why: &'static str| sqlx::Error::Configuration(why.into());
+    let url = url.expose();
+    if !matches!(url.scheme(), "postgres" | "postgresql") {
+        return Err(refused("ETL_DATABASE_URL does not begin with postgres://"));
     }
+    let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
+    if !url.query_pairs().all(|(name, _)| is_known(&name)) {
+        return Err(refused(
+            "ETL_DATABASE_URL has a parameter after its ? that is not known, such as sslmode would be",
+        ));
+    }
+    let parsed = url.as_str().parse();
+    parsed.map_err(|_| {
+        refused(
+            "a parameter after the ? of ETL_DATABASE_URL has a value that it cannot have, or a part of the URL is not UTF-8",
+        )
+    })
 }
 
 /// A connection of the pool that is closed when dropped, unless it was given back.

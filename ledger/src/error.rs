@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use common::command::Failure;
+use sqlx::postgres::PgDatabaseError;
 
 /// A failure to read or change the ledger.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +157,10 @@ pub fn classify(error: &sqlx::Error) -> Class {
     }
 }
 
+/// How the SQLSTATEs of [`Class::Row`] begin: values, constraints, a view's check option, a value that an index does not take for
+/// its size, and what a trigger raises. The other limits of class 54 are those of a statement, whatever its rows.
+pub(crate) const ROW_FAULTS: [&str; 5] = ["22", "23", "44", "54000", "P0001"];
+
 fn classify_state(code: &str) -> Class {
     let class = code.get(..2).unwrap_or_default();
     match (class, code) {
@@ -167,22 +172,28 @@ fn classify_state(code: &str) -> Class {
         ("08" | "53" | "57" | "58" | "F0", _)
         | (_, "25006" | "25P03" | "25P04" | "42501" | "XX001" | "XX002") => Class::World,
         ("28", _) | (_, "3D000") => Class::Configuration,
-        // Values, constraints, a view's check option, a size that an index does not take, and what a trigger raises.
-        ("22" | "23" | "44" | "54", _) | (_, "P0001") => Class::Row,
+        _ if ROW_FAULTS.iter().any(|start| code.starts_with(start)) => Class::Row,
         _ => Class::Message,
     }
 }
 
-/// An error's own words, said once, without what may quote a row.
+/// What [`cause`] does not say, since it may quote a row: the end of a sentence for the ledger.
+pub fn words(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(database) if may_quote(&**database) => {
+            format!("; PostgreSQL says: {}", database.message())
+        }
+        _ => String::new(),
+    }
+}
+
+/// An error's own words, said once, without what may quote a row: for logs.
 pub fn cause(error: &sqlx::Error) -> String {
     match error {
-        // Messages of this class quote values.
-        sqlx::Error::Database(error)
-            if classify_state(&error.code().unwrap_or_default()) == Class::Row =>
-        {
+        sqlx::Error::Database(database) if may_quote(&**database) => {
             format!(
                 "PostgreSQL refused it with SQLSTATE {}",
-                error.code().unwrap_or_default()
+                database.code().unwrap_or_default()
             )
         }
         sqlx::Error::Database(error) => {
@@ -195,6 +206,20 @@ pub fn cause(error: &sqlx::Error) -> String {
         sqlx::Error::Configuration(error) | sqlx::Error::Tls(error) => error.to_string(),
         other => other.to_string(),
     }
+}
+
+/// Whether a message may quote a value: it is about one, or comes from a function, such as a trigger's, which says what it
+/// likes under any SQLSTATE.
+fn may_quote(error: &dyn sqlx::error::DatabaseError) -> bool {
+    let code = error.code().unwrap_or_default();
+    let is_limit = code.starts_with("54");
+    let context = error
+        .try_downcast_ref::<PgDatabaseError>()
+        .and_then(PgDatabaseError::r#where);
+    // A COPY names its place, and has no function's words.
+    let mut lines = context.unwrap_or_default().lines();
+    (classify_state(&code) == Class::Row && !is_limit)
+        || lines.any(|line| !line.starts_with("COPY "))
 }
 
 /// What a person can do about it, where that is known: the end of a sentence.
@@ -237,7 +262,10 @@ mod tests {
                 "22P02 22003 22001 22021 22P04 23502 23503 23505 23514 23P01 54000 P0001",
                 Row,
             ),
-            ("42P01 42703 42804 42P10 0A000 21000 XX000 25P02", Message),
+            (
+                "42P01 42703 42804 42P10 0A000 21000 54001 54011 54023 XX000 25P02",
+                Message,
+            ),
             ("28000 28P01 3D000", Configuration),
         ] {
             for code in codes.split(' ') {

@@ -22,6 +22,7 @@ mod quarantine;
 mod removal;
 mod replay;
 mod request;
+mod rows;
 mod run;
 mod seqs;
 mod server;
@@ -38,13 +39,14 @@ pub use dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterSummary, Dropped, NewDeadLetter, ReplayDropped,
 };
 pub use decision::{Ended, Rows};
-pub use error::{Class, Error, Refused, cause, classify, remedy};
+pub use error::{Class, Error, Refused, cause, classify, remedy, words};
 pub use origin::Origin;
 pub use prune::{Prune, Pruned};
 pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quarantine};
 pub use removal::{DroppedBatch, Removal, Removed, ToRemove};
 pub use replay::{NewReplay, Replay, Subject};
 pub use request::{ConflictingRun, Requested, Settled};
+pub use rows::{RefusedRow, write_rows};
 pub use run::{LockedRun, RunRow, Standing, bigint, share};
 pub use seqs::{NotARange, Search, Seqs};
 pub use server::Server;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use crate::database::Store;
-use crate::error::Error;
+use crate::error::{Class, Error, classify};
 use crate::run::no_such_run;
 use crate::state::RunState;
 
@@ -59,6 +59,9 @@ pub struct Run {
     pub replayed_at: Option<String>,
     pub replayed_by: Option<String>,
     pub replay_abandoned: Option<String>,
+    /// The job allows a run that loads none of its rows.
+    #[serde(skip)]
+    pub allows_all_rejected: bool,
     /// Rows of the run are to be removed from the target, and no loader has done it yet; with the last failure.
     pub removal_pending: bool,
     pub removal_failure: Option<String>,
@@ -74,6 +77,14 @@ impl Run {
     /// Whether nothing moves until a person acts: it is held, or one of its messages was dead-lettered.
     pub fn waits_for_a_person(&self) -> bool {
         self.state == RunState::Held || (!self.state.is_over() && self.dead_letters > 0)
+    }
+
+    /// Whether Athena returned rows and none of them was loaded, which the job does not allow.
+    pub fn loaded_nothing(&self) -> bool {
+        self.state == RunState::Completed
+            && self.rows_read > 0
+            && self.rows_loaded == 0
+            && !self.allows_all_rejected
     }
 
     /// Whether every row that Athena returned is accounted for.
@@ -134,6 +145,7 @@ const COLUMNS: &str = r#"
            to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS finished_at,
            to_char(p.requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS replayed_at,
            p.requested_by AS replayed_by, p.abandoned AS replay_abandoned,
+           coalesce((r.job_spec->'target'->>'allow_all_rejected')::boolean, false) AS allows_all_rejected,
            m.removal_pending, m.removal_failure,
            extract(epoch FROM coalesce(r.finished_at, now()) - coalesce(p.requested_at, r.requested_at))::float8 AS seconds,
            extract(epoch FROM coalesce(r.finished_at, now()) - coalesce(p.requested_at, r.started_at))::float8 AS working_seconds
@@ -184,7 +196,8 @@ fn all_of_them() -> String {
     )
 }
 
-const UNREADABLE: &str =
+const UNREADABLE: &str = "cannot read the ledger";
+const OTHER_SCHEMA: &str =
     "cannot read the ledger; is the schema etl of this version (`loader migrate`)?";
 
 /// The run of this name.
@@ -195,12 +208,27 @@ pub(crate) async fn find_run(tx: &mut PgConnection, name: &str) -> Result<Run, E
 }
 
 impl Store {
+    async fn read_runs<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let read = self.read(UNREADABLE, work).await;
+        read.map_err(|error| match error {
+            // An answer that was not understood tells of another schema; a server that is away does not.
+            Error::Postgres { source, .. } if classify(&source) == Class::Message => {
+                Error::Postgres {
+                    failure: OTHER_SCHEMA.into(),
+                    source,
+                }
+            }
+            error => error,
+        })
+    }
+
     /// The run of this name and of no other: for what proves or changes something.
     pub async fn exactly(&self, name: &str) -> Result<Run, Error> {
-        self.read(UNREADABLE, async |tx: &mut PgConnection| {
-            find_run(tx, name).await
-        })
-        .await
+        self.read_runs(async |tx: &mut PgConnection| find_run(tx, name).await)
+            .await
     }
 
     /// Who dropped rows of this run, and why.
@@ -208,7 +236,7 @@ impl Store {
         if run.rows_dropped == 0 {
             return Ok(Vec::new());
         }
-        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+        self.read_runs(async |tx: &mut PgConnection| {
             let query = sqlx::query_as(
                 "SELECT dropped_by, drop_reason AS reason, count(*) AS batches, sum(rows_dropped)::bigint AS rows
                  FROM etl.batches WHERE run_id = $1 AND generation = $2 AND rows_dropped > 0
@@ -221,7 +249,7 @@ impl Store {
 
     /// The run of this name, or the only one whose name begins so: for looking only.
     pub async fn find(&self, name: &str) -> Result<Run, Error> {
-        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+        self.read_runs(async |tx: &mut PgConnection| {
             let names: Vec<String> = sqlx::query_scalar(
                 "SELECT run_id FROM etl.runs WHERE run_id = $1 OR $1 <> '' AND starts_with(run_id, $1)
                  ORDER BY run_id = $1 DESC, run_no LIMIT 4",
@@ -249,7 +277,7 @@ impl Store {
              ORDER BY run_no DESC LIMIT $4",
         );
         let states: Vec<_> = filter.states.iter().map(|state| state.name()).collect();
-        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+        self.read_runs(async |tx: &mut PgConnection| {
             let query = sqlx::query_as(AssertSqlSafe(query))
                 .bind(filter.job)
                 .bind(states);
@@ -265,7 +293,7 @@ impl Store {
     pub async fn named(&self, names: &[String]) -> Result<BTreeMap<String, Run>, Error> {
         let query = a_few("SELECT run_id FROM etl.runs WHERE run_id = ANY ($1)");
         let runs: Vec<Run> = self
-            .read(UNREADABLE, async |tx: &mut PgConnection| {
+            .read_runs(async |tx: &mut PgConnection| {
                 let query = sqlx::query_as(AssertSqlSafe(query));
                 Ok(query.bind(names).fetch_all(tx).await?)
             })
@@ -276,7 +304,7 @@ impl Store {
 
     /// Every run, the oldest first. Where there are more than `few`, only those that are not simply complete.
     pub async fn all(&self, few: Option<i64>) -> Result<Proven, Error> {
-        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+        self.read_runs(async |tx: &mut PgConnection| {
             let count: i64 = sqlx::query_scalar("SELECT count(*) FROM etl.runs")
                 .fetch_one(&mut *tx)
                 .await?;

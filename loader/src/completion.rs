@@ -48,8 +48,9 @@ pub async fn try_complete(store: &Store, run: &RunId) -> Result<Option<RunState>
         End::Failed(error) => {
             tracing::error!(run.id = %run, error, "run failed: the ledger contradicts the extractor's counts");
         }
-        End::Held(reason) => {
-            tracing::error!(run.id = %run, reason, "run held: etl approve or etl discard decides");
+        // The reason may quote a row; the ledger has it.
+        End::Held(_) => {
+            tracing::error!(run.id = %run, "run held: etl status says why, and etl approve or etl discard decides");
         }
         End::Superseded(reason) => tracing::warn!(run.id = %run, reason, "run superseded"),
     }

@@ -22,6 +22,16 @@ pub enum Last {
     Index,
 }
 
+impl Last {
+    /// The value of a row, as text.
+    pub fn text(self, index: usize) -> String {
+        match self {
+            Self::Batch(number) => number.to_string(),
+            Self::Index => index.to_string(),
+        }
+    }
+}
+
 /// Encoded rows; any range of lines can be sent.
 pub struct CopyText {
     text: String,

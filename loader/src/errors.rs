@@ -1,7 +1,8 @@
 //! The consequence of a failure for the message in hand. [`ledger::classify`] decides what an error of PostgreSQL
 //! means; its consequence differs between the ledger's tables and a target. Pure.
 
-use ledger::{Class, cause, classify, remedy};
+use common::reason::Reason;
+use ledger::{Class, cause, classify, remedy, words};
 
 use crate::ddl::Refusal;
 
@@ -166,21 +167,31 @@ impl LoadError {
         }
     }
 
-    /// The sentence for a dead letter or the log, with its cause and the remedy. Without the values of rows, which
-    /// PostgreSQL includes in details.
+    /// The sentence for the log, with its cause and the remedy, without the values of rows.
     pub fn sentence(&self) -> String {
+        match self.postgres() {
+            Some(error) => format!("{self}: {}{}", cause(error), remedy(error)),
+            None => self.to_string(),
+        }
+    }
+
+    /// The reason for the ledger, with PostgreSQL's own words.
+    pub fn reason(&self) -> Reason {
+        let words = self.postgres().map(words).unwrap_or_default();
+        Reason::quoting(self.sentence() + &words, self.sentence())
+    }
+
+    fn postgres(&self) -> Option<&sqlx::Error> {
         match self {
             Self::Target { source, .. }
             | Self::Completion { source, .. }
-            | Self::Ledger(ledger::Error::Postgres { source, .. }) => {
-                format!("{self}: {}{}", cause(source), remedy(source))
-            }
-            Self::Refused(_) | Self::Ledger(_) => self.to_string(),
+            | Self::Ledger(ledger::Error::Postgres { source, .. }) => Some(source),
+            Self::Refused(_) | Self::Ledger(_) => None,
         }
     }
 }
 
-/// Why a run cannot be committed: the constraint or column at fault, without the values of a row.
+/// Why a run cannot be committed, for the ledger: PostgreSQL's own words, and the constraint or column at fault.
 pub(crate) fn held_because(error: &sqlx::Error) -> String {
     let named = error.as_database_error().map_or_else(String::new, |error| {
         let constraint = error
@@ -190,9 +201,10 @@ pub(crate) fn held_because(error: &sqlx::Error) -> String {
         [table, constraint].into_iter().flatten().collect()
     });
     format!(
-        "{}{named}{}; nothing of the run was committed: fix the table and approve the run, or discard it",
+        "{}{named}{}; nothing of the run was committed: fix the table and approve the run, or discard it{}",
         cause(error),
-        remedy(error)
+        remedy(error),
+        words(error)
     )
 }
 

@@ -1,11 +1,14 @@
 //! One transaction a batch: ledger row, rows, rejected rows, commit. A batch that is in the ledger is never loaded
 //! again. After a commit with a lost answer, the ledger decides.
 
+use std::sync::{Mutex, PoisonError};
+
+use common::backoff::Repetition;
 use common::failpoint;
 use common::message::{RunEvent, ValidBatch};
 use ledger::database::bounded;
 use ledger::event::{self, Noted};
-use ledger::{Counts, RunState, Standing, Store, batch as entry, bigint, quarantine};
+use ledger::{Counts, RunState, Standing, Store, batch as entry, bigint, cause, quarantine};
 use sqlx::PgConnection;
 
 use crate::completion;
@@ -116,7 +119,7 @@ async fn load_once(
         Ok(()) => connection.give_back(),
         Err(error) => {
             drop(connection);
-            tracing::warn!(run.id = %batch.id.run, batch.seq = batch.id.seq, %error, "commit without an answer; looking into the ledger");
+            tracing::warn!(run.id = %batch.id.run, batch.seq = batch.id.seq, error = cause(&error), "commit without an answer; looking into the ledger");
             if !look_up(store, batch).await? {
                 return Err(ledger::Error::postgres("cannot commit a batch")(error).into());
             }
@@ -200,6 +203,8 @@ const CONNECTIONS: u32 = 6;
 pub struct Loader {
     pub store: Store,
     pub targets: Targets,
+    /// Which failures of removals are logged.
+    repetition: Mutex<Repetition>,
 }
 
 impl Loader {
@@ -211,7 +216,16 @@ impl Loader {
         Ok(Self {
             store: Store::new(url, "etl loader", CONNECTIONS)?,
             targets: Targets::new(schemas),
+            repetition: Mutex::default(),
         })
+    }
+
+    /// Whether a failure that repeats is to be logged now.
+    pub(crate) fn is_news(&self, failure: &str) -> bool {
+        let repetition = self.repetition.lock();
+        repetition
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_due(failure)
     }
 
     /// Loads a batch, and completes its run if it was the last one. The delivery may be acknowledged only after that.

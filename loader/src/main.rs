@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use common::queue::QueueName;
+use common::reason::paragraph;
 use common::service::{Service, install_tls, run};
 use common::{settings, telemetry};
 use loader::service::{LoaderService, LoaderSettings};
@@ -64,7 +65,7 @@ async fn migrate(settings: &LoaderSettings) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "loader migrate failed");
+            tracing::error!(error = paragraph(&error), "loader migrate failed");
             ExitCode::FAILURE
         }
     }
@@ -73,6 +74,6 @@ async fn migrate(settings: &LoaderSettings) -> ExitCode {
 /// Reports why the process cannot start. The log is not set up yet.
 fn failed(error: &anyhow::Error) -> ExitCode {
     drop(telemetry::start("loader"));
-    tracing::error!(error = format!("{error:#}"), "the loader cannot start");
+    tracing::error!(error = paragraph(error), "the loader cannot start");
     ExitCode::FAILURE
 }

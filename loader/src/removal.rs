@@ -26,15 +26,17 @@ pub async fn execute_all(loader: &Loader) -> Result<(), LoadError> {
         if error.verdict() == Verdict::Retry {
             continue;
         }
-        let why = error.sentence();
-        tracing::warn!(run.id = %run, error = why, "rows were not removed");
-        loader.store.removal_failed(id, &why).await?;
+        let why = error.reason();
+        if loader.is_news(&format!("{run} {}", why.logged())) {
+            tracing::warn!(run.id = %run, error = why.logged(), "rows were not removed");
+        }
+        loader.store.removal_failed(id, why.text()).await?;
     }
     Ok(())
 }
 
 async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Error> {
-    let Loader { store, targets } = loader;
+    let Loader { store, targets, .. } = loader;
     let table = store.exactly(run.as_str()).await?.target_table;
     let (schema, table) = table.split_once('.').unwrap_or(("public", &table));
     let name = TableName {

@@ -7,8 +7,9 @@ mod persist;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::backoff::backoff;
+use common::backoff::{Repetition, backoff};
 use common::lifecycle::Health;
+use common::reason::paragraph;
 use common::service::{Fault, Session};
 use common::settings::{self, SecretUrl};
 use ledger::{Class, Store, cause, classify, database, migrate};
@@ -39,9 +40,9 @@ pub struct LoaderSettings {
 }
 
 fn local_database() -> SecretUrl {
-    url::Url::parse("postgres://postgres@127.0.0.1:5432/postgres")
+    "postgres://postgres@127.0.0.1:5432/postgres"
+        .parse()
         .expect("a constant")
-        .into()
 }
 
 fn default_schemas() -> String {
@@ -104,6 +105,7 @@ impl LoaderService {
     /// Waits until Postgres works and schema `etl` exists. A configuration error ends the process at its
     /// start. Later it may be maintenance of the database, and the loader waits.
     async fn prepare(&self, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
+        let mut repetition = Repetition::default();
         for attempt in 0.. {
             let error = match self.prepare_once().await {
                 Ok(()) => {
@@ -115,8 +117,10 @@ impl LoaderService {
                 }
                 Err(Fault::World(error) | Fault::Configuration(error)) => error,
             };
-            let why = format!("{error:#}");
-            tracing::warn!(error = why, "cannot work with the database; trying again");
+            let why = paragraph(&error);
+            if repetition.is_due(&why) {
+                tracing::warn!(error = why, "cannot work with the database; trying again");
+            }
             health.not_ready("database", why);
             if timeout(
                 backoff(attempt, Duration::from_millis(250), Duration::from_secs(10)),
@@ -178,8 +182,9 @@ fn connecting(url: &SecretUrl, error: &sqlx::Error) -> Fault {
 /// Completes runs whose loader died after their last commit, commits approved runs, and drops staging tables that
 /// no run needs. It also shows an idle loader that PostgreSQL is away.
 async fn sweep(store: &Store, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
+    let mut repetition = Repetition::default();
     while timeout(SWEEP_INTERVAL, stop.cancelled()).await.is_err() {
-        match sweep_once(store).await {
+        match sweep_once(store, &mut repetition).await {
             Ok(()) => health.clear("database"),
             Err(error) => {
                 let why = error.sentence();
@@ -207,7 +212,7 @@ async fn remove(loader: &Loader, stop: &CancellationToken) -> Result<(), Fault> 
 }
 
 /// An error of one run does not keep the others. Returns the first error at the end.
-async fn sweep_once(store: &Store) -> Result<(), LoadError> {
+async fn sweep_once(store: &Store, repetition: &mut Repetition) -> Result<(), LoadError> {
     let mut outcome = Ok(());
     for run in ledger::completion::candidates(store).await? {
         let asked = completion::ask(store, &run).await;
@@ -219,7 +224,10 @@ async fn sweep_once(store: &Store) -> Result<(), LoadError> {
         .or_else(|error| match error.verdict() {
             Verdict::Pause => Err(error),
             Verdict::Retry | Verdict::RetryThenDead | Verdict::Dead => {
-                tracing::warn!(error = error.sentence(), "this has to be tried again");
+                let why = error.sentence();
+                if repetition.is_due(&why) {
+                    tracing::warn!(error = why, "this has to be tried again");
+                }
                 Ok(())
             }
         })

@@ -11,6 +11,7 @@ mod copy_into;
 mod deletion;
 mod indexes;
 mod merge;
+mod one_by_one;
 mod staged;
 mod table;
 mod window;

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -41,6 +42,8 @@ struct Shared {
     /// The answer to lose.
     lose: Mutex<Option<Lose>>,
     connections: watch::Sender<usize>,
+    /// How long bytes are under way, in each direction.
+    delay: watch::Sender<Duration>,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,7 @@ impl Relay {
             cuts: watch::Sender::new(0),
             lose: Mutex::new(None),
             connections: watch::Sender::new(0),
+            delay: watch::Sender::new(Duration::ZERO),
         });
         #[expect(
             clippy::disallowed_methods,
@@ -102,6 +106,11 @@ impl Relay {
     /// Changes the mode, for open and future connections.
     pub fn set(&self, mode: Mode) {
         self.shared.mode.send_replace(mode);
+    }
+
+    /// Holds what is sent up for this time, in each direction, as a server far away does.
+    pub fn delay(&self, delay: Duration) {
+        self.shared.delay.send_replace(delay);
     }
 
     /// Closes the open connections; new ones follow the mode.
@@ -237,6 +246,10 @@ async fn pump(
             }
             tail.drain(..tail.len().saturating_sub(64));
         }
+        let delay = *shared.delay.borrow();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         if to.write_all(&buffer[..length]).await.is_err() {
             return;
         }
@@ -261,8 +274,6 @@ fn is_to_be_lost(shared: &Shared, bytes: &[u8], passed_on: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::{TIMEOUT, wait_until};
 

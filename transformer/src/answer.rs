@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use common::message::{RawBatch, ValidBatch};
 use common::queue::{Delivery, Outgoing, Unreadable, Unsendable};
+use common::reason::Reason;
 use common::telemetry::trace;
 
 use crate::rules::PlanError;
@@ -37,13 +38,16 @@ pub(crate) struct Counts {
 /// before the delivery is acked.
 pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> (Outgoing, Counts) {
     transformed(plans, delivery).unwrap_or_else(|failure| {
-        let reason = failure.to_string();
+        let reason = match failure {
+            Failure::Unreadable(unreadable) => unreadable.into(),
+            failure => Reason::from(failure.to_string()),
+        };
         tracing::error!(
             message.id = delivery.id(),
-            reason,
+            reason = reason.logged(),
             "message moved to etl.dead"
         );
-        let outgoing = Outgoing::dead(delivery, STAGE, &reason, delivery.deliveries());
+        let outgoing = Outgoing::dead(delivery, STAGE, reason.text(), delivery.deliveries());
         (outgoing, Counts::default())
     })
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::parameter::{plain, render};
+use super::parameter::render;
 use super::{
     ColumnSpec, Commit, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec,
     Request, Results, SchemaContract, Source, Target, Window,
@@ -50,6 +50,10 @@ pub enum JobError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("{} is not below the folder {}, or a link on its way leads out; put the file itself into that folder and name it by its path from there", path.display(), folder.display())]
+    Outside { path: PathBuf, folder: PathBuf },
+    #[error("{} is not a file that can be read to its end, but a folder, a pipe or a device; put a regular file there", path.display())]
+    NotRegular { path: PathBuf },
     #[error("{} is not a job file:\n{problem}", path.display())]
     Syntax {
         path: PathBuf,
@@ -87,6 +91,8 @@ struct TargetTable {
     replace_where: Option<String>,
     min_rows: Option<u64>,
     max_rejected: Option<MaxRejected>,
+    #[serde(default)]
+    allow_all_rejected: bool,
     duplicates: Option<Duplicates>,
     #[serde(default)]
     allow_cascades: bool,
@@ -115,7 +121,7 @@ impl Job {
             && name
                 .chars()
                 .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
-        if !is_name || !path.is_file() {
+        if !is_name || !path.exists() {
             let (name, folder) = (name.to_owned(), folder.to_owned());
             return Err(JobError::Unknown {
                 known: known_jobs(&folder),
@@ -123,12 +129,12 @@ impl Job {
                 folder,
             });
         }
-        let text = read_text(&path)?;
+        let text = read_below(folder, Path::new(&format!("{name}.toml")))?;
         let file: JobFile = toml::from_str(&text).map_err(|problem| JobError::Syntax {
             path: path.clone(),
             problem: Box::new(problem),
         })?;
-        let sql = read_text(&folder.join(&file.source.sql))?;
+        let sql = read_below(folder, &file.source.sql)?;
         check(name, file, &sql).map_err(|problem| JobError::Invalid { path, problem })
     }
 
@@ -139,10 +145,14 @@ impl Job {
         let window = spec.target.replace_where.as_ref();
         spec.target.replace_where = window.map(|window| window.filled(&parameters));
         for column in &mut spec.columns {
-            if let Some(name) = &column.parameter {
-                let (value, parameter_type) = plain(name, &self.parameters, &parameters)?;
-                column.constant = Some(value.into());
-                column.pg_type.get_or_insert(parameter_type.pg_type());
+            if let Some(name) = &column.parameter
+                && let (Some(value), Some(declared)) =
+                    (parameters.get(name), self.parameters.get(name))
+            {
+                column.constant = Some(value.as_str().into());
+                column
+                    .pg_type
+                    .get_or_insert(declared.parameter_type.pg_type());
             }
         }
         Ok(Request {
@@ -160,11 +170,29 @@ impl Job {
     }
 }
 
-fn read_text(path: &Path) -> Result<String, JobError> {
-    fs::read_to_string(path).map_err(|source| JobError::Unreadable {
-        path: path.to_owned(),
+/// Reads a regular file below a folder, and no other: what is read is shown and sent to Athena.
+fn read_below(folder: &Path, file: &Path) -> Result<String, JobError> {
+    let path = folder.join(file);
+    let unreadable = |source| JobError::Unreadable {
+        path: path.clone(),
         source,
-    })
+    };
+    let outside = || JobError::Outside {
+        path: path.clone(),
+        folder: folder.to_owned(),
+    };
+    let is_below = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !file.components().all(is_below) {
+        return Err(outside());
+    }
+    let real = path.canonicalize().map_err(unreadable)?;
+    if !real.starts_with(folder.canonicalize().map_err(unreadable)?) {
+        return Err(outside());
+    }
+    if !real.metadata().map_err(unreadable)?.is_file() {
+        return Err(JobError::NotRegular { path });
+    }
+    fs::read_to_string(real).map_err(unreadable)
 }
 
 /// `are: a, b, c`, for the error about an unknown name.
@@ -312,6 +340,7 @@ fn check_target(
         replace_where: window.transpose()?,
         min_rows: target.min_rows,
         max_rejected: target.max_rejected,
+        allow_all_rejected: target.allow_all_rejected,
         duplicates: target.duplicates.unwrap_or_default(),
         allow_cascades: target.allow_cascades,
     })

@@ -1,7 +1,8 @@
 //! Parameters of a job: `:name` in its SQL, filled with typed SQL literals.
 //!
-//! A value that does not parse as its type is refused before anything is sent. Text is quoted, so that no
-//! value can become a part of the statement.
+//! A value that does not parse as its type is refused before anything is sent. A value has one canonical text, whatever its
+//! spelling: the literal, the ledger, constants and windows all have it, so that requests of the same values are the same.
+//! Text is quoted, so that no value can become a part of the statement.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,6 +42,7 @@ pub enum ParameterType {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub sql: String,
+    /// In their canonical text.
     pub parameters: BTreeMap<String, String>,
     pub spec: JobSpec,
 }
@@ -63,24 +65,18 @@ pub enum ParameterError {
 }
 
 impl ParameterSpec {
-    /// The value that a run sets, or the default.
-    fn value<'a>(
-        &'a self,
-        name: &str,
-        set: &'a BTreeMap<String, String>,
-    ) -> Result<&'a str, ParameterError> {
+    /// The value that a run sets, or the default, in its canonical text.
+    fn value(&self, name: &str, set: &BTreeMap<String, String>) -> Result<String, ParameterError> {
         let given = set.get(name).map(String::as_str);
-        given
+        let value = given
             .or(self.default.as_ref().map(Scalar::as_str))
-            .ok_or_else(|| ParameterError::Missing(name.to_owned()))
-    }
-
-    fn invalid(&self, name: &str, value: &str) -> ParameterError {
-        ParameterError::Invalid {
+            .ok_or_else(|| ParameterError::Missing(name.to_owned()))?;
+        let canonical = self.parameter_type.canonical(value);
+        canonical.ok_or_else(|| ParameterError::Invalid {
             name: name.to_owned(),
             parameter_type: self.parameter_type,
             value: value.to_owned(),
-        }
+        })
     }
 }
 
@@ -97,36 +93,32 @@ impl ParameterType {
         }
     }
 
-    /// The SQL literal of a value; none for a text that is not of this type.
-    fn literal(self, value: &str) -> Option<String> {
+    /// The text that all spellings of a value share: Postgres' text form of the type, without zeros that say nothing. None for a
+    /// text that is not of this type.
+    fn canonical(self, value: &str) -> Option<String> {
         match self {
-            Self::Text => {
-                (!value.contains('\0')).then(|| format!("'{}'", value.replace('\'', "''")))
-            }
-            // In brackets: after another `-`, its sign would begin a comment.
-            Self::Integer => value.parse::<i64>().ok().map(|number| match number {
-                ..0 => format!("({number})"),
-                0.. => number.to_string(),
-            }),
-            Self::Decimal => Number::read(value)
-                .filter(|number| number.exponent.is_none())
-                .map(|_| format!("DECIMAL '{value}'")),
+            Self::Text => (!value.contains('\0')).then(|| value.to_owned()),
+            Self::Integer => value.parse::<i64>().ok().map(|number| number.to_string()),
+            Self::Decimal => canonical_decimal(value),
             Self::Boolean => value.parse::<bool>().ok().map(|truth| truth.to_string()),
             Self::Date => {
                 let date = value.parse::<jiff::civil::Date>().ok()?;
-                (date.to_string() == value).then(|| format!("DATE '{value}'"))
+                (date.year() > 0 && date.to_string() == value).then(|| value.to_owned())
             }
-            Self::Timestamp => Some(format!("TIMESTAMP '{}'", read_timestamp(value)?)),
+            Self::Timestamp => canonical_timestamp(value),
         }
     }
 
-    /// The value in Postgres' text form; none for a text that is not of this type.
-    fn plain(self, value: &str) -> Option<String> {
-        self.literal(value)?;
+    /// The SQL literal of a canonical value.
+    fn literal(self, value: &str) -> String {
         match self {
-            Self::Timestamp => read_timestamp(value),
-            Self::Integer => value.parse::<i64>().ok().map(|number| number.to_string()),
-            _ => Some(value.to_owned()),
+            Self::Text => format!("'{}'", value.replace('\'', "''")),
+            // In brackets: after another `-`, its sign would begin a comment.
+            Self::Integer if value.starts_with('-') => format!("({value})"),
+            Self::Integer | Self::Boolean => value.to_owned(),
+            Self::Decimal => format!("DECIMAL '{value}'"),
+            Self::Date => format!("DATE '{value}'"),
+            Self::Timestamp => format!("TIMESTAMP '{value}'"),
         }
     }
 
@@ -149,33 +141,40 @@ impl fmt::Display for ParameterType {
     }
 }
 
-/// `2018-04-02 13:00:00`. Refuses a zone or an offset, which the parser ignores and the literal lacks, and a leap second, which
-/// the parser takes for the second before it.
-fn read_timestamp(value: &str) -> Option<String> {
+/// `12.5` of `0012.50`, digit by digit: no float could keep every decimal.
+fn canonical_decimal(value: &str) -> Option<String> {
+    let number = Number::read(value).filter(|number| number.exponent.is_none())?;
+    let integer = match number.integer.trim_start_matches('0') {
+        "" => "0",
+        digits => digits,
+    };
+    let sign = if number.negative && !number.is_zero() {
+        "-"
+    } else {
+        ""
+    };
+    Some(match number.fraction.trim_end_matches('0') {
+        "" => format!("{sign}{integer}"),
+        fraction => format!("{sign}{integer}.{fraction}"),
+    })
+}
+
+/// `2018-04-02 13:00:00` of `2018-04-02T13:00`. Refuses a zone or an offset, which the parser ignores and the literal lacks; a
+/// leap second, which the parser takes for the second before it; and what a `timestamp` of Postgres cannot hold or writes in
+/// another way: nanoseconds, and years before 1.
+fn canonical_timestamp(value: &str) -> Option<String> {
     let has_zone = value.get(10..)?.contains(['+', '-', 'Z', 'z', '[']);
     let whole = value.split(['.', ',']).next()?;
     let stamp = value.parse::<jiff::civil::DateTime>().ok();
+    let is_leap = |second| second == 59 && whole.ends_with("60");
     stamp
-        .filter(|stamp| !has_zone && (stamp.second() != 59 || !whole.ends_with("60")))
+        .filter(|stamp| !has_zone && !is_leap(stamp.second()))
+        .filter(|stamp| stamp.year() > 0 && stamp.nanosecond() % 1_000 == 0)
         .map(|stamp| stamp.to_string().replace('T', " "))
 }
 
-/// The value of a parameter in Postgres' text form, and its type.
-pub(super) fn plain(
-    name: &str,
-    declared: &BTreeMap<String, ParameterSpec>,
-    set: &BTreeMap<String, String>,
-) -> Result<(String, ParameterType), ParameterError> {
-    let spec = declared
-        .get(name)
-        .ok_or_else(|| ParameterError::Undeclared(name.to_owned()))?;
-    let value = spec.value(name, set)?;
-    let plain = spec.parameter_type.plain(value);
-    let plain = plain.ok_or_else(|| spec.invalid(name, value))?;
-    Ok((plain, spec.parameter_type))
-}
-
-/// Fills the values that a run sets, and the defaults of the others, into the SQL of a job. Also returns all values.
+/// Fills the values that a run sets, and the defaults of the others, into the SQL of a job. Also returns all values, in their
+/// canonical text.
 pub(super) fn render(
     sql: &str,
     declared: &BTreeMap<String, ParameterSpec>,
@@ -197,10 +196,8 @@ pub(super) fn render(
     let mut literals = BTreeMap::new();
     for (name, spec) in declared {
         let value = spec.value(name, set)?;
-        let literal = spec.parameter_type.literal(value);
-        let literal = literal.ok_or_else(|| spec.invalid(name, value))?;
-        values.insert(name.clone(), value.to_owned());
-        literals.insert(name.as_str(), literal);
+        literals.insert(name.as_str(), spec.parameter_type.literal(&value));
+        values.insert(name.clone(), value);
     }
     Ok((substitute(sql, &literals)?, values))
 }

@@ -32,6 +32,9 @@ pub struct Target {
     /// A run with more rejected rows than this is held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rejected: Option<MaxRejected>,
+    /// Whether a run that loads none of its rows is as good as any other to the commands that wait for it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub allow_all_rejected: bool,
     #[serde(default, skip_serializing_if = "is_default")]
     pub duplicates: Duplicates,
     /// Whether rows may be deleted and updated although a foreign key of another table cascades: the other table changes, too.

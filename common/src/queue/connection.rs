@@ -38,7 +38,9 @@ impl Connection {
     /// Connects under the name that RabbitMQ's management shows. The URL's query may set `heartbeat`, in
     /// seconds, and `connection_timeout`, in milliseconds, which lapin itself ignores.
     pub async fn open(url: &SecretUrl, name: &str) -> Result<Self, QueueError> {
-        let mut uri: AMQPUri = url.expose().as_str().parse().map_err(QueueError::Url)?;
+        // Its error may quote the URL.
+        let parsed = url.expose().as_str().parse();
+        let mut uri: AMQPUri = parsed.map_err(|_| QueueError::Url)?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uri.query.frame_max.get_or_insert(FRAME);
         let properties = ConnectionProperties::default().with_connection_name(name.into());

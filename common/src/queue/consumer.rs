@@ -9,6 +9,7 @@ use lapin::{BasicProperties, Channel};
 
 use super::{Connection, QueueError, TRACEPARENT, within};
 use crate::message::{Message, QueueName, RunId};
+use crate::reason::Reason;
 
 /// Why a delivery cannot be read. It is the message's fault, and every reader finds the same.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,19 @@ pub enum Unreadable {
     Kind { found: String, wanted: String },
     #[error("the body is not a {kind}: {problem}")]
     Body { kind: String, problem: String },
+}
+
+impl From<Unreadable> for Reason {
+    fn from(unreadable: Unreadable) -> Self {
+        let text = unreadable.to_string();
+        match unreadable {
+            // The parser quotes what it does not expect.
+            Unreadable::Body { kind, .. } => {
+                Self::quoting(text, format!("the body is not a {kind}"))
+            }
+            Unreadable::Kind { .. } => text.into(),
+        }
+    }
 }
 
 /// A consumer of one queue, on its own channel.

@@ -6,6 +6,7 @@ use lapin::types::AMQPValue;
 use super::stream::StreamReader;
 use super::{Connection, Delivery, Outgoing, QueueError};
 use crate::message::{Control, QueueName};
+use crate::reason::Reason;
 
 /// A reader of `etl.control` that has applied every message from before it was opened.
 pub struct ControlReader(StreamReader);
@@ -48,7 +49,12 @@ fn read(delivery: &Delivery<Control>) -> Option<Control> {
     match delivery.read() {
         Ok(control) => Some(control),
         Err(problem) => {
-            tracing::warn!(message.id = delivery.id(), %problem, "control message skipped: it cannot be read");
+            let problem = Reason::from(problem);
+            tracing::warn!(
+                message.id = delivery.id(),
+                problem = problem.logged(),
+                "control message skipped: it cannot be read"
+            );
             None
         }
     }

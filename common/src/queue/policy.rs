@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Connection, Consumer, Delivery, Outgoing, Publisher, QueueError, RawDelivery};
 use crate::message::Message;
+use crate::reason::Reason;
 
 /// From this delivery on, a message is handled alone.
 const ISOLATE_AT: u32 = 3;
@@ -147,6 +148,7 @@ async fn alone<M: Message, H: Handler<M>>(
         let reason = format!(
             "it was delivered {deliveries} times and never settled, so it may take the process down; it was not processed again"
         );
+        let reason = reason.into();
         return Ok(intake.dead_letter(delivery, &reason, deliveries).await?);
     }
     tracing::warn!(
@@ -199,7 +201,7 @@ impl<M: Message> Intake<'_, M> {
             Ok(message) => Ok(Some((delivery, message))),
             Err(unreadable) => {
                 let attempts = delivery.deliveries();
-                self.dead_letter(delivery, &unreadable.to_string(), attempts)
+                self.dead_letter(delivery, &unreadable.into(), attempts)
                     .await?;
                 Ok(None)
             }
@@ -210,16 +212,16 @@ impl<M: Message> Intake<'_, M> {
     pub async fn dead_letter(
         &mut self,
         delivery: Delivery<M>,
-        reason: &str,
+        reason: &Reason,
         attempts: u32,
     ) -> Result<(), QueueError> {
         tracing::error!(
             message.id = delivery.id(),
             queue.name = delivery.queue(),
-            reason,
+            reason = reason.logged(),
             "message dead-lettered"
         );
-        let dead = Outgoing::dead(&delivery, self.stage.name, reason, attempts);
+        let dead = Outgoing::dead(&delivery, self.stage.name, reason.text(), attempts);
         self.publisher.publish(&[dead]).await?;
         delivery.ack().await
     }

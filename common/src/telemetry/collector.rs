@@ -14,7 +14,8 @@ use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
-use url::Url;
+
+use crate::secret::SecretUrl;
 
 /// How long a request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,7 +28,7 @@ type HttpsClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 /// A client of the collector, which logs once that the collector is away.
 #[derive(Debug)]
 pub(super) struct Collector {
-    url: String,
+    url: SecretUrl,
     client: HttpsClient,
     runtime: Handle,
     is_away: AtomicBool,
@@ -35,9 +36,9 @@ pub(super) struct Collector {
 
 impl Collector {
     /// The roots of trust are the system's, and `SSL_CERT_FILE` replaces them.
-    pub(super) fn new(url: &Url) -> anyhow::Result<Self> {
+    pub(super) fn new(url: &SecretUrl) -> anyhow::Result<Self> {
         let builder = HttpsConnectorBuilder::new();
-        let builder = if url.scheme() == "https" {
+        let builder = if url.expose().scheme() == "https" {
             builder.with_provider_and_native_roots(ring::default_provider())?
         } else {
             // A machine without certificates can export over http.
@@ -49,7 +50,7 @@ impl Collector {
         };
         let connector = builder.https_or_http().enable_http1().build();
         Ok(Self {
-            url: url.to_string(),
+            url: url.clone(),
             client: Client::builder(TokioExecutor::new()).build(connector),
             runtime: Handle::try_current()?,
             is_away: AtomicBool::new(false),
@@ -69,7 +70,7 @@ impl Collector {
         if !self.is_away.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 error,
-                url = self.url,
+                url = self.url.origin(),
                 "traces are not exported now; spans are lost until the collector answers"
             );
         }

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{anyhow, ensure};
 pub use opentelemetry::KeyValue;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{Span as _, TraceContextExt, Tracer, TracerProvider};
@@ -25,9 +25,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
-use url::Url;
 
 use super::collector::Collector;
+use crate::secret::SecretUrl;
 use crate::settings::variable;
 
 /// The target of spans that are exported. Other spans serve the log alone.
@@ -38,6 +38,9 @@ const SCOPE: &str = "etl";
 
 /// The header that carries a trace's context.
 const TRACEPARENT: &str = "traceparent";
+
+/// The form of an endpoint, for errors.
+const EXAMPLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT looks like http://collector:4318 or https://collector:4318, and OTEL_EXPORTER_OTLP_HEADERS like name=value";
 
 /// How long the end of a process waits for the collector to take the last spans.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -98,18 +101,20 @@ impl Exporter {
         let Some(endpoint) = endpoint else {
             return Ok(Self::default());
         };
-        let cannot = || {
-            format!(
-                "cannot export traces to {endpoint:?}; OTEL_EXPORTER_OTLP_ENDPOINT looks like http://collector:4318 or https://collector:4318"
-            )
-        };
-        let url: Url = endpoint.parse().with_context(cannot)?;
-        ensure!(matches!(url.scheme(), "http" | "https"), cannot());
+        // No error of a library: it may quote the endpoint, whose user or path may be a secret.
+        let url: SecretUrl = endpoint
+            .parse()
+            .map_err(|error| anyhow!("cannot export traces: {error}; {EXAMPLE}"))?;
+        let cannot = |why: &str| anyhow!("cannot export traces to {}: {why}", url.origin());
+        let is_http = matches!(url.expose().scheme(), "http" | "https");
+        ensure!(is_http, cannot(EXAMPLE));
+        let collector = Collector::new(&url)
+            .map_err(|_| cannot("the certificates of this machine cannot be used for TLS"))?;
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Collector::new(&url).with_context(cannot)?)
+            .with_http_client(collector)
             .build()
-            .with_context(cannot)?;
+            .map_err(|_| cannot(EXAMPLE))?;
         let resource = Resource::builder().with_attributes([
             KeyValue::new("service.name", service),
             KeyValue::new("service.namespace", "etl"),

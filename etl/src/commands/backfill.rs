@@ -22,7 +22,7 @@ use crate::Failure;
 use crate::broker::Broker;
 use crate::jobs::{Jobs, filled_in};
 use crate::output::progress::Progress;
-use crate::output::run::{by_whom, choice, state};
+use crate::output::run::{by_whom, choice, none_loaded, state};
 use crate::output::{counted, note, notes, number, show, size, table};
 use crate::store;
 use ledger::{Run, RunState};
@@ -99,10 +99,12 @@ pub struct WindowReport {
 }
 
 impl WindowReport {
-    /// Whether the window's rows are in the target, all accounted for: by this run or, where it is superseded, by a later
-    /// one.
+    /// Whether the window's rows are in the target, all accounted for and not all of them rejected: by this run or, where it
+    /// is superseded, by a later one.
     pub fn is_loaded(&self) -> bool {
-        let is_loaded = |run: &Run| run.is_complete() || run.state == RunState::Superseded;
+        let is_loaded = |run: &Run| {
+            (run.is_complete() && !run.loaded_nothing()) || run.state == RunState::Superseded
+        };
         self.run.as_ref().is_some_and(is_loaded)
     }
 }
@@ -139,13 +141,24 @@ pub fn plan(job: Job, arguments: &Arguments) -> Result<Plan, Failure> {
         counted(size(&slots), "window"),
         bounds.sentence()
     );
-    let identity = Identity::new(&job.spec.name, (from, to), every, &bounds, &arguments.set);
+    let set = slots.first().map(|slot| canonical(&arguments.set, slot));
+    let set = set.unwrap_or_default();
+    let identity = Identity::new(&job.spec.name, (from, to), every, &bounds, &set);
     Ok(Plan {
         job,
         identity,
         slots,
         summary,
     })
+}
+
+/// The values that the command sets, as its requests have them: however they are written, it is the same backfill.
+fn canonical(set: &[(String, String)], slot: &Slot) -> Vec<(String, String)> {
+    let value = |name: &String| slot.request.parameters.get(name).cloned();
+    let values = set
+        .iter()
+        .filter_map(|(name, _)| Some((name.clone(), value(name)?)));
+    values.collect()
 }
 
 impl Plan {
@@ -289,6 +302,7 @@ fn remarks(windows: &[WindowReport]) -> Vec<String> {
         }
     });
     remarks.extend(waiting);
+    remarks.extend(runs().filter(|run| run.loaded_nothing()).map(none_loaded));
     remarks
 }
 

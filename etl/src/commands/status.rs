@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep};
 use super::{Command, runs};
 use crate::Failure;
 use crate::broker::{self, Depth};
+use crate::follow::patiently;
 use crate::output::run::{NO_REASON, by_whom, choice, sums, took};
-use crate::output::{self, Sheet, by, counted, number, print, show};
+use crate::output::{self, Sheet, by, counted, note, number, print, show};
 use crate::store;
 use ledger::{DroppedRows, Generation, RejectCount, RejectFilter, Run, RunState, Store};
 
@@ -176,7 +177,9 @@ async fn watch(store: &Store, run: &str, price: Option<Price>) -> Result<(), Fai
     let is_terminal = stdout().is_terminal();
     let mut last: Option<(i64, Instant)> = None;
     loop {
-        let mut status = plan(store, run, price).await?;
+        let read = async || plan(store, run, price).await;
+        let meanwhile = format!("the run {run} goes on");
+        let mut status = patiently(&meanwhile, None, |said| note(&said), read).await?;
         let (rows, now) = (accounted(&status.run), Instant::now());
         if let Some((before, at)) = last.replace((rows, now)) {
             let seconds = now.duration_since(at).as_secs_f64();

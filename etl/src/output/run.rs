@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::progress::Progress;
 use super::{by, counted, note, number, show};
 use crate::Failure;
-use crate::follow::{self, End};
+use crate::follow::{self, End, Seen};
 use ledger::{DeadLetterFilter, Run, RunState, Store};
 
 /// Dead letters that the end of a run names.
@@ -28,7 +28,11 @@ pub async fn follow(
 ) -> Result<End, Failure> {
     let mut progress = Progress::default();
     let (started, mut is_warned) = (Instant::now(), false);
-    let end = follow::to_the_end(store, run, limit, |run| {
+    let end = follow::to_the_end(store, run, limit, |seen| {
+        let run = match seen {
+            Seen::Run(run) => run,
+            Seen::Note(note) => return progress.note(&note),
+        };
         let [extracted, loaded, rejected] =
             [run.rows_read, run.rows_loaded, run.rows_rejected].map(number);
         progress.show(
@@ -92,6 +96,9 @@ fn notes(end: &End) -> Vec<String> {
             "the replay of the run {id} was not completed: {why}"
         ));
     }
+    if run.loaded_nothing() {
+        notes.push(none_loaded(run));
+    }
     if run.state == RunState::Completed && run.rows_rejected > 0 {
         let were = if run.rows_rejected == 1 {
             "was"
@@ -104,6 +111,15 @@ fn notes(end: &End) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// That a run loaded nothing, and how a job allows it.
+pub fn none_loaded(run: &Run) -> String {
+    format!(
+        "0 of {} rows of the run {} loaded; a job for which that is right has allow_all_rejected = true in [target]",
+        number(run.rows_read),
+        run.run_id
+    )
 }
 
 /// How a run stands, in a sentence and its sums.

@@ -185,6 +185,30 @@ async fn failed_window_stops_the_backfill_and_is_requested_again_on_demand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn backfill_with_another_spelling_of_a_value_is_the_same_backfill() {
+    let pipeline = pipeline().await;
+    let job = JOB.replace("[target]", "n = { type = \"decimal\" }\n[target]");
+    // An upsert may be repeated: the names of the runs alone tell that they are known.
+    let mode = "\nmode = \"upsert\"\nkey = [\"url\"]\n";
+    pipeline.write_job("clicks", &(job + mode));
+    let two = [
+        "backfill",
+        "clicks",
+        "--from",
+        "2018-04-01",
+        "--to",
+        "2018-04-03",
+        "--every",
+        "1d",
+    ];
+    for n in ["n=1.5", "n=01.50"] {
+        let done = pipeline.etl(&with(&two, &["--set", n])).await;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+    }
+    assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn windows_of_weeks_and_months_cover_every_day() {
     let pipeline = pipeline().await;
     let weeks = pipeline.etl(&[

@@ -12,6 +12,7 @@ mod many;
 mod modes;
 mod outputs;
 mod plan;
+mod quoted;
 mod redelivery;
 mod refusals;
 mod rejects;

@@ -107,6 +107,82 @@ async fn absent_broker_or_database_is_reported_in_one_sentence() {
     assert_eq!(pipeline.number("SELECT count(*) FROM etl.runs").await, 0);
 }
 
+/// URLs with a password in every form that somebody may write, each of which is wrong somewhere.
+const WRONG: [&str; 13] = [
+    "SCHEME://etl:hunt#er2@127.0.0.1/db",
+    "SCHEME://etl:54#hunter2@127.0.0.1/db",
+    "SCHEME://etl:54/hunter2@127.0.0.1/db",
+    "SCHEME://etl:54?hunter2@127.0.0.1/db",
+    "SCHEME://etl:hunter2@127.0.0.1:port/db",
+    "SCHEME://etl:hunter2@127.0.0.1/%ff?hunter2=x",
+    "SCHEME://etl:hunter2@127.0.0.1/x?sslmode=hunter2&heartbeat=hunter2&pasword=hunter2",
+    "SCHEME:etl:hunter2@127.0.0.1/db",
+    "etl:hunter2@127.0.0.1/db",
+    "hunter2://etl:hunter2@127.0.0.1/db",
+    "//etl:hunter2@127.0.0.1/db",
+    "host=127.0.0.1 user=etl password=hunter2",
+    "hunter2",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_program_quotes_a_url_that_may_have_a_password() {
+    let pipeline = Pipeline::without_services().await;
+    for (name, scheme, programs) in [
+        (
+            "ETL_AMQP_URL",
+            "amqp",
+            &[
+                &["extractor"][..],
+                &["transformer"],
+                &["loader"],
+                &["etl", "doctor"],
+            ][..],
+        ),
+        (
+            "ETL_DATABASE_URL",
+            "postgres",
+            &[
+                &["loader"],
+                &["loader", "migrate"],
+                &["etl", "doctor"],
+                &["etl", "status"],
+            ],
+        ),
+    ] {
+        for url in WRONG.map(|url| url.replace("SCHEME", scheme)) {
+            for program in programs {
+                let service = pipeline.service(program[0]).env(name, &url);
+                let service = service.env("ETL_LOG", "trace");
+                let arguments = program[1..].iter();
+                let service = arguments.fold(service, |service, one| service.arg(one));
+                let done = service.run().await;
+                let said = done.stdout + &done.stderr;
+                assert!(
+                    !said.contains("hunt") && !said.contains("er2"),
+                    "{program:?} with {url}: {said}"
+                );
+                let is_refused = said.contains(name) && done.code != Some(0);
+                assert!(is_refused, "{program:?} with {url}: {said}");
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("etl.toml");
+    std::fs::write(&file, "tasks = 2\namqp_url = \"amqp://etl:hunter2@h/").unwrap();
+    for program in ["extractor", "loader", "transformer"] {
+        let service = pipeline
+            .service(program)
+            .env("ETL_CONFIG", file.to_str().unwrap());
+        let done = service.run().await;
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert!(
+            done.stderr.contains("line 2") && !done.stderr.contains("hunter2"),
+            "{}",
+            done.stderr
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_query_fails_the_run_with_athenas_message() {
     let pipeline = Pipeline::start().await;
@@ -200,7 +276,7 @@ async fn proving_commands_require_the_whole_name_of_a_run() {
         "status accepts a part of a name"
     );
     // A rejected row that was deleted from the quarantine is not accounted for.
-    pipeline.write_job("picky", "[target]\ntable = \"picky\"\n[[columns]]\nsource = \"url\"\nrules = [{ max_length = 1 }]\n");
+    pipeline.write_job("picky", "[target]\ntable = \"picky\"\nallow_all_rejected = true\n[[columns]]\nsource = \"url\"\nrules = [{ max_length = 1 }]\n");
     pipeline
         .cloud
         .answer("FROM picky", Answer::rows(sample::clicks(3)));

@@ -80,6 +80,35 @@ async fn completed_append_is_repeated_only_with_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn request_with_other_spellings_of_the_same_values_is_the_same_request() {
+    let pipeline = Pipeline::start().await;
+    let parameters = "[parameters]\nn = { type = \"integer\", default = 7 }\nx = { type = \"decimal\", default = \"1.5\" }\nat = { type = \"timestamp\", default = \"2018-04-02 00:00:00\" }\n[target]\ntable = \"clicks\"\n";
+    pipeline.job("clicks", parameters, sample::clicks(10));
+    let sql = pipeline.jobs.path().join("clicks.sql");
+    std::fs::write(sql, "SELECT :n, :x, :at FROM clicks").unwrap();
+    pipeline.run("clicks", "first").await;
+    for set in ["n=07", "x=1.50", "at=2018-04-02T00:00:00", "at=2018-04-02"] {
+        let refused = pipeline.etl(&["run", "clicks", "--set", set]).await;
+        assert_eq!(refused.code, Some(1), "{set}: {}", refused.stdout);
+        assert!(
+            refused.stderr.contains("the run first has loaded the same"),
+            "{set}: {}",
+            refused.stderr
+        );
+        let named = [
+            "run", "clicks", "--set", set, "--run-id", "first", "--follow",
+        ];
+        let known = pipeline.etl(&named).await;
+        assert_eq!(known.code, Some(0), "{set}: {}", known.stderr);
+    }
+    assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 10);
+    assert_eq!(
+        pipeline.cloud.statements(),
+        ["SELECT 7, DECIMAL '1.5', TIMESTAMP '2018-04-02 00:00:00' FROM clicks"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn concurrent_equal_requests_start_one_run() {
     let pipeline = Pipeline::without_services().await;
     let mut loader = pipeline.service("loader").start().await;
@@ -205,4 +234,39 @@ async fn unknown_variable_is_logged_without_its_value() {
         );
     }
     assert_eq!((right.code, right.stderr.as_str()), (Some(0), ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_that_loads_none_of_its_rows_is_complete_and_no_success() {
+    let pipeline = Pipeline::start().await;
+    let job = "[parameters]\nfrom = { type = \"date\", default = \"2018-04-02\" }\nto = { type = \"date\", default = \"2018-04-02\" }\n[target]\ntable = \"clicks\"\n";
+    let rule = "[[columns]]\nsource = \"url\"\nrules = [{ one_of = [\"nothing\"] }]\n";
+    pipeline.job("clicks", &format!("{job}{rule}"), sample::clicks(10));
+    let follow = ["run", "clicks", "--run-id", "none", "--follow"];
+    let backfill = [
+        "backfill",
+        "clicks",
+        "--from",
+        "2018-05-01",
+        "--to",
+        "2018-05-02",
+        "--every",
+        "1d",
+    ];
+    for command in [&follow[..], &backfill] {
+        let done = pipeline.etl(command).await;
+        assert_eq!(done.code, Some(1), "{}\n{}", done.stdout, done.stderr);
+        for word in ["0 of 10 rows", "allow_all_rejected = true"] {
+            assert!(done.stderr.contains(word), "{}", done.stderr);
+        }
+        assert!(done.stdout.contains("completed"), "{}", done.stdout);
+    }
+    pipeline.assert_reconciled("none").await;
+    pipeline.write_job("clicks", &format!("{job}allow_all_rejected = true\n{rule}"));
+    let from = ["--set", "from=2018-06-01", "--follow"];
+    let allowed = pipeline
+        .etl(&[&["run", "clicks"][..], &from].concat())
+        .await;
+    assert_eq!(allowed.code, Some(0), "{}", allowed.stderr);
+    assert!(!allowed.stderr.contains("0 of 10"), "{}", allowed.stderr);
 }

@@ -7,6 +7,7 @@ use testkit::TIMEOUT;
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
 use testkit::process::{Service, Signal};
+use testkit::relay::{Mode, Relay};
 use testkit::wait_until;
 
 /// The run `daily`, completely extracted; its batches wait for the transformer.
@@ -98,5 +99,47 @@ async fn ledger_is_shown_while_the_broker_is_away_or_silent() {
                 .is_some_and(|said| said.contains(why)),
             "{json}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_wait_outlast_an_absent_database() {
+    let pipeline = waiting().await;
+    let relay = Relay::to_url(&pipeline.database.url).await;
+    let url = relay.url_for(&pipeline.database.url);
+    let start = |arguments: &[&str]| {
+        let command = pipeline.service("etl").env("ETL_DATABASE_URL", &url);
+        let arguments = arguments.iter();
+        arguments
+            .fold(command, |command, one| command.arg(one))
+            .spawn()
+    };
+    let mut commands = [
+        start(&["run", "clicks", "--run-id", "daily", "--follow"]),
+        start(&["status", "daily", "--watch"]),
+    ];
+    wait_until("both to see the run", TIMEOUT, async || {
+        commands.iter().all(|one| one.log().contains("running"))
+    })
+    .await;
+    relay.set(Mode::Cut);
+    for command in &mut commands {
+        wait_until("a word about the database", TIMEOUT, async || {
+            assert!(command.is_running(), "{}", command.log());
+            command.log().contains("this command tries again")
+        })
+        .await;
+        let log = command.log();
+        assert!(log.contains("the run daily goes on"), "{log}");
+        assert!(!log.contains("schema etl of this version"), "{log}");
+    }
+    relay.set(Mode::Pass);
+    pipeline.services[1].signal(Signal::CONT);
+    for command in &mut commands {
+        let code = command.wait(TIMEOUT).await.code();
+        let log = command.log();
+        assert_eq!(code, Some(0), "{log}");
+        assert_eq!(log.matches("tries again").count(), 1, "{log}");
+        assert!(log.contains("PostgreSQL answers again"), "{log}");
     }
 }

@@ -45,7 +45,10 @@ async fn first_page(athena: &Athena, reading: &Reading) -> Result<(Token, Page),
         match athena.page(id, Some(token)).await {
             Ok(page) => return Ok((cursor.page.clone(), page)),
             Err(error) if error.kind == AwsErrorKind::Refused => {
-                tracing::info!(%error, "the page's token has expired; reading from the first page");
+                tracing::info!(
+                    error = error.logged(),
+                    "the page's token has expired; reading from the first page"
+                );
             }
             Err(error) => return Err(error),
         }

@@ -77,6 +77,7 @@ impl Worker<'_> {
                 self.begin(task, id, execution, results).await
             }
             Waited::Retryable(reason) => {
+                let reason = reason.logged();
                 tracing::warn!(query.id = id, reason, "query failed; starting it again");
                 retried("query", 1);
                 let pause = backoff(attempt, Duration::from_secs(1), CHECKPOINT_INTERVAL);
@@ -98,9 +99,8 @@ impl Worker<'_> {
     ) -> Result<Next, StepError> {
         let execution = self.clients.athena.look(id).await?;
         if execution.state != ExecutionState::Succeeded {
-            return Err(StepError::FailRun(format!(
-                "the query {id} has no result in Athena"
-            )));
+            let reason = format!("the query {id} has no result in Athena");
+            return Err(StepError::FailRun(reason.into()));
         }
         let results = if result_id == ResultLocation::Pages.result_id(id) {
             Results::Api
@@ -129,14 +129,15 @@ impl Worker<'_> {
         let columns = self.clients.athena.columns(id).await?;
         let job = &task.job;
         resolve(&job.columns, &columns, &job.target.key)
-            .map_err(|error| StepError::FailRun(error.to_string()))?;
+            .map_err(|error| StepError::FailRun(error.to_string().into()))?;
         task.limits = fitted(task.limits, &columns);
         let location = self.locate(id, execution.output_location, results).await?;
         let found = location.result_id(id);
         if let Some(wanted) = task.state.result_id().filter(|wanted| *wanted != found) {
-            return Err(StepError::FailRun(format!(
+            let reason = format!(
                 "the result of query {id} is not the one that the run was loaded from: it is {found} now, and was {wanted}; request a new run"
-            )));
+            );
+            return Err(StepError::FailRun(reason.into()));
         }
         task.state = TaskState::Reading {
             query_execution_id: id.to_owned(),
@@ -167,7 +168,7 @@ impl Worker<'_> {
             }
             (Results::S3, None) => {
                 return Err(StepError::FailRun(
-                    "the job says results = \"s3\", and the workgroup keeps results itself (managed query results); set results = \"auto\" or \"api\"".to_owned(),
+                    "the job says results = \"s3\", and the workgroup keeps results itself (managed query results); set results = \"auto\" or \"api\"".to_owned().into(),
                 ));
             }
             (Results::Auto | Results::S3, Some(output)) => output,
@@ -177,7 +178,7 @@ impl Worker<'_> {
             Err(error) if results == Results::Auto && error.is_refusal() => {
                 tracing::warn!(
                     query.id = id,
-                    %error,
+                    error = error.logged(),
                     "reading the result as pages: its object in S3 cannot be read"
                 );
                 Ok(ResultLocation::Pages)

@@ -139,7 +139,7 @@ impl Lane<'_, '_> {
                 if let Some(target) = target {
                     loader.targets.mark_ailing(target);
                 }
-                let reason = error.sentence();
+                let reason = error.reason();
                 intake.dead_letter(delivery, &reason, attempts).await?;
             }
             Err(Unfinished::Stopping) => {}

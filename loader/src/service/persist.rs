@@ -88,9 +88,11 @@ pub(super) async fn wait_for_postgres(
         "Postgres cannot take this now; nothing of its kind is consumed until it can"
     );
     for attempt in 0.. {
+        // No log: it may have PostgreSQL's own words.
+        let why = error.reason();
         health.not_ready(
             cause,
-            format!("{}; the loader retries by itself", error.sentence()),
+            format!("{}; the loader retries by itself", why.text()),
         );
         if timeout(
             backoff(attempt, Duration::from_millis(500), Duration::from_secs(15)),

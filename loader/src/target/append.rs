@@ -28,7 +28,7 @@ impl Append {
     ) -> Self {
         let (table, batch) = (name.sql(), quoted(BATCH_COLUMN));
         Self {
-            copy: CopyInto::new(&table, (&table, &name.table), (columns, types), &batch),
+            copy: CopyInto::new(&table, &table, (columns, types), &batch),
             deletion: Deletion::new(name, allows_cascades),
             table,
         }

@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
 use super::Written;
-use super::copy_into::{CopyInto, RefusedRow, in_parts, vanished};
+use super::copy_into::{CopyInto, RefusedRow, unless_refused, vanished};
+use super::one_by_one::OneByOne;
 use super::staged_columns;
 use super::table::lock_key;
 use crate::copy::Last;
@@ -31,8 +32,10 @@ pub(crate) struct Merge {
     lock_key: i64,
     /// Creates the connection's staging table unless it exists. It is empty when a transaction begins.
     create_stage: String,
-    /// Merges staged rows. $1: `_batch`; $2, $3: the range of rows, the end excluded.
+    /// Merges the staged rows. $1: `_batch`.
     statement: String,
+    /// The same for rows that do not come from staging.
+    one_by_one: OneByOne,
     /// Counts target rows with a staged key that this batch overwrites, by their run. $1: `_batch`.
     count_overwritten: String,
     /// Counts the target rows with a staged key that win over this batch, by their run. $1: `_batch`; $2: the excluded
@@ -62,8 +65,21 @@ impl Merge {
         let staged_as = names.iter().enumerate();
         let staged_as = staged_as.map(|(index, name)| format!("{} AS c{index}", quoted(name)));
         let stage_columns = (0..names.len()).map(|index| format!("c{index}")).collect();
+        let merge = |batch_no: &str, rows: &str| {
+            format!(
+                "INSERT INTO {table} AS t ({}, {batch}) SELECT DISTINCT ON ({keys}) {columns}, {batch_no}::bigint FROM {rows} \
+                 ORDER BY {keys}, n {} ON CONFLICT ({}) DO UPDATE SET {} WHERE {}",
+                list(&names),
+                sql.order,
+                list(key),
+                updates(key, &names),
+                sql.may_overwrite,
+            )
+        };
         Self {
-            copy: CopyInto::new(&table, (&stage, &stage_name), (stage_columns, types), "n"),
+            one_by_one: OneByOne::new(&types, |rows| merge("$2", &format!("({rows}) AS s"))),
+            statement: merge("$1", &stage),
+            copy: CopyInto::new(&table, &stage, (stage_columns, types), "n"),
             lock_key: lock_key(name),
             count_kept_out: format!(
                 "SELECT coalesce(etl.run_no(t.{batch}), 0), count(*) FROM (SELECT DISTINCT {keys} FROM {stage} WHERE n <> ALL($2::int[])) s \
@@ -74,15 +90,6 @@ impl Merge {
                 "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {}, 0 AS n FROM {table} WITH NO DATA",
                 quoted(&stage_name),
                 staged_as.collect::<Vec<_>>().join(", ")
-            ),
-            statement: format!(
-                "INSERT INTO {table} AS t ({}, {batch}) SELECT DISTINCT ON ({keys}) {columns}, $1::bigint FROM {stage} WHERE n >= $2 AND n < $3 \
-                 ORDER BY {keys}, n {} ON CONFLICT ({}) DO UPDATE SET {} WHERE {}",
-                list(&names),
-                sql.order,
-                list(key),
-                updates(key, &names),
-                sql.may_overwrite,
             ),
             count_overwritten: format!(
                 "SELECT coalesce(etl.run_no(t.{batch}), 0), count(*) FROM (SELECT DISTINCT {keys} FROM {stage}) s JOIN {table} t ON {joined} WHERE {} GROUP BY 1",
@@ -136,19 +143,21 @@ impl Merge {
         database::lock(tx, self.lock_key).await.map_err(failed())?;
         let before = self.overwritten(tx, batch_no).await.map_err(failed())?;
         let own_before = before.get(&run_no).copied().unwrap_or(0);
-        let (mut affected, mut statements) = (0, 0);
-        let merged = in_parts(tx, batch, &self.copy, refused, async |tx, rows| {
-            let bound = |bound: usize| i32::try_from(bound).unwrap_or(i32::MAX);
+        let merged = unless_refused(tx, async |tx: &mut PgConnection| {
             let merge = sqlx::query(AssertSqlSafe(self.statement.clone())).bind(batch_no);
-            let merge = merge.bind(bound(rows.start)).bind(bound(rows.end));
-            affected += merge.execute(tx).await?.rows_affected();
-            statements += 1;
-            Ok((0, 0))
+            merge.execute(tx).await
         });
-        merged.await.map_err(failed())?;
+        let merged = merged.await.map_err(failed())?;
+        if merged.is_none() {
+            let last = (Last::Index, batch_no);
+            let written = self.one_by_one.write(tx, batch, last, refused);
+            written.await.map_err(failed())?;
+        }
         let accepted = batch.rows.len() - refused.len();
         // The usual case: all rows at once, and each key once.
-        if refused.is_empty() && statements == 1 && affected == accepted as u64 {
+        if refused.is_empty()
+            && merged.is_some_and(|merged| merged.rows_affected() == accepted as u64)
+        {
             let recorded = conflict::record_overwritten(tx, run_no, &before).await;
             recorded.map_err(failed())?;
             return Ok(own_before);

@@ -42,12 +42,7 @@ pub(crate) async fn prepare(
     };
     let names = (0..columns.len()).map(|index| format!("c{index}"));
     let types = columns.iter().map(|column| column.pg_type);
-    let copy = CopyInto::new(
-        &table,
-        (&table, &name.table),
-        (names.collect(), types.collect()),
-        "b",
-    );
+    let copy = CopyInto::new(&table, &table, (names.collect(), types.collect()), "b");
     Ok((Checked::new(&table, fingerprint), copy))
 }
 

@@ -1,8 +1,12 @@
 //! Rows that Postgres refuses: each is in quarantine with Postgres' reason, and the rest of its batch is loaded.
 
-use loader::load::Outcome;
+use std::time::{Duration, Instant};
 
-use crate::support::{Shape, Value, execute, ledger_database, loader, request, shape, text};
+use loader::errors::Verdict;
+use loader::load::{Loader, Outcome};
+use testkit::relay::Relay;
+
+use crate::support::{Shape, Value, execute, ledger_database, loader, request, shape, text, url};
 
 /// Loads one batch into a table created by `ddl`. Returns the rows in quarantine (number, column, SQLSTATE) and the
 /// number of rows in the table.
@@ -47,7 +51,7 @@ fn mixed() -> Vec<Vec<Value<'static>>> {
 const WANTED: &str = "101:k:22001) 102:23514) 103:n:22P02) 104:n:23502) 105:22021) 106:n:22003)";
 
 #[tokio::test]
-async fn append_finds_refused_rows_by_the_line() {
+async fn append_finds_refused_rows() {
     let ddl = "CREATE TABLE t (k varchar(4), n integer NOT NULL CHECK (n > 0), _batch bigint)";
     let (rejected, table) = quarantined(ddl, shape("t", COLUMNS, &[]), &mixed()).await;
     assert_eq!(
@@ -60,7 +64,7 @@ async fn append_finds_refused_rows_by_the_line() {
 }
 
 #[tokio::test]
-async fn upsert_finds_refused_rows_in_staging_and_by_halving() {
+async fn upsert_finds_refused_rows_in_staging_and_in_the_merge() {
     let ddl = "CREATE TABLE t (k varchar(4) PRIMARY KEY, n integer NOT NULL CHECK (n > 0), _batch bigint)";
     let (rejected, table) = quarantined(ddl, shape("t", COLUMNS, &["k"]), &mixed()).await;
     assert_eq!(
@@ -215,4 +219,109 @@ async fn value_too_long_for_the_index_of_the_key_refuses_its_row() {
     let rows = vec![vec![Some("a")], vec![Some(long.as_str())]];
     let (rejected, table) = quarantined("SELECT 1", shape("t", &["k text"], &["k"]), &rows).await;
     assert_eq!((rejected.as_str(), table.as_str()), ("101:54000)", "1"));
+}
+
+/// 10,000 rows, of which PostgreSQL refuses the first ones.
+fn numbers(refused: usize) -> Vec<String> {
+    let number = |n: usize| {
+        if n < refused {
+            format!("-{n}1")
+        } else {
+            n.to_string()
+        }
+    };
+    (0..10_000).map(number).collect()
+}
+
+#[tokio::test]
+async fn refused_rows_of_a_large_batch_take_few_round_trips() {
+    for (refused, key) in [
+        (7_000, &[][..]),
+        (7_000, &["n"]),
+        (10_000, &[]),
+        (10_000, &["n"]),
+    ] {
+        let database = ledger_database().await;
+        let relay = Relay::to_url(&database.url).await;
+        let far = relay.url_for(&database.url);
+        common::service::install_tls();
+        let loader = Loader::new(&url(&far), vec!["public".to_owned()]).unwrap();
+        let key_of_table = if key.is_empty() { "" } else { "PRIMARY KEY" };
+        let ddl = format!(
+            "CREATE TABLE t (n integer {key_of_table} CONSTRAINT positive CHECK (n >= 0), _batch bigint)"
+        );
+        execute(&database.pool, &ddl).await;
+        request(&database.pool, "r").await;
+        let numbers = numbers(refused);
+        let rows: Vec<_> = numbers.iter().map(|n| vec![Some(n.as_str())]).collect();
+        let batch = shape("t", &["n integer"], key).batch("r", 0, 0, &rows);
+        relay.delay(Duration::from_millis(5));
+        let started = Instant::now();
+        let outcome = loader.handle(&batch).await.unwrap();
+        // At 5 ms each way, a round trip a row would take minutes.
+        let took = started.elapsed();
+        assert!(took < Duration::from_mins(1), "{refused} {key:?}: {took:?}");
+        let Outcome::Loaded(counts) = outcome else {
+            panic!("not loaded")
+        };
+        let wanted = i64::try_from(refused).unwrap();
+        assert_eq!((counts.loaded, counts.rejected), (10_000 - wanted, wanted));
+        assert_eq!(
+            text(&database.pool, "SELECT count(*) FROM t").await,
+            (10_000 - refused).to_string()
+        );
+        assert_eq!(
+            text(
+                &database.pool,
+                "SELECT concat_ws(' ', count(*), min(row_number), max(row_number), count(DISTINCT row_number), bool_and(reason LIKE '%\"positive\"%(23514)')) FROM etl.rejected_rows WHERE rule = 'postgres'"
+            )
+            .await,
+            format!("{refused} 0 {} {refused} t", refused - 1)
+        );
+    }
+}
+
+#[tokio::test]
+async fn failure_that_is_no_rows_fault_ends_the_batch_as_a_whole() {
+    let database = ledger_database().await;
+    // The first row is refused; the trigger ends the batch at the second, with words that quote it.
+    let ddl = "CREATE TABLE t (n integer CHECK (n > 0), _batch bigint);
+        CREATE FUNCTION no_threes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.n = 333 THEN RAISE EXCEPTION 'no %', NEW.n USING ERRCODE = '53100'; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER no_threes BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION no_threes()";
+    execute(&database.pool, ddl).await;
+    request(&database.pool, "r").await;
+    let batch = shape("t", &["n integer"], &[]).batch(
+        "r",
+        0,
+        0,
+        &[vec![Some("-1")], vec![Some("333")], vec![Some("4")]],
+    );
+    let error = loader(&database).handle(&batch).await.unwrap_err();
+    assert_eq!(error.verdict(), Verdict::Pause);
+    assert!(error.sentence().contains("53100"), "{error:?}");
+    assert!(!error.sentence().contains("333"), "{}", error.sentence());
+    assert!(error.reason().text().contains("no 333"), "{error:?}");
+    assert_eq!(
+        text(&database.pool, "SELECT count(*) FROM etl.rejected_rows").await,
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn refused_row_leaves_generated_and_default_columns_as_copy_has_them() {
+    let database = ledger_database().await;
+    let ddl = "CREATE TABLE t (n integer GENERATED ALWAYS AS IDENTITY CHECK (n > 0), d text DEFAULT 'x', twice integer GENERATED ALWAYS AS (n * 2) STORED, _batch bigint)";
+    execute(&database.pool, ddl).await;
+    request(&database.pool, "r").await;
+    let rows = ["7", "-1", "9"].map(|n| vec![Some(n)]);
+    let batch = shape("t", &["n integer"], &[]).batch("r", 0, 0, &rows);
+    loader(&database).handle(&batch).await.unwrap();
+    assert_eq!(
+        text(
+            &database.pool,
+            "SELECT string_agg(concat_ws(' ', n, d, twice), ', ' ORDER BY n) FROM t"
+        )
+        .await,
+        "7 x 14, 9 x 18"
+    );
 }

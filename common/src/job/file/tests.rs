@@ -81,6 +81,35 @@ fn request_fills_in_constant_columns() {
 }
 
 #[test]
+fn requests_of_the_same_values_are_equal_however_they_are_written() {
+    let added = "\n[[columns]]\nname = \"limit\"\nparameter = \"n\"\n[[columns]]\nname = \"factor\"\nparameter = \"x\"\n[[columns]]\nname = \"since\"\nparameter = \"at\"\n";
+    let parameters = "[parameters]\nn = { type = \"integer\", default = \"007\" }\nx = { type = \"decimal\", default = \"1.50\" }\nat = { type = \"timestamp\", default = \"2018-04-02T00:00\" }\n";
+    let target = "table = \"clicks\"\nmode = \"replace\"\nreplace_where = \"since >= :at and limit = :n and factor = :x\"\n";
+    let job = CLICKS.replace("[parameters]\n", parameters);
+    let job = job.replace("table = \"clicks\"\n", target);
+    let job = read(&(job + added)).unwrap();
+    let request = |values: [&str; 3]| {
+        let names = ["n", "x", "at"].map(str::to_owned);
+        let set = names.into_iter().zip(values.map(str::to_owned)).collect();
+        job.request(&set).unwrap()
+    };
+    let wanted = request(["7", "1.5", "2018-04-02 00:00:00"]);
+    assert_eq!(request(["07", "01.500", "2018-04-02T00:00:00.0"]), wanted);
+    assert_eq!(job.request(&BTreeMap::new()).unwrap(), wanted);
+    // A replay, from the values of the ledger.
+    assert_eq!(job.request(&wanted.parameters).unwrap(), wanted);
+    assert_eq!(
+        wanted.spec.target.replace_where.unwrap().to_string(),
+        "since >= '2018-04-02 00:00:00' and limit = '7' and factor = '1.5'"
+    );
+    let constants = wanted.spec.columns[1..].iter();
+    let constants: Vec<_> = constants
+        .map(|column| column.constant.as_ref().unwrap().as_str())
+        .collect();
+    assert_eq!(constants, ["7", "1.5", "2018-04-02 00:00:00"]);
+}
+
+#[test]
 fn unknown_key_is_refused_with_its_line() {
     let error = read(&CLICKS.replace("database =", "databse =")).unwrap_err();
     assert!(
@@ -202,6 +231,79 @@ fn contradicting_target_settings_are_refused() {
         let error = with_target(lines).unwrap_err();
         assert!(error.contains(wanted), "{lines}: {error}");
     }
+}
+
+/// A folder of jobs with every way out of it, and the one above with the file `secret`.
+fn folder_with_ways_out() -> (tempfile::TempDir, PathBuf) {
+    use std::os::unix::fs::symlink;
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, outside) = (parent.path().join("jobs"), parent.path().join("secret"));
+    fs::create_dir_all(folder.join("sub/..data")).unwrap();
+    for sql in [&outside, &folder.join("sub/clicks.sql")] {
+        fs::write(sql, "SELECT 'hidden' FROM clicks").unwrap();
+    }
+    symlink(&outside, folder.join("link.sql")).unwrap();
+    symlink(parent.path(), folder.join("up")).unwrap();
+    symlink("sub/clicks.sql", folder.join("inside.sql")).unwrap();
+    // As Kubernetes mounts a ConfigMap.
+    symlink("..data/clicks.sql", folder.join("sub/mounted.sql")).unwrap();
+    fs::write(folder.join("sub/..data/clicks.sql"), "SELECT 1").unwrap();
+    let fifo = folder.join("fifo.sql");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    symlink(&fifo, folder.join("pipe.toml")).unwrap();
+    symlink("/dev/zero", folder.join("zero.sql")).unwrap();
+    symlink(&outside, folder.join("linked.toml")).unwrap();
+    (parent, folder)
+}
+
+#[test]
+fn only_regular_files_below_the_folder_are_read() {
+    let (parent, folder) = folder_with_ways_out();
+    let outside = parent.path().join("secret");
+    let read = |sql: &str| {
+        fs::write(
+            folder.join("clicks.toml"),
+            CLICKS.replace("clicks.sql", sql),
+        )
+        .unwrap();
+        Job::read(&folder, "clicks").inspect_err(|error| {
+            let text = error.to_string();
+            assert!(!text.contains("hidden"), "{text}");
+        })
+    };
+    for sql in [
+        outside.to_str().unwrap(),
+        "/proc/self/environ",
+        "../secret",
+        "sub/../../secret",
+        "sub/../sub/clicks.sql",
+        "link.sql",
+        "up/secret",
+        "zero.sql",
+    ] {
+        let refused = read(sql);
+        assert!(
+            matches!(refused, Err(JobError::Outside { .. })),
+            "{sql}: {refused:?}"
+        );
+    }
+    for sql in ["sub", "fifo.sql", "."] {
+        let refused = read(sql);
+        assert!(
+            matches!(refused, Err(JobError::NotRegular { .. })),
+            "{sql}: {refused:?}"
+        );
+    }
+    for sql in ["inside.sql", "./sub/clicks.sql", "sub/mounted.sql"] {
+        read(sql).unwrap();
+    }
+    // The job file itself.
+    fs::write(&outside, "hidden = 1\n").unwrap();
+    let linked = Job::read(&folder, "linked").unwrap_err();
+    assert!(matches!(linked, JobError::Outside { .. }), "{linked}");
+    let pipe = Job::read(&folder, "pipe").unwrap_err();
+    assert!(matches!(pipe, JobError::NotRegular { .. }), "{pipe}");
 }
 
 #[test]

@@ -56,11 +56,7 @@ fn value_of_wrong_type_is_refused() {
             "{value}: {error}"
         );
     }
-    let timestamp = |value| ParameterType::Timestamp.literal(value);
-    assert_eq!(
-        timestamp("2018-04-02 13:00:00").as_deref(),
-        Some("TIMESTAMP '2018-04-02 13:00:00'")
-    );
+    let timestamp = |value| ParameterType::Timestamp.canonical(value);
     for zoned in [
         "2018-04-02 13:00:00+05:00",
         "2018-04-02T13:00:00-05:00",
@@ -92,6 +88,88 @@ fn value_of_wrong_type_is_refused() {
     assert!(
         matches!(rendered("SELECT :until", &[]), Err(ParameterError::Undeclared(name)) if name == "until")
     );
+}
+
+#[test]
+fn spellings_of_a_value_are_one_canonical_value() {
+    use ParameterType::{Boolean, Date, Decimal, Integer, Text, Timestamp};
+    for (parameter_type, spellings, canonical, literal) in [
+        (Integer, &["7", "07", "+7", "0007"][..], "7", "7"),
+        (Integer, &["-7", "-007"], "-7", "(-7)"),
+        (Integer, &["0", "-0", "+0", "00"], "0", "0"),
+        (
+            Decimal,
+            &["1.5", "1.50", "01.5", "0001.500"],
+            "1.5",
+            "DECIMAL '1.5'",
+        ),
+        (Decimal, &["-0.5", "-00.50"], "-0.5", "DECIMAL '-0.5'"),
+        (Decimal, &["10", "10.0", "0010"], "10", "DECIMAL '10'"),
+        (
+            Decimal,
+            &["0", "-0", "0.000", "-0.0", "000"],
+            "0",
+            "DECIMAL '0'",
+        ),
+        // Seventeen digits more than a float keeps.
+        (
+            Decimal,
+            &["123456789012345678901234567890.120"],
+            "123456789012345678901234567890.12",
+            "DECIMAL '123456789012345678901234567890.12'",
+        ),
+        (Boolean, &["true"], "true", "true"),
+        (Date, &["2018-04-02"], "2018-04-02", "DATE '2018-04-02'"),
+        (
+            Timestamp,
+            &[
+                "2018-04-02 00:00:00",
+                "2018-04-02T00:00:00",
+                "2018-04-02t00:00",
+                "2018-04-02",
+                "2018-04-02 00:00:00.000",
+                "20180402T000000",
+            ],
+            "2018-04-02 00:00:00",
+            "TIMESTAMP '2018-04-02 00:00:00'",
+        ),
+        (
+            Timestamp,
+            &[
+                "2018-04-02 13:00:00.5",
+                "2018-04-02T13:00:00.500000",
+                "2018-04-02 13:00:00,50",
+            ],
+            "2018-04-02 13:00:00.5",
+            "TIMESTAMP '2018-04-02 13:00:00.5'",
+        ),
+        (Text, &[" 07 "], " 07 ", "' 07 '"),
+    ] {
+        for spelling in spellings {
+            let seen = parameter_type.canonical(spelling);
+            assert_eq!(seen.as_deref(), Some(canonical), "{spelling}");
+        }
+        assert_eq!(parameter_type.literal(canonical), literal);
+    }
+}
+
+#[test]
+fn value_without_a_canonical_form_is_refused() {
+    use ParameterType::{Boolean, Date, Decimal, Integer, Text, Timestamp};
+    for (parameter_type, value) in [
+        (Integer, "7.0"),
+        (Integer, "9223372036854775808"),
+        (Decimal, "1."),
+        (Decimal, ".5"),
+        (Decimal, "+7"),
+        (Boolean, "TRUE"),
+        (Date, "0000-01-01"),
+        (Timestamp, "0000-01-01 00:00:00"),
+        (Timestamp, "2018-04-02 00:00:00.1234567"),
+        (Text, "a\0b"),
+    ] {
+        assert_eq!(parameter_type.canonical(value), None, "{value}");
+    }
 }
 
 #[test]
@@ -183,6 +261,18 @@ fn tokens(sql: &str, parameters: bool) -> Vec<Token> {
 }
 
 proptest! {
+    #[test]
+    fn zeros_that_say_nothing_change_no_decimal(
+        sign in "-?", integer in "[1-9][0-9]{0,40}", fraction in "([0-9]{0,40}[1-9])?", before in "0{0,3}", after in "0{0,3}",
+    ) {
+        let point = if fraction.is_empty() { "" } else { "." };
+        let wanted = format!("{sign}{integer}{point}{fraction}");
+        let point = if fraction.is_empty() && after.is_empty() { "" } else { "." };
+        let spelling = format!("{sign}{before}{integer}{point}{fraction}{after}");
+        prop_assert_eq!(ParameterType::Decimal.canonical(&spelling), Some(wanted.clone()));
+        prop_assert_eq!(ParameterType::Decimal.canonical(&wanted), Some(wanted));
+    }
+
     #[test]
     fn parameters_become_literals_and_nothing_else_changes(
         sql in "([':\"*/ \n\r;a1.-]|:who|:n|:from|''|--|/\\*|\\*/|SELECT ){0,30}", who in "([':\"*/ \n;a-]|:n){0,6}", n: i64,

@@ -12,6 +12,7 @@ use super::super::cancel;
 use super::{Arguments, Plan, WindowReport, has_failed, moves};
 use crate::Failure;
 use crate::broker::Broker;
+use crate::follow::patiently;
 use crate::jobs::checkable;
 use crate::request::request;
 use crate::target;
@@ -196,8 +197,12 @@ impl Backfill<'_> {
         Ok(())
     }
 
-    async fn runs(&self) -> Result<BTreeMap<String, Run>, anyhow::Error> {
+    async fn runs(&mut self) -> Result<BTreeMap<String, Run>, Failure> {
         let names = self.plan.slots.iter().filter_map(|slot| slot.run.clone());
-        Ok(self.store.named(&names.collect::<Vec<_>>()).await?)
+        let names: Vec<_> = names.collect();
+        let (store, look) = (self.store, &mut self.look);
+        let note = |note| look(Event::Note(note));
+        let read = async || Ok(store.named(&names).await?);
+        patiently("its runs go on", None, note, read).await
     }
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::anyhow;
-use common::command::paragraph;
 use common::findings::{Findings, Level};
 use common::queue::inspect::{self, Declared};
 use common::queue::{Connection, Publisher, QueueError, QueueName};
+use common::reason::paragraph;
 use common::service::ServiceSettings;
 use common::settings;
 use tokio::time::timeout;

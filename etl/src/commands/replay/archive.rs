@@ -11,6 +11,7 @@ use common::failpoint;
 use common::job::resolve;
 use common::message::{EventKind, Message, RawBatch, RunEvent};
 use common::queue::{Delivery, Outgoing, RawDelivery};
+use common::reason::Reason;
 
 use super::Replay;
 use crate::Failure;
@@ -130,7 +131,13 @@ fn batch_of(run: &Run, message: RawDelivery, search: &Search) -> Option<RawBatch
         Ok(batch) if batch.id.seq == seq && batch.id.run.as_str() == run.run_id => Some(batch),
         Ok(_) => None,
         Err(error) => {
-            tracing::warn!(run.id = run.run_id, batch.seq = seq, %error, "a batch in the archive cannot be read");
+            let error = Reason::from(error);
+            tracing::warn!(
+                run.id = run.run_id,
+                batch.seq = seq,
+                error = error.logged(),
+                "a batch in the archive cannot be read"
+            );
             None
         }
     }

@@ -1,7 +1,9 @@
 //! A broker that is killed, restarted, or absent when the services start.
 
+use testkit::TIMEOUT;
 use testkit::pipeline::Pipeline;
 use testkit::servers::private_broker;
+use testkit::wait_until;
 
 use super::{MANY, Run, SERVICES, await_all_ready, await_not_ready, bound, slowly};
 
@@ -59,8 +61,15 @@ async fn services_started_before_the_broker_wait_for_it() {
     }
     for service in &mut pipeline.services {
         await_not_ready(service, "connecting to amqp://").await;
-        let tries = service.log().matches("trying again").count();
-        assert!(tries < 20, "{tries} tries in no time: {}", service.log());
+    }
+    let retried = "etl_retries_total";
+    for service in &pipeline.services {
+        wait_until("four tries", TIMEOUT, async || {
+            service.metric(retried).await > Some(3.0)
+        })
+        .await;
+        let lines = service.log().matches("trying again").count();
+        assert!(lines <= 2, "a line for each try: {}", service.log());
     }
     broker.restart().await;
     await_all_ready(&mut pipeline).await;

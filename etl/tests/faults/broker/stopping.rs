@@ -50,6 +50,11 @@ async fn terminated_services_exit_and_other_replicas_continue() {
             "{}",
             service.log()
         );
+        assert!(
+            !service.log().contains("\"ERROR\""),
+            "an orderly stop is no error: {}",
+            service.log()
+        );
     }
     run.assert_open(&pipeline).await;
     run.assert_complete(&pipeline).await;

@@ -235,7 +235,7 @@ async fn wide_result_with_only_rejected_rows_is_in_quarantine_completely() {
     };
     let columns: Vec<_> = (0..250).map(column).collect();
     let toml = format!(
-        "{}[[columns]]\nsource = \"{}\"\nrules = [{{ required = true }}]\n",
+        "{}allow_all_rejected = true\n[[columns]]\nsource = \"{}\"\nrules = [{{ required = true }}]\n",
         plain("nothing"),
         columns[0].name
     );
