@@ -10,7 +10,7 @@ use crate::athena::{Athena, Execution, ExecutionState, QueryFailure};
 use crate::aws::{AwsError, AwsErrorKind};
 
 /// Attempts at a query that fails for a reason that Athena calls retryable.
-const MAX_ATTEMPTS: u32 = 3;
+pub(crate) const MAX_ATTEMPTS: u32 = 3;
 
 /// A query execution that was started.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,9 @@ pub(crate) enum Waited {
     Succeeded(Execution),
     /// The query failed; another attempt may succeed.
     Retryable(String),
-    /// The query failed, was cancelled, or was stopped since it passed a limit.
+    /// Somebody cancelled the query in Athena.
+    Cancelled(String),
+    /// The query failed, or was stopped since it passed a limit.
     Failed(String),
 }
 
@@ -67,7 +69,9 @@ pub(crate) async fn wait_to_the_end(
         match wait(athena, query, Duration::MAX).await? {
             Waited::Running => {}
             Waited::Succeeded(execution) => return Ok(Ok(execution)),
-            Waited::Retryable(reason) | Waited::Failed(reason) => return Ok(Err(reason)),
+            Waited::Retryable(reason) | Waited::Cancelled(reason) | Waited::Failed(reason) => {
+                return Ok(Err(reason));
+            }
         }
     }
 }
@@ -123,7 +127,7 @@ fn judge(execution: Execution, source: &Source, age: Duration, attempt: u32) -> 
             Waited::Failed(format!("the query failed{attempts}: {}", describe(failure)))
         }
         ExecutionState::Cancelled(reason) => {
-            Waited::Failed(format!("the query was cancelled in Athena: {reason}"))
+            Waited::Cancelled(format!("the query was cancelled in Athena: {reason}"))
         }
     }
 }
@@ -244,7 +248,7 @@ mod tests {
             why.contains("'x' cannot be resolved") && why.contains("1006, user"),
             "{why}"
         );
-        let Waited::Failed(why) = ended(ExecutionState::Cancelled("by Eve".into()), 1) else {
+        let Waited::Cancelled(why) = ended(ExecutionState::Cancelled("by Eve".into()), 1) else {
             panic!()
         };
         assert!(why.contains("by Eve"), "{why}");

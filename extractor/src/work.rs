@@ -111,8 +111,8 @@ impl Worker<'_> {
     /// run is cancelled.
     async fn step(&mut self, task: &mut ExtractTask) -> Result<Next, StepError> {
         let is_start = attempt(task).is_some();
-        let (cancellations, run) = (self.cancellations.clone(), task.run.clone());
-        let cancelled = cancellations.wait_for(&run, task.generation);
+        let (cancellations, current) = (self.cancellations.clone(), task.clone());
+        let cancelled = cancellations.wait_for(&current);
         let step = async {
             match task.state.clone() {
                 TaskState::Start { attempt } => self.start(task, attempt).await,
@@ -151,7 +151,7 @@ impl Worker<'_> {
         if self.cancellations.contains(task) {
             sleep(pause).await;
         } else {
-            let cancelled = self.cancellations.wait_for(&task.run, task.generation);
+            let cancelled = self.cancellations.wait_for(task);
             // The next step sees which of the two it was.
             timeout(pause, cancelled).await.unwrap_or(());
         }

@@ -15,6 +15,7 @@ mod earlier;
 mod error;
 pub mod event;
 pub mod migrate;
+mod moment;
 mod origin;
 mod prune;
 mod quarantine;
@@ -38,6 +39,7 @@ pub use dead_letter::{
 };
 pub use decision::{Ended, Rows};
 pub use error::{Class, Error, Refused, cause, classify, remedy};
+pub use moment::Moment;
 pub use origin::Origin;
 pub use prune::{Prune, Pruned};
 pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quarantine};

@@ -16,7 +16,7 @@ use super::{CHECKPOINT_INTERVAL, Next, Worker};
 use crate::athena::{Execution, ExecutionState, Query};
 use crate::batching::fitted;
 use crate::error_policy::StepError;
-use crate::query::{self, Started, Waited};
+use crate::query::{self, MAX_ATTEMPTS, Started, Waited};
 
 impl Worker<'_> {
     pub(super) fn query(task: &ExtractTask, attempt: u32) -> Query<'_> {
@@ -76,16 +76,14 @@ impl Worker<'_> {
                 let results = task.source.results;
                 self.begin(task, id, execution, results).await
             }
-            Waited::Retryable(reason) => {
-                tracing::warn!(query.id = id, reason, "query failed; starting it again");
-                retried("query", 1);
-                let pause = backoff(attempt, Duration::from_secs(1), CHECKPOINT_INTERVAL);
-                sleep(pause).await;
-                let attempt = attempt + 1;
-                task.state = TaskState::Start { attempt };
-                Ok(Next::Step)
+            Waited::Retryable(reason) => Ok(again(task, attempt, id, &reason).await),
+            // A request that was cancelled before the ledger was restored had the same token.
+            Waited::Cancelled(reason)
+                if attempt < MAX_ATTEMPTS && self.cancellations.preceded(task) =>
+            {
+                Ok(again(task, attempt, id, &reason).await)
             }
-            Waited::Failed(reason) => Err(StepError::FailRun(reason)),
+            Waited::Cancelled(reason) | Waited::Failed(reason) => Err(StepError::FailRun(reason)),
         }
     }
 
@@ -185,4 +183,16 @@ impl Worker<'_> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Makes the next attempt at a query, after a pause.
+async fn again(task: &mut ExtractTask, attempt: u32, id: &str, reason: &str) -> Next {
+    tracing::warn!(query.id = id, reason, "query failed; starting it again");
+    retried("query", 1);
+    let pause = backoff(attempt, Duration::from_secs(1), CHECKPOINT_INTERVAL);
+    sleep(pause).await;
+    task.state = TaskState::Start {
+        attempt: attempt + 1,
+    };
+    Next::Step
 }
