@@ -47,7 +47,10 @@ pub(crate) async fn wait(
 ) -> Result<Waited, AwsError> {
     let begun = Instant::now();
     loop {
-        sleep(poll_interval(query.age())).await;
+        // A caller without time wants one look.
+        if at_most > Duration::ZERO {
+            sleep(poll_interval(query.age())).await;
+        }
         let execution = athena.look(query.id).await?;
         let is_working = execution.state == ExecutionState::Working;
         let waited = judge(execution, query.source, query.age(), query.attempt);

@@ -62,8 +62,8 @@ async fn read_kept(
 ) -> Result<(), QueueError> {
     let marker = format!("marker/{:032x}", rand::random::<u128>());
     let mut publisher = Publisher::open(publishing).await?;
-    let marked = [Outgoing::marker(QueueName::Control, &marker)];
-    publisher.publish(&marked).await?;
+    let message = Outgoing::marker(QueueName::Control, &marker);
+    publisher.publish(&[message]).await?;
     publisher.close().await;
     let (queue, none) = (QueueName::Control, FieldTable::default());
     let prefetch = topology::CONTROL_PREFETCH;

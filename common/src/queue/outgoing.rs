@@ -188,12 +188,20 @@ impl Outgoing {
 
     /// Adds the header `traceparent`, where there is one.
     #[must_use]
-    pub fn traced(mut self, traceparent: Option<&str>) -> Self {
-        if let Some(traceparent) = traceparent {
-            let mut headers = self.properties.headers().clone().unwrap_or_default();
-            headers.insert(TRACEPARENT.into(), text(traceparent));
-            self.properties = self.properties.with_headers(headers);
+    pub fn traced(self, traceparent: Option<&str>) -> Self {
+        match traceparent {
+            Some(traceparent) => self.with_header(TRACEPARENT, traceparent),
+            None => self,
         }
+    }
+
+    /// Adds a header. Names that begin with `x-etl-` are about the way of the message, and a dead letter that is sent
+    /// again is without them.
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
+        let mut headers = self.properties.headers().clone().unwrap_or_default();
+        headers.insert(name.into(), text(value));
+        self.properties = self.properties.with_headers(headers);
         self
     }
 

@@ -18,7 +18,7 @@ use crate::batching::fitted;
 use crate::error_policy::StepError;
 use crate::query::{self, MAX_ATTEMPTS, Started, Waited};
 
-impl Worker<'_> {
+impl Worker<'_, '_> {
     pub(super) fn query(task: &ExtractTask, attempt: u32) -> Query<'_> {
         Query {
             run: &task.run,
@@ -35,7 +35,7 @@ impl Worker<'_> {
         attempt: u32,
     ) -> Result<Next, StepError> {
         let query = Self::query(task, attempt);
-        let id = self.clients.athena.start(query).await?;
+        let id = self.replica.clients().athena.start(query).await?;
         tracing::info!(query.id = id, query.attempt = attempt, "query started");
         failpoint::reach("after_start").await;
         task.state = TaskState::Waiting {
@@ -63,7 +63,8 @@ impl Worker<'_> {
             attempt,
             since,
         };
-        match query::wait(&self.clients.athena, started, self.checkpoint_interval).await? {
+        let athena = self.replica.clients().athena;
+        match query::wait(&athena, started, self.checkpoint_interval()).await? {
             Waited::Running => Ok(Next::Checkpoint),
             Waited::Succeeded(execution) => {
                 let scanned = i64::try_from(execution.bytes_scanned).unwrap_or(i64::MAX);
@@ -94,7 +95,7 @@ impl Worker<'_> {
         id: &str,
         result_id: &str,
     ) -> Result<Next, StepError> {
-        let execution = self.clients.athena.look(id).await?;
+        let execution = self.replica.clients().athena.look(id).await?;
         if execution.state != ExecutionState::Succeeded {
             return Err(StepError::FailRun(format!(
                 "the query {id} has no result in Athena"
@@ -124,7 +125,7 @@ impl Worker<'_> {
             query.bytes_scanned = bytes_scanned,
             "query succeeded"
         );
-        let columns = self.clients.athena.columns(id).await?;
+        let columns = self.replica.clients().athena.columns(id).await?;
         let job = &task.job;
         resolve(&job.columns, &columns, &job.target.key)
             .map_err(|error| StepError::FailRun(error.to_string()))?;
@@ -170,7 +171,7 @@ impl Worker<'_> {
             }
             (Results::Auto | Results::S3, Some(output)) => output,
         };
-        match self.clients.s3.find(&output).await {
+        match self.replica.clients().s3.find(&output).await {
             Ok(object) => Ok(ResultLocation::S3(object)),
             Err(error) if results == Results::Auto && error.is_refusal() => {
                 tracing::warn!(

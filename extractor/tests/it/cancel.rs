@@ -138,7 +138,7 @@ async fn cancel_interrupts_reading() {
     short.source.results = Results::S3;
     wait_until(
         "the task to be dropped",
-        // Shorter than the SDK's read timeout of 30 s.
+        // Long before the SDK gives up.
         Duration::from_secs(25),
         async || extractor.log().contains("the run was cancelled"),
     )
