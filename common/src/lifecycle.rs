@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Whether a service can work now. Each cause is reported and cleared by itself; the service is ready
 /// when none is left.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<BTreeMap<&'static str, String>>>);
 
 impl Health {

@@ -50,7 +50,7 @@ pub enum QueueError {
     )]
     Denied { doing: String, source: lapin::Error },
     #[error(
-        "the queue {queue} exists with other arguments than this version needs; drain and delete it, and the next service that starts declares it again"
+        "the queue {queue} exists with other arguments than this version needs; let its consumers empty it, delete it with `rabbitmqctl delete_queue --vhost VHOST {queue}`, and the next service that starts declares it again"
     )]
     Mismatch {
         queue: &'static str,

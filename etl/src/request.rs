@@ -30,9 +30,12 @@ pub async fn request(
     };
     if is_unsent {
         let settled = store.settled(run).await?;
+        let moment = store.moment(run, 0).await?;
         let task = ExtractTask {
             run: run.clone(),
+            run_no: moment.run_no,
             generation: 0,
+            requested_at: moment.requested_at,
             sql: request.sql.clone(),
             source: job.source.clone(),
             job: request.spec.with_requested_at(settled.requested_at).into(),

@@ -5,6 +5,8 @@
 //! so this module sets timeouts and retries, once for both clients.
 
 use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
@@ -15,17 +17,20 @@ use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::http::{
-    HttpConnectorSettings, SharedHttpClient, SharedHttpConnector, http_client_fn,
+    HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector, http_client_fn,
 };
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
+use common::lifecycle::Health;
+use common::settings;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Until the first byte of an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// One attempt of a call, and all attempts together. A streamed body comes after that.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_mins(1);
 const OPERATION_TIMEOUT: Duration = Duration::from_mins(3);
@@ -36,10 +41,10 @@ const COMMAND_MAX_ATTEMPTS: u32 = 3;
 const COMMAND_OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a call may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Patience {
-    /// As long as a retry may help.
-    Service,
+    /// As long as a retry may help. The health tells when AWS does not answer.
+    Service(Health),
     /// As long as a user waits.
     Command,
 }
@@ -61,9 +66,9 @@ pub enum ConfigurationError {
 /// fail at the first call. So does a provider that is unavailable (a role's endpoint that does not
 /// answer), since that is not a matter of configuration.
 pub async fn configure(patience: Patience) -> Result<SdkConfig, ConfigurationError> {
-    let (attempts, operation) = match patience {
-        Patience::Service => (MAX_ATTEMPTS, OPERATION_TIMEOUT),
-        Patience::Command => (COMMAND_MAX_ATTEMPTS, COMMAND_OPERATION_TIMEOUT),
+    let (attempts, operation, health) = match patience {
+        Patience::Service(health) => (MAX_ATTEMPTS, OPERATION_TIMEOUT, Some(health)),
+        Patience::Command => (COMMAND_MAX_ATTEMPTS, COMMAND_OPERATION_TIMEOUT, None),
     };
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
@@ -72,7 +77,7 @@ pub async fn configure(patience: Patience) -> Result<SdkConfig, ConfigurationErr
         .operation_timeout(operation)
         .build();
     let config = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http_client())
+        .http_client(http_client(health))
         .timeout_config(timeouts)
         .retry_config(RetryConfig::standard().with_max_attempts(attempts))
         .load()
@@ -110,7 +115,13 @@ pub async fn identity(config: &SdkConfig) -> Result<String, String> {
         Ok(credentials) => {
             let key = credentials.access_key_id();
             let end = key.char_indices().nth_back(3).map_or(0, |(at, _)| at);
-            Ok(format!("access key ...{}", &key[end..]))
+            let profile = settings::variable("AWS_PROFILE");
+            let profile = profile.map(|profile| format!(" of the profile {profile}"));
+            Ok(format!(
+                "access key ...{}{}",
+                &key[end..],
+                profile.unwrap_or_default()
+            ))
         }
         Err(error) => Err(in_a_line(&error)),
     }
@@ -136,7 +147,7 @@ pub fn denied_action(message: &str) -> Option<&str> {
 
 /// HTTP with TLS by ring and the proxy of the environment; the SDK's default client would add a
 /// second TLS library.
-fn http_client() -> SharedHttpClient {
+fn http_client(health: Option<Health>) -> SharedHttpClient {
     let settings = HttpConnectorSettings::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT);
@@ -145,8 +156,52 @@ fn http_client() -> SharedHttpClient {
         .proxy_config(ProxyConfig::from_env())
         .connector_settings(settings.build())
         .build();
-    let connector = SharedHttpConnector::new(connector);
+    let connector = match health {
+        Some(health) => SharedHttpConnector::new(Observed {
+            connector: SharedHttpConnector::new(connector),
+            health,
+            is_away: Arc::default(),
+        }),
+        None => SharedHttpConnector::new(connector),
+    };
     http_client_fn(move |_, _| connector.clone())
+}
+
+/// Tells at once that AWS does not answer. The SDK tries again for a minute before a call fails.
+#[derive(Debug)]
+struct Observed {
+    connector: SharedHttpConnector,
+    health: Health,
+    is_away: Arc<AtomicBool>,
+}
+
+impl HttpConnector for Observed {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let call = self.connector.call(request);
+        let (health, is_away) = (self.health.clone(), Arc::clone(&self.is_away));
+        HttpConnectorFuture::new(async move {
+            let answer = call.await;
+            let problem = match &answer {
+                Ok(answer) if answer.status().is_server_error() => {
+                    Some(format!("it answers with HTTP status {}", answer.status()))
+                }
+                Ok(_) => None,
+                Err(error) => Some(in_a_line(error)),
+            };
+            match problem {
+                Some(problem) => {
+                    if !is_away.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(error = problem, "AWS does not answer; trying again");
+                    }
+                    let why = format!("AWS does not answer, and is tried again: {problem}");
+                    health.not_ready("aws", why);
+                }
+                None if is_away.swap(false, Ordering::Relaxed) => health.clear("aws"),
+                None => {}
+            }
+            answer
+        })
+    }
 }
 
 /// A call to AWS that failed.
@@ -169,10 +224,13 @@ pub enum AwsErrorKind {
     Throttled,
     /// AWS or the network is unavailable: a retry will succeed.
     Unavailable,
-    /// The session's credentials have expired: new ones will succeed.
-    ExpiredCredentials,
+    /// The credentials are wrong or expired, or cannot be loaded: other ones, or another replica, will
+    /// succeed.
+    Credentials,
     /// The clock of this machine is wrong: another machine, or a correct clock, will succeed.
     ClockSkew,
+    /// The caller lacks a permission: another replica may have it.
+    Denied,
     /// The same call fails at any time, on every replica.
     Refused,
 }
@@ -194,13 +252,15 @@ impl AwsError {
             }
             _ => (None, None, None),
         };
+        let no_credentials =
+            chain(error).find_map(|error| error.downcast_ref::<CredentialsError>());
         let message = match (text, code, status) {
             (Some(text), Some(code), _) => format!("{text} ({code})"),
             (None, Some(code), Some(status)) => format!("{code} (HTTP status {status})"),
             (_, None, Some(status)) if matches!(error, SdkError::ServiceError(_)) => {
                 format!("no reason given (HTTP status {status})")
             }
-            _ => match chain(error).find_map(|error| error.downcast_ref::<CredentialsError>()) {
+            _ => match no_credentials {
                 Some(error) => format!(
                     "the AWS credentials cannot be loaded: {}; check what provides them: the profile, or the role's endpoint",
                     in_a_line(error)
@@ -211,6 +271,7 @@ impl AwsError {
         let kind = match error {
             // The call was never sent.
             SdkError::ConstructionFailure(_) => AwsErrorKind::Refused,
+            _ if no_credentials.is_some() => AwsErrorKind::Credentials,
             _ => classify(code, text, status),
         };
         metrics::counter!("etl_aws_errors_total", "kind" => kind.name()).increment(1);
@@ -242,20 +303,17 @@ impl AwsError {
 
     /// What to do about the error, where the message does not say it.
     pub fn hint(&self) -> Option<&'static str> {
-        Some(match self.code.as_deref()? {
-            // Athena's message when neither the query nor its workgroup has an output location.
-            "InvalidRequestException" if self.message.contains("output location") => {
-                "set workgroup or output_location in the job's [source], or an output location in the workgroup"
-            }
-            "UnrecognizedClientException"
-            | "InvalidAccessKeyId"
-            | "InvalidSignatureException"
-            | "SignatureDoesNotMatch"
-            | "InvalidClientTokenId"
-            | "MissingAuthenticationToken"
-            | "IncompleteSignature" => "check the AWS credentials of the extractor",
-            _ if self.is_denied() => {
+        Some(match self.kind {
+            AwsErrorKind::Credentials => "check the AWS credentials of the extractor",
+            AwsErrorKind::Denied => {
                 "give the extractor's AWS user or role the permission that the message names"
+            }
+            // Athena's message when neither the query nor its workgroup has an output location.
+            AwsErrorKind::Refused
+                if self.is_code("InvalidRequestException")
+                    && self.message.contains("output location") =>
+            {
+                "set workgroup or output_location in the job's [source], or an output location in the workgroup"
             }
             _ => return None,
         })
@@ -263,10 +321,7 @@ impl AwsError {
 
     /// Whether a permission is missing, as opposed to wrong credentials.
     pub fn is_denied(&self) -> bool {
-        matches!(
-            self.code.as_deref(),
-            Some("AccessDeniedException" | "AccessDenied" | "NotAuthorized")
-        )
+        self.kind == AwsErrorKind::Denied
     }
 
     pub fn is_code(&self, code: &str) -> bool {
@@ -280,8 +335,17 @@ impl AwsErrorKind {
         match self {
             Self::Throttled => "aws_throttled",
             Self::Unavailable | Self::Refused => "aws_unavailable",
-            Self::ExpiredCredentials => "aws_expired_credentials",
+            Self::Credentials => "aws_credentials",
             Self::ClockSkew => "aws_clock_skew",
+            Self::Denied => "aws_denied",
+        }
+    }
+
+    /// Whether AWS accepted the caller, and answered what was asked.
+    pub fn is_answer(self) -> bool {
+        match self {
+            Self::Denied | Self::Refused => true,
+            Self::Throttled | Self::Unavailable | Self::Credentials | Self::ClockSkew => false,
         }
     }
 
@@ -296,48 +360,70 @@ impl AwsErrorKind {
 /// The one place that classifies an error. It goes by the code, since some errors of the services'
 /// front ends are in no operation's model: Athena's `ThrottlingException`, for example.
 fn classify(code: Option<&str>, message: Option<&str>, status: Option<u16>) -> AwsErrorKind {
-    match code {
-        Some(
-            "TooManyRequestsException"
-            | "ThrottlingException"
-            | "Throttling"
-            | "ThrottledException"
-            | "RequestThrottled"
-            | "RequestThrottledException"
-            | "RequestLimitExceeded"
-            | "SlowDown"
-            | "BandwidthLimitExceeded",
-        ) => AwsErrorKind::Throttled,
-        Some("ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => {
-            AwsErrorKind::ExpiredCredentials
-        }
-        Some("RequestTimeTooSkewed" | "RequestExpired") => AwsErrorKind::ClockSkew,
+    let known = code.and_then(|code| classify_code(code, message));
+    known.unwrap_or(match status {
+        Some(429) => AwsErrorKind::Throttled,
+        Some(408 | 500..) => AwsErrorKind::Unavailable,
+        // A proxy of this machine may be meant, too.
+        Some(401 | 403 | 407) => AwsErrorKind::Denied,
+        // A redirect, or an unknown 4xx.
+        Some(300..) => AwsErrorKind::Refused,
+        // No answer, or an incomplete one.
+        _ => AwsErrorKind::Unavailable,
+    })
+}
+
+fn classify_code(code: &str, message: Option<&str>) -> Option<AwsErrorKind> {
+    Some(match code {
+        "TooManyRequestsException"
+        | "ThrottlingException"
+        | "Throttling"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "RequestLimitExceeded"
+        | "SlowDown"
+        | "BandwidthLimitExceeded" => AwsErrorKind::Throttled,
+        "RequestTimeTooSkewed" | "RequestExpired" => AwsErrorKind::ClockSkew,
         // A wrong secret key has the same code with another message.
-        Some("InvalidSignatureException")
+        "InvalidSignatureException"
             if message.is_some_and(|text| {
                 text.contains("Signature expired") || text.contains("Signature not yet current")
             }) =>
         {
             AwsErrorKind::ClockSkew
         }
-        Some(
-            "InternalServerException"
-            | "InternalError"
-            | "InternalFailure"
-            | "ServiceUnavailable"
-            | "RequestTimeout"
-            | "RequestTimeoutException"
-            | "OperationAborted",
-        ) => AwsErrorKind::Unavailable,
-        _ => match status {
-            Some(429) => AwsErrorKind::Throttled,
-            Some(408 | 500..) => AwsErrorKind::Unavailable,
-            // A redirect, or an unknown 4xx.
-            Some(300..) => AwsErrorKind::Refused,
-            // No answer, or an incomplete one.
-            _ => AwsErrorKind::Unavailable,
-        },
-    }
+        "ExpiredToken"
+        | "ExpiredTokenException"
+        | "TokenRefreshRequired"
+        | "UnrecognizedClientException"
+        | "InvalidAccessKeyId"
+        | "InvalidSignatureException"
+        | "SignatureDoesNotMatch"
+        | "InvalidClientTokenId"
+        | "InvalidToken"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "IncompleteSignature"
+        | "IncompleteSignatureException"
+        | "AuthFailure" => AwsErrorKind::Credentials,
+        "AccessDenied"
+        | "AccessDeniedException"
+        | "NotAuthorized"
+        | "UnauthorizedAccess"
+        | "AllAccessDisabled"
+        | "AccountProblem"
+        | "NotSignedUp"
+        | "OptInRequired" => AwsErrorKind::Denied,
+        "InternalServerException"
+        | "InternalError"
+        | "InternalFailure"
+        | "ServiceUnavailable"
+        | "RequestTimeout"
+        | "RequestTimeoutException"
+        | "OperationAborted" => AwsErrorKind::Unavailable,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -365,20 +451,20 @@ mod tests {
             (
                 Some("ExpiredTokenException"),
                 400,
-                AwsErrorKind::ExpiredCredentials,
+                AwsErrorKind::Credentials,
             ),
-            (Some("ExpiredToken"), 400, AwsErrorKind::ExpiredCredentials),
+            (Some("ExpiredToken"), 400, AwsErrorKind::Credentials),
             (Some("RequestTimeTooSkewed"), 403, AwsErrorKind::ClockSkew),
             (Some("InvalidRequestException"), 400, AwsErrorKind::Refused),
-            (Some("AccessDenied"), 403, AwsErrorKind::Refused),
+            (Some("AccessDenied"), 403, AwsErrorKind::Denied),
             (
                 Some("UnrecognizedClientException"),
                 400,
-                AwsErrorKind::Refused,
+                AwsErrorKind::Credentials,
             ),
             (Some("NoSuchKey"), 404, AwsErrorKind::Refused),
             (Some("PreconditionFailed"), 412, AwsErrorKind::Refused),
-            (None, 403, AwsErrorKind::Refused),
+            (None, 403, AwsErrorKind::Denied),
         ] {
             assert_eq!(
                 classify(code, None, Some(status)),
@@ -409,7 +495,7 @@ mod tests {
         );
         assert_eq!(
             of("The request signature we calculated does not match"),
-            AwsErrorKind::Refused
+            AwsErrorKind::Credentials
         );
     }
 }

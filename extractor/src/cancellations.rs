@@ -1,4 +1,4 @@
-//! The cancelled runs, as `etl.control` names them. An extractor that works on one stops at once.
+//! The cancelled runs, as control messages name them. An extractor that works on one stops at once.
 //!
 //! The set is bounded and forgets the oldest run first. Work on a forgotten run is wasted and
 //! harmless, since the loader drops the batches of a cancelled run.
@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use common::message::{Command, Control, ExtractTask, RunId};
 use tokio::sync::watch;
 
-/// More than the stream keeps for long.
+/// More than the broker keeps.
 const MAX_RUNS: usize = 20_000;
 
 /// The cancelled runs; clones share one set.
@@ -17,8 +17,8 @@ pub(crate) struct Cancellations(watch::Sender<Runs>);
 
 #[derive(Debug, Default)]
 struct Runs {
-    /// The highest cancelled generation of each run.
-    generations: HashMap<RunId, u32>,
+    /// The latest cancellation of each name.
+    latest: HashMap<RunId, Control>,
     /// Oldest first.
     order: VecDeque<RunId>,
 }
@@ -27,21 +27,26 @@ impl Cancellations {
     /// Applies a control message.
     pub(crate) fn apply(&self, control: Control) {
         match control.command {
-            Command::Cancel => self.0.send_modify(|runs| {
-                runs.add(control.run, control.generation, MAX_RUNS);
-            }),
+            Command::Cancel => self.0.send_modify(|runs| runs.add(control, MAX_RUNS)),
         }
     }
 
     /// Whether the task's run is cancelled.
     pub(crate) fn contains(&self, task: &ExtractTask) -> bool {
-        self.0.borrow().contains(&task.run, task.generation)
+        self.0.borrow().contains(task)
     }
 
-    /// Returns once this generation of the run is cancelled.
-    pub(crate) async fn wait_for(&self, run: &RunId, generation: u32) {
+    /// Whether a run of the task's name was cancelled, and requested again in a restored ledger.
+    pub(crate) fn preceded(&self, task: &ExtractTask) -> bool {
+        let runs = self.0.borrow();
+        let control = runs.latest.get(&task.run);
+        control.is_some_and(|control| control.is_older_than(task))
+    }
+
+    /// Returns once the task's run is cancelled.
+    pub(crate) async fn wait_for(&self, task: &ExtractTask) {
         let mut runs = self.0.subscribe();
-        let cancelled = runs.wait_for(|runs| runs.contains(run, generation)).await;
+        let cancelled = runs.wait_for(|runs| runs.contains(task)).await;
         // Fails only when the sender is gone, and `self` holds it.
         if cancelled.is_err() {
             std::future::pending::<()>().await;
@@ -50,42 +55,61 @@ impl Cancellations {
 }
 
 impl Runs {
-    fn contains(&self, run: &RunId, generation: u32) -> bool {
-        let cancelled = self.generations.get(run);
-        cancelled.is_some_and(|cancelled| generation <= *cancelled)
+    fn contains(&self, task: &ExtractTask) -> bool {
+        let control = self.latest.get(&task.run);
+        control.is_some_and(|control| control.applies_to(task))
     }
 
-    fn add(&mut self, run: RunId, generation: u32, max_runs: usize) {
-        if let Some(known) = self.generations.get_mut(&run) {
-            *known = generation.max(*known);
+    fn add(&mut self, control: Control, max_runs: usize) {
+        if let Some(known) = self.latest.get_mut(&control.run) {
+            // Messages may come twice and in any order.
+            if known.at < control.at {
+                *known = control;
+            }
             return;
         }
         if self.order.len() >= max_runs
             && let Some(oldest) = self.order.pop_front()
         {
-            self.generations.remove(&oldest);
+            self.latest.remove(&oldest);
         }
-        self.order.push_back(run.clone());
-        self.generations.insert(run, generation);
+        self.order.push_back(control.run.clone());
+        self.latest.insert(control.run.clone(), control);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
 
+    fn cancel(run: &str, generation: u32, second: i64) -> Control {
+        Control {
+            run: run.parse().unwrap(),
+            run_no: 7,
+            generation,
+            at: Timestamp::from_second(second).unwrap(),
+            job: "clicks".into(),
+            command: Command::Cancel,
+        }
+    }
+
     #[test]
-    fn oldest_runs_are_forgotten_and_highest_generation_counts() {
-        let run = |n: u32| -> RunId { format!("r{n}").parse().unwrap() };
+    fn oldest_runs_are_forgotten_and_the_latest_cancellation_counts() {
         let mut runs = Runs::default();
         for n in 0..5 {
-            runs.add(run(n), n, 3);
+            runs.add(cancel(&format!("r{n}"), n, 10), 3);
         }
-        runs.add(run(4), 9, 3);
-        runs.add(run(4), 1, 3);
-        let mut known: Vec<_> = runs.generations.into_iter().collect();
+        runs.add(cancel("r4", 9, 12), 3);
+        runs.add(cancel("r4", 1, 11), 3);
+        let mut known: Vec<_> = (runs.latest.values())
+            .map(|control| (control.run.to_string(), control.generation))
+            .collect();
         known.sort();
-        assert_eq!(known, [(run(2), 2), (run(3), 3), (run(4), 9)]);
-        assert_eq!(runs.order, [run(2), run(3), run(4)]);
+        let wanted = [("r2", 2), ("r3", 3), ("r4", 9)];
+        assert_eq!(known, wanted.map(|(run, n)| (run.to_owned(), n)));
+        let order: Vec<_> = runs.order.iter().map(RunId::as_str).collect();
+        assert_eq!(order, ["r2", "r3", "r4"]);
     }
 }

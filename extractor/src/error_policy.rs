@@ -11,8 +11,12 @@ use crate::s3::S3Error;
 /// Why a step of a task failed, by what follows from it.
 #[derive(Debug)]
 pub(crate) enum StepError {
-    /// AWS is unavailable or refuses this replica for now: back off and retry the step.
+    /// AWS is unavailable for now: back off and retry the step.
     Retry(AwsError),
+    /// AWS does not accept this replica: it gives the task back, and takes no other.
+    Replica(AwsError),
+    /// AWS denies this replica what the task needs: another one tries.
+    Denied(AwsError),
     /// The cause holds for every replica at any time: the run fails with this sentence.
     FailRun(Reason),
     /// The broker failed: the session ends and the broker delivers the task again.
@@ -22,10 +26,9 @@ pub(crate) enum StepError {
 impl From<AwsError> for StepError {
     fn from(error: AwsError) -> Self {
         match error.kind {
-            AwsErrorKind::Throttled
-            | AwsErrorKind::Unavailable
-            | AwsErrorKind::ExpiredCredentials
-            | AwsErrorKind::ClockSkew => Self::Retry(error),
+            AwsErrorKind::Throttled | AwsErrorKind::Unavailable => Self::Retry(error),
+            AwsErrorKind::Credentials | AwsErrorKind::ClockSkew => Self::Replica(error),
+            AwsErrorKind::Denied => Self::Denied(error),
             AwsErrorKind::Refused => {
                 let text = match error.hint() {
                     Some(hint) => format!("{error}; {hint}"),
@@ -103,27 +106,22 @@ mod tests {
 
     #[test]
     fn only_causes_that_hold_for_every_replica_fail_the_run() {
-        for kind in [
-            AwsErrorKind::Throttled,
-            AwsErrorKind::Unavailable,
-            AwsErrorKind::ExpiredCredentials,
-            AwsErrorKind::ClockSkew,
-        ] {
+        for kind in [AwsErrorKind::Throttled, AwsErrorKind::Unavailable] {
             assert!(matches!(aws(kind, "X"), StepError::Retry(_)), "{kind:?}");
         }
-        let StepError::FailRun(why) = aws(AwsErrorKind::Refused, "UnrecognizedClientException")
-        else {
+        for kind in [AwsErrorKind::Credentials, AwsErrorKind::ClockSkew] {
+            assert!(matches!(aws(kind, "X"), StepError::Replica(_)), "{kind:?}");
+        }
+        let denied = aws(AwsErrorKind::Denied, "AccessDenied");
+        assert!(matches!(denied, StepError::Denied(_)));
+        let StepError::FailRun(why) = aws(AwsErrorKind::Refused, "InvalidRequestException") else {
             panic!()
         };
-        assert!(
-            why.text().contains("starting the query: No")
-                && why.text().contains("credentials of the extractor"),
-            "{why:?}"
-        );
         assert_eq!(
-            why.logged(),
-            "starting the query: UnrecognizedClientException"
+            why.text(),
+            "starting the query: No (InvalidRequestException)"
         );
+        assert_eq!(why.logged(), "starting the query: InvalidRequestException");
         let shrunk = ReadError::Shrunk { rows: 1, read: 2 };
         assert!(matches!(shrunk.into(), StepError::FailRun(_)));
         let replaced = S3Error::Replaced(S3Object {

@@ -11,7 +11,7 @@ use crate::athena::{Athena, Execution, ExecutionState, QueryFailure};
 use crate::aws::{AwsError, AwsErrorKind};
 
 /// Attempts at a query that fails for a reason that Athena calls retryable.
-const MAX_ATTEMPTS: u32 = 3;
+pub(crate) const MAX_ATTEMPTS: u32 = 3;
 
 /// A query execution that was started.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +34,9 @@ pub(crate) enum Waited {
     Succeeded(Execution),
     /// The query failed; another attempt may succeed.
     Retryable(Reason),
-    /// The query failed, was cancelled, or was stopped since it passed a limit.
+    /// Somebody cancelled the query in Athena.
+    Cancelled(Reason),
+    /// The query failed, or was stopped since it passed a limit.
     Failed(Reason),
 }
 
@@ -46,7 +48,10 @@ pub(crate) async fn wait(
 ) -> Result<Waited, AwsError> {
     let begun = Instant::now();
     loop {
-        sleep(poll_interval(query.age())).await;
+        // A caller without time wants one look.
+        if at_most > Duration::ZERO {
+            sleep(poll_interval(query.age())).await;
+        }
         let execution = athena.look(query.id).await?;
         let is_working = execution.state == ExecutionState::Working;
         let waited = judge(execution, query.source, query.age(), query.attempt);
@@ -68,7 +73,7 @@ pub(crate) async fn wait_to_the_end(
         match wait(athena, query, Duration::MAX).await? {
             Waited::Running => {}
             Waited::Succeeded(execution) => return Ok(Ok(execution)),
-            Waited::Retryable(reason) | Waited::Failed(reason) => {
+            Waited::Retryable(reason) | Waited::Cancelled(reason) | Waited::Failed(reason) => {
                 return Ok(Err(reason.text().to_owned()));
             }
         }
@@ -133,7 +138,7 @@ fn judge(execution: Execution, source: &Source, age: Duration, attempt: u32) -> 
         }
         ExecutionState::Cancelled(reason) => {
             let cancelled = "the query was cancelled in Athena";
-            Waited::Failed(Reason::quoting(format!("{cancelled}: {reason}"), cancelled))
+            Waited::Cancelled(Reason::quoting(format!("{cancelled}: {reason}"), cancelled))
         }
     }
 }
@@ -261,7 +266,7 @@ mod tests {
             why.logged(),
             "the query failed: Athena error type 1006, user"
         );
-        let Waited::Failed(why) = ended(ExecutionState::Cancelled("by Eve".into()), 1) else {
+        let Waited::Cancelled(why) = ended(ExecutionState::Cancelled("by Eve".into()), 1) else {
             panic!()
         };
         assert!(

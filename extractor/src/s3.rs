@@ -14,7 +14,7 @@ use common::message::S3Object;
 use common::settings;
 use tokio::time::{sleep, timeout};
 
-use crate::aws::{AwsError, AwsErrorKind};
+use crate::aws::AwsError;
 
 /// The bytes of one request. A request costs about 50 ms; a reader that stops wastes the rest of it.
 const RANGE_BYTES: u64 = 16 << 20;
@@ -60,11 +60,11 @@ impl S3Error {
         }
     }
 
-    /// Whether no retry by any replica can succeed: the location is invalid, there is no such object
+    /// Whether a retry by this replica cannot succeed: the location is invalid, there is no such object
     /// or bucket, or a permission is missing.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Aws(error) => error.kind == AwsErrorKind::Refused,
+            Self::Aws(error) => error.kind.is_answer(),
             Self::Replaced(_) | Self::Location(_) => true,
         }
     }

@@ -1,8 +1,6 @@
 //! What an extractor does while it is connected: it runs workers, each with a consumer and a publisher
 //! of its own and one task in hand.
 
-use std::time::Duration;
-
 use common::backoff::Repetition;
 use common::failpoint;
 use common::message::ExtractTask;
@@ -11,12 +9,15 @@ use common::service::{Fault, Session};
 use common::settings;
 use common::telemetry::trace;
 use futures::future::try_join;
+use tokio::time::sleep;
 use tracing::Instrument;
 
 use crate::cancellations::Cancellations;
 pub use crate::clients::Clients;
+use crate::replica::Replica;
+use crate::setbacks::Setbacks;
 use crate::settings::Settings;
-use crate::work::{CHECKPOINT_INTERVAL, Worker};
+use crate::work::{Outcome, Worker};
 
 /// One task a worker: a task in hand waits for nothing but its own work.
 const PREFETCH: Prefetch = Prefetch {
@@ -29,10 +30,11 @@ const PREFETCH: Prefetch = Prefetch {
 pub async fn run(session: &Session) -> Result<(), Fault> {
     let settings: Settings =
         settings::load().map_err(|error| Fault::Configuration(error.into()))?;
-    let clients = Clients::connect(&settings)
+    let clients = Clients::connect(&settings, &session.health)
         .await
         .map_err(|error| Fault::Configuration(error.into()))?;
     session.health.clear("aws");
+    let replica = Replica::new(&settings, &session.health, clients);
     // Before the first task: Athena must not get the query of a run that was cancelled meanwhile.
     let cancelled = Cancellations::default();
     let apply = |control| cancelled.apply(control);
@@ -40,20 +42,12 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
         () = session.stop.cancelled() => return Ok(()),
         opened = ControlReader::open(&session.consuming, &session.publishing, apply) => opened?,
     };
-    let mut handlers = Vec::new();
-    for _ in 0..settings.tasks.get() {
-        let worker = Worker {
-            settings: &settings,
-            clients: clients.clone(),
-            publisher: Publisher::open(&session.publishing).await?,
-            health: &session.health,
-            cancellations: cancelled.clone(),
-            trace: None,
-            checkpoint_interval: CHECKPOINT_INTERVAL,
-            repetition: Repetition::default(),
-        };
-        handlers.push(Tasks { session, worker });
-    }
+    let handlers = (0..settings.tasks.get()).map(|_| Tasks {
+        session,
+        replica: &replica,
+        cancellations: &cancelled,
+        repetition: Repetition::default(),
+    });
     let consume = session.consume(PREFETCH, handlers);
     let follow = follow(session, controls, &cancelled);
     try_join(Box::pin(follow), Box::pin(consume))
@@ -77,10 +71,13 @@ async fn follow(
     }
 }
 
-/// A worker as the handler of its deliveries.
+/// The handler of a worker's deliveries.
 struct Tasks<'a> {
     session: &'a Session,
-    worker: Worker<'a>,
+    replica: &'a Replica<'a>,
+    cancellations: &'a Cancellations,
+    /// Which failures of AWS are logged.
+    repetition: Repetition,
 }
 
 impl Handler<ExtractTask> for Tasks<'_> {
@@ -90,7 +87,7 @@ impl Handler<ExtractTask> for Tasks<'_> {
     async fn exempts(&mut self, delivery: &Delivery<ExtractTask>) -> bool {
         delivery
             .read()
-            .is_ok_and(|task| self.worker.cancellations.contains(&task))
+            .is_ok_and(|task| self.cancellations.contains(&task))
     }
 
     async fn handle(
@@ -103,16 +100,31 @@ impl Handler<ExtractTask> for Tasks<'_> {
             let Some((delivery, task)) = intake.read(delivery).await? else {
                 continue;
             };
-            let full = tokio::select! {
-                settled = Box::pin(self.work(task, &delivery)) => settled?,
+            let setbacks = Setbacks::of(&delivery);
+            if let Some(reason) = setbacks.poison()
+                && !self.cancellations.contains(&task)
+            {
+                let attempts = setbacks.interruptions + 1;
+                intake
+                    .dead_letter(delivery, &reason.into(), attempts)
+                    .await?;
+                continue;
+            }
+            let (publisher, ended) = intake.at_work();
+            let outcome = tokio::select! {
+                outcome = Box::pin(self.work(task, &delivery, setbacks, publisher)) => outcome?,
                 () = stop.cancelled() => return Ok(()),
                 // The task is redelivered to another worker: this one must not go on with it.
-                ended = intake.ended() => return Err(ended.into()),
+                ended = ended => return Err(ended.into()),
             };
             failpoint::reach("before_ack").await;
             delivery.ack().await?;
-            if let Some(error) = full {
-                return Err(error.into());
+            tracing::debug!("task acked");
+            match outcome {
+                Outcome::Settled => {}
+                Outcome::Full(full) => return Err(full.into()),
+                Outcome::Pause(time) => self.rest(intake, sleep(time)).await,
+                Outcome::Unable => Box::pin(self.rest(intake, self.replica.recovers())).await,
             }
         }
         Ok(())
@@ -120,33 +132,56 @@ impl Handler<ExtractTask> for Tasks<'_> {
 }
 
 impl Tasks<'_> {
-    /// Works on a task until its delivery can be acked. The error in the result ends the session after
-    /// the ack.
+    /// Works on a task until its delivery can be acked.
     async fn work(
         &mut self,
         task: ExtractTask,
         delivery: &Delivery<ExtractTask>,
-    ) -> Result<Option<QueueError>, QueueError> {
-        // A task that came back makes a checkpoint as soon as it advances: the deliveries of its
-        // successor count anew, so that only a task without progress reaches the limit. Restarts of the
-        // broker and killed extractors make tasks come back, too.
-        self.worker.checkpoint_interval = if delivery.is_isolated() {
-            Duration::ZERO
-        } else {
-            CHECKPOINT_INTERVAL
-        };
+        setbacks: Setbacks,
+        publisher: &mut Publisher<'_>,
+    ) -> Result<Outcome, QueueError> {
         let parent = delivery.traceparent();
         // The request was not traced: the trace begins here, and the span ends with this work.
         let begun = parent
             .is_none()
             .then(|| tracing::info_span!(target: trace::TARGET, "run", run.id = %task.run));
-        self.worker.trace = match &begun {
-            Some(span) => trace::join(span, None),
-            None => parent,
+        let mut worker = Worker {
+            replica: self.replica,
+            publisher,
+            health: &self.session.health,
+            cancellations: self.cancellations,
+            trace: match &begun {
+                Some(span) => trace::join(span, None),
+                None => parent,
+            },
+            setbacks,
+            repetition: &mut self.repetition,
         };
         let deliveries = delivery.deliveries();
+        if !self.cancellations.contains(&task) {
+            if self.replica.is_at_fault() {
+                worker.hand_on(&task, delivery).await?;
+                return Ok(Outcome::Unable);
+            }
+            // The deliveries of the successor count anew. Restarts of the broker, lost connections and killed extractors
+            // make tasks come back, too: only one without progress is dead-lettered.
+            if deliveries > 1 {
+                tracing::info!(run.id = %task.run, deliveries, "task came back; publishing it again");
+                worker.hand_on(&task, delivery).await?;
+                return Ok(Outcome::Settled);
+            }
+        }
         let span = tracing::info_span!("task", run.id = %task.run, job = task.job.name, deliveries);
         failpoint::reach("extract").await;
-        self.worker.work(task, delivery).instrument(span).await
+        worker.work(task, delivery).instrument(span).await
+    }
+
+    /// Takes nothing until `until`, or until the session ends.
+    async fn rest(&self, intake: &mut Intake<'_, ExtractTask>, until: impl Future<Output = ()>) {
+        intake.release().await;
+        tokio::select! {
+            () = self.session.stop.cancelled() => {}
+            () = until => {}
+        }
     }
 }

@@ -17,12 +17,12 @@ use common::reason::Reason;
 use common::telemetry::retried;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::aws::{AwsError, AwsErrorKind};
+use crate::aws::AwsError;
 use crate::cancellations::Cancellations;
-use crate::clients::Clients;
 use crate::error_policy::StepError;
 use crate::query;
-use crate::settings::Settings;
+use crate::replica::Replica;
+use crate::setbacks::Setbacks;
 
 /// How long one delivery waits for a query, or reads, before a checkpoint.
 pub(crate) const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
@@ -40,83 +40,150 @@ enum Next {
     Done,
 }
 
-/// Works on tasks, one after the other.
-pub(crate) struct Worker<'a> {
-    pub(crate) settings: &'a Settings,
-    pub(crate) clients: Clients,
-    pub(crate) publisher: Publisher<'a>,
-    pub(crate) health: &'a Health,
-    pub(crate) cancellations: Cancellations,
-    /// The `traceparent` of the span that is the parent of the run's spans.
-    pub(crate) trace: Option<String>,
-    /// How long the current delivery may be held while it makes progress: at most
-    /// [`CHECKPOINT_INTERVAL`].
-    pub(crate) checkpoint_interval: Duration,
-    /// Which failures of AWS are logged.
-    pub(crate) repetition: Repetition,
+/// What follows from the work on a task, once its delivery is acked.
+pub(crate) enum Outcome {
+    /// The next delivery.
+    Settled,
+    /// A queue is full: the session ends.
+    Full(QueueError),
+    /// AWS denied this replica what the task needs: it takes nothing for so long, and another one may take the task.
+    Pause(Duration),
+    /// AWS does not accept this replica: it takes nothing until AWS does.
+    Unable,
 }
 
-impl Worker<'_> {
+/// Works on one task.
+pub(crate) struct Worker<'a, 'c> {
+    pub(crate) replica: &'a Replica<'a>,
+    pub(crate) publisher: &'a mut Publisher<'c>,
+    pub(crate) health: &'a Health,
+    pub(crate) cancellations: &'a Cancellations,
+    /// The `traceparent` of the span that is the parent of the run's spans.
+    pub(crate) trace: Option<String>,
+    pub(crate) setbacks: Setbacks,
+    /// Which failures of AWS are logged.
+    pub(crate) repetition: &'a mut Repetition,
+}
+
+impl Worker<'_, '_> {
     /// Works on a task until its delivery can be acked.
-    ///
-    /// Returns an error that ends the session after the ack when the queue of batches is full: the
-    /// checkpoint keeps that wait from counting as a failed delivery.
     pub(crate) async fn work(
-        &mut self,
+        mut self,
         mut task: ExtractTask,
         delivery: &RawDelivery,
-    ) -> Result<Option<QueueError>, QueueError> {
+    ) -> Result<Outcome, QueueError> {
         let held = Instant::now();
         let mut failures = 0;
-        // An extractor that crashed, or whose request got no answer, may have started the query.
-        let mut sent = attempt(&task).filter(|_| delivery.deliveries() > 1);
+        let mut has_reloaded = false;
         loop {
+            let might_have_started = self.setbacks.may_have_started;
             let stepped = if self.cancellations.contains(&task) {
-                self.drop_cancelled(&task, sent).await
+                self.drop_cancelled(&task).await
             } else {
-                sent = attempt(&task);
+                // A request that gets no answer may have started the query.
+                self.setbacks.may_have_started = attempt(&task).is_some();
                 Box::pin(self.step(&mut task)).await
             };
+            let refused = matches!(stepped, Err(StepError::Replica(_) | StepError::Denied(_)));
+            if refused {
+                self.setbacks.may_have_started = might_have_started;
+                // The credentials may have been renewed since they were read.
+                if !has_reloaded && self.replica.reload().await {
+                    has_reloaded = true;
+                    continue;
+                }
+            }
             match stepped {
                 Ok(next) => {
                     self.health.clear("aws");
                     self.repetition.clear();
-                    failures = 0;
+                    self.replica.works();
+                    self.setbacks.progress();
+                    (failures, has_reloaded) = (0, false);
                     match next {
                         Next::Step => {}
                         Next::Checkpoint => {
-                            return self.checkpoint(&task, delivery).await.map(|()| None);
+                            self.checkpoint(&task, delivery).await?;
+                            return Ok(Outcome::Settled);
                         }
-                        Next::Done => return Ok(None),
+                        Next::Done => return Ok(Outcome::Settled),
                     }
                 }
-                Err(StepError::FailRun(reason)) => {
-                    return self.fail(&task, delivery, reason).await.map(|()| None);
-                }
-                Err(StepError::Queue(full @ QueueError::Full { .. })) => {
-                    self.checkpoint(&task, delivery).await?;
-                    return Ok(Some(full));
-                }
-                Err(StepError::Queue(error)) => return Err(error),
-                Err(StepError::Retry(error)) => {
+                Err(StepError::Retry(error)) if held.elapsed() <= OUTAGE_TIMEOUT => {
                     self.back_off(&task, &error, failures).await;
                     failures += 1;
-                    if held.elapsed() > OUTAGE_TIMEOUT {
-                        self.checkpoint(&task, delivery).await?;
-                        self.health.clear("aws");
-                        return Ok(None);
-                    }
                 }
+                Err(error) => return self.give_up(&task, delivery, error).await,
             }
         }
+    }
+
+    /// How long the delivery may be held while it makes progress. A task that was interrupted makes a checkpoint as soon
+    /// as it advances.
+    fn checkpoint_interval(&self) -> Duration {
+        if self.setbacks.interruptions > 0 {
+            Duration::ZERO
+        } else {
+            CHECKPOINT_INTERVAL
+        }
+    }
+
+    /// Ends the work on a task after an error that waiting here does not pass.
+    async fn give_up(
+        &mut self,
+        task: &ExtractTask,
+        delivery: &RawDelivery,
+        error: StepError,
+    ) -> Result<Outcome, QueueError> {
+        let reason = match error {
+            // The checkpoint keeps the wait from counting as a failed delivery.
+            StepError::Queue(full @ QueueError::Full { .. }) => {
+                self.checkpoint(task, delivery).await?;
+                return Ok(Outcome::Full(full));
+            }
+            StepError::Queue(error) => return Err(error),
+            StepError::Replica(error) => {
+                // Before the task is in the queue again: no other worker of this replica takes it up.
+                self.replica.fault(task, &error);
+                self.checkpoint(task, delivery).await?;
+                return Ok(Outcome::Unable);
+            }
+            StepError::Denied(error) => {
+                self.setbacks.deny(self.replica.name());
+                if !self.setbacks.are_final(task) {
+                    let why = error.logged();
+                    tracing::warn!(
+                        error = why,
+                        "AWS denies this extractor what the task needs; giving the task back"
+                    );
+                    retried(error.kind.cause(), 1);
+                    self.checkpoint(task, delivery).await?;
+                    return Ok(Outcome::Pause(self.setbacks.pause()));
+                }
+                let hint = error.hint().unwrap_or_default();
+                let denied = self.setbacks.denied();
+                Reason::quoting(
+                    format!("{error}; {hint}; AWS denied it to {denied}"),
+                    format!("{}; AWS denied it to {denied}", error.logged()),
+                )
+            }
+            StepError::Retry(_) => {
+                self.checkpoint(task, delivery).await?;
+                self.health.clear("aws");
+                return Ok(Outcome::Settled);
+            }
+            StepError::FailRun(reason) => reason,
+        };
+        self.fail(task, delivery, reason).await?;
+        Ok(Outcome::Settled)
     }
 
     /// Takes the step that the task's state asks for. Ends early, with the task unchanged, when its
     /// run is cancelled.
     async fn step(&mut self, task: &mut ExtractTask) -> Result<Next, StepError> {
         let is_start = attempt(task).is_some();
-        let (cancellations, run) = (self.cancellations.clone(), task.run.clone());
-        let cancelled = cancellations.wait_for(&run, task.generation);
+        let (cancellations, current) = (self.cancellations, task.clone());
+        let cancelled = cancellations.wait_for(&current);
         let step = async {
             match task.state.clone() {
                 TaskState::Start { attempt } => self.start(task, attempt).await,
@@ -158,30 +225,34 @@ impl Worker<'_> {
         if self.cancellations.contains(task) {
             sleep(pause).await;
         } else {
-            let cancelled = self.cancellations.wait_for(&task.run, task.generation);
+            let cancelled = self.cancellations.wait_for(task);
             // The next step sees which of the two it was.
             timeout(pause, cancelled).await.unwrap_or(());
         }
-        if error.kind == AwsErrorKind::ExpiredCredentials {
-            match Clients::connect(self.settings).await {
-                Ok(clients) => self.clients = clients,
-                Err(error) => self.health.not_ready("aws", format!("{error:#}")),
-            }
-        }
     }
 
-    /// Publishes the task as it is now. Its delivery is acked only after that: a crash in between
-    /// leaves two tasks, which can only publish the same batches.
+    /// Publishes the task as it is now. This process has survived it.
     async fn checkpoint(
+        &mut self,
+        task: &ExtractTask,
+        delivery: &RawDelivery,
+    ) -> Result<(), QueueError> {
+        self.setbacks.interruptions = 0;
+        self.hand_on(task, delivery).await
+    }
+
+    /// Publishes the task with its setbacks. Its delivery is acked only after that: a crash in between
+    /// leaves two tasks, which can only publish the same batches.
+    pub(crate) async fn hand_on(
         &mut self,
         task: &ExtractTask,
         delivery: &RawDelivery,
     ) -> Result<(), QueueError> {
         match Outgoing::of(task) {
             Ok(successor) => {
-                self.publisher
-                    .publish(&[successor.traced(self.trace.as_deref())])
-                    .await
+                let successor = self.setbacks.put_on(successor);
+                let successor = successor.traced(self.trace.as_deref());
+                self.publisher.publish(&[successor]).await
             }
             // Only a task that should not have passed the checks of its reader.
             Err(error) => self.fail(task, delivery, error.to_string().into()).await,
@@ -208,30 +279,26 @@ impl Worker<'_> {
         self.publisher.publish(&[dead]).await
     }
 
-    /// Drops the task of a cancelled run, and stops its query. `sent`: the attempt whose query may
-    /// have been started although the task does not know it.
-    async fn drop_cancelled(
-        &mut self,
-        task: &ExtractTask,
-        sent: Option<u32>,
-    ) -> Result<Next, StepError> {
+    /// Drops the task of a cancelled run, and stops its query.
+    async fn drop_cancelled(&mut self, task: &ExtractTask) -> Result<Next, StepError> {
+        let clients = self.replica.clients();
         let id = match &task.state {
             TaskState::Waiting {
                 query_execution_id, ..
             } => Some(query_execution_id.clone()),
             // The same token finds the execution, or starts one that is stopped at once: Athena has
             // no other way to look it up.
-            TaskState::Start { attempt } if sent == Some(*attempt) => {
+            TaskState::Start { attempt } if self.setbacks.may_have_started => {
                 let query = Self::query(task, *attempt);
-                match self.clients.athena.start(query).await {
-                    Err(error) if error.kind == AwsErrorKind::Refused => None,
+                match clients.athena.start(query).await {
+                    Err(error) if error.kind.is_answer() => None,
                     found => Some(found?),
                 }
             }
             TaskState::Start { .. } | TaskState::Reread { .. } | TaskState::Reading { .. } => None,
         };
         if let Some(id) = &id {
-            query::stop(&self.clients.athena, id).await?;
+            query::stop(&clients.athena, id).await?;
         }
         tracing::warn!(query.id = id, "the run was cancelled; its task is dropped");
         Ok(Next::Done)

@@ -16,6 +16,7 @@ pub mod earlier;
 mod error;
 pub mod event;
 pub mod migrate;
+mod moment;
 mod origin;
 mod prune;
 mod quarantine;
@@ -40,6 +41,7 @@ pub use dead_letter::{
 };
 pub use decision::{Ended, Rows};
 pub use error::{Class, Error, Refused, cause, classify, remedy, words};
+pub use moment::Moment;
 pub use origin::Origin;
 pub use prune::{Prune, Pruned};
 pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quarantine};

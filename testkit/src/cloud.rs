@@ -139,6 +139,12 @@ impl Cloud {
         self.shared.lock().always.insert(op, fault);
     }
 
+    /// Every request that is signed with this access key gets this fault, before all others; `Fault::Pass` ends it.
+    pub fn on_key(&self, access_key_id: &str, fault: Fault) {
+        let key = access_key_id.to_owned();
+        self.shared.lock().keys.insert(key, fault);
+    }
+
     /// Creates or replaces an object; `name` is `bucket/key`.
     pub fn put_object(&self, name: &str, bytes: &[u8]) {
         self.shared

@@ -1,18 +1,23 @@
-//! A person's commands about a run that is in progress, to every extractor, through the stream
+//! A person's commands about a run that is in progress, to every extractor, through the exchange
 //! `etl.control`.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Message, QueueName, RunId};
+use super::{ExtractTask, Message, QueueName, RunId};
 
 /// A command about a run. The ledger decides; this message only spares extractors needless work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Control {
     pub run: RunId,
+    pub run_no: i64,
     /// The command is about this generation of the run and the earlier ones, and not about a later
     /// replay.
     pub generation: u32,
+    /// By the ledger's clock. A ledger that was restored to an earlier time may give the same name and
+    /// number to a later request: the command is not about that.
+    pub at: Timestamp,
     pub job: String,
     pub command: Command,
 }
@@ -26,14 +31,17 @@ pub enum Command {
 }
 
 impl Control {
-    /// Cancels a run up to this generation.
-    pub fn cancel(run: RunId, generation: u32, job: impl Into<String>) -> Self {
-        Self {
-            run,
-            generation,
-            job: job.into(),
-            command: Command::Cancel,
-        }
+    /// Whether the command is about this task.
+    pub fn applies_to(&self, task: &ExtractTask) -> bool {
+        self.run == task.run
+            && self.run_no == task.run_no
+            && self.generation >= task.generation
+            && !self.is_older_than(task)
+    }
+
+    /// Whether it was given before the task was requested.
+    pub fn is_older_than(&self, task: &ExtractTask) -> bool {
+        self.at < task.requested_at
     }
 }
 

@@ -13,7 +13,7 @@ pub enum QueueName {
     Events,
     /// A stream that keeps every raw batch for replays.
     Archive,
-    /// A small stream of control messages about runs, which every extractor follows.
+    /// Control messages about runs, kept for the extractors that start later. Nobody takes one.
     Control,
     /// Messages that could not be processed, with the reason.
     Dead,
@@ -31,6 +31,17 @@ impl QueueName {
         Self::Valid,
         Self::Events,
     ];
+
+    /// The exchange that its messages are published to. Control messages reach each extractor that is
+    /// connected, too.
+    pub fn exchange(self) -> &'static str {
+        match self {
+            Self::Control => "etl.control",
+            Self::Extract | Self::Raw | Self::Valid | Self::Events | Self::Archive | Self::Dead => {
+                ""
+            }
+        }
+    }
 
     /// The name in RabbitMQ.
     pub fn name(self) -> &'static str {

@@ -14,7 +14,11 @@ use crate::schema::ResultColumn;
 #[serde(deny_unknown_fields)]
 pub struct ExtractTask {
     pub run: RunId,
+    pub run_no: i64,
     pub generation: u32,
+    /// When this generation was requested, by the ledger's clock: a cancellation that is older is not
+    /// about it.
+    pub requested_at: jiff::Timestamp,
     /// The SQL with its parameters filled in.
     pub sql: String,
     pub source: Source,

@@ -240,7 +240,9 @@ fn task() -> impl Strategy<Value = ExtractTask> {
     ];
     state.prop_map(|state| ExtractTask {
         run: "run-1".parse().unwrap(),
+        run_no: 1,
         generation: 0,
+        requested_at: jiff::Timestamp::UNIX_EPOCH,
         sql: "SELECT 1".into(),
         source: Source {
             database: "d".into(),
@@ -286,11 +288,14 @@ fn message() -> impl Strategy<Value = Value> {
         raw_batch().prop_map(|message| json!(message)),
         valid_batch().prop_map(|message| json!(message)),
         event().prop_map(|message| json!(message)),
-        (0..9_u32).prop_map(|generation| json!(Control::cancel(
-            "run-1".parse().unwrap(),
+        (0..9_u32).prop_map(|generation| json!(Control {
+            run: "run-1".parse().unwrap(),
+            run_no: 1,
             generation,
-            "clicks"
-        ))),
+            at: jiff::Timestamp::UNIX_EPOCH,
+            job: "clicks".into(),
+            command: Command::Cancel,
+        })),
     ]
 }
 

@@ -103,15 +103,26 @@ impl<M> Consumer<M> {
         prefetch: u16,
         arguments: FieldTable,
     ) -> Result<Self, QueueError> {
+        Self::open_named(connection, queue, queue.name(), prefetch, arguments).await
+    }
+
+    /// Consumes the queue `name`, which gets messages of `queue`.
+    pub(super) async fn open_named(
+        connection: &Connection,
+        queue: QueueName,
+        name: &str,
+        prefetch: u16,
+        arguments: FieldTable,
+    ) -> Result<Self, QueueError> {
         let channel = connection.channel().await?;
         within(
             "setting the prefetch",
             channel.basic_qos(prefetch, BasicQosOptions::default()),
         )
         .await?;
-        let doing = format!("consuming {}", queue.name());
+        let doing = format!("consuming {name}");
         let consume = channel.basic_consume(
-            queue.name().into(),
+            name.into(),
             ShortString::default(),
             BasicConsumeOptions::default(),
             arguments,
@@ -131,7 +142,8 @@ impl<M> Consumer<M> {
             // After a connection broke, the stream still yields prefetched deliveries. They cannot be
             // acked, and are redelivered.
             Some(Ok(inner)) if inner.acker.usable() => {
-                if inner.redelivered {
+                // Each reader of the control messages returns them.
+                if inner.redelivered && queue != QueueName::Control {
                     metrics::counter!("etl_redeliveries_total", "queue" => queue.name())
                         .increment(1);
                 }

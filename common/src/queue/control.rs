@@ -1,47 +1,90 @@
-//! Following `etl.control`, the small stream of control messages about runs. An extractor first reads
-//! all earlier messages, and then follows the stream for as long as it works.
+//! Control messages. Each goes to the exchange `etl.control`, and from there to two kinds of queues: to
+//! `etl.control`, which keeps it for the extractors that start later, and to a queue of each extractor
+//! that is connected.
+//!
+//! `etl.control` is read without taking anything: a reader has every message in hand at once, and then
+//! closes its channel, which returns them. Its readers take turns (a single active consumer), so that
+//! none misses what another one has in hand.
 
-use lapin::types::AMQPValue;
+use std::time::Duration;
 
-use super::stream::StreamReader;
-use super::{Connection, Delivery, Outgoing, QueueError};
+use lapin::types::FieldTable;
+use tokio::time::timeout;
+
+use super::consumer::{Any, Consumer};
+use super::{Connection, Delivery, Outgoing, Publisher, QueueError, topology};
 use crate::message::{Control, QueueName};
 use crate::reason::Reason;
 
-/// A reader of `etl.control` that has applied every message from before it was opened.
-pub struct ControlReader(StreamReader);
+/// How long reading may take, the turns of other extractors included. The broker notices a dead one within
+/// half a minute.
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// A follower of the control messages that has applied every one from before it was opened.
+pub struct ControlReader(Consumer<Control>);
 
 impl ControlReader {
-    /// Reads the stream up to now and calls `apply` with each message, oldest first. `consuming` and
-    /// `publishing` may be the same.
+    /// Calls `apply` with each message that is kept, oldest first. A message that is sent meanwhile may
+    /// come twice.
     pub async fn open(
         consuming: &Connection,
         publishing: &Connection,
-        mut apply: impl FnMut(Control),
+        apply: impl FnMut(Control),
     ) -> Result<Self, QueueError> {
-        let offset = AMQPValue::LongString("first".into());
-        let mut reader =
-            StreamReader::open(consuming, publishing, QueueName::Control, offset).await?;
-        while let Some(delivery) = reader.next_earlier().await? {
-            if let Some(control) = read(&delivery.into()) {
-                apply(control);
-            }
-        }
-        Ok(Self(reader))
+        let own = topology::declare_control_follower(consuming).await?;
+        let (queue, none) = (QueueName::Control, FieldTable::default());
+        let follower = Consumer::open_named(consuming, queue, &own, 1, none).await?;
+        let reading = timeout(READ_TIMEOUT, read_kept(consuming, publishing, apply));
+        reading.await.map_err(|_| QueueError::Timeout {
+            doing: format!("reading the control messages in {}", queue.name()),
+            after: READ_TIMEOUT,
+        })??;
+        Ok(Self(follower))
     }
 
     /// Waits for the next control message, without a timeout.
     pub async fn next(&mut self) -> Result<Control, QueueError> {
         loop {
-            if let Some(control) = read(&self.0.next().await?.into()) {
+            let delivery = self.0.next().await?;
+            let control = read(&delivery);
+            delivery.ack().await?;
+            if let Some(control) = control {
                 return Ok(control);
             }
         }
     }
 }
 
-/// None for a marker, and for a message that this version cannot read: a stream takes nothing back, and
-/// the ledger decides without it.
+/// Reads what `etl.control` keeps, up to a marker that is published first, and takes the marker alone.
+async fn read_kept(
+    consuming: &Connection,
+    publishing: &Connection,
+    mut apply: impl FnMut(Control),
+) -> Result<(), QueueError> {
+    let marker = format!("marker/{:032x}", rand::random::<u128>());
+    let mut publisher = Publisher::open(publishing).await?;
+    let message = Outgoing::marker(QueueName::Control, &marker);
+    publisher.publish(&[message]).await?;
+    publisher.close().await;
+    let (queue, none) = (QueueName::Control, FieldTable::default());
+    let prefetch = topology::CONTROL_PREFETCH;
+    let mut kept = Consumer::<Any>::open_queue(consuming, queue, prefetch, none).await?;
+    loop {
+        let delivery = kept.next_raw().await?;
+        if delivery.id() == marker {
+            delivery.ack().await?;
+            break;
+        }
+        if let Some(control) = read(&delivery.into()) {
+            apply(control);
+        }
+    }
+    kept.close(consuming).await;
+    Ok(())
+}
+
+/// None for a marker of another reader, and for a message that this version cannot read: the ledger
+/// decides without it.
 fn read(delivery: &Delivery<Control>) -> Option<Control> {
     if delivery.kind() == Outgoing::MARKER {
         return None;

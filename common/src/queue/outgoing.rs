@@ -40,13 +40,14 @@ pub enum Unsendable {
 #[derive(Clone)]
 pub struct Outgoing {
     pub(super) queue: QueueName,
+    pub(super) exchange: &'static str,
     pub(super) id: String,
     pub(super) body: Vec<u8>,
     pub(super) properties: BasicProperties,
 }
 
 impl Outgoing {
-    /// The AMQP `type` of a marker in a stream.
+    /// The AMQP `type` of a marker.
     pub(super) const MARKER: &'static str = "marker.v1";
 
     /// A message to its type's queue.
@@ -77,7 +78,10 @@ impl Outgoing {
         if let Some(encoding) = body.content_encoding {
             properties = properties.with_content_encoding(encoding.into());
         }
-        Ok(Self::new(M::QUEUE, id, body.bytes, properties))
+        Ok(Self {
+            exchange: M::QUEUE.exchange(),
+            ..Self::new(M::QUEUE, id, body.bytes, properties)
+        })
     }
 
     /// A copy of a batch or an event for the archive, which keeps it for replays.
@@ -101,10 +105,10 @@ impl Outgoing {
         )
     }
 
-    /// A marker in a stream: a reader that reaches it has read all that was there before.
-    pub(super) fn marker(stream: QueueName, id: &str) -> Self {
+    /// A marker in a queue: a reader that reaches it has read all that was there before.
+    pub(super) fn marker(queue: QueueName, id: &str) -> Self {
         let properties = BasicProperties::default().with_type(Self::MARKER.into());
-        Self::new(stream, id.to_owned(), Vec::new(), properties)
+        Self::new(queue, id.to_owned(), Vec::new(), properties)
     }
 
     /// A delivery for `etl.dead`, with its body and headers unchanged, the stage that failed, a
@@ -173,6 +177,7 @@ impl Outgoing {
         let short = ShortString::try_new(id.as_str()).unwrap_or_default();
         Self {
             queue,
+            exchange: "",
             id,
             body,
             properties: properties
@@ -183,12 +188,20 @@ impl Outgoing {
 
     /// Adds the header `traceparent`, where there is one.
     #[must_use]
-    pub fn traced(mut self, traceparent: Option<&str>) -> Self {
-        if let Some(traceparent) = traceparent {
-            let mut headers = self.properties.headers().clone().unwrap_or_default();
-            headers.insert(TRACEPARENT.into(), text(traceparent));
-            self.properties = self.properties.with_headers(headers);
+    pub fn traced(self, traceparent: Option<&str>) -> Self {
+        match traceparent {
+            Some(traceparent) => self.with_header(TRACEPARENT, traceparent),
+            None => self,
         }
+    }
+
+    /// Adds a header. Names that begin with `x-etl-` are about the way of the message, and a dead letter that is sent
+    /// again is without them.
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
+        let mut headers = self.properties.headers().clone().unwrap_or_default();
+        headers.insert(name.into(), text(value));
+        self.properties = self.properties.with_headers(headers);
         self
     }
 

@@ -166,11 +166,11 @@ pub struct Intake<'a, M> {
     prefetch: Prefetch,
     /// The first has one delivery in hand, the second the rest of the prefetch. None once released.
     consumers: Option<(Consumer<M>, Option<Consumer<M>>)>,
-    /// Delivered while [`Self::ended`] waited.
+    /// Delivered while the handler [worked](Self::at_work).
     waiting: VecDeque<Delivery<M>>,
 }
 
-impl<M: Message> Intake<'_, M> {
+impl<'a, M: Message> Intake<'a, M> {
     async fn open(&mut self) -> Result<(), QueueError> {
         self.consumers = Some((Consumer::open(self.stage.consuming, 1).await?, None));
         Ok(())
@@ -226,14 +226,24 @@ impl<M: Message> Intake<'_, M> {
         delivery.ack().await
     }
 
-    /// Waits for as long as deliveries in hand can be settled, and says why they no longer can.
-    pub async fn ended(&mut self) -> QueueError {
-        loop {
-            match self.next().await {
-                Ok(delivery) => self.waiting.push_back(delivery),
-                Err(error) => return error,
+    /// For work on deliveries in hand: the publisher, and a wait for as long as they can be settled, which says why they
+    /// no longer can.
+    pub fn at_work(&mut self) -> (&mut Publisher<'a>, impl Future<Output = QueueError>) {
+        let Self {
+            publisher,
+            consumers,
+            waiting,
+            ..
+        } = self;
+        let ended = async {
+            loop {
+                match next(consumers).await {
+                    Ok(delivery) => waiting.push_back(delivery),
+                    Err(error) => return error,
+                }
             }
-        }
+        };
+        (publisher, ended)
     }
 
     async fn widen(&mut self) -> Result<(), QueueError> {
@@ -254,7 +264,7 @@ impl<M: Message> Intake<'_, M> {
         }
         let first = match self.waiting.pop_front() {
             Some(delivery) => delivery,
-            None => self.next().await?,
+            None => next(&mut self.consumers).await?,
         };
         let mut bytes = first.body().len();
         let mut taken = vec![first];
@@ -268,24 +278,27 @@ impl<M: Message> Intake<'_, M> {
         Ok(taken)
     }
 
-    async fn next(&mut self) -> Result<Delivery<M>, QueueError> {
-        match &mut self.consumers {
-            // Released: there is nothing to wait for.
-            None => std::future::pending().await,
-            Some((first, None)) => first.next().await,
-            Some((first, Some(more))) => tokio::select! {
-                delivery = first.next() => delivery,
-                delivery = more.next() => delivery,
-            },
-        }
-    }
-
     fn ready(&mut self) -> Option<Result<Delivery<M>, QueueError>> {
         if let Some(delivery) = self.waiting.pop_front() {
             return Some(Ok(delivery));
         }
         let (first, more) = self.consumers.as_mut()?;
         first.try_next().or_else(|| more.as_mut()?.try_next())
+    }
+}
+
+/// Waits for the next delivery.
+async fn next<M: Message>(
+    consumers: &mut Option<(Consumer<M>, Option<Consumer<M>>)>,
+) -> Result<Delivery<M>, QueueError> {
+    match consumers {
+        // Released: there is nothing to wait for.
+        None => std::future::pending().await,
+        Some((first, None)) => first.next().await,
+        Some((first, Some(more))) => tokio::select! {
+            delivery = first.next() => delivery,
+            delivery = more.next() => delivery,
+        },
     }
 }
 

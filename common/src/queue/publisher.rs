@@ -107,6 +107,7 @@ impl<'a> Publisher<'a> {
         for index in pending {
             let Outgoing {
                 queue,
+                exchange,
                 body,
                 properties,
                 ..
@@ -116,7 +117,7 @@ impl<'a> Publisher<'a> {
                 ..BasicPublishOptions::default()
             };
             let sent = self.channel.basic_publish(
-                "".into(),
+                (*exchange).into(),
                 queue.name().into(),
                 options,
                 body,

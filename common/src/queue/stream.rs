@@ -14,10 +14,11 @@ use crate::message::QueueName;
 /// Unacked deliveries at most.
 const PREFETCH: u16 = 32;
 
+const ARCHIVE: QueueName = QueueName::Archive;
+
 /// A reader of a stream, on its own channel.
 pub struct StreamReader {
     stream: Consumer<Any>,
-    queue: QueueName,
     /// The id of the marker that was published before the reading.
     marker: String,
 }
@@ -30,50 +31,29 @@ impl StreamReader {
         connection: &Connection,
         since: SystemTime,
     ) -> Result<Self, QueueError> {
-        let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let offset = AMQPValue::Timestamp(since.as_secs());
-        Self::open(connection, connection, QueueName::Archive, offset).await
-    }
-
-    /// Publishes the marker, and reads from `offset` on: `x-stream-offset` in one of its forms ("Streams", Consuming).
-    /// `consuming` and `publishing` may be the same.
-    pub(super) async fn open(
-        consuming: &Connection,
-        publishing: &Connection,
-        queue: QueueName,
-        offset: AMQPValue,
-    ) -> Result<Self, QueueError> {
         let marker = format!("marker/{:032x}", rand::random::<u128>());
-        let mut publisher = Publisher::open(publishing).await?;
+        let mut publisher = Publisher::open(connection).await?;
         publisher
-            .publish(&[Outgoing::marker(queue, &marker)])
+            .publish(&[Outgoing::marker(ARCHIVE, &marker)])
             .await?;
         publisher.close().await;
+        let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut arguments = FieldTable::default();
+        let offset = AMQPValue::Timestamp(since.as_secs());
         arguments.insert("x-stream-offset".into(), offset);
-        let stream = Consumer::open_queue(consuming, queue, PREFETCH, arguments).await?;
-        Ok(Self {
-            stream,
-            queue,
-            marker,
-        })
-    }
-
-    /// Waits for the next message, which stays in the stream.
-    pub(super) async fn next(&mut self) -> Result<RawDelivery, QueueError> {
-        let delivery = self.stream.next_raw().await?;
-        delivery.settle().await?;
-        Ok(delivery)
+        let stream = Consumer::open_queue(connection, ARCHIVE, PREFETCH, arguments).await?;
+        Ok(Self { stream, marker })
     }
 
     /// The next message from before the reader was opened, which stays in the stream; none after the last. The marker is
     /// confirmed, so that a delivery must come.
     pub async fn next_earlier(&mut self) -> Result<Option<RawDelivery>, QueueError> {
-        let next = timeout(CALL_TIMEOUT, self.next()).await;
+        let next = timeout(CALL_TIMEOUT, self.stream.next_raw()).await;
         let delivery = next.map_err(|_| QueueError::Timeout {
-            doing: format!("reading {} to its end", self.queue.name()),
+            doing: format!("reading {} to its end", ARCHIVE.name()),
             after: CALL_TIMEOUT,
         })??;
+        delivery.settle().await?;
         Ok(Some(delivery).filter(|delivery| delivery.id() != self.marker))
     }
 

@@ -1,7 +1,10 @@
-//! The arguments of the queues. Every service declares all queues before it does anything else.
+//! The queues and their arguments. Every service declares all queues before it does anything else.
 
-use lapin::options::QueueDeclareOptions;
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
 
 use super::{Connection, QueueError, amqp_code, within};
 use crate::message::QueueName;
@@ -15,11 +18,17 @@ const ARCHIVE_BYTES: i64 = 20 << 30;
 const ARCHIVE_AGE: &str = "7D";
 const ARCHIVE_SEGMENT_BYTES: i64 = 64 << 20;
 
-/// The retention of the control messages: tens of thousands of them, which are read within a second. An
-/// extractor that misses one works in vain, and the ledger still decides.
-const CONTROL_BYTES: i64 = 8 << 20;
-const CONTROL_AGE: &str = "30D";
-const CONTROL_SEGMENT_BYTES: i64 = 1 << 20;
+/// The retention of the control messages: thousands of them, which are read within a second; the oldest go
+/// first. An extractor that misses one works in vain, and the ledger still decides.
+const CONTROL_MESSAGES: i64 = 10_000;
+const CONTROL_AGE: Duration = Duration::from_hours(30 * 24);
+
+/// More than `etl.control` keeps, with those that arrive while it is read: its reader has all in hand at once.
+pub(super) const CONTROL_PREFETCH: u16 = 30_000;
+
+/// An explicit limit, since the default is 20 since 4.0, and -1, which means 'no limit' there, is refused by
+/// 3.x.
+const NO_DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// Deliveries after which the broker itself dead-letters a message. Services dead-letter it much earlier,
 /// with a reason; this limit is for a message that kills every process before the policy applies.
@@ -33,24 +42,34 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
     };
     let text = |value: &str| AMQPValue::LongString(value.into());
     match queue {
-        QueueName::Archive | QueueName::Control => {
-            let (age, bytes, segment) = if queue == QueueName::Archive {
-                (ARCHIVE_AGE, ARCHIVE_BYTES, ARCHIVE_SEGMENT_BYTES)
-            } else {
-                (CONTROL_AGE, CONTROL_BYTES, CONTROL_SEGMENT_BYTES)
-            };
+        QueueName::Archive => {
             set("x-queue-type", text("stream"));
-            set("x-max-age", text(age));
-            set("x-max-length-bytes", AMQPValue::LongLongInt(bytes));
+            set("x-max-age", text(ARCHIVE_AGE));
+            set("x-max-length-bytes", AMQPValue::LongLongInt(ARCHIVE_BYTES));
             set(
                 "x-stream-max-segment-size-bytes",
-                AMQPValue::LongLongInt(segment),
+                AMQPValue::LongLongInt(ARCHIVE_SEGMENT_BYTES),
             );
+        }
+        QueueName::Control => {
+            let age = i64::try_from(CONTROL_AGE.as_millis()).unwrap_or(i64::MAX);
+            set("x-queue-type", text("quorum"));
+            set(
+                "x-delivery-limit",
+                AMQPValue::LongLongInt(NO_DELIVERY_LIMIT),
+            );
+            set("x-message-ttl", AMQPValue::LongLongInt(age));
+            set("x-max-length", AMQPValue::LongLongInt(CONTROL_MESSAGES));
+            set("x-overflow", text("drop-head"));
+            // A quorum queue ignores that a consumer is exclusive.
+            set("x-single-active-consumer", AMQPValue::Boolean(true));
         }
         QueueName::Dead => {
             set("x-queue-type", text("quorum"));
-            // Since 4.0 the default is 20, and -1 means 'no limit'; 3.x refuses -1.
-            set("x-delivery-limit", AMQPValue::LongLongInt(1_000_000));
+            set(
+                "x-delivery-limit",
+                AMQPValue::LongLongInt(NO_DELIVERY_LIMIT),
+            );
         }
         QueueName::Extract | QueueName::Raw | QueueName::Valid | QueueName::Events => {
             set("x-queue-type", text("quorum"));
@@ -95,6 +114,52 @@ pub async fn declare(connection: &Connection) -> Result<(), QueueError> {
             other => other,
         })?;
     }
+    declare_control(&channel).await?;
     connection.close_channel(&channel).await;
     Ok(())
+}
+
+/// Declares the exchange of the control messages, and binds the queue that keeps them.
+async fn declare_control(channel: &Channel) -> Result<(), QueueError> {
+    let exchange = QueueName::Control.exchange();
+    let doing = format!("declaring the exchange {exchange}");
+    let options = ExchangeDeclareOptions {
+        durable: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let (kind, none) = (ExchangeKind::Fanout, FieldTable::default());
+    let declared = channel.exchange_declare(exchange.into(), kind, options, none);
+    within(&doing, declared).await?;
+    bind_control(channel, QueueName::Control.name()).await
+}
+
+async fn bind_control(channel: &Channel, queue: &str) -> Result<(), QueueError> {
+    let exchange = QueueName::Control.exchange();
+    let doing = format!("binding the queue {queue} to the exchange {exchange}");
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    let bound = channel.queue_bind(queue.into(), exchange.into(), "".into(), options, none);
+    within(&doing, bound).await
+}
+
+/// Declares a queue of this connection alone, which gets every control message from now on, and ends with the
+/// connection.
+pub(super) async fn declare_control_follower(
+    connection: &Connection,
+) -> Result<String, QueueError> {
+    let channel = connection.channel().await?;
+    // Named here: the broker's own names match no permission on `etl.*`.
+    let name = format!("etl.control.{:016x}", rand::random::<u64>());
+    let options = QueueDeclareOptions {
+        exclusive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let mut arguments = FieldTable::default();
+    let most = AMQPValue::LongLongInt(CONTROL_MESSAGES);
+    arguments.insert("x-max-length".into(), most);
+    let doing = format!("declaring the queue {name}");
+    let declared = channel.queue_declare(name.as_str().into(), options, arguments);
+    within(&doing, declared).await?;
+    bind_control(&channel, &name).await?;
+    connection.close_channel(&channel).await;
+    Ok(name)
 }

@@ -3,13 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
 use common::job::{JobSpec, Mode, Source, Target};
-use common::message::{EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState};
+use common::message::{
+    Command, Control, EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState,
+};
 use common::queue::{
-    self, Connection, ConnectionEvent, Consumer, Delivery, Handler, Intake, Outgoing, Prefetch,
-    Publisher, QueueError, QueueName, Stage, Unreadable, inspect,
+    self, Connection, ConnectionEvent, Consumer, ControlReader, Delivery, Handler, Intake,
+    Outgoing, Prefetch, Publisher, QueueError, QueueName, Stage, Unreadable, inspect,
 };
 use common::settings::SecretUrl;
 use futures::StreamExt;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable};
 use testkit::TIMEOUT;
 use testkit::http::Method;
 use testkit::servers::{Vhost, private_broker, vhost};
@@ -43,7 +47,9 @@ fn task(run: &str, sql: &str) -> ExtractTask {
     };
     ExtractTask {
         run: run.parse().unwrap(),
+        run_no: 1,
         generation: 0,
+        requested_at: jiff::Timestamp::UNIX_EPOCH,
         sql: sql.into(),
         source: Source {
             database: "d".into(),
@@ -271,6 +277,72 @@ async fn queue_with_other_arguments_is_refused_by_name() {
         ),
         "{refused}"
     );
+}
+
+/// Until this version it was a stream.
+#[tokio::test]
+async fn old_control_stream_is_refused_with_the_command_that_removes_it() {
+    let vhost = vhost().await;
+    let channel = vhost.channel().await;
+    let mut arguments = FieldTable::default();
+    let stream = AMQPValue::LongString("stream".into());
+    arguments.insert("x-queue-type".into(), stream);
+    let durable = QueueDeclareOptions::durable();
+    let declared = channel.queue_declare("etl.control".into(), durable, arguments);
+    declared.await.unwrap();
+    let connection = Connection::open(&url(&vhost), "test").await.unwrap();
+    let refused = queue::declare(&connection).await.unwrap_err();
+    assert!(refused.is_configuration(), "{refused}");
+    let remedy = "rabbitmqctl delete_queue --vhost VHOST etl.control";
+    assert!(refused.to_string().contains(remedy), "{refused}");
+}
+
+fn cancel(run: u32) -> Outgoing {
+    let control = Control {
+        run: format!("r{run}").parse().unwrap(),
+        run_no: 1,
+        generation: 0,
+        at: jiff::Timestamp::UNIX_EPOCH,
+        job: "j".into(),
+        command: Command::Cancel,
+    };
+    Outgoing::of(&control).unwrap()
+}
+
+#[tokio::test]
+async fn every_control_message_reaches_earlier_and_later_readers_and_stays() {
+    // More than the 2,000 that RabbitMQ takes for 'no limit' of a prefetch.
+    const KEPT: u32 = 2_500;
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    let window: Vec<_> = (0..KEPT).map(cancel).collect();
+    publisher.publish(&window).await.unwrap();
+    let read = async || {
+        let connection = connect(&vhost).await;
+        let mut runs = Vec::new();
+        let apply = |control: Control| runs.push(control.run.to_string());
+        let reader = ControlReader::open(&connection, &connection, apply).await;
+        (connection, reader.unwrap(), runs)
+    };
+    let wanted: Vec<_> = (0..KEPT).map(|n| format!("r{n}")).collect();
+    // One after another, and several at once.
+    let mut readers = vec![read().await];
+    readers.extend(futures::future::join_all((0..3).map(|_| read())).await);
+    for (_, _, runs) in &readers {
+        assert!(*runs == wanted, "{} of {KEPT}", runs.len());
+    }
+    publisher.publish(&[cancel(KEPT)]).await.unwrap();
+    for (_, reader, _) in &mut readers {
+        let next = tokio::time::timeout(TIMEOUT, reader.next()).await;
+        assert_eq!(next.unwrap().unwrap().run.as_str(), format!("r{KEPT}"));
+    }
+    let (_, _, runs) = read().await;
+    assert_eq!(runs.len(), wanted.len() + 1);
+    testkit::wait_until("the messages to return", TIMEOUT, async || {
+        vhost.ready("etl.control").await == u64::from(KEPT) + 1
+    })
+    .await;
 }
 
 #[tokio::test]

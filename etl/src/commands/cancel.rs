@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use common::message::{Control, RunId};
+use common::message::{self, Control, RunId};
 use common::queue::Outgoing;
 use serde_json::{Value, json};
 
@@ -70,9 +70,17 @@ pub async fn removed(
 
 /// Tells every extractor to stop the run's query and to drop its task. The ledger is enough for the run to be cancelled;
 /// this saves the rest of the query.
-pub async fn stop_query(run: &RunId, cancelled: &Ended) -> Result<(), Failure> {
+pub async fn stop_query(store: &Store, run: &RunId, cancelled: &Ended) -> Result<(), Failure> {
     let send = async {
-        let control = Control::cancel(run.clone(), cancelled.generation, cancelled.job.clone());
+        let moment = store.moment(run, cancelled.generation).await?;
+        let control = Control {
+            run: run.clone(),
+            run_no: moment.run_no,
+            generation: cancelled.generation,
+            at: moment.now,
+            job: cancelled.job.clone(),
+            command: message::Command::Cancel,
+        };
         let broker = Broker::open(note).await?;
         broker.send(&[Outgoing::of(&control)?]).await?;
         broker.close().await;
@@ -94,7 +102,7 @@ impl Command for Arguments {
         let store = store::open().await?;
         let cancelled = act(&store, &run, undo, why.as_deref()).await?;
         // The query first: it costs money while rows are removed. A broker that is down keeps no row from being removed.
-        let stopped = stop_query(&run, &cancelled).await;
+        let stopped = stop_query(&store, &run, &cancelled).await;
         let rows = match cancelled.rows {
             Rows::Leave { rows, removal } => {
                 let rows = counted(rows, "row");

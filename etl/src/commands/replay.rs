@@ -291,7 +291,7 @@ pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent
     };
     failpoint::reach("replay_recorded").await;
     match &replay.athena {
-        Some(source) => reread::send(broker, replay, source.clone(), generation).await,
+        Some(source) => reread::send(store, broker, replay, source.clone(), generation).await,
         None => archive::send(broker, replay, generation).await,
     }
     .with_context(|| {

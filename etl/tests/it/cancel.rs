@@ -276,3 +276,35 @@ async fn cancel_of_an_ended_or_unknown_run_is_refused() {
     }
     assert_eq!(pipeline.ledger().await, ledger, "nothing was changed");
 }
+
+/// The broker is not restored with PostgreSQL, and keeps the cancellation.
+#[tokio::test(flavor = "multi_thread")]
+async fn run_requested_again_in_a_restored_ledger_is_not_cancelled() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", APPEND, sample::clicks(10));
+    pipeline
+        .cloud
+        .answer_once("FROM clicks", Answer::queued_for_ever());
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    wait_until("Athena to have the query", TIMEOUT, async || {
+        state(&pipeline, "daily").await == "running"
+    })
+    .await;
+    let cancelled = pipeline.etl(&["cancel", "daily"]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
+    wait_until("the query to be stopped", TIMEOUT, async || {
+        pipeline.cloud.states() == [QueryState::Cancelled]
+    })
+    .await;
+    for statement in [
+        "DELETE FROM etl.runs",
+        "SELECT setval(pg_get_serial_sequence('etl.runs', 'run_no'), 1, false)",
+    ] {
+        let restored = sqlx::query(statement).execute(&pipeline.database.pool);
+        restored.await.unwrap();
+    }
+    let run = pipeline.run("clicks", "daily").await;
+    assert_eq!(run["run_no"], 1, "{run}");
+    pipeline.assert_reconciled("daily").await;
+}

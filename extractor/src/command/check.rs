@@ -91,15 +91,19 @@ async fn configuration(check: &mut Check, settings: &Settings) -> Option<Clients
         Ok(config) => {
             let region = config.region().map(ToString::to_string);
             check.findings.fine("region", region.unwrap_or_default());
+            let mut principal = String::new();
             match aws::identity(&config).await {
-                Ok(identity) => check.findings.fine("credentials", identity),
+                Ok(identity) => {
+                    check.findings.fine("credentials", &identity);
+                    principal = identity;
+                }
                 Err(problem) => {
                     let remedy = "check the profile or the role's endpoint that provides them";
                     check.wrong("credentials", problem, remedy);
                     check.blocked = Some("there are no credentials".to_owned());
                 }
             }
-            Some(Clients::of(&config, settings))
+            Some(Clients::of(&config, settings, principal))
         }
         Err(error) => {
             let sentence = error.to_string();
@@ -294,10 +298,15 @@ impl Check {
 
 /// The remedy for an error that is not a missing permission.
 fn remedy(error: &AwsError) -> &'static str {
+    let is_expired = (error.code.as_deref()).is_some_and(|code| code.starts_with("Expired"));
     match error.kind {
-        AwsErrorKind::ExpiredCredentials => return "renew the credentials",
+        AwsErrorKind::Credentials if is_expired => return "renew the credentials",
         AwsErrorKind::ClockSkew => return "set this machine's clock",
-        AwsErrorKind::Throttled | AwsErrorKind::Unavailable | AwsErrorKind::Refused => {}
+        AwsErrorKind::Credentials
+        | AwsErrorKind::Denied
+        | AwsErrorKind::Throttled
+        | AwsErrorKind::Unavailable
+        | AwsErrorKind::Refused => {}
     }
     if let Some(hint) = error.hint() {
         return hint;
@@ -315,8 +324,10 @@ fn remedy(error: &AwsError) -> &'static str {
     }
     match error.kind {
         AwsErrorKind::Throttled => "too many calls just now: try again",
-        AwsErrorKind::Refused => "see the error's code in AWS's documentation",
-        AwsErrorKind::Unavailable | AwsErrorKind::ExpiredCredentials | AwsErrorKind::ClockSkew => {
+        AwsErrorKind::Refused | AwsErrorKind::Denied => {
+            "see the error's code in AWS's documentation"
+        }
+        AwsErrorKind::Unavailable | AwsErrorKind::Credentials | AwsErrorKind::ClockSkew => {
             "check AWS_REGION (or AWS_ENDPOINT_URL), the network and the proxy"
         }
     }

@@ -88,7 +88,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
     let job = Job { spec, ..job };
     let settings: Settings = common::settings::load().map_err(Failure::usage)?;
     let config = aws::configure(Patience::Command).await;
-    let clients = Clients::of(&config.map_err(anyhow::Error::from)?, &settings);
+    let clients = Clients::of(
+        &config.map_err(anyhow::Error::from)?,
+        &settings,
+        String::new(),
+    );
     let sample = query(&clients, job, sql, arguments.rows).await?;
     if arguments.json {
         print_json(&sample)?;

@@ -19,7 +19,7 @@ const CHECKPOINT_BYTES: u64 = 64 << 20;
 /// The pace of progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-impl Worker<'_> {
+impl Worker<'_, '_> {
     /// Reads and publishes until the result's end or until a checkpoint is due. The task's cursor
     /// advances with each confirmed window.
     pub(super) async fn read(&mut self, task: &mut ExtractTask) -> Result<Next, StepError> {
@@ -32,7 +32,7 @@ impl Worker<'_> {
             // Without progress the delivery is held for longer: the next one would begin the same
             // wait anew.
             let interval = if bytes > 0 {
-                self.checkpoint_interval
+                self.checkpoint_interval()
             } else {
                 OUTAGE_TIMEOUT
             };
@@ -57,7 +57,7 @@ impl Worker<'_> {
             }
             bytes += window.text_bytes;
             drop(window);
-            if bytes >= CHECKPOINT_BYTES || begun.elapsed() >= self.checkpoint_interval {
+            if bytes >= CHECKPOINT_BYTES || begun.elapsed() >= self.checkpoint_interval() {
                 return Ok(Next::Checkpoint);
             }
         }
@@ -101,7 +101,7 @@ impl Worker<'_> {
             limits: task.limits,
             cursor,
         };
-        let clients = self.clients.clone();
+        let clients = self.replica.clients();
         let mut reader = JoinSet::new();
         reader.spawn(async move {
             match location {

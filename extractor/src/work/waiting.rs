@@ -7,6 +7,7 @@ use common::backoff::backoff;
 use common::failpoint;
 use common::job::{Results, resolve};
 use common::message::{Cursor, EventKind, ExtractTask, ResultLocation, TaskState};
+use common::reason::Reason;
 use common::telemetry::retried;
 use common::telemetry::trace::{self, KeyValue};
 use jiff::Timestamp;
@@ -16,9 +17,9 @@ use super::{CHECKPOINT_INTERVAL, Next, Worker};
 use crate::athena::{Execution, ExecutionState, Query};
 use crate::batching::fitted;
 use crate::error_policy::StepError;
-use crate::query::{self, Started, Waited};
+use crate::query::{self, MAX_ATTEMPTS, Started, Waited};
 
-impl Worker<'_> {
+impl Worker<'_, '_> {
     pub(super) fn query(task: &ExtractTask, attempt: u32) -> Query<'_> {
         Query {
             run: &task.run,
@@ -35,7 +36,7 @@ impl Worker<'_> {
         attempt: u32,
     ) -> Result<Next, StepError> {
         let query = Self::query(task, attempt);
-        let id = self.clients.athena.start(query).await?;
+        let id = self.replica.clients().athena.start(query).await?;
         tracing::info!(query.id = id, query.attempt = attempt, "query started");
         failpoint::reach("after_start").await;
         task.state = TaskState::Waiting {
@@ -63,7 +64,8 @@ impl Worker<'_> {
             attempt,
             since,
         };
-        match query::wait(&self.clients.athena, started, self.checkpoint_interval).await? {
+        let athena = self.replica.clients().athena;
+        match query::wait(&athena, started, self.checkpoint_interval()).await? {
             Waited::Running => Ok(Next::Checkpoint),
             Waited::Succeeded(execution) => {
                 let scanned = i64::try_from(execution.bytes_scanned).unwrap_or(i64::MAX);
@@ -76,17 +78,14 @@ impl Worker<'_> {
                 let results = task.source.results;
                 self.begin(task, id, execution, results).await
             }
-            Waited::Retryable(reason) => {
-                let reason = reason.logged();
-                tracing::warn!(query.id = id, reason, "query failed; starting it again");
-                retried("query", 1);
-                let pause = backoff(attempt, Duration::from_secs(1), CHECKPOINT_INTERVAL);
-                sleep(pause).await;
-                let attempt = attempt + 1;
-                task.state = TaskState::Start { attempt };
-                Ok(Next::Step)
+            Waited::Retryable(reason) => Ok(again(task, attempt, id, &reason).await),
+            // A request that was cancelled before the ledger was restored had the same token.
+            Waited::Cancelled(reason)
+                if attempt < MAX_ATTEMPTS && self.cancellations.preceded(task) =>
+            {
+                Ok(again(task, attempt, id, &reason).await)
             }
-            Waited::Failed(reason) => Err(StepError::FailRun(reason)),
+            Waited::Cancelled(reason) | Waited::Failed(reason) => Err(StepError::FailRun(reason)),
         }
     }
 
@@ -97,7 +96,7 @@ impl Worker<'_> {
         id: &str,
         result_id: &str,
     ) -> Result<Next, StepError> {
-        let execution = self.clients.athena.look(id).await?;
+        let execution = self.replica.clients().athena.look(id).await?;
         if execution.state != ExecutionState::Succeeded {
             let reason = format!("the query {id} has no result in Athena");
             return Err(StepError::FailRun(reason.into()));
@@ -126,7 +125,7 @@ impl Worker<'_> {
             query.bytes_scanned = bytes_scanned,
             "query succeeded"
         );
-        let columns = self.clients.athena.columns(id).await?;
+        let columns = self.replica.clients().athena.columns(id).await?;
         let job = &task.job;
         resolve(&job.columns, &columns, &job.target.key)
             .map_err(|error| StepError::FailRun(error.to_string().into()))?;
@@ -173,7 +172,7 @@ impl Worker<'_> {
             }
             (Results::Auto | Results::S3, Some(output)) => output,
         };
-        match self.clients.s3.find(&output).await {
+        match self.replica.clients().s3.find(&output).await {
             Ok(object) => Ok(ResultLocation::S3(object)),
             Err(error) if results == Results::Auto && error.is_refusal() => {
                 tracing::warn!(
@@ -186,4 +185,17 @@ impl Worker<'_> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Makes the next attempt at a query, after a pause.
+async fn again(task: &mut ExtractTask, attempt: u32, id: &str, reason: &Reason) -> Next {
+    let reason = reason.logged();
+    tracing::warn!(query.id = id, reason, "query failed; starting it again");
+    retried("query", 1);
+    let pause = backoff(attempt, Duration::from_secs(1), CHECKPOINT_INTERVAL);
+    sleep(pause).await;
+    task.state = TaskState::Start {
+        attempt: attempt + 1,
+    };
+    Next::Step
 }

@@ -140,16 +140,6 @@ async fn refusal_fails_the_run_with_the_message_and_the_remedy() {
     fixture
         .cloud
         .otherwise(Answer::rows(sample::clicks(5)).at_once());
-    fixture
-        .cloud
-        .fault(Op::StartQueryExecution, Fault::UnknownClient);
-    fixture.send(&task("unknown", "SELECT 1")).await;
-    let reason = fixture.failure_of("unknown").await;
-    assert!(
-        reason.contains("UnrecognizedClientException")
-            && reason.contains("check the AWS credentials"),
-        "{reason}"
-    );
     let mut other = task("workgroup", "SELECT 1");
     other.source.workgroup = Some("unknown".into());
     fixture.send(&other).await;
@@ -163,13 +153,6 @@ async fn refusal_fails_the_run_with_the_message_and_the_remedy() {
         task.source.results = Results::S3;
         task
     };
-    fixture.cloud.always(Op::GetObject, Fault::AccessDenied);
-    fixture.send(&strict("denied")).await;
-    let reason = fixture.failure_of("denied").await;
-    assert!(
-        reason.contains("s3://results/prefix/") && reason.contains("AccessDenied"),
-        "{reason}"
-    );
     fixture.cloud.always(Op::GetObject, Fault::NotFound);
     fixture.send(&strict("gone")).await;
     let reason = fixture.failure_of("gone").await;

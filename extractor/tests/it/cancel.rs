@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::job::Results;
-use common::message::{Control, EventKind, RunEvent};
+use common::message::{Command, Control, EventKind, RunEvent};
 use common::queue::Outgoing;
 use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Fault, Op, QueryState, sample};
@@ -11,9 +11,19 @@ use testkit::wait_until;
 
 use crate::fixture::{Fixture, rows_of, task};
 
+/// Long after the request of every [`task`], by the ledger's clock.
+const CANCELLED_AT: &str = "2018-04-02T00:00:00Z";
+
 impl Fixture {
     async fn cancel(&self, run: &str, generation: u32) {
-        let control = Control::cancel(run.parse().unwrap(), generation, "clicks");
+        let control = Control {
+            run: run.parse().unwrap(),
+            run_no: 1,
+            generation,
+            at: CANCELLED_AT.parse().unwrap(),
+            job: "clicks".into(),
+            command: Command::Cancel,
+        };
         self.publish(&[Outgoing::of(&control).unwrap()]).await;
     }
 }
@@ -23,7 +33,7 @@ async fn run_cancelled_before_its_task_starts_no_query() {
     let fixture = Fixture::new().await;
     fixture.cloud.otherwise(Answer::rows(sample::clicks(5)));
     fixture.cancel("early", 0).await;
-    // An unreadable message is skipped: nothing can be taken out of a stream.
+    // An unreadable message is skipped.
     fixture.vhost.publish("etl.control", b"{\"half\":").await;
     fixture.cancel("early-2", 0).await;
     for run in ["early", "early-2", "other"] {
@@ -39,6 +49,8 @@ async fn run_cancelled_before_its_task_starts_no_query() {
     assert_eq!(fixture.cloud.count(Op::StartQueryExecution), 1);
     assert!(extractor.log().contains("the run was cancelled"));
     assert_eq!(fixture.vhost.ready("etl.dead").await, 0);
+    // Nobody takes a message, so that the next extractor finds it.
+    assert_eq!(fixture.vhost.ready("etl.control").await, 3);
 }
 
 #[tokio::test]
@@ -126,7 +138,7 @@ async fn cancel_interrupts_reading() {
     short.source.results = Results::S3;
     wait_until(
         "the task to be dropped",
-        // Shorter than the SDK's read timeout of 30 s.
+        // Long before the SDK gives up.
         Duration::from_secs(25),
         async || extractor.log().contains("the run was cancelled"),
     )
@@ -173,4 +185,41 @@ async fn cancellation_survives_a_reconnect_and_spares_a_later_generation() {
         fixture.end_of("r").await,
         EventKind::Extracted { rows: 5, .. }
     ));
+}
+
+/// A ledger that is restored gives a name and a number a second time.
+#[tokio::test]
+async fn cancellation_spares_a_later_request_of_the_same_name() {
+    let (fixture, _extractor) = Fixture::started().await;
+    fixture
+        .cloud
+        .answer_once("SELECT", Answer::running_for_ever());
+    fixture
+        .cloud
+        .otherwise(Answer::rows(sample::clicks(5)).at_once());
+    let first = task("r", "SELECT 1");
+    fixture.send(&first).await;
+    wait_until("the query", TIMEOUT, async || {
+        fixture.cloud.started().len() == 1
+    })
+    .await;
+    fixture.cancel("r", 0).await;
+    wait_until("the query to be stopped", TIMEOUT, async || {
+        fixture.cloud.states() == [QueryState::Cancelled]
+    })
+    .await;
+    fixture.settled().await;
+    let mut restored = first.clone();
+    restored.requested_at = "2018-04-02T00:00:00.000001Z".parse().unwrap();
+    let mut other = task("r", "SELECT 2");
+    other.run_no = 2;
+    // The first of them finds the stopped execution under its own token.
+    for request in [restored, other] {
+        fixture.send(&request).await;
+        assert!(matches!(
+            fixture.end_of("r").await,
+            EventKind::Extracted { rows: 5, .. }
+        ));
+    }
+    assert_eq!(fixture.cloud.started().len(), 3);
 }

@@ -307,6 +307,56 @@ async fn task_that_crashes_its_extractors_is_dead_lettered() {
     .await;
     let dead = fixture.vhost.take_all("etl.dead").await;
     let reason = dead[0].header("x-etl-reason").unwrap();
-    assert!(reason.contains("delivered 8 times"), "{reason}");
+    assert!(
+        reason.contains("interrupted 7 times without progress"),
+        "{reason}"
+    );
     assert!(fixture.cloud.started().is_empty());
+}
+
+/// Redelivered more often than a message may be, while Athena works: what comes back is published again, and its deliveries count anew.
+#[tokio::test]
+async fn task_that_waits_for_a_long_query_is_never_dead_lettered() {
+    let fixture = Fixture::new().await;
+    fixture.cloud.otherwise(Answer::running_for_ever());
+    let task = task("interrupted", "SELECT 1");
+    fixture.send(&task).await;
+    let first = fixture.extractor().env("ETL_FAILPOINT", "after_start");
+    let mut first = first.start().await;
+    wait_until("the query", TIMEOUT, async || {
+        first.log().contains("failpoint reached")
+    })
+    .await;
+    first.kill9().await;
+    wait_until("the task to return", TIMEOUT, async || {
+        fixture.vhost.take_all("etl.extract").await.len() == 1
+    })
+    .await;
+    // So long ago that the next poll is seconds away.
+    let since = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(20);
+    let query_execution_id = fixture.cloud.started().pop().unwrap();
+    let state = TaskState::Waiting {
+        attempt: 1,
+        query_execution_id,
+        since,
+    };
+    fixture.send(&ExtractTask { state, ..task }).await;
+    for _ in 0..10 {
+        let victim = fixture.extractor().env("ETL_TASKS", "1");
+        let mut victim = victim.env("ETL_LOG", "extractor=debug,info").start().await;
+        // The first ack is that of the task that came back.
+        let checkpoint = wait_until("a checkpoint", TIMEOUT, async || {
+            victim.log().matches("task acked").count() >= 2
+        });
+        // Without one it is killed, too: sooner than it would poll by itself.
+        tokio::time::timeout(Duration::from_secs(3), checkpoint)
+            .await
+            .ok();
+        victim.kill9().await;
+    }
+    wait_until("the task to return", TIMEOUT, async || {
+        fixture.vhost.ready("etl.extract").await + fixture.vhost.ready("etl.dead").await > 0
+    })
+    .await;
+    assert_eq!(fixture.vhost.ready("etl.dead").await, 0);
 }

@@ -121,7 +121,9 @@ impl Fixture {
 pub(crate) fn task(run: &str, sql: &str) -> ExtractTask {
     ExtractTask {
         run: run.parse().unwrap(),
+        run_no: 1,
         generation: 0,
+        requested_at: jiff::Timestamp::UNIX_EPOCH,
         sql: sql.to_owned(),
         source: Source {
             database: "netflix".into(),

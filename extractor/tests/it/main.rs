@@ -14,5 +14,6 @@ mod fixture;
 
 mod query;
 mod refused;
+mod replicas;
 mod reread;
 mod result_source;

@@ -147,7 +147,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 fn note(shared: &Shared, op: Op, headers: &HeaderMap, json: &Value, name: &str) -> Fault {
     let field = |name: &str| json.get(name).and_then(Value::as_str).map(str::to_owned);
     let mut state = shared.lock();
-    let fault = state.take_fault(op);
+    let fault = state.take_fault(op, text(headers, "authorization").unwrap_or_default());
     state.log.push(Request {
         op,
         at: Instant::now(),

@@ -96,6 +96,8 @@ pub(crate) struct State {
     pub(crate) denied: HashSet<String>,
     pub(crate) faults: HashMap<Op, VecDeque<Fault>>,
     pub(crate) always: HashMap<Op, Fault>,
+    /// By access key.
+    pub(crate) keys: HashMap<String, Fault>,
     pub(crate) log: Vec<Request>,
 }
 
@@ -123,8 +125,14 @@ impl State {
             .or_else(|| self.default.clone())
     }
 
-    /// The fault of the next request of `op`.
-    pub(crate) fn take_fault(&mut self, op: Op) -> Fault {
+    /// The fault of the next request of `op` with this `Authorization`.
+    pub(crate) fn take_fault(&mut self, op: Op, authorization: &str) -> Fault {
+        let of_key = self.keys.iter().find(|(key, fault)| {
+            **fault != Fault::Pass && authorization.contains(&format!("Credential={key}/"))
+        });
+        if let Some((_, fault)) = of_key {
+            return fault.clone();
+        }
         let scripted = self.faults.get_mut(&op).and_then(VecDeque::pop_front);
         scripted
             .or_else(|| self.always.get(&op).cloned())

@@ -75,7 +75,7 @@ async fn examine_on(connection: &Connection, findings: &mut Findings) -> Result<
             ),
             Declared::Otherwise(why) => findings.wrong(
                 what,
-                format!("{name} has other arguments than this version needs ({why}); let it run empty and delete it, and it is declared again"),
+                format!("{name} has other arguments than this version needs ({why}); let its consumers empty it and delete it with `rabbitmqctl delete_queue --vhost VHOST {name}`: it is declared again"),
             ),
         }
     }

@@ -2,13 +2,13 @@
 
 use anyhow::{Context, anyhow};
 use common::job::Source;
-use common::message::{ExtractTask, TaskState};
+use common::message::{ExtractTask, RunId, TaskState};
 use common::queue::Outgoing;
 
 use super::Replay;
 use crate::Failure;
 use crate::broker::Broker;
-use ledger::Subject;
+use ledger::{Store, Subject};
 
 /// The query execution and the version of its result that the run was loaded from.
 pub(super) fn result(subject: &Subject) -> Result<(String, String), Failure> {
@@ -27,6 +27,7 @@ pub(super) fn result(subject: &Subject) -> Result<(String, String), Failure> {
 
 /// Sends the task that reads the result again.
 pub(super) async fn send(
+    store: &Store,
     broker: &Broker,
     replay: &Replay,
     source: Source,
@@ -34,12 +35,16 @@ pub(super) async fn send(
 ) -> Result<(), Failure> {
     let subject = &replay.subject;
     let (query_execution_id, result_id) = result(subject)?;
+    let run: RunId = subject
+        .id()
+        .parse()
+        .context("the ledger has a run with an invalid name")?;
+    let moment = store.moment(&run, generation).await?;
     let task = ExtractTask {
-        run: subject
-            .id()
-            .parse()
-            .context("the ledger has a run with an invalid name")?,
+        run,
+        run_no: moment.run_no,
         generation,
+        requested_at: moment.requested_at,
         sql: subject.sql.clone(),
         source,
         job: replay.new.spec.clone(),

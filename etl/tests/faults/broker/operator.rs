@@ -254,7 +254,7 @@ async fn assert_refused(pipeline: &Pipeline, url: &str, sentence: &str) {
 async fn queue_with_other_arguments_ends_the_service_with_an_error() {
     let pipeline = Pipeline::without_services().await;
     pipeline.vhost.declare("etl.valid").await;
-    let sentence = "the queue etl.valid exists with other arguments than this version needs; drain and delete it";
+    let sentence = "the queue etl.valid exists with other arguments than this version needs; let its consumers empty it, delete it";
     assert_refused(&pipeline, &pipeline.vhost.amqp_url, sentence).await;
 }
 

@@ -1,0 +1,185 @@
+//! This replica's access to AWS. What is wrong with it alone (its credentials, its clock) decides about no run: the
+//! replica takes no task until AWS accepts it again.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use common::backoff::backoff;
+use common::lifecycle::Health;
+use common::message::{ExtractTask, TaskState};
+use common::telemetry::retried;
+use tokio::time::sleep;
+
+use crate::aws::{AwsError, AwsErrorKind};
+use crate::clients::Clients;
+use crate::s3::S3Error;
+use crate::settings::Settings;
+
+/// The cause in `/readyz`.
+const CAUSE: &str = "replica";
+
+/// The id of no query: AWS answers that it is not found once it accepts the caller.
+const NO_QUERY: &str = "00000000-0000-0000-0000-000000000000";
+
+/// The replica, shared by its workers.
+pub(crate) struct Replica<'a> {
+    settings: &'a Settings,
+    health: &'a Health,
+    state: Mutex<State>,
+    /// Held by the worker that probes.
+    probing: tokio::sync::Mutex<()>,
+}
+
+struct State {
+    clients: Clients,
+    /// While AWS does not accept the replica: the query to probe with, that of the task at which it showed.
+    fault: Option<String>,
+    /// Faults since the last success.
+    faults: u32,
+}
+
+impl<'a> Replica<'a> {
+    pub(crate) fn new(settings: &'a Settings, health: &'a Health, clients: Clients) -> Self {
+        Self {
+            settings,
+            health,
+            state: Mutex::new(State {
+                clients,
+                fault: None,
+                faults: 0,
+            }),
+            probing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn clients(&self) -> Clients {
+        self.state().clients.clone()
+    }
+
+    /// The process and the principal, for people.
+    pub(crate) fn name(&self) -> String {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let (host, process) = (host.trim(), std::process::id());
+        let principal = self.state().clients.principal.clone();
+        format!("the extractor {host}/{process} ({principal})")
+    }
+
+    /// Reads the credentials again: they may have been renewed. Returns whether they can be read.
+    pub(crate) async fn reload(&self) -> bool {
+        match Clients::connect(self.settings, self.health).await {
+            Ok(clients) => {
+                self.state().clients = clients;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "the AWS configuration cannot be read again"
+                );
+                false
+            }
+        }
+    }
+
+    /// A step of a task succeeded.
+    pub(crate) fn works(&self) {
+        self.state().faults = 0;
+    }
+
+    pub(crate) fn is_at_fault(&self) -> bool {
+        self.state().fault.is_some()
+    }
+
+    /// Records that AWS does not accept this replica, which showed at this task.
+    pub(crate) fn fault(&self, task: &ExtractTask, error: &AwsError) {
+        let why = error.logged();
+        tracing::warn!(
+            error = why,
+            "AWS does not accept this extractor; giving the task back, and taking no other until it does"
+        );
+        self.report(error);
+        let query = match &task.state {
+            TaskState::Start { .. } => NO_QUERY,
+            TaskState::Waiting {
+                query_execution_id, ..
+            }
+            | TaskState::Reread {
+                query_execution_id, ..
+            }
+            | TaskState::Reading {
+                query_execution_id, ..
+            } => query_execution_id,
+        };
+        let mut state = self.state();
+        state.faults += 1;
+        state.fault = Some(query.to_owned());
+    }
+
+    /// Waits until AWS accepts this replica.
+    pub(crate) async fn recovers(&self) {
+        let _one_worker = self.probing.lock().await;
+        loop {
+            let (faults, query) = {
+                let state = self.state();
+                let Some(query) = state.fault.clone() else {
+                    return;
+                };
+                (state.faults, query)
+            };
+            let (first, most) = (Duration::from_secs(1), Duration::from_secs(30));
+            sleep(backoff(faults.saturating_sub(1), first, most)).await;
+            self.reload().await;
+            match self.probe(&query).await {
+                Ok(()) => {
+                    tracing::info!("AWS accepts this extractor again");
+                    self.state().fault = None;
+                    self.health.clear(CAUSE);
+                }
+                Err(error) => {
+                    retried(error.kind.cause(), 1);
+                    self.report(&error);
+                    self.state().faults += 1;
+                }
+            }
+        }
+    }
+
+    /// Asks for what the task needed, without changing anything.
+    async fn probe(&self, query: &str) -> Result<(), AwsError> {
+        let Clients { athena, s3, .. } = self.clients();
+        let result = match athena.look(query).await {
+            Ok(execution) => execution.output_location,
+            Err(error) if error.kind.is_answer() => None,
+            Err(error) => return Err(error),
+        };
+        let Some(location) = result else {
+            return Ok(());
+        };
+        match s3.probe(&location).await {
+            Err(S3Error::Aws(error)) if !error.kind.is_answer() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn report(&self, error: &AwsError) {
+        let name = self.name();
+        let why = match error.kind {
+            AwsErrorKind::ClockSkew => "the clock of this machine is wrong; set it",
+            AwsErrorKind::Credentials => {
+                "AWS does not accept the credentials of this extractor; renew or correct them"
+            }
+            AwsErrorKind::Throttled
+            | AwsErrorKind::Unavailable
+            | AwsErrorKind::Denied
+            | AwsErrorKind::Refused => {
+                "AWS cannot be asked whether it accepts this extractor again"
+            }
+        };
+        self.health
+            .not_ready(CAUSE, format!("{why}: {error}; {name}"));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
