@@ -4,7 +4,7 @@ use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
 /// The modules, the lowest first. Each names only modules before it.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "backoff",
     "secret",
     "schema",
@@ -14,6 +14,7 @@ const ORDER: [&str; 15] = [
     "message",
     "queue",
     "settings",
+    "stack",
     "telemetry",
     "lifecycle",
     "failpoint",

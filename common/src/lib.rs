@@ -6,7 +6,7 @@
 //! 1. The job and its types: [`schema`], [`canonical`], [`rows`], [`job`]; below them [`secret`] and [`mod@backoff`].
 //! 2. The messages: [`message`], each bound to its queue.
 //! 3. RabbitMQ: [`queue`].
-//! 4. A program's runtime: [`settings`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`],
+//! 4. A program's runtime: [`settings`], [`stack`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`],
 //!    [`findings`].
 
 pub mod backoff;
@@ -25,6 +25,7 @@ pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod settings;
+pub mod stack;
 pub mod telemetry;
 
 pub use rows::{Row, Rows};

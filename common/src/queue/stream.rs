@@ -14,6 +14,15 @@ use crate::message::QueueName;
 /// Unacked deliveries at most.
 const PREFETCH: u16 = 32;
 
+/// Where a reader enters the archive.
+#[derive(Debug, Clone, Copy)]
+pub enum Begin {
+    /// At this time or a little earlier, at the start of a chunk.
+    Time(SystemTime),
+    /// At this message.
+    Offset(u64),
+}
+
 /// A reader of a stream, on its own channel.
 pub struct StreamReader {
     stream: Consumer<Any>,
@@ -23,15 +32,16 @@ pub struct StreamReader {
 }
 
 impl StreamReader {
-    /// Reads the archive, which keeps every raw batch for some days, from this time on or from a little earlier: a reader
-    /// enters a stream at the start of a chunk. Retention removes the oldest batches without an error, so that the caller
-    /// must check that it found every batch that it needs.
-    pub async fn open_archive(
-        connection: &Connection,
-        since: SystemTime,
-    ) -> Result<Self, QueueError> {
-        let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let offset = AMQPValue::Timestamp(since.as_secs());
+    /// Reads the archive, which keeps every raw batch for some days. Retention removes the oldest batches without an error,
+    /// so that the caller must check that it found every batch that it needs.
+    pub async fn open_archive(connection: &Connection, begin: Begin) -> Result<Self, QueueError> {
+        let offset = match begin {
+            Begin::Time(since) => {
+                let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+                AMQPValue::Timestamp(since.as_secs())
+            }
+            Begin::Offset(offset) => AMQPValue::LongLongInt(offset.try_into().unwrap_or(i64::MAX)),
+        };
         Self::open(connection, connection, QueueName::Archive, offset).await
     }
 
@@ -61,8 +71,12 @@ impl StreamReader {
 
     /// Waits for the next message, which stays in the stream.
     pub(super) async fn next(&mut self) -> Result<RawDelivery, QueueError> {
-        let delivery = self.stream.next_raw().await?;
-        delivery.settle().await?;
+        // What arrived before the connection was lost is read, so that the reader knows where to continue: an ack only
+        // requests more.
+        let delivery = self.stream.next_of_any().await?;
+        if let Err(error) = delivery.settle().await {
+            tracing::debug!(%error, "no more of the stream can be requested");
+        }
         Ok(delivery)
     }
 

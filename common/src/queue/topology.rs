@@ -25,6 +25,14 @@ const CONTROL_SEGMENT_BYTES: i64 = 1 << 20;
 /// with a reason; this limit is for a message that kills every process before the policy applies.
 const DELIVERY_LIMIT: i64 = 50;
 
+/// Deliveries after which the broker moves a dead letter to `etl.unreadable`: no loader can receive or store it, and the
+/// others must not wait behind it.
+const DEAD_DELIVERY_LIMIT: i64 = 100;
+
+/// The limit of `etl.unreadable`: by default there is one since RabbitMQ 4.0, and without a queue to dead-letter to it
+/// would delete messages. 3.x refuses -1, 'no limit'.
+const NO_DELIVERY_LIMIT: i64 = 1_000_000;
+
 /// The arguments that this version declares a queue with.
 pub(super) fn arguments(queue: QueueName) -> FieldTable {
     let mut table = FieldTable::default();
@@ -47,16 +55,27 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
                 AMQPValue::LongLongInt(segment),
             );
         }
-        QueueName::Dead => {
+        QueueName::Unreadable => {
             set("x-queue-type", text("quorum"));
-            // Since 4.0 the default is 20, and -1 means 'no limit'; 3.x refuses -1.
-            set("x-delivery-limit", AMQPValue::LongLongInt(1_000_000));
+            set(
+                "x-delivery-limit",
+                AMQPValue::LongLongInt(NO_DELIVERY_LIMIT),
+            );
         }
-        QueueName::Extract | QueueName::Raw | QueueName::Valid | QueueName::Events => {
+        QueueName::Dead
+        | QueueName::Extract
+        | QueueName::Raw
+        | QueueName::Valid
+        | QueueName::Events => {
+            let (limit, next) = if queue == QueueName::Dead {
+                (DEAD_DELIVERY_LIMIT, QueueName::Unreadable)
+            } else {
+                (DELIVERY_LIMIT, QueueName::Dead)
+            };
             set("x-queue-type", text("quorum"));
-            set("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
+            set("x-delivery-limit", AMQPValue::LongLongInt(limit));
             set("x-dead-letter-exchange", text(""));
-            set("x-dead-letter-routing-key", text(QueueName::Dead.name()));
+            set("x-dead-letter-routing-key", text(next.name()));
             set("x-dead-letter-strategy", text("at-least-once"));
             // At-least-once dead-lettering requires it, too.
             set("x-overflow", text("reject-publish"));
