@@ -144,8 +144,7 @@ async fn replay_says_what_it_leaves_out() {
     pipeline.job("clicks", job, sample::clicks(100));
     pipeline.run("clicks", "one").await;
     pipeline.run("clicks", "two").await;
-    let failed =
-        "UPDATE etl.runs SET state = 'failed', batches_expected = NULL WHERE run_id = 'two'";
+    let failed = "UPDATE etl.runs SET state = 'failed', failure = 'x', batches_expected = NULL, rows_expected = NULL WHERE run_id = 'two'";
     sqlx::raw_sql(failed)
         .execute(&pipeline.database.pool)
         .await
