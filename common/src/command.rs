@@ -30,6 +30,15 @@ impl Failure {
         Self::Usage(error.into())
     }
 
+    /// Says first what was not done because of it.
+    #[must_use]
+    pub fn context(self, what: impl std::fmt::Display + Send + Sync + 'static) -> Self {
+        match self {
+            Self::Usage(error) => Self::Usage(error.context(what)),
+            Self::Failed(error) => Self::Failed(error.context(what)),
+        }
+    }
+
     /// The error and each cause behind it once, as one paragraph.
     pub fn paragraph(&self) -> String {
         let (Self::Usage(error) | Self::Failed(error)) = self;

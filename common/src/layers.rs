@@ -4,7 +4,7 @@ use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
 /// The modules, the lowest first. Each names only modules before it.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "backoff",
     "secret",
     "reason",
@@ -15,6 +15,7 @@ const ORDER: [&str; 16] = [
     "message",
     "queue",
     "settings",
+    "stack",
     "telemetry",
     "lifecycle",
     "failpoint",

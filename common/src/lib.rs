@@ -7,7 +7,7 @@
 //!    [`mod@backoff`].
 //! 2. The messages: [`message`], each bound to its queue.
 //! 3. RabbitMQ: [`queue`].
-//! 4. A program's runtime: [`settings`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`],
+//! 4. A program's runtime: [`settings`], [`stack`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`],
 //!    [`findings`].
 
 pub mod backoff;
@@ -27,6 +27,7 @@ pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod settings;
+pub mod stack;
 pub mod telemetry;
 
 pub use rows::{Row, Rows};

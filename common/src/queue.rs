@@ -24,7 +24,7 @@ pub use control::ControlReader;
 pub use outgoing::{Outgoing, Unsendable};
 pub use policy::{Handler, Intake, Prefetch, Stage, consume};
 pub use publisher::Publisher;
-pub use stream::StreamReader;
+pub use stream::{Begin, StreamReader};
 pub use topology::declare;
 
 pub use crate::message::QueueName;
@@ -45,6 +45,12 @@ pub enum QueueError {
     Timeout { doing: String, after: Duration },
     #[error("the broker failed while {doing}")]
     Broker { doing: String, source: lapin::Error },
+    #[error("the connection to the broker was lost: {why}")]
+    Lost { why: String },
+    #[error(
+        "a queue has a message that no client can receive: its headers are too large for a frame of the connection, or its properties are not valid text ({why})"
+    )]
+    Unreceivable { why: String },
     #[error(
         "the broker refused {doing}; check the user, password, vhost and permissions in ETL_AMQP_URL"
     )]
@@ -81,6 +87,8 @@ impl QueueError {
             Self::Denied { .. } | Self::Mismatch { .. } | Self::Url => true,
             Self::Timeout { .. }
             | Self::Broker { .. }
+            | Self::Lost { .. }
+            | Self::Unreceivable { .. }
             | Self::ConsumerEnded { .. }
             | Self::Unroutable { .. }
             | Self::Full { .. }
@@ -92,6 +100,9 @@ impl QueueError {
         let doing = doing.into();
         if is_denied(&source) {
             Self::Denied { doing, source }
+        } else if is_unreceivable(&source) {
+            let why = source.to_string();
+            Self::Unreceivable { why }
         } else {
             Self::Broker { doing, source }
         }
@@ -101,6 +112,12 @@ impl QueueError {
 /// 403 `ACCESS_REFUSED` and 530 `NOT_ALLOWED`: the user, the vhost or a permission.
 fn is_denied(error: &lapin::Error) -> bool {
     matches!(amqp_code(error), Some(403 | 530))
+}
+
+/// Whether a delivery ended the connection: a frame that is larger than the connection allows (501 `FRAME_ERROR`, which
+/// lapin finds), or properties that lapin cannot read, such as a message id that is not UTF-8. The broker checks neither.
+fn is_unreceivable(error: &lapin::Error) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::ParsingError(_)) || amqp_code(error) == Some(501)
 }
 
 /// The AMQP reply code of an error that the broker sent.

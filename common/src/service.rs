@@ -1,6 +1,7 @@
 //! The runtime of the three services: settings, logs, health, and the supervisor, which opens the
 //! connections, declares the queues and runs sessions, again and again while the environment fails.
 
+mod unreceivable;
 mod watch;
 
 use std::net::SocketAddr;
@@ -20,7 +21,9 @@ use crate::queue::{self, Connection, Handler, Prefetch, Publisher, QueueError, S
 use crate::reason::paragraph;
 use crate::secret::SecretUrl;
 use crate::settings;
+use crate::stack;
 use crate::telemetry;
+use unreceivable::expel;
 use watch::{measure, wait_for_room, watch};
 
 /// The name of a service, and its defaults.
@@ -125,6 +128,7 @@ pub async fn run(
     service: Service,
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
 ) -> ExitCode {
+    stack::deepen();
     let started = telemetry::start(service.name);
     let ended = match started {
         Ok(traces) => {
@@ -266,6 +270,11 @@ async fn attempt(
         outcome = wait_for_room(&state, stop, queue, *messages).await;
     }
     futures::join!(state.consuming.close(), state.publishing.close());
+    if let Err(Fault::World(error)) = &outcome
+        && let Some(QueueError::Unreceivable { .. }) = error.downcast_ref()
+    {
+        expel(&settings.amqp_url, service, health, stop).await?;
+    }
     outcome
 }
 
@@ -315,9 +324,12 @@ async fn watched(
         }
     };
     match (outcome, lost) {
-        (Ok(()), Some(why)) if !stop.is_cancelled() => Err(Fault::World(anyhow::anyhow!(
-            "the connection to the broker was lost: {why}"
-        ))),
+        // Other calls on the connection fail with less.
+        (_, Some(lost @ QueueError::Unreceivable { .. })) | (Ok(()), Some(lost))
+            if !stop.is_cancelled() =>
+        {
+            Err(lost.into())
+        }
         (outcome, _) => outcome,
     }
 }

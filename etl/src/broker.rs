@@ -4,19 +4,29 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use common::queue::{
-    self, Connection, Outgoing, Publisher, QueueError, QueueName, RawDelivery, StreamReader,
+    self, Begin, Connection, Outgoing, Publisher, QueueError, QueueName, RawDelivery, StreamReader,
     inspect,
 };
 use common::reason::paragraph;
 use common::service::ServiceSettings;
-use common::settings;
+use common::settings::{self, SecretUrl};
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::Failure;
 
 /// How long a look at the queues may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the broker may take for a test message. Under an alarm it takes none.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest that a command waits for room in a full queue that takes nothing.
+const FULL_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// What is said of messages whose confirm did not come: a publish that timed out may still be sent later.
+const UNCONFIRMED: &str =
+    "the broker did not confirm a message, and may or may not have it now or later";
 
 /// The depth of a queue.
 #[derive(Debug, Clone, Serialize)]
@@ -64,6 +74,7 @@ async fn depths_on(connection: &Connection) -> Result<Vec<Depth>, QueueError> {
 
 /// A connection to the broker, with the queues declared.
 pub struct Broker {
+    url: SecretUrl,
     connection: Connection,
     /// Tells the user why sending waits.
     notice: fn(&str),
@@ -82,18 +93,28 @@ impl Broker {
             .await
             .context("cannot declare the queues")?;
         let mut publisher = Publisher::open(&connection).await.context(remedy)?;
-        publisher
-            .probe()
-            .await
-            .context("the broker takes no messages now")?;
+        let probe = timeout(PROBE_TIMEOUT, publisher.probe()).await;
+        probe
+            .unwrap_or_else(|_| {
+                let reason = format!(
+                    "it blocks this connection for {} s",
+                    PROBE_TIMEOUT.as_secs()
+                );
+                Err(QueueError::Blocked { reason })
+            })
+            .context("nothing was sent")?;
         publisher.close().await;
-        Ok(Self { connection, notice })
+        Ok(Self {
+            url: settings.amqp_url,
+            connection,
+            notice,
+        })
     }
 
     /// Returns when the broker has confirmed the messages.
     pub async fn send(&self, messages: &[Outgoing]) -> anyhow::Result<()> {
         let mut publisher = Publisher::open(&self.connection).await?;
-        publisher.publish(messages).await?;
+        publisher.publish(messages).await.context(UNCONFIRMED)?;
         publisher.close().await;
         Ok(())
     }
@@ -103,32 +124,68 @@ impl Broker {
         Ok(Sender {
             publisher: Publisher::open(&self.connection).await?,
             notice: self.notice,
-            has_waited: false,
+            full_since: None,
+            patience: FULL_TIMEOUT,
             window: Vec::new(),
             bytes: 0,
         })
     }
 
-    /// Reads the archive from a time on up to now. Each message goes to `look`, until it returns true.
+    /// Reads the archive from a time on up to now. Each message goes to `look`, until it returns true. A message that no
+    /// client can receive is left out: it ends the connection, and another one reads on behind it.
     pub async fn read_archive(
         &self,
         since: SystemTime,
         mut look: impl AsyncFnMut(RawDelivery) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
-        let mut archive = StreamReader::open_archive(&self.connection, since).await?;
-        while let Some(message) = archive.next_earlier().await? {
-            if look(message).await? {
-                break;
+        let mut begin = Begin::Time(since);
+        loop {
+            let connection = Connection::open(&self.url, "etl archive").await?;
+            let mut last = None;
+            let mut read = async || {
+                let mut archive = StreamReader::open_archive(&connection, begin).await?;
+                while let Some(message) = archive.next_earlier().await? {
+                    last = message.offset().or(last);
+                    if look(message).await? {
+                        break;
+                    }
+                }
+                anyhow::Ok(())
+            };
+            let read = read().await;
+            connection.close().await;
+            match read {
+                Err(error) if is_unreceivable(&error) => {
+                    begin = behind(begin, last).ok_or(error)?;
+                    tracing::warn!(
+                        "a message in the archive that no client can receive is skipped"
+                    );
+                }
+                read => return read,
             }
         }
-        archive.close(&self.connection).await;
-        Ok(())
     }
 
     /// Closes the connection.
     pub async fn close(self) {
         self.connection.close().await;
     }
+}
+
+fn is_unreceivable(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(QueueError::Unreceivable { .. }))
+}
+
+/// Where to read on behind a message that cannot be received, after the last one that was. None where the place is unknown:
+/// it is the very first one of a time.
+fn behind(begin: Begin, last: Option<u64>) -> Option<Begin> {
+    let offset = match (last, begin) {
+        // The messages from here to the one that ended the connection, which may have arrived and were not read.
+        (Some(last), _) => last + 1,
+        (None, Begin::Offset(offset)) => offset + 1,
+        (None, Begin::Time(_)) => return None,
+    };
+    Some(Begin::Offset(offset))
 }
 
 /// Bytes of messages that [`Sender::put`] collects, and publishes together.
@@ -138,24 +195,33 @@ const WINDOW_BYTES: usize = 1 << 20;
 pub struct Sender<'a> {
     publisher: Publisher<'a>,
     notice: fn(&str),
-    has_waited: bool,
+    /// Since when a queue takes nothing.
+    full_since: Option<Instant>,
+    /// The longest that it waits for that queue.
+    patience: Duration,
     window: Vec<Outgoing>,
     bytes: usize,
 }
 
 impl Sender<'_> {
-    /// Returns when the broker has confirmed the messages, however long a full queue takes.
+    /// Returns when the broker has confirmed the messages. A full queue is waited for while it takes messages.
     pub async fn send(&mut self, messages: &[Outgoing]) -> anyhow::Result<()> {
         loop {
             match self.publisher.publish(messages).await {
                 // The confirmed ones are sent again, too: a consumer knows them by their identity.
                 Err(full @ QueueError::Full { .. }) => {
-                    if !self.has_waited {
+                    let since = *self.full_since.get_or_insert_with(|| {
                         (self.notice)(&format!("{full}; waiting until it has room"));
+                        Instant::now()
+                    });
+                    if since.elapsed() > self.patience {
+                        return Err(full.into());
                     }
-                    self.has_waited = true;
                 }
-                answer => return Ok(answer?),
+                answer => {
+                    self.full_since = None;
+                    return answer.context(UNCONFIRMED);
+                }
             }
         }
     }

@@ -63,7 +63,7 @@ struct Settings {
 }
 
 /// What bounds the batches of a new run. The ledger records it with the run, and it never changes.
-fn limits() -> Result<Limits, Failure> {
+pub fn limits() -> Result<Limits, Failure> {
     let settings: Settings = settings::load().map_err(Failure::usage)?;
     let default = Limits::default();
     let most_bytes = u32::try_from(Limits::ROW_BYTES).unwrap_or(u32::MAX);

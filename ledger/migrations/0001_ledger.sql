@@ -211,7 +211,7 @@ COMMENT ON COLUMN etl.dead_letters.message_id IS 'The AMQP message_id: run/gener
 COMMENT ON COLUMN etl.dead_letters.stage IS 'The stage that dead-lettered it: extractor, transformer, loader, or broker when the delivery limit was reached.';
 COMMENT ON COLUMN etl.dead_letters.reason IS 'Why, for a person.';
 COMMENT ON COLUMN etl.dead_letters.attempts IS 'How often it was tried.';
-COMMENT ON COLUMN etl.dead_letters.run_id IS 'The run that its headers name. No foreign key: an unknown run is one of the reasons to be here.';
+COMMENT ON COLUMN etl.dead_letters.run_id IS 'The run that its headers name, where that can be the name of a run. No foreign key: an unknown run is one of the reasons to be here.';
 COMMENT ON COLUMN etl.dead_letters.job IS 'The job that its headers name.';
 COMMENT ON COLUMN etl.dead_letters.kind IS 'The AMQP type: message type and version.';
 COMMENT ON COLUMN etl.dead_letters.queue IS 'The queue that it was taken from, and would be sent to again.';

@@ -16,6 +16,9 @@ use crate::quarantine::storable;
 
 pub use drop::{Dropped, ReplayDropped};
 
+/// Bytes at most of a text that a header gives.
+const MAX_TEXT: usize = 4_000;
+
 /// A dead letter as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewDeadLetter<'a> {
@@ -34,18 +37,19 @@ pub struct NewDeadLetter<'a> {
 
 impl<'a> NewDeadLetter<'a> {
     /// From what the stage that dead-lettered it wrote into its headers, or from the broker's own record where no stage did.
+    /// PostgreSQL takes it whatever a stranger wrote into them: a dead letter that it refuses would keep the others waiting.
     pub fn new(delivery: &'a RawDelivery) -> Self {
-        let header = |name: &str| {
-            delivery
-                .header(name)
-                .map(|text| storable(&text).into_owned())
+        let bounded = |text: String| {
+            let end = text.floor_char_boundary(MAX_TEXT);
+            storable(&text[..end]).into_owned()
         };
+        let header = |name: &str| delivery.header(name).map(bounded);
         let death = delivery.death();
         let by_broker = death.as_ref().map(|death| {
             let times = delivery.deliveries();
             match death.reason.as_str() {
                 "delivery_limit" => "it was delivered until the broker's limit was reached: it seems to end every process that handles it".to_owned(),
-                other => format!("the broker dead-lettered it: {other} ({} times, delivered {times} times since)", death.count),
+                other => format!("the broker dead-lettered it: {} ({} times, delivered {times} times since)", bounded(other.to_owned()), death.count),
             }
         });
         let headers = delivery.headers().into_iter().map(|(name, value)| {
@@ -68,15 +72,20 @@ impl<'a> NewDeadLetter<'a> {
             attempts: header("x-etl-attempts")
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_default(),
-            run: delivery.run().map(String::from).or_else(|| header("run")),
+            // No other text: the ledger looks dead letters up by the run, through an index that takes no long text.
+            run: delivery.run().map(String::from),
             job: header("job"),
             kind: storable(delivery.kind()).into_owned(),
             queue: header("x-etl-queue")
-                .or(death.map(|death| death.queue))
+                .or(death.map(|death| bounded(death.queue)))
                 .unwrap_or_default(),
             headers: serde_json::Value::Object(headers.collect()),
             body: delivery.body(),
-            dead_at: header("x-etl-dead-at").filter(|text| text.parse::<jiff::Timestamp>().is_ok()),
+            // PostgreSQL reads the years that a dead letter may be of, in this form.
+            dead_at: header("x-etl-dead-at")
+                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+                .filter(|time| time.as_second() >= 0)
+                .map(|time| time.to_string()),
         }
     }
 
@@ -95,6 +104,11 @@ impl<'a> NewDeadLetter<'a> {
         {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
+        }
+        // The broker's own count deliveries.
+        let headers = self.headers.as_object().into_iter().flatten();
+        for (name, value) in headers.filter(|(name, _)| !name.starts_with("x-")) {
+            hash.update(format!("{name}={value}\n"));
         }
         hash.update(self.body);
         format!("{:x}", hash.finalize())

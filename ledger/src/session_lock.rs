@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use crate::database::{Store, lock_key};
+use crate::database::{Store, bounded, lock_key};
 use crate::error::Error;
 
 /// A connection whose locks are held until this is dropped or the process ends.
@@ -34,7 +34,7 @@ impl SessionLock {
                 .execute(&mut self.connection)
                 .await
         };
-        match taken.await {
+        match bounded(taken).await {
             Ok(_) => Ok(true),
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03") => {
                 Ok(false)

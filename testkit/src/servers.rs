@@ -6,6 +6,7 @@ mod broker;
 mod message;
 mod postgres;
 mod script;
+pub mod stranger;
 mod vhost;
 
 pub use broker::{Broker, private_broker, shared_broker};

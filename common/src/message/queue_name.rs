@@ -17,12 +17,15 @@ pub enum QueueName {
     Control,
     /// Messages that could not be processed, with the reason.
     Dead,
+    /// Messages of the queues above that no client can receive. The broker moves them there; nothing consumes them.
+    Unreadable,
 }
 
 impl QueueName {
-    /// In the order of their declaration. The queue of dead letters is the first: the broker deletes a
+    /// In the order of their declaration. A queue follows the one that it dead-letters to: the broker deletes a
     /// message that it dead-letters to a queue that does not exist.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::Unreadable,
         Self::Dead,
         Self::Archive,
         Self::Control,
@@ -37,9 +40,13 @@ impl QueueName {
     pub fn exchange(self) -> &'static str {
         match self {
             Self::Control => "etl.control",
-            Self::Extract | Self::Raw | Self::Valid | Self::Events | Self::Archive | Self::Dead => {
-                ""
-            }
+            Self::Extract
+            | Self::Raw
+            | Self::Valid
+            | Self::Events
+            | Self::Archive
+            | Self::Dead
+            | Self::Unreadable => "",
         }
     }
 
@@ -53,6 +60,7 @@ impl QueueName {
             Self::Archive => "etl.archive",
             Self::Control => "etl.control",
             Self::Dead => "etl.dead",
+            Self::Unreadable => "etl.unreadable",
         }
     }
 }

@@ -7,15 +7,11 @@ use futures::{Stream, StreamExt, stream};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, ConnectionProperties, Event};
 
-use super::{CALL_TIMEOUT, QueueError, within, within_time};
+use super::{CALL_TIMEOUT, QueueError, is_unreceivable, within, within_time};
 use crate::secret::SecretUrl;
 
 /// Seconds between heartbeats unless the URL sets them. lapin notices a dead peer after twice that.
 const HEARTBEAT: u16 = 15;
-
-/// Bytes of a frame unless the URL sets them. lapin keeps a buffer of 64 frames a connection, which at RabbitMQ's
-/// default of 128 KiB is most of the memory of an idle service. The headers of a message must fit into a frame.
-const FRAME: u32 = 64 << 10;
 
 /// How often a connection is checked: whether it is still blocked, whether it still exists.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -32,23 +28,36 @@ pub enum ConnectionEvent {
     Unblocked,
     /// The connection was lost, with the reason.
     Lost(String),
+    /// The connection was lost over a message that no client can receive, with the reason.
+    Unreceivable(String),
+}
+
+/// A URL as lapin takes it.
+fn parsed(url: &SecretUrl) -> Result<AMQPUri, QueueError> {
+    // Its error may quote the URL.
+    let parsed = url.expose().as_str().parse();
+    parsed.map_err(|_| QueueError::Url)
 }
 
 impl Connection {
     /// Connects under the name that RabbitMQ's management shows. The URL's query may set `heartbeat`, in
     /// seconds, and `connection_timeout`, in milliseconds, which lapin itself ignores.
     pub async fn open(url: &SecretUrl, name: &str) -> Result<Self, QueueError> {
-        // Its error may quote the URL.
-        let parsed = url.expose().as_str().parse();
-        let mut uri: AMQPUri = parsed.map_err(|_| QueueError::Url)?;
+        let mut uri = parsed(url)?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        uri.query.frame_max.get_or_insert(FRAME);
+        // No `frame_max`: lapin takes the broker's, the largest that there is. The headers of a message must fit into a
+        // frame, and a message whose headers fit into the publisher's and not into ours cannot be received.
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let doing = format!("connecting to {url}");
         let limit = uri.query.connection_timeout;
         let limit = limit.map_or(CALL_TIMEOUT, Duration::from_millis);
         let connecting = lapin::Connection::connect_uri(uri, properties);
         within_time(limit, &doing, connecting).await.map(Self)
+    }
+
+    /// The virtual host that a URL names, as `rabbitmqctl --vhost` takes it.
+    pub fn vhost(url: &SecretUrl) -> Result<String, QueueError> {
+        Ok(parsed(url)?.vhost)
     }
 
     pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
@@ -98,6 +107,9 @@ impl Connection {
                 Event::ConnectionBlocked(reason) => Some(ConnectionEvent::Blocked(reason)),
                 Event::ConnectionUnblocked => Some(ConnectionEvent::Unblocked),
                 // Also the loss of a single channel: its deliveries can no longer be acked.
+                Event::Error(error) if is_unreceivable(&error) => {
+                    Some(ConnectionEvent::Unreceivable(error.to_string()))
+                }
                 Event::Error(error) => Some(ConnectionEvent::Lost(error.to_string())),
                 _ => None,
             })

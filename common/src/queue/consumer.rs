@@ -11,6 +11,19 @@ use super::{Connection, QueueError, TRACEPARENT, within};
 use crate::message::{Message, QueueName, RunId};
 use crate::reason::Reason;
 
+/// Bytes at most of the text of a header that a dead letter keeps, and of all that it keeps.
+pub(super) const MAX_VALUE: usize = 1 << 10;
+const MAX_HEADERS: usize = 8 << 10;
+
+/// Bytes of a `traceparent` at most; the specification's has 55.
+const MAX_TRACEPARENT: usize = 128;
+
+/// Whether a header is the sender's and says something: the broker's own begin with `x-`, as far as they are not ours, and it
+/// would send copies to the queues that `CC` and `BCC` name.
+fn is_senders(name: &str) -> bool {
+    (!name.starts_with("x-") || name.starts_with("x-etl-")) && !matches!(name, "CC" | "BCC")
+}
+
 /// Why a delivery cannot be read. It is the message's fault, and every reader finds the same.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
@@ -137,19 +150,27 @@ impl<M> Consumer<M> {
     }
 
     pub(super) async fn next_raw(&mut self) -> Result<RawDelivery, QueueError> {
+        let delivery = self.next_of_any().await?;
+        // After a connection broke, the stream still yields prefetched deliveries. They cannot be acked, and are
+        // redelivered.
+        if !delivery.inner.acker.usable() {
+            return Err(QueueError::ConsumerEnded {
+                queue: self.queue.name(),
+            });
+        }
+        // Each reader of the control messages returns them.
+        if delivery.inner.redelivered && self.queue != QueueName::Control {
+            metrics::counter!("etl_redeliveries_total", "queue" => self.queue.name()).increment(1);
+        }
+        Ok(delivery)
+    }
+
+    /// The next delivery, which can perhaps not be acked any more.
+    pub(super) async fn next_of_any(&mut self) -> Result<RawDelivery, QueueError> {
         let queue = self.queue;
         match self.stream.next().await {
-            // After a connection broke, the stream still yields prefetched deliveries. They cannot be
-            // acked, and are redelivered.
-            Some(Ok(inner)) if inner.acker.usable() => {
-                // Each reader of the control messages returns them.
-                if inner.redelivered && queue != QueueName::Control {
-                    metrics::counter!("etl_redeliveries_total", "queue" => queue.name())
-                        .increment(1);
-                }
-                Ok(RawDelivery::new(queue, inner))
-            }
-            Some(Ok(_)) | None => Err(QueueError::ConsumerEnded {
+            Some(Ok(inner)) => Ok(RawDelivery::new(queue, inner)),
+            None => Err(QueueError::ConsumerEnded {
                 queue: queue.name(),
             }),
             Some(Err(source)) => Err(QueueError::broker(
@@ -254,7 +275,9 @@ impl RawDelivery {
 
     /// The header `traceparent`, if any: the span that the message comes from.
     pub fn traceparent(&self) -> Option<String> {
+        // It travels on with the messages that follow from this one.
         self.header(TRACEPARENT)
+            .filter(|context| context.len() <= MAX_TRACEPARENT)
     }
 
     /// The number of deliveries of this message, this one included.
@@ -279,6 +302,14 @@ impl RawDelivery {
             AMQPValue::LongInt(number) => Some(number.to_string()),
             AMQPValue::LongLongInt(number) => Some(number.to_string()),
             AMQPValue::Boolean(value) => Some(value.to_string()),
+            _ => None,
+        }
+    }
+
+    /// The place in a stream.
+    pub fn offset(&self) -> Option<u64> {
+        match self.field("x-stream-offset")? {
+            AMQPValue::LongLongInt(offset) => u64::try_from(*offset).ok(),
             _ => None,
         }
     }
@@ -321,23 +352,31 @@ impl RawDelivery {
         &self.inner.properties
     }
 
-    /// The headers without the broker's own, which the broker refuses from a client.
-    pub(super) fn own_headers(&self) -> FieldTable {
-        let mut own = FieldTable::default();
-        for (name, value) in self
-            .inner
-            .properties
-            .headers()
-            .iter()
-            .flat_map(FieldTable::inner)
-        {
-            let name_text = name.as_str();
-            let copies_it = matches!(name_text, "CC" | "BCC");
-            if (!name_text.starts_with("x-") || name_text.starts_with("x-etl-")) && !copies_it {
-                own.insert(name.clone(), value.clone());
+    /// The headers of the sender that have a text form and are not too long, up to [`MAX_HEADERS`] bytes together, and the
+    /// number of the others. Without the broker's own, which the broker refuses from a client. The run, the job and the
+    /// trace come first.
+    pub(super) fn bounded_headers(&self) -> (FieldTable, u32) {
+        let names = self.inner.properties.headers().iter();
+        let mut names: Vec<_> = names.flat_map(|table| table.inner().keys()).collect();
+        names.retain(|name| is_senders(name.as_str()));
+        names.sort_by_key(|name| !matches!(name.as_str(), "run" | "job" | TRACEPARENT));
+        let (mut kept, mut bytes, mut omitted) = (FieldTable::default(), 0, 0);
+        for name in names {
+            let value = self.header(name.as_str());
+            let size = value
+                .as_ref()
+                .map(|value| name.as_str().len() + value.len());
+            match (value, size) {
+                (Some(value), Some(size))
+                    if value.len() <= MAX_VALUE && bytes + size <= MAX_HEADERS =>
+                {
+                    bytes += size;
+                    kept.insert(name.clone(), AMQPValue::LongString(value.into()));
+                }
+                _ => omitted += 1,
             }
         }
-        own
+        (kept, omitted)
     }
 
     fn field(&self, name: &str) -> Option<&AMQPValue> {

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
+use tokio::time::timeout;
 
+use super::consumer::{Any, Consumer};
 use super::topology::arguments;
 use super::{Connection, MAX_BODY, QueueError, amqp_code, within};
 use crate::message::QueueName;
@@ -74,6 +76,27 @@ pub async fn look(
         doing,
         after: MAX_ANSWER_TIME * MAX_ATTEMPTS,
     })
+}
+
+/// How long a queue may take to deliver its first message before it counts as empty.
+const DELIVERY_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Whether a client can receive the first message of a queue; true for an empty queue. It counts as a delivery of the
+/// message, and where it is false, the connection is gone.
+pub async fn is_receivable(connection: &Connection, queue: QueueName) -> Result<bool, QueueError> {
+    let first = async {
+        let arguments = FieldTable::default();
+        let mut consumer = Consumer::<Any>::open_queue(connection, queue, 1, arguments).await?;
+        match timeout(DELIVERY_TIMEOUT, consumer.next_raw()).await {
+            Ok(delivered) => delivered.map(drop),
+            Err(_) => Ok(()),
+        }
+    };
+    match first.await {
+        Ok(()) => Ok(true),
+        Err(QueueError::Unreceivable { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Compares the arguments of a queue with those that this version declares. Creates no queue.

@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
+use super::consumer::MAX_VALUE;
 use super::{MAX_BODY, RawDelivery, TRACEPARENT};
 use crate::message::{Message, QueueName};
+
+/// Bytes at most of the reason in a dead letter.
+const MAX_REASON: usize = 4_000;
 
 /// PERSISTENT, the delivery mode of the AMQP specification that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -70,7 +74,8 @@ impl Outgoing {
         }
         let mut headers = FieldTable::default();
         headers.insert("run".into(), text(message.run().as_str()));
-        headers.insert("job".into(), text(message.job()));
+        // A body may have a name of any length.
+        headers.insert("job".into(), text(beginning(message.job(), MAX_VALUE)));
         let mut properties = BasicProperties::default()
             .with_content_type(body.content_type.into())
             .with_type(M::KIND.into())
@@ -93,33 +98,22 @@ impl Outgoing {
         }
     }
 
-    /// An archived batch for the transformers again, unchanged.
-    pub fn restored(archived: &RawDelivery) -> Self {
-        let headers = archived.own_headers();
-        let properties = archived.properties().clone().with_headers(headers);
-        Self::new(
-            QueueName::Raw,
-            archived.id().to_owned(),
-            archived.body().to_vec(),
-            properties,
-        )
-    }
-
     /// A marker in a queue: a reader that reaches it has read all that was there before.
     pub(super) fn marker(queue: QueueName, id: &str) -> Self {
         let properties = BasicProperties::default().with_type(Self::MARKER.into());
         Self::new(queue, id.to_owned(), Vec::new(), properties)
     }
 
-    /// A delivery for `etl.dead`, with its body and headers unchanged, the stage that failed, a
-    /// reason for a person, and the number of attempts.
+    /// A delivery for `etl.dead`, with its body unchanged, the stage that failed, a reason for a person, and the number
+    /// of attempts. Its headers are bounded, whatever the message's own are: a dead letter must fit where a message fits.
     pub fn dead(delivery: &RawDelivery, stage: &str, reason: &str, attempts: u32) -> Self {
-        // The headers must fit into one frame of the connection.
-        let reason: String = reason.chars().take(4_000).collect();
-        let mut headers = delivery.own_headers();
+        let (mut headers, omitted) = delivery.bounded_headers();
+        if omitted > 0 {
+            headers.insert("x-etl-omitted".into(), AMQPValue::LongUInt(omitted));
+        }
         headers.insert("x-etl-stage".into(), text(stage));
         headers.insert("x-etl-queue".into(), text(delivery.queue()));
-        headers.insert("x-etl-reason".into(), text(&reason));
+        headers.insert("x-etl-reason".into(), text(beginning(reason, MAX_REASON)));
         headers.insert("x-etl-attempts".into(), AMQPValue::LongUInt(attempts));
         headers.insert(
             "x-etl-dead-at".into(),
@@ -158,7 +152,7 @@ impl Outgoing {
             .find(|known| known.name() == queue)?;
         if matches!(
             queue,
-            QueueName::Archive | QueueName::Control | QueueName::Dead
+            QueueName::Archive | QueueName::Control | QueueName::Dead | QueueName::Unreadable
         ) {
             return None;
         }
@@ -213,6 +207,11 @@ impl Outgoing {
     pub fn id(&self) -> &str {
         &self.id
     }
+}
+
+/// The beginning of a text, of at most so many bytes.
+fn beginning(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 fn text(value: &str) -> AMQPValue {

@@ -16,30 +16,41 @@ const PREFETCH: u16 = 32;
 
 const ARCHIVE: QueueName = QueueName::Archive;
 
-/// A reader of a stream, on its own channel.
+/// Where a reader enters the archive.
+#[derive(Debug, Clone, Copy)]
+pub enum Begin {
+    /// At this time or a little earlier, at the start of a chunk.
+    Time(SystemTime),
+    /// At this message.
+    Offset(u64),
+}
+
+/// A reader of the archive, on its own channel.
 pub struct StreamReader {
     stream: Consumer<Any>,
-    /// The id of the marker that was published before the reading.
+    /// The id of the message that was published when the reader was opened.
     marker: String,
 }
 
 impl StreamReader {
-    /// Reads the archive, which keeps every raw batch for some days, from this time on or from a little earlier: a reader
-    /// enters a stream at the start of a chunk. Retention removes the oldest batches without an error, so that the caller
-    /// must check that it found every batch that it needs.
-    pub async fn open_archive(
-        connection: &Connection,
-        since: SystemTime,
-    ) -> Result<Self, QueueError> {
+    /// Reads the archive, which keeps every raw batch for some days. Retention removes the oldest batches without an error,
+    /// so that the caller must check that it found every batch that it needs.
+    pub async fn open_archive(connection: &Connection, begin: Begin) -> Result<Self, QueueError> {
+        // "Streams", Consuming: the forms of `x-stream-offset`.
+        let offset = match begin {
+            Begin::Time(since) => {
+                let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+                AMQPValue::Timestamp(since.as_secs())
+            }
+            Begin::Offset(offset) => AMQPValue::LongLongInt(offset.try_into().unwrap_or(i64::MAX)),
+        };
         let marker = format!("marker/{:032x}", rand::random::<u128>());
         let mut publisher = Publisher::open(connection).await?;
         publisher
             .publish(&[Outgoing::marker(ARCHIVE, &marker)])
             .await?;
         publisher.close().await;
-        let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut arguments = FieldTable::default();
-        let offset = AMQPValue::Timestamp(since.as_secs());
         arguments.insert("x-stream-offset".into(), offset);
         let stream = Consumer::open_queue(connection, ARCHIVE, PREFETCH, arguments).await?;
         Ok(Self { stream, marker })
@@ -48,12 +59,16 @@ impl StreamReader {
     /// The next message from before the reader was opened, which stays in the stream; none after the last. The marker is
     /// confirmed, so that a delivery must come.
     pub async fn next_earlier(&mut self) -> Result<Option<RawDelivery>, QueueError> {
-        let next = timeout(CALL_TIMEOUT, self.stream.next_raw()).await;
+        let next = timeout(CALL_TIMEOUT, self.stream.next_of_any()).await;
         let delivery = next.map_err(|_| QueueError::Timeout {
             doing: format!("reading {} to its end", ARCHIVE.name()),
             after: CALL_TIMEOUT,
         })??;
-        delivery.settle().await?;
+        // What arrived before the connection was lost is read, so that the reader knows where to continue: an ack only
+        // requests more.
+        if let Err(error) = delivery.settle().await {
+            tracing::debug!(%error, "no more of the stream can be requested");
+        }
         Ok(Some(delivery).filter(|delivery| delivery.id() != self.marker))
     }
 

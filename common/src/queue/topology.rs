@@ -26,13 +26,17 @@ const CONTROL_AGE: Duration = Duration::from_hours(30 * 24);
 /// More than `etl.control` keeps, with those that arrive while it is read: its reader has all in hand at once.
 pub(super) const CONTROL_PREFETCH: u16 = 30_000;
 
-/// An explicit limit, since the default is 20 since 4.0, and -1, which means 'no limit' there, is refused by
-/// 3.x.
-const NO_DELIVERY_LIMIT: i64 = 1_000_000;
-
 /// Deliveries after which the broker itself dead-letters a message. Services dead-letter it much earlier,
 /// with a reason; this limit is for a message that kills every process before the policy applies.
 const DELIVERY_LIMIT: i64 = 50;
+
+/// Deliveries after which the broker moves a dead letter to `etl.unreadable`: no loader can receive or store it, and the
+/// others must not wait behind it.
+const DEAD_DELIVERY_LIMIT: i64 = 100;
+
+/// The limit of the queues that nobody empties: by default there is one since RabbitMQ 4.0, and without a queue to
+/// dead-letter to it would delete messages. 3.x refuses -1, 'no limit'.
+const NO_DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// The arguments that this version declares a queue with.
 pub(super) fn arguments(queue: QueueName) -> FieldTable {
@@ -64,18 +68,27 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
             // A quorum queue ignores that a consumer is exclusive.
             set("x-single-active-consumer", AMQPValue::Boolean(true));
         }
-        QueueName::Dead => {
+        QueueName::Unreadable => {
             set("x-queue-type", text("quorum"));
             set(
                 "x-delivery-limit",
                 AMQPValue::LongLongInt(NO_DELIVERY_LIMIT),
             );
         }
-        QueueName::Extract | QueueName::Raw | QueueName::Valid | QueueName::Events => {
+        QueueName::Dead
+        | QueueName::Extract
+        | QueueName::Raw
+        | QueueName::Valid
+        | QueueName::Events => {
+            let (limit, next) = if queue == QueueName::Dead {
+                (DEAD_DELIVERY_LIMIT, QueueName::Unreadable)
+            } else {
+                (DELIVERY_LIMIT, QueueName::Dead)
+            };
             set("x-queue-type", text("quorum"));
-            set("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
+            set("x-delivery-limit", AMQPValue::LongLongInt(limit));
             set("x-dead-letter-exchange", text(""));
-            set("x-dead-letter-routing-key", text(QueueName::Dead.name()));
+            set("x-dead-letter-routing-key", text(next.name()));
             set("x-dead-letter-strategy", text("at-least-once"));
             // At-least-once dead-lettering requires it, too.
             set("x-overflow", text("reject-publish"));

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Fault, Session};
 use crate::message::QueueName;
-use crate::queue::{ConnectionEvent, inspect};
+use crate::queue::{ConnectionEvent, QueueError, inspect};
 
 /// How often the depth of a queue is read.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ pub(super) async fn measure(session: &Session, queues: &[QueueName]) -> std::con
 }
 
 /// Watches both connections, and returns the reason when one is lost.
-pub(super) async fn watch(session: &Session) -> String {
+pub(super) async fn watch(session: &Session) -> QueueError {
     let mut events =
         futures::stream::select(session.consuming.events(), session.publishing.events());
     while let Some(event) = events.next().await {
@@ -53,11 +53,15 @@ pub(super) async fn watch(session: &Session) -> String {
                 session
                     .health
                     .not_ready("broker", format!("connection lost: {why}"));
-                return why;
+                return QueueError::Lost { why };
+            }
+            ConnectionEvent::Unreceivable(why) => {
+                return QueueError::Unreceivable { why };
             }
         }
     }
-    "it was closed".to_owned()
+    let why = "it was closed".to_owned();
+    QueueError::Lost { why }
 }
 
 /// Waits, with no delivery in hand, until a full queue has room: the broker closes the channel of a

@@ -16,6 +16,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use testkit::TIMEOUT;
 use testkit::http::Method;
+use testkit::servers::stranger::{Properties, Stranger, header, text};
 use testkit::servers::{Vhost, private_broker, vhost};
 use tokio_util::sync::CancellationToken;
 
@@ -467,4 +468,31 @@ async fn every_queue_survives_a_killed_broker() {
         matches!(state, Ok(Some(state)) if state.messages >= 50)
     })
     .await;
+}
+
+#[tokio::test]
+async fn dead_letter_of_a_message_with_large_headers_is_small() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    let many = (0..25).flat_map(|n| header(format!("h{n}").as_bytes(), &text(&[b'y'; 1_000])));
+    let mut headers: Vec<u8> = many.collect();
+    headers.extend(header(b"large", &text(&vec![b'x'; 100_000])));
+    headers.extend(header(b"run", &text(b"r")));
+    let mut stranger = Stranger::connect(&vhost.amqp_url).await;
+    let sent = Properties::default().headers(&headers);
+    assert!(stranger.publish("etl.extract", &sent, b"x").await);
+    let mut consumer = Consumer::<ExtractTask>::open(&connection, 1).await.unwrap();
+    let delivery = consumer.next().await.unwrap();
+    let dead = Outgoing::dead(&delivery, "test", &"reason ".repeat(20_000), 1);
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    publisher.publish(&[dead]).await.unwrap();
+    let dead = vhost.take_all("etl.dead").await.remove(0);
+    assert_eq!(dead.header("run").as_deref(), Some("r"));
+    assert_eq!(dead.header("large"), None);
+    let kept: Vec<_> = (0..25)
+        .filter_map(|n| dead.header(&format!("h{n}")))
+        .collect();
+    assert_eq!(kept, vec!["y".repeat(1_000); 8]);
+    assert_eq!(dead.header("x-etl-omitted").as_deref(), Some("18"));
+    assert_eq!(dead.header("x-etl-reason").unwrap().len(), 4_000);
 }

@@ -185,7 +185,9 @@ impl Command for Arguments {
         let jobs = Jobs::load()?;
         let plan = plan(jobs.read(&self.job)?, &self)?;
         let store = store::open().await?;
-        let broker = Broker::open(note).await?;
+        let broker = Broker::open(note)
+            .await
+            .map_err(|failure| failure.context("no run was requested"))?;
         note(&plan.summary);
         let (mut progress, count) = (Progress::default(), size(&plan.slots));
         let look = &mut |event: Event<'_>| show_event(&mut progress, count, &event);

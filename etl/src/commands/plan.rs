@@ -13,6 +13,7 @@ use super::Command;
 use crate::Failure;
 use crate::jobs::{Jobs, checkable, filled_in};
 use crate::output::{self, Sheet, print, print_json, table};
+use crate::request::limits;
 use crate::store;
 use crate::target::{self, TargetPlan};
 use ledger::Store;
@@ -80,8 +81,9 @@ fn timeout(source: &Source) -> String {
     humantime::format_duration(source.timeout).to_string()
 }
 
-/// What a run of this job would do.
+/// What a run of this job would do. A setting that `etl run` refuses is an error.
 pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Result<Plan, Failure> {
+    limits()?;
     let target = target::plan(store, &checkable(&request), &jobs.schemas).await?;
     let conflict = store.conflicting_run(&job, &request, false).await?;
     let (schema, table) = job.spec.target.schema_and_table();

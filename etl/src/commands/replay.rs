@@ -126,15 +126,24 @@ pub struct Sent {
     pub generation: Option<u32>,
 }
 
-/// The runs that the arguments name, and notes on those that are left out: a run that never got a result has nothing to
-/// replay.
-pub async fn runs(
-    store: &Store,
-    arguments: &Arguments,
-) -> Result<(Vec<String>, Vec<String>), Failure> {
-    let (mut names, mut notes) = (Vec::from_iter(arguments.run.clone()), Vec::new());
+/// The runs that the arguments name.
+#[derive(Debug, Default)]
+pub struct Chosen {
+    pub names: Vec<String>,
+    /// On those that are left out: a run that never got a result has nothing to replay.
+    pub notes: Vec<String>,
+    /// Whether a failed run is among those: then not all of what was asked for is replayed.
+    pub has_failed: bool,
+}
+
+/// The runs that the arguments name.
+pub async fn runs(store: &Store, arguments: &Arguments) -> Result<Chosen, Failure> {
+    let mut chosen = Chosen {
+        names: Vec::from_iter(arguments.run.clone()),
+        ..Chosen::default()
+    };
     let (Some(job), Some(since)) = (&arguments.job, arguments.since) else {
-        return Ok((names, notes));
+        return Ok(chosen);
     };
     if arguments.until.is_some_and(|until| until <= since) {
         return Err(Failure::usage(anyhow!(
@@ -149,12 +158,16 @@ pub async fn runs(
             RunState::Requested | RunState::Running | RunState::Held | RunState::Completed => false,
         };
         if has_nothing {
-            notes.push(format!("{name} is {} and is left out", run.state));
+            let state = run.state;
+            chosen.has_failed |= state == RunState::Failed;
+            chosen
+                .notes
+                .push(format!("{name} is {state} and is left out"));
         } else {
-            names.push(name);
+            chosen.names.push(name);
         }
     }
-    Ok((names, notes))
+    Ok(chosen)
 }
 
 /// Checks the replays of all of these runs, before the first is changed.
@@ -174,6 +187,12 @@ pub async fn plan(
         plan.claims.take_replay(name).await?;
         let subject = store.subject(name).await?;
         subject.check_state(arguments.force)?;
+        if subject.run.dead_letters > 0 {
+            plan.notes.push(format!(
+                "{name} has {}, which a replay does not close, and which block it: `etl dead list --run {name}`",
+                counted(subject.run.dead_letters, "dead letter")
+            ));
+        }
         let replay = if arguments.from_athena {
             Some(from_athena(subject)?)
         } else {
@@ -312,19 +331,29 @@ pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let store = store::open().await?;
-        let (names, notes) = runs(&store, &self).await?;
+        let Chosen {
+            names,
+            notes,
+            has_failed,
+        } = runs(&store, &self).await?;
         output::notes(&notes);
         if names.is_empty() {
-            if !self.json {
-                print(if notes.is_empty() {
-                    "no run of this job was requested in that time"
-                } else {
-                    "nothing to replay"
-                })?;
+            let nothing = if notes.is_empty() {
+                "no run of this job was requested in that time"
+            } else {
+                "nothing to replay"
+            };
+            // JSON has a line a run, and this is none.
+            if self.json {
+                note(nothing);
+            } else {
+                print(nothing)?;
             }
-            return Ok(true);
+            return Ok(!has_failed);
         }
-        let broker = Broker::open(note).await?;
+        let broker = Broker::open(note)
+            .await
+            .map_err(|failure| failure.context("no run is replayed"))?;
         if self.missing {
             for name in &names {
                 self.print(&act_missing(&store, &broker, name).await?)?;
@@ -345,7 +374,7 @@ impl Command for Arguments {
             }
         }
         broker.close().await;
-        let mut are_complete = true;
+        let mut are_complete = !has_failed;
         for name in names.iter().filter(|_| self.follow) {
             let end = follow(&store, name, None, self.json).await?;
             // The run may be complete although its replay was cancelled: it is as it was before.

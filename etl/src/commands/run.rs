@@ -92,7 +92,9 @@ impl Command for Arguments {
         let store = store::open().await?;
         let run = self.run_id.unwrap_or_else(|| new_run_id(&job.spec.name));
         plan(&store, &jobs, &run, &request).await?;
-        let broker = Broker::open(note).await?;
+        let broker = Broker::open(note)
+            .await
+            .map_err(|failure| failure.context(format!("the run {run} was not requested now")))?;
         let known = act(&store, &broker, &run, &job, &request, self.again).await;
         broker.close().await;
         let known = known?;

@@ -202,6 +202,8 @@ pub fn sums(run: &Run) -> String {
         rows => format!(" + {} dropped", number(rows)),
     };
     let balance = match (run.balanced, run.state.is_over()) {
+        // As `etl reconcile` says it.
+        (true, true) if run.dead_letters > 0 => "NOT BALANCED, since it has dead letters",
         (true, _) => "balanced",
         // It ended before its end, and the ledger has what was loaded until then.
         (false, true) if matches!(run.state, RunState::Cancelled | RunState::Failed) => {
@@ -235,6 +237,14 @@ mod tests {
     fn every_ending_is_a_sentence_with_what_to_do() {
         let all: Vec<_> = samples::runs().iter().map(ending).collect();
         insta::assert_snapshot!(all.join("\n\n"));
+    }
+
+    #[test]
+    fn complete_run_with_dead_letters_is_not_balanced() {
+        let mut run = samples::completed();
+        assert!(sums(&run).ends_with(": balanced"));
+        run.dead_letters = 1;
+        assert!(sums(&run).contains("NOT BALANCED"));
     }
 
     #[test]

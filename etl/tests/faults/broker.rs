@@ -7,6 +7,7 @@
 
 mod away;
 mod blocked;
+mod commands;
 mod full;
 mod operator;
 mod silent;

@@ -6,6 +6,7 @@ mod messages;
 mod names;
 mod requests;
 mod results;
+mod strangers;
 mod values;
 
 use testkit::cloud::sample;

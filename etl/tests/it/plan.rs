@@ -31,6 +31,14 @@ async fn plan_shows_the_whole_run_and_changes_nothing() {
             .fold(command, |command, argument| command.arg(argument));
         command.run().await
     };
+    let limits = pipeline.service("etl").env("ETL_BATCH_ROWS", "0");
+    let refused = limits.arg("plan").arg("clicks").run().await;
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("ETL_BATCH_ROWS"),
+        "{}",
+        refused.stderr
+    );
     let new = plan(&["--set", "from=2018-04-05"]).await;
     assert_eq!(new.code, Some(0), "{}", new.stderr);
     for said in [

@@ -49,7 +49,14 @@ pub async fn plan(
     };
     // One body is in memory at a time.
     for id in &ids {
-        outgoing(&store.dead_letter(*id).await?)?;
+        let dead = store.dead_letter(*id).await?;
+        if let Some(resolution) = &dead.resolution {
+            return Err(anyhow!(
+                "the dead letter {id} was resolved before: {resolution}; nothing was sent"
+            )
+            .into());
+        }
+        outgoing(&dead)?;
     }
     Ok(ids)
 }
@@ -58,10 +65,18 @@ pub async fn plan(
 pub async fn act(store: &Store, broker: &Broker, ids: &[i64]) -> Result<(), Failure> {
     let mut sender = broker.sender().await?;
     let resolution = format!("replayed by {}", user());
-    for id in ids {
-        let dead = store.dead_letter(*id).await?;
-        sender.send(&[outgoing(&dead)?]).await?;
-        store.resolve_dead_letter(&dead, &resolution).await?;
+    for (sent, id) in ids.iter().enumerate() {
+        let again = async {
+            let dead = store.dead_letter(*id).await?;
+            sender.send(&[outgoing(&dead)?]).await?;
+            Ok::<_, Failure>(store.resolve_dead_letter(&dead, &resolution).await?)
+        };
+        again.await.map_err(|failure| {
+            failure.context(format!(
+                "{sent} of {} dead letters were sent; the others are still listed from {id} on, and the same command without the sent ones sends them (one that was sent twice changes nothing)",
+                ids.len()
+            ))
+        })?;
     }
     Ok(sender.close().await?)
 }
@@ -82,7 +97,9 @@ impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let store = store::open().await?;
         let ids = plan(&store, self.ids, &self.choice.into()).await?;
-        let broker = Broker::open(note).await?;
+        let broker = Broker::open(note)
+            .await
+            .map_err(|failure| failure.context("no dead letter was sent"))?;
         act(&store, &broker, &ids).await?;
         broker.close().await;
         show(self.json, &json!({ "replayed": ids }), |_| {

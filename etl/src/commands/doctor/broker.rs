@@ -18,6 +18,9 @@ use crate::output::counted;
 /// How long the broker may take for a test message.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long all looks at the broker may take.
+const EXAMINATION_TIMEOUT: Duration = Duration::from_mins(1);
+
 pub(super) async fn examine(findings: &mut Findings) -> Result<(), Failure> {
     let settings: ServiceSettings = settings::load().map_err(Failure::usage)?;
     let connection = Connection::open(&settings.amqp_url, "etl doctor").await;
@@ -26,7 +29,18 @@ pub(super) async fn examine(findings: &mut Findings) -> Result<(), Failure> {
         anyhow!("{error}; check that the broker runs and that ETL_AMQP_URL is right")
     })?;
     findings.fine("broker", format!("connected to {}", settings.amqp_url));
-    let examined = examine_on(&connection, findings).await;
+    let vhost = Connection::vhost(&settings.amqp_url).map_err(anyhow::Error::from)?;
+    let examined = timeout(
+        EXAMINATION_TIMEOUT,
+        examine_on(&connection, &vhost, findings),
+    )
+    .await;
+    let examined = examined.unwrap_or_else(|_| {
+        Err(QueueError::Timeout {
+            doing: "looking at its queues".to_owned(),
+            after: EXAMINATION_TIMEOUT,
+        })
+    });
     found(
         findings,
         "broker",
@@ -41,7 +55,11 @@ pub(super) async fn examine(findings: &mut Findings) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn examine_on(connection: &Connection, findings: &mut Findings) -> Result<(), QueueError> {
+async fn examine_on(
+    connection: &Connection,
+    vhost: &str,
+    findings: &mut Findings,
+) -> Result<(), QueueError> {
     let mut publisher = Publisher::open(connection).await?;
     match timeout(PROBE_TIMEOUT, publisher.probe()).await {
         Ok(Ok(())) => findings.fine("alarms", "the broker takes messages"),
@@ -79,7 +97,26 @@ async fn examine_on(connection: &Connection, findings: &mut Findings) -> Result<
             ),
         }
     }
-    consumers(connection, findings).await
+    consumers(connection, findings).await?;
+    unreadable(connection, vhost, findings).await
+}
+
+/// The messages that no client can receive, with the command that removes them.
+async fn unreadable(
+    connection: &Connection,
+    vhost: &str,
+    findings: &mut Findings,
+) -> Result<(), QueueError> {
+    let queue = QueueName::Unreadable;
+    let (name, found) = (queue.name(), inspect::look(connection, queue).await?);
+    if let Some(count) = found.map(|state| state.messages).filter(|count| *count > 0) {
+        let messages = counted(count.into(), "message");
+        findings.wrong(
+            "unreadable",
+            format!("{name} has {messages} that no client can receive: the headers are larger than a frame, or are not UTF-8; no run waits for them. The broker's management page shows them (Queues, {name}, Get messages), and this removes them: rabbitmqctl purge_queue {name} --vhost {vhost}"),
+        );
+    }
+    Ok(())
 }
 
 /// Whether each work queue has a consumer.

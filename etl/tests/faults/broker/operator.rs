@@ -279,7 +279,7 @@ async fn user_without_permission_ends_the_service_with_an_error() {
     assert_refused(&pipeline, &url("secret"), sentence).await;
     let nothing_declared = json!({ "configure": "", "write": ".*", "read": ".*" });
     put(format!("permissions/{vhost}/{user}"), nothing_declared).await;
-    let sentence = "refused declaring the queue etl.dead";
+    let sentence = "refused declaring the queue etl.unreadable";
     assert_refused(&pipeline, &url("secret"), sentence).await;
     let user = format!("users/{user}");
     broker.call(Method::DELETE, &user, Value::Null).await;

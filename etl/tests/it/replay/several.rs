@@ -2,6 +2,7 @@
 
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
+use testkit::{TIMEOUT, wait_until};
 
 use super::{refuses, succeeds};
 
@@ -134,4 +135,57 @@ async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
         &["the run four is running"],
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replay_says_what_it_leaves_out() {
+    let pipeline = Pipeline::start().await;
+    let job = "[target]\ntable = \"clicks\"\n";
+    pipeline.job("clicks", job, sample::clicks(100));
+    pipeline.run("clicks", "one").await;
+    pipeline.run("clicks", "two").await;
+    let failed = "UPDATE etl.runs SET state = 'failed', failure = 'x', batches_expected = NULL, rows_expected = NULL WHERE run_id = 'two'";
+    sqlx::raw_sql(failed)
+        .execute(&pipeline.database.pool)
+        .await
+        .unwrap();
+    let all = ["replay", "--job", "clicks", "--since"];
+    let done = pipeline
+        .etl(&[&all[..], &["2018-01-01", "--follow"]].concat())
+        .await;
+    assert!(
+        done.stderr.contains("two is failed and is left out"),
+        "{}",
+        done.stderr
+    );
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+
+    let none = ["2018-01-01", "--until", "2018-01-02", "--json"];
+    let done = pipeline.etl(&[&all[..], &none].concat()).await;
+    assert_eq!((done.code, &*done.stdout), (Some(0), ""));
+    assert!(
+        done.stderr.contains("no run of this job was requested"),
+        "{}",
+        done.stderr
+    );
+
+    let mut headers = lapin::types::FieldTable::default();
+    let run = lapin::types::AMQPValue::LongString("one".into());
+    headers.insert("run".into(), run);
+    let properties = lapin::BasicProperties::default().with_headers(headers);
+    pipeline
+        .vhost
+        .publish_with("etl.dead", b"x", properties)
+        .await;
+    let open = "SELECT count(*) FROM etl.dead_letters WHERE run_id = 'one'";
+    wait_until("the dead letter", TIMEOUT, async || {
+        pipeline.number(open).await == 1
+    })
+    .await;
+    let done = succeeds(&pipeline, &["replay", "one"]).await;
+    assert!(
+        done.stderr.contains("one has 1 dead letter"),
+        "{}",
+        done.stderr
+    );
 }
