@@ -17,11 +17,13 @@ pub use crate::clients::Clients;
 use crate::settings::Settings;
 use crate::work::{CHECKPOINT_INTERVAL, Worker};
 
-/// One task a worker: a task in hand waits for nothing but its own work.
+/// One task a worker: a task in hand waits for nothing but its own work. A worker may hold one for minutes, and keeps no other
+/// worker waiting.
 const PREFETCH: Prefetch = Prefetch {
     deliveries: 1,
     together: 1,
     bytes: 0,
+    alone: Duration::ZERO,
 };
 
 /// Works on tasks until the session ends. Tasks that are in hand then are redelivered.

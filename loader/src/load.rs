@@ -2,14 +2,15 @@
 //! again. After a commit with a lost answer, the ledger decides.
 
 use common::failpoint;
-use common::message::{RunEvent, ValidBatch};
+use common::message::{RunEvent, RunId, ValidBatch};
 use ledger::database::bounded;
 use ledger::event::{self, Noted};
 use ledger::{Counts, RunState, Standing, Store, batch as entry, bigint, quarantine};
 use sqlx::PgConnection;
+use tokio::sync::Notify;
 
 use crate::completion;
-use crate::errors::LoadError;
+use crate::errors::{LoadError, Verdict};
 use crate::target::{Prepared, Targets};
 
 /// The outcome of a delivered batch. Each outcome can be acknowledged.
@@ -193,13 +194,16 @@ async fn write(
     Ok(Step::Settled(Outcome::Loaded(counts)))
 }
 
-/// The most connections of a loader. It handles batches, events, dead letters and removals at the same time.
-const CONNECTIONS: u32 = 6;
+/// The most connections of a loader. It handles batches, events, dead letters, commits of runs and removals at the same
+/// time.
+const CONNECTIONS: u32 = 12;
 
 /// The ledger and the checked targets: the state for loading.
 pub struct Loader {
     pub store: Store,
     pub targets: Targets,
+    /// Rows of a run are staged completely: the sweep commits them.
+    pub(crate) staged: Notify,
 }
 
 impl Loader {
@@ -211,27 +215,57 @@ impl Loader {
         Ok(Self {
             store: Store::new(url, "etl loader", CONNECTIONS)?,
             targets: Targets::new(schemas),
+            staged: Notify::new(),
         })
     }
 
-    /// Loads a batch, and completes its run if it was the last one. The delivery may be acknowledged only after that.
-    pub async fn handle(&self, batch: &ValidBatch) -> Result<Outcome, LoadError> {
+    /// Loads a batch, and completes its run if it was the last one, unless its rows are staged: the sweep commits those.
+    /// The delivery may be acknowledged only after that.
+    pub async fn accept(&self, batch: &ValidBatch) -> Result<Outcome, LoadError> {
         let outcome = load(&self.store, &self.targets, batch).await?;
         failpoint::reach("after_commit").await;
-        completion::ask(&self.store, &batch.id.run).await?;
+        self.ask(&batch.id.run).await?;
         Ok(outcome)
     }
 
-    /// Writes an event into the ledger, and completes the run if nothing else is missing. The delivery may be
-    /// acknowledged only after that.
-    pub async fn handle_event(&self, event: &RunEvent) -> Result<Noted, LoadError> {
+    /// Writes an event into the ledger, and completes the run if nothing else is missing, unless its rows are staged: the
+    /// sweep commits those. The delivery may be acknowledged only after that.
+    pub async fn accept_event(&self, event: &RunEvent) -> Result<Noted, LoadError> {
         let noted = event::note(&self.store, event).await?;
         match noted {
             Noted::Ignored => entry::count_ignored(&self.store, &event.run).await?,
             Noted::Failed => completion::count(RunState::Failed),
             Noted::Noted | Noted::Stale => {}
         }
-        completion::ask(&self.store, &event.run).await?;
+        self.ask(&event.run).await?;
         Ok(noted)
+    }
+
+    async fn ask(&self, run: &RunId) -> Result<(), LoadError> {
+        if completion::ask(&self.store, run).await? {
+            self.staged.notify_one();
+        }
+        Ok(())
+    }
+
+    /// [`Self::accept`] for a process without a sweep: commits staged rows, too.
+    pub async fn handle(&self, batch: &ValidBatch) -> Result<Outcome, LoadError> {
+        let outcome = self.accept(batch).await?;
+        self.complete(&batch.id.run).await?;
+        Ok(outcome)
+    }
+
+    /// [`Self::accept_event`] for a process without a sweep: commits staged rows, too.
+    pub async fn handle_event(&self, event: &RunEvent) -> Result<Noted, LoadError> {
+        let noted = self.accept_event(event).await?;
+        self.complete(&event.run).await?;
+        Ok(noted)
+    }
+
+    async fn complete(&self, run: &RunId) -> Result<(), LoadError> {
+        match completion::try_complete(&self.store, run).await {
+            Err(error) if error.verdict() == Verdict::Retry => Ok(()),
+            done => done.map(drop),
+        }
     }
 }

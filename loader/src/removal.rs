@@ -36,7 +36,7 @@ pub async fn execute_all(loader: &Loader) -> Result<(), LoadError> {
 }
 
 async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Error> {
-    let Loader { store, targets } = loader;
+    let Loader { store, targets, .. } = loader;
     let table = store.exactly(run.as_str()).await?.target_table;
     let (schema, table) = table.split_once('.').unwrap_or(("public", &table));
     let name = TableName {

@@ -36,6 +36,9 @@ use table::Checked;
 pub(crate) use merge::lock_key as merge_lock_key;
 pub use staged::clean_up;
 
+/// The longest wait for a lock on a target, as a setting of PostgreSQL: somebody may hold it for hours.
+pub(crate) const LOCK_TIMEOUT: &str = "3s";
+
 /// How long the target of a dead-lettered batch gets no retries.
 const AILING: Duration = Duration::from_mins(1);
 

@@ -89,15 +89,17 @@ impl Outgoing {
         }
     }
 
-    /// An archived batch for the transformers again, unchanged.
-    pub fn restored(archived: &RawDelivery) -> Self {
-        let headers = archived.own_headers();
-        let properties = archived.properties().clone().with_headers(headers);
+    /// A delivery for this queue, unchanged but for these headers.
+    pub fn moved(delivery: &RawDelivery, queue: QueueName, headers: &[(&str, &str)]) -> Self {
+        let mut own = delivery.own_headers();
+        for (name, value) in headers {
+            own.insert((*name).into(), text(value));
+        }
         Self::new(
-            QueueName::Raw,
-            archived.id().to_owned(),
-            archived.body().to_vec(),
-            properties,
+            queue,
+            delivery.id().to_owned(),
+            delivery.body().to_vec(),
+            described(delivery, own),
         )
     }
 
@@ -121,22 +123,11 @@ impl Outgoing {
             "x-etl-dead-at".into(),
             text(&jiff::Timestamp::now().to_string()),
         );
-        // No other property of a foreign message is kept: an expiration would delete the dead letter,
-        // and another user's name would close the channel.
-        let mut properties = BasicProperties::default()
-            .with_type(delivery.kind().into())
-            .with_headers(headers);
-        if let Some(encoding) = delivery.properties().content_encoding() {
-            properties = properties.with_content_encoding(encoding.clone());
-        }
-        if let Some(content_type) = delivery.properties().content_type() {
-            properties = properties.with_content_type(content_type.clone());
-        }
         Self::new(
             QueueName::Dead,
             delivery.id().to_owned(),
             delivery.body().to_vec(),
-            properties,
+            described(delivery, headers),
         )
     }
 
@@ -200,6 +191,21 @@ impl Outgoing {
     pub fn id(&self) -> &str {
         &self.id
     }
+}
+
+/// The properties that describe the body of a delivery, and headers. No other property of a foreign message is kept: an
+/// expiration would delete the copy, and another user's name would close the channel.
+fn described(delivery: &RawDelivery, headers: FieldTable) -> BasicProperties {
+    let mut properties = BasicProperties::default()
+        .with_type(delivery.kind().into())
+        .with_headers(headers);
+    if let Some(encoding) = delivery.properties().content_encoding() {
+        properties = properties.with_content_encoding(encoding.clone());
+    }
+    if let Some(content_type) = delivery.properties().content_type() {
+        properties = properties.with_content_type(content_type.clone());
+    }
+    properties
 }
 
 fn text(value: &str) -> AMQPValue {

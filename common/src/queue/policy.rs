@@ -5,14 +5,18 @@
 //! hand are at the head of their queue again. Therefore:
 //!
 //! - A session begins with one worker and one delivery in hand, so that a message that takes the
-//!   process down counts alone. More deliveries and the other workers follow a success.
+//!   process down counts alone. More deliveries and the other workers follow a success, or the time
+//!   that the service gives the first one: a slow delivery keeps no other waiting for ever.
 //! - From its third delivery on, a message is handled alone, and its success widens nothing.
 //! - At its eighth delivery, it is dead-lettered unprocessed.
 //! - No delivery is returned to narrow the prefetch again: the broker counts a return as a delivery.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::future::try_join_all;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{Connection, Consumer, Delivery, Outgoing, Publisher, QueueError, RawDelivery};
@@ -24,6 +28,9 @@ const ISOLATE_AT: u32 = 3;
 /// At this delivery, a message is dead-lettered unprocessed.
 const DELIVERY_LIMIT: u32 = 8;
 
+/// How often the other workers look whether the first one still handles a message that came back.
+const ISOLATION_INTERVAL: Duration = Duration::from_millis(100);
+
 /// How much a worker takes.
 #[derive(Debug, Clone, Copy)]
 pub struct Prefetch {
@@ -33,6 +40,9 @@ pub struct Prefetch {
     pub together: usize,
     /// Bytes of bodies that are enough for one handling.
     pub bytes: usize,
+    /// How long the first worker is alone before the others begin, unless it succeeds earlier. It stays alone for as long
+    /// as it handles a message that came back.
+    pub alone: Duration,
 }
 
 /// What a service does with the deliveries of a worker.
@@ -85,30 +95,51 @@ pub async fn consume<M: Message, H: Handler<M>>(
         };
         workers.push((intake, handler));
     }
-    let proven = CancellationToken::new();
+    let first = First::default();
     let workers = workers.into_iter().enumerate();
     let workers = workers.map(async |(index, (mut intake, handler))| {
-        // A worker that holds one delivery at a time may hold it for minutes: it keeps no other worker waiting.
-        if index > 0 && prefetch.deliveries > 1 {
+        if index > 0 {
             tokio::select! {
                 biased;
                 () = stage.stop.cancelled() => return Ok(()),
-                () = proven.cancelled() => {}
+                () = first.proven.cancelled() => {}
+                () = first.was_alone_for(prefetch.alone) => {}
             }
         }
         intake.open().await?;
         if index == 0 {
             begun();
         }
-        work(intake, handler, &proven).await
+        work(intake, handler, &first).await
     });
     try_join_all(workers.map(Box::pin)).await.map(drop)
+}
+
+/// What the other workers know of the first one.
+#[derive(Default)]
+struct First {
+    /// It succeeded.
+    proven: CancellationToken,
+    /// It handles a message that came back.
+    is_isolating: AtomicBool,
+}
+
+impl First {
+    async fn was_alone_for(&self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        sleep(time).await;
+        while self.is_isolating.load(Ordering::Relaxed) {
+            sleep(ISOLATION_INTERVAL).await;
+        }
+    }
 }
 
 async fn work<M: Message, H: Handler<M>>(
     mut intake: Intake<'_, M>,
     mut handler: H,
-    proven: &CancellationToken,
+    first: &First,
 ) -> Result<(), H::Fault> {
     loop {
         let deliveries = tokio::select! {
@@ -124,12 +155,14 @@ async fn work<M: Message, H: Handler<M>>(
         }
         for delivery in isolated {
             if intake.is_open() {
+                first.is_isolating.store(true, Ordering::Relaxed);
                 Box::pin(alone(&mut handler, delivery, &mut intake)).await?;
             }
         }
+        first.is_isolating.store(false, Ordering::Relaxed);
         if widens && intake.is_open() {
             intake.widen().await?;
-            proven.cancel();
+            first.proven.cancel();
         }
     }
     intake.release().await;
@@ -222,6 +255,18 @@ impl<M: Message> Intake<'_, M> {
         let dead = Outgoing::dead(&delivery, self.stage.name, reason, attempts);
         self.publisher.publish(&[dead]).await?;
         delivery.ack().await
+    }
+
+    /// Puts a delivery off: publishes it again at the tail of its queue, and acks it once that is confirmed, so that it does
+    /// not count as delivered. A queue without room gets it back, and everything else that the worker has in hand.
+    pub async fn put_off(&mut self, delivery: Delivery<M>) -> Result<(), QueueError> {
+        let again = Outgoing::moved(&delivery, M::QUEUE, &[]);
+        if self.publisher.try_publish(&again).await? {
+            delivery.ack().await
+        } else {
+            self.release().await;
+            Ok(())
+        }
     }
 
     /// Waits for as long as deliveries in hand can be settled, and says why they no longer can.

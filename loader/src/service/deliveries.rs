@@ -1,7 +1,7 @@
 //! Handles each delivery, and then settles it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::failpoint;
 use common::job::Target;
@@ -13,20 +13,22 @@ use ledger::NewDeadLetter;
 use sqlx::PgConnection;
 use tracing::Instrument as _;
 
-use super::persist::{Unfinished, wait_for_postgres, with_retries};
+use super::events::Events;
+use super::persist::{Retries, Unfinished, wait_for_postgres, with_retries};
 use crate::errors::LoadError;
 use crate::load::{Loader, Outcome};
 
-/// The prefetch of a lane: one delivery is loaded while the next one is transferred.
+/// One delivery a lane: behind a slow batch waits no other one. While one lane gets its next delivery, the others load.
 const PREFETCH: Prefetch = Prefetch {
-    deliveries: 2,
+    deliveries: 1,
     together: 1,
     bytes: 0,
+    alone: Duration::from_secs(5),
 };
 
 /// The lanes that load batches in parallel, each on its own database connection. Each reports its health under its
 /// name.
-const LANES: [&str; 2] = ["batches", "batches, second lane"];
+const LANES: [&str; 3] = ["batches", "batches, second lane", "batches, third lane"];
 
 /// The shared state of a session's loops.
 pub(super) struct Deliveries<'a> {
@@ -75,32 +77,6 @@ impl Handler<ValidBatch> for Lane<'_, '_> {
     }
 }
 
-impl Handler<RunEvent> for Lane<'_, '_> {
-    type Fault = Fault;
-
-    async fn handle(
-        &mut self,
-        deliveries: Vec<Delivery<RunEvent>>,
-        intake: &mut Intake<'_, RunEvent>,
-    ) -> Result<(), Fault> {
-        for delivery in deliveries {
-            let Some((delivery, event)) = intake.read(delivery).await? else {
-                continue;
-            };
-            let apply = async || self.shared.loader.handle_event(&event).await;
-            if let Some((noted, delivery)) = self.finish(delivery, intake, None, apply).await? {
-                metrics::counter!("etl_events_total", "result" => noted.name()).increment(1);
-                delivery.ack().await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn exempts(&mut self, _: &Delivery<RunEvent>) -> bool {
-        self.shared.database_may_be_at_fault().await
-    }
-}
-
 impl Lane<'_, '_> {
     async fn load(
         &self,
@@ -110,7 +86,7 @@ impl Lane<'_, '_> {
     ) -> Result<(), Fault> {
         let started = Instant::now();
         let target = Some(&batch.target);
-        let load = async || self.shared.loader.handle(batch).await;
+        let load = async || self.shared.loader.accept(batch).await;
         if let Some((outcome, delivery)) = self.finish(delivery, intake, target, load).await? {
             note(batch, outcome, started);
             tracing::Span::current().record("batch.result", outcome.name());
@@ -132,7 +108,10 @@ impl Lane<'_, '_> {
         let Deliveries {
             session, loader, ..
         } = self.shared;
-        let retries = target.is_none_or(|target| !loader.targets.is_ailing(target));
+        let retries = Retries {
+            misfits: target.is_none_or(|target| !loader.targets.is_ailing(target)),
+            ..Retries::ALL
+        };
         match with_retries(&session.stop, retries, &mut work).await {
             Ok(done) => return Ok(Some((done, delivery))),
             Err(Unfinished::Dead { error, attempts }) => {
@@ -143,8 +122,8 @@ impl Lane<'_, '_> {
                 intake.dead_letter(delivery, &reason, attempts).await?;
             }
             Err(Unfinished::Stopping) => {}
-            Err(Unfinished::Pause(error)) => {
-                drop(delivery);
+            Err(Unfinished::Conflict(error) | Unfinished::Pause(error)) => {
+                intake.put_off(delivery).await?;
                 intake.release().await;
                 self.shared.has_waited.store(true, Ordering::Relaxed);
                 let again = async || work().await.map(drop);
@@ -164,10 +143,7 @@ impl Deliveries<'_> {
 
     /// Applies events until the session ends.
     pub(super) async fn events(&self) -> Result<(), Fault> {
-        let lane = Lane {
-            shared: self,
-            name: "events",
-        };
+        let lane = Events::new(self);
         self.session.consume::<RunEvent, _>(PREFETCH, [lane]).await
     }
 
@@ -191,14 +167,18 @@ impl Deliveries<'_> {
                 let stored = self.loader.store.store_dead_letter(&dead).await;
                 stored.map_err(LoadError::from)
             };
-            match with_retries(stop, true, store).await {
+            match with_retries(stop, Retries::ALL, store).await {
                 Ok(()) => {
                     metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&dead.stage))
                         .increment(1);
                     delivery.ack().await?;
                 }
                 Err(Unfinished::Stopping) => break,
-                Err(Unfinished::Pause(error) | Unfinished::Dead { error, .. }) => {
+                Err(
+                    Unfinished::Pause(error)
+                    | Unfinished::Conflict(error)
+                    | Unfinished::Dead { error, .. },
+                ) => {
                     consumer.close(consuming).await;
                     wait_for_postgres(health, "dead letters", stop, error, store).await;
                     consumer = Consumer::open_dead(consuming, 1).await?;
@@ -212,7 +192,7 @@ impl Deliveries<'_> {
     /// Whether PostgreSQL, and not the message, may have made deliveries come back. Each loader that finds PostgreSQL away costs a
     /// message a delivery, too. So while PostgreSQL is away, and in a process that has waited for it, a message over the limit is
     /// handled once more. The next process dead-letters it.
-    async fn database_may_be_at_fault(&self) -> bool {
+    pub(super) async fn database_may_be_at_fault(&self) -> bool {
         let probe = async |tx: &mut PgConnection| {
             sqlx::query("SELECT 1").execute(tx).await?;
             Ok(())

@@ -26,17 +26,35 @@ const MISFIT_PAUSES: [Duration; 3] = [
 pub(super) enum Unfinished {
     /// The message is at fault: dead-letter it. The field counts the attempts.
     Dead { error: LoadError, attempts: u32 },
+    /// Other transactions were in the way each time.
+    Conflict(LoadError),
     /// Postgres is at fault: stop consuming until it works.
     Pause(LoadError),
     /// The service must stop: the delivery is redelivered.
     Stopping,
 }
 
-/// Repeats `work` until it succeeds or fails finally. `retries_misfits` is false for a target whose earlier message ran
-/// out of retries.
+/// What is retried in place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Retries {
+    /// The most retries after a conflict with another transaction.
+    pub(super) conflicts: u32,
+    /// Whether a statement that does not fit its table is retried: not for a target whose earlier message ran out of
+    /// retries.
+    pub(super) misfits: bool,
+}
+
+impl Retries {
+    pub(super) const ALL: Self = Self {
+        conflicts: MAX_CONFLICTS,
+        misfits: true,
+    };
+}
+
+/// Repeats `work` until it succeeds or fails finally.
 pub(super) async fn with_retries<T>(
     stop: &CancellationToken,
-    retries_misfits: bool,
+    retries: Retries,
     mut work: impl AsyncFnMut() -> Result<T, LoadError>,
 ) -> Result<T, Unfinished> {
     let (mut conflicts, mut misfits) = (0, 0);
@@ -49,14 +67,16 @@ pub(super) async fn with_retries<T>(
         let (pause, cause) = match error.verdict() {
             Verdict::Pause => return Err(Unfinished::Pause(error)),
             Verdict::Dead => return Err(Unfinished::Dead { error, attempts }),
-            Verdict::Retry if conflicts == MAX_CONFLICTS => return Err(Unfinished::Pause(error)),
+            Verdict::Retry if conflicts == retries.conflicts => {
+                return Err(Unfinished::Conflict(error));
+            }
             Verdict::Retry => {
                 conflicts += 1;
                 let pause = backoff(conflicts, Duration::from_millis(50), Duration::from_secs(2));
                 (pause, "conflict")
             }
             Verdict::RetryThenDead => match MISFIT_PAUSES.get(misfits as usize) {
-                Some(pause) if retries_misfits => {
+                Some(pause) if retries.misfits => {
                     misfits += 1;
                     (*pause, "table")
                 }

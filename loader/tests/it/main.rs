@@ -17,6 +17,7 @@ mod indexed;
 mod killed;
 mod loading;
 mod modes;
+mod neighbours;
 mod refused;
 mod removal;
 mod run_commit;
