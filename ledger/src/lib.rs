@@ -16,6 +16,7 @@ mod error;
 pub mod event;
 pub mod migrate;
 mod origin;
+mod parked;
 mod prune;
 mod quarantine;
 mod removal;
@@ -39,6 +40,7 @@ pub use dead_letter::{
 pub use decision::{Ended, Rows};
 pub use error::{Class, Error, Refused, cause, classify, remedy};
 pub use origin::Origin;
+pub use parked::Parked;
 pub use prune::{Prune, Pruned};
 pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quarantine};
 pub use removal::{DroppedBatch, Removal, Removed};

@@ -2,6 +2,7 @@
 //! means; its consequence differs between the ledger's tables and a target. Pure.
 
 use ledger::{Class, cause, classify, remedy};
+use sqlx::error::DatabaseError;
 
 use crate::ddl::Refusal;
 
@@ -78,8 +79,11 @@ pub enum Verdict {
     Retry,
     /// Stop consuming until it works.
     Pause,
-    /// Retry in place a few times, since a person may be changing the table; then dead-letter it.
-    RetryThenDead,
+    /// The target's fault, or PostgreSQL's: a probe of the ledger decides.
+    Target,
+    /// The batch does not fit its target: park it for some minutes, since a person may be changing the table; then
+    /// dead-letter it.
+    Misfit,
     /// Dead-letter it.
     Dead,
 }
@@ -119,7 +123,12 @@ impl LoadError {
     pub fn verdict(&self) -> Verdict {
         match self {
             // The table fits, and a GRANT is enough: for example, the privilege was revoked during a run.
-            Self::Refused(Refused::Target(Refusal::MayNotWrite { .. })) => Verdict::Pause,
+            Self::Refused(Refused::Target(
+                Refusal::MayNotWrite { .. }
+                | Refusal::MayNotCreate { .. }
+                | Refusal::MayNotAlter { .. }
+                | Refusal::RowSecurity { .. },
+            )) => Verdict::Target,
             // A misfit between our own statement and our own tables is a wrong schema, not an error in the message:
             // dead-lettering every message would not help.
             Self::Ledger(ledger::Error::Postgres { source, .. }) => match classify(source) {
@@ -140,10 +149,30 @@ impl LoadError {
             },
             Self::Target { source, .. } => match classify(source) {
                 Class::Conflict => Verdict::Retry,
-                Class::World | Class::Configuration => Verdict::Pause,
-                Class::Row | Class::Message => Verdict::RetryThenDead,
+                Class::World | Class::Configuration => Verdict::Target,
+                Class::Row | Class::Message => Verdict::Misfit,
             },
         }
+    }
+
+    /// Whether the failure is of a target, and not of the ledger.
+    pub(crate) fn is_of_target(&self) -> bool {
+        matches!(
+            self,
+            Self::Target { .. } | Self::Refused(Refused::Target(_))
+        )
+    }
+
+    /// Whether it has waited for a lock in vain, for as long as it may.
+    pub(crate) fn has_waited_for_a_lock(&self) -> bool {
+        let (Self::Target { source, .. }
+        | Self::Completion { source, .. }
+        | Self::Ledger(ledger::Error::Postgres { source, .. })) = self
+        else {
+            return false;
+        };
+        let code = source.as_database_error().and_then(DatabaseError::code);
+        code.as_deref() == Some("55P03")
     }
 
     /// The sentence for a dead letter or the log, with its cause and the remedy. Without the values of rows, which
@@ -181,10 +210,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn broken_schema_etl_pauses_and_broken_target_dead_letters() {
+    fn broken_schema_etl_pauses_and_broken_target_parks() {
         let error: LoadError = sqlx::Error::ColumnNotFound("x".into()).into();
         assert_eq!(error.verdict(), Verdict::Pause);
         let error = LoadError::target(|| "cannot load t".into())(sqlx::Error::RowNotFound);
-        assert_eq!(error.verdict(), Verdict::RetryThenDead);
+        assert_eq!(error.verdict(), Verdict::Misfit);
     }
 }

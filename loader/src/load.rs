@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::completion;
 use crate::errors::{LoadError, Verdict};
+use crate::parking::Parking;
 use crate::target::{Prepared, Targets};
 
 /// The outcome of a delivered batch. Each outcome can be acknowledged.
@@ -204,6 +205,7 @@ pub struct Loader {
     pub targets: Targets,
     /// Rows of a run are staged completely: the sweep commits them.
     pub(crate) staged: Notify,
+    pub(crate) parking: Parking,
 }
 
 impl Loader {
@@ -216,6 +218,7 @@ impl Loader {
             store: Store::new(url, "etl loader", CONNECTIONS)?,
             targets: Targets::new(schemas),
             staged: Notify::new(),
+            parking: Parking::default(),
         })
     }
 
@@ -239,6 +242,20 @@ impl Loader {
         }
         self.ask(&event.run).await?;
         Ok(noted)
+    }
+
+    /// Settles a batch of a run that has ended, or of a superseded generation, without its target. None when it has to be
+    /// loaded.
+    pub async fn settle(&self, batch: &ValidBatch) -> Result<Option<Outcome>, LoadError> {
+        match load_once(&self.store, None, batch).await? {
+            Step::Settled(outcome) => {
+                if outcome == Outcome::Ignored {
+                    entry::count_ignored(&self.store, &batch.id.run).await?;
+                }
+                Ok(Some(outcome))
+            }
+            Step::Prepare { .. } | Step::Changed => Ok(None),
+        }
     }
 
     async fn ask(&self, run: &RunId) -> Result<(), LoadError> {

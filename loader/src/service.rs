@@ -1,8 +1,10 @@
 //! The loader's session. It settles a delivery once, after its effects are durable. While Postgres is at fault it
 //! consumes nothing, so that no message is dead-lettered and no delivery is held.
 
+mod batches;
 mod deliveries;
 mod events;
+mod parked;
 mod persist;
 mod sweep;
 
@@ -91,11 +93,14 @@ impl LoaderService {
             session,
             loader: &self.loader,
             has_waited: &self.has_waited,
+            recovered: tokio::sync::Notify::new(),
         };
         let done = tokio::try_join!(
             Box::pin(deliveries.batches()),
             Box::pin(deliveries.events()),
             Box::pin(deliveries.dead_letters()),
+            Box::pin(parked::drain(&deliveries)),
+            Box::pin(parked::probe(&deliveries)),
             Box::pin(sweep::sweep(&self.loader, &session.health, &session.stop)),
             Box::pin(remove(&self.loader, &session.stop)),
         );

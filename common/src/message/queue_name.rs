@@ -9,6 +9,8 @@ pub enum QueueName {
     Raw,
     /// Batches for loaders.
     Valid,
+    /// Batches whose target cannot take them now, for loaders.
+    Parked,
     /// Events of runs, for loaders.
     Events,
     /// A stream that keeps every raw batch for replays.
@@ -22,13 +24,14 @@ pub enum QueueName {
 impl QueueName {
     /// In the order of their declaration. The queue of dead letters is the first: the broker deletes a
     /// message that it dead-letters to a queue that does not exist.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Dead,
         Self::Archive,
         Self::Control,
         Self::Extract,
         Self::Raw,
         Self::Valid,
+        Self::Parked,
         Self::Events,
     ];
 
@@ -38,6 +41,7 @@ impl QueueName {
             Self::Extract => "etl.extract",
             Self::Raw => "etl.raw",
             Self::Valid => "etl.valid",
+            Self::Parked => "etl.parked",
             Self::Events => "etl.events",
             Self::Archive => "etl.archive",
             Self::Control => "etl.control",

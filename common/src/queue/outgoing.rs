@@ -8,6 +8,13 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use super::{MAX_BODY, RawDelivery, TRACEPARENT};
 use crate::message::{Message, QueueName};
 
+/// The characters of a reason in the headers, which must fit into one frame of the connection.
+const REASON_CHARS: usize = 4_000;
+
+/// Headers of parked messages and of dead letters.
+pub(super) const ATTEMPTS: &str = "x-etl-attempts";
+pub(super) const PARKED_AT: &str = "x-etl-parked-at";
+
 /// PERSISTENT, the delivery mode of the AMQP specification that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
@@ -89,18 +96,24 @@ impl Outgoing {
         }
     }
 
-    /// A delivery for this queue, unchanged but for these headers.
-    pub fn moved(delivery: &RawDelivery, queue: QueueName, headers: &[(&str, &str)]) -> Self {
-        let mut own = delivery.own_headers();
-        for (name, value) in headers {
-            own.insert((*name).into(), text(value));
-        }
-        Self::new(
-            queue,
-            delivery.id().to_owned(),
-            delivery.body().to_vec(),
-            described(delivery, own),
-        )
+    /// A delivery for the tail of this queue, unchanged.
+    pub fn again_to(delivery: &RawDelivery, queue: QueueName) -> Self {
+        let headers = delivery.own_headers();
+        Self::copy(delivery, queue, headers)
+    }
+
+    /// A delivery for the tail of `etl.parked`, unchanged, with its target and why the target cannot take it. The attempts
+    /// and the first time travel with it.
+    pub fn parked(delivery: &RawDelivery, target: &str, reason: &str) -> Self {
+        let reason: String = reason.chars().take(REASON_CHARS).collect();
+        let mut headers = delivery.own_headers();
+        headers.insert("x-etl-target".into(), text(target));
+        headers.insert("x-etl-reason".into(), text(&reason));
+        let attempts = delivery.parked_attempts() + 1;
+        headers.insert(ATTEMPTS.into(), AMQPValue::LongUInt(attempts));
+        let since = delivery.parked_at().unwrap_or_else(jiff::Timestamp::now);
+        headers.insert(PARKED_AT.into(), text(&since.to_string()));
+        Self::copy(delivery, QueueName::Parked, headers)
     }
 
     /// A marker in a stream: a reader that reaches it has read all that was there before.
@@ -112,23 +125,17 @@ impl Outgoing {
     /// A delivery for `etl.dead`, with its body and headers unchanged, the stage that failed, a
     /// reason for a person, and the number of attempts.
     pub fn dead(delivery: &RawDelivery, stage: &str, reason: &str, attempts: u32) -> Self {
-        // The headers must fit into one frame of the connection.
-        let reason: String = reason.chars().take(4_000).collect();
+        let reason: String = reason.chars().take(REASON_CHARS).collect();
         let mut headers = delivery.own_headers();
         headers.insert("x-etl-stage".into(), text(stage));
         headers.insert("x-etl-queue".into(), text(delivery.queue()));
         headers.insert("x-etl-reason".into(), text(&reason));
-        headers.insert("x-etl-attempts".into(), AMQPValue::LongUInt(attempts));
+        headers.insert(ATTEMPTS.into(), AMQPValue::LongUInt(attempts));
         headers.insert(
             "x-etl-dead-at".into(),
             text(&jiff::Timestamp::now().to_string()),
         );
-        Self::new(
-            QueueName::Dead,
-            delivery.id().to_owned(),
-            delivery.body().to_vec(),
-            described(delivery, headers),
-        )
+        Self::copy(delivery, QueueName::Dead, headers)
     }
 
     /// A dead letter for the queue that it came from, under its own id, so that a service which has
@@ -157,6 +164,15 @@ impl Outgoing {
             .with_type(ShortString::try_new(kind).ok()?)
             .with_headers(own);
         Some(Self::new(queue, id.to_owned(), body, properties))
+    }
+
+    fn copy(delivery: &RawDelivery, queue: QueueName, headers: FieldTable) -> Self {
+        Self::new(
+            queue,
+            delivery.id().to_owned(),
+            delivery.body().to_vec(),
+            described(delivery, headers),
+        )
     }
 
     fn new(queue: QueueName, id: String, body: Vec<u8>, properties: BasicProperties) -> Self {

@@ -26,7 +26,7 @@ use crate::message::Message;
 const ISOLATE_AT: u32 = 3;
 
 /// At this delivery, a message is dead-lettered unprocessed.
-const DELIVERY_LIMIT: u32 = 8;
+pub(super) const DELIVERY_LIMIT: u32 = 8;
 
 /// How often the other workers look whether the first one still handles a message that came back.
 const ISOLATION_INTERVAL: Duration = Duration::from_millis(100);
@@ -176,10 +176,8 @@ async fn alone<M: Message, H: Handler<M>>(
     intake: &mut Intake<'_, M>,
 ) -> Result<(), H::Fault> {
     let deliveries = delivery.deliveries();
-    if deliveries >= DELIVERY_LIMIT && !handler.exempts(&delivery).await {
-        let reason = format!(
-            "it was delivered {deliveries} times and never settled, so it may take the process down; it was not processed again"
-        );
+    if delivery.is_over_limit() && !handler.exempts(&delivery).await {
+        let reason = over_limit(&delivery);
         return Ok(intake.dead_letter(delivery, &reason, deliveries).await?);
     }
     tracing::warn!(
@@ -188,6 +186,14 @@ async fn alone<M: Message, H: Handler<M>>(
         "message came back; handling it alone"
     );
     handler.handle(vec![delivery], intake).await
+}
+
+/// Why a delivery over the limit is dead-lettered.
+pub fn over_limit(delivery: &RawDelivery) -> String {
+    format!(
+        "it was delivered {} times and never settled, so it may take the process down; it was not processed again",
+        delivery.deliveries()
+    )
 }
 
 /// The channels of one worker.
@@ -260,7 +266,7 @@ impl<M: Message> Intake<'_, M> {
     /// Puts a delivery off: publishes it again at the tail of its queue, and acks it once that is confirmed, so that it does
     /// not count as delivered. A queue without room gets it back, and everything else that the worker has in hand.
     pub async fn put_off(&mut self, delivery: Delivery<M>) -> Result<(), QueueError> {
-        let again = Outgoing::moved(&delivery, M::QUEUE, &[]);
+        let again = Outgoing::again_to(&delivery, M::QUEUE);
         if self.publisher.try_publish(&again).await? {
             delivery.ack().await
         } else {

@@ -10,6 +10,9 @@ use crate::message::QueueName;
 /// before it long before a disk is full.
 const WORK_QUEUE_BYTES: i64 = 1 << 30;
 
+/// The limit of `etl.parked`, in bytes: a target that is locked for long fills it.
+const PARKED_QUEUE_BYTES: i64 = 4 << 30;
+
 /// The retention of the archive, by size and by age. RabbitMQ removes whole segments.
 const ARCHIVE_BYTES: i64 = 20 << 30;
 const ARCHIVE_AGE: &str = "7D";
@@ -52,7 +55,11 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
             // Since 4.0 the default is 20, and -1 means 'no limit'; 3.x refuses -1.
             set("x-delivery-limit", AMQPValue::LongLongInt(1_000_000));
         }
-        QueueName::Extract | QueueName::Raw | QueueName::Valid | QueueName::Events => {
+        QueueName::Extract
+        | QueueName::Raw
+        | QueueName::Valid
+        | QueueName::Parked
+        | QueueName::Events => {
             set("x-queue-type", text("quorum"));
             set("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
             set("x-dead-letter-exchange", text(""));
@@ -62,12 +69,12 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
             set("x-overflow", text("reject-publish"));
         }
     }
-    if matches!(queue, QueueName::Raw | QueueName::Valid) {
-        set(
-            "x-max-length-bytes",
-            AMQPValue::LongLongInt(WORK_QUEUE_BYTES),
-        );
-    }
+    let bytes = match queue {
+        QueueName::Raw | QueueName::Valid => WORK_QUEUE_BYTES,
+        QueueName::Parked => PARKED_QUEUE_BYTES,
+        _ => return table,
+    };
+    table.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes));
     table
 }
 

@@ -4,19 +4,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::failpoint;
-use common::job::Target;
-use common::message::{Message, RunEvent, ValidBatch};
-use common::queue::{Consumer, Delivery, Handler, Intake, Prefetch};
+use common::message::{RunEvent, ValidBatch};
+use common::queue::{
+    Consumer, Delivery, Handler, Intake, Outgoing, Prefetch, Publisher, QueueError, RawDelivery,
+};
 use common::service::{Fault, Session};
 use common::telemetry::{stage_label, trace};
 use ledger::NewDeadLetter;
 use sqlx::PgConnection;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use tracing::Instrument as _;
 
+use super::batches::{End, again, attempt};
 use super::events::Events;
-use super::persist::{Retries, Unfinished, wait_for_postgres, with_retries};
+use super::persist::{MAX_CONFLICTS, Unfinished, wait_for_postgres, with_retries};
 use crate::errors::LoadError;
 use crate::load::{Loader, Outcome};
+use crate::parking;
 
 /// One delivery a lane: behind a slow batch waits no other one. While one lane gets its next delivery, the others load.
 const PREFETCH: Prefetch = Prefetch {
@@ -30,12 +35,20 @@ const PREFETCH: Prefetch = Prefetch {
 /// name.
 const LANES: [&str; 3] = ["batches", "batches, second lane", "batches, third lane"];
 
+/// How long a batch waits for other batches of its target before it is parked: less than other jobs may be delayed.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The pause of a lane when neither a target nor the queue for parked batches takes a batch.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
+
 /// The shared state of a session's loops.
 pub(super) struct Deliveries<'a> {
     pub(super) session: &'a Session,
     pub(super) loader: &'a Loader,
     /// Whether this process ever waited for Postgres.
     pub(super) has_waited: &'a AtomicBool,
+    /// A target that was unavailable works again.
+    pub(super) recovered: Notify,
 }
 
 /// A worker, which reports its health under its name.
@@ -79,59 +92,82 @@ impl Handler<ValidBatch> for Lane<'_, '_> {
 
 impl Lane<'_, '_> {
     async fn load(
-        &self,
+        &mut self,
         delivery: Delivery<ValidBatch>,
         intake: &mut Intake<'_, ValidBatch>,
         batch: &ValidBatch,
     ) -> Result<(), Fault> {
         let started = Instant::now();
-        let target = Some(&batch.target);
-        let load = async || self.shared.loader.accept(batch).await;
-        if let Some((outcome, delivery)) = self.finish(delivery, intake, target, load).await? {
-            note(batch, outcome, started);
-            tracing::Span::current().record("batch.result", outcome.name());
-            failpoint::reach("before_ack").await;
-            delivery.ack().await?;
+        let Deliveries {
+            session, loader, ..
+        } = self.shared;
+        match attempt(loader, &session.stop, batch, PATIENCE).await {
+            End::Settled(outcome) => {
+                note(batch, outcome, started);
+                tracing::Span::current().record("batch.result", outcome.name());
+                failpoint::reach("before_ack").await;
+                delivery.ack().await?;
+            }
+            End::Dead { reason, attempts } => {
+                intake.dead_letter(delivery, &reason, attempts).await?;
+            }
+            End::Stopping => {}
+            End::Parked(why) | End::Misfit(why) => {
+                match park(loader, &mut intake.publisher, &delivery, batch, &why).await? {
+                    Ok(true) => delivery.ack().await?,
+                    // The queue is full: the batch stays, behind the others.
+                    Ok(false) => {
+                        timeout(FULL_PAUSE, session.stop.cancelled()).await.ok();
+                        intake.put_off(delivery).await?;
+                    }
+                    Err(error) => self.wait(delivery, intake, batch, error).await?,
+                }
+            }
+            End::Pause(error) => self.wait(delivery, intake, batch, error).await?,
         }
         Ok(())
     }
 
-    /// Does a delivery's work in the database, `target` included. Returns the result with the delivery, to be acked; none
-    /// when the delivery is dead-lettered, or comes again after PostgreSQL was at fault or the service stopped.
-    async fn finish<M: Message, T>(
+    /// Waits until PostgreSQL works, with no delivery in hand.
+    async fn wait(
         &self,
-        delivery: Delivery<M>,
-        intake: &mut Intake<'_, M>,
-        target: Option<&Target>,
-        mut work: impl AsyncFnMut() -> Result<T, LoadError>,
-    ) -> Result<Option<(T, Delivery<M>)>, Fault> {
+        delivery: Delivery<ValidBatch>,
+        intake: &mut Intake<'_, ValidBatch>,
+        batch: &ValidBatch,
+        error: LoadError,
+    ) -> Result<(), Fault> {
         let Deliveries {
             session, loader, ..
         } = self.shared;
-        let retries = Retries {
-            misfits: target.is_none_or(|target| !loader.targets.is_ailing(target)),
-            ..Retries::ALL
-        };
-        match with_retries(&session.stop, retries, &mut work).await {
-            Ok(done) => return Ok(Some((done, delivery))),
-            Err(Unfinished::Dead { error, attempts }) => {
-                if let Some(target) = target {
-                    loader.targets.mark_ailing(target);
-                }
-                let reason = error.sentence();
-                intake.dead_letter(delivery, &reason, attempts).await?;
-            }
-            Err(Unfinished::Stopping) => {}
-            Err(Unfinished::Conflict(error) | Unfinished::Pause(error)) => {
-                intake.put_off(delivery).await?;
-                intake.release().await;
-                self.shared.has_waited.store(true, Ordering::Relaxed);
-                let again = async || work().await.map(drop);
-                wait_for_postgres(&session.health, self.name, &session.stop, error, again).await;
-            }
-        }
-        Ok(None)
+        intake.put_off(delivery).await?;
+        intake.release().await;
+        self.shared.has_waited.store(true, Ordering::Relaxed);
+        let again = async || again(loader, batch).await;
+        wait_for_postgres(&session.health, self.name, &session.stop, error, again).await;
+        Ok(())
     }
+}
+
+/// Publishes a delivery to `etl.parked`, to be acked then. False when that queue is full. An error of the ledger is
+/// PostgreSQL's fault.
+pub(super) async fn park(
+    loader: &Loader,
+    publisher: &mut Publisher<'_>,
+    delivery: &RawDelivery,
+    batch: &ValidBatch,
+    why: &str,
+) -> Result<Result<bool, LoadError>, QueueError> {
+    let target = parking::name(&batch.target);
+    if let Err(error) = loader.store.park(batch, &target, why).await {
+        return Ok(Err(error.into()));
+    }
+    let parked = Outgoing::parked(delivery, &target, why);
+    let is_parked = publisher.try_publish(&parked).await?;
+    if is_parked && delivery.parked_attempts() == 0 {
+        metrics::counter!("etl_batches_total", "job" => batch.job.clone(), "result" => "parked")
+            .increment(1);
+    }
+    Ok(Ok(is_parked))
 }
 
 impl Deliveries<'_> {
@@ -167,7 +203,7 @@ impl Deliveries<'_> {
                 let stored = self.loader.store.store_dead_letter(&dead).await;
                 stored.map_err(LoadError::from)
             };
-            match with_retries(stop, Retries::ALL, store).await {
+            match with_retries(stop, MAX_CONFLICTS, store).await {
                 Ok(()) => {
                     metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&dead.stage))
                         .increment(1);
@@ -177,6 +213,8 @@ impl Deliveries<'_> {
                 Err(
                     Unfinished::Pause(error)
                     | Unfinished::Conflict(error)
+                    | Unfinished::Target(error)
+                    | Unfinished::Misfit(error)
                     | Unfinished::Dead { error, .. },
                 ) => {
                     consumer.close(consuming).await;
@@ -204,7 +242,7 @@ impl Deliveries<'_> {
 }
 
 /// Counts and logs a batch that was handled.
-fn note(batch: &ValidBatch, outcome: Outcome, started: Instant) {
+pub(super) fn note(batch: &ValidBatch, outcome: Outcome, started: Instant) {
     let elapsed = started.elapsed();
     metrics::counter!("etl_batches_total", "job" => batch.job.clone(), "result" => outcome.name())
         .increment(1);

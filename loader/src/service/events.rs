@@ -11,7 +11,7 @@ use common::service::Fault;
 use tokio::time::{Instant, timeout};
 
 use super::deliveries::Deliveries;
-use super::persist::{Retries, Unfinished, wait_for_postgres, with_retries};
+use super::persist::{Unfinished, wait_for_postgres, with_retries};
 
 /// How long the events of a run that another transaction holds are put off without another attempt.
 const BUSY: Duration = Duration::from_secs(5);
@@ -68,12 +68,8 @@ impl<'d, 's> Events<'d, 's> {
         let Deliveries {
             session, loader, ..
         } = self.shared;
-        let retries = Retries {
-            conflicts: 0,
-            ..Retries::ALL
-        };
         let apply = async || loader.accept_event(event).await;
-        match with_retries(&session.stop, retries, apply).await {
+        match with_retries(&session.stop, 0, apply).await {
             Ok(noted) => {
                 self.first_put_off = None;
                 metrics::counter!("etl_events_total", "result" => noted.name()).increment(1);
@@ -90,7 +86,9 @@ impl<'d, 's> Events<'d, 's> {
                     .await?;
             }
             Err(Unfinished::Stopping) => {}
-            Err(Unfinished::Pause(error)) => {
+            Err(
+                Unfinished::Pause(error) | Unfinished::Target(error) | Unfinished::Misfit(error),
+            ) => {
                 intake.put_off(delivery).await?;
                 intake.release().await;
                 self.shared.has_waited.store(true, Ordering::Relaxed);

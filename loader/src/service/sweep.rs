@@ -94,6 +94,11 @@ pub(super) async fn sweep(
                 runs.under_way.insert(run.clone());
                 commits.push(Box::pin(async move {
                     let done = completion::try_complete(store, &run).await;
+                    if let Err(error) = &done
+                        && let Err(error) = store.park_commit(&run, &error.sentence()).await
+                    {
+                        tracing::debug!(run.id = %run, %error, "the reason is not recorded");
+                    }
                     (run, done.map(drop))
                 }));
             }
