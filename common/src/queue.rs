@@ -19,10 +19,10 @@ mod topology;
 use std::time::Duration;
 
 pub use connection::{Connection, ConnectionEvent};
-pub use consumer::{Any, Consumer, Death, Delivery, RawDelivery, Unreadable, read_body};
+pub use consumer::{Any, Consumer, Death, Delivery, Puller, RawDelivery, Unreadable, read_body};
 pub use control::ControlReader;
 pub use outgoing::{Outgoing, Unsendable};
-pub use policy::{Handler, Intake, Prefetch, Stage, consume};
+pub use policy::{Handler, Intake, Prefetch, Stage, consume, over_limit};
 pub use publisher::Publisher;
 pub use stream::{Begin, StreamReader};
 pub use topology::declare;

@@ -1,6 +1,8 @@
 //! What an extractor does while it is connected: it runs workers, each with a consumer and a publisher
 //! of its own and one task in hand.
 
+use std::time::Duration;
+
 use common::backoff::Repetition;
 use common::failpoint;
 use common::message::ExtractTask;
@@ -19,11 +21,13 @@ use crate::setbacks::Setbacks;
 use crate::settings::Settings;
 use crate::work::{Outcome, Worker};
 
-/// One task a worker: a task in hand waits for nothing but its own work.
+/// One task a worker: a task in hand waits for nothing but its own work. A worker may hold one for minutes, and keeps no other
+/// worker waiting.
 const PREFETCH: Prefetch = Prefetch {
     deliveries: 1,
     together: 1,
     bytes: 0,
+    alone: Duration::ZERO,
 };
 
 /// Works on tasks until the session ends. Tasks that are in hand then are redelivered.

@@ -239,6 +239,27 @@ COMMENT ON TABLE etl.staging IS 'The tables in schema etl_staging, and what it t
 COMMENT ON COLUMN etl.staging.target IS 'The target as the batches of this generation have it.';
 COMMENT ON COLUMN etl.staging.columns IS 'The columns as the batches of this generation have them.';
 
+CREATE TABLE etl.parked (
+    run_id       text NOT NULL,
+    generation   integer NOT NULL CHECK (generation >= 0),
+    seq          integer NOT NULL CHECK (seq >= -1),
+    target_table text NOT NULL,
+    reason       text NOT NULL,
+    attempts     integer NOT NULL DEFAULT 1,
+    parked_at    timestamptz NOT NULL DEFAULT now(),
+    tried_at     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (run_id, generation, seq)
+);
+
+COMMENT ON TABLE etl.parked IS 'Batches that wait in the queue etl.parked until their target takes them, and commits that wait for it. A row is removed when its batch is loaded; one that is left over counts no more.';
+COMMENT ON COLUMN etl.parked.run_id IS 'The run. No foreign key: its check would wait for a run that is being committed.';
+COMMENT ON COLUMN etl.parked.seq IS 'The batch; -1 for the commit of the run.';
+COMMENT ON COLUMN etl.parked.target_table IS 'The target.';
+COMMENT ON COLUMN etl.parked.reason IS 'Why the latest attempt failed.';
+COMMENT ON COLUMN etl.parked.attempts IS 'How often it was parked.';
+COMMENT ON COLUMN etl.parked.parked_at IS 'When it was parked first.';
+COMMENT ON COLUMN etl.parked.tried_at IS 'When it was parked last.';
+
 CREATE TABLE etl.replays (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     run_id       text NOT NULL REFERENCES etl.runs (run_id),

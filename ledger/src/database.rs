@@ -44,7 +44,7 @@ macro_rules! begin {
     };
 }
 
-const BEGIN: &str = begin!("READ COMMITTED");
+pub(crate) const BEGIN: &str = begin!("READ COMMITTED");
 
 /// Every statement sees the same snapshot.
 const BEGIN_READING: &str = begin!("REPEATABLE READ READ ONLY");
@@ -74,6 +74,15 @@ impl Store {
     /// A connection that is closed when dropped, unless it is given back.
     pub async fn acquire(&self) -> Result<Connected, sqlx::Error> {
         Ok(Connected(Some(self.pool.acquire().await?)))
+    }
+
+    /// A connection outside the pool.
+    pub(crate) async fn connect_anew(&self) -> Result<PgConnection, sqlx::Error> {
+        let options = self.pool.connect_options();
+        match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(sqlx::Error::PoolTimedOut),
+        }
     }
 
     /// Does `work` in a transaction and commits it. `failure` says in a sentence what could not be done. Any error means that

@@ -2,7 +2,7 @@
 //! first terminal state stays.
 
 use common::message::{EventKind, RunEvent};
-use sqlx::PgConnection;
+use sqlx::{Executor as _, PgConnection};
 
 use crate::completion::End;
 use crate::database::Store;
@@ -35,11 +35,12 @@ impl Noted {
     }
 }
 
-/// Writes an event into the run's row.
+/// Writes an event into the run's row. Waits only a moment for the run, since the events of every run wait in one line.
 pub async fn note(store: &Store, event: &RunEvent) -> Result<Noted, Error> {
     let failure = "cannot write an event into the ledger";
     store
         .transaction(failure, async |tx: &mut PgConnection| {
+            tx.execute("SET LOCAL lock_timeout = '2s'").await?;
             LockedRun::lock(tx, &event.run).await?.note(event).await
         })
         .await

@@ -3,6 +3,7 @@
 
 use common::reason::Reason;
 use ledger::{Class, cause, classify, remedy, words};
+use sqlx::error::DatabaseError;
 
 use crate::ddl::Refusal;
 
@@ -99,8 +100,11 @@ pub enum Verdict {
     Retry,
     /// Stop consuming until it works.
     Pause,
-    /// Retry in place a few times, since a person may be changing the table; then dead-letter it.
-    RetryThenDead,
+    /// The target's fault, or PostgreSQL's: a probe of the ledger decides.
+    Target,
+    /// The batch does not fit its target: park it for some minutes, since a person may be changing the table; then
+    /// dead-letter it.
+    Misfit,
     /// Dead-letter it.
     Dead,
 }
@@ -140,7 +144,12 @@ impl LoadError {
     pub fn verdict(&self) -> Verdict {
         match self {
             // The table fits, and a GRANT is enough: for example, the privilege was revoked during a run.
-            Self::Refused(Refused::Target(Refusal::MayNotWrite { .. })) => Verdict::Pause,
+            Self::Refused(Refused::Target(
+                Refusal::MayNotWrite { .. }
+                | Refusal::MayNotCreate { .. }
+                | Refusal::MayNotAlter { .. }
+                | Refusal::RowSecurity { .. },
+            )) => Verdict::Target,
             // A misfit between our own statement and our own tables is a wrong schema, not an error in the message:
             // dead-lettering every message would not help.
             Self::Ledger(ledger::Error::Postgres { source, .. }) => match classify(source) {
@@ -161,10 +170,24 @@ impl LoadError {
             },
             Self::Target { source, .. } => match classify(source) {
                 Class::Conflict => Verdict::Retry,
-                Class::World | Class::Configuration => Verdict::Pause,
-                Class::Row | Class::Message => Verdict::RetryThenDead,
+                Class::World | Class::Configuration => Verdict::Target,
+                Class::Row | Class::Message => Verdict::Misfit,
             },
         }
+    }
+
+    /// Whether the failure is of a target, and not of the ledger.
+    pub(crate) fn is_of_target(&self) -> bool {
+        matches!(
+            self,
+            Self::Target { .. } | Self::Refused(Refused::Target(_))
+        )
+    }
+
+    /// Whether it has waited for a lock in vain, for as long as it may.
+    pub(crate) fn has_waited_for_a_lock(&self) -> bool {
+        let code = self.postgres().and_then(sqlx::Error::as_database_error);
+        code.and_then(DatabaseError::code).as_deref() == Some("55P03")
     }
 
     /// The sentence for the log, with its cause and the remedy, without the values of rows.
@@ -213,10 +236,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn broken_schema_etl_pauses_and_broken_target_dead_letters() {
+    fn broken_schema_etl_pauses_and_broken_target_parks() {
         let error: LoadError = sqlx::Error::ColumnNotFound("x".into()).into();
         assert_eq!(error.verdict(), Verdict::Pause);
         let error = LoadError::target(|| "cannot load t".into())(sqlx::Error::RowNotFound);
-        assert_eq!(error.verdict(), Verdict::RetryThenDead);
+        assert_eq!(error.verdict(), Verdict::Misfit);
     }
 }

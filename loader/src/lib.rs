@@ -10,6 +10,7 @@ pub mod copy;
 pub mod ddl;
 pub mod errors;
 pub mod load;
+mod parking;
 pub mod removal;
 pub mod service;
 pub mod target;

@@ -5,14 +5,16 @@ use std::sync::{Mutex, PoisonError};
 
 use common::backoff::Repetition;
 use common::failpoint;
-use common::message::{RunEvent, ValidBatch};
+use common::message::{RunEvent, RunId, ValidBatch};
 use ledger::database::bounded;
 use ledger::event::{self, Noted};
 use ledger::{Counts, RunState, Standing, Store, batch as entry, bigint, cause, quarantine};
 use sqlx::PgConnection;
+use tokio::sync::Notify;
 
 use crate::completion;
-use crate::errors::LoadError;
+use crate::errors::{LoadError, Verdict};
+use crate::parking::Parking;
 use crate::target::{Prepared, Targets};
 
 /// The outcome of a delivered batch. Each outcome can be acknowledged.
@@ -196,8 +198,9 @@ async fn write(
     Ok(Step::Settled(Outcome::Loaded(counts)))
 }
 
-/// The most connections of a loader. It handles batches, events, dead letters and removals at the same time.
-const CONNECTIONS: u32 = 6;
+/// The most connections of a loader. It handles batches, events, dead letters, commits of runs and removals at the same
+/// time.
+const CONNECTIONS: u32 = 12;
 
 /// The ledger and the checked targets: the state for loading.
 pub struct Loader {
@@ -205,6 +208,9 @@ pub struct Loader {
     pub targets: Targets,
     /// Which failures of removals are logged.
     repetition: Mutex<Repetition>,
+    /// Rows of a run are staged completely: the sweep commits them.
+    pub(crate) staged: Notify,
+    pub(crate) parking: Parking,
 }
 
 impl Loader {
@@ -217,6 +223,8 @@ impl Loader {
             store: Store::new(url, "etl loader", CONNECTIONS)?,
             targets: Targets::new(schemas),
             repetition: Mutex::default(),
+            staged: Notify::new(),
+            parking: Parking::default(),
         })
     }
 
@@ -228,24 +236,67 @@ impl Loader {
             .is_due(failure)
     }
 
-    /// Loads a batch, and completes its run if it was the last one. The delivery may be acknowledged only after that.
-    pub async fn handle(&self, batch: &ValidBatch) -> Result<Outcome, LoadError> {
+    /// Loads a batch, and completes its run if it was the last one, unless its rows are staged: the sweep commits those.
+    /// The delivery may be acknowledged only after that.
+    pub async fn accept(&self, batch: &ValidBatch) -> Result<Outcome, LoadError> {
         let outcome = load(&self.store, &self.targets, batch).await?;
         failpoint::reach("after_commit").await;
-        completion::ask(&self.store, &batch.id.run).await?;
+        self.ask(&batch.id.run).await?;
         Ok(outcome)
     }
 
-    /// Writes an event into the ledger, and completes the run if nothing else is missing. The delivery may be
-    /// acknowledged only after that.
-    pub async fn handle_event(&self, event: &RunEvent) -> Result<Noted, LoadError> {
+    /// Writes an event into the ledger, and completes the run if nothing else is missing, unless its rows are staged: the
+    /// sweep commits those. The delivery may be acknowledged only after that.
+    pub async fn accept_event(&self, event: &RunEvent) -> Result<Noted, LoadError> {
         let noted = event::note(&self.store, event).await?;
         match noted {
             Noted::Ignored => entry::count_ignored(&self.store, &event.run).await?,
             Noted::Failed => completion::count(RunState::Failed),
             Noted::Noted | Noted::Stale => {}
         }
-        completion::ask(&self.store, &event.run).await?;
+        self.ask(&event.run).await?;
         Ok(noted)
+    }
+
+    /// Settles a batch of a run that has ended, or of a superseded generation, without its target. None when it has to be
+    /// loaded.
+    pub async fn settle(&self, batch: &ValidBatch) -> Result<Option<Outcome>, LoadError> {
+        match load_once(&self.store, None, batch).await? {
+            Step::Settled(outcome) => {
+                if outcome == Outcome::Ignored {
+                    entry::count_ignored(&self.store, &batch.id.run).await?;
+                }
+                Ok(Some(outcome))
+            }
+            Step::Prepare { .. } | Step::Changed => Ok(None),
+        }
+    }
+
+    async fn ask(&self, run: &RunId) -> Result<(), LoadError> {
+        if completion::ask(&self.store, run).await? {
+            self.staged.notify_one();
+        }
+        Ok(())
+    }
+
+    /// [`Self::accept`] for a process without a sweep: commits staged rows, too.
+    pub async fn handle(&self, batch: &ValidBatch) -> Result<Outcome, LoadError> {
+        let outcome = self.accept(batch).await?;
+        self.complete(&batch.id.run).await?;
+        Ok(outcome)
+    }
+
+    /// [`Self::accept_event`] for a process without a sweep: commits staged rows, too.
+    pub async fn handle_event(&self, event: &RunEvent) -> Result<Noted, LoadError> {
+        let noted = self.accept_event(event).await?;
+        self.complete(&event.run).await?;
+        Ok(noted)
+    }
+
+    async fn complete(&self, run: &RunId) -> Result<(), LoadError> {
+        match completion::try_complete(&self.store, run).await {
+            Err(error) if error.verdict() == Verdict::Retry => Ok(()),
+            done => done.map(drop),
+        }
     }
 }

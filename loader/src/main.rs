@@ -38,7 +38,12 @@ async fn main() -> ExitCode {
                         name: "loader",
                         http_port: 9103,
                         publishes: false,
-                        consumes: &[QueueName::Valid, QueueName::Events, QueueName::Dead],
+                        consumes: &[
+                            QueueName::Valid,
+                            QueueName::Events,
+                            QueueName::Dead,
+                            QueueName::Parked,
+                        ],
                     },
                     async |session| service.session(session).await,
                 )

@@ -1,8 +1,12 @@
 //! The loader's session. It settles a delivery once, after its effects are durable. While Postgres is at fault it
 //! consumes nothing, so that no message is dead-lettered and no delivery is held.
 
+mod batches;
 mod deliveries;
+mod events;
+mod parked;
 mod persist;
+mod sweep;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,17 +16,16 @@ use common::lifecycle::Health;
 use common::reason::paragraph;
 use common::service::{Fault, Session};
 use common::settings::{self, SecretUrl};
-use ledger::{Class, Store, cause, classify, database, migrate};
+use ledger::{Class, cause, classify, database, migrate};
 use serde::Deserialize;
 use sqlx::Connection as _;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::errors::{LoadError, Verdict};
 use crate::load::Loader;
-use crate::{completion, removal, target};
+use crate::{completion, removal};
 
-/// The interval of the sweep over open runs, which an approved run waits for.
+/// The interval of the sweep over open runs, and of the look for removals: an approved run waits for it.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The settings that only the loader has.
@@ -91,12 +94,15 @@ impl LoaderService {
             session,
             loader: &self.loader,
             has_waited: &self.has_waited,
+            recovered: tokio::sync::Notify::new(),
         };
         let done = tokio::try_join!(
             Box::pin(deliveries.batches()),
             Box::pin(deliveries.events()),
             Box::pin(deliveries.dead_letters()),
-            Box::pin(sweep(&self.loader.store, &session.health, &session.stop)),
+            Box::pin(parked::drain(&deliveries)),
+            Box::pin(parked::probe(&deliveries)),
+            Box::pin(sweep::sweep(&self.loader, &session.health, &session.stop)),
             Box::pin(remove(&self.loader, &session.stop)),
         );
         done.map(drop)
@@ -179,23 +185,6 @@ fn connecting(url: &SecretUrl, error: &sqlx::Error) -> Fault {
     }
 }
 
-/// Completes runs whose loader died after their last commit, commits approved runs, and drops staging tables that
-/// no run needs. It also shows an idle loader that PostgreSQL is away.
-async fn sweep(store: &Store, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
-    let mut repetition = Repetition::default();
-    while timeout(SWEEP_INTERVAL, stop.cancelled()).await.is_err() {
-        match sweep_once(store, &mut repetition).await {
-            Ok(()) => health.clear("database"),
-            Err(error) => {
-                let why = error.sentence();
-                tracing::debug!(error = why, "cannot look for finished runs now");
-                health.not_ready("database", why);
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Executes removals, apart from the sweep: a large one takes long.
 async fn remove(loader: &Loader, stop: &CancellationToken) -> Result<(), Fault> {
     while timeout(SWEEP_INTERVAL, stop.cancelled()).await.is_err() {
@@ -209,26 +198,4 @@ async fn remove(loader: &Loader, stop: &CancellationToken) -> Result<(), Fault> 
         }
     }
     Ok(())
-}
-
-/// An error of one run does not keep the others. Returns the first error at the end.
-async fn sweep_once(store: &Store, repetition: &mut Repetition) -> Result<(), LoadError> {
-    let mut outcome = Ok(());
-    for run in ledger::completion::candidates(store).await? {
-        let asked = completion::ask(store, &run).await;
-        outcome = outcome.and(asked.map(drop));
-    }
-    let cleaned = target::clean_up(store).await;
-    outcome
-        .and(cleaned.map(drop))
-        .or_else(|error| match error.verdict() {
-            Verdict::Pause => Err(error),
-            Verdict::Retry | Verdict::RetryThenDead | Verdict::Dead => {
-                let why = error.sentence();
-                if repetition.is_due(&why) {
-                    tracing::warn!(error = why, "this has to be tried again");
-                }
-                Ok(())
-            }
-        })
 }

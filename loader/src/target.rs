@@ -18,7 +18,6 @@ mod window;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use common::job::{Mode, Target};
 use common::message::{RejectedRow, RunId, ValidBatch};
@@ -39,8 +38,8 @@ pub(crate) use table::lock_key;
 pub(crate) use deletion::{Deletion, Expected};
 pub use staged::clean_up;
 
-/// How long the target of a dead-lettered batch gets no retries.
-const AILING: Duration = Duration::from_mins(1);
+/// The longest wait for a lock on a target, as a setting of PostgreSQL: somebody may hold it for hours.
+pub(crate) const LOCK_TIMEOUT: &str = "3s";
 
 /// The outcome for a batch's rows.
 #[derive(Debug, Default)]
@@ -128,8 +127,6 @@ fn staged_columns(count: usize) -> String {
 /// The checked targets, with their writers.
 pub struct Targets {
     allowed_schemas: Vec<String>,
-    /// The targets of dead-lettered batches, with the time.
-    ailing: Mutex<HashMap<Target, Instant>>,
     prepared: Mutex<ByPlace>,
     /// The indexes by which the rows of a batch or of a run are found.
     pub(crate) indexes: Indexes,
@@ -179,7 +176,6 @@ impl Targets {
     pub fn new(allowed_schemas: Vec<String>) -> Self {
         Self {
             allowed_schemas,
-            ailing: Mutex::default(),
             prepared: Mutex::default(),
             indexes: Indexes::default(),
         }
@@ -255,23 +251,6 @@ impl Targets {
         let target = shape(target);
         self.prepared()
             .retain(|known, _| shape(&known.target) != target);
-    }
-
-    /// Records a dead-lettered batch of this target. The next ones get no retries, so that one broken target does not
-    /// delay the others.
-    pub fn mark_ailing(&self, target: &Target) {
-        self.ailing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(shape(target), Instant::now());
-    }
-
-    /// Whether a batch of this target was dead-lettered recently.
-    pub fn is_ailing(&self, target: &Target) -> bool {
-        let ailing = self.ailing.lock().unwrap_or_else(PoisonError::into_inner);
-        ailing
-            .get(&shape(target))
-            .is_some_and(|since| since.elapsed() < AILING)
     }
 
     fn prepared(&self) -> std::sync::MutexGuard<'_, ByPlace> {

@@ -2,6 +2,8 @@
 //! publish every answer, and then ack. After a crash at any point the same batches are published again,
 //! with the same content.
 
+use std::time::Duration;
+
 use common::failpoint;
 use common::message::RawBatch;
 use common::queue::{Delivery, Handler, Intake, Prefetch};
@@ -16,6 +18,7 @@ const PREFETCH: Prefetch = Prefetch {
     deliveries: 4,
     together: 4,
     bytes: 1 << 20,
+    alone: Duration::from_secs(5),
 };
 
 /// Workers side by side: one computes while the other waits for its confirms.

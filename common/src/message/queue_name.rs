@@ -9,6 +9,8 @@ pub enum QueueName {
     Raw,
     /// Batches for loaders.
     Valid,
+    /// Batches whose target cannot take them now, for loaders.
+    Parked,
     /// Events of runs, for loaders.
     Events,
     /// A stream that keeps every raw batch for replays.
@@ -24,7 +26,7 @@ pub enum QueueName {
 impl QueueName {
     /// In the order of their declaration. A queue follows the one that it dead-letters to: the broker deletes a
     /// message that it dead-letters to a queue that does not exist.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unreadable,
         Self::Dead,
         Self::Archive,
@@ -32,6 +34,7 @@ impl QueueName {
         Self::Extract,
         Self::Raw,
         Self::Valid,
+        Self::Parked,
         Self::Events,
     ];
 
@@ -43,6 +46,7 @@ impl QueueName {
             Self::Extract
             | Self::Raw
             | Self::Valid
+            | Self::Parked
             | Self::Events
             | Self::Archive
             | Self::Dead
@@ -56,6 +60,7 @@ impl QueueName {
             Self::Extract => "etl.extract",
             Self::Raw => "etl.raw",
             Self::Valid => "etl.valid",
+            Self::Parked => "etl.parked",
             Self::Events => "etl.events",
             Self::Archive => "etl.archive",
             Self::Control => "etl.control",

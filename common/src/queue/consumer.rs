@@ -1,12 +1,15 @@
 //! Consuming. A delivery is settled once, by value, after its effects are durable.
 
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 
+use super::outgoing::{ATTEMPTS, PARKED_AT};
+use super::policy::DELIVERY_LIMIT;
 use super::{Connection, QueueError, TRACEPARENT, within};
 use crate::message::{Message, QueueName, RunId};
 use crate::reason::Reason;
@@ -58,6 +61,12 @@ pub struct Consumer<M> {
 
 /// The message type of a consumer of `etl.dead` or of a stream, where a message may have any type.
 pub enum Any {}
+
+/// Takes messages of a queue one by one, on its own channel. Unlike a consumer it has nothing in hand that was not asked for.
+pub struct Puller {
+    queue: QueueName,
+    channel: Channel,
+}
 
 /// A delivery of a message that should be an `M`.
 pub struct Delivery<M> {
@@ -186,6 +195,27 @@ impl<M> Consumer<M> {
     }
 }
 
+impl Puller {
+    pub async fn open(connection: &Connection, queue: QueueName) -> Result<Self, QueueError> {
+        let channel = connection.channel().await?;
+        Ok(Self { queue, channel })
+    }
+
+    /// The first message of the queue; none when it is empty.
+    pub async fn next(&self) -> Result<Option<RawDelivery>, QueueError> {
+        let doing = format!("taking a message of {}", self.queue.name());
+        let name = self.queue.name().into();
+        let taken = self.channel.basic_get(name, BasicGetOptions::default());
+        let taken = within(&doing, taken).await?;
+        Ok(taken.map(|message| RawDelivery::new(self.queue, message.delivery)))
+    }
+
+    /// Returns what was not acked to the queue.
+    pub async fn close(self, connection: &Connection) {
+        connection.close_channel(&self.channel).await;
+    }
+}
+
 impl<M: Message> Delivery<M> {
     /// The message, parsed and checked.
     pub fn read(&self) -> Result<M, Unreadable> {
@@ -216,6 +246,13 @@ impl<M> Delivery<M> {
     /// the ledger recognises it.
     pub async fn ack(self) -> Result<(), QueueError> {
         self.raw.ack().await
+    }
+}
+
+impl<M> Delivery<M> {
+    /// The delivery without its type.
+    pub fn into_raw(self) -> RawDelivery {
+        self.raw
     }
 }
 
@@ -289,6 +326,31 @@ impl RawDelivery {
             _ => None,
         };
         1 + counted.unwrap_or(u32::from(self.inner.redelivered))
+    }
+
+    /// Whether its broker delivered it so often that it is not handled again.
+    pub fn is_over_limit(&self) -> bool {
+        self.deliveries() >= DELIVERY_LIMIT
+    }
+
+    /// How often it was parked.
+    pub fn parked_attempts(&self) -> u32 {
+        let attempts = self
+            .parked_at()
+            .and_then(|_| self.header(ATTEMPTS)?.parse().ok());
+        attempts.unwrap_or(0)
+    }
+
+    /// How long it has been parked.
+    pub fn parked_for(&self) -> Duration {
+        let since = self.parked_at().unwrap_or_else(jiff::Timestamp::now);
+        let waited = jiff::Timestamp::now().duration_since(since);
+        waited.try_into().unwrap_or_default()
+    }
+
+    /// When it was parked first, if it is parked.
+    pub(super) fn parked_at(&self) -> Option<jiff::Timestamp> {
+        self.header(PARKED_AT)?.parse().ok()
     }
 
     /// A header as text.

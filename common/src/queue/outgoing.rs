@@ -9,8 +9,12 @@ use super::consumer::MAX_VALUE;
 use super::{MAX_BODY, RawDelivery, TRACEPARENT};
 use crate::message::{Message, QueueName};
 
-/// Bytes at most of the reason in a dead letter.
+/// Bytes at most of a reason in the headers.
 const MAX_REASON: usize = 4_000;
+
+/// Headers of parked messages and of dead letters.
+pub(super) const ATTEMPTS: &str = "x-etl-attempts";
+pub(super) const PARKED_AT: &str = "x-etl-parked-at";
 
 /// PERSISTENT, the delivery mode of the AMQP specification that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -98,6 +102,25 @@ impl Outgoing {
         }
     }
 
+    /// A delivery for the tail of this queue, unchanged.
+    pub fn again_to(delivery: &RawDelivery, queue: QueueName) -> Self {
+        let (headers, _) = delivery.bounded_headers();
+        Self::copy(delivery, queue, headers)
+    }
+
+    /// A delivery for the tail of `etl.parked`, unchanged, with its target and why the target cannot take it. The attempts
+    /// and the first time travel with it.
+    pub fn parked(delivery: &RawDelivery, target: &str, reason: &str) -> Self {
+        let (mut headers, _) = delivery.bounded_headers();
+        headers.insert("x-etl-target".into(), text(target));
+        headers.insert("x-etl-reason".into(), text(beginning(reason, MAX_REASON)));
+        let attempts = delivery.parked_attempts() + 1;
+        headers.insert(ATTEMPTS.into(), AMQPValue::LongUInt(attempts));
+        let since = delivery.parked_at().unwrap_or_else(jiff::Timestamp::now);
+        headers.insert(PARKED_AT.into(), text(&since.to_string()));
+        Self::copy(delivery, QueueName::Parked, headers)
+    }
+
     /// A marker in a queue: a reader that reaches it has read all that was there before.
     pub(super) fn marker(queue: QueueName, id: &str) -> Self {
         let properties = BasicProperties::default().with_type(Self::MARKER.into());
@@ -114,28 +137,12 @@ impl Outgoing {
         headers.insert("x-etl-stage".into(), text(stage));
         headers.insert("x-etl-queue".into(), text(delivery.queue()));
         headers.insert("x-etl-reason".into(), text(beginning(reason, MAX_REASON)));
-        headers.insert("x-etl-attempts".into(), AMQPValue::LongUInt(attempts));
+        headers.insert(ATTEMPTS.into(), AMQPValue::LongUInt(attempts));
         headers.insert(
             "x-etl-dead-at".into(),
             text(&jiff::Timestamp::now().to_string()),
         );
-        // No other property of a foreign message is kept: an expiration would delete the dead letter,
-        // and another user's name would close the channel.
-        let mut properties = BasicProperties::default()
-            .with_type(delivery.kind().into())
-            .with_headers(headers);
-        if let Some(encoding) = delivery.properties().content_encoding() {
-            properties = properties.with_content_encoding(encoding.clone());
-        }
-        if let Some(content_type) = delivery.properties().content_type() {
-            properties = properties.with_content_type(content_type.clone());
-        }
-        Self::new(
-            QueueName::Dead,
-            delivery.id().to_owned(),
-            delivery.body().to_vec(),
-            properties,
-        )
+        Self::copy(delivery, QueueName::Dead, headers)
     }
 
     /// A dead letter for the queue that it came from, under its own id, so that a service which has
@@ -164,6 +171,15 @@ impl Outgoing {
             .with_type(ShortString::try_new(kind).ok()?)
             .with_headers(own);
         Some(Self::new(queue, id.to_owned(), body, properties))
+    }
+
+    fn copy(delivery: &RawDelivery, queue: QueueName, headers: FieldTable) -> Self {
+        Self::new(
+            queue,
+            delivery.id().to_owned(),
+            delivery.body().to_vec(),
+            described(delivery, headers),
+        )
     }
 
     fn new(queue: QueueName, id: String, body: Vec<u8>, properties: BasicProperties) -> Self {
@@ -212,6 +228,21 @@ impl Outgoing {
 /// The beginning of a text, of at most so many bytes.
 fn beginning(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
+}
+
+/// The properties that describe the body of a delivery, and headers. No other property of a foreign message is kept: an
+/// expiration would delete the copy, and another user's name would close the channel.
+fn described(delivery: &RawDelivery, headers: FieldTable) -> BasicProperties {
+    let mut properties = BasicProperties::default()
+        .with_type(delivery.kind().into())
+        .with_headers(headers);
+    if let Some(encoding) = delivery.properties().content_encoding() {
+        properties = properties.with_content_encoding(encoding.clone());
+    }
+    if let Some(content_type) = delivery.properties().content_type() {
+        properties = properties.with_content_type(content_type.clone());
+    }
+    properties
 }
 
 fn text(value: &str) -> AMQPValue {

@@ -5,14 +5,18 @@
 //! hand are at the head of their queue again. Therefore:
 //!
 //! - A session begins with one worker and one delivery in hand, so that a message that takes the
-//!   process down counts alone. More deliveries and the other workers follow a success.
+//!   process down counts alone. More deliveries and the other workers follow a success, or the time
+//!   that the service gives the first one: a slow delivery keeps no other waiting for ever.
 //! - From its third delivery on, a message is handled alone, and its success widens nothing.
 //! - At its eighth delivery, it is dead-lettered unprocessed.
 //! - No delivery is returned to narrow the prefetch again: the broker counts a return as a delivery.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::future::try_join_all;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{Connection, Consumer, Delivery, Outgoing, Publisher, QueueError, RawDelivery};
@@ -23,7 +27,10 @@ use crate::reason::Reason;
 const ISOLATE_AT: u32 = 3;
 
 /// At this delivery, a message is dead-lettered unprocessed.
-const DELIVERY_LIMIT: u32 = 8;
+pub(super) const DELIVERY_LIMIT: u32 = 8;
+
+/// How often the other workers look whether the first one still handles a message that came back.
+const ISOLATION_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How much a worker takes.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +41,9 @@ pub struct Prefetch {
     pub together: usize,
     /// Bytes of bodies that are enough for one handling.
     pub bytes: usize,
+    /// How long the first worker is alone before the others begin, unless it succeeds earlier. It stays alone for as long
+    /// as it handles a message that came back.
+    pub alone: Duration,
 }
 
 /// What a service does with the deliveries of a worker.
@@ -86,30 +96,51 @@ pub async fn consume<M: Message, H: Handler<M>>(
         };
         workers.push((intake, handler));
     }
-    let proven = CancellationToken::new();
+    let first = First::default();
     let workers = workers.into_iter().enumerate();
     let workers = workers.map(async |(index, (mut intake, handler))| {
-        // A worker that holds one delivery at a time may hold it for minutes: it keeps no other worker waiting.
-        if index > 0 && prefetch.deliveries > 1 {
+        if index > 0 {
             tokio::select! {
                 biased;
                 () = stage.stop.cancelled() => return Ok(()),
-                () = proven.cancelled() => {}
+                () = first.proven.cancelled() => {}
+                () = first.was_alone_for(prefetch.alone) => {}
             }
         }
         intake.open().await?;
         if index == 0 {
             begun();
         }
-        work(intake, handler, &proven).await
+        work(intake, handler, &first).await
     });
     try_join_all(workers.map(Box::pin)).await.map(drop)
+}
+
+/// What the other workers know of the first one.
+#[derive(Default)]
+struct First {
+    /// It succeeded.
+    proven: CancellationToken,
+    /// It handles a message that came back.
+    is_isolating: AtomicBool,
+}
+
+impl First {
+    async fn was_alone_for(&self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        sleep(time).await;
+        while self.is_isolating.load(Ordering::Relaxed) {
+            sleep(ISOLATION_INTERVAL).await;
+        }
+    }
 }
 
 async fn work<M: Message, H: Handler<M>>(
     mut intake: Intake<'_, M>,
     mut handler: H,
-    proven: &CancellationToken,
+    first: &First,
 ) -> Result<(), H::Fault> {
     loop {
         let deliveries = tokio::select! {
@@ -125,12 +156,14 @@ async fn work<M: Message, H: Handler<M>>(
         }
         for delivery in isolated {
             if intake.is_open() {
+                first.is_isolating.store(true, Ordering::Relaxed);
                 Box::pin(alone(&mut handler, delivery, &mut intake)).await?;
             }
         }
+        first.is_isolating.store(false, Ordering::Relaxed);
         if widens && intake.is_open() {
             intake.widen().await?;
-            proven.cancel();
+            first.proven.cancel();
         }
     }
     intake.release().await;
@@ -144,11 +177,8 @@ async fn alone<M: Message, H: Handler<M>>(
     intake: &mut Intake<'_, M>,
 ) -> Result<(), H::Fault> {
     let deliveries = delivery.deliveries();
-    if deliveries >= DELIVERY_LIMIT && !handler.exempts(&delivery).await {
-        let reason = format!(
-            "it was delivered {deliveries} times and never settled, so it may take the process down; it was not processed again"
-        );
-        let reason = reason.into();
+    if delivery.is_over_limit() && !handler.exempts(&delivery).await {
+        let reason = over_limit(&delivery);
         return Ok(intake.dead_letter(delivery, &reason, deliveries).await?);
     }
     tracing::warn!(
@@ -157,6 +187,15 @@ async fn alone<M: Message, H: Handler<M>>(
         "message came back; handling it alone"
     );
     handler.handle(vec![delivery], intake).await
+}
+
+/// Why a delivery over the limit is dead-lettered.
+pub fn over_limit(delivery: &RawDelivery) -> Reason {
+    let reason = format!(
+        "it was delivered {} times and never settled, so it may take the process down; it was not processed again",
+        delivery.deliveries()
+    );
+    reason.into()
 }
 
 /// The channels of one worker.
@@ -244,6 +283,18 @@ impl<'a, M: Message> Intake<'a, M> {
             }
         };
         (publisher, ended)
+    }
+
+    /// Puts a delivery off: publishes it again at the tail of its queue, and acks it once that is confirmed, so that it does
+    /// not count as delivered. A queue without room gets it back, and everything else that the worker has in hand.
+    pub async fn put_off(&mut self, delivery: Delivery<M>) -> Result<(), QueueError> {
+        let again = Outgoing::again_to(&delivery, M::QUEUE);
+        if self.publisher.try_publish(&again).await? {
+            delivery.ack().await
+        } else {
+            self.release().await;
+            Ok(())
+        }
     }
 
     async fn widen(&mut self) -> Result<(), QueueError> {

@@ -97,6 +97,19 @@ impl<'a> Publisher<'a> {
         unreachable!("the attempts are endless")
     }
 
+    /// Publishes a message, and returns whether its queue took it: false where the queue is full.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub async fn try_publish(&mut self, message: &Outgoing) -> Result<bool, QueueError> {
+        let window = std::slice::from_ref(message);
+        let answers = self.publish_once(window, &[0]).await?;
+        match answers.unroutable {
+            Some(queue) => Err(QueueError::Unroutable { queue }),
+            None => Ok(answers.nacked.is_empty()),
+        }
+    }
+
     /// Sends the messages at `pending`, and returns their pending confirms.
     async fn send(
         &self,

@@ -13,6 +13,9 @@ use crate::message::QueueName;
 /// before it long before a disk is full.
 const WORK_QUEUE_BYTES: i64 = 1 << 30;
 
+/// The limit of `etl.parked`, in bytes: a target that is locked for long fills it.
+const PARKED_QUEUE_BYTES: i64 = 4 << 30;
+
 /// The retention of the archive, by size and by age. RabbitMQ removes whole segments.
 const ARCHIVE_BYTES: i64 = 20 << 30;
 const ARCHIVE_AGE: &str = "7D";
@@ -79,6 +82,7 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
         | QueueName::Extract
         | QueueName::Raw
         | QueueName::Valid
+        | QueueName::Parked
         | QueueName::Events => {
             let (limit, next) = if queue == QueueName::Dead {
                 (DEAD_DELIVERY_LIMIT, QueueName::Unreadable)
@@ -94,12 +98,12 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
             set("x-overflow", text("reject-publish"));
         }
     }
-    if matches!(queue, QueueName::Raw | QueueName::Valid) {
-        set(
-            "x-max-length-bytes",
-            AMQPValue::LongLongInt(WORK_QUEUE_BYTES),
-        );
-    }
+    let bytes = match queue {
+        QueueName::Raw | QueueName::Valid => WORK_QUEUE_BYTES,
+        QueueName::Parked => PARKED_QUEUE_BYTES,
+        _ => return table,
+    };
+    table.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes));
     table
 }
 

@@ -130,7 +130,7 @@ pub const METRICS: &[Metric] = &[
         "etl_batches_total",
         &["job", "result"],
         &["transformer", "loader"],
-        "Batches by result. In the loader: loaded, or duplicate, stale, ignored and the like for batches that changed nothing.",
+        "Batches by result. In the loader: loaded, parked while their target cannot take them, or duplicate, stale, ignored and the like for batches that changed nothing.",
     ),
     counter(
         "etl_rows_loaded_total",

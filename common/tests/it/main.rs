@@ -414,6 +414,7 @@ async fn redelivered_message_is_isolated_and_dead_lettered_at_the_limit() {
             deliveries: 4,
             together: 4,
             bytes: 1 << 20,
+            alone: TIMEOUT,
         };
         let stage = Stage {
             name: "test",

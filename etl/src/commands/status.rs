@@ -16,7 +16,7 @@ use crate::follow::patiently;
 use crate::output::run::{NO_REASON, by_whom, choice, sums, took};
 use crate::output::{self, Sheet, by, counted, note, number, print, show};
 use crate::store;
-use ledger::{DroppedRows, Generation, RejectCount, RejectFilter, Run, RunState, Store};
+use ledger::{DroppedRows, Generation, Parked, RejectCount, RejectFilter, Run, RunState, Store};
 
 /// Show a run: its progress and rate, the depths of the queues, its cost.
 #[derive(Debug, clap::Args)]
@@ -89,6 +89,8 @@ pub struct Status {
     pub price: Option<Price>,
     pub rejects: Vec<RejectCount>,
     pub drops: Vec<DroppedRows>,
+    /// What waits for the target.
+    pub parked: Vec<Parked>,
     /// None when the broker cannot be asked.
     pub queues: Option<Vec<Depth>>,
     /// Why the broker cannot be asked.
@@ -100,6 +102,7 @@ impl Status {
         run: Run,
         rejects: Vec<RejectCount>,
         drops: Vec<DroppedRows>,
+        parked: Vec<Parked>,
         queues: Result<Vec<Depth>, String>,
         price: Option<Price>,
     ) -> Self {
@@ -114,6 +117,7 @@ impl Status {
             price,
             rejects,
             drops,
+            parked,
             broker: queues.as_ref().err().cloned(),
             queues: queues.ok(),
             run,
@@ -141,10 +145,12 @@ pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Stat
         .reject_counts(&[Generation::from(&run)], filter)
         .await?;
     let drops = store.dropped_rows(&run).await?;
+    let parked = store.parked(Some(&run.run_id)).await?;
     Ok(Status::new(
         run,
         rejects,
         drops,
+        parked,
         broker::depths().await,
         price,
     ))
@@ -221,6 +227,9 @@ fn lines(status: &Status) -> String {
     add_progress(&mut sheet, status);
     add_remarks(&mut sheet, run);
     add_rejects_and_drops(&mut sheet, status);
+    for parked in &status.parked {
+        sheet.add("parked", waiting(parked));
+    }
     if !run.state.is_over() {
         add_queues(&mut sheet, status);
     }
@@ -325,6 +334,31 @@ fn add_rejects_and_drops(sheet: &mut Sheet, status: &Status) {
     }
 }
 
+/// What waits for a target, since when and why.
+pub(super) fn waiting(parked: &Parked) -> String {
+    let Parked {
+        batches, commits, ..
+    } = *parked;
+    let what = match (batches, commits) {
+        (0, commits) => counted(commits, "commit"),
+        (batches, 0) => counted(batches, "batch"),
+        _ => format!(
+            "{} and {}",
+            counted(batches, "batch"),
+            counted(commits, "commit")
+        ),
+    };
+    let verb = if batches + commits == 1 {
+        "waits"
+    } else {
+        "wait"
+    };
+    format!(
+        "{what} {verb} for {} since {}: {}; the loaders try again by themselves",
+        parked.target_table, parked.since, parked.reason
+    )
+}
+
 /// The depths of the queues, which all runs share.
 fn add_queues(sheet: &mut Sheet, status: &Status) {
     let Some(queues) = &status.queues else {
@@ -361,7 +395,14 @@ mod tests {
                 runs: 1,
             },
         ];
-        Status::new(run, rejects, Vec::new(), queues, Price::per_tb(5.0))
+        Status::new(
+            run,
+            rejects,
+            Vec::new(),
+            Vec::new(),
+            queues,
+            Price::per_tb(5.0),
+        )
     }
 
     fn queues() -> Vec<Depth> {
@@ -409,6 +450,7 @@ mod tests {
                     run,
                     Vec::new(),
                     Vec::new(),
+                    Vec::new(),
                     Ok(queues()),
                     None,
                 ))
@@ -430,6 +472,7 @@ mod tests {
             samples::completed(),
             vec![],
             drops.into(),
+            vec![],
             Ok(queues()),
             None,
         );
@@ -438,6 +481,25 @@ mod tests {
             shown.ends_with("   dropped  1 row of 1 batch by ana: a test of Monday\n   dropped  83,760 rows of 39 batches by unknown user: no reason is recorded"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn what_waits_for_a_target_is_counted_with_the_reason() {
+        let parked = |batches, commits| {
+            waiting(&Parked {
+                target_table: "public.clicks".into(),
+                batches,
+                commits,
+                runs: 1,
+                since: "2018-04-03 02:00:00+00".into(),
+                attempts: 3,
+                reason: "cannot lock it".into(),
+            })
+        };
+        let end = "for public.clicks since 2018-04-03 02:00:00+00: cannot lock it; the loaders try again by themselves";
+        assert_eq!(parked(1, 0), format!("1 batch waits {end}"));
+        assert_eq!(parked(0, 1), format!("1 commit waits {end}"));
+        assert_eq!(parked(12, 1), format!("12 batches and 1 commit wait {end}"));
     }
 
     #[test]

@@ -5,3 +5,4 @@
 mod broker;
 mod hostile;
 mod postgres;
+mod targets;

@@ -1,5 +1,5 @@
-//! Postgres answers and cannot write: its disk is full, it has no free connection, a privilege is missing. The loader
-//! reports the reason, dead-letters nothing, and continues by itself.
+//! Postgres answers and cannot write, to anything (it has no free connection) or to one target. The loader or `etl status`
+//! says why, nothing is dead-lettered, and the run completes by itself.
 
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
@@ -10,7 +10,7 @@ use testkit::wait_until;
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
 /// A pipeline, its loader, and the loader's role: many restrictions do not apply to a superuser.
-async fn pipeline() -> (Pipeline, Process, String) {
+pub(crate) async fn pipeline() -> (Pipeline, Process, String) {
     let mut pipeline = Pipeline::without_services().await;
     let role = format!("{}_loader", pipeline.database.name);
     execute(
@@ -38,23 +38,41 @@ async fn pipeline() -> (Pipeline, Process, String) {
     (pipeline, loader, role)
 }
 
-async fn execute(pipeline: &Pipeline, sql: &str) {
+pub(crate) async fn execute(pipeline: &Pipeline, sql: &str) {
     let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()))
         .execute(&pipeline.database.pool)
         .await;
     done.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-/// Requests a run that is blocked, checks that the loader reports why, executes `fix`, and checks that the run
-/// completes.
-async fn assert_waits(pipeline: &Pipeline, loader: &Process, why: &[&str], fix: &str) {
+/// Who says why a run waits.
+enum Says {
+    /// `/readyz`: the loader can do nothing.
+    Loader,
+    /// `etl status`: the batches of the run are parked, and the loader is ready.
+    Status,
+}
+
+/// Requests a run that is blocked, checks who says why, executes `fix`, and checks that the run completes.
+async fn assert_waits(pipeline: &Pipeline, loader: &Process, says: Says, why: &[&str], fix: &str) {
     let asked = pipeline
         .etl(&["run", "clicks", "--run-id", "meanwhile", "--again"])
         .await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    wait_until(&format!("the loader to speak of {why:?}"), TIMEOUT, async || {
-        matches!(loader.readiness().await, Some((false, text)) if why.iter().all(|word| text.contains(word)))
-    })
+    wait_until(
+        &format!("somebody to speak of {why:?}"),
+        TIMEOUT,
+        async || {
+            let says_it = |text: &str| why.iter().all(|word| text.contains(word));
+            match (&says, loader.readiness().await) {
+                (Says::Loader, Some((false, text))) => says_it(&text),
+                (Says::Status, Some((true, _))) => {
+                    says_it(&pipeline.etl(&["status", "meanwhile"]).await.stdout)
+                }
+                _ => false,
+            }
+        },
+    )
     .await;
     assert_eq!(
         pipeline
@@ -80,7 +98,7 @@ async fn assert_waits(pipeline: &Pipeline, loader: &Process, why: &[&str], fix: 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn loader_waits_while_the_disk_is_full() {
+async fn run_waits_while_its_target_has_no_space() {
     let (pipeline, loader, _) = pipeline().await;
     // The error of Postgres when it cannot write. Filling a real disk would need a privileged machine.
     execute(
@@ -93,6 +111,7 @@ async fn loader_waits_while_the_disk_is_full() {
     assert_waits(
         &pipeline,
         &loader,
+        Says::Status,
         &["No space left", "free disk space"],
         "DROP TRIGGER full_disk ON public.clicks",
     )
@@ -112,6 +131,7 @@ async fn loader_waits_for_a_free_connection() {
     assert_waits(
         &pipeline,
         &loader,
+        Says::Loader,
         &["connection"],
         &format!("ALTER ROLE {role} CONNECTION LIMIT -1"),
     )
@@ -119,12 +139,13 @@ async fn loader_waits_for_a_free_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn loader_waits_for_a_lost_privilege() {
+async fn run_waits_for_a_lost_privilege() {
     let (pipeline, loader, role) = pipeline().await;
     execute(&pipeline, &format!("ALTER TABLE public.clicks OWNER TO CURRENT_USER; REVOKE ALL ON public.clicks FROM {role}")).await;
     assert_waits(
         &pipeline,
         &loader,
+        Says::Status,
         &["may not write to", "GRANT"],
         &format!("GRANT SELECT, INSERT, UPDATE ON public.clicks TO {role}"),
     )

@@ -40,6 +40,7 @@ async fn healthy_pipeline_passes_every_check() {
         "etl.extract",
         "etl.raw",
         "etl.valid",
+        "etl.parked",
         "etl.events",
         "etl.dead",
     ] {

@@ -1,32 +1,45 @@
 //! Handles each delivery, and then settles it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::failpoint;
-use common::job::Target;
-use common::message::{Message, RunEvent, ValidBatch};
-use common::queue::{Consumer, Delivery, Handler, Intake, Prefetch};
+use common::message::{RunEvent, ValidBatch};
+use common::queue::{
+    Consumer, Delivery, Handler, Intake, Outgoing, Prefetch, Publisher, QueueError, RawDelivery,
+};
 use common::service::{Fault, Session};
 use common::telemetry::{stage_label, trace};
 use ledger::NewDeadLetter;
 use sqlx::PgConnection;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use tracing::Instrument as _;
 
-use super::persist::{Unfinished, wait_for_postgres, with_retries};
+use super::batches::{End, again, attempt};
+use super::events::Events;
+use super::persist::{MAX_CONFLICTS, Unfinished, wait_for_postgres, with_retries};
 use crate::errors::LoadError;
 use crate::load::{Loader, Outcome};
+use crate::parking;
 
-/// The prefetch of a lane: one delivery is loaded while the next one is transferred.
+/// One delivery a lane: behind a slow batch waits no other one. While one lane gets its next delivery, the others load.
 const PREFETCH: Prefetch = Prefetch {
-    deliveries: 2,
+    deliveries: 1,
     together: 1,
     bytes: 0,
+    alone: Duration::from_secs(5),
 };
 
 /// The lanes that load batches in parallel, each on its own database connection. Each reports its health under its
 /// name.
-const LANES: [&str; 2] = ["batches", "batches, second lane"];
+const LANES: [&str; 3] = ["batches", "batches, second lane", "batches, third lane"];
+
+/// How long a batch waits for other batches of its target before it is parked: less than other jobs may be delayed.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The pause of a lane when neither a target nor the queue for parked batches takes a batch.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
 
 /// The shared state of a session's loops.
 pub(super) struct Deliveries<'a> {
@@ -34,6 +47,8 @@ pub(super) struct Deliveries<'a> {
     pub(super) loader: &'a Loader,
     /// Whether this process ever waited for Postgres.
     pub(super) has_waited: &'a AtomicBool,
+    /// A target that was unavailable works again.
+    pub(super) recovered: Notify,
 }
 
 /// A worker, which reports its health under its name.
@@ -75,84 +90,85 @@ impl Handler<ValidBatch> for Lane<'_, '_> {
     }
 }
 
-impl Handler<RunEvent> for Lane<'_, '_> {
-    type Fault = Fault;
-
-    async fn handle(
-        &mut self,
-        deliveries: Vec<Delivery<RunEvent>>,
-        intake: &mut Intake<'_, RunEvent>,
-    ) -> Result<(), Fault> {
-        for delivery in deliveries {
-            let Some((delivery, event)) = intake.read(delivery).await? else {
-                continue;
-            };
-            let apply = async || self.shared.loader.handle_event(&event).await;
-            if let Some((noted, delivery)) = self.finish(delivery, intake, None, apply).await? {
-                metrics::counter!("etl_events_total", "result" => noted.name()).increment(1);
-                delivery.ack().await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn exempts(&mut self, _: &Delivery<RunEvent>) -> bool {
-        self.shared.database_may_be_at_fault().await
-    }
-}
-
 impl Lane<'_, '_> {
     async fn load(
-        &self,
+        &mut self,
         delivery: Delivery<ValidBatch>,
         intake: &mut Intake<'_, ValidBatch>,
         batch: &ValidBatch,
     ) -> Result<(), Fault> {
         let started = Instant::now();
-        let target = Some(&batch.target);
-        let load = async || self.shared.loader.handle(batch).await;
-        if let Some((outcome, delivery)) = self.finish(delivery, intake, target, load).await? {
-            note(batch, outcome, started);
-            tracing::Span::current().record("batch.result", outcome.name());
-            failpoint::reach("before_ack").await;
-            delivery.ack().await?;
+        let Deliveries {
+            session, loader, ..
+        } = self.shared;
+        match attempt(loader, &session.stop, batch, PATIENCE).await {
+            End::Settled(outcome) => {
+                note(batch, outcome, started);
+                tracing::Span::current().record("batch.result", outcome.name());
+                failpoint::reach("before_ack").await;
+                delivery.ack().await?;
+            }
+            End::Dead { reason, attempts } => {
+                intake.dead_letter(delivery, &reason, attempts).await?;
+            }
+            End::Stopping => {}
+            end @ (End::Parked(_) | End::Misfit(_)) => {
+                let why = end.sentence();
+                match park(loader, &mut intake.publisher, &delivery, batch, &why).await? {
+                    Ok(true) => delivery.ack().await?,
+                    // The queue is full: the batch stays, behind the others.
+                    Ok(false) => {
+                        timeout(FULL_PAUSE, session.stop.cancelled()).await.ok();
+                        intake.put_off(delivery).await?;
+                    }
+                    Err(error) => self.wait(delivery, intake, batch, error).await?,
+                }
+            }
+            End::Pause(error) => self.wait(delivery, intake, batch, error).await?,
         }
         Ok(())
     }
 
-    /// Does a delivery's work in the database, `target` included. Returns the result with the delivery, to be acked; none
-    /// when the delivery is dead-lettered, or comes again after PostgreSQL was at fault or the service stopped.
-    async fn finish<M: Message, T>(
+    /// Waits until PostgreSQL works, with no delivery in hand.
+    async fn wait(
         &self,
-        delivery: Delivery<M>,
-        intake: &mut Intake<'_, M>,
-        target: Option<&Target>,
-        mut work: impl AsyncFnMut() -> Result<T, LoadError>,
-    ) -> Result<Option<(T, Delivery<M>)>, Fault> {
+        delivery: Delivery<ValidBatch>,
+        intake: &mut Intake<'_, ValidBatch>,
+        batch: &ValidBatch,
+        error: LoadError,
+    ) -> Result<(), Fault> {
         let Deliveries {
             session, loader, ..
         } = self.shared;
-        let retries = target.is_none_or(|target| !loader.targets.is_ailing(target));
-        match with_retries(&session.stop, retries, &mut work).await {
-            Ok(done) => return Ok(Some((done, delivery))),
-            Err(Unfinished::Dead { error, attempts }) => {
-                if let Some(target) = target {
-                    loader.targets.mark_ailing(target);
-                }
-                let reason = error.reason();
-                intake.dead_letter(delivery, &reason, attempts).await?;
-            }
-            Err(Unfinished::Stopping) => {}
-            Err(Unfinished::Pause(error)) => {
-                drop(delivery);
-                intake.release().await;
-                self.shared.has_waited.store(true, Ordering::Relaxed);
-                let again = async || work().await.map(drop);
-                wait_for_postgres(&session.health, self.name, &session.stop, error, again).await;
-            }
-        }
-        Ok(None)
+        intake.put_off(delivery).await?;
+        intake.release().await;
+        self.shared.has_waited.store(true, Ordering::Relaxed);
+        let again = async || again(loader, batch).await;
+        wait_for_postgres(&session.health, self.name, &session.stop, error, again).await;
+        Ok(())
     }
+}
+
+/// Publishes a delivery to `etl.parked`, to be acked then. False when that queue is full. An error of the ledger is
+/// PostgreSQL's fault.
+pub(super) async fn park(
+    loader: &Loader,
+    publisher: &mut Publisher<'_>,
+    delivery: &RawDelivery,
+    batch: &ValidBatch,
+    why: &str,
+) -> Result<Result<bool, LoadError>, QueueError> {
+    let target = parking::name(&batch.target);
+    if let Err(error) = loader.store.park(batch, &target, why).await {
+        return Ok(Err(error.into()));
+    }
+    let parked = Outgoing::parked(delivery, &target, why);
+    let is_parked = publisher.try_publish(&parked).await?;
+    if is_parked && delivery.parked_attempts() == 0 {
+        metrics::counter!("etl_batches_total", "job" => batch.job.clone(), "result" => "parked")
+            .increment(1);
+    }
+    Ok(Ok(is_parked))
 }
 
 impl Deliveries<'_> {
@@ -164,10 +180,7 @@ impl Deliveries<'_> {
 
     /// Applies events until the session ends.
     pub(super) async fn events(&self) -> Result<(), Fault> {
-        let lane = Lane {
-            shared: self,
-            name: "events",
-        };
+        let lane = Events::new(self);
         self.session.consume::<RunEvent, _>(PREFETCH, [lane]).await
     }
 
@@ -191,14 +204,20 @@ impl Deliveries<'_> {
                 let stored = self.loader.store.store_dead_letter(&dead).await;
                 stored.map_err(LoadError::from)
             };
-            match with_retries(stop, true, store).await {
+            match with_retries(stop, MAX_CONFLICTS, store).await {
                 Ok(()) => {
                     metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&dead.stage))
                         .increment(1);
                     delivery.ack().await?;
                 }
                 Err(Unfinished::Stopping) => break,
-                Err(Unfinished::Pause(error) | Unfinished::Dead { error, .. }) => {
+                Err(
+                    Unfinished::Pause(error)
+                    | Unfinished::Conflict(error)
+                    | Unfinished::Target(error)
+                    | Unfinished::Misfit(error)
+                    | Unfinished::Dead { error, .. },
+                ) => {
                     consumer.close(consuming).await;
                     wait_for_postgres(health, "dead letters", stop, error, store).await;
                     consumer = Consumer::open_dead(consuming, 1).await?;
@@ -212,7 +231,7 @@ impl Deliveries<'_> {
     /// Whether PostgreSQL, and not the message, may have made deliveries come back. Each loader that finds PostgreSQL away costs a
     /// message a delivery, too. So while PostgreSQL is away, and in a process that has waited for it, a message over the limit is
     /// handled once more. The next process dead-letters it.
-    async fn database_may_be_at_fault(&self) -> bool {
+    pub(super) async fn database_may_be_at_fault(&self) -> bool {
         let probe = async |tx: &mut PgConnection| {
             sqlx::query("SELECT 1").execute(tx).await?;
             Ok(())
@@ -224,7 +243,7 @@ impl Deliveries<'_> {
 }
 
 /// Counts and logs a batch that was handled.
-fn note(batch: &ValidBatch, outcome: Outcome, started: Instant) {
+pub(super) fn note(batch: &ValidBatch, outcome: Outcome, started: Instant) {
     let elapsed = started.elapsed();
     metrics::counter!("etl_batches_total", "job" => batch.job.clone(), "result" => outcome.name())
         .increment(1);

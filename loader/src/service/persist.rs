@@ -11,60 +11,55 @@ use tokio_util::sync::CancellationToken;
 use crate::errors::{LoadError, Verdict};
 
 /// Retries in place after a conflict with another transaction (a deadlock, a lock).
-const MAX_CONFLICTS: u32 = 6;
-
-/// Pauses before the retries of a statement that does not fit its table: a person may be changing the
-/// table.
-const MISFIT_PAUSES: [Duration; 3] = [
-    Duration::from_secs(1),
-    Duration::from_secs(4),
-    Duration::from_secs(12),
-];
+pub(super) const MAX_CONFLICTS: u32 = 6;
 
 /// Why the work on a message ended without success.
 #[derive(Debug)]
 pub(super) enum Unfinished {
     /// The message is at fault: dead-letter it. The field counts the attempts.
     Dead { error: LoadError, attempts: u32 },
+    /// Other transactions were in the way each time.
+    Conflict(LoadError),
+    /// The target is at fault, or PostgreSQL.
+    Target(LoadError),
+    /// The batch does not fit its target.
+    Misfit(LoadError),
     /// Postgres is at fault: stop consuming until it works.
     Pause(LoadError),
     /// The service must stop: the delivery is redelivered.
     Stopping,
 }
 
-/// Repeats `work` until it succeeds or fails finally. `retries_misfits` is false for a target whose earlier message ran
-/// out of retries.
+/// Repeats `work` until it succeeds or fails finally, after so many conflicts at most.
 pub(super) async fn with_retries<T>(
     stop: &CancellationToken,
-    retries_misfits: bool,
+    max_conflicts: u32,
     mut work: impl AsyncFnMut() -> Result<T, LoadError>,
 ) -> Result<T, Unfinished> {
-    let (mut conflicts, mut misfits) = (0, 0);
+    let mut conflicts = 0;
     loop {
         let error = match work().await {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
-        let attempts = 1 + conflicts + misfits;
-        let (pause, cause) = match error.verdict() {
+        match error.verdict() {
             Verdict::Pause => return Err(Unfinished::Pause(error)),
-            Verdict::Dead => return Err(Unfinished::Dead { error, attempts }),
-            Verdict::Retry if conflicts == MAX_CONFLICTS => return Err(Unfinished::Pause(error)),
-            Verdict::Retry => {
-                conflicts += 1;
-                let pause = backoff(conflicts, Duration::from_millis(50), Duration::from_secs(2));
-                (pause, "conflict")
+            Verdict::Target => return Err(Unfinished::Target(error)),
+            Verdict::Misfit => return Err(Unfinished::Misfit(error)),
+            Verdict::Dead => {
+                let attempts = 1 + conflicts;
+                return Err(Unfinished::Dead { error, attempts });
             }
-            Verdict::RetryThenDead => match MISFIT_PAUSES.get(misfits as usize) {
-                Some(pause) if retries_misfits => {
-                    misfits += 1;
-                    (*pause, "table")
-                }
-                _ => return Err(Unfinished::Dead { error, attempts }),
-            },
-        };
-        retried(cause, 1);
-        tracing::debug!(error = error.sentence(), attempts, "retrying in place");
+            Verdict::Retry if conflicts >= max_conflicts => {
+                return Err(Unfinished::Conflict(error));
+            }
+            // It has waited for some seconds already: once more is enough.
+            Verdict::Retry if error.has_waited_for_a_lock() => conflicts = max_conflicts,
+            Verdict::Retry => conflicts += 1,
+        }
+        retried("conflict", 1);
+        tracing::debug!(error = error.sentence(), conflicts, "retrying in place");
+        let pause = backoff(conflicts, Duration::from_millis(50), Duration::from_secs(2));
         if timeout(pause, stop.cancelled()).await.is_ok() {
             return Err(Unfinished::Stopping);
         }

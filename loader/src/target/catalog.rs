@@ -130,10 +130,8 @@ pub(super) async fn look_up(
     let Some((oid, kind, unlogged, fingerprint)) = found else {
         return Ok(None);
     };
-    let foreign_partition: Option<String> = sqlx::query_scalar(FOREIGN_PARTITION)
-        .bind(oid)
-        .fetch_optional(&mut *tx)
-        .await?;
+    let foreign = sqlx::query_scalar(FOREIGN_PARTITION).bind(oid);
+    let foreign_partition = foreign.fetch_optional(&mut *tx).await?;
     let cascades = cascades(tx, oid).await?;
     let columns: Vec<(String, String, bool, bool, bool)> = sqlx::query_as(
         "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, atthasdef OR attidentity <> '', attgenerated <> ''

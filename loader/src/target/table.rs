@@ -3,6 +3,7 @@
 use ledger::database;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
+use super::LOCK_TIMEOUT;
 use crate::ddl::{TableName, literal};
 use crate::errors::LoadError;
 
@@ -70,11 +71,11 @@ pub(crate) fn lock_key(name: &TableName) -> i64 {
     database::lock_key("target", &name.sql())
 }
 
-/// Locks a table against changes until the transaction ends, and returns its fingerprint. Two statements, so that the
-/// second one sees the changes that the lock waited for.
+/// Locks a table against changes until the transaction ends, and returns its fingerprint. From here on the transaction
+/// waits for no lock for long. The last statement sees the changes that the lock waited for.
 pub(super) fn lock(table: &str) -> String {
     format!(
-        "LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE; SELECT {FINGERPRINT} FROM pg_class c WHERE c.oid = {}::regclass",
+        "SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE; SELECT {FINGERPRINT} FROM pg_class c WHERE c.oid = {}::regclass",
         literal(table)
     )
 }

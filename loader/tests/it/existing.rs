@@ -262,7 +262,7 @@ async fn target_with_row_level_security_for_the_loader_is_refused() {
     request(pool, "r").await;
     let batch = shape("guarded", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]);
     let refused = guest.handle(&batch).await.unwrap_err();
-    assert_eq!(refused.verdict(), loader::errors::Verdict::Dead);
+    assert_eq!(refused.verdict(), loader::errors::Verdict::Target);
     assert!(
         refused.sentence().contains("BYPASSRLS"),
         "{}",

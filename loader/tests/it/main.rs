@@ -19,6 +19,7 @@ mod killed;
 mod loading;
 mod model;
 mod modes;
+mod neighbours;
 mod refused;
 mod removal;
 mod run_commit;

@@ -505,7 +505,7 @@ impl World {
             Ok(Err(error)) => {
                 assert!(
                     matches!(message, Message::Batch { .. })
-                        && matches!(error.verdict(), Verdict::Dead | Verdict::RetryThenDead),
+                        && matches!(error.verdict(), Verdict::Dead | Verdict::Misfit),
                     "{message:?}: {}",
                     error.sentence()
                 );

@@ -60,7 +60,7 @@ async fn state(pool: &PgPool, run: &str) -> String {
 /// The loader's sweep.
 async fn sweep(loader: &Loader) {
     for run in ledger::completion::candidates(&loader.store).await.unwrap() {
-        completion::ask(&loader.store, &run).await.unwrap();
+        completion::try_complete(&loader.store, &run).await.unwrap();
     }
     target::clean_up(&loader.store).await.unwrap();
 }

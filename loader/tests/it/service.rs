@@ -13,19 +13,19 @@ use crate::support::{
 };
 
 /// A loader process with its database and virtual host.
-struct World {
-    database: Database,
-    vhost: Vhost,
-    loader: Process,
+pub(crate) struct World {
+    pub(crate) database: Database,
+    pub(crate) vhost: Vhost,
+    pub(crate) loader: Process,
     broker: Connection,
 }
 
 impl World {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(database().await, &[]).await
     }
 
-    async fn with(database: Database, environment: &[(&str, &str)]) -> Self {
+    pub(crate) async fn with(database: Database, environment: &[(&str, &str)]) -> Self {
         common::service::install_tls();
         let vhost = vhost().await;
         let loader = service(&database, &vhost, environment).start().await;
@@ -45,7 +45,7 @@ impl World {
         }
     }
 
-    async fn publish(&self, messages: &[Outgoing]) {
+    pub(crate) async fn publish(&self, messages: &[Outgoing]) {
         Publisher::open(&self.broker)
             .await
             .unwrap()
@@ -54,7 +54,7 @@ impl World {
             .unwrap();
     }
 
-    async fn until(&self, what: &str, sql: &str, wanted: &str) {
+    pub(crate) async fn until(&self, what: &str, sql: &str, wanted: &str) {
         wait_until(what, TIMEOUT, async || {
             text(&self.database.pool, sql).await == wanted
         })
@@ -62,7 +62,7 @@ impl World {
     }
 
     /// Waits until all earlier messages are handled: a batch behind them has been.
-    async fn until_drained(&self) {
+    pub(crate) async fn until_drained(&self) {
         let pool = &self.database.pool;
         request(pool, "marker").await;
         self.publish(&[sent(&clicks().batch("marker", 0, 0, &[]))])
@@ -95,7 +95,7 @@ fn service(database: &Database, vhost: &Vhost, environment: &[(&str, &str)]) -> 
     )
 }
 
-fn sent(message: &impl Message) -> Outgoing {
+pub(crate) fn sent(message: &impl Message) -> Outgoing {
     Outgoing::of(message).unwrap()
 }
 

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use common::findings::Findings;
 
 use crate::Failure;
+use crate::commands::status::waiting;
 use crate::jobs::Jobs;
 use crate::store;
 use ledger::{Server, Store};
@@ -21,6 +22,11 @@ pub(super) async fn examine(findings: &mut Findings) -> Result<Option<Store>, Fa
     let server = store.server().await?;
     examine_server(&server, findings);
     let is_readable = schema(&store, &server.role, findings).await?;
+    if is_readable {
+        for parked in store.parked(None).await? {
+            findings.warning("parked", waiting(&parked));
+        }
+    }
     Ok(is_readable.then_some(store))
 }
 

@@ -1,0 +1,199 @@
+//! One target is at fault: a trigger fails or is slow, a privilege is missing, somebody holds a lock. The runs of other targets go
+//! on, `etl` says what waits and why, and the runs of that target complete by themselves once the fault is gone.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::AssertSqlSafe;
+use testkit::TIMEOUT;
+use testkit::cloud::sample;
+use testkit::pipeline::Pipeline;
+use testkit::wait_until;
+use tokio::time::{Instant, timeout};
+
+use crate::postgres::{execute, pipeline};
+
+/// Four batches.
+const ROWS: u64 = 20_000;
+
+/// What a trigger may raise that is neither a row's fault nor its own retry's: of every class, one at least.
+const STATES: [&str; 24] = [
+    "08006", "0A000", "0L000", "21000", "25006", "28000", "2F002", "38000", "39000", "40001",
+    "40P01", "42501", "42P01", "53100", "53200", "53300", "55P03", "57014", "57P01", "58030",
+    "58P01", "F0000", "HV000", "XX000",
+];
+
+/// Faults that are no SQLSTATE of a trigger.
+const OTHERS: [&str; 5] = ["slow", "revoked", "locked", "cancelled", "committed"];
+
+fn bad_runs() -> impl Iterator<Item = String> {
+    let names = STATES.iter().chain(&OTHERS);
+    names.map(|name| format!("bad_{}", name.to_lowercase()))
+}
+
+/// A target with the trigger of its fault, which ends with the table `fault`.
+fn target(run: &str) -> String {
+    let state = run.trim_start_matches("bad_").to_uppercase();
+    let table = format!("CREATE TABLE public.{run} (LIKE public.one);");
+    if !STATES.contains(&state.as_str()) && run != "bad_slow" {
+        return table;
+    }
+    format!(
+        "{table} CREATE TRIGGER fault BEFORE INSERT ON public.{run} EXECUTE FUNCTION public.fails('{state}');"
+    )
+}
+
+const FAILS: &str = "CREATE TABLE public.fault ();
+    CREATE FUNCTION public.fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF TG_ARGV[0] = 'SLOW' THEN
+            WHILE to_regclass('public.fault') IS NOT NULL LOOP PERFORM pg_sleep(0.1); END LOOP;
+        ELSIF to_regclass('public.fault') IS NOT NULL THEN
+            RAISE EXCEPTION 'the trigger fails' USING ERRCODE = TG_ARGV[0];
+        END IF;
+        RETURN NULL; END $$;";
+
+/// Runs of three other jobs, at the same time.
+async fn assert_others_load(pipeline: &Pipeline, round: &str) {
+    let load = async |job: &str| {
+        let run = pipeline.run(job, &format!("{job}-{round}")).await;
+        assert_eq!(run["rows_loaded"], 2_000, "{run}");
+    };
+    let all = async { tokio::join!(load("one"), load("two"), load("three")) };
+    let loaded = timeout(Duration::from_secs(90), all).await;
+    loaded.unwrap_or_else(|_| panic!("the other jobs wait: {round}"));
+}
+
+async fn parked(pipeline: &Pipeline, run: &str) -> Value {
+    let done = pipeline.etl(&["status", run, "--json"]).await;
+    let status: Value = serde_json::from_str(&done.stdout).unwrap();
+    status["parked"][0].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fault_of_a_target_stops_no_other_job_and_ends_by_itself() {
+    let (pipeline, loader, role) = pipeline().await;
+    execute(&pipeline, FAILS).await;
+    for job in ["one", "two", "three"] {
+        pipeline.job(
+            job,
+            &format!("[target]\ntable = \"{job}\"\n"),
+            sample::clicks(2_000),
+        );
+    }
+    assert_others_load(&pipeline, "before").await;
+    for run in bad_runs() {
+        execute(&pipeline, &target(&run)).await;
+        execute(
+            &pipeline,
+            &format!("ALTER TABLE public.{run} OWNER TO {role}"),
+        )
+        .await;
+        let commit = if run == "bad_committed" {
+            "run"
+        } else {
+            "batch"
+        };
+        let job = format!("[target]\ntable = \"{run}\"\ncommit = \"{commit}\"\n");
+        pipeline.job(&run, &job, sample::clicks(ROWS));
+    }
+    execute(&pipeline, &format!("ALTER TABLE public.bad_revoked OWNER TO CURRENT_USER; REVOKE ALL ON public.bad_revoked FROM {role}")).await;
+    let mut holder = pipeline.database.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE public.bad_locked, public.bad_cancelled, public.bad_committed")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    for run in bad_runs() {
+        let done = pipeline.etl(&["run", &run, "--run-id", &run]).await;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+    }
+    assert_others_load(&pipeline, "meanwhile").await;
+    assert_cancelled_within_seconds(&pipeline).await;
+    assert_says_what_waits(&pipeline).await;
+    assert_others_load(&pipeline, "later").await;
+    let (ready, why) = loader.readiness().await.unwrap();
+    assert!(ready, "{why}");
+    // The faults end.
+    holder.rollback().await.unwrap();
+    execute(
+        &pipeline,
+        &format!(
+            "GRANT SELECT, INSERT, UPDATE ON public.bad_revoked TO {role}; DROP TABLE public.fault"
+        ),
+    )
+    .await;
+    assert_all_complete(&pipeline).await;
+}
+
+/// The command waits for no lock on the target.
+async fn assert_cancelled_within_seconds(pipeline: &Pipeline) {
+    let started = Instant::now();
+    let done = pipeline.etl(&["cancel", "bad_cancelled"]).await;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+async fn assert_says_what_waits(pipeline: &Pipeline) {
+    for run in bad_runs().filter(|run| run != "bad_cancelled") {
+        wait_until(
+            &format!("batches of {run} to be parked"),
+            TIMEOUT,
+            async || {
+                let parked = parked(pipeline, &run).await;
+                let waits = if run == "bad_committed" {
+                    "commits"
+                } else {
+                    "batches"
+                };
+                parked[waits].as_i64() > Some(0) && parked["reason"].as_str() > Some("")
+            },
+        )
+        .await;
+    }
+    let locked = parked(pipeline, "bad_locked").await;
+    assert_eq!(locked["target_table"], "public.bad_locked", "{locked}");
+    let reason = locked["reason"].as_str().unwrap();
+    assert!(reason.contains("another session holds a lock"), "{reason}");
+    let doctor = pipeline.etl(&["doctor"]).await;
+    assert!(
+        doctor.stdout.contains("wait for public.bad_locked"),
+        "{}",
+        doctor.stdout
+    );
+}
+
+async fn assert_all_complete(pipeline: &Pipeline) {
+    for run in bad_runs().filter(|run| run != "bad_cancelled") {
+        let state =
+            format!("SELECT count(*) FROM etl.runs WHERE run_id = '{run}' AND state = 'completed'");
+        wait_until(&format!("{run} to complete"), TIMEOUT, async || {
+            pipeline.number(&state).await == 1
+        })
+        .await;
+        let rows = pipeline
+            .number(&format!("SELECT count(*) FROM public.{run}"))
+            .await;
+        assert_eq!(rows, i64::try_from(ROWS).unwrap(), "{run}");
+    }
+    pipeline.assert_reconciled("bad_locked").await;
+    assert_eq!(
+        pipeline
+            .number("SELECT count(*) FROM public.bad_cancelled")
+            .await,
+        0
+    );
+    wait_until("etl.parked to be empty", TIMEOUT, async || {
+        pipeline.vhost.ready("etl.parked").await == 0
+    })
+    .await;
+    for none in ["etl.dead_letters", "etl.parked WHERE seq >= 0"] {
+        let count: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {none}")))
+            .fetch_one(&pipeline.database.pool)
+            .await
+            .unwrap();
+        assert_eq!(count, 0, "{none}");
+    }
+}

@@ -1,0 +1,109 @@
+//! What becomes of a batch: it is loaded, dead-lettered, or parked because of its target. The lanes and the drain of
+//! `etl.parked` share it.
+
+use std::time::Duration;
+
+use common::message::ValidBatch;
+use common::reason::Reason;
+use tokio_util::sync::CancellationToken;
+
+use super::persist::{MAX_CONFLICTS, Unfinished, with_retries};
+use crate::errors::{LoadError, Verdict};
+use crate::load::{Loader, Outcome};
+use crate::parking;
+
+/// The end of an attempt to load a batch.
+pub(super) enum End {
+    Settled(Outcome),
+    /// The message is at fault, after so many attempts.
+    Dead {
+        reason: Reason,
+        attempts: u32,
+    },
+    /// The target cannot take it now.
+    Parked(String),
+    /// The batch does not fit its target.
+    Misfit(Reason),
+    /// PostgreSQL is at fault.
+    Pause(LoadError),
+    Stopping,
+}
+
+impl End {
+    /// Why the batch is parked, without a value of a row; empty where it is not.
+    pub(super) fn sentence(self) -> String {
+        match self {
+            Self::Parked(why) => why,
+            Self::Misfit(why) => why.logged().to_owned(),
+            Self::Settled(_) | Self::Dead { .. } | Self::Pause(_) | Self::Stopping => String::new(),
+        }
+    }
+}
+
+/// Loads a batch unless its target is known to be unavailable, or busy for as long as `patience`. A failure that is not
+/// the message's is the target's where PostgreSQL takes a write on the ledger meanwhile.
+pub(super) async fn attempt(
+    loader: &Loader,
+    stop: &CancellationToken,
+    batch: &ValidBatch,
+    patience: Duration,
+) -> End {
+    let target = parking::name(&batch.target);
+    let slot = match loader.parking.enter(&target, patience).await {
+        Ok(slot) => slot,
+        Err(why) => return without_target(loader, batch, why).await,
+    };
+    let done = with_retries(stop, MAX_CONFLICTS, async || loader.accept(batch).await).await;
+    drop(slot);
+    match done {
+        Ok(outcome) => End::Settled(outcome),
+        Err(Unfinished::Dead { error, attempts }) => End::Dead {
+            reason: error.reason(),
+            attempts,
+        },
+        Err(Unfinished::Stopping) => End::Stopping,
+        Err(Unfinished::Pause(error)) => End::Pause(error),
+        Err(Unfinished::Misfit(error)) => End::Misfit(error.reason()),
+        // Another transaction holds the run, as a commit does.
+        Err(Unfinished::Conflict(error)) if !error.is_of_target() => End::Parked(error.sentence()),
+        Err(Unfinished::Conflict(error) | Unfinished::Target(error)) => {
+            if loader.store.probe(&batch.id).await.is_err() {
+                return End::Pause(error);
+            }
+            let why = error.sentence();
+            tracing::warn!(
+                target.table = target,
+                error = why,
+                "the target cannot take rows now; its batches are parked until it can"
+            );
+            loader.parking.failed(&target, batch, &why);
+            End::Parked(why)
+        }
+    }
+}
+
+/// Settles a batch that needs no target, or says why it is parked.
+async fn without_target(loader: &Loader, batch: &ValidBatch, why: String) -> End {
+    match loader.settle(batch).await {
+        Ok(Some(outcome)) => End::Settled(outcome),
+        Ok(None) => End::Parked(why),
+        Err(error) => match error.verdict() {
+            Verdict::Dead => End::Dead {
+                reason: error.reason(),
+                attempts: 1,
+            },
+            Verdict::Pause => End::Pause(error),
+            Verdict::Retry | Verdict::Target | Verdict::Misfit => End::Parked(why),
+        },
+    }
+}
+
+/// [`attempt`]'s failure while the loader waits for PostgreSQL: none when the wait is over.
+pub(super) async fn again(loader: &Loader, batch: &ValidBatch) -> Result<(), LoadError> {
+    match loader.accept(batch).await {
+        Err(error) if error.verdict() == Verdict::Target => {
+            Ok(loader.store.probe(&batch.id).await?)
+        }
+        done => done.map(drop),
+    }
+}
