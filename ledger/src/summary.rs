@@ -247,6 +247,31 @@ impl Store {
         .await
     }
 
+    /// Whether the ledger has this batch of the run's live generation.
+    pub async fn has_batch(&self, run: &Run, seq: i32) -> Result<bool, Error> {
+        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+            let query = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT FROM etl.batches WHERE run_id = $1 AND generation = $2 AND seq = $3)",
+            );
+            let query = query.bind(&run.run_id).bind(run.generation).bind(seq);
+            Ok(query.fetch_one(tx).await?)
+        })
+        .await
+    }
+
+    /// The seconds since anything of a run was noted in the ledger.
+    pub async fn idle_seconds(&self, run: &Run) -> Result<f64, Error> {
+        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+            let query = sqlx::query_scalar(
+                "SELECT extract(epoch FROM now() - greatest(r.requested_at, r.started_at, r.extracted_at, r.approved_at, p.requested_at,
+                        (SELECT max(loaded_at) FROM etl.batches b WHERE b.run_id = r.run_id AND b.generation = r.generation)))::float8
+                 FROM etl.runs r LEFT JOIN etl.replays p USING (run_id, generation) WHERE r.run_id = $1",
+            );
+            Ok(query.bind(&run.run_id).fetch_one(tx).await?)
+        })
+        .await
+    }
+
     /// The run of this name, or the only one whose name begins so: for looking only.
     pub async fn find(&self, name: &str) -> Result<Run, Error> {
         self.read_runs(async |tx: &mut PgConnection| {

@@ -95,6 +95,8 @@ pub struct Status {
     pub queues: Option<Vec<Depth>>,
     /// Why the broker cannot be asked.
     pub broker: Option<String>,
+    /// Why nothing of the run moves although no queue has anything of it, and the command that repairs it.
+    pub lost: Option<String>,
 }
 
 impl Status {
@@ -120,10 +122,54 @@ impl Status {
             parked,
             broker: queues.as_ref().err().cloned(),
             queues: queues.ok(),
+            lost: None,
             run,
         }
     }
+
+    /// Says what repairs a run whose messages were lost, with a queue that was purged or deleted. `idle`: the seconds since
+    /// anything of it was noted.
+    fn look_for_loss(&mut self, idle: f64) {
+        let run = &self.run;
+        let is_empty = |queues: &Vec<Depth>| queues.iter().all(|queue| queue.messages == 0);
+        if !run.state.takes_batches()
+            || run.dead_letters > 0
+            || !self.parked.is_empty()
+            || !self.queues.as_ref().is_some_and(is_empty)
+        {
+            return;
+        }
+        let (id, job) = (&run.run_id, &run.job);
+        let remedy = if run.batches_expected.is_some() {
+            format!("`etl replay {id} --missing` sends what the ledger lacks")
+        } else if run.state == RunState::Requested {
+            format!(
+                "`etl run {job} --run-id {id}`, with the same parameters, sends its task again unless an extractor has it in hand"
+            )
+        } else {
+            format!("`etl cancel {id}`, and request it again, unless its query still works")
+        };
+        // The task of a query that works is in hand for most of the time, and nothing is noted meanwhile.
+        let is_reading = run.batches_expected.is_some() || run.state == RunState::Requested;
+        let most = if is_reading {
+            IDLE_SECONDS
+        } else {
+            IDLE_QUERY_SECONDS
+        };
+        if idle > most {
+            self.lost = Some(format!(
+                "nothing of it is in any queue, and nothing was noted for {} seconds: {remedy}",
+                whole(idle)
+            ));
+        }
+    }
 }
+
+/// After so many seconds a run of which no queue has anything counts as lost: longer than a message is in hand.
+const IDLE_SECONDS: f64 = 60.0;
+
+/// The same for a run whose query may work: the default timeout of a query.
+const IDLE_QUERY_SECONDS: f64 = 1_800.0;
 
 /// Rows that are loaded, rejected or dropped.
 fn accounted(run: &Run) -> i64 {
@@ -146,14 +192,11 @@ pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Stat
         .await?;
     let drops = store.dropped_rows(&run).await?;
     let parked = store.parked(Some(&run.run_id)).await?;
-    Ok(Status::new(
-        run,
-        rejects,
-        drops,
-        parked,
-        broker::depths().await,
-        price,
-    ))
+    let idle = store.idle_seconds(&run).await?;
+    let queues = broker::depths().await;
+    let mut status = Status::new(run, rejects, drops, parked, queues, price);
+    status.look_for_loss(idle);
+    Ok(status)
 }
 
 impl Command for Arguments {
@@ -231,6 +274,7 @@ fn lines(status: &Status) -> String {
         sheet.add("parked", waiting(parked));
     }
     if !run.state.is_over() {
+        sheet.add_if("blocked", status.lost.as_ref());
         add_queues(&mut sheet, status);
     }
     sheet.text()

@@ -30,11 +30,11 @@ pub(super) enum End {
 }
 
 impl End {
-    /// Why the batch is parked, without a value of a row; empty where it is not.
-    pub(super) fn sentence(self) -> String {
+    /// Why the batch is parked, with PostgreSQL's own words: for the ledger, not for logs. Empty where it is not.
+    pub(super) fn reason(self) -> String {
         match self {
             Self::Parked(why) => why,
-            Self::Misfit(why) => why.logged().to_owned(),
+            Self::Misfit(why) => why.text().to_owned(),
             Self::Settled(_) | Self::Dead { .. } | Self::Pause(_) | Self::Stopping => String::new(),
         }
     }
@@ -76,8 +76,9 @@ pub(super) async fn attempt(
                 error = why,
                 "the target cannot take rows now; its batches are parked until it can"
             );
-            loader.parking.failed(&target, batch, &why);
-            End::Parked(why)
+            let reason = error.reason();
+            loader.parking.failed(&target, batch, reason.text());
+            End::Parked(reason.text().to_owned())
         }
     }
 }

@@ -113,7 +113,7 @@ impl Lane<'_, '_> {
             }
             End::Stopping => {}
             end @ (End::Parked(_) | End::Misfit(_)) => {
-                let why = end.sentence();
+                let why = end.reason();
                 match park(loader, &mut intake.publisher, &delivery, batch, &why).await? {
                     Ok(true) => delivery.ack().await?,
                     // The queue is full: the batch stays, behind the others.

@@ -65,7 +65,8 @@ pub(super) async fn probe(shared: &Deliveries<'_>) -> Result<(), Fault> {
                     Err(error) => {
                         let why = error.sentence();
                         tracing::debug!(target.table = target, error = why, "probe failed");
-                        loader.parking.failed(&target, &sample, &why);
+                        let reason = error.reason();
+                        loader.parking.failed(&target, &sample, reason.text());
                     }
                 }
             }));
@@ -235,7 +236,7 @@ async fn settle(
             return Ok(Settled::Yes);
         }
         end @ (End::Parked(_) | End::Misfit(_)) => {
-            let why = end.sentence();
+            let why = end.reason();
             match park(shared.loader, publisher, &delivery, &batch, &why).await? {
                 Ok(is_parked) => (is_parked, Settled::Again),
                 Err(_) => (put_back(publisher, &delivery).await?, Settled::Not),

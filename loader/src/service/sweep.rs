@@ -95,7 +95,7 @@ pub(super) async fn sweep(
                 commits.push(Box::pin(async move {
                     let done = completion::try_complete(store, &run).await;
                     if let Err(error) = &done
-                        && let Err(error) = store.park_commit(&run, &error.sentence()).await
+                        && let Err(error) = store.park_commit(&run, error.reason().text()).await
                     {
                         tracing::debug!(run.id = %run, %error, "the reason is not recorded");
                     }

@@ -148,14 +148,13 @@ async fn rows_whose_batch_is_unknown_are_neither_doubled_nor_forgotten() {
         .await;
         replayed(pool, "r").await;
         let again = with_generation(&batch, 1);
-        let refused = match loader.handle(&again).await {
-            Err(refused) => refused.to_string(),
-            Ok(_) => {
-                let mut end = extracted("r", 1, 3);
-                end.generation = 1;
-                loader.handle_event(&end).await.unwrap();
-                state(pool, "r").await
-            }
+        let refused = if let Err(refused) = loader.handle(&again).await {
+            refused.to_string()
+        } else {
+            let mut end = extracted("r", 1, 3);
+            end.generation = 1;
+            loader.handle_event(&end).await.unwrap();
+            state(pool, "r").await
         };
         assert!(refused.contains("3 rows that are to be deleted from \"public\".\"t\" should be there, and 0 are found"), "{refused}");
         assert_eq!(rows(pool).await, "1 2 3");

@@ -108,10 +108,22 @@ pub async fn act(store: &Store, id: i64, why: &str) -> Result<DroppedLetter, Fai
         let end = store.drop_replay(&dead, run, task.generation, &user, why);
         return other(end_of_replay(&end.await?, run));
     }
-    let Some((run, batch)) = batch_in(&dead)? else {
-        let resolution = format!("dropped by {user}: {why}");
-        store.resolve_dead_letter(&dead, &resolution).await?;
-        return other(consequence(&dead));
+    let resolution = format!("dropped by {user}: {why}");
+    let resolve = async || store.resolve_dead_letter(&dead, &resolution).await;
+    let (run, batch) = match batch_in(&dead) {
+        Ok(Some(batch)) => batch,
+        Ok(None) => {
+            resolve().await?;
+            return other(consequence(&dead));
+        }
+        // Nobody knows its rows. Nobody has to where no run waits for them.
+        Err(unreadable) => {
+            let Some(unneeded) = why_unneeded(store, &dead).await? else {
+                return Err(unreadable);
+            };
+            resolve().await?;
+            return other(unneeded);
+        }
     };
     let unneeded = |reason: &str| {
         format!(
@@ -134,6 +146,38 @@ pub async fn act(store: &Store, id: i64, why: &str) -> Result<DroppedLetter, Fai
         seq: batch.seq,
         rows_dropped: batch.rows,
     })
+}
+
+/// Why no run waits for a batch that cannot be read, by its headers.
+async fn why_unneeded(store: &Store, dead: &DeadLetter) -> Result<Option<String>, Failure> {
+    let Some(name) = &dead.run_id else {
+        return Ok(Some("it names no run".to_owned()));
+    };
+    let run = match store.exactly(name).await {
+        Ok(run) => run,
+        Err(ledger::Error::NotFound(_)) => {
+            return Ok(Some(format!("the ledger has no run {name}")));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if run.state.is_over() {
+        let state = run.state;
+        return Ok(Some(format!(
+            "the ledger of {name} is unchanged: the run is {state} without it"
+        )));
+    }
+    let id = dead.message_id.as_deref().unwrap_or_default();
+    let place = id.strip_prefix(name).and_then(|id| id.strip_prefix('/'));
+    let place = place.and_then(|place| place.split_once('/'));
+    let place = place.and_then(|(generation, seq)| {
+        Some((generation.parse::<i32>().ok()?, seq.parse::<i32>().ok()?))
+    });
+    let Some((generation, seq)) = place else {
+        return Ok(None);
+    };
+    let is_there = store.has_batch(&run, seq).await?;
+    Ok((generation == run.generation && is_there)
+        .then(|| format!("the ledger of {name} has batch {seq}")))
 }
 
 /// The task of a replay from Athena that has not started to read.

@@ -255,3 +255,40 @@ async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
     );
     assert_eq!(pipeline.number(dead_letters).await, 1);
 }
+
+/// Only its headers say what it was, and nobody waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_batch_of_a_complete_run_is_dropped() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job(
+        "clicks",
+        "[target]\ntable = \"clicks\"\n",
+        sample::clicks(100),
+    );
+    pipeline.run("clicks", "daily").await;
+    let batch = pipeline.vhost.read_stream("etl.archive", 1).await.remove(0);
+    let half = &batch.body[..batch.body.len() / 2];
+    pipeline
+        .vhost
+        .publish_with("etl.raw", half, batch.properties.clone())
+        .await;
+    wait_until("the dead letter", TIMEOUT, async || {
+        pipeline
+            .number("SELECT count(*) FROM etl.dead_letters")
+            .await
+            == 1
+    })
+    .await;
+    let blocked = pipeline.etl(&["reconcile", "daily"]).await;
+    assert_eq!(blocked.code, Some(1), "{}", blocked.stdout);
+    let dropped = pipeline
+        .etl(&["dead", "drop", "--run", "daily", "--why", "half of it"])
+        .await;
+    assert_eq!(dropped.code, Some(0), "{}", dropped.stderr);
+    assert!(
+        dropped.stdout.contains("the run is completed without it"),
+        "{}",
+        dropped.stdout
+    );
+    completes(&pipeline, "daily").await;
+}
