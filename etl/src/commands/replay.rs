@@ -251,7 +251,9 @@ async fn from_archive(
         return Ok(None);
     }
     let may_be_partial = checks::supersedes_by_batch(&subject, &spec);
-    let seqs = if may_be_partial {
+    let seqs = if may_be_partial && subject.unfinished().is_some() {
+        wanted
+    } else if may_be_partial {
         // What the ledger lacks was sent in a generation that ends now.
         wanted.with(Seqs::from_ledger(store.missing(&subject.run).await?))
     } else {

@@ -58,7 +58,7 @@ async fn role_without_create_loads_into_existing_tables() {
     // A run that is committed as a whole needs further privileges.
     execute(
         &database.pool,
-        &format!("GRANT USAGE, CREATE ON SCHEMA etl_staging TO {role}; GRANT DELETE ON etl.staging, t TO {role}"),
+        &format!("GRANT USAGE, CREATE ON SCHEMA etl_staging TO {role}; GRANT DELETE ON etl.staging, etl.parked, etl.conflicts, etl.batches, etl.rejected_rows, t TO {role}"),
     )
     .await;
     request(&database.pool, "whole").await;
@@ -92,11 +92,11 @@ async fn role_without_create_loads_into_existing_tables() {
         refused.contains("GRANT SELECT, INSERT, UPDATE"),
         "{refused}"
     );
-    // A lost privilege makes the loader wait, and dead-letters nothing.
+    // A lost privilege is the target's fault, and dead-letters nothing.
     let lost = shape("t", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
     assert_eq!(
         loader.handle(&lost).await.unwrap_err().verdict(),
-        loader::errors::Verdict::Pause
+        loader::errors::Verdict::Target
     );
     loader.store.close().await;
     execute(

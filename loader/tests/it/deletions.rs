@@ -174,7 +174,7 @@ async fn rows_whose_batch_is_unknown_are_neither_doubled_nor_forgotten() {
                     .approve(&"r".parse().unwrap(), None)
                     .await
                     .unwrap();
-                completion::ask(&loader.store, &"r".parse().unwrap())
+                completion::try_complete(&loader.store, &"r".parse().unwrap())
                     .await
                     .unwrap();
             }

@@ -297,7 +297,7 @@ async fn failure_that_is_no_rows_fault_ends_the_batch_as_a_whole() {
         &[vec![Some("-1")], vec![Some("333")], vec![Some("4")]],
     );
     let error = loader(&database).handle(&batch).await.unwrap_err();
-    assert_eq!(error.verdict(), Verdict::Pause);
+    assert_eq!(error.verdict(), Verdict::Target);
     assert!(error.sentence().contains("53100"), "{error:?}");
     assert!(!error.sentence().contains("333"), "{}", error.sentence());
     assert!(error.reason().text().contains("no 333"), "{error:?}");

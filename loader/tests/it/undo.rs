@@ -265,7 +265,7 @@ async fn replay_that_drops_a_key_is_held_while_other_runs_gave_way_to_it() {
         assert_eq!(replay(&loader, &t, &other).await, "completed ", "{mode}");
         let id = a.parse().unwrap();
         loader.store.approve(&id, None).await.unwrap();
-        completion::ask(&loader.store, &id).await.unwrap();
+        completion::try_complete(&loader.store, &id).await.unwrap();
         let wanted = match mode {
             Mode::Upsert => format!("1:{a} 2:b 3:{a} 4:b"),
             _ => format!("1:{a} 2:b 3:b 4:b"),
