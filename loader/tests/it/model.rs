@@ -845,16 +845,45 @@ async fn check_latest(world: &World, pool: &PgPool, accepted: &Accepted) {
                 let found = by_key.get(&row.0);
                 let found = found.unwrap_or_else(|| panic!("the key of {row:?} of {run} is lost"));
                 let is_older = ledger::BatchNo::run_of(found.2) < known.run_no;
-                assert!(
-                    job == 4 || !is_older,
-                    "{row:?} of {run} lost to the older {found:?}"
-                );
+                if job != 4 && is_older {
+                    let history = history(pool).await;
+                    panic!("{row:?} of {run} lost to the older {found:?}\n{history}");
+                }
             }
         }
     }
     for row in &there {
         assert!(all.contains(row), "{row:?} is of no run that is there");
     }
+}
+
+/// What became of each run, for a failed check.
+async fn history(pool: &PgPool) -> String {
+    let mut history = String::new();
+    for (table, columns) in [
+        (
+            "runs",
+            "run_id, run_no, job, state, generation, commit, requested_at::time, committed_at::time, finished_at::time, held_because, decision",
+        ),
+        (
+            "replays",
+            "run_id, generation, seqs, state_before, requested_at::time, sent_at::time, abandoned",
+        ),
+        ("conflicts", "run_no, conflicting_run_no, rows"),
+        (
+            "removals",
+            "run_id, generation, requested_at::time, finished_at::time, outcome, failure",
+        ),
+    ] {
+        let rows: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+            "SELECT concat_ws(' | ', {columns}) FROM etl.{table} ORDER BY {columns}"
+        )))
+        .fetch_all(pool)
+        .await
+        .unwrap();
+        history += &format!("{table}:\n  {}\n", rows.join("\n  "));
+    }
+    history
 }
 
 /// Replaced: the rows of the latest run that was committed.

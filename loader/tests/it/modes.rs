@@ -222,7 +222,7 @@ async fn two_loaders_at_once_give_the_same_table() {
             d.unwrap();
             // Concurrent attempts to complete the run may block one another: the sweep repeats the check.
             for run in ledger::completion::candidates(&one.store).await.unwrap() {
-                completion::ask(&one.store, &run).await.unwrap();
+                completion::try_complete(&one.store, &run).await.unwrap();
             }
             setup.assert_loaded(pool, &case).await;
         }
