@@ -94,7 +94,7 @@ impl LockedRun<'_> {
 
     /// An older run that has overwritten rows of this one, in mode upsert: a replay of it while a replay of this run was held.
     /// What the run was before cannot be had any more.
-    pub(crate) async fn overwritten_by_older(&mut self) -> Result<Option<String>, sqlx::Error> {
+    pub async fn overwritten_by_older(&mut self) -> Result<Option<String>, sqlx::Error> {
         if self.row.mode != Mode::Upsert {
             return Ok(None);
         }

@@ -294,10 +294,12 @@ impl Commit<'_> {
         let dropped: i64 = sqlx::query_scalar(AssertSqlSafe(dropped))
             .fetch_one(run.connection())
             .await?;
+        // Replays of some of them have taken the place of this run's rows: an older one may stand where a newer one belongs.
+        let taken = run.overwritten_by_older().await?.is_some();
         let id = run.row().run_id.clone();
         let then = format!("`etl approve {id}`");
         match conflict::refusal(&id, &dependents, "", &then) {
-            Some(why) if dropped > 0 => held(format!(
+            Some(why) if dropped > 0 || taken => held(format!(
                 "the replay leaves {dropped} keys without a row of the run: {why}"
             )),
             _ => Ok(()),
