@@ -46,6 +46,9 @@ const BATCHES: u32 = 3;
 const ROWS: u64 = 4;
 const STEPS: usize = 60;
 
+/// Sequences in a run of all tests. The soak has a thousand.
+const DEFAULT_SEQUENCES: u64 = 12;
+
 /// The raw rows of a run: keys by batch. The value of a row is `run/ordinal`.
 type Raw = Vec<Vec<i64>>;
 
@@ -892,7 +895,7 @@ async fn was_overwritten(pool: &PgPool, run_no: i64) -> bool {
 
 /// What became of each run, for a failed check.
 async fn history(pool: &PgPool) -> String {
-    let mut history = String::new();
+    let mut history = Vec::new();
     for (table, columns) in [
         (
             "runs",
@@ -914,9 +917,9 @@ async fn history(pool: &PgPool) -> String {
         .fetch_all(pool)
         .await
         .unwrap();
-        history += &format!("{table}:\n  {}\n", rows.join("\n  "));
+        history.push(format!("{table}:\n  {}", rows.join("\n  ")));
     }
-    history
+    history.join("\n")
 }
 
 /// Replaced: the rows of the latest run that was committed.
@@ -994,7 +997,7 @@ async fn tables_are_what_the_ledger_says_whatever_operators_do() {
         return Box::pin(sequence(seed)).await;
     }
     let first = rand::random::<u32>();
-    for number in 0..setting("ETL_MODEL_SEQUENCES").unwrap_or(50) {
+    for number in 0..setting("ETL_MODEL_SEQUENCES").unwrap_or(DEFAULT_SEQUENCES) {
         Box::pin(sequence(u64::from(first) + number)).await;
     }
 }
