@@ -1,5 +1,5 @@
-//! Conflicts between runs: rows of one run that are not in the target because a row of another run has their key. Whoever
-//! removes rows of the other run would lose them, so that removals ask here first.
+//! Conflicts between runs: rows of one run that are not in the target because a row of another run has their key. A
+//! removal of the other run's rows would lose them, so that removals look here first.
 
 use std::collections::BTreeMap;
 

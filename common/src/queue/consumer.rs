@@ -62,7 +62,7 @@ pub struct Consumer<M> {
 /// The message type of a consumer of `etl.dead` or of a stream, where a message may have any type.
 pub enum Any {}
 
-/// Takes messages of a queue one by one, on its own channel. Unlike a consumer it has nothing in hand that was not asked for.
+/// Takes messages of a queue one by one, on its own channel. Unlike a consumer it has no prefetched deliveries.
 pub struct Puller {
     queue: QueueName,
     channel: Channel,

@@ -132,7 +132,7 @@ pub struct Chosen {
     pub names: Vec<String>,
     /// On those that are left out: a run that never got a result has nothing to replay.
     pub notes: Vec<String>,
-    /// Whether a failed run is among those: then not all of what was asked for is replayed.
+    /// Whether a failed run is among those: then a run that the arguments name is not replayed.
     pub has_failed: bool,
 }
 
