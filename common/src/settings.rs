@@ -22,6 +22,7 @@ const KNOWN: &[&str] = &[
     "http_addr",
     "jobs",
     "migrate",
+    "parked_bytes",
     "price_per_tb",
     "batch_rows",
     "batch_bytes",

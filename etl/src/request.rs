@@ -36,6 +36,7 @@ pub async fn request(
             run_no: moment.run_no,
             generation: 0,
             requested_at: moment.requested_at,
+            resumed_at: None,
             sql: request.sql.clone(),
             source: job.source.clone(),
             job: request.spec.with_requested_at(settled.requested_at).into(),

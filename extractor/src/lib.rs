@@ -8,9 +8,9 @@
 pub mod athena;
 pub mod aws;
 pub mod batching;
-mod cancellations;
 pub mod clients;
 pub mod command;
+mod controls;
 pub mod csv;
 mod error_policy;
 pub mod outbox;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::backoff::Repetition;
 use common::failpoint;
-use common::message::ExtractTask;
+use common::message::{Command, ExtractTask};
 use common::queue::{ControlReader, Delivery, Handler, Intake, Prefetch, Publisher, QueueError};
 use common::service::{Fault, Session};
 use common::settings;
@@ -14,8 +14,8 @@ use futures::future::try_join;
 use tokio::time::sleep;
 use tracing::Instrument;
 
-use crate::cancellations::Cancellations;
 pub use crate::clients::Clients;
+use crate::controls::Controls;
 use crate::replica::Replica;
 use crate::setbacks::Setbacks;
 use crate::settings::Settings;
@@ -40,20 +40,20 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
     session.health.clear("aws");
     let replica = Replica::new(&settings, &session.health, clients);
     // Before the first task: Athena must not get the query of a run that was cancelled meanwhile.
-    let cancelled = Cancellations::default();
-    let apply = |control| cancelled.apply(control);
-    let controls = tokio::select! {
+    let controls = Controls::default();
+    let apply = |control| controls.apply(control);
+    let reader = tokio::select! {
         () = session.stop.cancelled() => return Ok(()),
         opened = ControlReader::open(&session.consuming, &session.publishing, apply) => opened?,
     };
     let handlers = (0..settings.tasks.get()).map(|_| Tasks {
         session,
         replica: &replica,
-        cancellations: &cancelled,
+        controls: &controls,
         repetition: Repetition::default(),
     });
     let consume = session.consume(PREFETCH, handlers);
-    let follow = follow(session, controls, &cancelled);
+    let follow = follow(session, reader, &controls);
     try_join(Box::pin(follow), Box::pin(consume))
         .await
         .map(drop)
@@ -62,16 +62,19 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
 /// Applies every control message until the session ends.
 async fn follow(
     session: &Session,
-    mut controls: ControlReader,
-    cancelled: &Cancellations,
+    mut reader: ControlReader,
+    controls: &Controls,
 ) -> Result<(), Fault> {
     loop {
         let control = tokio::select! {
             () = session.stop.cancelled() => return Ok(()),
-            control = controls.next() => control?,
+            control = reader.next() => control?,
         };
-        tracing::info!(run.id = %control.run, "run cancelled");
-        cancelled.apply(control);
+        match control.command {
+            Command::Cancel => tracing::info!(run.id = %control.run, "run cancelled"),
+            Command::Pause => tracing::info!(run.id = %control.run, "extraction paused"),
+        }
+        controls.apply(control);
     }
 }
 
@@ -79,7 +82,7 @@ async fn follow(
 struct Tasks<'a> {
     session: &'a Session,
     replica: &'a Replica<'a>,
-    cancellations: &'a Cancellations,
+    controls: &'a Controls,
     /// Which failures of AWS are logged.
     repetition: Repetition,
 }
@@ -91,7 +94,7 @@ impl Handler<ExtractTask> for Tasks<'_> {
     async fn exempts(&mut self, delivery: &Delivery<ExtractTask>) -> bool {
         delivery
             .read()
-            .is_ok_and(|task| self.cancellations.contains(&task))
+            .is_ok_and(|task| self.controls.is_cancelled(&task))
     }
 
     async fn handle(
@@ -106,7 +109,7 @@ impl Handler<ExtractTask> for Tasks<'_> {
             };
             let setbacks = Setbacks::of(&delivery);
             if let Some(reason) = setbacks.poison()
-                && !self.cancellations.contains(&task)
+                && !self.controls.is_cancelled(&task)
             {
                 let attempts = setbacks.interruptions + 1;
                 intake
@@ -153,7 +156,7 @@ impl Tasks<'_> {
             replica: self.replica,
             publisher,
             health: &self.session.health,
-            cancellations: self.cancellations,
+            controls: self.controls,
             trace: match &begun {
                 Some(span) => trace::join(span, None),
                 None => parent,
@@ -162,7 +165,7 @@ impl Tasks<'_> {
             repetition: &mut self.repetition,
         };
         let deliveries = delivery.deliveries();
-        if !self.cancellations.contains(&task) {
+        if !self.controls.is_cancelled(&task) {
             if self.replica.is_at_fault() {
                 worker.hand_on(&task, delivery).await?;
                 return Ok(Outcome::Unable);

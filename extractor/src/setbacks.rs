@@ -116,6 +116,7 @@ mod tests {
             run_no: 1,
             generation: 0,
             requested_at: jiff::Timestamp::UNIX_EPOCH,
+            resumed_at: None,
             sql: "SELECT 1".into(),
             source: Source {
                 database: "d".into(),

@@ -18,7 +18,7 @@ use common::telemetry::retried;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::aws::AwsError;
-use crate::cancellations::Cancellations;
+use crate::controls::Controls;
 use crate::error_policy::StepError;
 use crate::query;
 use crate::replica::Replica;
@@ -29,6 +29,9 @@ pub(crate) const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long one delivery waits for AWS or for the first batch before a checkpoint.
 const OUTAGE_TIMEOUT: Duration = Duration::from_mins(5);
 
+/// The pause where a paused task cannot be parked.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+
 /// What follows a step.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
@@ -36,6 +39,8 @@ enum Next {
     Step,
     /// Publish the task as it is now.
     Checkpoint,
+    /// The run is paused: publish the task where it waits.
+    Pause,
     /// The task is complete.
     Done,
 }
@@ -46,7 +51,8 @@ pub(crate) enum Outcome {
     Settled,
     /// A queue is full: the session ends.
     Full(QueueError),
-    /// AWS denied this replica what the task needs: it takes nothing for so long, and another one may take the task.
+    /// This worker takes nothing for so long: AWS denied it what the task needs, and another one may take the task; or no queue
+    /// has room for a paused task.
     Pause(Duration),
     /// AWS does not accept this replica: it takes nothing until AWS does.
     Unable,
@@ -57,7 +63,7 @@ pub(crate) struct Worker<'a, 'c> {
     pub(crate) replica: &'a Replica<'a>,
     pub(crate) publisher: &'a mut Publisher<'c>,
     pub(crate) health: &'a Health,
-    pub(crate) cancellations: &'a Cancellations,
+    pub(crate) controls: &'a Controls,
     /// The `traceparent` of the span that is the parent of the run's spans.
     pub(crate) trace: Option<String>,
     pub(crate) setbacks: Setbacks,
@@ -77,7 +83,7 @@ impl Worker<'_, '_> {
         let mut has_reloaded = false;
         loop {
             let might_have_started = self.setbacks.may_have_started;
-            let stepped = if self.cancellations.contains(&task) {
+            let stepped = if self.controls.is_cancelled(&task) {
                 self.drop_cancelled(&task).await
             } else {
                 // A request that gets no answer may have started the query.
@@ -106,6 +112,7 @@ impl Worker<'_, '_> {
                             self.checkpoint(&task, delivery).await?;
                             return Ok(Outcome::Settled);
                         }
+                        Next::Pause => return self.pause(&task, delivery).await,
                         Next::Done => return Ok(Outcome::Settled),
                     }
                 }
@@ -182,8 +189,8 @@ impl Worker<'_, '_> {
     /// run is cancelled.
     async fn step(&mut self, task: &mut ExtractTask) -> Result<Next, StepError> {
         let is_start = attempt(task).is_some();
-        let (cancellations, current) = (self.cancellations, task.clone());
-        let cancelled = cancellations.wait_for(&current);
+        let (controls, current) = (self.controls, task.clone());
+        let cancelled = controls.until_cancelled(&current);
         let step = async {
             match task.state.clone() {
                 TaskState::Start { attempt } => self.start(task, attempt).await,
@@ -222,10 +229,10 @@ impl Worker<'_, '_> {
         retried(error.kind.cause(), 1);
         self.health.not_ready("aws", error.to_string());
         let pause = backoff(failures, Duration::from_secs(1), Duration::from_secs(30));
-        if self.cancellations.contains(task) {
+        if self.controls.is_cancelled(task) {
             sleep(pause).await;
         } else {
-            let cancelled = self.cancellations.wait_for(task);
+            let cancelled = self.controls.until_cancelled(task);
             // The next step sees which of the two it was.
             timeout(pause, cancelled).await.unwrap_or(());
         }
@@ -239,6 +246,24 @@ impl Worker<'_, '_> {
     ) -> Result<(), QueueError> {
         self.setbacks.interruptions = 0;
         self.hand_on(task, delivery).await
+    }
+
+    /// Moves the task of a paused run to `etl.parked`, from which the loader sends it on. Where that queue is full, the
+    /// task stays in its own.
+    async fn pause(
+        &mut self,
+        task: &ExtractTask,
+        delivery: &RawDelivery,
+    ) -> Result<Outcome, QueueError> {
+        if let Ok(message) = Outgoing::of(task) {
+            let paused = message.traced(self.trace.as_deref()).paused();
+            if self.publisher.try_publish(&paused).await? {
+                tracing::info!("extraction paused: too much waits for the run's target");
+                return Ok(Outcome::Settled);
+            }
+        }
+        self.checkpoint(task, delivery).await?;
+        Ok(Outcome::Pause(FULL_PAUSE))
     }
 
     /// Publishes the task with its setbacks. Its delivery is acked only after that: a crash in between

@@ -242,8 +242,9 @@ COMMENT ON COLUMN etl.staging.columns IS 'The columns as the batches of this gen
 CREATE TABLE etl.parked (
     run_id       text NOT NULL,
     generation   integer NOT NULL CHECK (generation >= 0),
-    seq          integer NOT NULL CHECK (seq >= -1),
+    seq          integer NOT NULL CHECK (seq >= -2),
     target_table text NOT NULL,
+    bytes        bigint NOT NULL DEFAULT 0 CHECK (bytes >= 0),
     reason       text NOT NULL,
     attempts     integer NOT NULL DEFAULT 1,
     parked_at    timestamptz NOT NULL DEFAULT now(),
@@ -251,10 +252,11 @@ CREATE TABLE etl.parked (
     PRIMARY KEY (run_id, generation, seq)
 );
 
-COMMENT ON TABLE etl.parked IS 'Batches that wait in the queue etl.parked until their target takes them, and commits that wait for it. A row is removed when its batch is loaded; one that is left over counts no more.';
+COMMENT ON TABLE etl.parked IS 'Batches that wait in the queue etl.parked until their target takes them, commits that wait for it, and extractions that are paused. A row is removed when its batch is loaded; one that is left over counts no more.';
 COMMENT ON COLUMN etl.parked.run_id IS 'The run. No foreign key: its check would wait for a run that is being committed.';
-COMMENT ON COLUMN etl.parked.seq IS 'The batch; -1 for the commit of the run.';
+COMMENT ON COLUMN etl.parked.seq IS 'The batch; -1 for the commit of the run, -2 for its extraction.';
 COMMENT ON COLUMN etl.parked.target_table IS 'The target.';
+COMMENT ON COLUMN etl.parked.bytes IS 'The length of its message.';
 COMMENT ON COLUMN etl.parked.reason IS 'Why the latest attempt failed.';
 COMMENT ON COLUMN etl.parked.attempts IS 'How often it was parked.';
 COMMENT ON COLUMN etl.parked.parked_at IS 'When it was parked first.';

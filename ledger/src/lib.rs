@@ -44,7 +44,7 @@ pub use decision::{Ended, Rows};
 pub use error::{Class, Error, Refused, cause, classify, remedy, words};
 pub use moment::Moment;
 pub use origin::Origin;
-pub use parked::Parked;
+pub use parked::{Parked, Paused, default_parked_bytes};
 pub use prune::{Prune, Pruned};
 pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quarantine};
 pub use removal::{DroppedBatch, Removal, Removed, ToRemove};

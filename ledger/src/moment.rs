@@ -27,24 +27,32 @@ impl Store {
     /// The moment of a generation of a run.
     pub async fn moment(&self, run: &RunId, generation: u32) -> Result<Moment, Error> {
         let failure = format!("cannot read the times of the run {run}");
-        let (run_no, requested_at, now): (i64, String, String) = self
-            .read(failure, async |tx: &mut PgConnection| {
-                let generation = i32::try_from(generation).unwrap_or(i32::MAX);
-                let moment = sqlx::query_as(SELECT).bind(run.as_str()).bind(generation);
-                Ok(moment.fetch_one(tx).await?)
-            })
-            .await?;
-        let time = |text: String| {
-            text.parse().map_err(|_| {
-                Error::NotAllowed(format!(
-                    "the run {run} has a time that cannot be read: {text}"
-                ))
-            })
-        };
-        Ok(Moment {
-            run_no,
-            requested_at: time(requested_at)?,
-            now: time(now)?,
+        self.read(failure, async |tx: &mut PgConnection| {
+            moment(tx, run, generation).await
         })
+        .await
     }
+}
+
+/// The moment of a generation of a run, in a transaction.
+pub(crate) async fn moment(
+    tx: &mut PgConnection,
+    run: &RunId,
+    generation: u32,
+) -> Result<Moment, Error> {
+    let generation = i32::try_from(generation).unwrap_or(i32::MAX);
+    let moment = sqlx::query_as(SELECT).bind(run.as_str()).bind(generation);
+    let (run_no, requested_at, now): (i64, String, String) = moment.fetch_one(tx).await?;
+    let time = |text: String| {
+        text.parse().map_err(|_| {
+            Error::NotAllowed(format!(
+                "the run {run} has a time that cannot be read: {text}"
+            ))
+        })
+    };
+    Ok(Moment {
+        run_no,
+        requested_at: time(requested_at)?,
+        now: time(now)?,
+    })
 }

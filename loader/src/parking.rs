@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::backoff::backoff;
 use common::job::Target;
-use common::message::ValidBatch;
+use common::message::{RunId, ValidBatch};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -18,11 +18,16 @@ const MAX_PER_TARGET: usize = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 
+/// How often it is looked at whether a run is to be paused.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The state of every target that is in use or unavailable.
 #[derive(Default)]
 pub(crate) struct Parking {
     targets: Mutex<HashMap<String, State>>,
     freed: Notify,
+    /// When it was looked last whether a run is to be paused.
+    looked: Mutex<HashMap<RunId, Instant>>,
 }
 
 #[derive(Default)]
@@ -151,6 +156,17 @@ impl Parking {
             (name.clone(), Arc::clone(&fault.sample))
         })
         .collect()
+    }
+
+    /// Whether it is time to look whether this run is to be paused.
+    pub(crate) fn may_pause(&self, run: &RunId) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        looked.retain(|_, at| at.elapsed() < PAUSE_INTERVAL);
+        let is_due = !looked.contains_key(run);
+        if is_due {
+            looked.insert(run.clone(), Instant::now());
+        }
+        is_due
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, State>> {

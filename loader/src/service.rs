@@ -5,6 +5,7 @@ mod batches;
 mod deliveries;
 mod events;
 mod parked;
+mod paused;
 mod persist;
 mod sweep;
 
@@ -40,6 +41,9 @@ pub struct LoaderSettings {
     /// Whether to migrate schema `etl` at start.
     #[serde(default = "default_migrate")]
     pub migrate: bool,
+    /// Bytes of batches that wait for a target before the extraction of its runs is paused.
+    #[serde(default = "ledger::default_parked_bytes")]
+    pub parked_bytes: u64,
 }
 
 fn local_database() -> SecretUrl {
@@ -95,6 +99,7 @@ impl LoaderService {
             loader: &self.loader,
             has_waited: &self.has_waited,
             recovered: tokio::sync::Notify::new(),
+            parked_bytes: self.settings.parked_bytes,
         };
         let done = tokio::try_join!(
             Box::pin(deliveries.batches()),

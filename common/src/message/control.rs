@@ -1,5 +1,5 @@
-//! A person's commands about a run that is in progress, to every extractor, through the exchange
-//! `etl.control`.
+//! Commands about a run that is in progress, to every extractor, through the exchange `etl.control`: a person
+//! cancels it, or the loader pauses its extraction.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ pub struct Control {
 pub enum Command {
     /// Stop the query, and drop the task.
     Cancel,
+    /// Stop reading the result, and move the task to `etl.parked`: too much waits for the run's target.
+    Pause,
 }
 
 impl Control {
@@ -39,9 +41,13 @@ impl Control {
             && !self.is_older_than(task)
     }
 
-    /// Whether it was given before the task was requested.
+    /// Whether it was given before the task was requested, or resumed after a pause.
     pub fn is_older_than(&self, task: &ExtractTask) -> bool {
-        self.at < task.requested_at
+        let since = match self.command {
+            Command::Cancel => None,
+            Command::Pause => task.resumed_at,
+        };
+        self.at < since.unwrap_or(task.requested_at)
     }
 }
 
@@ -52,6 +58,7 @@ impl Message for Control {
     fn id(&self) -> String {
         let command = match self.command {
             Command::Cancel => "cancel",
+            Command::Pause => "pause",
         };
         format!("{}/{}/{command}", self.run, self.generation)
     }

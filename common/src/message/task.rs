@@ -19,6 +19,10 @@ pub struct ExtractTask {
     /// When this generation was requested, by the ledger's clock: a cancellation that is older is not
     /// about it.
     pub requested_at: jiff::Timestamp,
+    /// When the loader sent the task on after a pause, by the ledger's clock: a pause that is older is not
+    /// about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_at: Option<jiff::Timestamp>,
     /// The SQL with its parameters filled in.
     pub sql: String,
     pub source: Source,

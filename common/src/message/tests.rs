@@ -243,6 +243,7 @@ fn task() -> impl Strategy<Value = ExtractTask> {
         run_no: 1,
         generation: 0,
         requested_at: jiff::Timestamp::UNIX_EPOCH,
+        resumed_at: None,
         sql: "SELECT 1".into(),
         source: Source {
             database: "d".into(),

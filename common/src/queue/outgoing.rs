@@ -102,6 +102,15 @@ impl Outgoing {
         }
     }
 
+    /// A task whose run is paused, for `etl.parked`.
+    #[must_use]
+    pub fn paused(self) -> Self {
+        Self {
+            queue: QueueName::Parked,
+            ..self
+        }
+    }
+
     /// A delivery for the tail of this queue, unchanged.
     pub fn again_to(delivery: &RawDelivery, queue: QueueName) -> Self {
         let (headers, _) = delivery.bounded_headers();

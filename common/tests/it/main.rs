@@ -51,6 +51,7 @@ fn task(run: &str, sql: &str) -> ExtractTask {
         run_no: 1,
         generation: 0,
         requested_at: jiff::Timestamp::UNIX_EPOCH,
+        resumed_at: None,
         sql: sql.into(),
         source: Source {
             database: "d".into(),

@@ -6,6 +6,7 @@
 mod archive;
 mod checks;
 mod missing;
+mod pace;
 mod reread;
 
 use std::sync::Arc;
@@ -313,7 +314,7 @@ pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent
     failpoint::reach("replay_recorded").await;
     match &replay.athena {
         Some(source) => reread::send(store, broker, replay, source.clone(), generation).await,
-        None => archive::send(broker, replay, generation).await,
+        None => archive::send(store, broker, replay, generation).await,
     }
     .with_context(|| {
         format!(

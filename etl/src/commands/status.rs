@@ -384,6 +384,7 @@ pub(super) fn waiting(parked: &Parked) -> String {
         batches, commits, ..
     } = *parked;
     let what = match (batches, commits) {
+        (0, 0) => counted(parked.paused, "extraction"),
         (0, commits) => counted(commits, "commit"),
         (batches, 0) => counted(batches, "batch"),
         _ => format!(
@@ -392,13 +393,20 @@ pub(super) fn waiting(parked: &Parked) -> String {
             counted(commits, "commit")
         ),
     };
-    let verb = if batches + commits == 1 {
+    let verb = if batches + commits <= 1 {
         "waits"
     } else {
         "wait"
     };
+    let paused = match parked.paused {
+        0 => String::new(),
+        _ => format!(
+            " ({} MiB, so that the extraction is paused until they are loaded)",
+            parked.bytes.unsigned_abs() >> 20
+        ),
+    };
     format!(
-        "{what} {verb} for {} since {}: {}; the loaders try again by themselves",
+        "{what} {verb} for {} since {}{paused}: {}; the loaders try again by themselves",
         parked.target_table, parked.since, parked.reason
     )
 }
@@ -529,11 +537,13 @@ mod tests {
 
     #[test]
     fn what_waits_for_a_target_is_counted_with_the_reason() {
-        let parked = |batches, commits| {
+        let parked = |batches, commits, paused| {
             waiting(&Parked {
                 target_table: "public.clicks".into(),
                 batches,
+                bytes: 300 << 20,
                 commits,
+                paused,
                 runs: 1,
                 since: "2018-04-03 02:00:00+00".into(),
                 attempts: 3,
@@ -541,9 +551,17 @@ mod tests {
             })
         };
         let end = "for public.clicks since 2018-04-03 02:00:00+00: cannot lock it; the loaders try again by themselves";
-        assert_eq!(parked(1, 0), format!("1 batch waits {end}"));
-        assert_eq!(parked(0, 1), format!("1 commit waits {end}"));
-        assert_eq!(parked(12, 1), format!("12 batches and 1 commit wait {end}"));
+        assert_eq!(parked(1, 0, 0), format!("1 batch waits {end}"));
+        assert_eq!(parked(0, 1, 0), format!("1 commit waits {end}"));
+        assert_eq!(
+            parked(12, 1, 0),
+            format!("12 batches and 1 commit wait {end}")
+        );
+        let paused = parked(300, 0, 1);
+        assert!(
+            paused.contains("00 (300 MiB, so that the extraction is paused"),
+            "{paused}"
+        );
     }
 
     #[test]

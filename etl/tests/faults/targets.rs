@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use testkit::TIMEOUT;
-use testkit::cloud::sample;
+use testkit::cloud::{Fault, Op, sample};
 use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 use tokio::time::{Instant, timeout};
@@ -196,4 +196,73 @@ async fn assert_all_complete(pipeline: &Pipeline) {
             .unwrap();
         assert_eq!(count, 0, "{none}");
     }
+}
+
+/// The emulator serves a thousand rows after each pause: the extraction takes half a minute.
+const SLOW_ROWS: u64 = 200_000;
+const SLOW_PAGE: Duration = Duration::from_millis(150);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn extraction_for_a_target_that_takes_nothing_is_paused_and_resumed() {
+    let mut pipeline = Pipeline::without_services().await;
+    for name in ["loader", "transformer", "extractor"] {
+        let service = pipeline.service(name).env("ETL_PARKED_BYTES", "400000");
+        pipeline.services.push(service.start().await);
+    }
+    pipeline.job("one", "[target]\ntable = \"one\"\n", sample::clicks(2_000));
+    pipeline.run("one", "before").await;
+    execute(&pipeline, FAILS).await;
+    execute(
+        &pipeline,
+        "CREATE TABLE public.big (LIKE public.one);
+         CREATE TRIGGER fault BEFORE INSERT ON public.big EXECUTE FUNCTION public.fails('58030')",
+    )
+    .await;
+    let pages = Op::GetQueryResults;
+    pipeline.cloud.always(pages, Fault::Delay(SLOW_PAGE));
+    for run in ["big", "gone"] {
+        let job = format!(
+            "[source]\ndatabase = \"d\"\nsql = \"{run}.sql\"\nresults = \"api\"\n[target]\ntable = \"big\"\n"
+        );
+        pipeline.job(run, &job, sample::clicks(SLOW_ROWS));
+        let done = pipeline.etl(&["run", run, "--run-id", run]).await;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        wait_until(&format!("{run} to be paused"), TIMEOUT, async || {
+            parked(&pipeline, run).await["paused"] == 1
+        })
+        .await;
+    }
+    let extractor = &pipeline.services[2];
+    wait_until("the extractor to pause both", TIMEOUT, async || {
+        let log = extractor.log();
+        log.matches("extraction paused: too much waits").count() == 2
+    })
+    .await;
+    let done = pipeline.etl(&["status", "big"]).await;
+    assert!(
+        done.stdout.contains("the extraction is paused"),
+        "{}",
+        done.stdout
+    );
+    pipeline.run("one", "meanwhile").await;
+    // Neither ended, nor is anything of it taken up again.
+    let extracted = "SELECT sum(coalesce(batches_expected, 0)) FROM etl.runs WHERE job <> 'one'";
+    assert_eq!(pipeline.number(extracted).await, 0);
+    assert_eq!(pipeline.etl(&["cancel", "gone"]).await.code, Some(0));
+    pipeline.cloud.always(pages, Fault::Pass);
+    execute(&pipeline, "DROP TABLE public.fault").await;
+    let state = "SELECT count(*) FROM etl.runs WHERE run_id = 'big' AND state = 'completed'";
+    wait_until("the run to complete", TIMEOUT, async || {
+        pipeline.number(state).await == 1
+    })
+    .await;
+    pipeline.assert_reconciled("big").await;
+    let rows = pipeline.number("SELECT count(*) FROM public.big").await;
+    assert_eq!(rows, i64::try_from(SLOW_ROWS).unwrap());
+    wait_until("etl.parked to be empty", TIMEOUT, async || {
+        pipeline.vhost.ready("etl.parked").await == 0
+    })
+    .await;
+    let nothing = "SELECT (SELECT count(*) FROM etl.dead_letters) + (SELECT count(*) FROM etl.parked WHERE seq = -2)";
+    assert_eq!(pipeline.number(nothing).await, 0);
 }

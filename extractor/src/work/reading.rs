@@ -23,6 +23,9 @@ impl Worker<'_, '_> {
     /// Reads and publishes until the result's end or until a checkpoint is due. The task's cursor
     /// advances with each confirmed window.
     pub(super) async fn read(&mut self, task: &mut ExtractTask) -> Result<Next, StepError> {
+        if self.controls.is_paused(task) {
+            return Ok(Next::Pause);
+        }
         let begun = Instant::now();
         let (mut told, mut bytes) = (begun, 0);
         let Some((mut reader, mut inbox)) = self.open(task) else {
@@ -57,6 +60,9 @@ impl Worker<'_, '_> {
             }
             bytes += window.text_bytes;
             drop(window);
+            if self.controls.is_paused(task) {
+                return Ok(Next::Pause);
+            }
             if bytes >= CHECKPOINT_BYTES || begun.elapsed() >= self.checkpoint_interval() {
                 return Ok(Next::Checkpoint);
             }

@@ -81,7 +81,7 @@ impl Worker<'_, '_> {
             Waited::Retryable(reason) => Ok(again(task, attempt, id, &reason).await),
             // A request that was cancelled before the ledger was restored had the same token.
             Waited::Cancelled(reason)
-                if attempt < MAX_ATTEMPTS && self.cancellations.preceded(task) =>
+                if attempt < MAX_ATTEMPTS && self.controls.was_cancelled_before(task) =>
             {
                 Ok(again(task, attempt, id, &reason).await)
             }

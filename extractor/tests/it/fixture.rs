@@ -124,6 +124,7 @@ pub(crate) fn task(run: &str, sql: &str) -> ExtractTask {
         run_no: 1,
         generation: 0,
         requested_at: jiff::Timestamp::UNIX_EPOCH,
+        resumed_at: None,
         sql: sql.to_owned(),
         source: Source {
             database: "netflix".into(),

@@ -49,6 +49,8 @@ pub(super) struct Deliveries<'a> {
     pub(super) has_waited: &'a AtomicBool,
     /// A target that was unavailable works again.
     pub(super) recovered: Notify,
+    /// Bytes of batches that wait for a target before the extraction for it is paused.
+    pub(super) parked_bytes: u64,
 }
 
 /// A worker, which reports its health under its name.
@@ -98,9 +100,10 @@ impl Lane<'_, '_> {
         batch: &ValidBatch,
     ) -> Result<(), Fault> {
         let started = Instant::now();
+        let shared = self.shared;
         let Deliveries {
             session, loader, ..
-        } = self.shared;
+        } = shared;
         match attempt(loader, &session.stop, batch, PATIENCE).await {
             End::Settled(outcome) => {
                 note(batch, outcome, started);
@@ -114,7 +117,8 @@ impl Lane<'_, '_> {
             End::Stopping => {}
             end @ (End::Parked(_) | End::Misfit(_)) => {
                 let why = end.reason();
-                match park(loader, &mut intake.publisher, &delivery, batch, &why).await? {
+                let publisher = &mut intake.publisher;
+                match shared.park(publisher, &delivery, batch, &why).await? {
                     Ok(true) => delivery.ack().await?,
                     // The queue is full: the batch stays, behind the others.
                     Ok(false) => {
@@ -147,28 +151,6 @@ impl Lane<'_, '_> {
         wait_for_postgres(&session.health, self.name, &session.stop, error, again).await;
         Ok(())
     }
-}
-
-/// Publishes a delivery to `etl.parked`, to be acked then. False when that queue is full. An error of the ledger is
-/// PostgreSQL's fault.
-pub(super) async fn park(
-    loader: &Loader,
-    publisher: &mut Publisher<'_>,
-    delivery: &RawDelivery,
-    batch: &ValidBatch,
-    why: &str,
-) -> Result<Result<bool, LoadError>, QueueError> {
-    let target = parking::name(&batch.target);
-    if let Err(error) = loader.store.park(batch, &target, why).await {
-        return Ok(Err(error.into()));
-    }
-    let parked = Outgoing::parked(delivery, &target, why);
-    let is_parked = publisher.try_publish(&parked).await?;
-    if is_parked && delivery.parked_attempts() == 0 {
-        metrics::counter!("etl_batches_total", "job" => batch.job.clone(), "result" => "parked")
-            .increment(1);
-    }
-    Ok(Ok(is_parked))
 }
 
 impl Deliveries<'_> {
@@ -226,6 +208,33 @@ impl Deliveries<'_> {
         }
         consumer.close(consuming).await;
         Ok(())
+    }
+
+    /// Publishes a delivery to `etl.parked`, to be acked then. False when that queue is full. An error of the ledger is
+    /// PostgreSQL's fault.
+    pub(super) async fn park(
+        &self,
+        publisher: &mut Publisher<'_>,
+        delivery: &RawDelivery,
+        batch: &ValidBatch,
+        why: &str,
+    ) -> Result<Result<bool, LoadError>, QueueError> {
+        let store = &self.loader.store;
+        let target = parking::name(&batch.target);
+        let bytes = delivery.body().len();
+        if let Err(error) = store.park(batch, bytes, &target, why).await {
+            return Ok(Err(error.into()));
+        }
+        let parked = Outgoing::parked(delivery, &target, why);
+        let is_parked = publisher.try_publish(&parked).await?;
+        if is_parked && delivery.parked_attempts() == 0 {
+            metrics::counter!("etl_batches_total", "job" => batch.job.clone(), "result" => "parked")
+                .increment(1);
+        }
+        if delivery.parked_attempts() == 0 {
+            self.pause(publisher, batch, &target).await?;
+        }
+        Ok(Ok(is_parked))
     }
 
     /// Whether PostgreSQL, and not the message, may have made deliveries come back. Each loader that finds PostgreSQL away costs a

@@ -1,4 +1,4 @@
-//! The drain of `etl.parked`: batches whose target could not take them. Targets are probed apart from the queue, with growing
+//! The drain of `etl.parked`: batches whose target could not take them, and the tasks of runs that are paused meanwhile. Targets are probed apart from the queue, with growing
 //! pauses and a batch each from memory; the queue is gone through when one works again, at the start, and from time to time,
 //! since another loader may have parked something.
 //!
@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use common::backoff::backoff;
-use common::message::ValidBatch;
+use common::message::{ExtractTask, Message as _, ValidBatch};
 use common::queue::{
     Delivery, Outgoing, Publisher, Puller, QueueName, RawDelivery, inspect, over_limit,
 };
@@ -19,7 +19,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 
 use super::batches::{End, attempt};
-use super::deliveries::{Deliveries, note, park};
+use super::deliveries::{Deliveries, note};
 
 /// How often the probes are looked at.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
@@ -139,6 +139,14 @@ async fn go_through(
                 left = 0;
                 break;
             };
+            if ExtractTask::reads(delivery.kind()) {
+                match task(shared, publisher, delivery).await? {
+                    Settled::Yes => has_settled = true,
+                    Settled::Again => {}
+                    Settled::Not => left = 0,
+                }
+                continue;
+            }
             if let Some((delivery, batch)) = read(shared, publisher, delivery).await? {
                 if delivery.is_isolated() {
                     most = 1;
@@ -184,6 +192,33 @@ async fn read(
     let attempts = delivery.deliveries();
     dead_letter(shared, publisher, delivery.into_raw(), &reason, attempts).await?;
     Ok(None)
+}
+
+/// Handles the task of a paused run.
+async fn task(
+    shared: &Deliveries<'_>,
+    publisher: &mut Publisher<'_>,
+    delivery: RawDelivery,
+) -> Result<Settled, Fault> {
+    let delivery: Delivery<ExtractTask> = delivery.into();
+    let task = match delivery.read() {
+        Ok(task) => task,
+        Err(unreadable) => {
+            let attempts = delivery.deliveries();
+            let reason = unreadable.to_string().into();
+            dead_letter(shared, publisher, delivery.into_raw(), &reason, attempts).await?;
+            return Ok(Settled::Yes);
+        }
+    };
+    let settled = if shared.resume(publisher, &delivery, task).await? {
+        Settled::Yes
+    } else if put_back(publisher, &delivery).await? {
+        Settled::Again
+    } else {
+        return Ok(Settled::Not);
+    };
+    delivery.ack().await?;
+    Ok(settled)
 }
 
 async fn handle(shared: &Deliveries<'_>, delivery: RawDelivery, batch: ValidBatch) -> Handled {
@@ -237,7 +272,7 @@ async fn settle(
         }
         end @ (End::Parked(_) | End::Misfit(_)) => {
             let why = end.reason();
-            match park(shared.loader, publisher, &delivery, &batch, &why).await? {
+            match shared.park(publisher, &delivery, &batch, &why).await? {
                 Ok(is_parked) => (is_parked, Settled::Again),
                 Err(_) => (put_back(publisher, &delivery).await?, Settled::Not),
             }

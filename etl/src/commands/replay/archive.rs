@@ -14,9 +14,10 @@ use common::queue::{Delivery, Outgoing, RawDelivery};
 use common::reason::Reason;
 
 use super::Replay;
+use super::pace::Pace;
 use crate::Failure;
 use crate::broker::Broker;
-use ledger::{NewReplay, Run, Search, Seqs, Subject};
+use ledger::{NewReplay, Run, Search, Seqs, Store, Subject};
 
 /// How long before the request of a run the archive is entered: the clocks of this machine, of the database and of the
 /// broker differ.
@@ -49,14 +50,21 @@ pub(super) async fn prove(broker: &Broker, replay: &Replay) -> Result<(), Failur
 }
 
 /// Sends every batch of the replay. An error when the archive has lost one since the check.
-pub(super) async fn send(broker: &Broker, replay: &Replay, generation: u32) -> Result<(), Failure> {
+pub(super) async fn send(
+    store: &Store,
+    broker: &Broker,
+    replay: &Replay,
+    generation: u32,
+) -> Result<(), Failure> {
     let Replay { subject, new, .. } = replay;
+    let mut pace = Pace::of(store, subject)?;
     let mut sender = broker.sender().await?;
     let search = search(broker, subject, None, &new.seqs, async |mut batch| {
         failpoint::reach("replay_batch").await;
         batch.id.generation = generation;
         batch.job = Arc::clone(&new.spec);
         let message = Outgoing::of(&batch).context("a batch cannot be sent again")?;
+        pace.wait(message.bytes()).await?;
         sender.put(message).await
     });
     let search = search.await?;

@@ -8,6 +8,7 @@ use common::queue::Outgoing;
 
 use super::Sent;
 use super::archive::{self, End};
+use super::pace::Pace;
 use crate::Failure;
 use crate::broker::Broker;
 use ledger::{RunState, Seqs, Store, Subject};
@@ -36,7 +37,7 @@ pub async fn act(store: &Store, broker: &Broker, name: &str) -> Result<Sent, Fai
         let result = end.as_ref().map(|end| end.result_id.as_str());
         let found = archive::search(broker, &subject, result, &missing, async |_| Ok(())).await?;
         archive::refuse_gap(&subject, &found)?;
-        send(broker, &subject, result, &missing, end.as_ref())
+        send(store, broker, &subject, result, &missing, end.as_ref())
             .await
             .context("not every batch was sent again; the same command sends the others")?;
     }
@@ -60,6 +61,7 @@ async fn end(broker: &Broker, subject: &Subject) -> Result<End, Failure> {
 }
 
 async fn send(
+    store: &Store,
     broker: &Broker,
     subject: &Subject,
     result: Option<&str>,
@@ -67,6 +69,7 @@ async fn send(
     end: Option<&End>,
 ) -> Result<(), Failure> {
     let mut sender = broker.sender().await?;
+    let mut pace = Pace::of(store, subject)?;
     let (live, spec) = (subject.generation(), subject.live_spec());
     let sent = archive::search(broker, subject, result, missing, async |mut batch| {
         // Unchanged, unless the archive has it with another generation and job.
@@ -75,6 +78,7 @@ async fn send(
             batch.job = Arc::clone(&spec);
         }
         let message = Outgoing::of(&batch).context("a batch cannot be sent again")?;
+        pace.wait(message.bytes()).await?;
         sender.put(message).await
     });
     archive::refuse_gap(subject, &sent.await?)?;

@@ -45,6 +45,7 @@ pub(super) async fn send(
         run_no: moment.run_no,
         generation,
         requested_at: moment.requested_at,
+        resumed_at: None,
         sql: subject.sql.clone(),
         source,
         job: replay.new.spec.clone(),

@@ -1,7 +1,8 @@
-//! The cancelled runs, as control messages name them. An extractor that works on one stops at once.
+//! The cancelled and the paused runs, as control messages name them. An extractor that works on a cancelled one stops at
+//! once; one that reads the result of a paused one moves its task to `etl.parked`.
 //!
-//! The set is bounded and forgets the oldest run first. Work on a forgotten run is wasted and
-//! harmless, since the loader drops the batches of a cancelled run.
+//! The sets are bounded and forget the oldest run first. Work on a forgotten run is wasted and harmless: the loader drops
+//! the batches of a cancelled run, and parks those of a paused one.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -11,41 +12,49 @@ use tokio::sync::watch;
 /// More than the broker keeps.
 const MAX_RUNS: usize = 20_000;
 
-/// The cancelled runs; clones share one set.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Cancellations(watch::Sender<Runs>);
+/// What the control messages say.
+#[derive(Debug, Default)]
+pub(crate) struct Controls {
+    cancelled: watch::Sender<Runs>,
+    paused: watch::Sender<Runs>,
+}
 
+/// The latest command about each run, of one kind.
 #[derive(Debug, Default)]
 struct Runs {
-    /// The latest cancellation of each name.
     latest: HashMap<RunId, Control>,
     /// Oldest first.
     order: VecDeque<RunId>,
 }
 
-impl Cancellations {
+impl Controls {
     /// Applies a control message.
     pub(crate) fn apply(&self, control: Control) {
-        match control.command {
-            Command::Cancel => self.0.send_modify(|runs| runs.add(control, MAX_RUNS)),
-        }
+        let runs = match control.command {
+            Command::Cancel => &self.cancelled,
+            Command::Pause => &self.paused,
+        };
+        runs.send_modify(|runs| runs.add(control, MAX_RUNS));
     }
 
-    /// Whether the task's run is cancelled.
-    pub(crate) fn contains(&self, task: &ExtractTask) -> bool {
-        self.0.borrow().contains(task)
+    pub(crate) fn is_cancelled(&self, task: &ExtractTask) -> bool {
+        self.cancelled.borrow().contains(task)
+    }
+
+    pub(crate) fn is_paused(&self, task: &ExtractTask) -> bool {
+        self.paused.borrow().contains(task)
     }
 
     /// Whether a run of the task's name was cancelled, and requested again in a restored ledger.
-    pub(crate) fn preceded(&self, task: &ExtractTask) -> bool {
-        let runs = self.0.borrow();
+    pub(crate) fn was_cancelled_before(&self, task: &ExtractTask) -> bool {
+        let runs = self.cancelled.borrow();
         let control = runs.latest.get(&task.run);
         control.is_some_and(|control| control.is_older_than(task))
     }
 
     /// Returns once the task's run is cancelled.
-    pub(crate) async fn wait_for(&self, task: &ExtractTask) {
-        let mut runs = self.0.subscribe();
+    pub(crate) async fn until_cancelled(&self, task: &ExtractTask) {
+        let mut runs = self.cancelled.subscribe();
         let cancelled = runs.wait_for(|runs| runs.contains(task)).await;
         // Fails only when the sender is gone, and `self` holds it.
         if cancelled.is_err() {
