@@ -26,7 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// row can still be told from others, a commit is durable once it is acknowledged, and no lock or statement is waited for
 /// without end.
 macro_rules! begin {
-    ($mode:literal) => {
+    ($mode:literal, $lock:literal, $statement:literal) => {
         concat!(
             "BEGIN ISOLATION LEVEL ", $mode, "; \
             SET LOCAL search_path = pg_catalog, pg_temp; \
@@ -35,8 +35,8 @@ macro_rules! begin {
             SET LOCAL DateStyle = 'ISO, YMD'; \
             SET LOCAL standard_conforming_strings = on; \
             SET LOCAL client_min_messages = warning; \
-            SET LOCAL lock_timeout = '10s'; \
-            SET LOCAL statement_timeout = '2min'; \
+            SET LOCAL lock_timeout = '", $lock, "'; \
+            SET LOCAL statement_timeout = '", $statement, "'; \
             SET LOCAL idle_in_transaction_session_timeout = '1min'; \
             SET CONSTRAINTS ALL IMMEDIATE; \
             SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
@@ -44,15 +44,20 @@ macro_rules! begin {
     };
 }
 
-pub(crate) const BEGIN: &str = begin!("READ COMMITTED");
+pub(crate) const BEGIN: &str = begin!("READ COMMITTED", "10s", "2min");
+
+/// Of [`Store::briefly`].
+const BEGIN_BRIEFLY: &str = begin!("READ COMMITTED", "2s", "5s");
 
 /// Every statement sees the same snapshot.
-const BEGIN_READING: &str = begin!("REPEATABLE READ READ ONLY");
+const BEGIN_READING: &str = begin!("REPEATABLE READ READ ONLY", "10s", "2min");
 
 /// The ledger of a database, through a pool of connections.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    /// How a transaction that writes begins.
+    begin: &'static str,
 }
 
 impl Store {
@@ -63,7 +68,17 @@ impl Store {
             .max_connections(connections)
             .acquire_timeout(CONNECT_TIMEOUT)
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self { pool, begin: BEGIN })
+    }
+
+    /// The same store, with transactions that wait for a lock and for a statement for seconds: for work that others wait
+    /// behind, and that can be done later.
+    #[must_use]
+    pub fn briefly(&self) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            begin: BEGIN_BRIEFLY,
+        }
     }
 
     /// Closes every connection.
@@ -73,7 +88,10 @@ impl Store {
 
     /// A connection that is closed when dropped, unless it is given back.
     pub async fn acquire(&self) -> Result<Connected, sqlx::Error> {
-        Ok(Connected(Some(self.pool.acquire().await?)))
+        Ok(Connected {
+            connection: Some(self.pool.acquire().await?),
+            begin: self.begin,
+        })
     }
 
     /// A connection outside the pool.
@@ -103,7 +121,7 @@ impl Store {
         failure: impl Into<Cow<'static, str>>,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.in_transaction(BEGIN, limit, failure, work).await
+        self.in_transaction(self.begin, limit, failure, work).await
     }
 
     /// [`Self::transaction`] for what only reads: every statement sees the same snapshot.
@@ -180,12 +198,15 @@ fn options(url: &SecretUrl) -> Result<PgConnectOptions, sqlx::Error> {
 }
 
 /// A connection of the pool that is closed when dropped, unless it was given back.
-pub struct Connected(Option<PoolConnection<Postgres>>);
+pub struct Connected {
+    connection: Option<PoolConnection<Postgres>>,
+    begin: &'static str,
+}
 
 impl Connected {
     /// Begins a transaction with the settings above.
     pub async fn begin(&mut self) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
-        self.begin_with(BEGIN).await
+        self.begin_with(self.begin).await
     }
 
     /// Begins a transaction that only reads, all of its statements from one snapshot.
@@ -197,25 +218,25 @@ impl Connected {
         &mut self,
         begin: &'static str,
     ) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
-        let connection = self.0.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        let connection = self.connection.as_mut().ok_or(sqlx::Error::PoolClosed)?;
         connection.begin_with(begin).await
     }
 
     /// Its transaction ended in good order.
     pub fn give_back(mut self) {
-        drop(self.0.take());
+        drop(self.connection.take());
     }
 
     /// Takes the connection out of the pool: what the session holds ends with it.
     pub(crate) fn detach(mut self) -> Result<PgConnection, sqlx::Error> {
-        let connection = self.0.take().ok_or(sqlx::Error::PoolClosed)?;
+        let connection = self.connection.take().ok_or(sqlx::Error::PoolClosed)?;
         Ok(connection.detach())
     }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
+        if let Some(connection) = self.connection.take() {
             // Dropping a detached connection closes its socket; the server ends the transaction.
             drop(connection.detach());
         }

@@ -10,6 +10,7 @@ mod doctor;
 mod held;
 mod many;
 mod modes;
+mod operators;
 mod outputs;
 mod plan;
 mod quoted;

@@ -40,20 +40,43 @@ impl End {
     }
 }
 
-/// Loads a batch unless its target is known to be unavailable, or busy for as long as `patience`. A failure that is not
-/// the message's is the target's where PostgreSQL takes a write on the ledger meanwhile.
+/// How much time a batch has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Time {
+    /// Seconds: others wait behind it.
+    Little,
+    /// Minutes.
+    Ample,
+}
+
+impl Time {
+    /// How long it waits for other batches of its target.
+    fn patience(self) -> Duration {
+        match self {
+            Self::Little => Duration::from_secs(3),
+            Self::Ample => Duration::from_mins(1),
+        }
+    }
+}
+
+/// Loads a batch unless its target is known to be unavailable, or stays busy. A failure that is not the message's is the
+/// target's where PostgreSQL takes a write on the ledger meanwhile.
 pub(super) async fn attempt(
     loader: &Loader,
     stop: &CancellationToken,
     batch: &ValidBatch,
-    patience: Duration,
+    time: Time,
 ) -> End {
     let target = parking::name(&batch.target);
-    let slot = match loader.parking.enter(&target, patience).await {
+    let slot = match loader.parking.enter(&target, time.patience()).await {
         Ok(slot) => slot,
         Err(why) => return without_target(loader, batch, why).await,
     };
-    let done = with_retries(stop, MAX_CONFLICTS, async || loader.accept(batch).await).await;
+    let load = async || match time {
+        Time::Little => loader.accept_briefly(batch).await,
+        Time::Ample => loader.accept(batch).await,
+    };
+    let done = with_retries(stop, MAX_CONFLICTS, load).await;
     drop(slot);
     match done {
         Ok(outcome) => End::Settled(outcome),

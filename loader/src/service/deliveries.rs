@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
-use super::batches::{End, again, attempt};
+use super::batches::{End, Time, again, attempt};
 use super::events::Events;
 use super::persist::{MAX_CONFLICTS, Unfinished, wait_for_postgres, with_retries};
 use crate::errors::LoadError;
@@ -34,9 +34,6 @@ const PREFETCH: Prefetch = Prefetch {
 /// The lanes that load batches in parallel, each on its own database connection. Each reports its health under its
 /// name.
 const LANES: [&str; 3] = ["batches", "batches, second lane", "batches, third lane"];
-
-/// How long a batch waits for other batches of its target before it is parked: less than other jobs may be delayed.
-const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The pause of a lane when neither a target nor the queue for parked batches takes a batch.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
@@ -104,7 +101,7 @@ impl Lane<'_, '_> {
         let Deliveries {
             session, loader, ..
         } = shared;
-        match attempt(loader, &session.stop, batch, PATIENCE).await {
+        match attempt(loader, &session.stop, batch, Time::Little).await {
             End::Settled(outcome) => {
                 note(batch, outcome, started);
                 tracing::Span::current().record("batch.result", outcome.name());

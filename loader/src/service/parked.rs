@@ -18,7 +18,7 @@ use common::telemetry::retried;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 
-use super::batches::{End, attempt};
+use super::batches::{End, Time, attempt};
 use super::deliveries::{Deliveries, note};
 
 /// How often the probes are looked at.
@@ -33,9 +33,6 @@ const MAX_UNASKED: u32 = 100;
 
 /// Deliveries in hand: a batch that is slow keeps no batch of another target waiting.
 const IN_HAND: usize = 3;
-
-/// How long a batch waits for others of its target.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How long a batch that does not fit its target is parked before it is dead-lettered: a person may be changing the table.
 const MAX_MISFIT: Duration = Duration::from_mins(2);
@@ -224,7 +221,7 @@ async fn task(
 async fn handle(shared: &Deliveries<'_>, delivery: RawDelivery, batch: ValidBatch) -> Handled {
     let started = Instant::now();
     let stop = &shared.session.stop;
-    let end = Box::pin(attempt(shared.loader, stop, &batch, PATIENCE)).await;
+    let end = Box::pin(attempt(shared.loader, stop, &batch, Time::Ample)).await;
     Handled {
         delivery,
         batch,
