@@ -47,7 +47,7 @@ macro_rules! begin {
 pub(crate) const BEGIN: &str = begin!("READ COMMITTED", "10s", "2min");
 
 /// Of [`Store::briefly`].
-const BEGIN_BRIEFLY: &str = begin!("READ COMMITTED", "2s", "5s");
+const BEGIN_BRIEFLY: &str = begin!("READ COMMITTED", "1s", "5s");
 
 /// Every statement sees the same snapshot.
 const BEGIN_READING: &str = begin!("REPEATABLE READ READ ONLY", "10s", "2min");

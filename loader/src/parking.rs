@@ -21,6 +21,14 @@ const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// How often it is looked at whether a run is to be paused.
 const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a batch waits for others of its target.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Where the latest batch of the target was loaded.
+    pub(crate) proven: Duration,
+    pub(crate) unproven: Duration,
+}
+
 /// The state of every target that is in use or unavailable.
 #[derive(Default)]
 pub(crate) struct Parking {
@@ -33,6 +41,8 @@ pub(crate) struct Parking {
 #[derive(Default)]
 struct State {
     loading: usize,
+    /// The latest batch was loaded: more of them are loaded at the same time.
+    is_proven: bool,
     /// A batch has waited in vain for one of them to end.
     is_slow: bool,
     fault: Option<Fault>,
@@ -54,13 +64,23 @@ pub(crate) struct Slot<'a> {
     target: String,
 }
 
+impl Slot<'_> {
+    /// Records that the target took the batch.
+    pub(crate) fn prove(&self) {
+        let mut targets = self.parking.lock();
+        if let Some(state) = targets.get_mut(&self.target) {
+            state.is_proven = true;
+        }
+    }
+}
+
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         let mut targets = self.parking.lock();
         if let Some(state) = targets.get_mut(&self.target) {
             state.loading -= 1;
             state.is_slow = false;
-            if state.loading == 0 && state.fault.is_none() {
+            if state.loading == 0 && state.fault.is_none() && !state.is_proven {
                 targets.remove(&self.target);
             }
         }
@@ -78,8 +98,8 @@ pub(crate) fn name(target: &Target) -> String {
 impl Parking {
     /// Waits for the right to load a batch of this target, for so long at most. The error is a sentence: why the batch
     /// has to be parked.
-    pub(crate) async fn enter(&self, target: &str, patience: Duration) -> Result<Slot<'_>, String> {
-        let until = Instant::now() + patience;
+    pub(crate) async fn enter(&self, target: &str, patience: Patience) -> Result<Slot<'_>, String> {
+        let since = Instant::now();
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
@@ -87,7 +107,12 @@ impl Parking {
             if let Some(entered) = self.try_enter(target) {
                 return entered;
             }
-            if timeout_at(until, freed).await.is_err() {
+            let patience = if self.is_proven(target) {
+                patience.proven
+            } else {
+                patience.unproven
+            };
+            if timeout_at(since + patience, freed).await.is_err() {
                 let mut targets = self.lock();
                 let state = targets.entry(target.to_owned()).or_default();
                 state.is_slow = true;
@@ -96,13 +121,19 @@ impl Parking {
         }
     }
 
+    fn is_proven(&self, target: &str) -> bool {
+        let targets = self.lock();
+        targets.get(target).is_some_and(|state| state.is_proven)
+    }
+
     fn try_enter(&self, target: &str) -> Option<Result<Slot<'_>, String>> {
         let mut targets = self.lock();
         let state = targets.entry(target.to_owned()).or_default();
         if let Some(fault) = &state.fault {
             return Some(Err(fault.why.clone()));
         }
-        if state.loading < MAX_PER_TARGET {
+        let max = if state.is_proven { MAX_PER_TARGET } else { 1 };
+        if state.loading < max {
             state.loading += 1;
             return Some(Ok(Slot {
                 parking: self,
@@ -116,6 +147,7 @@ impl Parking {
     pub(crate) fn failed(&self, target: &str, batch: &ValidBatch, why: &str) {
         let mut targets = self.lock();
         let state = targets.entry(target.to_owned()).or_default();
+        state.is_proven = false;
         let attempts = state.fault.as_ref().map_or(0, |fault| fault.attempts + 1);
         let sample = match state.fault.take() {
             Some(fault) => fault.sample,
@@ -132,14 +164,9 @@ impl Parking {
     /// Records that a target takes rows. True when it was unavailable.
     pub(crate) fn works(&self, target: &str) -> bool {
         let mut targets = self.lock();
-        let Some(state) = targets.get_mut(target) else {
-            return false;
-        };
-        let was_unavailable = state.fault.take().is_some();
-        if state.loading == 0 {
-            targets.remove(target);
-        }
-        was_unavailable
+        let state = targets.entry(target.to_owned()).or_default();
+        state.is_proven = true;
+        state.fault.take().is_some()
     }
 
     /// The targets whose next probe is due, with the batch to load. The next ones are due after the longest pause, unless
@@ -189,6 +216,11 @@ mod tests {
 
     use super::*;
 
+    const NONE: Patience = Patience {
+        proven: Duration::ZERO,
+        unproven: Duration::ZERO,
+    };
+
     fn batch(seq: u32) -> ValidBatch {
         ValidBatch {
             id: BatchId {
@@ -211,17 +243,27 @@ mod tests {
     #[tokio::test]
     async fn one_target_leaves_a_worker_to_the_others() {
         let parking = Parking::default();
-        let patience = Duration::from_millis(50);
+        let time = Duration::from_millis(50);
+        let of = |time| Patience {
+            proven: time,
+            unproven: time,
+        };
+        let patience = of(time);
+        let first = parking.enter("a", patience).await.unwrap();
+        // The first batch is alone.
+        assert!(parking.enter("a", patience).await.is_err());
+        first.prove();
+        drop(first);
         let first = parking.enter("a", patience).await.unwrap();
         let _second = parking.enter("a", patience).await.unwrap();
         let before = Instant::now();
         let why = parking.enter("a", patience).await.err().unwrap();
         assert!(
-            why.contains("take long") && before.elapsed() >= patience,
+            why.contains("take long") && before.elapsed() >= time,
             "{why}"
         );
         // The next ones do not wait again.
-        let again = timeout_at(Instant::now() + TIMEOUT, parking.enter("a", TIMEOUT));
+        let again = timeout_at(Instant::now() + TIMEOUT, parking.enter("a", of(TIMEOUT)));
         assert!(again.await.unwrap().is_err());
         assert!(parking.enter("b", patience).await.is_ok());
         drop(first);
@@ -232,7 +274,7 @@ mod tests {
     async fn unavailable_target_is_probed_with_its_first_batch() {
         let parking = Parking::default();
         parking.failed("a", &batch(7), "locked");
-        let why = parking.enter("a", Duration::ZERO).await.err();
+        let why = parking.enter("a", NONE).await.err();
         assert_eq!(why.as_deref(), Some("locked"));
         assert!(parking.due().is_empty(), "the first probe comes later");
         for seq in 8..10 {
@@ -247,6 +289,6 @@ mod tests {
             parking.failed("a", &batch(seq), "still locked");
         }
         assert!(parking.works("a") && !parking.works("a"));
-        assert!(parking.enter("a", Duration::ZERO).await.is_ok());
+        assert!(parking.enter("a", NONE).await.is_ok());
     }
 }

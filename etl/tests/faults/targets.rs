@@ -16,6 +16,9 @@ use crate::postgres::{execute, pipeline};
 /// Four batches.
 const ROWS: u64 = 20_000;
 
+/// How much later the other jobs are loaded at most.
+const MAX_DELAY: Duration = Duration::from_secs(10);
+
 /// What a trigger may raise that is neither a row's fault nor its own retry's: of every class, one at least.
 const STATES: [&str; 24] = [
     "08006", "0A000", "0L000", "21000", "25006", "28000", "2F002", "38000", "39000", "40001",
@@ -31,7 +34,7 @@ fn bad_runs() -> impl Iterator<Item = String> {
     names.map(|name| format!("bad_{}", name.to_lowercase()))
 }
 
-/// A target with the trigger of its fault, which ends with the table `fault`.
+/// A target with the trigger of its fault, which is there as long as the table `fault`.
 fn target(run: &str) -> String {
     let state = run.trim_start_matches("bad_").to_uppercase();
     let table = format!("CREATE TABLE public.{run} (LIKE public.one);");
@@ -43,8 +46,7 @@ fn target(run: &str) -> String {
     )
 }
 
-const FAILS: &str = "CREATE TABLE public.fault ();
-    CREATE FUNCTION public.fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+const FAILS: &str = "CREATE FUNCTION public.fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF TG_ARGV[0] = 'SLOW' THEN
             WHILE to_regclass('public.fault') IS NOT NULL LOOP PERFORM pg_sleep(0.1); END LOOP;
         ELSIF to_regclass('public.fault') IS NOT NULL THEN
@@ -52,15 +54,17 @@ const FAILS: &str = "CREATE TABLE public.fault ();
         END IF;
         RETURN NULL; END $$;";
 
-/// Runs of three other jobs, at the same time.
-async fn assert_others_load(pipeline: &Pipeline, round: &str) {
+/// Runs of three other jobs, at the same time. Returns how long they took.
+async fn load_others(pipeline: &Pipeline, round: &str) -> Duration {
+    let started = Instant::now();
     let load = async |job: &str| {
         let run = pipeline.run(job, &format!("{job}-{round}")).await;
         assert_eq!(run["rows_loaded"], 2_000, "{run}");
     };
     let all = async { tokio::join!(load("one"), load("two"), load("three")) };
-    let loaded = timeout(Duration::from_secs(90), all).await;
+    let loaded = timeout(TIMEOUT, all).await;
     loaded.unwrap_or_else(|_| panic!("the other jobs wait: {round}"));
+    started.elapsed()
 }
 
 async fn parked(pipeline: &Pipeline, run: &str) -> Value {
@@ -80,7 +84,7 @@ async fn fault_of_a_target_stops_no_other_job_and_ends_by_itself() {
             sample::clicks(2_000),
         );
     }
-    assert_others_load(&pipeline, "before").await;
+    load_others(&pipeline, "first").await;
     for run in bad_runs() {
         execute(&pipeline, &target(&run)).await;
         execute(
@@ -96,20 +100,25 @@ async fn fault_of_a_target_stops_no_other_job_and_ends_by_itself() {
         let job = format!("[target]\ntable = \"{run}\"\ncommit = \"{commit}\"\n");
         pipeline.job(&run, &job, sample::clicks(ROWS));
     }
-    execute(&pipeline, &format!("ALTER TABLE public.bad_revoked OWNER TO CURRENT_USER; REVOKE ALL ON public.bad_revoked FROM {role}")).await;
+    // The same runs, while nothing is wrong.
+    request_bad_runs(&pipeline, "good").await;
+    let undisturbed = load_others(&pipeline, "before").await;
+    assert_all_complete(&pipeline, "good").await;
+    execute(&pipeline, &format!("CREATE TABLE public.fault (); ALTER TABLE public.bad_revoked OWNER TO CURRENT_USER; REVOKE ALL ON public.bad_revoked FROM {role}")).await;
     let mut holder = pipeline.database.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE public.bad_locked, public.bad_cancelled, public.bad_committed")
         .execute(&mut *holder)
         .await
         .unwrap();
-    for run in bad_runs() {
-        let done = pipeline.etl(&["run", &run, "--run-id", &run]).await;
-        assert_eq!(done.code, Some(0), "{}", done.stderr);
-    }
-    assert_others_load(&pipeline, "meanwhile").await;
+    request_bad_runs(&pipeline, "bad").await;
+    let disturbed = load_others(&pipeline, "meanwhile").await;
+    assert!(
+        disturbed < undisturbed + MAX_DELAY,
+        "the other jobs took {disturbed:?}, and {undisturbed:?} without the faults"
+    );
     assert_cancelled_within_seconds(&pipeline).await;
     assert_says_what_waits(&pipeline).await;
-    assert_others_load(&pipeline, "later").await;
+    load_others(&pipeline, "later").await;
     let (ready, why) = loader.readiness().await.unwrap();
     assert!(ready, "{why}");
     // The faults end.
@@ -121,7 +130,23 @@ async fn fault_of_a_target_stops_no_other_job_and_ends_by_itself() {
         ),
     )
     .await;
-    assert_all_complete(&pipeline).await;
+    assert_all_complete(&pipeline, "bad").await;
+    assert_nothing_is_left(&pipeline).await;
+}
+
+/// The name of a run of a job: the one with the fault has the job's.
+fn run_of(job: &str, round: &str) -> String {
+    job.replacen("bad", round, 1)
+}
+
+async fn request_bad_runs(pipeline: &Pipeline, round: &str) {
+    for job in bad_runs() {
+        let run = run_of(&job, round);
+        let done = pipeline
+            .etl(&["run", &job, "--run-id", &run, "--again"])
+            .await;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+    }
 }
 
 /// The command waits for no lock on the target.
@@ -165,8 +190,9 @@ async fn assert_says_what_waits(pipeline: &Pipeline) {
     );
 }
 
-async fn assert_all_complete(pipeline: &Pipeline) {
-    for run in bad_runs().filter(|run| run != "bad_cancelled") {
+async fn assert_all_complete(pipeline: &Pipeline, round: &str) {
+    for job in bad_runs().filter(|job| run_of(job, round) != "bad_cancelled") {
+        let run = run_of(&job, round);
         let state =
             format!("SELECT count(*) FROM etl.runs WHERE run_id = '{run}' AND state = 'completed'");
         wait_until(&format!("{run} to complete"), TIMEOUT, async || {
@@ -174,17 +200,20 @@ async fn assert_all_complete(pipeline: &Pipeline) {
         })
         .await;
         let rows = pipeline
-            .number(&format!("SELECT count(*) FROM public.{run}"))
+            .number(&format!(
+                "SELECT count(*) FROM public.{job} WHERE _batch >> 24 = (SELECT run_no FROM etl.runs WHERE run_id = '{run}')"
+            ))
             .await;
         assert_eq!(rows, i64::try_from(ROWS).unwrap(), "{run}");
     }
+}
+
+async fn assert_nothing_is_left(pipeline: &Pipeline) {
     pipeline.assert_reconciled("bad_locked").await;
-    assert_eq!(
-        pipeline
-            .number("SELECT count(*) FROM public.bad_cancelled")
-            .await,
-        0
+    let cancelled = pipeline.number(
+        "SELECT count(*) FROM public.bad_cancelled WHERE _batch >> 24 = (SELECT run_no FROM etl.runs WHERE run_id = 'bad_cancelled')",
     );
+    assert_eq!(cancelled.await, 0);
     wait_until("etl.parked to be empty", TIMEOUT, async || {
         pipeline.vhost.ready("etl.parked").await == 0
     })
@@ -215,7 +244,7 @@ async fn extraction_for_a_target_that_takes_nothing_is_paused_and_resumed() {
     execute(
         &pipeline,
         "CREATE TABLE public.big (LIKE public.one);
-         CREATE TRIGGER fault BEFORE INSERT ON public.big EXECUTE FUNCTION public.fails('58030')",
+         CREATE TABLE public.fault (); CREATE TRIGGER fault BEFORE INSERT ON public.big EXECUTE FUNCTION public.fails('58030')",
     )
     .await;
     let pages = Op::GetQueryResults;

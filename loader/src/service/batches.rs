@@ -7,10 +7,10 @@ use common::message::ValidBatch;
 use common::reason::Reason;
 use tokio_util::sync::CancellationToken;
 
-use super::persist::{MAX_CONFLICTS, Unfinished, with_retries};
+use super::persist::{Retries, Unfinished, with_retries};
 use crate::errors::{LoadError, Verdict};
 use crate::load::{Loader, Outcome};
-use crate::parking;
+use crate::parking::{self, Patience};
 
 /// The end of an attempt to load a batch.
 pub(super) enum End {
@@ -51,10 +51,26 @@ pub(super) enum Time {
 
 impl Time {
     /// How long it waits for other batches of its target.
-    fn patience(self) -> Duration {
+    fn patience(self) -> Patience {
         match self {
-            Self::Little => Duration::from_secs(3),
-            Self::Ample => Duration::from_mins(1),
+            Self::Little => Patience {
+                proven: Duration::from_secs(8),
+                unproven: Duration::from_secs(1),
+            },
+            Self::Ample => Patience {
+                proven: Duration::from_mins(1),
+                unproven: Duration::from_mins(1),
+            },
+        }
+    }
+
+    fn retries(self) -> Retries {
+        match self {
+            Self::Little => Retries {
+                conflicts: 3,
+                locks: 0,
+            },
+            Self::Ample => Retries::MOST,
         }
     }
 }
@@ -68,6 +84,7 @@ pub(super) async fn attempt(
     time: Time,
 ) -> End {
     let target = parking::name(&batch.target);
+    // Until the failure is recorded: who waits for it must not try in vain.
     let slot = match loader.parking.enter(&target, time.patience()).await {
         Ok(slot) => slot,
         Err(why) => return without_target(loader, batch, why).await,
@@ -76,10 +93,12 @@ pub(super) async fn attempt(
         Time::Little => loader.accept_briefly(batch).await,
         Time::Ample => loader.accept(batch).await,
     };
-    let done = with_retries(stop, MAX_CONFLICTS, load).await;
-    drop(slot);
+    let done = with_retries(stop, time.retries(), load).await;
     match done {
-        Ok(outcome) => End::Settled(outcome),
+        Ok(outcome) => {
+            slot.prove();
+            End::Settled(outcome)
+        }
         Err(Unfinished::Dead { error, attempts }) => End::Dead {
             reason: error.reason(),
             attempts,

@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 
 use super::batches::{End, Time, again, attempt};
 use super::events::Events;
-use super::persist::{MAX_CONFLICTS, Unfinished, wait_for_postgres, with_retries};
+use super::persist::{Retries, Unfinished, wait_for_postgres, with_retries};
 use crate::errors::LoadError;
 use crate::load::{Loader, Outcome};
 use crate::parking;
@@ -183,7 +183,7 @@ impl Deliveries<'_> {
                 let stored = self.loader.store.store_dead_letter(&dead).await;
                 stored.map_err(LoadError::from)
             };
-            match with_retries(stop, MAX_CONFLICTS, store).await {
+            match with_retries(stop, Retries::MOST, store).await {
                 Ok(()) => {
                     metrics::counter!("etl_dead_letters_total", "stage" => stage_label(&dead.stage))
                         .increment(1);

@@ -11,7 +11,7 @@ use common::service::Fault;
 use tokio::time::{Instant, timeout};
 
 use super::deliveries::Deliveries;
-use super::persist::{Unfinished, wait_for_postgres, with_retries};
+use super::persist::{Retries, Unfinished, wait_for_postgres, with_retries};
 
 /// How long the events of a run that another transaction holds are put off without another attempt.
 const BUSY: Duration = Duration::from_secs(5);
@@ -69,7 +69,7 @@ impl<'d, 's> Events<'d, 's> {
             session, loader, ..
         } = self.shared;
         let apply = async || loader.accept_event(event).await;
-        match with_retries(&session.stop, 0, apply).await {
+        match with_retries(&session.stop, Retries::NONE, apply).await {
             Ok(noted) => {
                 self.first_put_off = None;
                 metrics::counter!("etl_events_total", "result" => noted.name()).increment(1);

@@ -10,8 +10,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::errors::{LoadError, Verdict};
 
-/// Retries in place after a conflict with another transaction (a deadlock, a lock).
-pub(super) const MAX_CONFLICTS: u32 = 6;
+/// The retries in place after conflicts with other transactions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Retries {
+    /// After a deadlock, or what is over at once.
+    pub(super) conflicts: u32,
+    /// After a wait for a lock in vain, which takes seconds.
+    pub(super) locks: u32,
+}
+
+impl Retries {
+    pub(super) const NONE: Self = Self {
+        conflicts: 0,
+        locks: 0,
+    };
+    pub(super) const MOST: Self = Self {
+        conflicts: 6,
+        locks: 1,
+    };
+}
 
 /// Why the work on a message ended without success.
 #[derive(Debug)]
@@ -30,13 +47,13 @@ pub(super) enum Unfinished {
     Stopping,
 }
 
-/// Repeats `work` until it succeeds or fails finally, after so many conflicts at most.
+/// Repeats `work` until it succeeds or fails finally, after so many retries at most.
 pub(super) async fn with_retries<T>(
     stop: &CancellationToken,
-    max_conflicts: u32,
+    mut left: Retries,
     mut work: impl AsyncFnMut() -> Result<T, LoadError>,
 ) -> Result<T, Unfinished> {
-    let mut conflicts = 0;
+    let mut retries = 0;
     loop {
         let error = match work().await {
             Ok(done) => return Ok(done),
@@ -47,19 +64,24 @@ pub(super) async fn with_retries<T>(
             Verdict::Target => return Err(Unfinished::Target(error)),
             Verdict::Misfit => return Err(Unfinished::Misfit(error)),
             Verdict::Dead => {
-                let attempts = 1 + conflicts;
+                let attempts = 1 + retries;
                 return Err(Unfinished::Dead { error, attempts });
             }
-            Verdict::Retry if conflicts >= max_conflicts => {
-                return Err(Unfinished::Conflict(error));
-            }
-            // It has waited for some seconds already: once more is enough.
-            Verdict::Retry if error.has_waited_for_a_lock() => conflicts = max_conflicts,
-            Verdict::Retry => conflicts += 1,
+            Verdict::Retry => {}
         }
+        let left = if error.has_waited_for_a_lock() {
+            &mut left.locks
+        } else {
+            &mut left.conflicts
+        };
+        if *left == 0 {
+            return Err(Unfinished::Conflict(error));
+        }
+        *left -= 1;
+        retries += 1;
         retried("conflict", 1);
-        tracing::debug!(error = error.sentence(), conflicts, "retrying in place");
-        let pause = backoff(conflicts, Duration::from_millis(50), Duration::from_secs(2));
+        tracing::debug!(error = error.sentence(), retries, "retrying in place");
+        let pause = backoff(retries, Duration::from_millis(50), Duration::from_secs(2));
         if timeout(pause, stop.cancelled()).await.is_ok() {
             return Err(Unfinished::Stopping);
         }

@@ -3,7 +3,6 @@
 use ledger::database;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
-use super::LOCK_TIMEOUT;
 use crate::ddl::{TableName, literal};
 use crate::errors::LoadError;
 
@@ -70,6 +69,9 @@ impl Checked {
 pub(crate) fn lock_key(name: &TableName) -> i64 {
     database::lock_key("target", &name.sql())
 }
+
+/// How long a batch waits for the lock on its target: less than other batches may be delayed. One that waited in vain is parked.
+const LOCK_TIMEOUT: &str = "1s";
 
 /// Locks a table against changes until the transaction ends, and returns its fingerprint. From here on the transaction
 /// waits for no lock for long. The last statement sees the changes that the lock waited for.
