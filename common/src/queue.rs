@@ -8,7 +8,7 @@
 
 mod connection;
 mod consumer;
-mod control;
+pub(crate) mod control;
 pub mod inspect;
 mod outgoing;
 mod policy;

@@ -8,13 +8,15 @@
 
 use std::time::Duration;
 
+use lapin::options::QueuePurgeOptions;
 use lapin::types::FieldTable;
 use tokio::time::timeout;
 
 use super::consumer::{Any, Consumer};
-use super::{Connection, Delivery, Outgoing, Publisher, QueueError, topology};
+use super::{Connection, Delivery, Outgoing, Publisher, QueueError, topology, within};
 use crate::message::{Control, QueueName};
 use crate::reason::Reason;
+use crate::secret::SecretUrl;
 
 /// How long reading may take, the turns of other extractors included. The broker notices a dead one within
 /// half a minute.
@@ -80,6 +82,43 @@ async fn read_kept(
         }
     }
     kept.close(consuming).await;
+    Ok(())
+}
+
+/// Makes `etl.control` readable again after a message in it that no client can receive, and that no delivery limit moves on: each
+/// of its readers returns what it reads. What is before that message is published again, and what is behind it is lost, which
+/// costs work and no row.
+pub(crate) async fn restore(url: &SecretUrl, service: &str) -> Result<(), QueueError> {
+    let name = &format!("{service} probing");
+    let consuming = Connection::open(url, name).await?;
+    let publishing = Connection::open(url, name).await?;
+    let mut readable = Vec::new();
+    let read = read_kept(&consuming, &publishing, |control| readable.push(control)).await;
+    let is_to_be_emptied = match read {
+        Ok(()) => false,
+        Err(QueueError::Unreceivable { .. }) => true,
+        Err(error) => return Err(error),
+    };
+    if is_to_be_emptied {
+        let queue = QueueName::Control.name();
+        let channel = publishing.channel().await?;
+        let purging = channel.queue_purge(queue.into(), QueuePurgeOptions::default());
+        within(&format!("emptying {queue}"), purging).await?;
+        publishing.close_channel(&channel).await;
+        let again: Vec<_> = readable
+            .iter()
+            .filter_map(|one| Outgoing::of(one).ok())
+            .collect();
+        let mut publisher = Publisher::open(&publishing).await?;
+        publisher.publish(&again).await?;
+        publisher.close().await;
+        tracing::warn!(
+            queue.name = queue,
+            commands = again.len(),
+            "the queue had a message that no client can receive; it was emptied, and the commands before that message were published again"
+        );
+    }
+    futures::join!(consuming.close(), publishing.close());
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Fault, Service};
 use crate::lifecycle::Health;
 use crate::message::QueueName;
-use crate::queue::{Connection, QueueError, inspect};
+use crate::queue::{Connection, QueueError, control, inspect};
 use crate::secret::SecretUrl;
 
 /// Deliveries of one queue in a row: some messages to their limit.
@@ -25,6 +25,13 @@ pub(super) async fn expel(
         tokio::select! {
             expelled = expel_from(url, service, *queue, health) => expelled?,
             () = stop.cancelled() => break,
+        }
+    }
+    // Who takes tasks reads the commands about them, too.
+    if service.consumes.contains(&QueueName::Extract) {
+        tokio::select! {
+            restored = control::restore(url, service.name) => restored?,
+            () = stop.cancelled() => {}
         }
     }
     Ok(())
