@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::Failure;
 
-/// How long a look at the queues may take.
+/// How long a look at the queues may take, for each host of the broker: one that does not answer must not hide the others.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the broker may take for a test message. Under an alarm it takes none.
@@ -41,8 +41,11 @@ pub struct Depth {
 
 /// The depth of each work queue, or why it is unknown. Declares no queue.
 pub async fn depths() -> Result<Vec<Depth>, String> {
-    let looked = timeout(LOOK_TIMEOUT, async {
-        let settings: ServiceSettings = settings::load()?;
+    let settings: ServiceSettings =
+        settings::load().map_err(|error| paragraph(&error.into()))?;
+    let hosts = u32::try_from(settings.amqp_url.expose_each().count()).unwrap_or(1);
+    let limit = LOOK_TIMEOUT * hosts;
+    let looked = timeout(limit, async {
         let connection = Connection::open(&settings.amqp_url, "etl status").await?;
         let depths = depths_on(&connection).await;
         connection.close().await;
@@ -52,7 +55,7 @@ pub async fn depths() -> Result<Vec<Depth>, String> {
         Ok(depths) => depths.map_err(|error| paragraph(&error)),
         Err(_) => Err(format!(
             "the broker did not answer within {} s",
-            LOOK_TIMEOUT.as_secs()
+            limit.as_secs()
         )),
     }
 }

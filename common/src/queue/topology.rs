@@ -29,6 +29,9 @@ const CONTROL_AGE: Duration = Duration::from_hours(30 * 24);
 /// More than `etl.control` keeps, with those that arrive while it is read: its reader has all in hand at once.
 pub(super) const CONTROL_PREFETCH: u16 = 30_000;
 
+/// The members of the archive on a cluster, each with a copy. That of a quorum queue is RabbitMQ's default.
+const MEMBERS: i32 = 3;
+
 /// Deliveries after which the broker itself dead-letters a message. Services dead-letter it much earlier,
 /// with a reason; this limit is for a message that kills every process before the policy applies.
 const DELIVERY_LIMIT: i64 = 50;
@@ -51,6 +54,8 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
     match queue {
         QueueName::Archive => {
             set("x-queue-type", text("stream"));
+            // As many as a quorum queue has; else every node of the cluster gets one.
+            set("x-initial-cluster-size", AMQPValue::LongInt(MEMBERS));
             set("x-max-age", text(ARCHIVE_AGE));
             set("x-max-length-bytes", AMQPValue::LongLongInt(ARCHIVE_BYTES));
             set(
@@ -98,12 +103,14 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
             set("x-overflow", text("reject-publish"));
         }
     }
+    // By default all leaders are on the node that the first client happens to be connected to.
+    set("x-queue-leader-locator", text("balanced"));
     let bytes = match queue {
         QueueName::Raw | QueueName::Valid => WORK_QUEUE_BYTES,
         QueueName::Parked => PARKED_QUEUE_BYTES,
         _ => return table,
     };
-    table.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes));
+    set("x-max-length-bytes", AMQPValue::LongLongInt(bytes));
     table
 }
 

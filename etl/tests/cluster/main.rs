@@ -1,0 +1,35 @@
+//! The whole pipeline on a RabbitMQ cluster of three nodes, of which some die, are cut off or restart under load. Afterwards
+//! every run is complete, every row is in its table once, and there is no dead letter.
+#![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
+
+mod load;
+mod nodes;
+
+use testkit::pipeline::Pipeline;
+use testkit::servers::{Cluster, private_cluster};
+
+/// The queues that the work passes, and the archive.
+const QUEUES: [&str; 5] = ["etl.extract", "etl.raw", "etl.valid", "etl.events", "etl.archive"];
+
+/// A pipeline with two replicas of each service on a new cluster, ready.
+async fn pipeline() -> (Cluster, Pipeline) {
+    let cluster = private_cluster().await;
+    let mut pipeline = Pipeline::on(cluster.vhost().await).await;
+    for name in ["loader", "transformer", "extractor"] {
+        for _ in 0..2 {
+            let service = pipeline.service(name).start().await;
+            pipeline.services.push(service);
+        }
+    }
+    for queue in QUEUES {
+        let members = cluster.members(&pipeline.vhost, queue).await;
+        assert_eq!(members, 3, "{queue}");
+    }
+    (cluster, pipeline)
+}
+
+async fn await_all_ready(pipeline: &mut Pipeline) {
+    for service in &mut pipeline.services {
+        service.await_ready().await;
+    }
+}
