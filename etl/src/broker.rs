@@ -41,8 +41,7 @@ pub struct Depth {
 
 /// The depth of each work queue, or why it is unknown. Declares no queue.
 pub async fn depths() -> Result<Vec<Depth>, String> {
-    let settings: ServiceSettings =
-        settings::load().map_err(|error| paragraph(&error.into()))?;
+    let settings: ServiceSettings = settings::load().map_err(|error| paragraph(&error.into()))?;
     let hosts = u32::try_from(settings.amqp_url.expose_each().count()).unwrap_or(1);
     let limit = LOOK_TIMEOUT * hosts;
     let looked = timeout(limit, async {

@@ -85,7 +85,10 @@ impl Connection {
         // frame, and a message whose headers fit into the publisher's and not into ours cannot be received.
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let doing = format!("connecting to {}", SecretUrl::from(url.clone()));
-        let limit = uri.query.connection_timeout.map_or(limit, Duration::from_millis);
+        let limit = uri
+            .query
+            .connection_timeout
+            .map_or(limit, Duration::from_millis);
         let connecting = lapin::Connection::connect_uri(uri, properties);
         within_time(limit, &doing, connecting).await.map(Self)
     }

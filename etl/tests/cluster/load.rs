@@ -12,7 +12,7 @@ use testkit::wait_until;
 const ROWS: u64 = 60_000;
 
 /// Jobs by the mode of their target.
-const JOBS: [(&str, &str); 3] = [
+pub(crate) const JOBS: [(&str, &str); 3] = [
     ("appended", ""),
     ("upserted", "mode = \"upsert\"\nkey = [\"url\"]"),
     ("replaced", "mode = \"replace\""),
@@ -21,15 +21,10 @@ const JOBS: [(&str, &str); 3] = [
 /// Has runs of each job in progress during `fault`, and until they have completed afterwards. Then every row is where it
 /// belongs.
 pub(crate) async fn during(pipeline: &Pipeline, fault: impl Future<Output = ()>) {
-    for (job, target) in JOBS {
-        let toml = format!("[target]\ntable = \"{job}\"\n{target}\n");
-        pipeline.job(job, &toml, sample::clicks(ROWS));
-    }
+    write_jobs(pipeline);
     let over = Cell::new(false);
     let fault = async {
-        for (job, _) in JOBS {
-            await_batches(pipeline, job).await;
-        }
+        await_progress(pipeline).await;
         fault.await;
         over.set(true);
     };
@@ -43,6 +38,23 @@ pub(crate) async fn during(pipeline: &Pipeline, fault: impl Future<Output = ()>)
         assert_run(pipeline, run).await;
     }
     assert_nothing_dead(pipeline).await;
+    assert_archived(pipeline, runs[0].last().unwrap()).await;
+}
+
+/// The archive has every batch of a run, or its replay would be refused.
+pub(crate) async fn assert_archived(pipeline: &Pipeline, run: &str) {
+    let done = pipeline.etl(&["replay", run, "--follow"]).await;
+    assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
+    pipeline.assert_reconciled(run).await;
+    assert_complete(pipeline, "appended").await;
+    assert_nothing_dead(pipeline).await;
+}
+
+pub(crate) fn write_jobs(pipeline: &Pipeline) {
+    for (job, target) in JOBS {
+        let toml = format!("[target]\ntable = \"{job}\"\n{target}\n");
+        pipeline.job(job, &toml, sample::clicks(ROWS));
+    }
 }
 
 /// Requests runs until the end, each when the one before is complete. A request that the broker could not confirm is made
@@ -52,22 +64,29 @@ async fn request_until(pipeline: &Pipeline, job: &str, over: &Cell<bool>) -> Vec
     while !over.get() {
         let run = format!("{job}-{}", runs.len());
         let arguments = ["run", job, "--run-id", &run, "--again", "--follow"];
-        loop {
+        wait_until(&format!("{run} to be requested"), TIMEOUT, async || {
             let done = pipeline.etl(&arguments).await;
             if done.code == Some(0) {
-                break;
+                return true;
             }
             println!("{run}: {}", done.stderr);
-            let unsent = ["broker", "queue"].iter().any(|word| done.stderr.contains(word));
-            assert!(unsent && done.code == Some(1), "{run}: {}", done.stderr);
-        }
+            let said = |word: &str| done.stderr.contains(word);
+            let is_unsent = said("broker") || said("queue");
+            assert!(done.code == Some(1) && is_unsent, "{}", done.stderr);
+            false
+        })
+        .await;
         runs.push(run);
     }
     runs
 }
 
-/// Waits until batches of the job's runs are in the ledger, and more are to come.
-pub(crate) async fn await_batches(pipeline: &Pipeline, job: &str) {
+/// Waits until more batches of each job are in the ledger.
+pub(crate) async fn await_progress(pipeline: &Pipeline) {
+    join_all(JOBS.map(|(job, _)| await_batches(pipeline, job))).await;
+}
+
+async fn await_batches(pipeline: &Pipeline, job: &str) {
     let loaded = format!("SELECT count(*) FROM etl.batches WHERE run_id LIKE '{job}-%'");
     let before = pipeline.number(&loaded).await;
     let what = format!("more batches of {job} in the ledger");
@@ -111,7 +130,14 @@ async fn assert_run(pipeline: &Pipeline, run: &str) {
 
 /// No dead letter, and no message that nobody has handled.
 async fn assert_nothing_dead(pipeline: &Pipeline) {
-    for queue in ["etl.extract", "etl.raw", "etl.valid", "etl.events", "etl.dead", "etl.unreadable"] {
+    for queue in [
+        "etl.extract",
+        "etl.raw",
+        "etl.valid",
+        "etl.events",
+        "etl.dead",
+        "etl.unreadable",
+    ] {
         wait_until(&format!("{queue} to be empty"), TIMEOUT, async || {
             pipeline.vhost.ready(queue).await == 0
         })

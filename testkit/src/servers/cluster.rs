@@ -50,6 +50,18 @@ impl Cluster {
         .await;
     }
 
+    /// Waits until every other node knows that this one is away.
+    pub async fn await_away(&self, index: usize) {
+        let away = self.nodes[index].node();
+        for node in self.nodes.iter().filter(|node| node.node() != away) {
+            wait_until("the others to miss a node", TIMEOUT, async || {
+                let running = node.rabbitmqctl(&["eval", "nodes()."]).await;
+                !running.contains(&away)
+            })
+            .await;
+        }
+    }
+
     /// What the node `via` knows of a queue: `leader`, `members` and `online`, among others.
     pub async fn queue(&self, via: usize, vhost: &Vhost, queue: &str) -> Value {
         let path = format!("queues/{}/{queue}", vhost.name);

@@ -54,7 +54,9 @@ pub(super) async fn examine(findings: &mut Findings) -> Result<(), Failure> {
 /// Connects to each host that the URL names; returns one of the connections.
 async fn connect(url: &SecretUrl, findings: &mut Findings) -> Result<Connection, Failure> {
     let hosts: Vec<_> = url.expose_each().cloned().map(SecretUrl::from).collect();
-    let opened = hosts.iter().map(|host| Connection::open(host, "etl doctor"));
+    let opened = hosts
+        .iter()
+        .map(|host| Connection::open(host, "etl doctor"));
     let (mut connections, mut failures) = (Vec::new(), Vec::new());
     for (host, opened) in hosts.iter().zip(join_all(opened).await) {
         match opened {
