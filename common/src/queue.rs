@@ -45,8 +45,8 @@ pub enum QueueError {
     Timeout { doing: String, after: Duration },
     #[error("the broker failed while {doing}")]
     Broker { doing: String, source: lapin::Error },
-    #[error("no host of the broker accepts a connection, connecting to {url}: {why}")]
-    NoHost { url: String, why: String },
+    #[error("no host of the broker accepts a connection: {why}")]
+    NoHost { why: String },
     #[error("the connection to the broker was lost: {why}")]
     Lost { why: String },
     #[error(

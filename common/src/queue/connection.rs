@@ -72,10 +72,8 @@ impl Connection {
         }
         let each = errors.into_iter().map(|error| paragraph(&error.into()));
         let each: Vec<_> = each.collect();
-        Err(QueueError::NoHost {
-            url: url.to_string(),
-            why: each.join("; "),
-        })
+        let why = each.join("; ");
+        Err(QueueError::NoHost { why })
     }
 
     async fn open_host(url: &Url, name: &str, limit: Duration) -> Result<Self, QueueError> {

@@ -29,10 +29,7 @@ async fn commands_and_replays_work_while_a_node_is_away() {
     cluster.await_joined().await;
     assert_members(&cluster, &pipeline).await;
     // Once the first host of the URL, once the node with the leader of the archive, which are perhaps the same.
-    let leader = cluster
-        .leader(0, &pipeline.vhost, "etl.archive")
-        .await
-        .unwrap();
+    let leader = cluster.leader(0, &pipeline.vhost, "etl.archive").await;
     for away in [0, leader] {
         cluster.nodes[away].kill9().await;
         assert_archived(&pipeline, "appended-0").await;
@@ -56,5 +53,5 @@ async fn commands_and_replays_work_while_a_node_is_away() {
         cluster.await_joined().await;
     }
     await_all_ready(&mut pipeline).await;
-    super::nodes::said(&pipeline);
+    super::nodes::said(&pipeline).await;
 }

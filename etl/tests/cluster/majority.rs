@@ -29,5 +29,5 @@ async fn lost_majority_stops_everything_and_loses_nothing() {
     })
     .await;
     await_all_ready(&mut pipeline).await;
-    super::nodes::said(&pipeline);
+    super::nodes::said(&pipeline).await;
 }

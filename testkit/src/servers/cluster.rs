@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::broker::{Broker, private_broker};
 use super::vhost::Vhost;
-use crate::{TIMEOUT, wait_until};
+use crate::{TIMEOUT, wait_for, wait_until};
 
 /// The cluster of one test. Its nodes end with it and with its last virtual host.
 #[derive(Debug)]
@@ -62,18 +62,24 @@ impl Cluster {
         }
     }
 
-    /// What the node `via` knows of a queue: `leader`, `members` and `online`, among others.
+    /// What the node `via` knows of a queue: its members, among others.
     pub async fn queue(&self, via: usize, vhost: &Vhost, queue: &str) -> Value {
         let path = format!("queues/{}/{queue}", vhost.name);
         let (_, found) = self.nodes[via].call(Method::GET, &path, Value::Null).await;
         found
     }
 
-    /// The node on which a queue has its leader, as the node `via` knows it; none for the moment.
-    pub async fn leader(&self, via: usize, vhost: &Vhost, queue: &str) -> Option<usize> {
-        let found = self.queue(via, vhost, queue).await;
-        let mut nodes = self.nodes.iter();
-        nodes.position(|node| found["leader"] == node.node().as_str())
+    /// The node on which a queue has its leader, as the node `via` knows it.
+    pub async fn leader(&self, via: usize, vhost: &Vhost, queue: &str) -> usize {
+        let what = format!("{queue} to have a leader");
+        wait_for(&what, TIMEOUT, async || {
+            let found = self.queue(via, vhost, queue).await;
+            // RabbitMQ 3.10 has no `leader` of a stream.
+            let leader = found["leader"].as_str().or(found["node"].as_str())?;
+            let mut nodes = self.nodes.iter();
+            nodes.position(|node| node.node() == leader)
+        })
+        .await
     }
 
     /// Waits until all members of a queue are online, and returns how many it has.
