@@ -73,6 +73,10 @@ pub enum QueueError {
     )]
     Full { queue: &'static str, messages: u32 },
     #[error(
+        "the queue {queue} takes no message and is empty; its leader may be away: `rabbitmq-queues quorum_status {queue}` shows its members"
+    )]
+    Refused { queue: &'static str },
+    #[error(
         "the broker accepts no messages: {reason}; look for a memory or disk alarm (rabbitmq-diagnostics alarms)"
     )]
     Blocked { reason: String },
@@ -95,6 +99,7 @@ impl QueueError {
             | Self::ConsumerEnded { .. }
             | Self::Unroutable { .. }
             | Self::Full { .. }
+            | Self::Refused { .. }
             | Self::Blocked { .. } => false,
         }
     }

@@ -11,7 +11,7 @@ pub(crate) async fn said(pipeline: &testkit::pipeline::Pipeline) {
     let runs = pipeline.number("SELECT count(*) FROM etl.runs").await;
     println!("MEASURED {runs} runs, longest gap {gap} ms");
     for service in &pipeline.services {
-        for line in service.log().lines().filter(|l| !l.contains("\"INFO\"")) {
+        for line in service.log().lines().filter(|l| !l.contains("\"INFO\"") || l.contains("connected to the broker")) {
             println!("SAID {line}");
         }
         let redelivered = service.metric("etl_redeliveries_total").await;
