@@ -51,37 +51,36 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
         table.insert(name.into(), value);
     };
     let text = |value: &str| AMQPValue::LongString(value.into());
+    let number = AMQPValue::LongLongInt;
+    let is_stream = queue == QueueName::Archive;
+    set(
+        "x-queue-type",
+        text(if is_stream { "stream" } else { "quorum" }),
+    );
+    // By default all leaders are on the node that the first client happens to be connected to.
+    set("x-queue-leader-locator", text("balanced"));
     match queue {
         QueueName::Archive => {
-            set("x-queue-type", text("stream"));
             // As many as a quorum queue has; else every node of the cluster gets one.
             set("x-initial-cluster-size", AMQPValue::LongInt(MEMBERS));
             set("x-max-age", text(ARCHIVE_AGE));
-            set("x-max-length-bytes", AMQPValue::LongLongInt(ARCHIVE_BYTES));
+            set("x-max-length-bytes", number(ARCHIVE_BYTES));
             set(
                 "x-stream-max-segment-size-bytes",
-                AMQPValue::LongLongInt(ARCHIVE_SEGMENT_BYTES),
+                number(ARCHIVE_SEGMENT_BYTES),
             );
         }
         QueueName::Control => {
             let age = i64::try_from(CONTROL_AGE.as_millis()).unwrap_or(i64::MAX);
-            set("x-queue-type", text("quorum"));
-            set(
-                "x-delivery-limit",
-                AMQPValue::LongLongInt(NO_DELIVERY_LIMIT),
-            );
-            set("x-message-ttl", AMQPValue::LongLongInt(age));
-            set("x-max-length", AMQPValue::LongLongInt(CONTROL_MESSAGES));
+            set("x-delivery-limit", number(NO_DELIVERY_LIMIT));
+            set("x-message-ttl", number(age));
+            set("x-max-length", number(CONTROL_MESSAGES));
             set("x-overflow", text("drop-head"));
             // A quorum queue ignores that a consumer is exclusive.
             set("x-single-active-consumer", AMQPValue::Boolean(true));
         }
         QueueName::Unreadable => {
-            set("x-queue-type", text("quorum"));
-            set(
-                "x-delivery-limit",
-                AMQPValue::LongLongInt(NO_DELIVERY_LIMIT),
-            );
+            set("x-delivery-limit", number(NO_DELIVERY_LIMIT));
         }
         QueueName::Dead
         | QueueName::Extract
@@ -94,8 +93,7 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
             } else {
                 (DELIVERY_LIMIT, QueueName::Dead)
             };
-            set("x-queue-type", text("quorum"));
-            set("x-delivery-limit", AMQPValue::LongLongInt(limit));
+            set("x-delivery-limit", number(limit));
             set("x-dead-letter-exchange", text(""));
             set("x-dead-letter-routing-key", text(next.name()));
             set("x-dead-letter-strategy", text("at-least-once"));
@@ -103,14 +101,12 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
             set("x-overflow", text("reject-publish"));
         }
     }
-    // By default all leaders are on the node that the first client happens to be connected to.
-    set("x-queue-leader-locator", text("balanced"));
     let bytes = match queue {
         QueueName::Raw | QueueName::Valid => WORK_QUEUE_BYTES,
         QueueName::Parked => PARKED_QUEUE_BYTES,
         _ => return table,
     };
-    set("x-max-length-bytes", AMQPValue::LongLongInt(bytes));
+    set("x-max-length-bytes", number(bytes));
     table
 }
 

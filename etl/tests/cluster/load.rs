@@ -69,7 +69,6 @@ async fn request_until(pipeline: &Pipeline, job: &str, over: &Cell<bool>) -> Vec
             if done.code == Some(0) {
                 return true;
             }
-            println!("{run}: {}", done.stderr);
             let said = |word: &str| done.stderr.contains(word);
             let is_unsent = said("broker") || said("queue");
             assert!(done.code == Some(1) && is_unsent, "{}", done.stderr);
@@ -102,11 +101,11 @@ async fn assert_complete(pipeline: &Pipeline, job: &str) {
     let sql = format!(
         "SELECT dt::text, country, url, visits::text FROM {job} ORDER BY etl.run_no(_batch), {ordinal}"
     );
-    type Found = (String, Option<String>, String, String);
-    let found: Vec<Found> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .fetch_all(&pipeline.database.pool)
-        .await
-        .unwrap();
+    let found: Vec<(String, Option<String>, String, String)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .fetch_all(&pipeline.database.pool)
+            .await
+            .unwrap();
     let runs = format!("SELECT count(*) FROM etl.runs WHERE job = '{job}'");
     let runs = match job {
         "appended" => pipeline.number(&runs).await,

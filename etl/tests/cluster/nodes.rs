@@ -5,20 +5,6 @@ use testkit::process::Signal;
 use super::load::{await_progress, during};
 use super::{assert_members, await_all_ready, running_pipeline};
 
-/// Prints what the services said: development only.
-pub(crate) async fn said(pipeline: &testkit::pipeline::Pipeline) {
-    let gap = pipeline.number("SELECT coalesce((1000 * extract(epoch FROM max(gap)))::bigint, 0) FROM (SELECT loaded_at - lag(loaded_at) OVER (ORDER BY loaded_at) AS gap FROM etl.batches) g").await;
-    let runs = pipeline.number("SELECT count(*) FROM etl.runs").await;
-    println!("MEASURED {runs} runs, longest gap {gap} ms");
-    for service in &pipeline.services {
-        for line in service.log().lines().filter(|l| !l.contains("\"INFO\"") || l.contains("connected to the broker")) {
-            println!("SAID {line}");
-        }
-        let redelivered = service.metric("etl_redeliveries_total").await;
-        println!("REDELIVERED {redelivered:?}");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_leaders_lose_nothing() {
     let (cluster, mut pipeline) = running_pipeline().await;
@@ -33,7 +19,6 @@ async fn killed_leaders_lose_nothing() {
     })
     .await;
     await_all_ready(&mut pipeline).await;
-    said(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +32,6 @@ async fn node_cut_off_and_healed_loses_nothing() {
     })
     .await;
     await_all_ready(&mut pipeline).await;
-    said(&pipeline).await;
 }
 
 /// A node that hangs is silent to the others and to its clients. When it goes on, RabbitMQ 3.10 reports a partition, which a
@@ -69,7 +53,6 @@ async fn node_that_hangs_and_goes_on_loses_nothing() {
     })
     .await;
     await_all_ready(&mut pipeline).await;
-    said(&pipeline).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,5 +70,4 @@ async fn rolling_restart_loses_nothing() {
     })
     .await;
     await_all_ready(&mut pipeline).await;
-    said(&pipeline).await;
 }
