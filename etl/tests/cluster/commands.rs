@@ -1,6 +1,7 @@
 //! The commands, the archive and new queues while a node is away.
 
 use testkit::pipeline::Pipeline;
+use testkit::{TIMEOUT, wait_until};
 
 use super::load::{assert_archived, write_jobs};
 use super::{assert_members, await_all_ready, pipeline, start_services};
@@ -30,18 +31,21 @@ async fn commands_and_replays_work_while_a_node_is_away() {
     assert_members(&cluster, &pipeline).await;
     // Once the first host of the URL, once the node with the leader of the archive, which are perhaps the same.
     let leader = cluster.leader(0, &pipeline.vhost, "etl.archive").await;
-    for away in [0, leader] {
+    for (turn, away) in [0, leader].into_iter().enumerate() {
         cluster.nodes[away].kill9().await;
-        assert_archived(&pipeline, "appended-0").await;
-        let run = format!("upserted-{away}");
-        succeeds(&pipeline, &["run", "upserted", "--run-id", &run, "--again"]).await;
+        let run = format!("upserted-{turn}");
+        let request = ["run", "upserted", "--run-id", &run, "--again"];
+        // While queues elect a leader, it may be refused.
+        wait_until("a run to be requested", TIMEOUT, async || {
+            pipeline.etl(&request).await.code == Some(0)
+        })
+        .await;
         succeeds(&pipeline, &["cancel", &run]).await;
         let said = succeeds(&pipeline, &["status", &run]).await;
         assert!(said.contains("cancelled"), "{said}");
+        assert_archived(&pipeline, "appended-0").await;
         let said = succeeds(&pipeline, &["doctor"]).await;
-        let url = cluster.nodes[away].url();
-        let (_, host) = url.split_once('@').unwrap();
-        let host = host.trim_end_matches("/%2f");
+        let host = cluster.host(away);
         assert!(
             said.contains(&format!("connecting to amqp://{host}")),
             "{said}"

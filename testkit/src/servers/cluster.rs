@@ -30,11 +30,20 @@ impl Cluster {
     /// some seconds.
     pub async fn vhost(&self) -> Vhost {
         let mut vhost = self.nodes[0].vhost().await;
-        let hosts = self.nodes.iter().map(|node| host_of(&node.url()));
-        let hosts: Vec<_> = hosts.collect();
-        let first = host_of(&vhost.amqp_url);
-        vhost.amqp_url = vhost.amqp_url.replacen(&first, &hosts.join(","), 1) + "?heartbeat=4";
+        let hosts: Vec<_> = (0..self.nodes.len())
+            .map(|index| self.host(index))
+            .collect();
+        vhost.amqp_url = vhost.amqp_url.replacen(&hosts[0], &hosts.join(","), 1) + "?heartbeat=4";
         vhost
+    }
+
+    /// The host and port of a node in that URL.
+    pub fn host(&self, index: usize) -> String {
+        let url = self.nodes[index].url();
+        let rest = url.split_once('@').map(|(_, rest)| rest);
+        let host = rest.and_then(|rest| rest.split_once('/'));
+        let (host, _) = host.expect("the broker's url file holds a URL with user and path");
+        host.to_owned()
     }
 
     /// Waits until every node that runs sees every other one.
@@ -127,14 +136,4 @@ impl Cluster {
 /// Does this on a node for each other node `N` of its cluster.
 fn for_others(act: &str) -> String {
     format!("[{act} || N <- rabbit_mnesia:cluster_nodes(all), N =/= node()].")
-}
-
-fn host_of(url: &str) -> String {
-    let url = url::Url::parse(url).expect("the broker's url file holds a URL");
-    let (host, port) = (url.host_str(), url.port());
-    format!(
-        "{}:{}",
-        host.expect("the broker's URL has a host"),
-        port.expect("the broker's URL has a port")
-    )
 }
