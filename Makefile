@@ -1,13 +1,14 @@
 # The commands of this project. They install, start and write everything below .local/ (LOCAL_DIR moves it), except missing
 # packages, which they install by apt.
 
-.PHONY: help demo stop clean-local test check test-notebook test-compose soak bench
+.PHONY: help demo stop clean-local test test-all check test-notebook test-compose soak bench
 
 help:
 	@echo 'make demo         the whole pipeline on this machine, on sample data, without an AWS account'
 	@echo 'make stop         ends what the demo started; the data stays'
 	@echo 'make clean-local  ends it and deletes its data'
 	@echo 'make test         formatting, lints, deployment files, the demo, the commands of the documentation, and all tests'
+	@echo 'make test-all     make test, and the tests that take longer: a cluster of brokers'
 	@echo 'make test-notebook  executes docs/confirm_load.ipynb in the demo'
 	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
 	@echo 'make soak         the pipeline under kill -9 for SOAK_MINUTES (10), then hostile input for ten more'
@@ -25,6 +26,7 @@ clean-local:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p etl --test cluster -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
 
 # The tests come last, so that the output ends with cargo's summary.
@@ -34,6 +36,10 @@ test:
 	deploy/local/test-deploy
 	deploy/local/test-demo
 	deploy/local/with-servers cargo test --workspace
+
+# Also what takes some minutes more. Each cluster has three brokers, so that its tests take turns.
+test-all: test
+	deploy/local/with-servers cargo test -p etl --test cluster -- --test-threads 1
 
 # make test does the same in a demo of its own.
 test-notebook: demo

@@ -45,6 +45,8 @@ pub enum QueueError {
     Timeout { doing: String, after: Duration },
     #[error("the broker failed while {doing}")]
     Broker { doing: String, source: lapin::Error },
+    #[error("no host of the broker accepts a connection: {why}")]
+    NoHost { why: String },
     #[error("the connection to the broker was lost: {why}")]
     Lost { why: String },
     #[error(
@@ -71,11 +73,15 @@ pub enum QueueError {
     )]
     Full { queue: &'static str, messages: u32 },
     #[error(
+        "the queue {queue} takes no message and is empty; its leader may be away: `rabbitmq-queues quorum_status {queue}` shows its members"
+    )]
+    Refused { queue: &'static str },
+    #[error(
         "the broker accepts no messages: {reason}; look for a memory or disk alarm (rabbitmq-diagnostics alarms)"
     )]
     Blocked { reason: String },
     #[error(
-        "the URL of the broker cannot be used; ETL_AMQP_URL looks like amqp://user:password@host:5672/%2f, or amqps:// and with ?heartbeat=15 or another parameter that is a number"
+        "the URL of the broker cannot be used; ETL_AMQP_URL looks like amqp://user:password@host:5672/%2f, or with several hosts (one:5672,two:5672), or amqps:// and with ?heartbeat=15 or another parameter that is a number"
     )]
     Url,
 }
@@ -87,11 +93,13 @@ impl QueueError {
             Self::Denied { .. } | Self::Mismatch { .. } | Self::Url => true,
             Self::Timeout { .. }
             | Self::Broker { .. }
+            | Self::NoHost { .. }
             | Self::Lost { .. }
             | Self::Unreceivable { .. }
             | Self::ConsumerEnded { .. }
             | Self::Unroutable { .. }
             | Self::Full { .. }
+            | Self::Refused { .. }
             | Self::Blocked { .. } => false,
         }
     }

@@ -11,15 +11,19 @@ use common::reason::paragraph;
 use common::service::ServiceSettings;
 use common::settings::{self, SecretUrl};
 use serde::Serialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::Failure;
 
-/// How long a look at the queues may take.
+/// How long a look at the queues may take, for each host of the broker: one that does not answer must not hide the others.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the broker may take for a test message. Under an alarm it takes none.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the archive may be without a leader, and how often that is looked at.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(20);
+const LEADER_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The longest that a command waits for room in a full queue that takes nothing.
 const FULL_TIMEOUT: Duration = Duration::from_mins(5);
@@ -41,8 +45,10 @@ pub struct Depth {
 
 /// The depth of each work queue, or why it is unknown. Declares no queue.
 pub async fn depths() -> Result<Vec<Depth>, String> {
-    let looked = timeout(LOOK_TIMEOUT, async {
-        let settings: ServiceSettings = settings::load()?;
+    let settings: ServiceSettings = settings::load().map_err(|error| paragraph(&error.into()))?;
+    let hosts = u32::try_from(settings.amqp_url.expose_each().count()).unwrap_or(1);
+    let limit = LOOK_TIMEOUT * hosts;
+    let looked = timeout(limit, async {
         let connection = Connection::open(&settings.amqp_url, "etl status").await?;
         let depths = depths_on(&connection).await;
         connection.close().await;
@@ -52,7 +58,7 @@ pub async fn depths() -> Result<Vec<Depth>, String> {
         Ok(depths) => depths.map_err(|error| paragraph(&error)),
         Err(_) => Err(format!(
             "the broker did not answer within {} s",
-            LOOK_TIMEOUT.as_secs()
+            limit.as_secs()
         )),
     }
 }
@@ -131,39 +137,61 @@ impl Broker {
         })
     }
 
-    /// Reads the archive from a time on up to now. Each message goes to `look`, until it returns true. A message that no
-    /// client can receive is left out: it ends the connection, and another one reads on behind it.
+    /// Reads the archive from a time on up to now. Each message goes to `look` once, until it returns true. Where the
+    /// connection ends, another one reads on behind the last message: after a message that no client can receive, which is
+    /// left out, and while the archive gets another leader.
     pub async fn read_archive(
         &self,
         since: SystemTime,
         mut look: impl AsyncFnMut(RawDelivery) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
         let mut begin = Begin::Time(since);
+        let mut failing = None;
         loop {
-            let connection = Connection::open(&self.url, "etl archive").await?;
             let mut last = None;
-            let mut read = async || {
-                let mut archive = StreamReader::open_archive(&connection, begin).await?;
-                while let Some(message) = archive.next_earlier().await? {
-                    last = message.offset().or(last);
-                    if look(message).await? {
-                        break;
-                    }
-                }
-                anyhow::Ok(())
+            let error = match self.read_from(begin, &mut last, &mut look).await {
+                Ok(()) => return Ok(()),
+                Err(End::Look(error)) => return Err(error),
+                Err(End::Archive(error)) => error,
             };
-            let read = read().await;
-            connection.close().await;
-            match read {
-                Err(error) if is_unreceivable(&error) => {
-                    begin = behind(begin, last).ok_or(error)?;
-                    tracing::warn!(
-                        "a message in the archive that no client can receive is skipped"
-                    );
-                }
-                read => return read,
+            if let QueueError::Unreceivable { .. } = error {
+                begin = behind(begin, last).ok_or(error)?;
+                tracing::warn!("a message in the archive that no client can receive is skipped");
+                continue;
             }
+            if let Some(last) = last {
+                begin = Begin::Offset(last + 1);
+                failing = None;
+            }
+            let failing = failing.get_or_insert_with(Instant::now);
+            if !is_transient(&error) || failing.elapsed() > LEADER_TIMEOUT {
+                return Err(error.into());
+            }
+            sleep(LEADER_INTERVAL).await;
         }
+    }
+
+    /// Reads on a connection of its own; `last` is the place of the last message that `look` got.
+    async fn read_from(
+        &self,
+        begin: Begin,
+        last: &mut Option<u64>,
+        look: &mut impl AsyncFnMut(RawDelivery) -> anyhow::Result<bool>,
+    ) -> Result<(), End> {
+        let connection = Connection::open(&self.url, "etl archive").await?;
+        let read = async {
+            let mut archive = StreamReader::open_archive(&connection, begin).await?;
+            while let Some(message) = archive.next_earlier().await? {
+                *last = message.offset().or(*last);
+                if look(message).await.map_err(End::Look)? {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let read = read.await;
+        connection.close().await;
+        read
     }
 
     /// Closes the connection.
@@ -172,8 +200,26 @@ impl Broker {
     }
 }
 
-fn is_unreceivable(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(QueueError::Unreceivable { .. }))
+/// What ended the reading of the archive.
+enum End {
+    Archive(QueueError),
+    /// The caller failed at a message, which it must not lose.
+    Look(anyhow::Error),
+}
+
+impl From<QueueError> for End {
+    fn from(error: QueueError) -> Self {
+        Self::Archive(error)
+    }
+}
+
+/// Whether the broker may do soon what it refused or broke off at once.
+fn is_transient(error: &QueueError) -> bool {
+    use QueueError::{Broker, ConsumerEnded, Lost, NoHost};
+    matches!(
+        error,
+        Broker { .. } | ConsumerEnded { .. } | Lost { .. } | NoHost { .. }
+    )
 }
 
 /// Where to read on behind a message that cannot be received, after the last one that was. None where the place is unknown:

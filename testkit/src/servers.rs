@@ -1,8 +1,9 @@
 //! Real servers for tests. [`vhost`] and [`database`] create a virtual host and a database for one test on the servers that
-//! `deploy/local/with-servers` started. [`private_broker`] and [`private_postgres`] start an instance for one test, which may
-//! kill it.
+//! `deploy/local/with-servers` started. [`private_broker`], [`private_cluster`] and [`private_postgres`] start instances for one
+//! test, which may kill them.
 
 mod broker;
+mod cluster;
 mod message;
 mod postgres;
 mod script;
@@ -10,6 +11,7 @@ pub mod stranger;
 mod vhost;
 
 pub use broker::{Broker, private_broker, shared_broker};
+pub use cluster::{Cluster, private_cluster};
 pub use message::Message;
 pub use postgres::{Database, Postgres, database, private_postgres, shared_postgres};
 pub use vhost::{Depth, Vhost, vhost};

@@ -6,12 +6,17 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, stream};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, ConnectionProperties, Event};
+use url::Url;
 
 use super::{CALL_TIMEOUT, QueueError, is_unreceivable, within, within_time};
+use crate::reason::paragraph;
 use crate::secret::SecretUrl;
 
 /// Seconds between heartbeats unless the URL sets them. lapin notices a dead peer after twice that.
 const HEARTBEAT: u16 = 15;
+
+/// How long each of several hosts may take to accept a connection. A silent one must not keep the others waiting.
+const HOST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a connection is checked: whether it is still blocked, whether it still exists.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -33,31 +38,62 @@ pub enum ConnectionEvent {
 }
 
 /// A URL as lapin takes it.
-fn parsed(url: &SecretUrl) -> Result<AMQPUri, QueueError> {
+fn parsed(url: &Url) -> Result<AMQPUri, QueueError> {
     // Its error may quote the URL.
-    let parsed = url.expose().as_str().parse();
-    parsed.map_err(|_| QueueError::Url)
+    url.as_str().parse().map_err(|_| QueueError::Url)
 }
 
 impl Connection {
     /// Connects under the name that RabbitMQ's management shows. The URL's query may set `heartbeat`, in
     /// seconds, and `connection_timeout`, in milliseconds, which lapin itself ignores.
+    ///
+    /// Of several hosts it takes the first that accepts the connection, from a random one on, so that the clients of a
+    /// cluster spread over its nodes. A node that stops may refuse a user whom the others accept: a refusal counts only if
+    /// no host accepts.
     pub async fn open(url: &SecretUrl, name: &str) -> Result<Self, QueueError> {
+        let mut hosts: Vec<_> = url.expose_each().enumerate().collect();
+        if let [(_, host)] = hosts[..] {
+            return Self::open_host(host, name, CALL_TIMEOUT).await;
+        }
+        let first = rand::random_range(0..hosts.len());
+        hosts.rotate_left(first);
+        let mut failures = Vec::new();
+        for (index, host) in hosts {
+            match Self::open_host(host, name, HOST_TIMEOUT).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => failures.push((index, error)),
+            }
+        }
+        // In the order of the URL, so that the same failures are the same sentence.
+        failures.sort_by_key(|(index, _)| *index);
+        let mut errors: Vec<_> = failures.into_iter().map(|(_, error)| error).collect();
+        if let Some(refused) = errors.iter().position(QueueError::is_configuration) {
+            return Err(errors.swap_remove(refused));
+        }
+        let each = errors.into_iter().map(|error| paragraph(&error.into()));
+        let each: Vec<_> = each.collect();
+        let why = each.join("; ");
+        Err(QueueError::NoHost { why })
+    }
+
+    async fn open_host(url: &Url, name: &str, limit: Duration) -> Result<Self, QueueError> {
         let mut uri = parsed(url)?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         // No `frame_max`: lapin takes the broker's, the largest that there is. The headers of a message must fit into a
         // frame, and a message whose headers fit into the publisher's and not into ours cannot be received.
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let doing = format!("connecting to {url}");
-        let limit = uri.query.connection_timeout;
-        let limit = limit.map_or(CALL_TIMEOUT, Duration::from_millis);
+        let doing = format!("connecting to {}", SecretUrl::from(url.clone()));
+        let limit = uri
+            .query
+            .connection_timeout
+            .map_or(limit, Duration::from_millis);
         let connecting = lapin::Connection::connect_uri(uri, properties);
         within_time(limit, &doing, connecting).await.map(Self)
     }
 
     /// The virtual host that a URL names, as `rabbitmqctl --vhost` takes it.
     pub fn vhost(url: &SecretUrl) -> Result<String, QueueError> {
-        Ok(parsed(url)?.vhost)
+        Ok(parsed(url.expose())?.vhost)
     }
 
     pub(super) async fn channel(&self) -> Result<Channel, QueueError> {

@@ -59,7 +59,7 @@ pub async fn look(
         let declared = channel.queue_declare(queue.name().into(), options, FieldTable::default());
         let found = match within(&doing, declared).await {
             Ok(found) => found,
-            Err(error) if reply(&error) == Some(404) => return Ok(None),
+            Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
         let took = asked.elapsed();
@@ -147,6 +147,11 @@ pub async fn takes_largest(connection: &Connection) -> Result<Result<usize, Stri
         Err(error) if reply(&error) == Some(406) => Ok(Err(broker_text(&error))),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a queue does not exist. On a cluster, 404 `NOT_FOUND` is also the answer for a queue whose members are away.
+fn is_missing(error: &QueueError) -> bool {
+    reply(error) == Some(404) && broker_text(error).contains("no queue")
 }
 
 /// The AMQP reply code of a refusal.

@@ -54,7 +54,8 @@ impl<'a> Publisher<'a> {
     }
 
     /// Publishes a window of messages and returns when each is confirmed and routed. A message that
-    /// the broker refuses because its queue is full is published again.
+    /// the broker refuses because its queue is full is published again, on another channel: a channel that meets a quorum
+    /// queue while its leader dies refuses what the new leader would take, for as long as the old one is away.
     ///
     /// # Errors
     /// After any error the outcome is unknown: the broker may have accepted some of the messages.
@@ -73,6 +74,7 @@ impl<'a> Publisher<'a> {
             if started.elapsed() > FULL_TIMEOUT {
                 let queue = refused.name();
                 return Err(match inspect::look(self.connection, refused).await? {
+                    Some(state) if state.messages == 0 => QueueError::Refused { queue },
                     Some(state) => QueueError::Full {
                         queue,
                         messages: state.messages,
@@ -93,6 +95,7 @@ impl<'a> Publisher<'a> {
                 Duration::from_secs(2),
             ))
             .await;
+            self.renew().await?;
         }
         unreachable!("the attempts are endless")
     }
@@ -103,7 +106,11 @@ impl<'a> Publisher<'a> {
     /// As [`Self::publish`].
     pub async fn try_publish(&mut self, message: &Outgoing) -> Result<bool, QueueError> {
         let window = std::slice::from_ref(message);
-        let answers = self.publish_once(window, &[0]).await?;
+        let mut answers = self.publish_once(window, &[0]).await?;
+        if !answers.nacked.is_empty() {
+            self.renew().await?;
+            answers = self.publish_once(window, &[0]).await?;
+        }
         match answers.unroutable {
             Some(queue) => Err(QueueError::Unroutable { queue }),
             None => Ok(answers.nacked.is_empty()),

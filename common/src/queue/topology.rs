@@ -29,6 +29,9 @@ const CONTROL_AGE: Duration = Duration::from_hours(30 * 24);
 /// More than `etl.control` keeps, with those that arrive while it is read: its reader has all in hand at once.
 pub(super) const CONTROL_PREFETCH: u16 = 30_000;
 
+/// The members of the archive on a cluster, each with a copy. That of a quorum queue is RabbitMQ's default.
+const MEMBERS: i32 = 3;
+
 /// Deliveries after which the broker itself dead-letters a message. Services dead-letter it much earlier,
 /// with a reason; this limit is for a message that kills every process before the policy applies.
 const DELIVERY_LIMIT: i64 = 50;
@@ -48,35 +51,36 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
         table.insert(name.into(), value);
     };
     let text = |value: &str| AMQPValue::LongString(value.into());
+    let number = AMQPValue::LongLongInt;
+    let is_stream = queue == QueueName::Archive;
+    set(
+        "x-queue-type",
+        text(if is_stream { "stream" } else { "quorum" }),
+    );
+    // By default all leaders are on the node that the first client happens to be connected to.
+    set("x-queue-leader-locator", text("balanced"));
     match queue {
         QueueName::Archive => {
-            set("x-queue-type", text("stream"));
+            // As many as a quorum queue has; else every node of the cluster gets one.
+            set("x-initial-cluster-size", AMQPValue::LongInt(MEMBERS));
             set("x-max-age", text(ARCHIVE_AGE));
-            set("x-max-length-bytes", AMQPValue::LongLongInt(ARCHIVE_BYTES));
+            set("x-max-length-bytes", number(ARCHIVE_BYTES));
             set(
                 "x-stream-max-segment-size-bytes",
-                AMQPValue::LongLongInt(ARCHIVE_SEGMENT_BYTES),
+                number(ARCHIVE_SEGMENT_BYTES),
             );
         }
         QueueName::Control => {
             let age = i64::try_from(CONTROL_AGE.as_millis()).unwrap_or(i64::MAX);
-            set("x-queue-type", text("quorum"));
-            set(
-                "x-delivery-limit",
-                AMQPValue::LongLongInt(NO_DELIVERY_LIMIT),
-            );
-            set("x-message-ttl", AMQPValue::LongLongInt(age));
-            set("x-max-length", AMQPValue::LongLongInt(CONTROL_MESSAGES));
+            set("x-delivery-limit", number(NO_DELIVERY_LIMIT));
+            set("x-message-ttl", number(age));
+            set("x-max-length", number(CONTROL_MESSAGES));
             set("x-overflow", text("drop-head"));
             // A quorum queue ignores that a consumer is exclusive.
             set("x-single-active-consumer", AMQPValue::Boolean(true));
         }
         QueueName::Unreadable => {
-            set("x-queue-type", text("quorum"));
-            set(
-                "x-delivery-limit",
-                AMQPValue::LongLongInt(NO_DELIVERY_LIMIT),
-            );
+            set("x-delivery-limit", number(NO_DELIVERY_LIMIT));
         }
         QueueName::Dead
         | QueueName::Extract
@@ -89,8 +93,7 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
             } else {
                 (DELIVERY_LIMIT, QueueName::Dead)
             };
-            set("x-queue-type", text("quorum"));
-            set("x-delivery-limit", AMQPValue::LongLongInt(limit));
+            set("x-delivery-limit", number(limit));
             set("x-dead-letter-exchange", text(""));
             set("x-dead-letter-routing-key", text(next.name()));
             set("x-dead-letter-strategy", text("at-least-once"));
@@ -103,7 +106,7 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
         QueueName::Parked => PARKED_QUEUE_BYTES,
         _ => return table,
     };
-    table.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes));
+    set("x-max-length-bytes", number(bytes));
     table
 }
 

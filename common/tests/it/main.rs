@@ -16,6 +16,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use testkit::TIMEOUT;
 use testkit::http::Method;
+use testkit::process::CLOSED_PORT;
 use testkit::servers::stranger::{Properties, Stranger, header, text};
 use testkit::servers::{Vhost, private_broker, vhost};
 use tokio_util::sync::CancellationToken;
@@ -360,6 +361,39 @@ async fn wrong_credentials_are_a_configuration_error_without_the_password() {
         !refused.to_string().contains("not-the-password"),
         "{refused}"
     );
+}
+
+#[tokio::test]
+async fn hosts_are_tried_in_turn_and_an_error_names_each() {
+    let vhost = vhost().await;
+    let (user, rest) = vhost.amqp_url.split_once('@').unwrap();
+    let (host, path) = rest.split_once('/').unwrap();
+    let closed = format!("127.0.0.1:{CLOSED_PORT}");
+    let open = async |user: &str, hosts: &str| {
+        let url: SecretUrl = format!("{user}@{hosts}/{path}").parse().unwrap();
+        Connection::open(&url, "test").await
+    };
+    // Each attempt begins at a random host.
+    for _ in 0..5 {
+        let connection = open(user, &format!("{closed},{host},localhost:{CLOSED_PORT}")).await;
+        connection.unwrap().close().await;
+    }
+    let hosts = format!("{closed},localhost:{CLOSED_PORT}");
+    let Err(error) = open(user, &hosts).await else {
+        panic!("connected")
+    };
+    let text = error.to_string();
+    assert!(
+        text.contains(&closed) && text.contains("localhost:1/"),
+        "{text}"
+    );
+    assert!(
+        text.contains("refused") && !error.is_configuration(),
+        "{text}"
+    );
+    // A node that stops may refuse a user, and must not end a service: a refusal counts where no host accepts.
+    let refused = open("amqp://guest:wrong", &format!("{host},{closed}")).await;
+    assert!(refused.is_err_and(|error| error.is_configuration()));
 }
 
 /// Acks what it gets, and stops after so many deliveries.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use super::script::{Instance, variable_of};
@@ -52,6 +53,13 @@ enum Place {
 }
 
 impl Broker {
+    /// Another private broker, which joins the cluster of this one.
+    pub(super) async fn joined(&self) -> Self {
+        let variable = Some(("RABBITMQ_JOIN", self.instance().dir()));
+        let instance = Instance::private_with("rabbitmq", variable).await;
+        Self(Place::Local(Arc::new(instance)))
+    }
+
     /// `amqp://user:password@host:port/%2f`.
     pub fn url(&self) -> String {
         match &self.0 {
@@ -81,6 +89,11 @@ impl Broker {
         }
     }
 
+    /// Its name in a cluster.
+    pub fn node(&self) -> String {
+        self.instance().read("node")
+    }
+
     /// The process id of the Erlang VM. Only of a broker on this machine.
     pub fn pid(&self) -> u32 {
         self.instance().pid().as_raw_nonzero().get().unsigned_abs()
@@ -95,6 +108,13 @@ impl Broker {
         self.rabbitmqctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."])
             .await;
         self.instance().kill9().await;
+    }
+
+    /// Sends a signal to the Erlang VM, such as `Signal::STOP`. Private brokers only.
+    pub fn signal(&self, signal: Signal) {
+        assert!(self.is_private(), "other tests use a shared broker");
+        let pid = self.instance().pid();
+        kill_process(pid, signal).unwrap_or_else(|e| panic!("cannot signal {pid:?}: {e}"));
     }
 
     /// Stops it cleanly, or as cleanly as the script can.
@@ -113,6 +133,12 @@ impl Broker {
 
     /// Runs `rabbitmqctl` against this node and returns its output. Panics when it fails.
     pub async fn rabbitmqctl(&self, arguments: &[&str]) -> String {
+        let done = self.try_rabbitmqctl(arguments).await;
+        done.unwrap_or_else(|errors| panic!("rabbitmqctl {arguments:?} failed: {errors}"))
+    }
+
+    /// The same, with what it says when it fails, as it does while the node starts or stops.
+    pub(super) async fn try_rabbitmqctl(&self, arguments: &[&str]) -> Result<String, String> {
         let program = self.instance().dir().join("rabbitmqctl");
         let output = tokio::process::Command::new(&program)
             .arg("-q")
@@ -120,12 +146,12 @@ impl Broker {
             .output()
             .await;
         let output = output.unwrap_or_else(|e| panic!("cannot run {}: {e}", program.display()));
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "rabbitmqctl {arguments:?} failed: {errors}"
-        );
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() {
+            Ok(text(&output.stdout))
+        } else {
+            Err(text(&output.stderr))
+        }
     }
 
     /// Calls the management API at `/api/PATH`.

@@ -88,6 +88,19 @@ fn with_vhost(amqp_url: &str, vhost: &str) -> String {
     url.into()
 }
 
+async fn connect(url: &str) -> lapin::Result<Connection> {
+    let properties = ConnectionProperties::default().with_connection_name("testkit".into());
+    Connection::connect(url, properties).await
+}
+
+/// The URL with each of its hosts alone.
+fn each_host(url: &str) -> Vec<String> {
+    let (user, rest) = url.split_once('@').expect("a URL with a user");
+    let (hosts, path) = rest.split_once('/').expect("a URL with a path");
+    let each = hosts.split(',');
+    each.map(|host| format!("{user}@{host}/{path}")).collect()
+}
+
 impl Vhost {
     /// A new connection.
     pub async fn connect(&self) -> Connection {
@@ -96,13 +109,19 @@ impl Vhost {
             .expect("the test broker takes a connection")
     }
 
-    /// A new connection, or the reason why the broker refuses it.
+    /// A new connection, or the reason why the broker refuses it; of a cluster, to the first node that takes it.
     ///
     /// # Errors
     /// Those of lapin.
     pub async fn try_connect(&self) -> lapin::Result<Connection> {
-        let properties = ConnectionProperties::default().with_connection_name("testkit".into());
-        Connection::connect(&self.amqp_url, properties).await
+        let each = each_host(&self.amqp_url);
+        let (last, others) = each.split_last().expect("a URL has a host");
+        for url in others {
+            if let Ok(connection) = connect(url).await {
+                return Ok(connection);
+            }
+        }
+        connect(last).await
     }
 
     /// A channel of the connection that the helpers below share.

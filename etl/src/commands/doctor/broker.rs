@@ -8,7 +8,8 @@ use common::queue::inspect::{self, Declared};
 use common::queue::{Connection, Publisher, QueueError, QueueName};
 use common::reason::paragraph;
 use common::service::ServiceSettings;
-use common::settings;
+use common::settings::{self, SecretUrl};
+use futures::future::join_all;
 use tokio::time::timeout;
 
 use super::found;
@@ -23,12 +24,7 @@ const EXAMINATION_TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(super) async fn examine(findings: &mut Findings) -> Result<(), Failure> {
     let settings: ServiceSettings = settings::load().map_err(Failure::usage)?;
-    let connection = Connection::open(&settings.amqp_url, "etl doctor").await;
-    let connection = connection.map_err(|error| {
-        let error = paragraph(&error.into());
-        anyhow!("{error}; check that the broker runs and that ETL_AMQP_URL is right")
-    })?;
-    findings.fine("broker", format!("connected to {}", settings.amqp_url));
+    let connection = connect(&settings.amqp_url, findings).await?;
     let vhost = Connection::vhost(&settings.amqp_url).map_err(anyhow::Error::from)?;
     let examined = timeout(
         EXAMINATION_TIMEOUT,
@@ -53,6 +49,40 @@ pub(super) async fn examine(findings: &mut Findings) -> Result<(), Failure> {
     );
     connection.close().await;
     Ok(())
+}
+
+/// Connects to each host that the URL names; returns one of the connections.
+async fn connect(url: &SecretUrl, findings: &mut Findings) -> Result<Connection, Failure> {
+    let hosts: Vec<_> = url.expose_each().cloned().map(SecretUrl::from).collect();
+    let opened = hosts
+        .iter()
+        .map(|host| Connection::open(host, "etl doctor"));
+    let (mut connections, mut failures) = (Vec::new(), Vec::new());
+    for (host, opened) in hosts.iter().zip(join_all(opened).await) {
+        match opened {
+            Ok(connection) => {
+                findings.fine("broker", format!("connected to {host}"));
+                connections.push(connection);
+            }
+            Err(error) => failures.push(paragraph(&error.into())),
+        }
+    }
+    let Some(connection) = connections.pop() else {
+        let failures = failures.join("; ");
+        let error =
+            anyhow!("{failures}; check that the broker runs and that ETL_AMQP_URL is right");
+        return Err(error.into());
+    };
+    for failure in failures {
+        findings.warning(
+            "broker",
+            format!("{failure}; the services use the other hosts, and while most of the cluster's nodes are away the queues take nothing"),
+        );
+    }
+    for other in connections {
+        other.close().await;
+    }
+    Ok(connection)
 }
 
 async fn examine_on(
