@@ -6,6 +6,7 @@ mod broker;
 mod message;
 mod postgres;
 mod script;
+mod standby;
 pub mod stranger;
 mod vhost;
 

@@ -35,6 +35,14 @@ impl Instance {
 
     /// Starts one in a new folder beside the shared one, so that `with-servers` finds what a killed test left.
     pub(super) async fn private(script: &'static str) -> Self {
+        Self::private_with(script, None).await
+    }
+
+    /// The same, with a variable in the environment of its first start.
+    pub(super) async fn private_with(
+        script: &'static str,
+        variable: Option<(&str, &Path)>,
+    ) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let shared = variable_of("ETL_TEST_BROKER_DIR").map(PathBuf::from);
         let beside = shared
@@ -51,7 +59,9 @@ impl Instance {
             dir: own.path().join("server"),
             own: Some(own),
         };
-        instance.run("start").await;
+        let mut start = instance.command("start");
+        start.envs(variable);
+        instance.execute(start, "start").await;
         instance
     }
 
@@ -87,9 +97,11 @@ impl Instance {
     }
 
     pub(super) async fn run(&self, verb: &str) {
-        let output = tokio::process::Command::from(self.command(verb))
-            .output()
-            .await;
+        self.execute(self.command(verb), verb).await;
+    }
+
+    async fn execute(&self, command: Command, verb: &str) {
+        let output = tokio::process::Command::from(command).output().await;
         check(
             &output
                 .unwrap_or_else(|e| panic!("cannot run deploy/local/{} {verb}: {e}", self.script)),

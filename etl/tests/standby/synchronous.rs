@@ -1,0 +1,59 @@
+//! A synchronous standby: what was acknowledged to the broker is on it.
+
+use std::time::Instant;
+
+use testkit::cloud::sample;
+
+use crate::pair::{Pair, took};
+
+const APPEND: &str = "[target]\ntable = \"appended\"\n";
+const UPSERT: &str = "[target]\ntable = \"upserted\"\nmode = \"upsert\"\nkey = [\"url\"]\n[[columns]]\nsource = \"url\"\nrequired = true\n";
+const REPLACE: &str = "[target]\ntable = \"replaced\"\nmode = \"replace\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promoted_synchronous_standby_has_every_row_once() {
+    let mut pair = Pair::start().await;
+    pair.primary.synchronous(true).await;
+    for name in ["loader", "loader", "transformer", "extractor"] {
+        pair.service(name).await;
+    }
+    for (job, toml, rows) in [
+        ("appended", APPEND, 300_000),
+        ("upserted", UPSERT, 100_000),
+        ("replaced", REPLACE, 100_000),
+    ] {
+        pair.pipeline.job(job, toml, sample::clicks(rows));
+        pair.request(job, job).await;
+    }
+    pair.until_loaded("appended", 10).await;
+    pair.primary.kill9().await;
+    let killed = Instant::now();
+    pair.promote().await;
+    took("promoted after the kill", killed);
+    let before = pair
+        .pipeline
+        .number("SELECT count(*) FROM etl.batches")
+        .await;
+    testkit::wait_until(
+        "a batch after the promotion",
+        testkit::TIMEOUT,
+        async || {
+            pair.pipeline
+                .number("SELECT count(*) FROM etl.batches")
+                .await
+                > before
+        },
+    )
+    .await;
+    took("first batch after the kill", killed);
+    for (run, rows) in [
+        ("appended", 300_000),
+        ("upserted", 100_000),
+        ("replaced", 100_000),
+    ] {
+        pair.assert_complete(run).await;
+        pair.assert_rows(run, rows).await;
+    }
+    pair.assert_no_dead_letters().await;
+    took("all complete after the kill", killed);
+}
