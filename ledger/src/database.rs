@@ -20,7 +20,7 @@ use crate::pool::{Connected, Pool};
 const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// The longest that a COMMIT may take: it waits for the disk, and for a synchronous standby.
-const COMMIT_TIMEOUT: Duration = Duration::from_mins(1);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Begins a transaction in which text means what the transformer meant by it, names cannot be hijacked by a role that may
 /// create objects in `public`, a row security policy is an error rather than a filter, deferred constraints are checked where a

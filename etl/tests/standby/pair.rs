@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use testkit::pipeline::Pipeline;
 use testkit::process::Process;
-use testkit::servers::{Database, Postgres, private_postgres};
+use testkit::servers::{Postgres, private_postgres};
 use testkit::{TIMEOUT, wait_until};
 
 pub(crate) struct Pair {
@@ -41,11 +41,8 @@ impl Pair {
     /// Promotes the standby. The pipeline's own queries go there.
     pub(crate) async fn promote(&mut self) {
         self.standby.promote().await;
-        let url = self.pipeline.database.url.clone();
-        let database = Database {
-            url,
-            ..self.standby.copy_of(&self.pipeline.database)
-        };
+        let mut database = self.standby.copy_of(&self.pipeline.database);
+        database.url.clone_from(&self.pipeline.database.url);
         self.pipeline.database = database;
     }
 

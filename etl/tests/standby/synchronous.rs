@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use testkit::cloud::sample;
+use testkit::{TIMEOUT, wait_until};
 
 use crate::pair::{Pair, took};
 
 const APPEND: &str = "[target]\ntable = \"appended\"\n";
-const UPSERT: &str = "[target]\ntable = \"upserted\"\nmode = \"upsert\"\nkey = [\"url\"]\n[[columns]]\nsource = \"url\"\nrequired = true\n";
+const UPSERT: &str = "[target]\ntable = \"upserted\"\nmode = \"upsert\"\nkey = [\"url\"]\n[[columns]]\nsource = \"url\"\nrules = [{ required = true }]\n";
 const REPLACE: &str = "[target]\ntable = \"replaced\"\nmode = \"replace\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,16 +35,12 @@ async fn promoted_synchronous_standby_has_every_row_once() {
         .pipeline
         .number("SELECT count(*) FROM etl.batches")
         .await;
-    testkit::wait_until(
-        "a batch after the promotion",
-        testkit::TIMEOUT,
-        async || {
-            pair.pipeline
-                .number("SELECT count(*) FROM etl.batches")
-                .await
-                > before
-        },
-    )
+    wait_until("a batch after the promotion", TIMEOUT, async || {
+        pair.pipeline
+            .number("SELECT count(*) FROM etl.batches")
+            .await
+            > before
+    })
     .await;
     took("first batch after the kill", killed);
     for (run, rows) in [
@@ -56,4 +53,39 @@ async fn promoted_synchronous_standby_has_every_row_once() {
     }
     pair.assert_no_dead_letters().await;
     took("all complete after the kill", killed);
+}
+
+/// The COMMIT of a batch waits for the standby. It must not end by `statement_timeout`, with success that the standby does not
+/// know of.
+#[tokio::test(flavor = "multi_thread")]
+async fn absent_synchronous_standby_makes_the_loader_wait_and_loses_nothing() {
+    for is_promoted in [false, true] {
+        let mut pair = Pair::start().await;
+        pair.primary.synchronous(true).await;
+        for name in ["loader", "transformer", "extractor"] {
+            pair.service(name).await;
+        }
+        pair.pipeline
+            .job("appended", APPEND, sample::clicks(300_000));
+        pair.request("appended", "appended").await;
+        pair.until_loaded("appended", 5).await;
+        let cut = pair.standby.cut().await;
+        let away = Instant::now();
+        wait_until("the loader to say why it waits", TIMEOUT, async || {
+            let why = pair.pipeline.services[0].readiness().await;
+            why.is_some_and(|(_, why)| why.contains("synchronous standby"))
+        })
+        .await;
+        took("the loader says that the standby is away", away);
+        if is_promoted {
+            pair.primary.kill9().await;
+            pair.promote().await;
+        } else {
+            pair.standby.follow(cut).await;
+        }
+        pair.assert_complete("appended").await;
+        pair.assert_rows("appended", 300_000).await;
+        pair.assert_no_dead_letters().await;
+        took("complete", away);
+    }
 }
