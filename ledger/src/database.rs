@@ -140,7 +140,7 @@ impl Store {
         failure: impl Into<Cow<'static, str>>,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let done = within(limit, async {
+        let done = self.within(limit, async {
             let mut connection = self.acquire().await?;
             let mut tx = connection.begin_with(begin).await?;
             let done = work(&mut tx).await?;
@@ -150,6 +150,31 @@ impl Store {
         });
         done.await
             .map_err(|error: Error| error.while_doing(|| failure.into()))
+    }
+
+    /// Awaits `work` for at most as long as a transaction may take, and not when another server has taken the place of the one
+    /// that it is on.
+    pub async fn bounded<T, E: From<sqlx::Error>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        self.within(TRANSACTION_TIMEOUT, work).await
+    }
+
+    async fn within<T, E: From<sqlx::Error>>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::select! {
+            biased;
+            done = within(limit, work) => done,
+            () = self.pool.hosts.replaced() => Err(sqlx::Error::Io(std::io::Error::new(
+                std::io::ErrorKind::ConnectionAborted,
+                "the server does not take writes any more, and another one does",
+            ))
+            .into()),
+        }
     }
 }
 

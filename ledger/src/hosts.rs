@@ -29,6 +29,9 @@ const HEAD_START: Duration = Duration::from_secs(2);
 /// How long the other hosts may take to answer once one takes writes.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How often a transaction that takes long looks whether another server has taken the place of its own.
+const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+
 /// What a server is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -103,7 +106,6 @@ impl Hosts {
             return Ok(session);
         }
         let mut answers = self.look().await;
-        let is_primary = |answer: &Result<Session, _>| matches!(answer, Ok(session) if session.traits.role == Role::Primary);
         let primaries: Vec<_> = (0..answers.len())
             .filter(|&index| is_primary(&answers[index]))
             .collect();
@@ -121,6 +123,23 @@ impl Hosts {
         }
     }
 
+    /// Returns once another server takes writes and that of the last connection does not. A machine that is gone ends no
+    /// connection, and the answer to a statement would be waited for in vain.
+    pub(crate) async fn replaced(&self) {
+        if self.each.len() == 1 {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(WATCH_INTERVAL).await;
+            let last = self.last.load(Ordering::Relaxed);
+            let answers = self.look().await;
+            let is_primary = |index| answers.get(index).is_some_and(is_primary);
+            if !is_primary(last) && (0..answers.len()).any(is_primary) {
+                return;
+            }
+        }
+    }
+
     /// Asks every host at once, and has an answer for each, in their order.
     async fn look(&self) -> Vec<Result<Session, sqlx::Error>> {
         let silent = || Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
@@ -131,7 +150,7 @@ impl Hosts {
             .collect();
         let mut deadline = Instant::now() + HOST_TIMEOUT;
         while let Ok(Some((index, answer))) = timeout_at(deadline, asked.next()).await {
-            if matches!(&answer, Ok(session) if session.traits.role == Role::Primary) {
+            if is_primary(&answer) {
                 deadline = deadline.min(Instant::now() + GRACE);
             }
             answers[index] = answer;
@@ -197,6 +216,10 @@ impl Hosts {
             sentence,
         ))
     }
+}
+
+fn is_primary(answer: &Result<Session, sqlx::Error>) -> bool {
+    matches!(answer, Ok(session) if session.traits.role == Role::Primary)
 }
 
 impl Role {

@@ -9,6 +9,7 @@ use testkit::{TIMEOUT, wait_until};
 use crate::pair::{Pair, await_ready, both, took};
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
+const SILENT: &str = "[target]\ntable = \"silent\"\n";
 const ROWS: i64 = 50_000;
 
 /// A pair with services that have loaded a run, and idle connections to the primary.
@@ -101,17 +102,23 @@ async fn server_that_fell_silent_is_left() {
     );
     pair.pipeline.database.url.clone_from(&url);
     let mut pair = idle(None, pair).await;
+    // Statements are under way, and will not be answered.
+    pair.pipeline.job("silent", SILENT, sample::clicks(300_000));
+    pair.request("silent", "silent").await;
+    pair.until_loaded("silent", 5).await;
     relay.set(Mode::Blackhole);
+    pair.standby.await_caught_up(&pair.primary).await;
     pair.promote().await;
     let silent = Instant::now();
-    let asked = pair
-        .pipeline
-        .etl(&["run", "clicks", "--run-id", "after", "--again"])
-        .await;
+    let asked = ["run", "clicks", "--run-id", "after", "--again"];
+    let asked = pair.pipeline.etl(&asked).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     took("a request after the silence began", silent);
     assert_loads(&pair, "after", 2 * ROWS).await;
     took("a run after the silence began", silent);
+    pair.assert_complete("silent").await;
+    pair.assert_rows("silent", 300_000).await;
+    took("the run that was under way", silent);
     await_ready(&pair.pipeline.services[0]).await;
     let doctor = pair.pipeline.etl(&["doctor"]).await;
     assert!(
