@@ -123,19 +123,24 @@ impl Hosts {
         }
     }
 
-    /// Returns once another server takes writes and that of the last connection does not. A machine that is gone ends no
-    /// connection, and the answer to a statement would be waited for in vain.
-    pub(crate) async fn replaced(&self) {
-        if self.each.len() == 1 {
-            return std::future::pending().await;
-        }
-        loop {
-            tokio::time::sleep(WATCH_INTERVAL).await;
-            let last = self.last.load(Ordering::Relaxed);
-            let answers = self.look().await;
-            let is_primary = |index| answers.get(index).is_some_and(is_primary);
-            if !is_primary(last) && (0..answers.len()).any(is_primary) {
-                return;
+    /// Returns once another server takes writes and that of the last connection before this call does not. A machine that is
+    /// gone ends no connection, and the answer to a statement would be waited for in vain.
+    pub(crate) fn replaced(&self) -> impl Future<Output = ()> {
+        let mut known = self.last.load(Ordering::Relaxed);
+        async move {
+            if self.each.len() == 1 {
+                return std::future::pending().await;
+            }
+            loop {
+                tokio::time::sleep(WATCH_INTERVAL).await;
+                if known == NONE {
+                    known = self.last.load(Ordering::Relaxed);
+                }
+                let answers = self.look().await;
+                let is_primary = |index| answers.get(index).is_some_and(is_primary);
+                if !is_primary(known) && (0..answers.len()).any(is_primary) {
+                    return;
+                }
             }
         }
     }

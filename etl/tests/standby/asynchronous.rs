@@ -14,7 +14,7 @@ const TRANSFORMER: usize = 1;
 const EXTRACTOR: usize = 2;
 
 /// The rows of each job, which is loaded into the table of its name by one run of its name.
-const JOBS: [(&str, i64); 6] = [
+const JOBS: [(&str, u64); 6] = [
     ("before", 20_000),
     ("cancelled", 0),
     ("half", 300_000),
@@ -58,45 +58,37 @@ async fn follow_advice(pair: &Pair, run: &str, command: &str) {
     said(pair, &arguments, 0, &[]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_an_asynchronous_standby_lacks_is_found_and_completed() {
-    let mut pair = Pair::start().await;
-    for name in ["loader", "transformer", "extractor"] {
-        pair.service(name).await;
-    }
-    for (job, rows) in JOBS {
-        let toml = format!("[target]\ntable = \"{job}\"\n");
-        pair.pipeline.job(job, &toml, sample::clicks(rows as u64));
-    }
+/// Runs of which the standby has nothing, a part, or everything, when it is cut off from the primary. All of them but the last
+/// are complete there when it is killed.
+async fn lose_the_primary(pair: &mut Pair) {
+    let signal = |pair: &Pair, services: &[usize], signal| {
+        for service in services {
+            pair.pipeline.services[*service].signal(signal);
+        }
+    };
     pair.pipeline.run("before", "before").await;
-    let query = "FROM cancelled";
-    pair.pipeline
-        .cloud
-        .answer_once(query, Answer::queued_for_ever());
+    let (cloud, query) = (&pair.pipeline.cloud, "FROM cancelled");
+    cloud.answer_once(query, Answer::queued_for_ever());
     pair.request("cancelled", "cancelled").await;
     wait_until("the query to be noted", TIMEOUT, async || {
-        state(&pair, "cancelled").await == "running"
+        state(pair, "cancelled").await == "running"
     })
     .await;
     // The standby has the beginning of one run, and nothing but the request of another.
     pair.request("half", "half").await;
     pair.until_loaded("half", 5).await;
-    for service in [LOADER, EXTRACTOR] {
-        pair.pipeline.services[service].signal(Signal::STOP);
-    }
+    signal(pair, &[LOADER, EXTRACTOR], Signal::STOP);
     pair.request("requested", "requested").await;
     pair.standby.await_caught_up(&pair.primary).await;
-    let cut = pair.standby.cut().await;
-    for service in [LOADER, EXTRACTOR] {
-        pair.pipeline.services[service].signal(Signal::CONT);
-    }
+    let _cut = pair.standby.cut().await;
+    signal(pair, &[LOADER, EXTRACTOR], Signal::CONT);
     for run in ["half", "requested"] {
         pair.assert_complete(run).await;
     }
     pair.pipeline.run("unknown", "unknown").await;
-    said(&pair, &["cancel", "cancelled"], 0, &[]).await;
+    said(pair, &["cancel", "cancelled"], 0, &[]).await;
     // One more, of which batches are under way when the primary is lost.
-    pair.pipeline.services[TRANSFORMER].signal(Signal::STOP);
+    signal(pair, &[TRANSFORMER], Signal::STOP);
     pair.request("flying", "flying").await;
     wait_until("the result to be extracted", TIMEOUT, async || {
         let extracted =
@@ -105,32 +97,37 @@ async fn what_an_asynchronous_standby_lacks_is_found_and_completed() {
     })
     .await;
     pair.primary.kill9().await;
-    let killed = Instant::now();
-    drop(cut);
     pair.promote().await;
-    pair.pipeline.services[TRANSFORMER].signal(Signal::CONT);
-    took("promoted", killed);
+    signal(pair, &[TRANSFORMER], Signal::CONT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_asynchronous_standby_lacks_is_found_and_completed() {
+    let mut pair = Pair::start().await;
+    for name in ["loader", "transformer", "extractor"] {
+        pair.service(name).await;
+    }
+    for (job, rows) in JOBS {
+        let toml = format!("[target]\ntable = \"{job}\"\n");
+        pair.pipeline.job(job, &toml, sample::clicks(rows));
+    }
+    lose_the_primary(&mut pair).await;
+    let promoted = Instant::now();
 
     // What was complete before is.
     pair.pipeline.assert_reconciled("before").await;
-    pair.assert_rows("before", 20_000).await;
     // A decision of a person is made again.
     assert_eq!(state(&pair, "cancelled").await, "running");
     said(&pair, &["cancel", "cancelled"], 0, &[]).await;
     // Runs that the ledger does not know are requested again, under the same names.
     said(&pair, &["status", "unknown"], 2, &["unknown"]).await;
-    wait_until(
-        "dead letters of the run that was under way",
-        TIMEOUT,
-        async || {
-            let dead = "SELECT count(*) FROM etl.dead_letters WHERE run_id = 'flying'";
-            pair.pipeline.number(dead).await > 0
-        },
-    )
+    wait_until("dead letters of the last run", TIMEOUT, async || {
+        let dead = "SELECT count(*) FROM etl.dead_letters WHERE run_id = 'flying'";
+        pair.pipeline.number(dead).await > 0
+    })
     .await;
     let words = ["etl dead replay --run flying"];
     said(&pair, &["dead", "list"], 0, &words).await;
-    took("dead letters", killed);
     for run in ["unknown", "flying"] {
         pair.request(run, run).await;
     }
@@ -138,20 +135,13 @@ async fn what_an_asynchronous_standby_lacks_is_found_and_completed() {
     // A run whose task is gone, and one whose batches are.
     follow_advice(&pair, "half", "etl replay half --missing").await;
     follow_advice(&pair, "requested", "etl run requested --run-id requested").await;
-    took("advice followed", killed);
-    for (run, rows) in JOBS {
-        if run != "cancelled" {
-            pair.assert_complete(run).await;
-            pair.assert_rows(run, rows).await;
-        }
+    took("advice followed", promoted);
+    for (run, rows) in JOBS.into_iter().filter(|(run, _)| *run != "cancelled") {
+        pair.assert_complete(run).await;
+        pair.assert_rows(run, rows).await;
     }
-    wait_until("no dead letter to be open", TIMEOUT, async || {
-        pair.pipeline
-            .number("SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL")
-            .await
-            == 0
-    })
-    .await;
+    let open = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+    assert_eq!(pair.pipeline.number(open).await, 0);
     said(&pair, &["reconcile"], 0, &[]).await;
-    took("everything is complete", killed);
+    took("everything is complete", promoted);
 }

@@ -10,7 +10,7 @@ use crate::pair::{Pair, await_ready, both, took};
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
 const SILENT: &str = "[target]\ntable = \"silent\"\n";
-const ROWS: i64 = 50_000;
+const ROWS: u64 = 50_000;
 
 /// A pair with services that have loaded a run, and idle connections to the primary.
 async fn idle(url: Option<&str>, mut pair: Pair) -> Pair {
@@ -23,8 +23,7 @@ async fn idle(url: Option<&str>, mut pair: Pair) -> Pair {
         let service = service.start().await;
         pair.pipeline.services.push(service);
     }
-    pair.pipeline
-        .job("clicks", JOB, sample::clicks(ROWS as u64));
+    pair.pipeline.job("clicks", JOB, sample::clicks(ROWS));
     pair.pipeline.run("clicks", "before").await;
     pair.standby.await_caught_up(&pair.primary).await;
     pair
@@ -37,12 +36,10 @@ async fn switch(pair: &mut Pair) {
     pair.promote().await;
 }
 
-async fn assert_loads(pair: &Pair, run: &str, rows: i64) {
+async fn assert_loads(pair: &Pair, run: &str, rows: u64) {
     pair.assert_complete(run).await;
-    assert_eq!(
-        pair.pipeline.number("SELECT count(*) FROM clicks").await,
-        rows
-    );
+    let found = pair.pipeline.number("SELECT count(*) FROM clicks").await;
+    assert_eq!(u64::try_from(found).unwrap(), rows);
     pair.assert_no_dead_letters().await;
 }
 

@@ -43,10 +43,8 @@ impl Postgres {
         let value = rows.first().map(|row| {
             use sqlx::{Row as _, ValueRef as _};
             let value = row.try_get_raw(0).expect("a column");
-            match value.is_null() {
-                true => String::new(),
-                false => value.as_str().expect("a text").to_owned(),
-            }
+            let text = (!value.is_null()).then(|| value.as_str().expect("a text").to_owned());
+            text.unwrap_or_default()
         });
         value.unwrap_or_default()
     }
@@ -124,7 +122,6 @@ impl Postgres {
 }
 
 /// The way back of a standby that was cut off.
-#[must_use]
 #[derive(Debug)]
 pub struct Cut {
     primary: String,
