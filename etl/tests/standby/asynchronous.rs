@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use testkit::cloud::{Answer, sample};
 use testkit::process::{Finished, Signal};
-use testkit::{TIMEOUT, wait_until};
+use testkit::{TIMEOUT, wait_for, wait_until};
 
 use crate::pair::{Pair, took};
 
@@ -60,7 +60,8 @@ async fn follow_advice(pair: &Pair, run: &str, command: &str) {
 
 /// Runs of which the standby has nothing, a part, or everything, when it is cut off from the primary. All of them but the last
 /// are complete there when it is killed.
-async fn lose_the_primary(pair: &mut Pair) {
+/// Returns the number of its batches, which are all under way.
+async fn lose_the_primary(pair: &mut Pair) -> i64 {
     let signal = |pair: &Pair, services: &[usize], signal| {
         for service in services {
             pair.pipeline.services[*service].signal(signal);
@@ -90,15 +91,16 @@ async fn lose_the_primary(pair: &mut Pair) {
     // One more, of which batches are under way when the primary is lost.
     signal(pair, &[TRANSFORMER], Signal::STOP);
     pair.request("flying", "flying").await;
-    wait_until("the result to be extracted", TIMEOUT, async || {
-        let extracted =
-            "SELECT count(*) FROM etl.runs WHERE run_id = 'flying' AND batches_expected > 0";
-        pair.pipeline.number(extracted).await == 1
+    let batches = wait_for("the result to be extracted", TIMEOUT, async || {
+        let batches =
+            "SELECT coalesce(max(batches_expected), 0)::bigint FROM etl.runs WHERE run_id = 'flying'";
+        Some(pair.pipeline.number(batches).await).filter(|batches| *batches > 0)
     })
     .await;
     pair.primary.kill9().await;
     pair.promote().await;
     signal(pair, &[TRANSFORMER], Signal::CONT);
+    batches
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +113,7 @@ async fn what_an_asynchronous_standby_lacks_is_found_and_completed() {
         let toml = format!("[target]\ntable = \"{job}\"\n");
         pair.pipeline.job(job, &toml, sample::clicks(rows));
     }
-    lose_the_primary(&mut pair).await;
+    let batches = lose_the_primary(&mut pair).await;
     let promoted = Instant::now();
 
     // What was complete before is.
@@ -123,7 +125,7 @@ async fn what_an_asynchronous_standby_lacks_is_found_and_completed() {
     said(&pair, &["status", "unknown"], 2, &["unknown"]).await;
     wait_until("dead letters of the last run", TIMEOUT, async || {
         let dead = "SELECT count(*) FROM etl.dead_letters WHERE run_id = 'flying'";
-        pair.pipeline.number(dead).await > 0
+        pair.pipeline.number(dead).await >= batches
     })
     .await;
     let words = ["etl dead replay --run flying"];
