@@ -59,8 +59,7 @@ async fn follow_advice(pair: &Pair, run: &str, command: &str) {
 }
 
 /// Runs of which the standby has nothing, a part, or everything, when it is cut off from the primary. All of them but the last
-/// are complete there when it is killed.
-/// Returns the number of its batches, which are all under way.
+/// are complete there when it is killed. Returns the number of that one's batches, which are all under way.
 async fn lose_the_primary(pair: &mut Pair) -> i64 {
     let signal = |pair: &Pair, services: &[usize], signal| {
         for service in services {
