@@ -55,37 +55,44 @@ async fn promoted_synchronous_standby_has_every_row_once() {
     took("all complete after the kill", killed);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn absent_synchronous_standby_makes_the_loader_wait_until_it_is_back() {
+    assert_waits(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn absent_synchronous_standby_that_is_promoted_has_every_row_once() {
+    assert_waits(true).await;
+}
+
 /// The COMMIT of a batch waits for the standby. It must not end by `statement_timeout`, with success that the standby does not
 /// know of.
-#[tokio::test(flavor = "multi_thread")]
-async fn absent_synchronous_standby_makes_the_loader_wait_and_loses_nothing() {
-    for is_promoted in [false, true] {
-        let mut pair = Pair::start().await;
-        pair.primary.synchronous(true).await;
-        for name in ["loader", "transformer", "extractor"] {
-            pair.service(name).await;
-        }
-        pair.pipeline
-            .job("appended", APPEND, sample::clicks(300_000));
-        pair.request("appended", "appended").await;
-        pair.until_loaded("appended", 5).await;
-        let cut = pair.standby.cut().await;
-        let away = Instant::now();
-        wait_until("the loader to say why it waits", TIMEOUT, async || {
-            let why = pair.pipeline.services[0].readiness().await;
-            why.is_some_and(|(_, why)| why.contains("synchronous standby"))
-        })
-        .await;
-        took("the loader says that the standby is away", away);
-        if is_promoted {
-            pair.primary.kill9().await;
-            pair.promote().await;
-        } else {
-            pair.standby.follow(cut).await;
-        }
-        pair.assert_complete("appended").await;
-        pair.assert_rows("appended", 300_000).await;
-        pair.assert_no_dead_letters().await;
-        took("complete", away);
+async fn assert_waits(is_promoted: bool) {
+    let mut pair = Pair::start().await;
+    pair.primary.synchronous(true).await;
+    for name in ["loader", "transformer", "extractor"] {
+        pair.service(name).await;
     }
+    pair.pipeline
+        .job("appended", APPEND, sample::clicks(300_000));
+    pair.request("appended", "appended").await;
+    pair.until_loaded("appended", 5).await;
+    let cut = pair.standby.cut().await;
+    let away = Instant::now();
+    wait_until("the loader to say why it waits", TIMEOUT, async || {
+        let why = pair.pipeline.services[0].readiness().await;
+        why.is_some_and(|(_, why)| why.contains("synchronous standby"))
+    })
+    .await;
+    took("the loader says that the standby is away", away);
+    if is_promoted {
+        pair.primary.kill9().await;
+        pair.promote().await;
+    } else {
+        pair.standby.follow(cut).await;
+    }
+    pair.assert_complete("appended").await;
+    pair.assert_rows("appended", 300_000).await;
+    pair.assert_no_dead_letters().await;
+    took("complete", away);
 }
