@@ -2,11 +2,11 @@
 
 use anyhow::{Context, anyhow};
 use common::settings::{self, SecretUrl};
-use ledger::{Store, database};
+use ledger::{Role, Store};
 use serde::Deserialize;
-use sqlx::Connection as _;
 
 use crate::Failure;
+use crate::output::note;
 
 /// Connections at most: a command does few things at a time.
 const CONNECTIONS: u32 = 2;
@@ -32,16 +32,19 @@ pub async fn open() -> Result<Store, Failure> {
 /// Connects to the database that `ETL_DATABASE_URL` names.
 pub async fn connect() -> Result<Store, Failure> {
     let url = database_url()?;
-    let store = Store::new(&url, "etl", CONNECTIONS)
+    let store = Store::or_standby(&url, "etl", CONNECTIONS)
         .with_context(|| format!("ETL_DATABASE_URL ({url}) is not the URL of a database"))
         .map_err(Failure::Usage)?;
-    // Outside of the pool first, which retries for as long as it may and does not say why it has no connection.
-    let connection = database::connect(&url, "etl").await.with_context(|| {
+    let role = store.connect().await.with_context(|| {
         format!(
             "cannot connect to the database {url}; check that it runs and that ETL_DATABASE_URL is right"
         )
     })?;
-    connection.close().await.ok();
+    if role == Role::Standby {
+        note(
+            "no server of ETL_DATABASE_URL takes writes; this is what a standby has, which may be behind",
+        );
+    }
     Ok(store)
 }
 

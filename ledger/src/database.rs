@@ -4,22 +4,23 @@
 //! broken off on stays out of step for good); every wait is bounded.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::settings::SecretUrl;
 use sha2::{Digest, Sha256};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{Connection, Executor as _, PgConnection, Postgres, Transaction};
 
 use crate::error::Error;
+use crate::hosts::{Hosts, Role};
+use crate::pool::{Connected, Pool};
 
 /// The longest that a transaction may take before the connection counts as dead: a peer that vanished silently is noticed by
 /// nothing else. Above what a batch with refused rows takes.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_mins(5);
 
-/// The longest that connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest that a COMMIT may take: it waits for the disk, and for a synchronous standby.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Begins a transaction in which text means what the transformer meant by it, names cannot be hijacked by a role that may
 /// create objects in `public`, a row security policy is an error rather than a filter, deferred constraints are checked where a
@@ -50,12 +51,12 @@ pub(crate) const BEGIN: &str = begin!("READ COMMITTED", "10s", "2min");
 const BEGIN_BRIEFLY: &str = begin!("READ COMMITTED", "1s", "5s");
 
 /// Every statement sees the same snapshot.
-const BEGIN_READING: &str = begin!("REPEATABLE READ READ ONLY", "10s", "2min");
+pub(crate) const BEGIN_READING: &str = begin!("REPEATABLE READ READ ONLY", "10s", "2min");
 
 /// The ledger of a database, through a pool of connections.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: PgPool,
+    pool: Arc<Pool>,
     /// How a transaction that writes begins.
     begin: &'static str,
 }
@@ -63,12 +64,24 @@ pub struct Store {
 impl Store {
     /// A store of at most so many connections, each with this application name; none is made yet.
     pub fn new(url: &SecretUrl, application: &str, connections: u32) -> Result<Self, sqlx::Error> {
-        let options = options(url)?.application_name(application);
-        let pool = PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(CONNECT_TIMEOUT)
-            .connect_lazy_with(options);
-        Ok(Self { pool, begin: BEGIN })
+        let hosts = Hosts::new(url, application, false)?;
+        Ok(Self {
+            pool: Pool::new(hosts, connections),
+            begin: BEGIN,
+        })
+    }
+
+    /// [`Self::new`], which reads from a standby while no server takes writes.
+    pub fn or_standby(
+        url: &SecretUrl,
+        application: &str,
+        connections: u32,
+    ) -> Result<Self, sqlx::Error> {
+        let hosts = Hosts::new(url, application, true)?;
+        Ok(Self {
+            pool: Pool::new(hosts, connections),
+            begin: BEGIN,
+        })
     }
 
     /// The same store, with transactions that wait for a lock and for a statement for seconds: for work that others wait
@@ -76,9 +89,14 @@ impl Store {
     #[must_use]
     pub fn briefly(&self) -> Self {
         Self {
-            pool: self.pool.clone(),
+            pool: Arc::clone(&self.pool),
             begin: BEGIN_BRIEFLY,
         }
+    }
+
+    /// Makes the first connection, and says what its server is. The error says at once why there is none.
+    pub async fn connect(&self) -> Result<Role, sqlx::Error> {
+        self.pool.first().await
     }
 
     /// Closes every connection.
@@ -88,19 +106,17 @@ impl Store {
 
     /// A connection that is closed when dropped, unless it is given back.
     pub async fn acquire(&self) -> Result<Connected, sqlx::Error> {
-        Ok(Connected {
-            connection: Some(self.pool.acquire().await?),
-            begin: self.begin,
-        })
+        self.pool.acquire(self.begin).await
     }
 
     /// A connection outside the pool.
     pub(crate) async fn connect_anew(&self) -> Result<PgConnection, sqlx::Error> {
-        let options = self.pool.connect_options();
-        match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
-            Ok(connected) => connected,
-            Err(_) => Err(sqlx::Error::PoolTimedOut),
-        }
+        Ok(self.pool.hosts.connect().await?.connection)
+    }
+
+    /// What each server of the URL is, by its host and port.
+    pub async fn roles(&self) -> Vec<(String, Result<Role, sqlx::Error>)> {
+        self.pool.hosts.roles().await
     }
 
     /// Does `work` in a transaction and commits it. `failure` says in a sentence what could not be done. Any error means that
@@ -141,7 +157,7 @@ impl Store {
         failure: impl Into<Cow<'static, str>>,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let done = within(limit, async {
+        let done = self.within(limit, async {
             let mut connection = self.acquire().await?;
             let mut tx = connection.begin_with(begin).await?;
             let done = work(&mut tx).await?;
@@ -152,94 +168,78 @@ impl Store {
         done.await
             .map_err(|error: Error| error.while_doing(|| failure.into()))
     }
-}
 
-/// What sqlx understands after the `?` of a URL. It logs the names and values of others, and a misspelt `password` is one.
-const PARAMETERS: [&str; 18] = [
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "statement-cache-capacity",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-    "options",
-];
-
-/// sqlx accepts any scheme, and its errors quote values.
-fn options(url: &SecretUrl) -> Result<PgConnectOptions, sqlx::Error> {
-    let refused = |why: &'static str| sqlx::Error::Configuration(why.into());
-    let url = url.expose();
-    if !matches!(url.scheme(), "postgres" | "postgresql") {
-        return Err(refused("ETL_DATABASE_URL does not begin with postgres://"));
-    }
-    let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
-    if !url.query_pairs().all(|(name, _)| is_known(&name)) {
-        return Err(refused(
-            "ETL_DATABASE_URL has a parameter after its ? that is not known, such as sslmode would be",
-        ));
-    }
-    let parsed = url.as_str().parse();
-    parsed.map_err(|_| {
-        refused(
-            "a parameter after the ? of ETL_DATABASE_URL has a value that it cannot have, or a part of the URL is not UTF-8",
-        )
-    })
-}
-
-/// A connection of the pool that is closed when dropped, unless it was given back.
-pub struct Connected {
-    connection: Option<PoolConnection<Postgres>>,
-    begin: &'static str,
-}
-
-impl Connected {
-    /// Begins a transaction with the settings above.
-    pub async fn begin(&mut self) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
-        self.begin_with(self.begin).await
+    /// Awaits `work` for at most as long as a transaction may take, and not when another server has taken the place of the one
+    /// that it is on.
+    pub async fn bounded<T, E: From<sqlx::Error>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        self.within(TRANSACTION_TIMEOUT, work).await
     }
 
-    /// Begins a transaction that only reads, all of its statements from one snapshot.
-    pub async fn begin_reading(&mut self) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
-        self.begin_with(BEGIN_READING).await
-    }
-
-    async fn begin_with(
-        &mut self,
-        begin: &'static str,
-    ) -> Result<Transaction<'_, Postgres>, sqlx::Error> {
-        let connection = self.connection.as_mut().ok_or(sqlx::Error::PoolClosed)?;
-        connection.begin_with(begin).await
-    }
-
-    /// Its transaction ended in good order.
-    pub fn give_back(mut self) {
-        drop(self.connection.take());
-    }
-
-    /// Takes the connection out of the pool: what the session holds ends with it.
-    pub(crate) fn detach(mut self) -> Result<PgConnection, sqlx::Error> {
-        let connection = self.connection.take().ok_or(sqlx::Error::PoolClosed)?;
-        Ok(connection.detach())
-    }
-}
-
-impl Drop for Connected {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            // Dropping a detached connection closes its socket; the server ends the transaction.
-            drop(connection.detach());
+    async fn within<T, E: From<sqlx::Error>>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::select! {
+            biased;
+            done = within(limit, work) => done,
+            () = self.pool.hosts.replaced() => Err(sqlx::Error::Io(std::io::Error::new(
+                std::io::ErrorKind::ConnectionAborted,
+                "the server does not take writes any more, and another one does",
+            ))
+            .into()),
         }
+    }
+}
+
+/// A transaction on a connection of the pool.
+pub struct Tx<'c> {
+    tx: Transaction<'c, Postgres>,
+    is_synchronous: bool,
+}
+
+impl<'c> Tx<'c> {
+    pub(crate) fn new(tx: Transaction<'c, Postgres>, is_synchronous: bool) -> Self {
+        Self { tx, is_synchronous }
+    }
+
+    /// Commits it. Any error means that the outcome is unknown.
+    ///
+    /// A COMMIT that waits for a synchronous standby must not be ended by `statement_timeout`: PostgreSQL would report success,
+    /// with a warning that the standby may not have it.
+    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
+        if self.is_synchronous {
+            let unlimited = "SET LOCAL statement_timeout = 0";
+            self.tx.execute(unlimited).await?;
+        }
+        match tokio::time::timeout(COMMIT_TIMEOUT, self.tx.commit()).await {
+            Ok(done) => done,
+            Err(_) => Err(sqlx::Error::Io(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "the COMMIT had no answer in time; is a synchronous standby away? pg_stat_replication shows those that are there",
+            ))),
+        }
+    }
+
+    pub async fn rollback(self) -> Result<(), sqlx::Error> {
+        self.tx.rollback().await
+    }
+}
+
+impl std::ops::Deref for Tx<'_> {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.tx
+    }
+}
+
+impl std::ops::DerefMut for Tx<'_> {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.tx
     }
 }
 
@@ -280,13 +280,10 @@ pub async fn savepoint<T>(
     }
 }
 
-/// A connection of its own, outside the pool. A pool retries for as long as it may, and does not say why it has no connection.
+/// A connection of its own, to the server that takes writes.
 pub async fn connect(url: &SecretUrl, application: &str) -> Result<PgConnection, sqlx::Error> {
-    let options = options(url)?.application_name(application);
-    match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
-        Ok(connected) => connected,
-        Err(_) => Err(sqlx::Error::PoolTimedOut),
-    }
+    let hosts = Hosts::new(url, application, false)?;
+    Ok(hosts.connect().await?.connection)
 }
 
 /// The key of an advisory lock on something, for one purpose. Every program takes its keys from here.

@@ -73,7 +73,7 @@ impl From<Error> for Failure {
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     #[error(
-        "the ledger has no run {run:?}; etl run writes it there before it publishes, so that this message belongs to another database"
+        "the ledger has no run {run:?}; the message belongs to another database, or this one went back to a time before the request, by a restore or a failover: then request the run again by this name, and run: etl dead replay --run {run}"
     )]
     UnknownRun { run: String },
     #[error(

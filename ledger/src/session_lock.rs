@@ -16,8 +16,9 @@ impl Store {
     /// A connection of its own for locks, which holds none yet.
     pub async fn session_lock(&self) -> Result<SessionLock, Error> {
         let connection = self.acquire().await.map_err(Error::postgres(FAILURE))?;
-        let connection = connection.detach().map_err(Error::postgres(FAILURE))?;
-        Ok(SessionLock { connection })
+        Ok(SessionLock {
+            connection: connection.detach(),
+        })
     }
 }
 

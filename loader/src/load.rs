@@ -6,7 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use common::backoff::Repetition;
 use common::failpoint;
 use common::message::{RunEvent, RunId, ValidBatch};
-use ledger::database::bounded;
 use ledger::event::{self, Noted};
 use ledger::{Counts, RunState, Standing, Store, batch as entry, bigint, cause, quarantine};
 use sqlx::PgConnection;
@@ -48,7 +47,9 @@ pub async fn load(
     batch: &ValidBatch,
 ) -> Result<Outcome, LoadError> {
     targets.index(store, batch).await?;
-    let result = bounded(Box::pin(attempt(store, targets, batch))).await;
+    let result = store
+        .bounded(Box::pin(attempt(store, targets, batch)))
+        .await;
     if let Err(LoadError::Target { .. }) = &result {
         targets.check_again(&batch.target);
     }

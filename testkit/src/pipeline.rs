@@ -42,7 +42,17 @@ impl Pipeline {
 
     /// Everything but the services, with a virtual host of the test's private broker.
     pub async fn on(vhost: Vhost) -> Self {
-        let (cloud, database) = tokio::join!(Cloud::start(), database());
+        let database = database().await;
+        Self::with(vhost, database).await
+    }
+
+    /// Everything but the services, with a database of the test's private server.
+    pub async fn on_database(database: Database) -> Self {
+        Self::with(vhost().await, database).await
+    }
+
+    async fn with(vhost: Vhost, database: Database) -> Self {
+        let cloud = Cloud::start().await;
         let jobs = tempfile::tempdir().expect("a temporary folder for jobs");
         Self {
             cloud,

@@ -42,6 +42,8 @@ struct Shared {
     /// The answer to lose.
     lose: Mutex<Option<Lose>>,
     connections: watch::Sender<usize>,
+    /// The server that new connections lead to.
+    target: watch::Sender<String>,
     /// How long bytes are under way, in each direction.
     delay: watch::Sender<Duration>,
 }
@@ -67,13 +69,14 @@ impl Relay {
             cuts: watch::Sender::new(0),
             lose: Mutex::new(None),
             connections: watch::Sender::new(0),
+            target: watch::Sender::new(target.to_owned()),
             delay: watch::Sender::new(Duration::ZERO),
         });
         #[expect(
             clippy::disallowed_methods,
             reason = "the relay belongs to the test, which aborts it in Drop"
         )]
-        let server = tokio::spawn(accept(listener, target.to_owned(), Arc::clone(&shared)));
+        let server = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self {
             address,
             shared,
@@ -83,10 +86,7 @@ impl Relay {
 
     /// Relays to the server of a URL such as `amqp://user:password@host:port/vhost`.
     pub async fn to_url(url: &str) -> Self {
-        let url = Url::parse(url).expect("a URL of a server");
-        let host = url.host_str().expect("the URL of a server has a host");
-        let port = url.port().expect("the URL of a test's server has a port");
-        Self::start(&format!("{host}:{port}")).await
+        Self::start(&address_of(url)).await
     }
 
     /// The same URL, through the relay.
@@ -106,6 +106,11 @@ impl Relay {
     /// Changes the mode, for open and future connections.
     pub fn set(&self, mode: Mode) {
         self.shared.mode.send_replace(mode);
+    }
+
+    /// New connections lead to the server of another URL, as after a change of a name in DNS; open ones stay.
+    pub fn lead_to(&self, url: &str) {
+        self.shared.target.send_replace(address_of(url));
     }
 
     /// Holds what is sent up for this time, in each direction, as a server far away does.
@@ -159,19 +164,28 @@ impl Relay {
     }
 }
 
+/// `host:port` of a URL.
+fn address_of(url: &str) -> String {
+    let url = Url::parse(url).expect("a URL of a server");
+    let host = url.host_str().expect("the URL of a server has a host");
+    let port = url.port().expect("the URL of a test's server has a port");
+    format!("{host}:{port}")
+}
+
 impl Drop for Relay {
     fn drop(&mut self) {
         self.server.abort();
     }
 }
 
-async fn accept(listener: TcpListener, target: String, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((client, _)) = listener.accept().await else {
             continue;
         };
-        let (target, shared) = (target.clone(), Arc::clone(&shared));
+        let shared = Arc::clone(&shared);
+        let target = shared.target.borrow().clone();
         connections.spawn(async move {
             shared.connections.send_modify(|open| *open += 1);
             relay(client, &target, &shared).await;

@@ -7,6 +7,7 @@ mod cluster;
 mod message;
 mod postgres;
 mod script;
+mod standby;
 pub mod stranger;
 mod vhost;
 

@@ -25,6 +25,12 @@ pub async fn plan() -> Findings {
     let store = found(&mut findings, "database", store);
     let broker = broker::examine(&mut findings).await;
     found(&mut findings, "broker", broker);
+    if let Some(store) = &store {
+        let lost = super::status::lost(store).await;
+        for (run, why) in found(&mut findings, "runs", lost) {
+            findings.warning("runs", format!("{run}: {why}"));
+        }
+    }
     let jobs = jobs::examine(store.as_ref(), &mut findings).await;
     found(&mut findings, "jobs", jobs);
     findings

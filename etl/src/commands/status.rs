@@ -16,7 +16,9 @@ use crate::follow::patiently;
 use crate::output::run::{NO_REASON, by_whom, choice, sums, took};
 use crate::output::{self, Sheet, by, counted, note, number, print, show};
 use crate::store;
-use ledger::{DroppedRows, Generation, Parked, RejectCount, RejectFilter, Run, RunState, Store};
+use ledger::{
+    DroppedRows, Generation, Parked, RejectCount, RejectFilter, Run, RunFilter, RunState, Store,
+};
 
 /// Show a run: its progress and rate, the depths of the queues, its cost.
 #[derive(Debug, clap::Args)]
@@ -146,11 +148,16 @@ impl Status {
             format!(
                 "`etl run {job} --run-id {id}`, with the same parameters, sends its task again unless an extractor has it in hand"
             )
+        } else if run.batches > 0 {
+            format!(
+                "`etl replay {id} --missing` sends what the ledger lacks, unless the extractor has not read the result to its end"
+            )
         } else {
             format!("`etl cancel {id}`, and request it again, unless its query still works")
         };
         // The task of a query that works is in hand for most of the time, and nothing is noted meanwhile.
-        let is_reading = run.batches_expected.is_some() || run.state == RunState::Requested;
+        let is_reading =
+            run.batches_expected.is_some() || run.batches > 0 || run.state == RunState::Requested;
         let most = if is_reading {
             IDLE_SECONDS
         } else {
@@ -198,6 +205,30 @@ pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Stat
     status.look_for_loss(idle);
     Ok(status)
 }
+
+/// The latest open runs of which nothing is in any queue, with what repairs each.
+pub(super) async fn lost(store: &Store) -> Result<Vec<(String, String)>, Failure> {
+    let filter = RunFilter {
+        states: &[RunState::Requested, RunState::Running],
+        limit: MAX_LOST,
+        ..RunFilter::default()
+    };
+    let runs = store.latest(&filter).await?;
+    let queues = broker::depths().await;
+    let mut lost = Vec::new();
+    for run in runs {
+        let id = run.run_id.clone();
+        let parked = store.parked(Some(&id)).await?;
+        let idle = store.idle_seconds(&run).await?;
+        let mut status = Status::new(run, vec![], vec![], parked, queues.clone(), None);
+        status.look_for_loss(idle);
+        lost.extend(status.lost.map(|why| (id, why)));
+    }
+    Ok(lost)
+}
+
+/// The most open runs that [`lost`] looks at.
+const MAX_LOST: u32 = 100;
 
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {

@@ -29,7 +29,7 @@ pub async fn private_postgres() -> Postgres {
 
 /// A Postgres cluster. A private one ends when its last clone and its last database are dropped.
 #[derive(Clone, Debug)]
-pub struct Postgres(Arc<Instance>);
+pub struct Postgres(pub(super) Arc<Instance>);
 
 impl Postgres {
     /// The URL of its first database, as a superuser.
@@ -75,16 +75,22 @@ impl Postgres {
             .await;
         created.unwrap_or_else(|e| panic!("the test server did not create a database: {e}"));
         admin.close().await.ok();
+        self.database_named(&name)
+    }
+
+    /// A database that exists.
+    pub(super) fn database_named(&self, name: &str) -> Database {
         let mut url = url::Url::parse(&self.url()).expect("the server's url file holds a URL");
-        url.set_path(&name);
+        url.set_path(name);
+        let options: PgConnectOptions = url.as_str().parse().expect("a URL of PostgreSQL");
         let pool = PgPoolOptions::new()
             .max_connections(5)
             // A pool also retries to reach an absent server for this time.
             .acquire_timeout(Duration::from_secs(20))
-            .connect_lazy_with(options.database(&name));
+            .connect_lazy_with(options);
         Database {
             url: url.into(),
-            name,
+            name: name.to_owned(),
             pool,
             server: self.clone(),
         }

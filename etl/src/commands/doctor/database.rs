@@ -8,7 +8,7 @@ use crate::Failure;
 use crate::commands::status::waiting;
 use crate::jobs::Jobs;
 use crate::store;
-use ledger::{Server, Store};
+use ledger::{Role, Server, Store, unreachable};
 
 /// The oldest PostgreSQL that has the SQL of the ledger (multiranges).
 const OLDEST: i32 = 140_000;
@@ -19,6 +19,7 @@ const MAX_SKEW: f64 = 60.0;
 /// Examines the database. Returns the ledger where it can be read.
 pub(super) async fn examine(findings: &mut Findings) -> Result<Option<Store>, Failure> {
     let store = store::connect().await?;
+    examine_hosts(&store, findings).await;
     let server = store.server().await?;
     examine_server(&server, findings);
     let is_readable = schema(&store, &server.role, findings).await?;
@@ -28,6 +29,35 @@ pub(super) async fn examine(findings: &mut Findings) -> Result<Option<Store>, Fa
         }
     }
     Ok(is_readable.then_some(store))
+}
+
+/// What each of several servers is.
+async fn examine_hosts(store: &Store, findings: &mut Findings) {
+    let roles = store.roles().await;
+    if roles.len() < 2 {
+        return;
+    }
+    let primaries = roles
+        .iter()
+        .filter(|(_, role)| matches!(role, Ok(Role::Primary)));
+    let primaries: Vec<_> = primaries.map(|(host, _)| host.as_str()).collect();
+    if primaries.len() > 1 {
+        findings.wrong(
+            "servers",
+            format!(
+                "{} take writes; one may be an old primary that was started again: stop it, since what is written there is lost",
+                primaries.join(" and ")
+            ),
+        );
+    }
+    for (host, role) in &roles {
+        match role {
+            Ok(role) => findings.fine("servers", format!("{host} {}", role.name())),
+            Err(error) => {
+                findings.warning("servers", format!("{host} {}", unreachable(error)));
+            }
+        }
+    }
 }
 
 fn examine_server(server: &Server, findings: &mut Findings) {

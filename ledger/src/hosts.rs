@@ -1,0 +1,375 @@
+//! The servers that the URL of a database names, and the one of them that takes writes.
+//!
+//! With one host, the connection is to that host. With several (a primary and its standbys), every one is asked at once what it
+//! is, and the one that takes writes is connected to; a server that does not answer delays that by some seconds at most. The next
+//! connection goes to the same server without asking the others, for as long as it takes writes. An old primary that came back
+//! takes writes, too: the server with the newest timeline is preferred, since each promotion begins a new one.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::settings::SecretUrl;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection as _, PgConnection, Row as _};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::error::{Class, cause, classify};
+
+/// The longest that connecting may take, where there is one host.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The longest that one of several hosts may take to answer.
+pub(crate) const HOST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the server of the last connection may take before the others are asked, too.
+const HEAD_START: Duration = Duration::from_secs(2);
+
+/// How long the other hosts may take to answer once one takes writes.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How often a transaction that takes long looks whether another server has taken the place of its own.
+const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes.
+    Primary,
+    /// It follows another server.
+    Standby,
+    /// It follows nobody, and `default_transaction_read_only` is on.
+    ReadOnly,
+}
+
+/// What a session's server said of itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Traits {
+    pub(crate) role: Role,
+    /// A COMMIT waits for a standby.
+    pub(crate) is_synchronous: bool,
+}
+
+/// A connection, and what its server is.
+pub(crate) struct Session {
+    pub(crate) connection: PgConnection,
+    pub(crate) traits: Traits,
+}
+
+/// The servers of a database.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    each: Vec<PgConnectOptions>,
+    /// The one of the last connection, where it took writes.
+    last: AtomicUsize,
+    /// Whether a connection to a standby will do while no server takes writes.
+    reads_standby: bool,
+}
+
+const NONE: usize = usize::MAX;
+
+impl Hosts {
+    pub(crate) fn new(
+        url: &SecretUrl,
+        application: &str,
+        reads_standby: bool,
+    ) -> Result<Self, sqlx::Error> {
+        let each = url.expose_each().map(|url| options(url.clone()));
+        let named = |options: PgConnectOptions| options.application_name(application);
+        Ok(Self {
+            each: each
+                .map(|options| options.map(named))
+                .collect::<Result<_, _>>()?,
+            last: NONE.into(),
+            reads_standby,
+        })
+    }
+
+    /// A connection to the server that takes writes; to the only one, whatever it is.
+    pub(crate) async fn connect(&self) -> Result<Session, sqlx::Error> {
+        let [only] = &self.each[..] else {
+            return self.find().await;
+        };
+        match timeout(CONNECT_TIMEOUT, open(only)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(sqlx::Error::PoolTimedOut),
+        }
+    }
+
+    async fn find(&self) -> Result<Session, sqlx::Error> {
+        let last = self.each.get(self.last.load(Ordering::Relaxed));
+        if let Some(known) = last
+            && let Ok(Ok(session)) = timeout(HEAD_START, open(known)).await
+            && session.traits.role == Role::Primary
+        {
+            return Ok(session);
+        }
+        let mut answers = self.look().await;
+        let primaries: Vec<_> = (0..answers.len())
+            .filter(|&index| is_primary(&answers[index]))
+            .collect();
+        let chosen = match primaries[..] {
+            [] => None,
+            [only] => Some(only),
+            _ => Some(self.newest(&primaries, &mut answers).await),
+        };
+        self.last.store(chosen.unwrap_or(NONE), Ordering::Relaxed);
+        let reads = || answers.iter().position(Result::is_ok);
+        let chosen = chosen.or_else(|| reads().filter(|_| self.reads_standby));
+        match chosen {
+            Some(index) => answers.swap_remove(index),
+            None => Err(self.no_primary(answers)),
+        }
+    }
+
+    /// Returns once another server takes writes and that of the last connection before this call does not. A machine that is
+    /// gone ends no connection, and the answer to a statement would be waited for in vain.
+    pub(crate) fn replaced(&self) -> impl Future<Output = ()> {
+        let mut known = self.last.load(Ordering::Relaxed);
+        async move {
+            if self.each.len() == 1 {
+                return std::future::pending().await;
+            }
+            loop {
+                tokio::time::sleep(WATCH_INTERVAL).await;
+                if known == NONE {
+                    known = self.last.load(Ordering::Relaxed);
+                }
+                let answers = self.look().await;
+                let is_primary = |index| answers.get(index).is_some_and(is_primary);
+                if !is_primary(known) && (0..answers.len()).any(is_primary) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Asks every host at once, and has an answer for each, in their order.
+    async fn look(&self) -> Vec<Result<Session, sqlx::Error>> {
+        let silent = || Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
+        let mut answers: Vec<_> = self.each.iter().map(|_| silent()).collect();
+        let asked = self.each.iter().enumerate();
+        let mut asked: FuturesUnordered<_> = asked
+            .map(|(index, options)| async move { (index, open(options).await) })
+            .collect();
+        let mut deadline = Instant::now() + HOST_TIMEOUT;
+        while let Ok(Some((index, answer))) = timeout_at(deadline, asked.next()).await {
+            if is_primary(&answer) {
+                deadline = deadline.min(Instant::now() + GRACE);
+            }
+            answers[index] = answer;
+        }
+        answers
+    }
+
+    /// Which of several servers that take writes was promoted last.
+    async fn newest(
+        &self,
+        primaries: &[usize],
+        answers: &mut [Result<Session, sqlx::Error>],
+    ) -> usize {
+        let mut timelines = Vec::new();
+        for &index in primaries {
+            let timeline = match &mut answers[index] {
+                Ok(session) => timeline(&mut session.connection).await.unwrap_or_default(),
+                Err(_) => 0,
+            };
+            timelines.push((timeline, index));
+        }
+        // Of equal ones, the first in the URL.
+        timelines.sort_by_key(|&(timeline, index)| (std::cmp::Reverse(timeline), index));
+        let named = |index: usize| name(&self.each[index]);
+        let others: Vec<_> = timelines[1..].iter().map(|&(_, at)| named(at)).collect();
+        let chosen = timelines[0].1;
+        tracing::warn!(
+            server = named(chosen),
+            others = others.join(", "),
+            "several servers of ETL_DATABASE_URL take writes, and the one that was promoted last is used; stop the others, which may be an old primary"
+        );
+        chosen
+    }
+
+    /// What each server is, by its host and port.
+    pub(crate) async fn roles(&self) -> Vec<(String, Result<Role, sqlx::Error>)> {
+        let names = self.each.iter().map(name);
+        let answers = self.look().await.into_iter();
+        names
+            .zip(answers.map(|answer| Ok(answer?.traits.role)))
+            .collect()
+    }
+
+    /// Why there is no server to write to, by host.
+    fn no_primary(&self, mut answers: Vec<Result<Session, sqlx::Error>>) -> sqlx::Error {
+        let is_configuration = |answer: &Result<Session, _>| matches!(answer, Err(error) if classify(error) == Class::Configuration);
+        if answers.iter().all(is_configuration)
+            && let Some(Err(error)) = answers.pop()
+        {
+            return error;
+        }
+        let why = self.each.iter().zip(answers).map(|(options, answer)| {
+            let why = match answer {
+                Ok(session) => session.traits.role.name().to_owned(),
+                Err(error) => unreachable(&error),
+            };
+            format!("{} {why}", name(options))
+        });
+        let why: Vec<_> = why.collect();
+        let sentence = format!("no server takes writes: {}", why.join(", "));
+        sqlx::Error::Io(std::io::Error::new(
+            std::io::ErrorKind::NotConnected,
+            sentence,
+        ))
+    }
+}
+
+fn is_primary(answer: &Result<Session, sqlx::Error>) -> bool {
+    matches!(answer, Ok(session) if session.traits.role == Role::Primary)
+}
+
+impl Role {
+    /// The end of a sentence that begins with the server.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Primary => "is the primary",
+            Self::Standby => "is a standby",
+            Self::ReadOnly => "is read-only (default_transaction_read_only is on)",
+        }
+    }
+}
+
+/// Why a server has no role: the end of a sentence that begins with the server.
+pub fn unreachable(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+            "does not answer".to_owned()
+        }
+        error => format!("cannot be used ({})", cause(error)),
+    }
+}
+
+fn name(options: &PgConnectOptions) -> String {
+    format!("{}:{}", options.get_host(), options.get_port())
+}
+
+async fn open(options: &PgConnectOptions) -> Result<Session, sqlx::Error> {
+    let mut connection = PgConnection::connect_with(options).await?;
+    let traits = traits(&mut connection).await?;
+    Ok(Session { connection, traits })
+}
+
+/// What a session's server is now, in one round trip. It also shows that the connection works.
+pub(crate) async fn traits(connection: &mut PgConnection) -> Result<Traits, sqlx::Error> {
+    let row = sqlx::raw_sql(
+        "SELECT pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool, pg_catalog.pg_is_in_recovery(),
+                pg_catalog.current_setting('synchronous_standby_names') <> ''",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Traits {
+        role: match (row.try_get(0)?, row.try_get(1)?) {
+            (_, true) => Role::Standby,
+            (true, false) => Role::ReadOnly,
+            (false, false) => Role::Primary,
+        },
+        is_synchronous: row.try_get(2)?,
+    })
+}
+
+/// The timeline that a primary writes.
+async fn timeline(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    let select =
+        "SELECT ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::bigint";
+    let asked = sqlx::raw_sql(select).fetch_one(connection);
+    match timeout(HEAD_START, asked).await {
+        Ok(row) => row?.try_get(0),
+        Err(_) => Err(sqlx::Error::PoolTimedOut),
+    }
+}
+
+/// What sqlx understands after the `?` of a URL. It logs the names and values of others, and a misspelt `password` is one.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// libpq's parameter for what [`Hosts`] does in any case.
+const TARGET: &str = "target_session_attrs";
+
+/// sqlx accepts any scheme, and its errors quote values.
+fn options(mut url: url::Url) -> Result<PgConnectOptions, sqlx::Error> {
+    let refused = |why: &'static str| sqlx::Error::Configuration(why.into());
+    if !matches!(url.scheme(), "postgres" | "postgresql") {
+        return Err(refused("ETL_DATABASE_URL does not begin with postgres://"));
+    }
+    let (targets, others): (Vec<_>, Vec<_>) = url
+        .query_pairs()
+        .into_owned()
+        .partition(|(name, _)| name == TARGET);
+    if !targets.is_empty() {
+        let is_writable = |value: &str| matches!(value, "read-write" | "primary");
+        if !targets.iter().all(|(_, value)| is_writable(value)) {
+            return Err(refused(
+                "target_session_attrs in ETL_DATABASE_URL can be read-write or primary, and need not be there: of several hosts, the one that takes writes is used",
+            ));
+        }
+        url.query_pairs_mut().clear().extend_pairs(&others);
+    }
+    let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
+    if !others.iter().all(|(name, _)| is_known(name)) {
+        return Err(refused(
+            "ETL_DATABASE_URL has a parameter after its ? that is not known, such as sslmode would be",
+        ));
+    }
+    let parsed = url.as_str().parse();
+    parsed.map_err(|_| {
+        refused(
+            "a parameter after the ? of ETL_DATABASE_URL has a value that it cannot have, or a part of the URL is not UTF-8",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(url: &str) -> Result<Vec<String>, String> {
+        let hosts = Hosts::new(&url.parse().unwrap(), "test", false);
+        let hosts = hosts.map_err(|error| cause(&error))?;
+        Ok(hosts.each.iter().map(name).collect())
+    }
+
+    #[test]
+    fn url_of_libpq_with_several_hosts_is_understood() {
+        let several =
+            "postgres://etl:secret@one,two:5433/db?target_session_attrs=read-write&sslmode=disable";
+        assert_eq!(hosts(several).unwrap(), ["one:5432", "two:5433"]);
+        assert_eq!(
+            hosts("postgres://one/db?target_session_attrs=primary").unwrap(),
+            ["one:5432"]
+        );
+        let standby = hosts("postgres://one,two/db?target_session_attrs=standby").unwrap_err();
+        assert!(standby.contains("read-write or primary"), "{standby}");
+        let unknown = hosts("postgres://one,two/db?pasword=secret").unwrap_err();
+        assert!(
+            unknown.contains("not known") && !unknown.contains("secret"),
+            "{unknown}"
+        );
+    }
+}
