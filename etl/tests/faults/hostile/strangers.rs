@@ -154,9 +154,10 @@ fn random_properties(random: &mut StdRng) -> Properties {
     properties
 }
 
-/// Publishes all of these to every queue, with a body that no other message has where the body alone tells messages apart.
-async fn publish_to_all(stranger: &mut Stranger, messages: &[Message]) -> usize {
-    for (at, message) in messages.iter().enumerate() {
+/// Publishes all of these, numbered from `first`, to every queue, with a body that no other message has where the body alone
+/// tells messages apart.
+async fn publish_to_all(stranger: &mut Stranger, messages: &[Message], first: usize) -> usize {
+    for (message, at) in messages.iter().zip(first..) {
         for queue in QUEUES {
             let mut body = message.body.clone();
             if queue == "etl.dead" {
@@ -238,7 +239,7 @@ async fn messages_of_strangers_are_put_aside_while_a_run_completes() {
     }));
     let mut stranger = Stranger::connect(&pipeline.vhost.amqp_url).await;
     let (half, rest) = messages.split_at(receivable / 2);
-    let mut sent = publish_to_all(&mut stranger, half).await;
+    let mut sent = publish_to_all(&mut stranger, half, 0).await;
     pipeline.job("clicks", &plain("clicks"), sample::clicks(60_000));
     let run = pipeline
         .service("etl")
@@ -247,7 +248,7 @@ async fn messages_of_strangers_are_put_aside_while_a_run_completes() {
         .arg("--run-id")
         .arg("during");
     let mut run = run.arg("--again").arg("--follow").spawn();
-    sent += publish_to_all(&mut stranger, rest).await;
+    sent += publish_to_all(&mut stranger, rest, half.len()).await;
     publish_to_stream(&pipeline, "etl.archive", &messages).await;
     publish_to_stream(&pipeline, "etl.control", &messages).await;
     let status = run.wait(TIMEOUT).await;
