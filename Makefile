@@ -8,7 +8,7 @@ help:
 	@echo 'make stop         ends what the demo started; the data stays'
 	@echo 'make clean-local  ends it and deletes its data'
 	@echo 'make test         formatting, lints, deployment files, the demo, the commands of the documentation, and all tests'
-	@echo 'make test-all     make test, and the tests that take longer: a cluster of brokers'
+	@echo 'make test-all     make test, and what takes longer: a cluster of brokers, the soak'
 	@echo 'make test-notebook  executes docs/confirm_load.ipynb in the demo'
 	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
 	@echo 'make soak         the pipeline under kill -9 for SOAK_MINUTES (10), then hostile input for ten more'
@@ -37,9 +37,10 @@ test:
 	deploy/local/test-demo
 	deploy/local/with-servers cargo test --workspace
 
-# Also what takes some minutes more. Each cluster has three brokers, so that its tests take turns.
+# Also what takes longer. Each cluster has three brokers, so that its tests take turns.
 test-all: test
 	deploy/local/with-servers cargo test -p etl --test cluster -- --test-threads 1
+	deploy/local/soak
 
 # make test does the same in a demo of its own.
 test-notebook: demo

@@ -38,7 +38,7 @@ const DELIVERY_LIMIT: i64 = 50;
 
 /// Deliveries after which the broker moves a dead letter to `etl.unreadable`: no loader can receive or store it, and the
 /// others must not wait behind it.
-const DEAD_DELIVERY_LIMIT: i64 = 100;
+const DEAD_DELIVERY_LIMIT: i64 = 50;
 
 /// The limit of the queues that nobody empties: by default there is one since RabbitMQ 4.0, and without a queue to
 /// dead-letter to it would delete messages. 3.x refuses -1, 'no limit'.

@@ -81,7 +81,8 @@ pub(super) async fn drain(shared: &Deliveries<'_>) -> Result<(), Fault> {
     let mut fruitless = 0;
     while !session.stop.is_cancelled() {
         let waiting = waiting(session).await.min(max);
-        let has_loaded = waiting > 0 && go_through(shared, &mut publisher, waiting).await?;
+        let has_loaded =
+            waiting > 0 && Box::pin(go_through(shared, &mut publisher, waiting)).await?;
         fruitless = if has_loaded { 0 } else { fruitless + 1 };
         max = tokio::select! {
             biased;

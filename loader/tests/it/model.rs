@@ -44,10 +44,10 @@ const JOBS: [(&str, &str, &str); 6] = [
 
 const BATCHES: u32 = 3;
 const ROWS: u64 = 4;
-const STEPS: usize = 60;
+const STEPS: usize = 45;
 
 /// Sequences in a run of all tests. The soak has a thousand.
-const DEFAULT_SEQUENCES: u64 = 12;
+const DEFAULT_SEQUENCES: u64 = 50;
 
 /// The raw rows of a run: keys by batch. The value of a row is `run/ordinal`.
 type Raw = Vec<Vec<i64>>;

@@ -50,10 +50,14 @@ impl<'a> Pace<'a> {
             return Ok(());
         }
         self.sent = 0;
-        if self.store.waiting_bytes(self.target).await? <= self.limit {
+        Box::pin(self.until_room()).await
+    }
+
+    async fn until_room(&self) -> anyhow::Result<()> {
+        let target = self.target;
+        if self.store.waiting_bytes(target).await? <= self.limit {
             return Ok(());
         }
-        let target = self.target;
         note(&format!(
             "too much waits for {target}, and `etl status` says why; going on when it takes rows again"
         ));
