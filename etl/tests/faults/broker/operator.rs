@@ -217,8 +217,7 @@ async fn deleted_task_leaves_its_run_open_and_other_runs_complete() {
 async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
     let broker = private_broker().await;
     // The state after half an hour; the broker checks every second instead of every minute.
-    let impatient = "application:set_env(rabbit, consumer_timeout, 6000), application:set_env(rabbit, channel_tick_interval, 1000).";
-    broker.rabbitmqctl(&["eval", impatient]).await;
+    let impatient = "application:set_env(rabbit, consumer_timeout, 2500), application:set_env(rabbit, channel_tick_interval, 1000).";
     let mut pipeline = Pipeline::on(broker.vhost().await).await;
     for name in SERVICES {
         let service = pipeline.service(name).start().await;
@@ -227,14 +226,14 @@ async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
     Run::start(&pipeline, "first", 10)
         .assert_complete(&pipeline)
         .await;
-    let mut lock = pipeline.database.pool.begin().await.unwrap();
-    sqlx::query("LOCK TABLE clicks")
-        .execute(&mut *lock)
-        .await
-        .unwrap();
-    let run = Run::start(&pipeline, "held", 1_000);
+    // Within the time that a statement has.
+    let slow = "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(4); RETURN NULL; END $$;
+                CREATE TRIGGER slow AFTER INSERT ON public.clicks EXECUTE FUNCTION public.slow()";
+    let pool = &pipeline.database.pool;
+    sqlx::raw_sql(slow).execute(pool).await.unwrap();
+    broker.rabbitmqctl(&["eval", impatient]).await;
+    let run = Run::start(&pipeline, "held", 5_000);
     await_not_ready(service(&mut pipeline, "loader"), "PRECONDITION_FAILED").await;
-    lock.rollback().await.unwrap();
     await_all_ready(&mut pipeline).await;
     run.assert_complete(&pipeline).await;
 }
