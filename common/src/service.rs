@@ -236,7 +236,8 @@ async fn attempt(
     let connect = async {
         let name = |what| format!("{} {what}", service.name);
         let consuming = Connection::open(&settings.amqp_url, &name("consuming")).await?;
-        let publishing = Connection::open(&settings.amqp_url, &name("publishing")).await?;
+        let publishing =
+            Connection::open_to_publish(&settings.amqp_url, &name("publishing")).await?;
         Ok::<_, QueueError>((consuming, publishing))
     };
     let (consuming, publishing) = tokio::select! {

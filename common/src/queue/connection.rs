@@ -18,6 +18,9 @@ const HEARTBEAT: u16 = 15;
 /// How long each of several hosts may take to accept a connection. A silent one must not keep the others waiting.
 const HOST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The largest frame of a connection that only publishes, in bytes. Our own headers are much smaller.
+const PUBLISHING_FRAME: u32 = 64 << 10;
+
 /// How often a connection is checked: whether it is still blocked, whether it still exists.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -51,15 +54,29 @@ impl Connection {
     /// cluster spread over its nodes. A node that stops may refuse a user whom the others accept: a refusal counts only if
     /// no host accepts.
     pub async fn open(url: &SecretUrl, name: &str) -> Result<Self, QueueError> {
+        Self::open_with(url, name, None).await
+    }
+
+    /// [`Self::open`] for a connection that receives nothing but its own messages, in less memory: lapin's buffers have the size
+    /// of some frames.
+    pub async fn open_to_publish(url: &SecretUrl, name: &str) -> Result<Self, QueueError> {
+        Self::open_with(url, name, Some(PUBLISHING_FRAME)).await
+    }
+
+    async fn open_with(
+        url: &SecretUrl,
+        name: &str,
+        frame_max: Option<u32>,
+    ) -> Result<Self, QueueError> {
         let mut hosts: Vec<_> = url.expose_each().enumerate().collect();
         if let [(_, host)] = hosts[..] {
-            return Self::open_host(host, name, CALL_TIMEOUT).await;
+            return Self::open_host(host, name, frame_max, CALL_TIMEOUT).await;
         }
         let first = rand::random_range(0..hosts.len());
         hosts.rotate_left(first);
         let mut failures = Vec::new();
         for (index, host) in hosts {
-            match Self::open_host(host, name, HOST_TIMEOUT).await {
+            match Self::open_host(host, name, frame_max, HOST_TIMEOUT).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failures.push((index, error)),
             }
@@ -76,11 +93,17 @@ impl Connection {
         Err(QueueError::NoHost { why })
     }
 
-    async fn open_host(url: &Url, name: &str, limit: Duration) -> Result<Self, QueueError> {
+    async fn open_host(
+        url: &Url,
+        name: &str,
+        frame_max: Option<u32>,
+        limit: Duration,
+    ) -> Result<Self, QueueError> {
         let mut uri = parsed(url)?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        // No `frame_max`: lapin takes the broker's, the largest that there is. The headers of a message must fit into a
-        // frame, and a message whose headers fit into the publisher's and not into ours cannot be received.
+        // Without one lapin takes the broker's, the largest that there is. The headers of a message must fit into a frame, and a
+        // message whose headers fit into the publisher's and not into ours cannot be received.
+        uri.query.frame_max = frame_max.or(uri.query.frame_max);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let doing = format!("connecting to {}", SecretUrl::from(url.clone()));
         let limit = uri
