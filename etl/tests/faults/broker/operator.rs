@@ -218,6 +218,7 @@ async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
     let broker = private_broker().await;
     // The state after half an hour; the broker checks every second instead of every minute.
     let impatient = "application:set_env(rabbit, consumer_timeout, 2500), application:set_env(rabbit, channel_tick_interval, 1000).";
+    broker.rabbitmqctl(&["eval", impatient]).await;
     let mut pipeline = Pipeline::on(broker.vhost().await).await;
     for name in SERVICES {
         let service = pipeline.service(name).start().await;
@@ -231,7 +232,6 @@ async fn delivery_held_for_too_long_is_redelivered_and_loaded_once() {
                 CREATE TRIGGER slow AFTER INSERT ON public.clicks EXECUTE FUNCTION public.slow()";
     let pool = &pipeline.database.pool;
     sqlx::raw_sql(slow).execute(pool).await.unwrap();
-    broker.rabbitmqctl(&["eval", impatient]).await;
     let run = Run::start(&pipeline, "held", 5_000);
     await_not_ready(service(&mut pipeline, "loader"), "PRECONDITION_FAILED").await;
     await_all_ready(&mut pipeline).await;
