@@ -306,3 +306,26 @@ async fn assert_removed_as_doctor_says(pipeline: &Pipeline) {
     let said = pipeline.etl(&["doctor"]).await;
     assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
 }
+
+/// Each reader of `etl.control` returns what it reads, so that no delivery limit moves such a message on.
+#[tokio::test(flavor = "multi_thread")]
+async fn unreceivable_control_message_keeps_no_extractor_from_starting() {
+    let mut pipeline = Pipeline::without_services().await;
+    for name in ["loader", "transformer"] {
+        let service = pipeline.service(name).start().await;
+        pipeline.services.push(service);
+    }
+    let mut stranger = Stranger::connect(&pipeline.vhost.amqp_url).await;
+    for properties in unreceivable() {
+        assert!(stranger.publish("etl.control", &properties, b"x").await);
+    }
+    let extractor = pipeline.service("extractor").start().await;
+    assert!(
+        extractor.log().contains("it was emptied"),
+        "{}",
+        extractor.log()
+    );
+    pipeline.services.push(extractor);
+    pipeline.job("clicks", &plain("clicks"), sample::clicks(100));
+    pipeline.run("clicks", "after").await;
+}
