@@ -13,7 +13,7 @@ use serde::Serialize;
 use sqlx::{Connection as _, FromRow, PgConnection};
 
 use crate::database::{BEGIN, Store};
-use crate::error::Error;
+use crate::error::{Error, Refused};
 use crate::moment::{Moment, moment};
 use crate::run::integer;
 
@@ -114,7 +114,7 @@ impl Store {
     }
 
     /// Whether the extraction that this task goes on with still has to wait. It goes on when no more than so many bytes wait for
-    /// its target.
+    /// its target. A run that the ledger does not have is [refused](Refused::UnknownRun).
     pub async fn resume(
         &self,
         task: &ExtractTask,
@@ -130,7 +130,10 @@ impl Store {
                 .bind(task.run_no)
                 .fetch_optional(&mut *tx)
                 .await?;
-            let paused = if needs_it != Some(true) {
+            let needs_it = needs_it.ok_or_else(|| Refused::UnknownRun {
+                run: task.run.to_string(),
+            })?;
+            let paused = if !needs_it {
                 Paused::Over
             } else if waiting_bytes(tx, target).await? > limit {
                 return Ok(Paused::Waits);

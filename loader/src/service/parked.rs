@@ -20,6 +20,7 @@ use futures::stream::FuturesUnordered;
 
 use super::batches::{End, Time, attempt};
 use super::deliveries::{Deliveries, note};
+use super::paused::Fate;
 
 /// How often the probes are looked at.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
@@ -184,7 +185,7 @@ async fn read(
     } else {
         match delivery.read() {
             Ok(batch) => return Ok(Some((delivery.into_raw(), batch))),
-            Err(unreadable) => unreadable.to_string().into(),
+            Err(unreadable) => unreadable.into(),
         }
     };
     let attempts = delivery.deliveries();
@@ -199,21 +200,19 @@ async fn task(
     delivery: RawDelivery,
 ) -> Result<Settled, Fault> {
     let delivery: Delivery<ExtractTask> = delivery.into();
-    let task = match delivery.read() {
-        Ok(task) => task,
-        Err(unreadable) => {
+    let fate = match delivery.read() {
+        Ok(task) => shared.resume(publisher, &delivery, task).await?,
+        Err(unreadable) => Fate::Refused(unreadable.into()),
+    };
+    let settled = match fate {
+        Fate::Settled => Settled::Yes,
+        Fate::Waits if put_back(publisher, &delivery).await? => Settled::Again,
+        Fate::Waits => return Ok(Settled::Not),
+        Fate::Refused(reason) => {
             let attempts = delivery.deliveries();
-            let reason = unreadable.to_string().into();
             dead_letter(shared, publisher, delivery.into_raw(), &reason, attempts).await?;
             return Ok(Settled::Yes);
         }
-    };
-    let settled = if shared.resume(publisher, &delivery, task).await? {
-        Settled::Yes
-    } else if put_back(publisher, &delivery).await? {
-        Settled::Again
-    } else {
-        return Ok(Settled::Not);
     };
     delivery.ack().await?;
     Ok(settled)

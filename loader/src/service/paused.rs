@@ -4,11 +4,21 @@
 
 use common::message::{Command, Control, ExtractTask, ValidBatch};
 use common::queue::{Outgoing, Publisher, QueueError, RawDelivery};
+use common::reason::Reason;
 use common::service::Fault;
-use ledger::Paused;
+use ledger::{Error, Paused};
 
 use super::deliveries::Deliveries;
 use crate::parking;
+
+/// What becomes of the delivery of a task.
+pub(super) enum Fate {
+    /// It is to be acked.
+    Settled,
+    Waits,
+    /// It is to be dead-lettered.
+    Refused(Reason),
+}
 
 impl Deliveries<'_> {
     /// Pauses the extraction of a batch's run when too much waits for its target. A failure is logged alone: a run that is not
@@ -46,33 +56,38 @@ impl Deliveries<'_> {
         Ok(())
     }
 
-    /// Sends the task of a paused run on, or drops it when its run is over. False when it has to wait.
+    /// Sends the task of a paused run on, or drops it when its run is over.
     pub(super) async fn resume(
         &self,
         publisher: &mut Publisher<'_>,
         delivery: &RawDelivery,
         task: ExtractTask,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Fate, Fault> {
         let target = parking::name(&task.job.target);
         // Not at the limit itself: every pause costs a reading of the result from its middle.
         let limit = self.parked_bytes / 2;
         let resumed_at = match self.loader.store.resume(&task, &target, limit).await {
-            Ok(Paused::Waits) => return Ok(false),
+            Ok(Paused::Waits) => return Ok(Fate::Waits),
             Ok(Paused::Over) => {
                 tracing::info!(run.id = %task.run, "the run is over; its paused extraction is dropped");
-                return Ok(true);
+                return Ok(Fate::Settled);
             }
             Ok(Paused::Resumed(at)) => Some(at),
+            Err(Error::Refused(refused)) => return Ok(Fate::Refused(refused.to_string().into())),
             Err(error) => {
                 tracing::debug!(run.id = %task.run, %error, "the extraction stays paused");
-                return Ok(false);
+                return Ok(Fate::Waits);
             }
         };
         tracing::info!(run.id = %task.run, target.table = target, "the extraction goes on");
         let Ok(message) = Outgoing::of(&ExtractTask { resumed_at, ..task }) else {
-            return Ok(false);
+            return Ok(Fate::Waits);
         };
         let message = message.traced(delivery.traceparent().as_deref());
-        Ok(publisher.try_publish(&message).await?)
+        Ok(if publisher.try_publish(&message).await? {
+            Fate::Settled
+        } else {
+            Fate::Waits
+        })
     }
 }
