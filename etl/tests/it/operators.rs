@@ -203,13 +203,13 @@ impl World {
             .fetch_all(pool)
             .await
             .unwrap();
-            let letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
-            let letters = self.pipeline.number(letters).await;
+            let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
+            let dead_letters = self.pipeline.number(dead_letters).await;
             let removals = "SELECT count(*) FROM etl.removals WHERE finished_at IS NULL";
-            if open.is_empty() && letters == 0 && self.pipeline.number(removals).await == 0 {
+            if open.is_empty() && dead_letters == 0 && self.pipeline.number(removals).await == 0 {
                 return true;
             }
-            if letters > 0 {
+            if dead_letters > 0 {
                 let how = if round % 2 == 0 { "replay --all" } else { "drop --all --why because" };
                 self.etl(&words(format!("dead {how}"))).await;
             }
