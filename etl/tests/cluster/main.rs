@@ -46,6 +46,7 @@ async fn running_pipeline() -> (Cluster, Pipeline) {
 
 /// Waits until each queue has all of its members online, and checks that these are three.
 async fn assert_members(cluster: &Cluster, pipeline: &Pipeline) {
+    cluster.await_coordinated().await;
     for queue in QUEUES {
         let members = cluster.members(&pipeline.vhost, queue).await;
         assert_eq!(members, 3, "{queue}");

@@ -59,6 +59,17 @@ impl Cluster {
         .await;
     }
 
+    /// Waits until the coordinator of streams, which chooses their leaders, has every node as a member. RabbitMQ adds a node that
+    /// was away when the first stream was declared only half a minute after it has joined.
+    pub async fn await_coordinated(&self) {
+        wait_until("a coordinator on every node", TIMEOUT, async || {
+            let count = "{ok, Members, _} = ra:members({rabbit_stream_coordinator, node()}), length(Members).";
+            let members = self.nodes[0].try_rabbitmqctl(&["eval", count]).await;
+            members.is_ok_and(|count| count.trim() == self.nodes.len().to_string())
+        })
+        .await;
+    }
+
     /// Waits until every other node knows that this one is away.
     pub async fn await_away(&self, index: usize) {
         let away = self.nodes[index].node();
