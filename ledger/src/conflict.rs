@@ -68,12 +68,17 @@ async fn record(
 
 impl LockedRun<'_> {
     /// The runs that would lose rows with those of this run, in the order of their numbers. A run that ended without being
-    /// complete has no claim to its rows.
+    /// complete has no claim to its rows: those that had given way to it depend on whoever took its place.
     pub async fn dependents(&mut self) -> Result<Vec<Dependent>, sqlx::Error> {
         sqlx::query_as(
-            "SELECT r.run_id, c.rows FROM etl.conflicts c LEFT JOIN etl.runs r USING (run_no)
-             WHERE c.conflicting_run_no = $1 AND coalesce(r.state NOT IN ('failed', 'cancelled', 'superseded'), true)
-             ORDER BY c.run_no",
+            "WITH RECURSIVE lost (run_no, rows) AS (
+                 SELECT run_no, rows FROM etl.conflicts WHERE conflicting_run_no = $1
+                 UNION SELECT c.run_no, least(c.rows, l.rows)
+                 FROM lost l JOIN etl.runs r USING (run_no) JOIN etl.conflicts c ON c.conflicting_run_no = l.run_no
+                 WHERE r.state IN ('failed', 'cancelled', 'superseded'))
+             SELECT r.run_id, max(l.rows) AS rows FROM lost l LEFT JOIN etl.runs r USING (run_no)
+             WHERE l.run_no <> $1 AND coalesce(r.state NOT IN ('failed', 'cancelled', 'superseded'), true)
+             GROUP BY l.run_no, r.run_id ORDER BY l.run_no",
         )
         .bind(self.row.run_no)
         .fetch_all(&mut *self.tx)
@@ -81,11 +86,18 @@ impl LockedRun<'_> {
     }
 
     /// The runs that this one gave way to and whose rows count no more: they ended without being complete, or a replay
-    /// of them is held. A replay of this run takes the place of their rows. They stay so until the transaction ends.
+    /// of them is held; and those of this kind that took their place. A replay of this run takes the place of their rows.
+    /// They stay so until the transaction ends.
     pub async fn void_conflicts(&mut self) -> Result<Vec<i64>, sqlx::Error> {
         sqlx::query_scalar(
-            "SELECT r.run_no FROM etl.conflicts c JOIN etl.runs r ON r.run_no = c.conflicting_run_no
-             WHERE c.run_no = $1 AND r.state IN ('failed', 'cancelled', 'held') ORDER BY r.run_no FOR SHARE OF r",
+            "WITH RECURSIVE void (run_no) AS (
+                 SELECT conflicting_run_no FROM etl.conflicts JOIN etl.runs r ON r.run_no = conflicting_run_no
+                 WHERE conflicts.run_no = $1 AND r.state IN ('failed', 'cancelled', 'held')
+                 UNION SELECT c.conflicting_run_no FROM void v JOIN etl.conflicts c ON c.run_no = v.run_no
+                 JOIN etl.runs r ON r.run_no = c.conflicting_run_no WHERE r.state IN ('failed', 'cancelled', 'held'))
+             SELECT r.run_no FROM etl.runs r
+             WHERE r.run_no IN (SELECT run_no FROM void) AND r.run_no <> $1 AND r.state IN ('failed', 'cancelled', 'held')
+             ORDER BY r.run_no FOR SHARE OF r",
         )
         .bind(self.row.run_no)
         .fetch_all(&mut *self.tx)

@@ -881,11 +881,13 @@ async fn check_latest(world: &World, pool: &PgPool, accepted: &Accepted) {
     }
 }
 
-/// Whether a run that ended without being complete has overwritten rows of this one.
+/// Whether a run that ended without being complete has overwritten rows of this one, or of later ones that had.
 async fn was_overwritten(pool: &PgPool, run_no: i64) -> bool {
     sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM etl.conflicts c JOIN etl.runs r ON r.run_no = c.conflicting_run_no
-             WHERE c.run_no = $1 AND r.state IN ('failed', 'cancelled'))",
+        "WITH RECURSIVE later (run_no) AS (
+             SELECT $1 UNION SELECT c.conflicting_run_no FROM later JOIN etl.conflicts c USING (run_no)
+             WHERE c.conflicting_run_no > c.run_no)
+         SELECT EXISTS (SELECT FROM later JOIN etl.runs r USING (run_no) WHERE r.state IN ('failed', 'cancelled'))",
     )
     .bind(run_no)
     .fetch_one(pool)

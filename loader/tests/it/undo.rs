@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::job::{JobSpec, Mode};
-use common::message::ValidBatch;
+use common::message::{Reject, RejectedRow, ValidBatch};
 use ledger::{NewReplay, Removed, Rows, Seqs};
 use loader::load::Loader;
 use loader::{completion, removal, target};
@@ -35,6 +35,29 @@ fn batch(shape: &Shape, run: &str, keys: &[i64]) -> ValidBatch {
         .map(|key| vec![Some(key.as_str()), Some(run)])
         .collect();
     shape.batch(run, 0, 0, &rows)
+}
+
+/// The same batch after a rule rejects a row of it, so that these are left.
+fn rejecting(batch: &ValidBatch, row: usize, left: ValidBatch) -> ValidBatch {
+    let mut fewer = ValidBatch {
+        content_hash: batch.content_hash.clone(),
+        ..left
+    };
+    fewer.rejected.push(RejectedRow {
+        row: row.try_into().unwrap(),
+        reject: Reject {
+            column: None,
+            rule: "min".into(),
+            reason: "because".into(),
+        },
+        raw: Vec::new(),
+    });
+    let offsets = 0..=fewer.rows.len();
+    fewer.row_offsets = offsets
+        .filter(|index| *index != row)
+        .map(|index| index.try_into().unwrap())
+        .collect();
+    fewer
 }
 
 /// Loads a whole run.
@@ -239,21 +262,7 @@ async fn replay_that_drops_a_key_is_held_while_other_runs_gave_way_to_it() {
         for run in order {
             load(&loader, run).await;
         }
-        let fewer = batch(&t, a, &[1, 3]);
-        let mut fewer = ValidBatch {
-            content_hash: first.content_hash.clone(),
-            ..fewer
-        };
-        fewer.rejected.push(common::message::RejectedRow {
-            row: 1,
-            reject: common::message::Reject {
-                column: None,
-                rule: "min".into(),
-                reason: "because".into(),
-            },
-            raw: Vec::new(),
-        });
-        fewer.row_offsets = vec![0, 2];
+        let fewer = rejecting(&first, 1, batch(&t, a, &[1, 3]));
         let held = replay(&loader, &t, &fewer).await;
         assert!(
             held.starts_with("held the replay leaves 1 keys")
@@ -273,4 +282,77 @@ async fn replay_that_drops_a_key_is_held_while_other_runs_gave_way_to_it() {
         assert_eq!(table(pool).await, wanted, "{mode}");
         assert!(is_complete(&loader, a).await && is_complete(&loader, b).await);
     }
+}
+
+/// The row of `z`, which was cancelled, is there instead of that of `y`. A replay of `x` takes its place, so that now the row of `x`
+/// is all that there is of the key.
+#[tokio::test]
+async fn whoever_takes_the_place_of_a_cancelled_run_answers_for_those_that_it_kept_out() {
+    for (mode, order) in [
+        (Mode::InsertOnly, ["z", "y", "x"]),
+        (Mode::Upsert, ["x", "y", "z"]),
+    ] {
+        let database = ledger_database().await;
+        let (pool, loader) = (&database.pool, loader(&database));
+        let t = keyed(mode);
+        for run in order {
+            request_for(pool, run, &t.target).await;
+        }
+        let (x, y, z) = (
+            batch(&t, "x", &[1, 2]),
+            batch(&t, "y", &[1]),
+            batch(&t, "z", &[1]),
+        );
+        if mode == Mode::Upsert {
+            load(&loader, &y).await;
+            loader.handle(&z).await.unwrap();
+        } else {
+            loader.handle(&z).await.unwrap();
+            load(&loader, &y).await;
+        }
+        load(&loader, &x).await;
+        assert_eq!(table(pool).await, "1:z 2:x", "{mode}");
+        cancel(&loader, "z", false).await.unwrap();
+        assert_eq!(replay(&loader, &t, &x).await, "completed ", "{mode}");
+        assert_eq!(table(pool).await, "1:x 2:x", "{mode}");
+        let fewer = rejecting(&x, 0, batch(&t, "x", &[2]));
+        let held = replay(&loader, &t, &fewer).await;
+        assert!(
+            held.starts_with("held the replay leaves 1 keys") && held.contains("`etl replay y`"),
+            "{mode}: {held}"
+        );
+        // The advice.
+        assert_eq!(replay(&loader, &t, &y).await, "completed ", "{mode}");
+        let id = "x".parse().unwrap();
+        loader.store.approve(&id, None).await.unwrap();
+        completion::try_complete(&loader.store, &id).await.unwrap();
+        assert_eq!(table(pool).await, "1:y 2:x", "{mode}");
+        assert!(is_complete(&loader, "x").await && is_complete(&loader, "y").await);
+    }
+}
+
+/// The same where a later run has overwritten the rows of the cancelled one.
+#[tokio::test]
+async fn undo_is_refused_while_the_row_is_all_that_is_there_of_a_complete_run() {
+    let database = ledger_database().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let t = keyed(Mode::Upsert);
+    let [a, b, c] = ["a", "b", "c"].map(|run| batch(&t, run, &[1]));
+    for run in ["a", "b", "c"] {
+        request_for(pool, run, &t.target).await;
+    }
+    load(&loader, &a).await;
+    loader.handle(&b).await.unwrap();
+    cancel(&loader, "b", false).await.unwrap();
+    loader.handle(&c).await.unwrap();
+    let why = cancel(&loader, "c", true).await.unwrap_err();
+    assert!(
+        why.contains("`etl cancel c`, `etl replay a`, which"),
+        "{why}"
+    );
+    cancel(&loader, "c", false).await.unwrap();
+    assert_eq!(replay(&loader, &t, &a).await, "completed ");
+    assert_eq!(table(pool).await, "1:a");
+    assert_eq!(undo(&loader, "c").await, Removed::Done(0));
+    assert_eq!(table(pool).await, "1:a");
 }
