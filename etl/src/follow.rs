@@ -21,10 +21,15 @@ pub struct End {
 }
 
 impl End {
-    /// Whether the run ended, every row is accounted for, and not all of them were rejected unless the job allows it.
+    /// Whether the run ended and is complete.
     pub fn is_complete(&self) -> bool {
-        self.timed_out.is_none() && self.run.is_complete() && !self.run.loaded_nothing()
+        self.timed_out.is_none() && is_complete(&self.run)
     }
+}
+
+/// Whether every row of the run is accounted for, and not all of them were rejected unless the job allows it.
+pub fn is_complete(run: &Run) -> bool {
+    run.is_complete() && !run.loaded_nothing()
 }
 
 /// What is seen while a run is followed.

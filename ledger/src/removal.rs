@@ -59,33 +59,36 @@ pub enum Removed {
 }
 
 impl Store {
-    /// Waits until a loader has executed a removal, for `timeout` at most. A failed attempt ends the waiting; the loader tries
-    /// again.
+    /// Waits until a loader has executed a removal, for `timeout` at most. A failed attempt ends the waiting, unless it only met
+    /// another transaction; the loader tries again.
     pub async fn removed(&self, removal: i64, timeout: Duration) -> Result<Removed, Error> {
         let deadline = Instant::now() + timeout;
         loop {
-            let found = self.look_at_removal(removal).await?;
+            let (found, has_failed) = self.look_at_removal(removal).await?;
             match found {
-                Removed::Pending(None) if Instant::now() < deadline => sleep(POLL_INTERVAL).await,
+                Removed::Pending(_) if !has_failed && Instant::now() < deadline => {
+                    sleep(POLL_INTERVAL).await;
+                }
                 found => return Ok(found),
             }
         }
     }
 
-    async fn look_at_removal(&self, removal: i64) -> Result<Removed, Error> {
+    /// Where the removal stands, and whether the loader gave it up for a while.
+    async fn look_at_removal(&self, removal: i64) -> Result<(Removed, bool), Error> {
         let failure = "cannot look whether the rows were removed";
-        let (rows_removed, outcome, failure) = self
+        let (rows_removed, outcome, failure, has_failed) = self
             .read(failure, async |tx: &mut PgConnection| {
-                let select =
-                    "SELECT rows_removed, outcome, failure FROM etl.removals WHERE id = $1";
+                let select = "SELECT rows_removed, outcome, failure, failed_at IS NOT NULL FROM etl.removals WHERE id = $1";
                 Ok(sqlx::query_as(select).bind(removal).fetch_one(tx).await?)
             })
             .await?;
-        Ok(match (rows_removed, outcome) {
+        let found = match (rows_removed, outcome) {
             (Some(rows), _) => Removed::Done(rows),
             (None, Some(outcome)) => Removed::NotNeeded(outcome),
             (None, None) => Removed::Pending(failure),
-        })
+        };
+        Ok((found, has_failed))
     }
 
     /// The removals that a loader is to execute now, the oldest first. One that failed a moment ago is left out.
@@ -102,15 +105,23 @@ impl Store {
             .await
     }
 
-    /// Records why an attempt failed, for the command that waits.
-    pub async fn removal_failed(&self, removal: i64, why: &str) -> Result<(), Error> {
+    /// Records why an attempt failed, for the command that waits. `is_soon`: another transaction was in the way, and the next
+    /// look for removals tries again.
+    pub async fn removal_failed(
+        &self,
+        removal: i64,
+        why: &str,
+        is_soon: bool,
+    ) -> Result<(), Error> {
         let failure = "cannot record why rows could not be removed";
         self.transaction(failure, async |tx: &mut PgConnection| {
             sqlx::query(
-                "UPDATE etl.removals SET failure = $2, failed_at = now() WHERE id = $1 AND finished_at IS NULL",
+                "UPDATE etl.removals SET failure = $2, failed_at = CASE WHEN NOT $3 THEN now() END
+                 WHERE id = $1 AND finished_at IS NULL",
             )
             .bind(removal)
             .bind(why)
+            .bind(is_soon)
             .execute(tx)
             .await?;
             Ok(())

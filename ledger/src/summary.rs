@@ -65,6 +65,9 @@ pub struct Run {
     /// Rows of the run are to be removed from the target, and no loader has done it yet; with the last failure.
     pub removal_pending: bool,
     pub removal_failure: Option<String>,
+    /// Since when no loader tries it, unless another transaction was only in the way.
+    #[serde(skip)]
+    pub removal_failed_at: Option<String>,
     /// Since the request, or that of the replay, up to its end or now; by the database's clock.
     #[serde(skip)]
     pub seconds: f64,
@@ -146,7 +149,7 @@ const COLUMNS: &str = r#"
            to_char(p.requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS replayed_at,
            p.requested_by AS replayed_by, p.abandoned AS replay_abandoned,
            coalesce((r.job_spec->'target'->>'allow_all_rejected')::boolean, false) AS allows_all_rejected,
-           m.removal_pending, m.removal_failure,
+           m.removal_pending, m.removal_failure, m.removal_failed_at,
            extract(epoch FROM coalesce(r.finished_at, now()) - coalesce(p.requested_at, r.requested_at))::float8 AS seconds,
            extract(epoch FROM coalesce(r.finished_at, now()) - coalesce(p.requested_at, r.started_at))::float8 AS working_seconds
 "#;
@@ -155,7 +158,7 @@ const COLUMNS: &str = r#"
 const JOINED: &str =
     "LEFT JOIN etl.replays p ON p.run_id = r.run_id AND p.generation = r.generation
      CROSS JOIN LATERAL (
-         SELECT count(*) > 0 AS removal_pending, max(failure) AS removal_failure
+         SELECT count(*) > 0 AS removal_pending, max(failure) AS removal_failure, max(failed_at)::text AS removal_failed_at
          FROM etl.removals WHERE run_id = r.run_id AND finished_at IS NULL
      ) m";
 

@@ -39,7 +39,7 @@ impl Run {
             RunState::Failed | RunState::Cancelled if self.rows_loaded == 0 => {
                 Verdict::NothingLoaded
             }
-            RunState::Failed | RunState::Cancelled if self.removal_failure.is_some() => {
+            RunState::Failed | RunState::Cancelled if self.removal_failed_at.is_some() => {
                 Verdict::RemovalFailed
             }
             RunState::Cancelled if self.removal_pending => Verdict::RowsLeaving,

@@ -15,6 +15,9 @@ use crate::target::{Deletion, Expected, lock_key};
 /// The longest that one may take: it may read a large table once.
 const REMOVAL_TIMEOUT: Duration = Duration::from_hours(1);
 
+/// The longest that one waits for a lock on its target: the next removal, of another target, waits as well.
+const LOCK_TIMEOUT: &str = "2s";
+
 /// Executes the removals that are due. One that fails is recorded with its reason, for the command that waits, and keeps no other.
 pub async fn execute_all(loader: &Loader) -> Result<(), LoadError> {
     for (id, run) in loader.store.pending_removals().await? {
@@ -22,15 +25,12 @@ pub async fn execute_all(loader: &Loader) -> Result<(), LoadError> {
             continue;
         };
         let error = LoadError::of_target(error);
-        // Another transaction was in the way: the next look tries again.
-        if error.verdict() == Verdict::Retry {
-            continue;
-        }
         let why = error.reason();
         if loader.is_news(&format!("{run} {}", why.logged())) {
             tracing::warn!(run.id = %run, error = why.logged(), "rows were not removed");
         }
-        loader.store.removal_failed(id, why.text()).await?;
+        let is_soon = error.verdict() == Verdict::Retry;
+        loader.store.removal_failed(id, why.text(), is_soon).await?;
     }
     Ok(())
 }
@@ -51,8 +51,9 @@ async fn execute(loader: &Loader, id: i64, run: &RunId) -> Result<(), ledger::Er
         let Some(removal) = run.begin_removal(id).await? else {
             return Ok(());
         };
-        sqlx::query("SELECT set_config('statement_timeout', $1, true)")
+        sqlx::query("SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true)")
             .bind(format!("{}s", REMOVAL_TIMEOUT.as_secs()))
+            .bind(LOCK_TIMEOUT)
             .execute(run.connection())
             .await?;
         database::lock(run.connection(), lock_key(&name)).await?;

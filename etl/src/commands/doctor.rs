@@ -7,7 +7,7 @@ mod jobs;
 use common::findings::Findings;
 
 use super::Command;
-use crate::Failure;
+use crate::{Failure, loss};
 
 /// Check the broker, the database, the queues and the jobs: a line each, with the remedy.
 #[derive(Debug, clap::Args)]
@@ -26,7 +26,7 @@ pub async fn plan() -> Findings {
     let broker = broker::examine(&mut findings).await;
     found(&mut findings, "broker", broker);
     if let Some(store) = &store {
-        let lost = super::status::lost(store).await;
+        let lost = loss::latest(store).await;
         for (run, why) in found(&mut findings, "runs", lost) {
             findings.warning("runs", format!("{run}: {why}"));
         }

@@ -4,11 +4,10 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use super::Command;
-use crate::Failure;
+use crate::broker;
 use crate::output::{counted, note, number, print, print_json, size, table};
-use crate::store;
-use ledger::Seqs;
-use ledger::{Proven, Run, Store};
+use crate::{Failure, loss, store};
+use ledger::{Proven, Run, Seqs, Store};
 
 /// Prove that every row of a run is accounted for; all runs when none is named.
 #[derive(Debug, clap::Args)]
@@ -55,6 +54,11 @@ pub async fn plan(store: &Store, run: Option<&str>, few: Option<i64>) -> Result<
         None => store.all(few).await?,
     };
     let mut verdicts = Vec::with_capacity(runs.len());
+    let queues = if runs.iter().any(|run| run.state.takes_batches()) {
+        broker::depths().await.ok()
+    } else {
+        None
+    };
     for one in runs {
         // A balanced run has all of its batches.
         let missing = if one.balanced {
@@ -62,7 +66,11 @@ pub async fn plan(store: &Store, run: Option<&str>, few: Option<i64>) -> Result<
         } else {
             store.missing(&one).await?
         };
-        verdicts.push(Verdict::new(one, missing, run.is_some()));
+        let lost = match &queues {
+            Some(queues) => loss::remedy(store, &one, queues).await?,
+            None => None,
+        };
+        verdicts.push(Verdict::new(one, missing, lost, run.is_some()));
     }
     Ok(Proof {
         verdicts,
@@ -71,12 +79,14 @@ pub async fn plan(store: &Store, run: Option<&str>, few: Option<i64>) -> Result<
 }
 
 impl Verdict {
-    /// The verdict on a run; of one that is proven `alone`, whether it is complete.
-    pub fn new(run: Run, missing: Vec<(i32, i32)>, alone: bool) -> Self {
+    /// The verdict on a run; of one that is proven `alone`, whether it is complete. `lost`: why nothing of it moves, and what
+    /// repairs it.
+    pub fn new(run: Run, missing: Vec<(i32, i32)>, lost: Option<String>, alone: bool) -> Self {
         let verdict = run.verdict(missing.clone());
+        let lost = lost.map(|why| format!("; {why}")).unwrap_or_default();
         Self {
             is_true: verdict.holds(alone),
-            text: sentence(&run, &verdict),
+            text: sentence(&run, &verdict) + &lost,
             run,
             missing,
         }
@@ -252,7 +262,7 @@ mod tests {
             } else {
                 Vec::new()
             };
-            Verdict::new(run, missing, false)
+            Verdict::new(run, missing, None, false)
         });
         let proof = Proof {
             verdicts: verdicts.collect(),
@@ -275,7 +285,7 @@ mod tests {
     #[test]
     fn run_that_is_proven_alone_has_to_be_complete() {
         for run in samples::runs() {
-            let verdict = Verdict::new(run, Vec::new(), true);
+            let verdict = Verdict::new(run, Vec::new(), None, true);
             let run = &verdict.run;
             assert_eq!(
                 verdict.is_true,

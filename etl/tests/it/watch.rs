@@ -68,6 +68,12 @@ async fn watched_run_is_shown_until_it_ends() {
     // An ended run is shown once.
     let over = pipeline.etl(&["status", "daily", "--watch"]).await;
     assert_eq!((over.code, looks(&over.stdout)), (Some(0), 1));
+    // Its exit code is that of `--follow`.
+    let failed = "UPDATE etl.runs SET state = 'failed', failure = 'why'";
+    let made = sqlx::query(failed).execute(&pipeline.database.pool);
+    made.await.unwrap();
+    let over = pipeline.etl(&["status", "daily", "--watch"]).await;
+    assert_eq!(over.code, Some(1), "{}", over.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,8 +47,22 @@ async fn undo_is_pending_until_a_loader_has_removed_the_rows() {
     // The same request again is the same removal.
     let again = store.cancel(&run, true, None).await.unwrap();
     assert_eq!(removal_of(&again), removal);
-    store.removal_failed(removal, "it is locked").await.unwrap();
+    // What met another transaction is tried again by the next look, and a command goes on waiting.
+    store
+        .removal_failed(removal, "it is locked", true)
+        .await
+        .unwrap();
     assert_eq!(look().await, Removed::Pending(Some("it is locked".into())));
+    assert_eq!(store.pending_removals().await.unwrap().len(), 1);
+    let (waited, ()) = tokio::join!(store.removed(removal, Duration::from_mins(1)), async {
+        tokio::task::yield_now().await;
+        store
+            .removal_failed(removal, "it has a trigger", false)
+            .await
+            .unwrap();
+    });
+    let why = Removed::Pending(Some("it has a trigger".into()));
+    assert_eq!(waited.unwrap(), why);
     let known = store.exactly("r").await.unwrap();
     assert_eq!(known.verdict(Vec::new()), Verdict::RemovalFailed);
     assert_eq!(

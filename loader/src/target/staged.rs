@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 use super::copy_into::CopyInto;
 use super::table::{Checked, fingerprint_of};
 use crate::ddl::TableName;
-use crate::errors::{LoadError, Refused};
+use crate::errors::{LoadError, Refused, Verdict};
 
 /// The schema of the staging tables.
 const STAGING_SCHEMA: &str = "etl_staging";
@@ -64,22 +64,28 @@ fn create(name: &TableName, columns: &[TargetColumn]) -> String {
     sql + "b bigint NOT NULL, n bigint GENERATED ALWAYS AS IDENTITY (CACHE 1000))"
 }
 
-/// Drops the staging tables of ended runs and of superseded generations. Returns their number.
+/// Drops the staging tables of ended runs and of superseded generations, and returns their number. One that cannot be dropped,
+/// since a backup reads it, keeps no other from it.
 pub async fn clean_up(store: &Store) -> Result<usize, LoadError> {
     let mut dropped = 0;
+    let mut failed = None;
     for (run, generation) in staging::unused(store).await? {
         let failure = "cannot drop a staging table in schema etl_staging";
         let done = store.transaction(failure, async |tx: &mut PgConnection| {
             let Some(table) = staging::unregister(tx, &run, generation).await? else {
                 return Ok(false);
             };
+            tx.execute("SET LOCAL lock_timeout = '100ms'").await?;
             let drop = format!("DROP TABLE IF EXISTS {}", staging_table(&table).sql());
             tx.execute(AssertSqlSafe(drop)).await?;
             Ok(true)
         });
-        dropped += usize::from(done.await.map_err(LoadError::of_target)?);
+        match done.await.map_err(LoadError::of_target) {
+            Err(error) if error.verdict() != Verdict::Pause => failed = Some(error),
+            done => dropped += usize::from(done?),
+        }
     }
-    Ok(dropped)
+    failed.map_or(Ok(dropped), Err)
 }
 
 #[cfg(test)]

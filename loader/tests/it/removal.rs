@@ -1,6 +1,6 @@
 //! Rows that a person requested to remove: the loader deletes them and updates the ledger.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ledger::{Removed, Rows};
 use loader::load::Loader;
@@ -86,4 +86,29 @@ async fn removal_from_a_missing_table_succeeds() {
     removal::execute_all(&loader).await.unwrap();
     let found = loader.store.removed(removal, Duration::ZERO).await.unwrap();
     assert_eq!(found, Removed::Done(0));
+}
+
+#[tokio::test]
+async fn removal_from_a_locked_target_says_so_and_delays_no_other() {
+    let database = ledger_database().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let locked = undone(pool, &loader, "locked").await;
+    let free = undone(pool, &loader, "free").await;
+    let mut holder = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE locked IN SHARE MODE")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let asked = Instant::now();
+    removal::execute_all(&loader).await.unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(20), "{asked:?}");
+    let look = async |removal| loader.store.removed(removal, Duration::ZERO).await.unwrap();
+    assert_eq!(look(free).await, Removed::Done(2));
+    let Removed::Pending(Some(why)) = look(locked).await else {
+        panic!("no reason is recorded")
+    };
+    assert!(why.contains("55P03"), "{why}");
+    holder.rollback().await.unwrap();
+    removal::execute_all(&loader).await.unwrap();
+    assert_eq!(look(locked).await, Removed::Done(2));
 }

@@ -5,7 +5,7 @@ use common::message::{EventKind, ValidBatch};
 use loader::errors::{LoadError, Refused};
 use loader::load::{Loader, Outcome};
 use loader::{completion, target};
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, Executor as _, PgPool};
 use testkit::servers::Database;
 
 use crate::support::{
@@ -395,6 +395,26 @@ async fn staging_tables_of_ended_runs_are_dropped() {
     )
     .await;
     replayed(pool, "replayed").await;
+    // A backup that reads one of them keeps no other, and no loader for long.
+    let mut backup = pool.begin().await.unwrap();
+    let read = "SELECT table_name FROM etl.staging WHERE run_id = 'cancelled'";
+    let read: String = sqlx::query_scalar(read)
+        .fetch_one(&mut *backup)
+        .await
+        .unwrap();
+    let lock = format!("LOCK TABLE etl_staging.{read} IN ACCESS SHARE MODE");
+    backup.execute(AssertSqlSafe(lock)).await.unwrap();
+    let error = target::clean_up(&loader.store).await.unwrap_err();
+    assert!(error.sentence().contains("55P03"), "{error}");
+    assert_eq!(
+        text(
+            pool,
+            "SELECT string_agg(run_id, ' ' ORDER BY run_id) FROM etl.staging"
+        )
+        .await,
+        "cancelled open"
+    );
+    backup.rollback().await.unwrap();
     target::clean_up(&loader.store).await.unwrap();
     assert_eq!(
         text(pool, "SELECT string_agg(run_id, ' ') FROM etl.staging").await,

@@ -53,6 +53,15 @@ async fn purged_batches_are_replayed_from_the_archive() {
         "{}",
         status.stdout
     );
+    let proof = pipeline.etl(&["reconcile", "--json"]).await;
+    assert!(
+        proof
+            .stdout
+            .contains("not over yet, the batches 0..8 are pending; nothing of it is in any queue")
+            && proof.stdout.contains("`etl replay daily --missing`"),
+        "{}",
+        proof.stdout
+    );
 
     let replayed = pipeline.etl(&["replay", "daily", "--missing"]).await;
     assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
