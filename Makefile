@@ -8,7 +8,7 @@ help:
 	@echo 'make stop         ends what the demo started; the data stays'
 	@echo 'make clean-local  ends it and deletes its data'
 	@echo 'make test         formatting, lints, deployment files, the demo, the commands of the documentation, and all tests'
-	@echo 'make test-all     make test, and what takes longer: a cluster of brokers, the soak'
+	@echo 'make test-all     make test, and what takes longer: 3 GiB for a locked target, a cluster of brokers, the soak'
 	@echo 'make test-notebook  executes docs/confirm_load.ipynb in the demo'
 	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
 	@echo 'make soak         the pipeline under kill -9 for SOAK_MINUTES (10), then hostile input for ten more'
@@ -39,6 +39,7 @@ test:
 
 # Also what takes longer. Each cluster has three brokers, so that its tests take turns.
 test-all: test
+	deploy/local/with-servers cargo test -p etl --test faults -- --ignored
 	deploy/local/with-servers cargo test -p etl --test cluster -- --test-threads 1
 	deploy/local/soak
 

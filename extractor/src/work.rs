@@ -299,7 +299,7 @@ impl Worker<'_, '_> {
             return self.tell(task, EventKind::Failed { reason }).await;
         }
         let reason = reason.after("the result cannot be read again: ");
-        tracing::error!(reason = reason.logged(), "task moved to etl.dead");
+        tracing::error!(reason = reason.logged(), "message dead-lettered");
         let dead = Outgoing::dead(delivery, "extractor", reason.text(), delivery.deliveries());
         self.publisher.publish(&[dead]).await
     }

@@ -45,7 +45,7 @@ pub(crate) fn answer(plans: &mut Plans, delivery: &Delivery<RawBatch>) -> (Outgo
         tracing::error!(
             message.id = delivery.id(),
             reason = reason.logged(),
-            "message moved to etl.dead"
+            "message dead-lettered"
         );
         let outgoing = Outgoing::dead(delivery, STAGE, reason.text(), delivery.deliveries());
         (outgoing, Counts::default())

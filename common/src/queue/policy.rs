@@ -254,15 +254,10 @@ impl<'a, M: Message> Intake<'a, M> {
         reason: &Reason,
         attempts: u32,
     ) -> Result<(), QueueError> {
-        tracing::error!(
-            message.id = delivery.id(),
-            queue.name = delivery.queue(),
-            reason = reason.logged(),
-            "message dead-lettered"
-        );
-        let dead = Outgoing::dead(&delivery, self.stage.name, reason.text(), attempts);
-        self.publisher.publish(&[dead]).await?;
-        delivery.ack().await
+        let stage = self.stage.name;
+        self.publisher
+            .dead_letter(delivery.into_raw(), stage, reason, attempts)
+            .await
     }
 
     /// For work on deliveries in hand: the publisher, and a wait for as long as they can be settled, which says why they

@@ -8,8 +8,9 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Connection, Outgoing, QueueError, inspect, within};
+use super::{Connection, Outgoing, QueueError, RawDelivery, inspect, within};
 use crate::backoff::backoff;
+use crate::reason::Reason;
 
 /// How long a confirm may take: longer than a broker's pauses, shorter than its own timeout of an
 /// unacked delivery (30 minutes).
@@ -51,6 +52,25 @@ impl<'a> Publisher<'a> {
             connection,
             channel,
         })
+    }
+
+    /// Publishes a delivery to `etl.dead` with the stage that failed and the reason, and acks it once that is confirmed.
+    pub async fn dead_letter(
+        &mut self,
+        delivery: RawDelivery,
+        stage: &str,
+        reason: &Reason,
+        attempts: u32,
+    ) -> Result<(), QueueError> {
+        tracing::error!(
+            message.id = delivery.id(),
+            queue.name = delivery.queue(),
+            reason = reason.logged(),
+            "message dead-lettered"
+        );
+        let dead = Outgoing::dead(&delivery, stage, reason.text(), attempts);
+        self.publish(&[dead]).await?;
+        delivery.ack().await
     }
 
     /// Publishes a window of messages and returns when each is confirmed and routed. A message that

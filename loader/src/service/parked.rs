@@ -1,6 +1,6 @@
-//! The drain of `etl.parked`: batches whose target could not take them, and the tasks of runs that are paused meanwhile. Targets are probed apart from the queue, with growing
-//! pauses and a batch each from memory; the queue is gone through when one works again, at the start, and from time to time,
-//! since another loader may have parked something.
+//! The drain of `etl.parked`: batches whose target could not take them, and the tasks of runs that are paused meanwhile.
+//! Targets are probed apart from the queue, with growing pauses and a batch each from memory; the queue is gone through when
+//! one works again, at the start, and from time to time, since another loader may have parked something.
 //!
 //! Nothing is ever requeued, which would count as a delivery: what is not ready is published again at the tail, confirmed,
 //! and then acked.
@@ -12,7 +12,6 @@ use common::message::{ExtractTask, Message as _, ValidBatch};
 use common::queue::{
     Delivery, Outgoing, Publisher, Puller, QueueName, RawDelivery, inspect, over_limit,
 };
-use common::reason::Reason;
 use common::service::{Fault, Session};
 use common::telemetry::retried;
 use futures::StreamExt as _;
@@ -189,7 +188,9 @@ async fn read(
         }
     };
     let attempts = delivery.deliveries();
-    dead_letter(shared, publisher, delivery.into_raw(), &reason, attempts).await?;
+    publisher
+        .dead_letter(delivery.into_raw(), shared.session.name, &reason, attempts)
+        .await?;
     Ok(None)
 }
 
@@ -210,7 +211,9 @@ async fn task(
         Fate::Waits => return Ok(Settled::Not),
         Fate::Refused(reason) => {
             let attempts = delivery.deliveries();
-            dead_letter(shared, publisher, delivery.into_raw(), &reason, attempts).await?;
+            publisher
+                .dead_letter(delivery.into_raw(), shared.session.name, &reason, attempts)
+                .await?;
             return Ok(Settled::Yes);
         }
     };
@@ -258,12 +261,16 @@ async fn settle(
         }
         End::Misfit(reason) if delivery.parked_for() > MAX_MISFIT => {
             let attempts = delivery.parked_attempts();
-            dead_letter(shared, publisher, delivery, &reason, attempts).await?;
+            publisher
+                .dead_letter(delivery, shared.session.name, &reason, attempts)
+                .await?;
             unpark(shared, &batch).await;
             return Ok(Settled::Yes);
         }
         End::Dead { reason, attempts } => {
-            dead_letter(shared, publisher, delivery, &reason, attempts).await?;
+            publisher
+                .dead_letter(delivery, shared.session.name, &reason, attempts)
+                .await?;
             unpark(shared, &batch).await;
             return Ok(Settled::Yes);
         }
@@ -289,24 +296,6 @@ async fn settle(
 async fn put_back(publisher: &mut Publisher<'_>, delivery: &RawDelivery) -> Result<bool, Fault> {
     let again = Outgoing::again_to(delivery, QueueName::Parked);
     Ok(publisher.try_publish(&again).await?)
-}
-
-async fn dead_letter(
-    shared: &Deliveries<'_>,
-    publisher: &mut Publisher<'_>,
-    delivery: RawDelivery,
-    reason: &Reason,
-    attempts: u32,
-) -> Result<(), Fault> {
-    tracing::error!(
-        message.id = delivery.id(),
-        queue.name = delivery.queue(),
-        reason = reason.logged(),
-        "message dead-lettered"
-    );
-    let dead = Outgoing::dead(&delivery, shared.session.name, reason.text(), attempts);
-    publisher.publish(&[dead]).await?;
-    Ok(delivery.ack().await?)
 }
 
 /// A row that is left over counts no more.

@@ -8,10 +8,11 @@ use testkit::wait_until;
 
 use super::{assert_works, plain};
 
-const QUEUES: [(&str, &str); 4] = [
+const QUEUES: [(&str, &str); 5] = [
     ("etl.extract", "extract-task"),
     ("etl.raw", "raw-batch"),
     ("etl.valid", "valid-batch"),
+    ("etl.parked", "valid-batch"),
     ("etl.events", "run-event"),
 ];
 
@@ -43,7 +44,7 @@ async fn message_of_an_unknown_version_is_dead_lettered_complete() {
             .publish_with(queue, &batch.body, properties)
             .await;
     }
-    await_dead_letters(&pipeline, 4).await;
+    await_dead_letters(&pipeline, 5).await;
     for (queue, kind) in QUEUES {
         let kept = format!(
             "SELECT count(*) FROM etl.dead_letters WHERE queue = '{queue}' AND kind = '{kind}.v9' AND reason LIKE '%{kind}.v9%{kind}.v1%'
@@ -104,5 +105,33 @@ async fn messages_with_hostile_properties_or_contradicting_bodies_are_dead_lette
             .await,
         sent
     );
+    assert_works(&mut pipeline).await;
+}
+
+/// As after a restore of the database to a time before the run was requested.
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_task_of_a_run_that_the_ledger_lacks_is_dead_lettered() {
+    let mut pipeline = Pipeline::without_services().await;
+    for name in ["loader", "transformer"] {
+        let service = pipeline.service(name).start().await;
+        pipeline.services.push(service);
+    }
+    pipeline.job("clicks", &plain("clicks"), sample::clicks(100));
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "gone"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    let task = pipeline.vhost.take_all("etl.extract").await.remove(0);
+    sqlx::query("DELETE FROM etl.runs")
+        .execute(&pipeline.database.pool)
+        .await
+        .unwrap();
+    let vhost = &pipeline.vhost;
+    vhost
+        .publish_with("etl.parked", &task.body, task.properties)
+        .await;
+    await_dead_letters(&pipeline, 1).await;
+    let kept = "SELECT count(*) FROM etl.dead_letters WHERE queue = 'etl.parked' AND run_id = 'gone' AND reason LIKE '%gone%'";
+    assert_eq!(pipeline.number(kept).await, 1);
+    let extractor = pipeline.service("extractor").start().await;
+    pipeline.services.push(extractor);
     assert_works(&mut pipeline).await;
 }
