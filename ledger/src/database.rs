@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::settings::SecretUrl;
 use sha2::{Digest, Sha256};
-use sqlx::{Connection, Executor as _, PgConnection, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use crate::error::Error;
 use crate::hosts::{Hosts, Role};
@@ -198,23 +198,18 @@ impl Store {
 /// A transaction on a connection of the pool.
 pub struct Tx<'c> {
     tx: Transaction<'c, Postgres>,
-    is_synchronous: bool,
 }
 
 impl<'c> Tx<'c> {
-    pub(crate) fn new(tx: Transaction<'c, Postgres>, is_synchronous: bool) -> Self {
-        Self { tx, is_synchronous }
+    pub(crate) fn new(tx: Transaction<'c, Postgres>) -> Self {
+        Self { tx }
     }
 
     /// Commits it. Any error means that the outcome is unknown.
     ///
-    /// A COMMIT that waits for a synchronous standby must not be ended by `statement_timeout`: PostgreSQL would report success,
-    /// with a warning that the standby may not have it.
-    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
-        if self.is_synchronous {
-            let unlimited = "SET LOCAL statement_timeout = 0";
-            self.tx.execute(unlimited).await?;
-        }
+    /// No setting of PostgreSQL limits how long a COMMIT waits for a synchronous standby: `statement_timeout` ends before. It
+    /// must not be cancelled, after which PostgreSQL reports success with a warning that the standby may not have it.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
         match tokio::time::timeout(COMMIT_TIMEOUT, self.tx.commit()).await {
             Ok(done) => done,
             Err(_) => Err(sqlx::Error::Io(std::io::Error::new(

@@ -43,18 +43,10 @@ pub enum Role {
     ReadOnly,
 }
 
-/// What a session's server said of itself.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Traits {
-    pub(crate) role: Role,
-    /// A COMMIT waits for a standby.
-    pub(crate) is_synchronous: bool,
-}
-
 /// A connection, and what its server is.
 pub(crate) struct Session {
     pub(crate) connection: PgConnection,
-    pub(crate) traits: Traits,
+    pub(crate) role: Role,
 }
 
 /// The servers of a database.
@@ -101,7 +93,7 @@ impl Hosts {
         let last = self.each.get(self.last.load(Ordering::Relaxed));
         if let Some(known) = last
             && let Ok(Ok(session)) = timeout(HEAD_START, open(known)).await
-            && session.traits.role == Role::Primary
+            && session.role == Role::Primary
         {
             return Ok(session);
         }
@@ -194,9 +186,7 @@ impl Hosts {
     pub(crate) async fn roles(&self) -> Vec<(String, Result<Role, sqlx::Error>)> {
         let names = self.each.iter().map(name);
         let answers = self.look().await.into_iter();
-        names
-            .zip(answers.map(|answer| Ok(answer?.traits.role)))
-            .collect()
+        names.zip(answers.map(|answer| Ok(answer?.role))).collect()
     }
 
     /// Why there is no server to write to, by host.
@@ -209,7 +199,7 @@ impl Hosts {
         }
         let why = self.each.iter().zip(answers).map(|(options, answer)| {
             let why = match answer {
-                Ok(session) => session.traits.role.name().to_owned(),
+                Ok(session) => session.role.name().to_owned(),
                 Err(error) => unreachable(&error),
             };
             format!("{} {why}", name(options))
@@ -224,7 +214,7 @@ impl Hosts {
 }
 
 fn is_primary(answer: &Result<Session, sqlx::Error>) -> bool {
-    matches!(answer, Ok(session) if session.traits.role == Role::Primary)
+    matches!(answer, Ok(session) if session.role == Role::Primary)
 }
 
 impl Role {
@@ -254,25 +244,21 @@ fn name(options: &PgConnectOptions) -> String {
 
 async fn open(options: &PgConnectOptions) -> Result<Session, sqlx::Error> {
     let mut connection = PgConnection::connect_with(options).await?;
-    let traits = traits(&mut connection).await?;
-    Ok(Session { connection, traits })
+    let role = role_of(&mut connection).await?;
+    Ok(Session { connection, role })
 }
 
 /// What a session's server is now, in one round trip. It also shows that the connection works.
-pub(crate) async fn traits(connection: &mut PgConnection) -> Result<Traits, sqlx::Error> {
+pub(crate) async fn role_of(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
     let row = sqlx::raw_sql(
-        "SELECT pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool, pg_catalog.pg_is_in_recovery(),
-                pg_catalog.current_setting('synchronous_standby_names') <> ''",
+        "SELECT pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool, pg_catalog.pg_is_in_recovery()",
     )
     .fetch_one(connection)
     .await?;
-    Ok(Traits {
-        role: match (row.try_get(0)?, row.try_get(1)?) {
-            (_, true) => Role::Standby,
-            (true, false) => Role::ReadOnly,
-            (false, false) => Role::Primary,
-        },
-        is_synchronous: row.try_get(2)?,
+    Ok(match (row.try_get(0)?, row.try_get(1)?) {
+        (_, true) => Role::Standby,
+        (true, false) => Role::ReadOnly,
+        (false, false) => Role::Primary,
     })
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::database::{BEGIN_READING, Tx};
-use crate::hosts::{CONNECT_TIMEOUT, HOST_TIMEOUT, Hosts, Role, Session, traits};
+use crate::hosts::{CONNECT_TIMEOUT, HOST_TIMEOUT, Hosts, Role, Session, role_of};
 
 /// An idle connection is closed after this time.
 const MAX_IDLE: Duration = Duration::from_mins(10);
@@ -83,7 +83,7 @@ impl Pool {
     /// Makes the first connection now. The error says at once why there is none.
     pub(crate) async fn first(&self) -> Result<Role, sqlx::Error> {
         let session = self.hosts.connect().await?;
-        let role = session.traits.role;
+        let role = session.role;
         self.keep(session.connection, Instant::now());
         Ok(role)
     }
@@ -104,11 +104,11 @@ impl Pool {
             made,
             ..
         } = self.idle().pop()?;
-        let asked = timeout(HOST_TIMEOUT, traits(&mut connection)).await;
-        if let Ok(Ok(traits)) = asked
-            && traits.role == Role::Primary
+        let asked = timeout(HOST_TIMEOUT, role_of(&mut connection)).await;
+        if let Ok(Ok(role)) = asked
+            && role == Role::Primary
         {
-            return Some((Session { connection, traits }, made));
+            return Some((Session { connection, role }, made));
         }
         self.idle().clear();
         None
@@ -172,9 +172,8 @@ impl Connected {
     }
 
     pub(crate) async fn begin_with(&mut self, begin: &'static str) -> Result<Tx<'_>, sqlx::Error> {
-        let Session { connection, traits } = &mut self.session;
-        let tx = connection.begin_with(begin).await?;
-        Ok(Tx::new(tx, traits.is_synchronous))
+        let tx = self.session.connection.begin_with(begin).await?;
+        Ok(Tx::new(tx))
     }
 
     /// Its transaction ended in good order.

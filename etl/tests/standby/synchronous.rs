@@ -65,8 +65,7 @@ async fn absent_synchronous_standby_that_is_promoted_has_every_row_once() {
     assert_waits(true).await;
 }
 
-/// The COMMIT of a batch waits for the standby. It must not end by `statement_timeout`, with success that the standby does not
-/// know of.
+/// The COMMIT of a batch waits for the standby. It must not end with success that the standby does not know of.
 async fn assert_waits(is_promoted: bool) {
     let mut pair = Pair::start().await;
     pair.primary.synchronous(true).await;
