@@ -8,6 +8,33 @@ use testkit::wait_until;
 
 use super::{ROWS, completes, refuses, succeeds};
 
+/// Once nothing was noted of it for a while, the command that repairs it is named.
+async fn assert_named_as_lost(pipeline: &Pipeline) {
+    // A message may still be in hand; after a while none is.
+    let status = pipeline.etl(&["status", "daily"]).await;
+    assert!(!status.stdout.contains("--missing"), "{}", status.stdout);
+    let later = "UPDATE etl.runs SET requested_at = requested_at - interval '1 hour', started_at = started_at - interval '1 hour',
+        extracted_at = extracted_at - interval '1 hour'";
+    let made = sqlx::query(later).execute(&pipeline.database.pool);
+    made.await.unwrap();
+    let status = pipeline.etl(&["status", "daily"]).await;
+    assert!(
+        status.stdout.contains("nothing of it is in any queue")
+            && status.stdout.contains("`etl replay daily --missing`"),
+        "{}",
+        status.stdout
+    );
+    let proof = pipeline.etl(&["reconcile", "--json"]).await;
+    assert!(
+        proof
+            .stdout
+            .contains("not over yet, the batches 0..8 are pending; nothing of it is in any queue")
+            && proof.stdout.contains("`etl replay daily --missing`"),
+        "{}",
+        proof.stdout
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn purged_batches_are_replayed_from_the_archive() {
     let mut pipeline = Pipeline::start().await;
@@ -39,29 +66,7 @@ async fn purged_batches_are_replayed_from_the_archive() {
     .await;
     let lost = pipeline.etl(&["reconcile", "daily"]).await;
     assert_eq!(lost.code, Some(1), "{}", lost.stdout);
-    // A message may still be in hand; after a while none is.
-    let status = pipeline.etl(&["status", "daily"]).await;
-    assert!(!status.stdout.contains("--missing"), "{}", status.stdout);
-    let later = "UPDATE etl.runs SET requested_at = requested_at - interval '1 hour', started_at = started_at - interval '1 hour',
-        extracted_at = extracted_at - interval '1 hour'";
-    let made = sqlx::query(later).execute(&pipeline.database.pool);
-    made.await.unwrap();
-    let status = pipeline.etl(&["status", "daily"]).await;
-    assert!(
-        status.stdout.contains("nothing of it is in any queue")
-            && status.stdout.contains("`etl replay daily --missing`"),
-        "{}",
-        status.stdout
-    );
-    let proof = pipeline.etl(&["reconcile", "--json"]).await;
-    assert!(
-        proof
-            .stdout
-            .contains("not over yet, the batches 0..8 are pending; nothing of it is in any queue")
-            && proof.stdout.contains("`etl replay daily --missing`"),
-        "{}",
-        proof.stdout
-    );
+    assert_named_as_lost(&pipeline).await;
 
     let replayed = pipeline.etl(&["replay", "daily", "--missing"]).await;
     assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
