@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::message::RunId;
 use ledger::{LockedRun, Removal, ToRemove, database};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
 use crate::ddl::TableName;
 use crate::errors::{LoadError, Verdict};
@@ -17,6 +17,9 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// The longest that one waits for a lock on its target: the next removal, of another target, waits as well.
 const LOCK_TIMEOUT: &str = "2s";
+
+/// The longest that it waits for a row, once it has that lock: it would begin anew.
+const ROW_TIMEOUT: &str = "1min";
 
 /// Executes the removals that are due. One that fails is recorded with its reason, for the command that waits, and keeps no other.
 pub async fn execute_all(loader: &Loader) -> Result<(), LoadError> {
@@ -85,6 +88,11 @@ async fn delete(
     if !is_there {
         return Ok(0);
     }
+    let wait = format!(
+        "LOCK TABLE {} IN ROW EXCLUSIVE MODE; SET LOCAL lock_timeout = '{ROW_TIMEOUT}'",
+        name.sql()
+    );
+    run.connection().execute(AssertSqlSafe(wait)).await?;
     let ToRemove {
         most,
         fewest,
