@@ -26,7 +26,7 @@ clean-local:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy -p etl --test cluster -- -D warnings
+	cargo clippy -p etl --test cluster --test volume -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
 
 # The tests come last, so that the output ends with cargo's summary.
@@ -39,7 +39,7 @@ test:
 
 # Also what takes longer. Each cluster has three brokers, so that its tests take turns.
 test-all: test
-	deploy/local/with-servers cargo test -p etl --test faults -- --ignored
+	deploy/local/with-servers cargo test -p etl --test volume
 	deploy/local/with-servers cargo test -p etl --test cluster -- --test-threads 1
 	deploy/local/soak
 

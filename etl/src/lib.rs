@@ -1,7 +1,8 @@
 //! The operator's command `etl`: requests runs, follows them, repairs them and proves them.
 //!
 //! A file in [`commands`] is a command: its arguments, `plan` and `act` (plain data in and out, no terminal, for any other
-//! front end), and what it prints. References point one way: commands -> output -> request, follow, loss, jobs, broker, target -> store.
+//! front end), and what it prints. References point one way: commands -> loss -> output -> request, follow,
+//! jobs, broker, target -> store.
 
 pub mod broker;
 pub mod commands;

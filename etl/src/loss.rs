@@ -8,10 +8,10 @@ use crate::broker::{self, Depth};
 use crate::output::number;
 
 /// After so many seconds a run of which no queue has anything counts as lost: longer than a message is in hand.
-const IDLE_SECONDS: f64 = 60.0;
+const IDLE_SECONDS: i64 = 60;
 
 /// The same for a run whose query may work: the default timeout of a query.
-const IDLE_QUERY_SECONDS: f64 = 1_800.0;
+const IDLE_QUERY_SECONDS: i64 = 1_800;
 
 /// The most open runs that [`latest`] looks at.
 const MAX_RUNS: u32 = 100;
@@ -29,8 +29,7 @@ pub async fn remedy(store: &Store, run: &Run, queues: &[Depth]) -> Result<Option
     }
     let idle = store.idle_seconds(run).await?;
     Ok((idle > most_idle_seconds(run)).then(|| {
-        #[expect(clippy::cast_possible_truncation, reason = "for a person")]
-        let seconds = number(idle.round() as i64);
+        let seconds = number(idle);
         let command = command(run);
         format!(
             "nothing of it is in any queue, and nothing was noted for {seconds} seconds: {command}"
@@ -57,7 +56,7 @@ pub async fn latest(store: &Store) -> Result<Vec<(String, String)>, Failure> {
 }
 
 /// The task of a query that works is in hand for most of the time, and nothing is noted meanwhile.
-fn most_idle_seconds(run: &Run) -> f64 {
+fn most_idle_seconds(run: &Run) -> i64 {
     let is_queried =
         run.state == RunState::Running && run.batches_expected.is_none() && run.batches == 0;
     if is_queried {

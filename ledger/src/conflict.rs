@@ -68,7 +68,7 @@ async fn record(
 
 impl LockedRun<'_> {
     /// The runs that would lose rows with those of this run, in the order of their numbers. A run that ended without being
-    /// complete has no claim to its rows: those that had given way to it depend on whoever took its place.
+    /// complete has no claim to its rows: the runs that gave way to it depend on the run that took its place.
     pub async fn dependents(&mut self) -> Result<Vec<Dependent>, sqlx::Error> {
         sqlx::query_as(
             "WITH RECURSIVE lost (run_no, rows) AS (

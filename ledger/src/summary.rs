@@ -263,11 +263,11 @@ impl Store {
     }
 
     /// The seconds since anything of a run was noted in the ledger.
-    pub async fn idle_seconds(&self, run: &Run) -> Result<f64, Error> {
+    pub async fn idle_seconds(&self, run: &Run) -> Result<i64, Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {
             let query = sqlx::query_scalar(
                 "SELECT extract(epoch FROM now() - greatest(r.requested_at, r.started_at, r.extracted_at, r.approved_at, p.requested_at,
-                        (SELECT max(loaded_at) FROM etl.batches b WHERE b.run_id = r.run_id AND b.generation = r.generation)))::float8
+                        (SELECT max(loaded_at) FROM etl.batches b WHERE b.run_id = r.run_id AND b.generation = r.generation)))::bigint
                  FROM etl.runs r LEFT JOIN etl.replays p USING (run_id, generation) WHERE r.run_id = $1",
             );
             Ok(query.bind(&run.run_id).fetch_one(tx).await?)

@@ -1,12 +1,16 @@
 //! The whole pipeline for a test: an emulator of AWS, a virtual host, a database, the three services, and a folder of jobs.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
+use crate::TIMEOUT;
 use crate::cloud::{Answer, Cloud, ResultSet};
 use crate::process::{Finished, Process, Service};
 use crate::servers::{Database, Vhost, database, vhost};
+use futures::future::join_all;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 /// The pipeline of one test. Dropping it ends the services and deletes the virtual host and the database.
 pub struct Pipeline {
@@ -121,6 +125,18 @@ impl Pipeline {
             .await;
         assert_eq!(done.code, Some(0), "{}\n{}", done.stdout, done.stderr);
         serde_json::from_str(&done.stdout).expect("`etl run --json` prints JSON")
+    }
+
+    /// A run JOB-ROUND of each job, at the same time; each must load so many rows. Returns how long they took together.
+    pub async fn run_all(&self, jobs: &[&str], round: &str, rows: u64) -> Duration {
+        let started = Instant::now();
+        let run = async |job: &&str| {
+            let run = self.run(job, &format!("{job}-{round}")).await;
+            assert_eq!(run["rows_loaded"], rows, "{run}");
+        };
+        let all = timeout(TIMEOUT, join_all(jobs.iter().map(run))).await;
+        all.unwrap_or_else(|_| panic!("the runs {jobs:?} wait: {round}"));
+        started.elapsed()
     }
 
     /// `etl reconcile RUN`, which must exit with 0.

@@ -42,6 +42,8 @@ pub struct Proof {
     pub verdicts: Vec<Verdict>,
     /// So many more runs are complete and have no verdict of their own.
     pub complete_besides: i64,
+    /// Why the broker cannot be asked whether it has messages of the open runs.
+    pub broker: Option<String>,
 }
 
 /// Proves one run, or all. `few`: of more runs than this, only those that are not complete have a verdict.
@@ -54,11 +56,13 @@ pub async fn plan(store: &Store, run: Option<&str>, few: Option<i64>) -> Result<
         None => store.all(few).await?,
     };
     let mut verdicts = Vec::with_capacity(runs.len());
-    let queues = if runs.iter().any(|run| run.state.takes_batches()) {
-        broker::depths().await.ok()
-    } else {
-        None
-    };
+    let (mut queues, mut broker) = (None, None);
+    if runs.iter().any(|run| run.state.takes_batches()) {
+        match broker::depths().await {
+            Ok(depths) => queues = Some(depths),
+            Err(why) => broker = Some(why),
+        }
+    }
     for one in runs {
         // A balanced run has all of its batches.
         let missing = if one.balanced {
@@ -75,6 +79,7 @@ pub async fn plan(store: &Store, run: Option<&str>, few: Option<i64>) -> Result<
     Ok(Proof {
         verdicts,
         complete_besides,
+        broker,
     })
 }
 
@@ -171,6 +176,11 @@ impl Command for Arguments {
         if !has_runs {
             note("the ledger has no runs, and nothing is proven; check ETL_DATABASE_URL");
         }
+        if let Some(why) = &proof.broker {
+            note(&format!(
+                "whether messages of open runs were lost is unknown: {why}"
+            ));
+        }
         if self.json {
             print_json(&proof.verdicts)?;
         } else if has_runs {
@@ -266,7 +276,7 @@ mod tests {
         });
         let proof = Proof {
             verdicts: verdicts.collect(),
-            complete_besides: 0,
+            ..Proof::default()
         };
         let shown = on_a_terminal(list(&proof.verdicts), 150);
         insta::assert_snapshot!(format!("{shown}\n{}", summary(&proof)));

@@ -3,20 +3,20 @@
 
 use std::time::Duration;
 
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use testkit::TIMEOUT;
-use testkit::cloud::{Column, Fault, Op, ResultSet, sample};
+use testkit::cloud::{Fault, Op, sample};
 use testkit::pipeline::Pipeline;
 use testkit::wait_until;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::postgres::{execute, pipeline};
 
 /// Four batches.
 const ROWS: u64 = 20_000;
+
+const OTHER_JOBS: [&str; 3] = ["one", "two", "three"];
 
 /// How much later the other jobs are loaded at most.
 const MAX_DELAY: Duration = Duration::from_secs(10);
@@ -58,15 +58,7 @@ const FAILS: &str = "CREATE FUNCTION public.fails() RETURNS trigger LANGUAGE plp
 
 /// Runs of three other jobs, at the same time. Returns how long they took.
 async fn load_others(pipeline: &Pipeline, round: &str) -> Duration {
-    let started = Instant::now();
-    let load = async |job: &str| {
-        let run = pipeline.run(job, &format!("{job}-{round}")).await;
-        assert_eq!(run["rows_loaded"], 2_000, "{run}");
-    };
-    let all = async { tokio::join!(load("one"), load("two"), load("three")) };
-    let loaded = timeout(TIMEOUT, all).await;
-    loaded.unwrap_or_else(|_| panic!("the other jobs wait: {round}"));
-    started.elapsed()
+    pipeline.run_all(&OTHER_JOBS, round, 2_000).await
 }
 
 async fn parked(pipeline: &Pipeline, run: &str) -> Value {
@@ -79,7 +71,7 @@ async fn parked(pipeline: &Pipeline, run: &str) -> Value {
 async fn fault_of_a_target_stops_no_other_job_and_ends_by_itself() {
     let (pipeline, loader, role) = pipeline().await;
     execute(&pipeline, FAILS).await;
-    for job in ["one", "two", "three"] {
+    for job in OTHER_JOBS {
         pipeline.job(
             job,
             &format!("[target]\ntable = \"{job}\"\n"),
@@ -296,88 +288,4 @@ async fn extraction_for_a_target_that_takes_nothing_is_paused_and_resumed() {
     .await;
     let nothing = "SELECT (SELECT count(*) FROM etl.dead_letters) + (SELECT count(*) FROM etl.parked WHERE seq = -2)";
     assert_eq!(pipeline.number(nothing).await, 0);
-}
-
-/// Three GiB, in rows of 8 KiB.
-const MUCH: u64 = 3 << 30;
-const WIDE: u64 = 8 << 10;
-
-/// Characters that look like chance, cut from such a supply: what waits is counted as it is in the queue, compressed.
-fn wide(supply: &str, n: u64) -> String {
-    let wide = usize::try_from(WIDE).unwrap();
-    let begin = usize::try_from(n).unwrap().wrapping_mul(1_000_003) % (supply.len() - wide);
-    supply[begin..begin + wide].to_owned()
-}
-
-fn supply() -> String {
-    let mut random = StdRng::seed_from_u64(1);
-    let characters = (0..8 << 20).map(|_| char::from(random.random_range(b'0'..=b'z')));
-    characters.collect()
-}
-
-/// What may wait at most, of what is extracted until the extractor learns of the pause.
-const MAX_PARKED: i64 = 512 << 20;
-
-/// Some minutes, and as much space on disk three times: in the archive, in the target and in its log.
-#[ignore = "takes minutes and ten GiB of disk; make test-all runs it"]
-#[tokio::test(flavor = "multi_thread")]
-async fn three_gib_for_a_locked_target_harm_no_other() {
-    let pipeline = Pipeline::without_services().await;
-    let with_defaults = |name: &str| {
-        let service = pipeline.service(name);
-        service.without("ETL_BATCH_ROWS").without("ETL_BATCH_BYTES")
-    };
-    let mut services = Vec::new();
-    for name in ["loader", "transformer", "extractor"] {
-        services.push(with_defaults(name).start().await);
-    }
-    for job in ["one", "two", "three"] {
-        let toml = format!("[target]\ntable = \"{job}\"\n");
-        pipeline.job(job, &toml, sample::clicks(2_000));
-    }
-    load_others(&pipeline, "first").await;
-    let undisturbed = load_others(&pipeline, "before").await;
-    let columns = vec![Column::new("n", "bigint"), Column::new("wide", "varchar")];
-    let supply = supply();
-    let much = ResultSet::generated(columns, MUCH / WIDE, move |n| {
-        vec![Some(n.to_string()), Some(wide(&supply, n))]
-    });
-    pipeline.job("much", "[target]\ntable = \"much\"\n", much);
-    execute(
-        &pipeline,
-        "CREATE TABLE public.much (n bigint, wide text, _batch bigint)",
-    )
-    .await;
-    let mut holder = pipeline.database.pool.begin().await.unwrap();
-    let lock = "LOCK TABLE public.much IN SHARE MODE";
-    sqlx::query(lock).execute(&mut *holder).await.unwrap();
-    let asked = with_defaults("etl").arg("run").arg("much");
-    let asked = asked.arg("--run-id").arg("much").run().await;
-    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let extractor = &services[2];
-    wait_until("the extraction to be paused", TIMEOUT, async || {
-        extractor
-            .log()
-            .contains("extraction paused: too much waits")
-    })
-    .await;
-    for round in ["meanwhile", "later"] {
-        let disturbed = load_others(&pipeline, round).await;
-        assert!(
-            disturbed < undisturbed + MAX_DELAY,
-            "the other jobs took {disturbed:?}, and {undisturbed:?} before"
-        );
-    }
-    let waits = parked(&pipeline, "much").await;
-    assert!(waits["bytes"].as_i64() < Some(MAX_PARKED), "{waits}");
-    holder.rollback().await.unwrap();
-    let state = "SELECT count(*) FROM etl.runs WHERE run_id = 'much' AND state = 'completed'";
-    wait_until("the run to complete", 3 * TIMEOUT, async || {
-        pipeline.number(state).await == 1
-    })
-    .await;
-    let rows = "SELECT count(DISTINCT n) FROM public.much HAVING count(*) = count(DISTINCT n)";
-    let rows = pipeline.number(rows).await;
-    assert_eq!(rows, i64::try_from(MUCH / WIDE).unwrap());
-    pipeline.assert_reconciled("much").await;
 }

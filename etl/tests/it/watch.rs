@@ -82,15 +82,22 @@ async fn ledger_is_shown_while_the_broker_is_away_or_silent() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("amqp://{}", silent.local_addr().unwrap());
     let closed = format!("amqp://127.0.0.1:{}", testkit::process::CLOSED_PORT);
-    let status = |broker: &str| -> Service {
+    let command = |broker: &str, name: &str| -> Service {
         let service = pipeline.service("etl").env("ETL_AMQP_URL", broker);
-        service.arg("status").arg("daily")
+        service.arg(name)
     };
+    let status = |broker: &str| command(broker, "status").arg("daily");
     for (broker, why) in [(&closed, "connect"), (&silent, "did not answer")] {
         let shown = status(broker).run().await;
         assert_eq!(shown.code, Some(0), "{}", shown.stderr);
         for word in ["state  running", "0 of 3", "queues  unknown: ", why] {
             assert!(shown.stdout.contains(word), "{word}: {}", shown.stdout);
+        }
+        let proof = command(broker, "reconcile").run().await;
+        let unknown = "whether messages of open runs were lost is unknown: ";
+        assert_eq!(proof.code, Some(0), "{}", proof.stderr);
+        for word in [unknown, why] {
+            assert!(proof.stderr.contains(word), "{word}: {}", proof.stderr);
         }
         let json = status(broker).arg("--json").run().await;
         assert_eq!(json.code, Some(0), "{}", json.stderr);

@@ -106,6 +106,8 @@ async fn look_and_make(store: &Store, name: &TableName) -> Result<Found, Error> 
             Some((_, true)) => Found::IsThere,
             Some((false, false)) => Found::NotOurs,
             Some((true, false)) => {
+                // Batches of this target wait behind it, and removals from others.
+                tx.execute("SET LOCAL lock_timeout = '2s'").await?;
                 tx.execute(AssertSqlSafe(ddl::index_batches(name))).await?;
                 Found::Made
             }
