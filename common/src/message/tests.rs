@@ -1,5 +1,7 @@
 //! A queue may contain any bytes. Reading them gives a consistent message or an error.
 
+mod recorded;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
