@@ -8,10 +8,10 @@ mod file;
 mod parameter;
 mod resolve;
 mod rule;
+mod source;
+mod statement;
 mod target;
 mod window;
-
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,39 +20,10 @@ pub use file::{Job, JobError};
 pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request};
 pub use resolve::{Origin, ResolvedColumn, resolve};
 pub use rule::{Rule, Scalar};
+pub use source::{Account, Results, Source};
+pub use statement::changes_something;
 pub use target::{Commit, Duplicates, MIN_ROWS, MaxRejected, Mode, SchemaContract, Target};
 pub use window::{Bound, Comparison, Operand, Window};
-
-/// The settings of a query, apart from its SQL.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
-    /// The Glue database.
-    pub database: String,
-    /// By default Athena's own (`primary`).
-    pub workgroup: Option<String>,
-    /// By default `AwsDataCatalog`.
-    pub catalog: Option<String>,
-    /// `s3://bucket/prefix/`. The workgroup's applies by default, and where the workgroup enforces it.
-    pub output_location: Option<String>,
-    pub results: Results,
-    /// The extractor stops a query that has scanned more bytes.
-    pub max_scanned: Option<u64>,
-    /// The extractor stops a query that runs longer.
-    pub timeout: Duration,
-}
-
-/// The way to read a result.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Results {
-    /// From S3 if the result has a location there, else as pages.
-    #[default]
-    Auto,
-    /// The result's CSV object, in ranges.
-    S3,
-    /// `GetQueryResults`, 1,000 rows a call.
-    Api,
-}
 
 /// The part of a job that the transformer and the loader need. Every batch carries it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

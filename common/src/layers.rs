@@ -34,7 +34,7 @@ fn files(path: PathBuf, found: &mut Vec<PathBuf>) {
     if path.is_dir() {
         let entries = read_dir(path).unwrap();
         entries.for_each(|entry| files(entry.unwrap().path(), found));
-    } else if path.exists() {
+    } else if path.extension().is_some_and(|end| end == "rs") && path.exists() {
         found.push(path);
     }
 }

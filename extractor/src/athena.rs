@@ -340,6 +340,7 @@ mod tests {
             results: Results::Auto,
             max_scanned: None,
             timeout: Duration::from_mins(30),
+            ..Source::default()
         }
     }
 

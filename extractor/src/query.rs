@@ -202,6 +202,7 @@ mod tests {
             results: Results::Auto,
             max_scanned,
             timeout: Duration::from_mins(30),
+            ..Source::default()
         }
     }
 

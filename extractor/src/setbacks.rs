@@ -126,6 +126,7 @@ mod tests {
                 results: Results::Auto,
                 max_scanned: None,
                 timeout: Duration::from_mins(30),
+                ..Source::default()
             },
             job: Arc::new(JobSpec {
                 name: "j".into(),

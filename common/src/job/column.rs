@@ -62,6 +62,11 @@ pub struct ColumnSpec {
     pub rules: Vec<Rule>,
 }
 
+/// Whether Athena takes two names for one.
+pub(super) fn same_name(one: &str, other: &str) -> bool {
+    one == other || one.to_lowercase() == other.to_lowercase()
+}
+
 /// The unit of a number that is a point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EpochUnit {
@@ -120,6 +125,12 @@ fn unfit(setting: &'static str, problem: impl Into<String>) -> Unfit {
 }
 
 impl ColumnSpec {
+    /// Whether the column is filled from the result's column of this name. Athena's names are the same in upper and lower
+    /// case.
+    pub fn is_of(&self, result_column: &str) -> bool {
+        (self.source.as_ref()).is_some_and(|source| same_name(source, result_column))
+    }
+
     /// The column's name in the target.
     pub fn target_name(&self) -> &str {
         let name = self.name.as_deref().or(self.source.as_deref());

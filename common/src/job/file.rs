@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::parameter::render;
+use super::source::SourceTable;
 use super::{
     ColumnSpec, Commit, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec,
-    Request, Results, SchemaContract, Source, Target, Window,
+    Request, SchemaContract, Source, Target, Window, statement,
 };
 use crate::schema::{SchemaError, check_identifier};
 
@@ -21,14 +21,13 @@ const SQL_BYTES: usize = 262_144;
 /// The longest name of a job, which is a prefix of its run ids.
 const NAME_BYTES: usize = 60;
 
-/// The default timeout of a query: Athena's own for DML.
-const TIMEOUT: Duration = Duration::from_mins(30);
-
 /// A job, read and checked.
 #[derive(Debug, Clone)]
 pub struct Job {
     pub description: String,
     pub source: Source,
+    /// The bytes that the job's queries may scan in a month. Not a part of [`Job::hash`]: it changes no run.
+    pub max_scanned_per_month: Option<u64>,
     /// The spec of the file. A run gets the spec of a [`Request`], with the parameters filled in.
     pub spec: JobSpec,
     pub parameters: BTreeMap<String, ParameterSpec>,
@@ -52,6 +51,11 @@ pub enum JobError {
     },
     #[error("{} is not below the folder {}, or a link on its way leads out; put the file itself into that folder and name it by its path from there", path.display(), folder.display())]
     Outside { path: PathBuf, folder: PathBuf },
+    #[error("{} is {encoding}, and only UTF-8 is read; save it as UTF-8", path.display())]
+    Encoding {
+        path: PathBuf,
+        encoding: &'static str,
+    },
     #[error("{} is not a file that can be read to its end, but a folder, a pipe or a device; put a regular file there", path.display())]
     NotRegular { path: PathBuf },
     #[error("{} is not a job file:\n{problem}", path.display())]
@@ -96,21 +100,6 @@ struct TargetTable {
     duplicates: Option<Duplicates>,
     #[serde(default)]
     allow_cascades: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SourceTable {
-    database: String,
-    sql: PathBuf,
-    workgroup: Option<String>,
-    catalog: Option<String>,
-    output_location: Option<String>,
-    #[serde(default)]
-    results: Results,
-    max_scanned: Option<String>,
-    #[serde(default, with = "humantime_serde")]
-    timeout: Option<Duration>,
 }
 
 impl Job {
@@ -192,7 +181,21 @@ fn read_below(folder: &Path, file: &Path) -> Result<String, JobError> {
     if !real.metadata().map_err(unreadable)?.is_file() {
         return Err(JobError::NotRegular { path });
     }
-    fs::read_to_string(real).map_err(unreadable)
+    let bytes = fs::read(real).map_err(unreadable)?;
+    text(bytes).map_err(|encoding| JobError::Encoding { path, encoding })
+}
+
+/// UTF-8, without the mark that some editors put before it; or the name of what it seems to be.
+fn text(bytes: Vec<u8>) -> Result<String, &'static str> {
+    // Each character of ASCII has a zero byte in UTF-16.
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) || bytes.contains(&0) {
+        return Err("UTF-16");
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "neither UTF-8 nor UTF-16")?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
 }
 
 /// `are: a, b, c`, for the error about an unknown name.
@@ -219,14 +222,15 @@ fn known_jobs(folder: &Path) -> String {
 fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     check_names(&file)?;
     let target = check_target(file.target, &file.columns, &file.parameters)?;
-    let sql = sql.trim().trim_end_matches(';').trim_end().to_owned();
-    if sql.is_empty() || sql.len() > SQL_BYTES {
+    let sql = statement::query(sql)?.to_owned();
+    if sql.len() > SQL_BYTES {
+        let length = sql.len();
         return Err(format!(
-            "the SQL has {} bytes; Athena takes 1 to {SQL_BYTES}",
-            sql.len()
+            "the SQL has {length} bytes; Athena takes at most {SQL_BYTES}"
         ));
     }
-    let source = check_source(file.source)?;
+    let max_scanned_per_month = file.source.monthly_limit()?;
+    let source = file.source.check()?;
     let spec = JobSpec {
         name: name.to_owned(),
         target,
@@ -235,6 +239,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     Ok(Job {
         description: file.description,
         source,
+        max_scanned_per_month,
         spec,
         parameters: file.parameters,
         sql,
@@ -263,12 +268,10 @@ fn check_names(file: &JobFile) -> Result<(), String> {
         identifier(name)?;
         let earlier = &file.columns[..index];
         if let Some(source) = &column.source
-            && earlier
-                .iter()
-                .any(|other| other.source.as_ref() == Some(source))
+            && earlier.iter().any(|other| other.is_of(source))
         {
             return Err(format!(
-                "two [[columns]] have the source {source:?}; remove one"
+                "two [[columns]] have the source {source:?}; remove one (Athena's names are the same in upper and lower case)"
             ));
         }
         if earlier.iter().any(|other| other.target_name() == name) {
@@ -362,42 +365,6 @@ fn read_window(
             .or(of_parameter.map(|parameter| parameter.parameter_type.pg_type()))
     })?;
     Ok(window)
-}
-
-fn check_source(source: SourceTable) -> Result<Source, String> {
-    Ok(Source {
-        max_scanned: source.max_scanned.as_deref().map(parse_bytes).transpose()?,
-        database: source.database,
-        workgroup: source.workgroup,
-        catalog: source.catalog,
-        output_location: source.output_location,
-        results: source.results,
-        timeout: source.timeout.unwrap_or(TIMEOUT),
-    })
-}
-
-/// `10 GB`, `512 MiB`, `1000`: decimal and binary units, in bytes.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let problem = || format!("{text:?} is not a size in bytes such as \"10 GB\" or \"512 MiB\"");
-    let trimmed = text.trim();
-    let split = trimmed
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(trimmed.len());
-    let (digits, unit) = trimmed.split_at(split);
-    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "tb" => 1_000_000_000_000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        "tib" => 1 << 40,
-        _ => return Err(problem()),
-    };
-    let number: u64 = digits.parse().map_err(|_| problem())?;
-    number.checked_mul(factor).ok_or_else(problem)
 }
 
 #[cfg(test)]

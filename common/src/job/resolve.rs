@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 
+use super::column::same_name;
 use super::{ColumnSpec, Rule, Unfit};
 use crate::schema::{
     AthenaType, ResultColumn, SchemaError, TargetColumn, check_identifier, default_type,
@@ -46,9 +47,7 @@ pub fn resolve(
     check_sources(declared, result)?;
     let mut columns: Vec<ResolvedColumn> = Vec::with_capacity(result.len() + declared.len());
     for (position, from) in result.iter().enumerate() {
-        let spec = declared
-            .iter()
-            .find(|spec| spec.source.as_ref() == Some(&from.name));
+        let spec = declared.iter().find(|spec| spec.is_of(&from.name));
         columns.push(of_result(position, from, spec)?);
     }
     for spec in declared.iter().filter(|spec| spec.source.is_none()) {
@@ -78,12 +77,12 @@ fn check_sources(declared: &[ColumnSpec], result: &[ResultColumn]) -> Result<(),
         }
         if result[..index]
             .iter()
-            .any(|other| other.name == column.name)
+            .any(|other| same_name(&other.name, &column.name))
         {
             return Err(SchemaError::DuplicateSource(column.name.clone()));
         }
     }
-    let returns = |source: &str| result.iter().any(|column| column.name == source);
+    let returns = |source: &str| result.iter().any(|column| same_name(&column.name, source));
     let missing = declared
         .iter()
         .filter_map(|spec| spec.source.as_deref())
@@ -223,6 +222,19 @@ mod tests {
         assert_eq!(columns[1].target.pg_type, PgType::Date);
         assert_eq!(columns[1].rules, [Rule::Required(true)]);
         assert_eq!(columns[0].target.pg_type, PgType::BigInt);
+    }
+
+    #[test]
+    fn names_of_athena_match_in_upper_and_lower_case() {
+        let specs = declared("[[columns]]\nsource = \"country\"\ntype = \"char(2)\"\n");
+        let columns = resolve(&specs, &result(&[("Country", "varchar")]), &[]).unwrap();
+        assert_eq!(columns[0].target.name, "country");
+        assert_eq!(columns[0].target.pg_type, PgType::Char(2));
+        let twice = result(&[("day", "date"), ("Day", "date")]);
+        assert!(matches!(
+            resolve(&[], &twice, &[]),
+            Err(SchemaError::DuplicateSource(_))
+        ));
     }
 
     #[test]

@@ -255,6 +255,7 @@ fn task() -> impl Strategy<Value = ExtractTask> {
             results: Results::Auto,
             max_scanned: Some(1),
             timeout: std::time::Duration::from_secs(1),
+            ..Source::default()
         },
         job: Arc::new(job()),
         limits: Limits::default(),

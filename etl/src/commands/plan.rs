@@ -323,6 +323,7 @@ mod tests {
                 results: Results::Auto,
                 max_scanned: Some(10_000_000_000),
                 timeout: Duration::from_mins(30),
+                ..Source::default()
             },
             target_table: "public.clicks".into(),
             settings: vec![

@@ -82,6 +82,7 @@ fn default_source() -> Source {
         results: Results::Auto,
         max_scanned: None,
         timeout: Duration::from_mins(2),
+        ..Source::default()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Job files that are read, and those that are refused with what to change.
 
+use std::time::Duration;
+
 use super::*;
 use crate::schema::PgType;
 
@@ -20,6 +22,9 @@ name = "country_code"
 type = "char(2)"
 rules = [{ not_empty = true }, { none_of = ["A1", "A2"] }]
 "#;
+
+/// The hash of CLICKS. Runs in a ledger have it: a job that does not change keeps its hash when settings are added.
+const CLICKS_HASH: &str = "2ba4a48645e4b05ebefd4b75d6402ff93fb0a953ec2d2d3c14d617bbaf203299";
 
 fn read(toml: &str) -> Result<Job, String> {
     let folder = std::env::temp_dir().join(format!(
@@ -50,7 +55,96 @@ fn job_is_read_completely() {
         job.request(&BTreeMap::new()).unwrap().sql,
         "SELECT * FROM clicks WHERE dt >= DATE '2018-04-02'"
     );
-    assert_eq!(job.hash(), read(CLICKS).unwrap().hash());
+    assert_eq!(job.hash(), CLICKS_HASH);
+}
+
+#[test]
+fn source_settings_are_read() {
+    let settings = "max_scanned_per_month = \"2 TB\"\nreuse_results = \"60m\"\nexpected_bucket_owner = \"123456789012\"\nrequester_pays = true\nregion = \"eu-central-1\"\nrole_arn = \"arn:aws:iam::123456789012:role/etl/reader\"\nexternal_id = \"x\"\n[parameters]";
+    let job = read(&CLICKS.replacen("[parameters]", settings, 1)).unwrap();
+    assert_eq!(job.max_scanned_per_month, Some(2_000_000_000_000));
+    let source = &job.source;
+    assert_eq!(source.reuse_results, Some(Duration::from_hours(1)));
+    assert_eq!(
+        source.expected_bucket_owner.as_deref(),
+        Some("123456789012")
+    );
+    assert!(source.requester_pays);
+    assert_eq!(source.account.region.as_deref(), Some("eu-central-1"));
+    assert_eq!(source.account.external_id.as_deref(), Some("x"));
+    // A message keeps them.
+    let json = serde_json::to_string(source).unwrap();
+    assert_eq!(serde_json::from_str::<Source>(&json).unwrap(), *source);
+}
+
+#[test]
+fn source_settings_that_aws_refuses_are_refused_with_remedy() {
+    for (setting, wanted) in [
+        ("reuse_results = \"90s\"", "whole minutes"),
+        ("reuse_results = \"8days\"", "7days"),
+        ("reuse_results = \"0s\"", "whole minutes"),
+        ("max_scanned_per_month = \"much\"", "not a size"),
+        ("expected_bucket_owner = \"1234\"", "twelve digits"),
+        ("region = \"Frankfurt!\"", "eu-central-1"),
+        ("region = \"\"", "eu-central-1"),
+        ("role_arn = \"etl\"", "arn:aws:iam::"),
+        (
+            "role_arn = \"arn:aws:iam::123456789012:user/etl\"",
+            ":role/",
+        ),
+        ("external_id = \"x\"", "add role_arn"),
+    ] {
+        let settings = format!("{setting}\n[parameters]");
+        let error = read(&CLICKS.replacen("[parameters]", &settings, 1)).unwrap_err();
+        assert!(error.contains(wanted), "{setting}: {error}");
+    }
+}
+
+/// The job with these bytes as its files.
+fn read_bytes(toml: &[u8], sql: &[u8]) -> Result<Job, String> {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("clicks.toml"), toml).unwrap();
+    fs::write(folder.path().join("clicks.sql"), sql).unwrap();
+    Job::read(folder.path(), "clicks").map_err(|error| error.to_string())
+}
+
+#[test]
+fn byte_order_mark_is_no_part_of_a_file_and_other_encodings_are_named() {
+    let marked = |text: &str| format!("\u{feff}{text}").into_bytes();
+    let job = read_bytes(&marked(CLICKS), &marked("SELECT 'ü' FROM clicks")).unwrap();
+    assert_eq!(job.sql, "SELECT 'ü' FROM clicks");
+    let utf16 = |order: fn(u16) -> [u8; 2], mark: &str| -> Vec<u8> {
+        format!("{mark}SELECT 1")
+            .encode_utf16()
+            .flat_map(order)
+            .collect()
+    };
+    for sql in [
+        utf16(u16::to_le_bytes, "\u{feff}"),
+        utf16(u16::to_be_bytes, "\u{feff}"),
+        utf16(u16::to_le_bytes, ""),
+    ] {
+        let error = read_bytes(CLICKS.as_bytes(), &sql).unwrap_err();
+        assert!(error.contains("clicks.sql is UTF-16"), "{error}");
+    }
+    let latin1 = b"SELECT '\xfc'";
+    let error = read_bytes(CLICKS.as_bytes(), latin1).unwrap_err();
+    assert!(error.contains("save it as UTF-8"), "{error}");
+}
+
+#[test]
+fn statement_that_is_no_query_is_refused() {
+    for (sql, wanted) in [
+        ("INSERT INTO t SELECT 1", "begins with INSERT"),
+        ("SELECT 1; SELECT 2", "several statements"),
+        ("-- nothing\n", "no statement"),
+    ] {
+        let error = read_bytes(CLICKS.as_bytes(), sql.as_bytes()).unwrap_err();
+        assert!(
+            error.contains(wanted) && error.contains("clicks.toml"),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -137,6 +231,11 @@ fn contradictions_are_refused_with_remedy() {
             "belongs to mode",
         ),
         ("10 GB", "10 parsecs", "not a size"),
+        (
+            "[target]",
+            "[[columns]]\nsource = \"Server_Request_Country_Code\"\n[target]",
+            "two [[columns]] have the source",
+        ),
         ("char(2)", "chr(2)", "is not known here"),
         ("country_code\"\ntype", "_batch\"\ntype", "loader's own"),
         (

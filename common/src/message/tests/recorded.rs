@@ -67,6 +67,7 @@ fn recorded_task(state: TaskState) -> ExtractTask {
             results: Results::S3,
             max_scanned: Some(10_000_000_000),
             timeout: Duration::from_millis(90_500),
+            ..Source::default()
         },
         job: Arc::new(spec()),
         limits: Limits {
