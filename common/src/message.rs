@@ -12,7 +12,7 @@ mod task;
 pub use batch::{ContentHash, RawBatch, Reject, RejectedRow, ValidBatch};
 pub use body::Body;
 pub use control::{Command, Control};
-pub use event::{EventKind, RunEvent};
+pub use event::{EventKind, QueryEnd, RunEvent};
 pub use identity::{BatchId, InvalidRunId, RunId};
 pub use queue_name::QueueName;
 pub use task::{Cursor, ExtractTask, Limits, ResultLocation, S3Object, TaskState};

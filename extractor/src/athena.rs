@@ -3,16 +3,18 @@
 //! It returns plain data; every error is a classified [`AwsError`].
 
 use std::fmt;
+use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_sdk_athena::Client;
 use aws_sdk_athena::types::builders::ResultConfigurationBuilder;
 use aws_sdk_athena::types::{
-    AthenaError, ColumnInfo, Datum, ManagedQueryResultsConfiguration, QueryExecution,
-    QueryExecutionContext, QueryExecutionState, QueryExecutionStatistics, ResultConfiguration, Row,
-    StatementType, WorkGroupConfiguration, WorkGroupState,
+    AthenaError, ColumnInfo, Datum, EncryptionOption, ManagedQueryResultsConfiguration,
+    QueryExecution, QueryExecutionContext, QueryExecutionState, QueryExecutionStatistics,
+    ResultConfiguration, ResultReuseByAgeConfiguration, ResultReuseConfiguration,
+    ResultReuseInformation, Row, StatementType, WorkGroupConfiguration, WorkGroupState,
 };
-use common::job::Source;
+use common::job::{Source, changes_something};
 use common::message::RunId;
 use common::schema::ResultColumn;
 use sha2::{Digest, Sha256};
@@ -44,8 +46,13 @@ pub struct Execution {
     pub bytes_scanned: u64,
     /// `s3://bucket/key` of the result; none with managed query results.
     pub output_location: Option<String>,
-    /// Whether the statement's result has a header: not DDL, `SHOW`, `DESCRIBE` or `EXPLAIN`.
+    /// Whether the statement is one whose result can be loaded: not DDL, `SHOW`, `DESCRIBE` or `EXPLAIN`, and not `INSERT` or
+    /// `UNLOAD`, which Athena calls DML as it does `SELECT`.
     pub is_query: bool,
+    /// Athena answered with the result of an earlier query.
+    pub reused: bool,
+    /// The result's object is encrypted before S3 gets it (`CSE_KMS`): only Athena can read it.
+    pub is_client_encrypted: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +135,16 @@ impl Query<'_> {
             hash.update(length.to_le_bytes());
             hash.update(part.unwrap_or_default());
         }
+        // Settings that are newer, where they are set: a task of an older extractor keeps its token.
+        let account = serde_json::to_value(&source.account).unwrap_or_default();
+        let newer = serde_json::json!([
+            account,
+            source.reuse_results.map(|age| age.as_secs()),
+            source.expected_bucket_owner
+        ]);
+        if newer != serde_json::json!([{}, null, null]) {
+            hash.update(newer.to_string());
+        }
         format!("{:x}", hash.finalize())
     }
 }
@@ -143,8 +160,12 @@ impl Athena {
         let context = QueryExecutionContext::builder()
             .database(&source.database)
             .set_catalog(source.catalog.clone());
-        let output = (source.output_location.as_ref())
-            .map(|location| ResultConfiguration::builder().output_location(location));
+        let is_set = source.output_location.is_some() || source.expected_bucket_owner.is_some();
+        let output = is_set.then(|| {
+            ResultConfiguration::builder()
+                .set_output_location(source.output_location.clone())
+                .set_expected_bucket_owner(source.expected_bucket_owner.clone())
+        });
         let started = self
             .0
             .start_query_execution()
@@ -153,6 +174,7 @@ impl Athena {
             .query_execution_context(context.build())
             .set_result_configuration(output.map(ResultConfigurationBuilder::build))
             .set_work_group(source.workgroup.clone())
+            .set_result_reuse_configuration(source.reuse_results.map(reuse))
             .send()
             .await
             .map_err(|error| AwsError::from_sdk("starting the query", &error))?;
@@ -295,9 +317,12 @@ fn describe(found: &QueryExecution) -> Execution {
     let scanned = found
         .statistics()
         .and_then(QueryExecutionStatistics::data_scanned_in_bytes);
-    let location = found
-        .result_configuration()
-        .and_then(|result| result.output_location());
+    let result = found.result_configuration();
+    let location = result.and_then(ResultConfiguration::output_location);
+    let encryption = result.and_then(ResultConfiguration::encryption_configuration);
+    let reuse = found
+        .statistics()
+        .and_then(QueryExecutionStatistics::result_reuse_information);
     Execution {
         state,
         bytes_scanned: scanned
@@ -309,8 +334,22 @@ fn describe(found: &QueryExecution) -> Execution {
         is_query: !matches!(
             found.statement_type(),
             Some(StatementType::Ddl | StatementType::Utility)
-        ),
+        ) && !found.substatement_type().is_some_and(changes_something),
+        reused: reuse.is_some_and(ResultReuseInformation::reused_previous_result),
+        is_client_encrypted: encryption
+            .is_some_and(|with| *with.encryption_option() == EncryptionOption::CseKms),
     }
+}
+
+/// Athena counts in minutes.
+fn reuse(age: Duration) -> ResultReuseConfiguration {
+    let minutes = i32::try_from(age.as_secs() / 60).unwrap_or(i32::MAX);
+    let by_age = ResultReuseByAgeConfiguration::builder()
+        .enabled(true)
+        .max_age_in_minutes(minutes);
+    ResultReuseConfiguration::builder()
+        .result_reuse_by_age_configuration(by_age.build())
+        .build()
 }
 
 /// The type with its arguments: the metadata keeps those of a decimal apart from its name.
@@ -329,7 +368,6 @@ fn column(info: &ColumnInfo) -> ResultColumn {
 mod tests {
     use super::*;
     use common::job::Results;
-    use std::time::Duration;
 
     fn source() -> Source {
         Source {
@@ -365,7 +403,16 @@ mod tests {
             output_location: Some("etl".into()),
             ..source()
         };
+        let mut in_region = source();
+        in_region.account.region = Some("eu-west-1".into());
+        let mut reusing = source();
+        reusing.reuse_results = Some(Duration::from_hours(1));
         let first = token("r", "SELECT 1", &plain, 1);
+        // Of a task that an older extractor began.
+        assert_eq!(
+            first,
+            "a60db194f441950864fdac167948efec0243b6f5f03f171a5ed9f5fce302cdae"
+        );
         assert_eq!(first.len(), 64);
         assert_eq!(first, token("r", "SELECT 1", &plain, 1));
         let others = [
@@ -375,6 +422,8 @@ mod tests {
             token("r", "SELECT 1", &workgroup, 1),
             token("r", "SELECT 1", &output, 1),
             token("r", "SELECT 1", &plain, 2),
+            token("r", "SELECT 1", &in_region, 1),
+            token("r", "SELECT 1", &reusing, 1),
         ];
         for (index, one) in others.iter().enumerate() {
             assert!(!others[..index].contains(one), "{index}");

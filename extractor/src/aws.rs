@@ -28,6 +28,8 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use common::lifecycle::Health;
 use common::settings;
 
+use crate::principal::refused_role;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Until the first byte of an answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
@@ -254,6 +256,7 @@ impl AwsError {
         };
         let no_credentials =
             chain(error).find_map(|error| error.downcast_ref::<CredentialsError>());
+        let code = code.or_else(|| chain(error).find_map(refused_role));
         let message = match (text, code, status) {
             (Some(text), Some(code), _) => format!("{text} ({code})"),
             (None, Some(code), Some(status)) => format!("{code} (HTTP status {status})"),
@@ -322,6 +325,14 @@ impl AwsError {
     /// Whether a permission is missing, as opposed to wrong credentials.
     pub fn is_denied(&self) -> bool {
         self.kind == AwsErrorKind::Denied
+    }
+
+    /// Whether the credentials are missing since AWS refused to let a role be assumed.
+    pub fn is_role_denied(&self) -> bool {
+        self.kind == AwsErrorKind::Credentials
+            && (self.code.as_deref())
+                .and_then(|code| classify_code(code, None))
+                .is_some_and(|kind| kind == AwsErrorKind::Denied)
     }
 
     pub fn is_code(&self, code: &str) -> bool {

@@ -44,9 +44,9 @@ impl From<S3Error> for StepError {
     fn from(error: S3Error) -> Self {
         match error {
             S3Error::Aws(error) => error.into(),
-            error @ (S3Error::Replaced(_) | S3Error::Location(_)) => {
-                Self::FailRun(error.to_string().into())
-            }
+            error @ (S3Error::Replaced(_)
+            | S3Error::Location(_)
+            | S3Error::ClientEncrypted { .. }) => Self::FailRun(error.to_string().into()),
         }
     }
 }

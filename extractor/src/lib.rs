@@ -14,6 +14,7 @@ mod controls;
 pub mod csv;
 mod error_policy;
 pub mod outbox;
+pub mod principal;
 mod query;
 pub mod read;
 mod replica;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use common::job::Source;
+use common::message::QueryEnd;
 use common::reason::Reason;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
@@ -12,6 +13,9 @@ use crate::aws::{AwsError, AwsErrorKind};
 
 /// Attempts at a query that fails for a reason that Athena calls retryable.
 pub(crate) const MAX_ATTEMPTS: u32 = 3;
+
+/// How long the end of a query that was stopped is waited for. Its cost may still grow until then.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A query execution that was started.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +35,7 @@ pub(crate) enum Waited {
     /// The query has not ended yet.
     Running,
     /// The result can be read.
-    Succeeded(Execution),
+    Succeeded,
     /// The query failed; another attempt may succeed.
     Retryable(Reason),
     /// Somebody cancelled the query in Athena.
@@ -40,12 +44,13 @@ pub(crate) enum Waited {
     Failed(Reason),
 }
 
-/// Polls the query until it ends, stops it when it passes a limit, and returns `Running` after `at_most`.
+/// Polls the query until it ends, stops it when it passes a limit, and returns `Running` after `at_most`. Also returns the
+/// execution as it was last seen.
 pub(crate) async fn wait(
     athena: &Athena,
     query: Started<'_>,
     at_most: Duration,
-) -> Result<Waited, AwsError> {
+) -> Result<(Waited, Execution), AwsError> {
     let begun = Instant::now();
     loop {
         // A caller without time wants one look.
@@ -54,12 +59,13 @@ pub(crate) async fn wait(
         }
         let execution = athena.look(query.id).await?;
         let is_working = execution.state == ExecutionState::Working;
-        let waited = judge(execution, query.source, query.age(), query.attempt);
+        let waited = judge(&execution, query.source, query.age(), query.attempt);
         if is_working && waited != Waited::Running {
-            stop(athena, query.id).await?;
+            let stopped = stop(athena, query.id).await?;
+            return Ok((waited, stopped.unwrap_or(execution)));
         }
         if waited != Waited::Running || begun.elapsed() >= at_most {
-            return Ok(waited);
+            return Ok((waited, execution));
         }
     }
 }
@@ -71,18 +77,18 @@ pub(crate) async fn wait_to_the_end(
 ) -> Result<Result<Execution, String>, AwsError> {
     loop {
         match wait(athena, query, Duration::MAX).await? {
-            Waited::Running => {}
-            Waited::Succeeded(execution) => return Ok(Ok(execution)),
-            Waited::Retryable(reason) | Waited::Cancelled(reason) | Waited::Failed(reason) => {
+            (Waited::Running, _) => {}
+            (Waited::Succeeded, execution) => return Ok(Ok(execution)),
+            (Waited::Retryable(reason) | Waited::Cancelled(reason) | Waited::Failed(reason), _) => {
                 return Ok(Err(reason.text().to_owned()));
             }
         }
     }
 }
 
-/// Stops a query. A refusal is only logged: the query may have ended. Other errors are worth a
-/// retry, since a running query costs money.
-pub(crate) async fn stop(athena: &Athena, id: &str) -> Result<(), AwsError> {
+/// Stops a query, and returns what it had cost when it ended, where Athena says so soon. A refusal is only logged: the query
+/// may have ended. Other errors are worth a retry, since a running query costs money.
+pub(crate) async fn stop(athena: &Athena, id: &str) -> Result<Option<Execution>, AwsError> {
     match athena.stop(id).await {
         Err(error) if error.kind == AwsErrorKind::Refused => {
             tracing::warn!(
@@ -90,9 +96,30 @@ pub(crate) async fn stop(athena: &Athena, id: &str) -> Result<(), AwsError> {
                 error = error.logged(),
                 "the query could not be stopped"
             );
-            Ok(())
         }
-        stopped => stopped,
+        stopped => stopped?,
+    }
+    let begun = Instant::now();
+    loop {
+        match athena.look(id).await {
+            Ok(execution)
+                if execution.state != ExecutionState::Working || begun.elapsed() > STOP_TIMEOUT =>
+            {
+                return Ok(Some(execution));
+            }
+            Ok(_) => sleep(poll_interval(begun.elapsed())).await,
+            Err(error) if error.kind.is_answer() => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// How a query ended that is no longer waited for.
+pub(crate) fn end(execution: &Execution) -> QueryEnd {
+    match execution.state {
+        ExecutionState::Succeeded => QueryEnd::Succeeded,
+        ExecutionState::Failed(_) => QueryEnd::Failed,
+        ExecutionState::Cancelled(_) | ExecutionState::Working => QueryEnd::Stopped,
     }
 }
 
@@ -114,19 +141,24 @@ impl<'a> Started<'a> {
 }
 
 /// What follows from the state of a query. One that is still working has failed when it passed a limit.
-fn judge(execution: Execution, source: &Source, age: Duration, attempt: u32) -> Waited {
+fn judge(execution: &Execution, source: &Source, age: Duration, attempt: u32) -> Waited {
     match &execution.state {
+        // Before it has done what it does: Athena knows what it is from its start on.
+        ExecutionState::Working | ExecutionState::Succeeded if !execution.is_query => {
+            Waited::Failed(
+                "the statement is not a query: only the results of SELECT, WITH, VALUES and TABLE can be loaded; Athena may have executed it"
+                    .to_owned()
+                    .into(),
+            )
+        }
         ExecutionState::Working => {
-            let over_limit = over_limit(&execution, source, age);
+            let over_limit = over_limit(execution, source, age);
             over_limit.map_or(Waited::Running, |reason| Waited::Failed(reason.into()))
         }
-        ExecutionState::Succeeded if execution.is_query => Waited::Succeeded(execution),
-        ExecutionState::Succeeded => Waited::Failed(
-            "the statement is not a query: only the results of SELECT and WITH can be loaded"
-                .to_owned()
-                .into(),
-        ),
-        ExecutionState::Failed(failure) if failure.is_retryable && attempt < MAX_ATTEMPTS => {
+        ExecutionState::Succeeded => Waited::Succeeded,
+        ExecutionState::Failed(failure)
+            if execution.is_query && failure.is_retryable && attempt < MAX_ATTEMPTS =>
+        {
             Waited::Retryable(describe(failure))
         }
         ExecutionState::Failed(failure) => {
@@ -212,9 +244,11 @@ mod tests {
             bytes_scanned: scanned,
             output_location: None,
             is_query: true,
+            reused: false,
+            is_client_encrypted: false,
         };
         let age = Duration::from_mins(minutes);
-        judge(execution, &source(Some(10 * GB)), age, attempt)
+        judge(&execution, &source(Some(10 * GB)), age, attempt)
     }
 
     fn failed(is_retryable: bool) -> ExecutionState {
@@ -244,7 +278,7 @@ mod tests {
         // A query that has ended has cost what it cost, and is not stopped.
         assert!(matches!(
             judged(ExecutionState::Succeeded, 11 * GB, 31, 1),
-            Waited::Succeeded(_)
+            Waited::Succeeded
         ));
     }
 

@@ -1,17 +1,19 @@
 //! This replica's access to AWS. What is wrong with it alone (its credentials, its clock) decides about no run: the
 //! replica takes no task until AWS accepts it again.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::backoff::backoff;
+use common::job::{Account, Source};
 use common::lifecycle::Health;
 use common::message::{ExtractTask, TaskState};
 use common::telemetry::retried;
 use tokio::time::sleep;
 
 use crate::aws::{AwsError, AwsErrorKind};
-use crate::clients::Clients;
+use crate::clients::{Access, Clients};
 use crate::s3::S3Error;
 use crate::settings::Settings;
 
@@ -31,20 +33,23 @@ pub(crate) struct Replica<'a> {
 }
 
 struct State {
-    clients: Clients,
-    /// While AWS does not accept the replica: the query to probe with, that of the task at which it showed.
-    fault: Option<String>,
+    access: Access,
+    /// Those that were needed so far.
+    clients: HashMap<Account, Clients>,
+    /// While AWS does not accept the replica: the query to probe with, and its source, of the task at which it showed.
+    fault: Option<(Source, String)>,
     /// Faults since the last success.
     faults: u32,
 }
 
 impl<'a> Replica<'a> {
-    pub(crate) fn new(settings: &'a Settings, health: &'a Health, clients: Clients) -> Self {
+    pub(crate) fn new(settings: &'a Settings, health: &'a Health, access: Access) -> Self {
         Self {
             settings,
             health,
             state: Mutex::new(State {
-                clients,
+                access,
+                clients: HashMap::new(),
                 fault: None,
                 faults: 0,
             }),
@@ -52,23 +57,43 @@ impl<'a> Replica<'a> {
         }
     }
 
-    pub(crate) fn clients(&self) -> Clients {
-        self.state().clients.clone()
+    /// The clients for a job, of its account and region.
+    pub(crate) async fn clients(&self, source: &Source) -> Clients {
+        let (access, known) = {
+            let state = self.state();
+            let known = state.clients.get(&source.account).cloned();
+            (state.access.clone(), known)
+        };
+        let clients = if let Some(clients) = known {
+            clients
+        } else {
+            let new = access.clients(&source.account).await;
+            let mut state = self.state();
+            // Another worker may have been faster, and a role is assumed once.
+            (state.clients.entry(source.account.clone()).or_insert(new)).clone()
+        };
+        clients.of(source)
     }
 
     /// The process and the principal, for people.
-    pub(crate) fn name(&self) -> String {
+    pub(crate) fn name(&self, account: &Account) -> String {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let (host, process) = (host.trim(), std::process::id());
-        let principal = self.state().clients.principal.clone();
+        let state = self.state();
+        let principal = match state.clients.get(account) {
+            Some(clients) => clients.principal.known().to_owned(),
+            None => state.access.credentials.clone(),
+        };
         format!("the extractor {host}/{process} ({principal})")
     }
 
     /// Reads the credentials again: they may have been renewed. Returns whether they can be read.
     pub(crate) async fn reload(&self) -> bool {
-        match Clients::connect(self.settings, self.health).await {
-            Ok(clients) => {
-                self.state().clients = clients;
+        match Access::read(self.settings, self.health).await {
+            Ok(access) => {
+                let mut state = self.state();
+                state.access = access;
+                state.clients.clear();
                 true
             }
             Err(error) => {
@@ -97,7 +122,7 @@ impl<'a> Replica<'a> {
             error = why,
             "AWS does not accept this extractor; giving the task back, and taking no other until it does"
         );
-        self.report(error);
+        self.report(&task.source, error);
         let query = match &task.state {
             TaskState::Start { .. } => NO_QUERY,
             TaskState::Waiting {
@@ -112,24 +137,24 @@ impl<'a> Replica<'a> {
         };
         let mut state = self.state();
         state.faults += 1;
-        state.fault = Some(query.to_owned());
+        state.fault = Some((task.source.clone(), query.to_owned()));
     }
 
     /// Waits until AWS accepts this replica.
     pub(crate) async fn recovers(&self) {
         let _one_worker = self.probing.lock().await;
         loop {
-            let (faults, query) = {
+            let (faults, source, query) = {
                 let state = self.state();
-                let Some(query) = state.fault.clone() else {
+                let Some((source, query)) = state.fault.clone() else {
                     return;
                 };
-                (state.faults, query)
+                (state.faults, source, query)
             };
             let (first, most) = (Duration::from_secs(1), Duration::from_secs(30));
             sleep(backoff(faults.saturating_sub(1), first, most)).await;
             self.reload().await;
-            match self.probe(&query).await {
+            match self.probe(&source, &query).await {
                 Ok(()) => {
                     tracing::info!("AWS accepts this extractor again");
                     self.state().fault = None;
@@ -137,7 +162,7 @@ impl<'a> Replica<'a> {
                 }
                 Err(error) => {
                     retried(error.kind.cause(), 1);
-                    self.report(&error);
+                    self.report(&source, &error);
                     self.state().faults += 1;
                 }
             }
@@ -145,8 +170,8 @@ impl<'a> Replica<'a> {
     }
 
     /// Asks for what the task needed, without changing anything.
-    async fn probe(&self, query: &str) -> Result<(), AwsError> {
-        let Clients { athena, s3, .. } = self.clients();
+    async fn probe(&self, source: &Source, query: &str) -> Result<(), AwsError> {
+        let Clients { athena, s3, .. } = self.clients(source).await;
         let result = match athena.look(query).await {
             Ok(execution) => execution.output_location,
             Err(error) if error.kind.is_answer() => None,
@@ -161,8 +186,8 @@ impl<'a> Replica<'a> {
         }
     }
 
-    fn report(&self, error: &AwsError) {
-        let name = self.name();
+    fn report(&self, source: &Source, error: &AwsError) {
+        let name = self.name(&source.account);
         let why = match error.kind {
             AwsErrorKind::ClockSkew => "the clock of this machine is wrong; set it",
             AwsErrorKind::Credentials => {

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::RequestPayer;
 use bytes::Bytes;
 use common::backoff::backoff;
+use common::job::Source;
 use common::message::S3Object;
 use common::settings;
 use tokio::time::{sleep, timeout};
@@ -27,7 +30,27 @@ const MAX_FIND_ATTEMPTS: u32 = 5;
 
 /// Access to objects.
 #[derive(Debug, Clone)]
-pub struct S3(Client);
+pub struct S3 {
+    client: Client,
+    terms: Terms,
+}
+
+/// What a job says about the bucket of its results.
+#[derive(Debug, Clone, Default)]
+struct Terms {
+    expected_owner: Option<String>,
+    requester_pays: bool,
+}
+
+impl Terms {
+    fn get(&self, client: &Client, bucket: &str, key: &str) -> GetObjectFluentBuilder {
+        let request = client.get_object().bucket(bucket).key(key);
+        let payer = self.requester_pays.then_some(RequestPayer::Requester);
+        request
+            .set_expected_bucket_owner(self.expected_owner.clone())
+            .set_request_payer(payer)
+    }
+}
 
 /// A failure of reading an object.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +64,10 @@ pub enum S3Error {
     Replaced(S3Object),
     #[error("{0:?} is not a location in S3, such as s3://bucket/key")]
     Location(String),
+    #[error(
+        "the result s3://{bucket}/{key} is encrypted by its writer (CSE_KMS), and only Athena can read it; set results = \"auto\" or \"api\" in the job's [source]"
+    )]
+    ClientEncrypted { bucket: String, key: String },
 }
 
 /// Splits `s3://bucket/key` into bucket and key.
@@ -56,7 +83,9 @@ impl S3Error {
     pub fn logged(&self) -> String {
         match self {
             Self::Aws(error) => error.logged(),
-            Self::Replaced(_) | Self::Location(_) => self.to_string(),
+            Self::Replaced(_) | Self::Location(_) | Self::ClientEncrypted { .. } => {
+                self.to_string()
+            }
         }
     }
 
@@ -65,7 +94,7 @@ impl S3Error {
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Aws(error) => error.kind.is_answer(),
-            Self::Replaced(_) | Self::Location(_) => true,
+            Self::Replaced(_) | Self::Location(_) | Self::ClientEncrypted { .. } => true,
         }
     }
 }
@@ -79,7 +108,20 @@ impl S3 {
         let config = aws_sdk_s3::config::Builder::from(config)
             .force_path_style(path_style.unwrap_or(has_endpoint))
             .build();
-        Self(Client::from_conf(config))
+        Self {
+            client: Client::from_conf(config),
+            terms: Terms::default(),
+        }
+    }
+
+    /// The same access, on the terms of a job.
+    #[must_use]
+    pub fn of(mut self, source: &Source) -> Self {
+        self.terms = Terms {
+            expected_owner: source.expected_bucket_owner.clone(),
+            requester_pays: source.requester_pays,
+        };
+        self
     }
 
     /// Finds the current version of an object. Retries a missing one for a few seconds, since the
@@ -89,11 +131,13 @@ impl S3 {
         let mut attempt = 0;
         loop {
             match self.look(bucket, key).await {
-                Err(error) if error.is_code("NoSuchKey") && attempt + 1 < MAX_FIND_ATTEMPTS => {
+                Err(S3Error::Aws(error))
+                    if error.is_code("NoSuchKey") && attempt + 1 < MAX_FIND_ATTEMPTS =>
+                {
                     sleep(backoff(attempt, Duration::from_millis(200), CHUNK_TIMEOUT)).await;
                     attempt += 1;
                 }
-                found => return Ok(found?),
+                found => return found,
             }
         }
     }
@@ -106,7 +150,7 @@ impl S3 {
     }
 
     /// Reads the first byte instead of the head: an error of a HEAD request has no code.
-    async fn look(&self, bucket: &str, key: &str) -> Result<S3Object, AwsError> {
+    async fn look(&self, bucket: &str, key: &str) -> Result<S3Object, S3Error> {
         let doing = || format!("opening s3://{bucket}/{key}");
         let object = |etag: &str, size| S3Object {
             bucket: bucket.to_owned(),
@@ -114,28 +158,35 @@ impl S3 {
             etag: etag.to_owned(),
             size,
         };
-        let request = self.0.get_object().bucket(bucket).key(key);
+        let request = self.terms.get(&self.client, bucket, key);
         let found = request.range("bytes=0-0").send().await;
         let found = match found.map_err(|error| AwsError::from_sdk(doing(), &error)) {
             // An empty object has no first byte.
             Err(error) if error.is_code("InvalidRange") => return Ok(object("", 0)),
             found => found?,
         };
+        // What the S3 Encryption Client writes beside an object ("Client-side encryption", `x-amz-key-v2`).
+        let is_encrypted = |name: &String| name.starts_with("x-amz-key") || name == "x-amz-cek-alg";
+        if found
+            .metadata()
+            .is_some_and(|all| all.keys().any(is_encrypted))
+        {
+            let (bucket, key) = (bucket.to_owned(), key.to_owned());
+            return Err(S3Error::ClientEncrypted { bucket, key });
+        }
         let range = found.content_range().and_then(parse_content_range);
         let etag = found.e_tag().filter(|etag| !etag.is_empty());
         match (etag, range) {
             (Some(etag), Some((_, size))) => Ok(object(etag, size)),
-            _ => Err(AwsError::unavailable(
-                doing(),
-                "S3 returned no ETag or no size",
-            )),
+            _ => Err(AwsError::unavailable(doing(), "S3 returned no ETag or no size").into()),
         }
     }
 
     /// Reads `object` from byte `at`.
     pub fn read(&self, object: S3Object, at: u64) -> ObjectReader {
         ObjectReader {
-            client: self.0.clone(),
+            client: self.client.clone(),
+            terms: self.terms.clone(),
             object,
             at,
             body: None,
@@ -148,6 +199,7 @@ impl S3 {
 #[derive(Debug)]
 pub struct ObjectReader {
     client: Client,
+    terms: Terms,
     object: S3Object,
     /// The next byte.
     at: u64,
@@ -222,7 +274,7 @@ impl ObjectReader {
             size,
         } = &self.object;
         let last = size.min(&(self.at + RANGE_BYTES)) - 1;
-        let request = self.client.get_object().bucket(bucket).key(key);
+        let request = self.terms.get(&self.client, bucket, key);
         let range = format!("bytes={}-{last}", self.at);
         let answer = request.if_match(etag).range(range).send().await;
         let replaced = || S3Error::Replaced(self.object.clone());

@@ -14,7 +14,7 @@ use futures::future::try_join;
 use tokio::time::sleep;
 use tracing::Instrument;
 
-pub use crate::clients::Clients;
+pub use crate::clients::{Access, Clients};
 use crate::controls::Controls;
 use crate::replica::Replica;
 use crate::setbacks::Setbacks;
@@ -34,11 +34,11 @@ const PREFETCH: Prefetch = Prefetch {
 pub async fn run(session: &Session) -> Result<(), Fault> {
     let settings: Settings =
         settings::load().map_err(|error| Fault::Configuration(error.into()))?;
-    let clients = Clients::connect(&settings, &session.health)
+    let access = Access::read(&settings, &session.health)
         .await
         .map_err(|error| Fault::Configuration(error.into()))?;
     session.health.clear("aws");
-    let replica = Replica::new(&settings, &session.health, clients);
+    let replica = Replica::new(&settings, &session.health, access);
     // Before the first task: Athena must not get the query of a run that was cancelled meanwhile.
     let controls = Controls::default();
     let apply = |control| controls.apply(control);

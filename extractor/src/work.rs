@@ -17,6 +17,7 @@ use common::reason::Reason;
 use common::telemetry::retried;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::athena::Execution;
 use crate::aws::AwsError;
 use crate::controls::Controls;
 use crate::error_policy::StepError;
@@ -90,6 +91,15 @@ impl Worker<'_, '_> {
                 self.setbacks.may_have_started = attempt(&task).is_some();
                 Box::pin(self.step(&mut task)).await
             };
+            // What refuses a job's own role is no fault of the replica.
+            let stepped = match stepped {
+                Err(StepError::Replica(error))
+                    if task.source.account.role_arn.is_some() && error.is_role_denied() =>
+                {
+                    Err(StepError::Denied(error))
+                }
+                stepped => stepped,
+            };
             let refused = matches!(stepped, Err(StepError::Replica(_) | StepError::Denied(_)));
             if refused {
                 self.setbacks.may_have_started = might_have_started;
@@ -156,7 +166,7 @@ impl Worker<'_, '_> {
                 return Ok(Outcome::Unable);
             }
             StepError::Denied(error) => {
-                self.setbacks.deny(self.replica.name());
+                self.setbacks.deny(self.replica.name(&task.source.account));
                 if !self.setbacks.are_final(task) {
                     let why = error.logged();
                     tracing::warn!(
@@ -202,6 +212,7 @@ impl Worker<'_, '_> {
                 TaskState::Reread {
                     query_execution_id: id,
                     result_id,
+                    ..
                 } => self.reread(task, &id, &result_id).await,
                 TaskState::Reading { .. } => self.read(task).await,
             }
@@ -306,7 +317,7 @@ impl Worker<'_, '_> {
 
     /// Drops the task of a cancelled run, and stops its query.
     async fn drop_cancelled(&mut self, task: &ExtractTask) -> Result<Next, StepError> {
-        let clients = self.replica.clients();
+        let clients = self.replica.clients(&task.source).await;
         let id = match &task.state {
             TaskState::Waiting {
                 query_execution_id, ..
@@ -323,10 +334,29 @@ impl Worker<'_, '_> {
             TaskState::Start { .. } | TaskState::Reread { .. } | TaskState::Reading { .. } => None,
         };
         if let Some(id) = &id {
-            query::stop(&clients.athena, id).await?;
+            let stopped = query::stop(&clients.athena, id).await?;
+            if let Some(execution) = stopped {
+                self.tell_end(task, id, &execution).await?;
+            }
         }
         tracing::warn!(query.id = id, "the run was cancelled; its task is dropped");
         Ok(Next::Done)
+    }
+
+    /// Reports what a query has cost, however it ended.
+    async fn tell_end(
+        &mut self,
+        task: &ExtractTask,
+        id: &str,
+        execution: &Execution,
+    ) -> Result<(), QueueError> {
+        let end = EventKind::QueryEnded {
+            query_execution_id: id.to_owned(),
+            end: query::end(execution),
+            bytes_scanned: execution.bytes_scanned,
+            reused: execution.reused,
+        };
+        self.tell(task, end).await
     }
 
     async fn tell(&mut self, task: &ExtractTask, kind: EventKind) -> Result<(), QueueError> {

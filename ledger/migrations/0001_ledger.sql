@@ -35,6 +35,7 @@ CREATE TABLE etl.runs (
     query_execution_id text,
     result_id          text,
     result_location    text,
+    result_columns     jsonb,
     batches_extracted  integer NOT NULL DEFAULT 0 CHECK (batches_extracted >= 0),
     rows_extracted     bigint NOT NULL DEFAULT 0 CHECK (rows_extracted >= 0),
     batches_expected   integer CHECK (batches_expected > 0),
@@ -86,11 +87,12 @@ COMMENT ON COLUMN etl.runs.generation IS 'The live generation: 0, and one more f
 COMMENT ON COLUMN etl.runs.query_execution_id IS 'Athena''s id of the query.';
 COMMENT ON COLUMN etl.runs.result_id IS 'The result that the batches are of: the execution id with the object''s ETag, or with pages. Set by the first batch; a batch of another result is refused.';
 COMMENT ON COLUMN etl.runs.result_location IS 'The object in S3 that Athena wrote the result to, as s3://bucket/key; NULL for a result that was read as pages.';
+COMMENT ON COLUMN etl.runs.result_columns IS 'The names and types of the result''s columns. With them its object can be read again after Athena has forgotten the query.';
 COMMENT ON COLUMN etl.runs.batches_extracted IS 'Batches that the extractor has published so far, as it reports.';
 COMMENT ON COLUMN etl.runs.rows_extracted IS 'Rows that the extractor has published so far, as it reports.';
 COMMENT ON COLUMN etl.runs.batches_expected IS 'Batches of the whole result; unknown until it was read to its end.';
 COMMENT ON COLUMN etl.runs.rows_expected IS 'Rows of the whole result; unknown until it was read to its end.';
-COMMENT ON COLUMN etl.runs.bytes_scanned IS 'Bytes that Athena scanned, which is what it charges for.';
+COMMENT ON COLUMN etl.runs.bytes_scanned IS 'Bytes that Athena scanned for the run, in all of its queries: the sum of etl.queries.';
 COMMENT ON COLUMN etl.runs.ignored_messages IS 'Batches and events that arrived after the run had ended. They were acknowledged and changed nothing.';
 COMMENT ON COLUMN etl.runs.failure IS 'Why the run failed, for a person.';
 COMMENT ON COLUMN etl.runs.held_because IS 'Why the run is held, or was, for a person.';
@@ -103,6 +105,31 @@ COMMENT ON COLUMN etl.runs.extracted_at IS 'When the loader learned that the res
 COMMENT ON COLUMN etl.runs.approved_at IS 'When a person approved the held run; it is then committed although it was held.';
 COMMENT ON COLUMN etl.runs.committed_at IS 'When the rows of a run that is committed as a whole reached the target.';
 COMMENT ON COLUMN etl.runs.finished_at IS 'When the run reached its terminal state.';
+
+CREATE TABLE etl.queries (
+    run_id             text NOT NULL REFERENCES etl.runs (run_id),
+    query_execution_id text NOT NULL,
+    attempt            integer NOT NULL DEFAULT 1 CHECK (attempt > 0),
+    principal          text,
+    region             text,
+    state              text NOT NULL DEFAULT 'started',
+    bytes_scanned      bigint NOT NULL DEFAULT 0 CHECK (bytes_scanned >= 0),
+    reused             boolean NOT NULL DEFAULT false,
+    started_at         timestamptz NOT NULL DEFAULT now(),
+    ended_at           timestamptz,
+    PRIMARY KEY (run_id, query_execution_id),
+    CONSTRAINT queries_state_known CHECK (state IN ('started', 'succeeded', 'failed', 'stopped'))
+);
+
+COMMENT ON TABLE etl.queries IS 'Each query that Athena executed for a run, also of runs that failed or were cancelled.';
+COMMENT ON COLUMN etl.queries.attempt IS 'From 1: a query that failed for a reason that passes is started again.';
+COMMENT ON COLUMN etl.queries.principal IS 'Who asked Athena: the ARN of the user or role, or the end of the access key where AWS does not tell.';
+COMMENT ON COLUMN etl.queries.region IS 'The AWS region.';
+COMMENT ON COLUMN etl.queries.state IS 'started, then succeeded, failed or stopped (by a person, or at a limit of the job).';
+COMMENT ON COLUMN etl.queries.bytes_scanned IS 'Bytes that Athena scanned, which is what it charges for unless the query failed.';
+COMMENT ON COLUMN etl.queries.reused IS 'Athena answered with the result of an earlier query, and scanned nothing.';
+COMMENT ON COLUMN etl.queries.started_at IS 'When the loader learned of it.';
+COMMENT ON COLUMN etl.queries.ended_at IS 'When the loader learned of its end.';
 
 CREATE TABLE etl.batches (
     run_id            text NOT NULL REFERENCES etl.runs (run_id),

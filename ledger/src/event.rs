@@ -2,6 +2,7 @@
 //! first terminal state stays.
 
 use common::message::{EventKind, RunEvent};
+use sqlx::types::Json;
 use sqlx::{Executor as _, PgConnection};
 
 use crate::completion::End;
@@ -47,8 +48,12 @@ pub async fn note(store: &Store, event: &RunEvent) -> Result<Noted, Error> {
 }
 
 impl LockedRun<'_> {
-    async fn note(self, event: &RunEvent) -> Result<Noted, Error> {
-        match self.row.standing(event.generation)? {
+    async fn note(mut self, event: &RunEvent) -> Result<Noted, Error> {
+        let standing = self.row.standing(event.generation)?;
+        self.note_query(&event.kind).await?;
+        match standing {
+            // What a query cost does not depend on what became of its run.
+            _ if matches!(event.kind, EventKind::QueryEnded { .. }) => Ok(Noted::Noted),
             Standing::Stale => Ok(Noted::Stale),
             Standing::Ended => self.note_after_the_end(&event.kind).await,
             // The result was read to its end and every batch of it was published; the failure is of another delivery of the
@@ -72,7 +77,10 @@ impl LockedRun<'_> {
         if self.row.knows(kind) {
             return Ok(Noted::Noted);
         }
-        let EventKind::Started { query_execution_id } = kind else {
+        let EventKind::Started {
+            query_execution_id, ..
+        } = kind
+        else {
             return Ok(Noted::Ignored);
         };
         if !self.row.may_be_query(query_execution_id) {
@@ -89,9 +97,10 @@ impl LockedRun<'_> {
 
     async fn apply(self, kind: &EventKind) -> Result<Noted, Error> {
         match kind {
-            EventKind::Started { query_execution_id } => {
-                self.start(None, Some(query_execution_id)).await?;
-            }
+            EventKind::Started {
+                query_execution_id, ..
+            } => self.start(None, Some(query_execution_id)).await?,
+            EventKind::QueryEnded { .. } => {}
             EventKind::Progress { batches, rows } => self.progress(*batches, *rows).await?,
             EventKind::Extracted { .. } => self.extract(kind).await?,
             EventKind::Failed { reason } => {
@@ -140,8 +149,9 @@ impl LockedRun<'_> {
             result_id,
             batches,
             rows,
-            bytes_scanned,
             result_location,
+            columns,
+            ..
         } = kind
         else {
             return Ok(());
@@ -150,8 +160,8 @@ impl LockedRun<'_> {
         let state = self.to(Transition::Extract)?;
         sqlx::query(
             "UPDATE etl.runs SET state = $2, started_at = coalesce(started_at, now()), extracted_at = coalesce(extracted_at, now()),
-                 result_id = $3, batches_expected = $4, rows_expected = $5, bytes_scanned = $6, batches_extracted = $4, rows_extracted = $5,
-                 result_location = coalesce($7, result_location)
+                 result_id = $3, batches_expected = $4, rows_expected = $5, batches_extracted = $4, rows_extracted = $5,
+                 result_location = coalesce($6, result_location), result_columns = coalesce($7, result_columns)
              WHERE run_id = $1",
         )
         .bind(self.id.as_str())
@@ -159,8 +169,8 @@ impl LockedRun<'_> {
         .bind(storable(result_id))
         .bind(integer("the number of batches", *batches)?)
         .bind(bigint("the number of rows", *rows)?)
-        .bind(bigint("the bytes scanned", *bytes_scanned)?)
         .bind(result_location.as_deref().map(storable))
+        .bind((!columns.is_empty()).then_some(Json(columns)))
         .execute(self.tx)
         .await?;
         Ok(())
@@ -179,9 +189,10 @@ impl RunRow {
     /// Whether the ledger of a run that has ended says the same already: then it is a second delivery.
     fn knows(&self, kind: &EventKind) -> bool {
         match kind {
-            EventKind::Started { query_execution_id } => {
-                self.query_execution_id.as_ref() == Some(query_execution_id)
-            }
+            EventKind::Started {
+                query_execution_id, ..
+            } => self.query_execution_id.as_ref() == Some(query_execution_id),
+            EventKind::QueryEnded { .. } => true,
             EventKind::Progress { batches, .. } => self
                 .batches_expected
                 .is_some_and(|expected| i64::from(*batches) <= i64::from(expected)),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use common::command::user;
 use common::job::JobSpec;
 use common::message::{Limits, RunId};
+use common::schema::ResultColumn;
 use jiff::Timestamp;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
@@ -29,6 +30,9 @@ pub struct Subject {
     pub requested_at: Timestamp,
     pub sql: String,
     pub limits: Limits,
+    /// `s3://bucket/key` of the result's object, and its columns, as far as the ledger knows them.
+    pub result_location: Option<String>,
+    pub result_columns: Vec<ResultColumn>,
     /// The replay that made the live generation.
     pub replay: Option<Replay>,
 }
@@ -128,6 +132,9 @@ struct SubjectRow {
     #[sqlx(json)]
     job_spec: JobSpec,
     sql: String,
+    result_location: Option<String>,
+    #[sqlx(json)]
+    result_columns: Vec<ResultColumn>,
 }
 
 impl Store {
@@ -138,7 +145,7 @@ impl Store {
             .read(failure, async |tx: &mut PgConnection| {
                 let run = find_run(tx, name).await?;
                 let row: SubjectRow =
-                    sqlx::query_as("SELECT job_spec, sql FROM etl.runs WHERE run_id = $1")
+                    sqlx::query_as("SELECT job_spec, sql, result_location, coalesce(result_columns, '[]') AS result_columns FROM etl.runs WHERE run_id = $1")
                         .bind(name)
                         .fetch_one(&mut *tx)
                         .await?;
@@ -160,6 +167,8 @@ impl Store {
             first_spec: row.job_spec,
             requested_at: settled.requested_at,
             sql: row.sql,
+            result_location: row.result_location,
+            result_columns: row.result_columns,
             limits: settled.limits,
             replay,
         })

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
+use crate::query::over_monthly_limit;
 use crate::removal::check_no_removal;
 use crate::run::LockedRun;
 use crate::state::RunState;
@@ -145,6 +146,9 @@ impl Store {
             lock(tx, lock_key("request", &job.spec.name)).await?;
             if is_known(tx, run).await? {
                 return known(tx, run, job, request).await;
+            }
+            if let Some(why) = over_monthly_limit(tx, job).await? {
+                return Err(Error::NotAllowed(why));
             }
             if let Some(conflicting) = conflicting(tx, job, request, again).await? {
                 return Ok(Requested::Conflicts(conflicting));

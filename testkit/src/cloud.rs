@@ -14,6 +14,7 @@ mod s3;
 pub mod sample;
 mod server;
 mod state;
+mod sts;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub use self::result::{Column, ResultSet};
 pub use self::state::{Request, Workgroup};
 
 use self::server::Shared;
-use self::state::Object;
+use self::state::{Object, Role};
 
 /// A running emulator. Dropping it closes all of its connections.
 pub struct Cloud {
@@ -143,6 +144,20 @@ impl Cloud {
     pub fn on_key(&self, access_key_id: &str, fault: Fault) {
         let key = access_key_id.to_owned();
         self.shared.lock().keys.insert(key, fault);
+    }
+
+    /// A role that may be assumed with this external id. Its sessions have this access key.
+    pub fn role(&self, arn: &str, external_id: Option<&str>, access_key_id: &str) {
+        self.shared.lock().roles.push(Role {
+            arn: arn.to_owned(),
+            external_id: external_id.map(str::to_owned),
+            key: access_key_id.to_owned(),
+        });
+    }
+
+    /// Forgets every query execution, as Athena does after 45 days. The objects stay.
+    pub fn forget(&self) {
+        self.shared.lock().executions.clear();
     }
 
     /// Creates or replaces an object; `name` is `bucket/key`.

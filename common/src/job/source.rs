@@ -121,7 +121,7 @@ impl SourceTable {
         };
         account.check()?;
         let reuses = |time: Duration| {
-            let is_minutes = time.subsec_nanos() == 0 && time.as_secs() % 60 == 0;
+            let is_minutes = time.subsec_nanos() == 0 && time.as_secs().is_multiple_of(60);
             is_minutes && !time.is_zero() && time <= MAX_REUSE
         };
         if !self.reuse_results.is_none_or(reuses) {

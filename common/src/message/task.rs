@@ -86,6 +86,12 @@ pub enum TaskState {
     Reread {
         query_execution_id: String,
         result_id: String,
+        /// `s3://bucket/key`, where the ledger knows the result's object. With its columns, the object is read also when
+        /// Athena has forgotten the query (after 45 days).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        result_location: Option<String>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        columns: Vec<ResultColumn>,
     },
     /// The result exists and is being read.
     Reading {
@@ -168,7 +174,9 @@ impl TaskState {
 
 impl Message for ExtractTask {
     const QUEUE: QueueName = QueueName::Extract;
-    const KIND: &'static str = "extract-task.v1";
+    /// Version 1 had fewer settings of the source, which its readers would pass over.
+    const KIND: &'static str = "extract-task.v2";
+    const KIND_BEFORE: Option<&'static str> = Some("extract-task.v1");
 
     fn id(&self) -> String {
         let point = match &self.state {

@@ -265,8 +265,17 @@ fn task() -> impl Strategy<Value = ExtractTask> {
 
 fn event() -> impl Strategy<Value = RunEvent> {
     let kind = prop_oneof![
-        Just(EventKind::Started {
-            query_execution_id: "q".into()
+        (1..3_u32).prop_map(|attempt| EventKind::Started {
+            query_execution_id: "q".into(),
+            attempt,
+            principal: (attempt > 1).then(|| "arn:aws:iam::1:role/r".into()),
+            region: None,
+        }),
+        any::<bool>().prop_map(|reused| EventKind::QueryEnded {
+            query_execution_id: "q".into(),
+            end: QueryEnd::Stopped,
+            bytes_scanned: 7,
+            reused,
         }),
         (1..9_u32, 9..99_u64).prop_map(|(batches, rows)| EventKind::Extracted {
             result_id: "q:pages".into(),
@@ -274,6 +283,7 @@ fn event() -> impl Strategy<Value = RunEvent> {
             rows,
             bytes_scanned: 1,
             result_location: (rows % 2 == 0).then(|| "s3://b/k".into()),
+            columns: columns(usize::try_from(rows % 3).unwrap()),
         }),
         ".{0,9}".prop_map(|reason| EventKind::Failed { reason }),
     ];

@@ -62,6 +62,7 @@ fn task(run: &str, sql: &str) -> ExtractTask {
             results: common::job::Results::Auto,
             max_scanned: None,
             timeout: std::time::Duration::from_mins(1),
+            ..Source::default()
         },
         job: JobSpec {
             name: "j".into(),

@@ -1,6 +1,7 @@
 //! `etl plan`: what a run would do. Reads the database, and writes and sends nothing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use comfy_table::Table;
 use common::command::assignment;
@@ -41,6 +42,9 @@ pub struct Plan {
     pub sql: String,
     #[serde(serialize_with = "source_json")]
     pub source: Source,
+    /// The bytes that the job's queries may scan in a month.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_scanned_per_month: Option<u64>,
     pub target_table: String,
     /// The target's settings in the job, by name.
     pub settings: Vec<(String, String)>,
@@ -74,17 +78,25 @@ impl Plan {
 fn source_json<S: Serializer>(source: &Source, serializer: S) -> Result<S::Ok, S::Error> {
     let mut json = serde_json::to_value(source).map_err(serde::ser::Error::custom)?;
     json["timeout"] = timeout(source).into();
+    if let Some(age) = source.reuse_results {
+        json["reuse_results"] = duration(age).into();
+    }
     json.serialize(serializer)
 }
 
 fn timeout(source: &Source) -> String {
-    humantime::format_duration(source.timeout).to_string()
+    duration(source.timeout)
+}
+
+fn duration(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
 }
 
 /// What a run of this job would do. A setting that `etl run` refuses is an error.
 pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Result<Plan, Failure> {
     limits()?;
     let target = target::plan(store, &checkable(&request), &jobs.schemas).await?;
+    let over_limit = store.over_monthly_limit(&job).await?;
     let conflict = store.conflicting_run(&job, &request, false).await?;
     let (schema, table) = job.spec.target.schema_and_table();
     Ok(Plan {
@@ -92,12 +104,13 @@ pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Res
         settings: settings(&request.spec.target),
         columns: request.spec.columns.iter().map(column).collect(),
         target,
-        refused: conflict.map(|conflict| conflict.sentence()),
+        refused: over_limit.or(conflict.map(|conflict| conflict.sentence())),
         job: job.spec.name,
         description: job.description,
         parameters: request.parameters,
         sql: request.sql,
         source: job.source,
+        max_scanned_per_month: job.max_scanned_per_month,
     })
 }
 
@@ -201,11 +214,22 @@ fn head(plan: &Plan) -> String {
         .max_scanned
         .map(|bytes| format!(", or beyond {} scanned", DecimalBytes(bytes)));
     let results = serde_json::to_value(source.results).unwrap_or_default();
+    let monthly = plan.max_scanned_per_month.map(|bytes| {
+        format!(
+            "; refused beyond {} scanned in a month",
+            DecimalBytes(bytes)
+        )
+    });
     let limits = format!(
-        "stopped after {}{}",
+        "stopped after {}{}{}",
         timeout(source),
-        scanned.unwrap_or_default()
+        scanned.unwrap_or_default(),
+        monthly.unwrap_or_default()
     );
+    let reuse = source
+        .reuse_results
+        .map(|age| format!("of an equal query within {}", duration(age)));
+    let account = &source.account;
     let mut sheet = Sheet::new(13);
     sheet.add("job", output::job(&plan.job, &plan.parameters));
     for (name, value) in [
@@ -218,6 +242,9 @@ fn head(plan: &Plan) -> String {
             source.output_location.as_deref().unwrap_or_default(),
         ),
         ("results", results.as_str().unwrap_or_default()),
+        ("reused", reuse.as_deref().unwrap_or_default()),
+        ("region", account.region.as_deref().unwrap_or_default()),
+        ("role", account.role_arn.as_deref().unwrap_or_default()),
         ("limits", &limits),
         ("target", &plan.target_table),
     ] {
@@ -307,7 +334,6 @@ mod tests {
     use super::*;
     use crate::output::on_a_terminal;
     use common::job::Results;
-    use std::time::Duration;
 
     fn plan(target: TargetPlan) -> Plan {
         Plan {
@@ -325,6 +351,7 @@ mod tests {
                 timeout: Duration::from_mins(30),
                 ..Source::default()
             },
+            max_scanned_per_month: None,
             target_table: "public.clicks".into(),
             settings: vec![
                 ("mode".into(), "upsert".into()),

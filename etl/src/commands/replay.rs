@@ -362,7 +362,7 @@ impl Command for Arguments {
                 self.print(&act_missing(&store, &broker, name).await?)?;
             }
         } else {
-            let plan = plan(&store, &broker, &names, &self).await?;
+            let plan = Box::pin(plan(&store, &broker, &names, &self)).await?;
             output::notes(&plan.notes);
             for name in &plan.nothing {
                 let (run_id, batches) = (name.clone(), Some(0));

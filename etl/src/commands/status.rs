@@ -10,7 +10,7 @@ use super::{Command, runs};
 use crate::broker::{self, Depth};
 use crate::output::show;
 use crate::{Failure, loss, store};
-use ledger::{DroppedRows, Generation, Parked, RejectCount, RejectFilter, Run, Store};
+use ledger::{DroppedRows, Generation, Parked, Query, RejectCount, RejectFilter, Run, Store};
 pub use price::Price;
 pub use sheet::waiting;
 
@@ -40,6 +40,9 @@ pub struct Status {
     /// Since the look before, where there is one.
     #[serde(skip)]
     pub rows_per_second_now: Option<f64>,
+    /// Each query that Athena executed for the run.
+    pub queries: Vec<Query>,
+    /// Of all of them.
     pub cost: Option<f64>,
     #[serde(skip)]
     pub price: Option<Price>,
@@ -58,6 +61,7 @@ pub struct Status {
 impl Status {
     fn new(
         run: Run,
+        asked: Vec<Query>,
         rejects: Vec<RejectCount>,
         drops: Vec<DroppedRows>,
         parked: Vec<Parked>,
@@ -66,12 +70,13 @@ impl Status {
     ) -> Self {
         let accounted = accounted(&run);
         let in_flight = (run.rows_read - accounted).max(0);
-        let cost = price.zip(run.bytes_scanned);
+        let cost = price.filter(|_| run.bytes_scanned.is_some());
         Self {
             rows_in_flight: if run.state.is_over() { 0 } else { in_flight },
             rows_per_second: rate(accounted, run.working_seconds),
             rows_per_second_now: None,
-            cost: cost.map(|(price, bytes)| price.of(bytes)),
+            cost: cost.map(|price| price.of(&asked)),
+            queries: asked,
             price,
             rejects,
             drops,
@@ -99,6 +104,7 @@ fn rate(rows: i64, seconds: Option<f64>) -> Option<f64> {
 /// The status of a run. A broker that is down does not keep the ledger from being shown.
 pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Status, Failure> {
     let run = store.exactly(run).await?;
+    let asked = store.queries(&run.run_id).await?;
     let filter = RejectFilter::default();
     let rejects = store
         .reject_counts(&[Generation::from(&run)], filter)
@@ -110,7 +116,7 @@ pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Stat
         Ok(queues) => loss::remedy(store, &run, queues).await?,
         Err(_) => None,
     };
-    let mut status = Status::new(run, rejects, drops, parked, queues, price);
+    let mut status = Status::new(run, asked, rejects, drops, parked, queues, price);
     status.lost = lost;
     Ok(status)
 }

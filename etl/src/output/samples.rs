@@ -1,6 +1,6 @@
 //! A run in every state, for the snapshots of what is printed.
 
-use ledger::{Run, RunState};
+use ledger::{Query, Run, RunState};
 
 /// A complete run of mode upsert.
 pub(crate) fn completed() -> Run {
@@ -134,4 +134,19 @@ pub(crate) fn runs() -> Vec<Run> {
         cancelled,
         named(RunState::Superseded),
     ]
+}
+
+/// The query of a run that succeeded.
+pub(crate) fn query() -> Query {
+    Query {
+        query_execution_id: "4bcb4933-3458-4a18-8ecc-9a59b114d0c5".into(),
+        attempt: 1,
+        principal: Some("arn:aws:sts::123456789012:assumed-role/etl/i-0".into()),
+        region: Some("eu-central-1".into()),
+        state: "succeeded".into(),
+        bytes_scanned: 14_868_480,
+        reused: false,
+        started_at: "2018-04-09T10:00:01.000Z".into(),
+        ended_at: Some("2018-04-09T10:00:04.000Z".into()),
+    }
 }

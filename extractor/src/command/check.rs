@@ -13,7 +13,7 @@ use crate::athena::{Query, Workgroup};
 use crate::aws::{self, AwsError, AwsErrorKind, Patience};
 use crate::query::{self, Started};
 use crate::s3::S3Error;
-use crate::session::Clients;
+use crate::session::{Access, Clients};
 use crate::settings::Settings;
 
 /// Check region, credentials, workgroup, output location and each permission: a line each, with the remedy.
@@ -64,7 +64,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
     }
     let settings: Settings = common::settings::load().map_err(Failure::usage)?;
     let mut check = Check::default();
-    if let Some(clients) = configuration(&mut check, &settings).await {
+    if let Some(access) = configuration(&mut check, &settings).await {
+        let clients = access.clients(&source.account).await.of(&source);
         permissions(&mut check, &clients, &source).await;
         let run = fresh_name("check")?;
         query(&mut check, &clients, &source, &run, arguments.query).await;
@@ -87,7 +88,7 @@ fn default_source() -> Source {
 }
 
 /// Region and credentials, without a call to Athena or S3.
-async fn configuration(check: &mut Check, settings: &Settings) -> Option<Clients> {
+async fn configuration(check: &mut Check, settings: &Settings) -> Option<Access> {
     match aws::configure(Patience::Command).await {
         Ok(config) => {
             let region = config.region().map(ToString::to_string);
@@ -104,7 +105,7 @@ async fn configuration(check: &mut Check, settings: &Settings) -> Option<Clients
                     check.blocked = Some("there are no credentials".to_owned());
                 }
             }
-            Some(Clients::of(&config, settings, principal))
+            Some(Access::new(config, settings, principal))
         }
         Err(error) => {
             let sentence = error.to_string();
@@ -139,7 +140,11 @@ async fn permissions(check: &mut Check, clients: &Clients, source: &Source) {
     {
         let key = format!("{}/etl-check-no-such-object", place.trim_end_matches('/'));
         match clients.s3.probe(&key).await {
-            Err(error @ (S3Error::Location(_) | S3Error::Replaced(_))) => {
+            Err(
+                error @ (S3Error::Location(_)
+                | S3Error::Replaced(_)
+                | S3Error::ClientEncrypted { .. }),
+            ) => {
                 let remedy = "an output location is s3://bucket/prefix/";
                 check.wrong("s3:GetObject", error.to_string(), remedy);
             }

@@ -17,7 +17,7 @@ use super::{fresh_name, read_job};
 use crate::athena::Query;
 use crate::aws::{self, AwsError, Patience};
 use crate::query::{self, Started};
-use crate::session::Clients;
+use crate::session::{Access, Clients};
 use crate::settings::Settings;
 
 /// Query a few rows of a job: their types, and what the rules would reject.
@@ -88,11 +88,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
     let job = Job { spec, ..job };
     let settings: Settings = common::settings::load().map_err(Failure::usage)?;
     let config = aws::configure(Patience::Command).await;
-    let clients = Clients::of(
-        &config.map_err(anyhow::Error::from)?,
+    let access = Access::new(
+        config.map_err(anyhow::Error::from)?,
         &settings,
         String::new(),
     );
+    let clients = access.clients(&job.source.account).await.of(&job.source);
     let sample = query(&clients, job, sql, arguments.rows).await?;
     if arguments.json {
         print_json(&sample)?;

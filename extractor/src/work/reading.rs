@@ -28,7 +28,7 @@ impl Worker<'_, '_> {
         }
         let begun = Instant::now();
         let (mut told, mut bytes) = (begun, 0);
-        let Some((mut reader, mut inbox)) = self.open(task) else {
+        let Some((mut reader, mut inbox)) = self.open(task).await else {
             return Ok(Next::Step);
         };
         loop {
@@ -76,7 +76,7 @@ impl Worker<'_, '_> {
     }
 
     /// Starts reading in a task of its own, which ends when its handle is dropped.
-    fn open(&self, task: &ExtractTask) -> Option<(JoinSet<Result<(), ReadError>>, Inbox)> {
+    async fn open(&self, task: &ExtractTask) -> Option<(JoinSet<Result<(), ReadError>>, Inbox)> {
         let result_id = task.state.result_id()?;
         let TaskState::Reading {
             query_execution_id,
@@ -107,7 +107,7 @@ impl Worker<'_, '_> {
             limits: task.limits,
             cursor,
         };
-        let clients = self.replica.clients();
+        let clients = self.replica.clients(&task.source).await;
         let mut reader = JoinSet::new();
         reader.spawn(async move {
             match location {
@@ -128,6 +128,7 @@ impl Worker<'_, '_> {
                 cursor,
                 bytes_scanned,
                 location,
+                columns,
                 ..
             },
             Some(result_id),
@@ -144,6 +145,7 @@ impl Worker<'_, '_> {
                 rows,
                 bytes_scanned: *bytes_scanned,
                 result_location: location.object(),
+                columns: columns.to_vec(),
             },
         );
         let sent = outgoing(&event).traced(self.trace.as_deref());

@@ -8,6 +8,7 @@ use common::failpoint;
 use common::job::{Results, resolve};
 use common::message::{Cursor, EventKind, ExtractTask, ResultLocation, TaskState};
 use common::reason::Reason;
+use common::schema::ResultColumn;
 use common::telemetry::retried;
 use common::telemetry::trace::{self, KeyValue};
 use jiff::Timestamp;
@@ -16,6 +17,7 @@ use tokio::time::sleep;
 use super::{CHECKPOINT_INTERVAL, Next, Worker};
 use crate::athena::{Execution, ExecutionState, Query};
 use crate::batching::fitted;
+use crate::clients::Clients;
 use crate::error_policy::StepError;
 use crate::query::{self, MAX_ATTEMPTS, Started, Waited};
 
@@ -36,7 +38,8 @@ impl Worker<'_, '_> {
         attempt: u32,
     ) -> Result<Next, StepError> {
         let query = Self::query(task, attempt);
-        let id = self.replica.clients().athena.start(query).await?;
+        let clients = self.replica.clients(&task.source).await;
+        let id = clients.athena.start(query).await?;
         tracing::info!(query.id = id, query.attempt = attempt, "query started");
         failpoint::reach("after_start").await;
         task.state = TaskState::Waiting {
@@ -44,9 +47,13 @@ impl Worker<'_, '_> {
             query_execution_id: id.clone(),
             since: Timestamp::now(),
         };
-        let query_execution_id = id;
-        self.tell(task, EventKind::Started { query_execution_id })
-            .await?;
+        let started = EventKind::Started {
+            query_execution_id: id,
+            attempt,
+            principal: Some(clients.principal.name().await.to_owned()),
+            region: clients.principal.region().map(str::to_owned),
+        };
+        self.tell(task, started).await?;
         Ok(Next::Step)
     }
 
@@ -64,10 +71,15 @@ impl Worker<'_, '_> {
             attempt,
             since,
         };
-        let athena = self.replica.clients().athena;
-        match query::wait(&athena, started, self.checkpoint_interval()).await? {
+        let athena = self.replica.clients(&task.source).await.athena;
+        let waited = query::wait(&athena, started, self.checkpoint_interval()).await?;
+        let (waited, execution) = waited;
+        if waited != Waited::Running {
+            self.tell_end(task, id, &execution).await?;
+        }
+        match waited {
             Waited::Running => Ok(Next::Checkpoint),
-            Waited::Succeeded(execution) => {
+            Waited::Succeeded => {
                 let scanned = i64::try_from(execution.bytes_scanned).unwrap_or(i64::MAX);
                 let attributes = [
                     KeyValue::new("run.id", task.run.to_string()),
@@ -75,8 +87,15 @@ impl Worker<'_, '_> {
                     KeyValue::new("query.bytes_scanned", scanned),
                 ];
                 trace::record("query", self.trace.as_deref(), since.into(), attributes);
-                let results = task.source.results;
-                self.begin(task, id, execution, results).await
+                tracing::info!(
+                    query.id = id,
+                    query.bytes_scanned = execution.bytes_scanned,
+                    query.reused = execution.reused,
+                    "query succeeded"
+                );
+                let columns = athena.columns(id).await?;
+                let location = self.locate(task, id, &execution).await?;
+                begin(task, id, execution.bytes_scanned, location, columns)
             }
             Waited::Retryable(reason) => Ok(again(task, attempt, id, &reason).await),
             // A request that was cancelled before the ledger was restored had the same token.
@@ -89,90 +108,92 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Finds the result that a replay names, without another query.
+    /// Finds the result that a replay names, without another query. An object that the ledger knows is read without Athena,
+    /// which forgets a query after 45 days.
     pub(super) async fn reread(
         &mut self,
         task: &mut ExtractTask,
         id: &str,
         result_id: &str,
     ) -> Result<Next, StepError> {
-        let execution = self.replica.clients().athena.look(id).await?;
-        if execution.state != ExecutionState::Succeeded {
-            let reason = format!("the query {id} has no result in Athena");
-            return Err(StepError::FailRun(reason.into()));
+        let Clients { athena, s3, .. } = self.replica.clients(&task.source).await;
+        if let TaskState::Reread {
+            result_location: Some(object),
+            columns,
+            ..
+        } = &task.state
+            && !columns.is_empty()
+        {
+            let columns = columns.clone();
+            let location = ResultLocation::S3(s3.find(object).await?);
+            return begin(task, id, 0, location, columns);
         }
-        let results = if result_id == ResultLocation::Pages.result_id(id) {
-            Results::Api
-        } else {
-            Results::S3
+        let execution = match athena.look(id).await {
+            Ok(execution) if execution.state == ExecutionState::Succeeded => execution,
+            Ok(_) => {
+                let reason = format!("the query {id} has no result in Athena");
+                return Err(StepError::FailRun(reason.into()));
+            }
+            // Athena's error for an id that it does not know.
+            Err(error) if error.is_code("InvalidRequestException") => {
+                let reason = format!(
+                    "Athena does not know the query {id} any more (it forgets one after 45 days), and the ledger does not know the object of its result, or not its columns; request a new run"
+                );
+                return Err(StepError::FailRun(reason.into()));
+            }
+            Err(error) => return Err(error.into()),
         };
-        self.begin(task, id, execution, results).await
+        let columns = athena.columns(id).await?;
+        let location = match &execution.output_location {
+            Some(object) if result_id != ResultLocation::Pages.result_id(id) => {
+                ResultLocation::S3(s3.find(object).await?)
+            }
+            _ => ResultLocation::Pages,
+        };
+        begin(task, id, execution.bytes_scanned, location, columns)
     }
 
-    /// Decides what is read and from where, once, before the first batch. A checkpoint records the
-    /// decision: the execution and the version of the object identify the batches, and no later
-    /// delivery may choose others.
-    async fn begin(
-        &mut self,
-        task: &mut ExtractTask,
-        id: &str,
-        execution: Execution,
-        results: Results,
-    ) -> Result<Next, StepError> {
-        let bytes_scanned = execution.bytes_scanned;
-        tracing::info!(
-            query.id = id,
-            query.bytes_scanned = bytes_scanned,
-            "query succeeded"
-        );
-        let columns = self.replica.clients().athena.columns(id).await?;
-        let job = &task.job;
-        resolve(&job.columns, &columns, &job.target.key)
-            .map_err(|error| StepError::FailRun(error.to_string().into()))?;
-        task.limits = fitted(task.limits, &columns);
-        let location = self.locate(id, execution.output_location, results).await?;
-        let found = location.result_id(id);
-        if let Some(wanted) = task.state.result_id().filter(|wanted| *wanted != found) {
-            let reason = format!(
-                "the result of query {id} is not the one that the run was loaded from: it is {found} now, and was {wanted}; request a new run"
-            );
-            return Err(StepError::FailRun(reason.into()));
-        }
-        task.state = TaskState::Reading {
-            query_execution_id: id.to_owned(),
-            bytes_scanned,
-            location,
-            columns: Arc::new(columns),
-            cursor: Cursor::default(),
-        };
-        Ok(Next::Checkpoint)
-    }
-
-    /// Where to read the result. `auto` prefers the object in S3 and takes the pages of
-    /// `GetQueryResults` where there is no object or S3 refuses it.
+    /// Where to read the result of a query that succeeded. `auto` prefers the object in S3 and takes the pages of
+    /// `GetQueryResults` where there is no object, or S3 refuses it, or only Athena can decrypt it.
     async fn locate(
         &self,
+        task: &ExtractTask,
         id: &str,
-        output: Option<String>,
-        results: Results,
+        execution: &Execution,
     ) -> Result<ResultLocation, StepError> {
-        let output = match (results, output) {
+        let results = task.source.results;
+        let pages = |why: &str| {
+            tracing::info!(query.id = id, "reading the result as pages: {why}");
+            Ok(ResultLocation::Pages)
+        };
+        let output = match (results, &execution.output_location) {
             (Results::Api, _) => return Ok(ResultLocation::Pages),
             (Results::Auto, None) => {
-                tracing::info!(
-                    query.id = id,
-                    "reading the result as pages: the query has no output location (managed query results)"
-                );
-                return Ok(ResultLocation::Pages);
+                return pages("the query has no output location (managed query results)");
             }
             (Results::S3, None) => {
                 return Err(StepError::FailRun(
                     "the job says results = \"s3\", and the workgroup keeps results itself (managed query results); set results = \"auto\" or \"api\"".to_owned().into(),
                 ));
             }
+            (Results::Auto, Some(_)) if execution.is_client_encrypted => {
+                return pages("only Athena can decrypt its object (CSE_KMS)");
+            }
+            (Results::S3, Some(_)) if execution.is_client_encrypted => {
+                return Err(StepError::FailRun(
+                    "the job says results = \"s3\", and the result is encrypted by Athena before S3 gets it (CSE_KMS), so that only Athena can read it; set results = \"auto\" or \"api\"".to_owned().into(),
+                ));
+            }
             (Results::Auto | Results::S3, Some(output)) => output,
         };
-        match self.replica.clients().s3.find(&output).await {
+        match self
+            .replica
+            .clients(&task.source)
+            .await
+            .s3
+            .find(output)
+            .await
+        {
             Ok(object) => Ok(ResultLocation::S3(object)),
             Err(error) if results == Results::Auto && error.is_refusal() => {
                 tracing::warn!(
@@ -185,6 +206,36 @@ impl Worker<'_, '_> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Settles what is read and from where, once, before the first batch. A checkpoint records the decision: the execution
+/// and the version of the object identify the batches, and no later delivery may choose others.
+fn begin(
+    task: &mut ExtractTask,
+    id: &str,
+    bytes_scanned: u64,
+    location: ResultLocation,
+    columns: Vec<ResultColumn>,
+) -> Result<Next, StepError> {
+    let job = &task.job;
+    resolve(&job.columns, &columns, &job.target.key)
+        .map_err(|error| StepError::FailRun(error.to_string().into()))?;
+    task.limits = fitted(task.limits, &columns);
+    let found = location.result_id(id);
+    if let Some(wanted) = task.state.result_id().filter(|wanted| *wanted != found) {
+        let reason = format!(
+            "the result of query {id} is not the one that the run was loaded from: it is {found} now, and was {wanted}; request a new run"
+        );
+        return Err(StepError::FailRun(reason.into()));
+    }
+    task.state = TaskState::Reading {
+        query_execution_id: id.to_owned(),
+        bytes_scanned,
+        location,
+        columns: Arc::new(columns),
+        cursor: Cursor::default(),
+    };
+    Ok(Next::Checkpoint)
 }
 
 /// Makes the next attempt at a query, after a pause.

@@ -23,11 +23,6 @@ fn checkpoint(
     cursor: Cursor,
 ) -> ExtractTask {
     let id = fixture.cloud.started().pop().unwrap();
-    let columns = result.columns().iter();
-    let columns = columns.map(|column| ResultColumn {
-        name: column.name.clone(),
-        type_name: column.type_name.clone(),
-    });
     let name = fixture.cloud.object_of(&id);
     let (bucket, key) = name.split_once('/').unwrap();
     let (bucket, key, size) = (bucket.to_owned(), key.to_owned(), result.csv().len() as u64);
@@ -40,7 +35,7 @@ fn checkpoint(
         }),
         None => ResultLocation::Pages,
     };
-    let columns = Arc::new(columns.collect());
+    let columns = Arc::new(columns_of(result));
     let state = TaskState::Reading {
         query_execution_id: id,
         bytes_scanned: 7,
@@ -52,6 +47,15 @@ fn checkpoint(
         state,
         ..task.clone()
     }
+}
+
+fn columns_of(result: &ResultSet) -> Vec<ResultColumn> {
+    let columns = result.columns().iter();
+    let columns = columns.map(|column| ResultColumn {
+        name: column.name.clone(),
+        type_name: column.type_name.clone(),
+    });
+    columns.collect()
 }
 
 /// The byte at which a row begins in the result's CSV.
@@ -112,6 +116,7 @@ async fn any_checkpoint_publishes_the_same_batches() {
                         bytes_scanned: 7,
                         result_location: object_etag
                             .map(|_| format!("s3://{}", fixture.cloud.object_of(id))),
+                        columns: columns_of(&result),
                     }
                 );
                 assert!(

@@ -134,6 +134,7 @@ pub(crate) fn task(run: &str, sql: &str) -> ExtractTask {
             results: Results::Auto,
             max_scanned: None,
             timeout: Duration::from_mins(30),
+            ..Source::default()
         },
         job: Arc::new(JobSpec {
             name: "clicks".into(),

@@ -101,7 +101,7 @@ async fn unreadable_task_is_dead_lettered() {
         dead[0]
             .header("x-etl-reason")
             .unwrap()
-            .contains("extract-task.v1")
+            .contains("extract-task.v2")
     );
     fixture.settled().await;
 }

@@ -16,6 +16,8 @@ fn reread(task: &ExtractTask, result_id: &str) -> ExtractTask {
         state: TaskState::Reread {
             query_execution_id: id.to_owned(),
             result_id: result_id.to_owned(),
+            result_location: None,
+            columns: vec![],
         },
         ..task.clone()
     }
@@ -55,7 +57,7 @@ async fn reread_gives_the_same_batches_without_another_query() {
     let kinds = archived
         .iter()
         .map(|message| message.properties.kind().clone().unwrap().to_string());
-    assert_eq!(kinds.filter(|kind| kind == "run-event.v1").count(), 4);
+    assert_eq!(kinds.filter(|kind| kind == "run-event.v2").count(), 4);
 }
 
 #[tokio::test]
@@ -73,7 +75,10 @@ async fn reread_of_a_changed_result_is_dead_lettered_and_fails_no_run() {
     fixture.batches().await;
     fixture.cloud.replace_result(id, sample::clicks(11));
     let unknown = "11111111-0000-4000-8000-000000000000:pages".to_owned();
-    for (result_id, why) in [(result_id.clone(), "and was"), (unknown, "not found")] {
+    for (result_id, why) in [
+        (result_id.clone(), "and was"),
+        (unknown, "Athena does not know the query"),
+    ] {
         fixture.send(&reread(&task, &result_id)).await;
         wait_until("the dead letter", TIMEOUT, async || {
             fixture.vhost.ready("etl.dead").await == 1

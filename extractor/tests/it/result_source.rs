@@ -37,6 +37,7 @@ async fn object_and_pages_give_every_row_in_the_same_batches() {
                 rows: total,
                 bytes_scanned,
                 result_location,
+                ..
             } = end
             else {
                 panic!("{end:?}")

@@ -5,6 +5,7 @@
     reason = "a test's helper fails the test by panicking"
 )]
 
+mod queries;
 mod removals;
 mod requests;
 mod schema;

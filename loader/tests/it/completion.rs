@@ -106,14 +106,21 @@ async fn role_without_create_loads_into_existing_tables() {
     .await;
 }
 
+fn started(query: &str) -> EventKind {
+    EventKind::Started {
+        query_execution_id: query.into(),
+        attempt: 1,
+        principal: None,
+        region: None,
+    }
+}
+
 #[tokio::test]
 async fn repeated_events_in_any_order_have_the_same_result() {
     let database = ledger_database().await;
     let loader = loader(&database);
     let kinds = [
-        EventKind::Started {
-            query_execution_id: "query".into(),
-        },
+        started("query"),
         EventKind::Progress {
             batches: 1,
             rows: 10,
@@ -128,6 +135,7 @@ async fn repeated_events_in_any_order_have_the_same_result() {
             rows: 30,
             bytes_scanned: 99,
             result_location: Some("s3://results/query.csv".into()),
+            columns: vec![],
         },
     ];
     for (run, order) in [("forward", [0, 1, 2, 3]), ("backward", [3, 2, 1, 0])] {
@@ -169,13 +177,8 @@ async fn first_event_of_a_run_may_arrive_last() {
         ("query", Noted::Noted),
         ("another", Noted::Ignored),
     ] {
-        let query_execution_id = query.into();
-        let started = event("r", EventKind::Started { query_execution_id });
-        assert_eq!(
-            loader.handle_event(&started).await.unwrap(),
-            noted,
-            "{query}"
-        );
+        let event = event("r", started(query));
+        assert_eq!(loader.handle_event(&event).await.unwrap(), noted, "{query}");
     }
     assert_eq!(
         text(
@@ -252,6 +255,7 @@ async fn second_result_or_count_of_a_run_is_refused() {
         rows: 20,
         bytes_scanned: 1,
         result_location: None,
+        columns: vec![],
     };
     assert!(matches!(
         refused(event("r", other)).await,

@@ -531,6 +531,7 @@ impl World {
                     rows: u64::from(BATCHES) * ROWS,
                     bytes_scanned: 1,
                     result_location: None,
+                    columns: vec![],
                 },
             ),
             Message::Failed { run, generation } => (

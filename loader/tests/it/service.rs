@@ -161,7 +161,7 @@ async fn message_that_cannot_be_loaded_is_dead_lettered_with_its_reason() {
     let dead_letters = "SELECT string_agg(concat_ws('|', message_id, run_id, queue, kind), ' ' ORDER BY message_id, queue) FROM etl.dead_letters WHERE message_id IS NOT NULL";
     assert_eq!(
         text(&world.database.pool, dead_letters).await,
-        "absent/0/0|absent|etl.valid|valid-batch.v2 absent/0/extracted|absent|etl.events|run-event.v1 r/0/0|r|etl.valid|valid-batch.v2"
+        "absent/0/0|absent|etl.valid|valid-batch.v2 absent/0/extracted|absent|etl.events|run-event.v2 r/0/0|r|etl.valid|valid-batch.v2"
     );
     let body = "SELECT body FROM etl.dead_letters WHERE message_id = 'r/0/0'";
     let stored: Vec<u8> = sqlx::query_scalar(body)

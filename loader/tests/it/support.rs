@@ -252,6 +252,7 @@ pub(crate) fn extracted(run: &str, batches: u32, rows: u64) -> RunEvent {
             rows,
             bytes_scanned: 10,
             result_location: None,
+            columns: vec![],
         },
     )
 }

@@ -61,6 +61,7 @@ pub struct Answer {
     pub(crate) at_least: Duration,
     pub(crate) header: bool,
     pub(crate) empty_last_page: bool,
+    pub(crate) substatement: &'static str,
 }
 
 impl Answer {
@@ -74,6 +75,7 @@ impl Answer {
             at_least: Duration::ZERO,
             header: true,
             empty_last_page: false,
+            substatement: "SELECT",
         }
     }
 
@@ -127,6 +129,13 @@ impl Answer {
     /// StartQueryExecution refuses it, as Athena does with SQL that it cannot parse.
     pub fn refused(message: &str) -> Self {
         Self::without_result(End::Refused(message.to_owned()))
+    }
+
+    /// Athena's `SubstatementType`; `SELECT` by default.
+    #[must_use]
+    pub fn substatement(mut self, name: &'static str) -> Self {
+        self.substatement = name;
+        self
     }
 
     /// The states that the first polls see, one each, before the end.

@@ -18,6 +18,8 @@ pub enum Op {
     GetObject,
     HeadObject,
     PutObject,
+    AssumeRole,
+    GetCallerIdentity,
 }
 
 impl Op {
@@ -32,6 +34,19 @@ impl Op {
             "GetWorkGroup" => Self::GetWorkGroup,
             _ => return None,
         })
+    }
+
+    /// The operation of STS that a form asks for.
+    pub(crate) fn of_form(body: &[u8]) -> Option<Self> {
+        match super::sts::field(body, "Action")?.as_str() {
+            "AssumeRole" => Some(Self::AssumeRole),
+            "GetCallerIdentity" => Some(Self::GetCallerIdentity),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_sts(self) -> bool {
+        matches!(self, Self::AssumeRole | Self::GetCallerIdentity)
     }
 
     pub(crate) fn is_s3(self) -> bool {
@@ -103,7 +118,10 @@ type Parts = (u16, &'static str, &'static str);
 impl Fault {
     /// The error answer of this fault to an operation, if it is one.
     pub(crate) fn answer(&self, op: Op) -> Option<ErrorAnswer> {
-        Some(if op.is_s3() {
+        Some(if op.is_sts() {
+            let (status, code, message) = self.of_athena()?;
+            sts_error(status, code, message)
+        } else if op.is_s3() {
             let (status, code, message) = self.of_s3()?;
             s3_error(status, code, message)
         } else {
@@ -229,6 +247,18 @@ pub(crate) fn invalid(message: impl AsRef<str>) -> ErrorAnswer {
 /// The error for an unknown query execution.
 pub(crate) fn not_found(id: &str) -> ErrorAnswer {
     invalid(format!("QueryExecution {id} was not found"))
+}
+
+/// An error of the query protocol.
+pub(crate) fn sts_error(status: u16, code: &str, message: &str) -> ErrorAnswer {
+    let body = format!(
+        "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type><Code>{code}</Code>\
+         <Message>{message}</Message></Error><RequestId>TESTKIT</RequestId></ErrorResponse>"
+    );
+    ErrorAnswer {
+        status,
+        body: body.into(),
+    }
 }
 
 pub(crate) fn s3_error(status: u16, code: &str, message: &str) -> ErrorAnswer {

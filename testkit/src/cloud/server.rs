@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::fault::{ErrorAnswer, Fault, Op, athena_error};
 use super::state::{Object, Request, State};
-use super::{athena, s3};
+use super::{athena, s3, sts};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -76,7 +76,7 @@ async fn handle(
 ) -> Result<Response<Body>, Closed> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Closed)?.to_bytes();
-    let Some(op) = operation(&parts.method, &parts.headers) else {
+    let Some(op) = operation(&parts.method, &parts.headers, &body) else {
         return Ok(error(
             athena_error(
                 400,
@@ -105,17 +105,18 @@ async fn handle(
     } else if op.is_s3() {
         get_object(&shared, op, &name, &parts.headers, &fault).await
     } else {
-        match athena::serve(&mut shared.lock(), op, &json) {
-            Ok(value) => {
-                let body = Bytes::from(value.to_string());
-                let length = body.len() as u64;
-                reply(
-                    200,
-                    &[("content-type", "application/x-amz-json-1.1")],
-                    length,
-                    one(body),
-                    &fault,
-                )
+        let served = if op.is_sts() {
+            let key = signed_for(&parts.headers).0;
+            sts::serve(&shared.lock(), op, &key, &body).map(|xml| ("text/xml", xml))
+        } else {
+            let answer = athena::serve(&mut shared.lock(), op, &json);
+            answer.map(|value| ("application/x-amz-json-1.1", value.to_string()))
+        };
+        match served {
+            Ok((kind, text)) => {
+                let length = text.len() as u64;
+                let fields = [("content-type", kind)];
+                reply(200, &fields, length, one(text.into()), &fault)
             }
             Err(answer) => error(answer, op),
         }
@@ -127,7 +128,7 @@ async fn handle(
     }
 }
 
-fn operation(method: &Method, headers: &HeaderMap) -> Option<Op> {
+fn operation(method: &Method, headers: &HeaderMap, body: &[u8]) -> Option<Op> {
     if let Some(target) = text(headers, "x-amz-target") {
         return Op::of_target(target);
     }
@@ -135,6 +136,7 @@ fn operation(method: &Method, headers: &HeaderMap) -> Option<Op> {
         Method::GET => Some(Op::GetObject),
         Method::HEAD => Some(Op::HeadObject),
         Method::PUT => Some(Op::PutObject),
+        Method::POST => Op::of_form(body),
         _ => None,
     }
 }
@@ -143,9 +145,18 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
+/// The access key and the region of a signature: `Credential=KEY/DATE/REGION/SERVICE/aws4_request`.
+fn signed_for(headers: &HeaderMap) -> (String, String) {
+    let scope = text(headers, "authorization").and_then(|text| text.split_once("Credential="));
+    let mut parts = scope.map_or("", |(_, scope)| scope).split('/');
+    let key = parts.next().unwrap_or_default().to_owned();
+    (key, parts.nth(1).unwrap_or_default().to_owned())
+}
+
 /// Logs the request with its fault, and returns the fault.
 fn note(shared: &Shared, op: Op, headers: &HeaderMap, json: &Value, name: &str) -> Fault {
     let field = |name: &str| json.get(name).and_then(Value::as_str).map(str::to_owned);
+    let (key, region) = signed_for(headers);
     let mut state = shared.lock();
     let fault = state.take_fault(op, text(headers, "authorization").unwrap_or_default());
     state.log.push(Request {
@@ -156,6 +167,10 @@ fn note(shared: &Shared, op: Op, headers: &HeaderMap, json: &Value, name: &str) 
         object: op.is_s3().then(|| name.to_owned()),
         range: text(headers, "range").map(str::to_owned),
         if_match: text(headers, "if-match").map(str::to_owned),
+        key,
+        region,
+        expected_owner: text(headers, "x-amz-expected-bucket-owner").map(str::to_owned),
+        payer: text(headers, "x-amz-request-payer").map(str::to_owned),
         fault: (fault != Fault::Pass).then(|| fault.clone()),
     });
     fault
@@ -236,7 +251,7 @@ fn one(body: Bytes) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
 fn error(answer: ErrorAnswer, op: Op) -> Response<Body> {
     let (kind, body) = match op {
         Op::HeadObject => ("application/xml", Bytes::new()),
-        op if op.is_s3() => ("application/xml", answer.body),
+        op if op.is_s3() || op.is_sts() => ("application/xml", answer.body),
         _ => ("application/x-amz-json-1.1", answer.body),
     };
     let length = body.len() as u64;

@@ -11,6 +11,10 @@ use super::result::{ResultSet, Spool};
 
 /// A workgroup, as `GetWorkGroup` describes it and StartQueryExecution applies it.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of AWS's own"
+)]
 pub struct Workgroup {
     pub name: String,
     /// `s3://bucket/prefix/` for queries without a location; for all queries when `enforced`.
@@ -21,6 +25,16 @@ pub struct Workgroup {
     pub managed_results: bool,
     /// `false`: DISABLED, queries are refused.
     pub enabled: bool,
+    /// `CSE_KMS`: the object of a result is a ciphertext.
+    pub client_encrypted: bool,
+}
+
+/// A role that may be assumed, with its external id, and the access key of its sessions.
+#[derive(Clone, Debug)]
+pub(crate) struct Role {
+    pub(crate) arn: String,
+    pub(crate) external_id: Option<String>,
+    pub(crate) key: String,
 }
 
 impl Workgroup {
@@ -32,6 +46,7 @@ impl Workgroup {
             enforced: false,
             managed_results: false,
             enabled: true,
+            client_encrypted: false,
         }
     }
 }
@@ -51,6 +66,12 @@ pub struct Request {
     pub range: Option<String>,
     /// The If-Match header of an S3 request.
     pub if_match: Option<String>,
+    /// The access key, and the region, that it is signed for.
+    pub key: String,
+    pub region: String,
+    /// `x-amz-expected-bucket-owner` and `x-amz-request-payer` of an S3 request.
+    pub expected_owner: Option<String>,
+    pub payer: Option<String>,
     /// Its fault.
     pub fault: Option<Fault>,
 }
@@ -61,10 +82,10 @@ pub(crate) struct Execution {
     pub(crate) token: Option<String>,
     /// All parameters of the request but the token, to tell a repetition from a conflict.
     pub(crate) request: serde_json::Value,
-    pub(crate) workgroup: String,
+    pub(crate) workgroup: Workgroup,
     /// `None` with managed results.
     pub(crate) output: Option<String>,
-    pub(crate) managed: bool,
+    pub(crate) reused: bool,
     pub(crate) answer: Answer,
     pub(crate) polls: VecDeque<QueryState>,
     pub(crate) state: QueryState,
@@ -94,6 +115,7 @@ pub(crate) struct State {
     pub(crate) executions: Vec<Execution>,
     pub(crate) objects: HashMap<String, Object>,
     pub(crate) denied: HashSet<String>,
+    pub(crate) roles: Vec<Role>,
     pub(crate) faults: HashMap<Op, VecDeque<Fault>>,
     pub(crate) always: HashMap<Op, Fault>,
     /// By access key.

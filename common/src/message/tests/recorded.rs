@@ -126,6 +126,8 @@ fn tasks() -> Vec<ExtractTask> {
         recorded_task(TaskState::Reread {
             query_execution_id: id(),
             result_id: format!("{}:0cc175b9c0f1b6a831c399e269772661", id()),
+            result_location: None,
+            columns: vec![],
         }),
         recorded_task(reading(ResultLocation::S3(object), None)),
         recorded_task(reading(
@@ -226,10 +228,14 @@ fn events() -> Vec<RunEvent> {
         rows: 2_500,
         bytes_scanned: 123_456,
         result_location,
+        columns: vec![],
     };
     vec![
         event(EventKind::Started {
             query_execution_id: "q".into(),
+            attempt: 1,
+            principal: None,
+            region: None,
         }),
         event(EventKind::Progress {
             batches: 2,

@@ -53,6 +53,8 @@ pub(super) async fn send(
         state: TaskState::Reread {
             query_execution_id,
             result_id,
+            result_location: subject.result_location.clone(),
+            columns: subject.result_columns.clone(),
         },
     };
     let message = Outgoing::of(&task).context("the task cannot be sent")?;

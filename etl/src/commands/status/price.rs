@@ -1,7 +1,9 @@
-//! What a query costs: the bytes that Athena scanned, at the price that `ETL_PRICE_PER_TB` sets.
+//! What a run's queries cost: the bytes that Athena scanned, at the price that `ETL_PRICE_PER_TB` sets.
 
 use anyhow::anyhow;
+use common::message::QueryEnd;
 use common::settings;
+use ledger::Query;
 use serde::Deserialize;
 
 use crate::Failure;
@@ -36,10 +38,17 @@ impl Price {
         })
     }
 
-    /// The price of a query that scanned so many bytes.
-    pub(super) fn of(self, bytes: i64) -> f64 {
+    /// The price of queries. Athena charges nothing for one that failed, or that it answered with an earlier result ("Amazon
+    /// Athena Pricing").
+    pub(super) fn of(self, queries: &[Query]) -> f64 {
+        let charged = queries
+            .iter()
+            .filter(|query| query.state != QueryEnd::Failed.name() && !query.reused);
+        let bytes: i64 = charged
+            .map(|query| query.bytes_scanned.max(Self::MIN_BYTES))
+            .sum();
         #[expect(clippy::cast_precision_loss, reason = "a price, rounded when shown")]
-        let bytes = bytes.max(Self::MIN_BYTES) as f64;
+        let bytes = bytes as f64;
         bytes / 1e12 * self.0
     }
 }
@@ -47,12 +56,33 @@ impl Price {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::samples;
 
     #[test]
-    fn cost_is_at_least_that_of_ten_megabytes() {
+    fn cost_is_at_least_that_of_ten_megabytes_for_each_query_that_is_charged() {
         let price = Price::per_tb(5.0).unwrap();
-        assert!((price.of(1) - 0.00005).abs() < 1e-9);
-        assert!((price.of(2_000_000_000_000) - 10.0).abs() < 1e-9);
+        let query = |state: &str, bytes_scanned, reused| Query {
+            state: state.into(),
+            bytes_scanned,
+            reused,
+            ..samples::query()
+        };
+        let costs = |queries: &[Query], cost: f64| (price.of(queries) - cost).abs() < 1e-9;
+        assert!(costs(&[query("succeeded", 1, false)], 0.00005));
+        assert!(costs(&[query("stopped", 2_000_000_000_000, false)], 10.0));
+        let free = [
+            query("failed", 2_000_000_000_000, false),
+            query("succeeded", 0, true),
+        ];
+        assert!(costs(&free, 0.0));
+        let [one, other] = free;
+        let all = [
+            one,
+            other,
+            query("stopped", 1, false),
+            query("started", 0, false),
+        ];
+        assert!(costs(&all, 0.0001));
         assert!(Price::per_tb(-1.0).is_none() && Price::per_tb(f64::NAN).is_none());
     }
 }

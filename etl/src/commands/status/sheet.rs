@@ -1,11 +1,12 @@
 //! A run with everything around it, for people.
 
+use common::message::QueryEnd;
 use indicatif::HumanBytes;
 
 use super::Status;
 use crate::output::run::{NO_REASON, by_whom, choice, sums, took};
 use crate::output::{self, Sheet, by, counted, number};
-use ledger::{Parked, Run, RunState};
+use ledger::{Parked, Query, Run, RunState};
 
 /// The status of a run, a line a fact.
 pub(super) fn lines(status: &Status) -> String {
@@ -16,7 +17,13 @@ pub(super) fn lines(status: &Status) -> String {
     };
     let numbers = format!("(number {}, generation {})", run.run_no, run.generation);
     let requested_by = by(run.requested_by.as_ref());
-    let query = run.query_execution_id.as_deref();
+    let query = run.query_execution_id.as_deref().unwrap_or("not started");
+    let principal = status
+        .queries
+        .iter()
+        .rev()
+        .find_map(|query| query.principal.as_deref());
+    let principal = principal.map(|principal| format!(" as {principal}"));
     let mut sheet = Sheet::new(10);
     sheet.add("run", format!("{} {numbers}", run.run_id));
     sheet.add("job", output::job(&run.job, &run.parameters));
@@ -24,7 +31,7 @@ pub(super) fn lines(status: &Status) -> String {
     sheet.add("state", state(run));
     sheet.add("requested", format!("{}{requested_by}", run.requested_at));
     sheet.add_if("replayed", replay(run));
-    sheet.add("query", query.unwrap_or("not started"));
+    sheet.add("query", format!("{query}{}", principal.unwrap_or_default()));
     sheet.add("batches", batches);
     sheet.add("rows", sums(run));
     add_progress(&mut sheet, status);
@@ -80,8 +87,37 @@ fn add_progress(sheet: &mut Sheet, status: &Status) {
         let cost = status.cost.zip(status.price);
         let cost = cost.map(|(cost, price)| format!(", about {} at {} a TB", money(cost), price.0));
         let bytes = HumanBytes(u64::try_from(bytes).unwrap_or(0));
-        sheet.add("scanned", format!("{bytes}{}", cost.unwrap_or_default()));
+        let queries = queries(&status.queries);
+        sheet.add(
+            "scanned",
+            format!("{bytes}{queries}{}", cost.unwrap_or_default()),
+        );
     }
+}
+
+/// What became of the queries, unless there was one that succeeded.
+fn queries(queries: &[Query]) -> String {
+    let ended = |state: QueryEnd| {
+        let count = queries.iter().filter(|query| query.state == state.name());
+        let count = count.count();
+        (count > 0).then(|| format!("{count} {}", state.name()))
+    };
+    let ends: Vec<_> = [QueryEnd::Failed, QueryEnd::Stopped]
+        .into_iter()
+        .filter_map(ended)
+        .collect();
+    let reused = queries.iter().any(|query| query.reused);
+    let reused = reused.then_some(" (an earlier result was reused)");
+    let many = (queries.len() > 1).then(|| format!(" by {} queries", queries.len()));
+    let ends = match ends.as_slice() {
+        [] => String::new(),
+        ends => format!(" ({})", ends.join(", ")),
+    };
+    format!(
+        "{}{ends}{}",
+        many.unwrap_or_default(),
+        reused.unwrap_or_default()
+    )
 }
 
 fn whole(rate: f64) -> String {
@@ -210,8 +246,10 @@ mod tests {
                 runs: 1,
             },
         ];
+        let asked = Vec::from_iter(run.bytes_scanned.map(|_| samples::query()));
         Status::new(
             run,
+            asked,
             rejects,
             Vec::new(),
             Vec::new(),
@@ -266,6 +304,7 @@ mod tests {
                     Vec::new(),
                     Vec::new(),
                     Vec::new(),
+                    Vec::new(),
                     Ok(queues()),
                     None,
                 ))
@@ -286,6 +325,7 @@ mod tests {
         let status = Status::new(
             samples::completed(),
             vec![],
+            vec![],
             drops.into(),
             vec![],
             Ok(queues()),
@@ -296,6 +336,24 @@ mod tests {
             shown.ends_with("   dropped  1 row of 1 batch by ana: a test of Monday\n   dropped  83,760 rows of 39 batches by unknown user: no reason is recorded"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn queries_are_counted_by_their_ends() {
+        let query = |state: &str| Query {
+            state: state.into(),
+            ..samples::query()
+        };
+        assert_eq!(queries(&[]), "");
+        assert_eq!(queries(&[query("succeeded")]), "");
+        assert_eq!(queries(&[query("stopped")]), " (1 stopped)");
+        let all = ["failed", "failed", "succeeded"].map(query);
+        assert_eq!(queries(&all), " by 3 queries (2 failed)");
+        let reused = Query {
+            reused: true,
+            ..query("succeeded")
+        };
+        assert_eq!(queries(&[reused]), " (an earlier result was reused)");
     }
 
     #[test]
