@@ -125,13 +125,20 @@ impl Handler<ExtractTask> for Tasks<'_> {
                 ended = ended => return Err(ended.into()),
             };
             failpoint::reach("before_ack").await;
-            delivery.ack().await?;
-            tracing::debug!("task acked");
             match outcome {
-                Outcome::Settled => {}
-                Outcome::Full(full) => return Err(full.into()),
-                Outcome::Pause(time) => self.rest(intake, sleep(time)).await,
-                Outcome::Unable => Box::pin(self.rest(intake, self.replica.recovers())).await,
+                Outcome::Settled => delivery.ack().await?,
+                Outcome::Full(full) => {
+                    delivery.ack().await?;
+                    return Err(full.into());
+                }
+                Outcome::Pause(time) => {
+                    intake.ack_and_release(delivery).await?;
+                    self.rest(sleep(time)).await;
+                }
+                Outcome::Unable => {
+                    intake.ack_and_release(delivery).await?;
+                    Box::pin(self.rest(self.replica.recovers())).await;
+                }
             }
         }
         Ok(())
@@ -183,9 +190,8 @@ impl Tasks<'_> {
         worker.work(task, delivery).instrument(span).await
     }
 
-    /// Takes nothing until `until`, or until the session ends.
-    async fn rest(&self, intake: &mut Intake<'_, ExtractTask>, until: impl Future<Output = ()>) {
-        intake.release().await;
+    /// Waits until `until`, or until the session ends.
+    async fn rest(&self, until: impl Future<Output = ()>) {
         tokio::select! {
             () = self.session.stop.cancelled() => {}
             () = until => {}

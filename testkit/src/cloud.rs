@@ -155,6 +155,11 @@ impl Cloud {
         });
     }
 
+    /// Objects have the metadata of a client that encrypts before it uploads.
+    pub fn client_encrypted_objects(&self, on: bool) {
+        self.shared.lock().objects_client_encrypted = on;
+    }
+
     /// Forgets every query execution, as Athena does after 45 days. The objects stay.
     pub fn forget(&self) {
         self.shared.lock().executions.clear();

@@ -4,7 +4,9 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions,
+};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 
@@ -187,6 +189,14 @@ impl<M> Consumer<M> {
                 source,
             )),
         }
+    }
+
+    /// Takes no more deliveries. Those in hand can still be acked.
+    pub(super) async fn cancel(&self) -> Result<(), QueueError> {
+        let doing = format!("ending the consumer of {}", self.queue.name());
+        let options = BasicCancelOptions::default();
+        let cancelled = self.channel.basic_cancel(self.stream.tag(), options);
+        within(&doing, cancelled).await
     }
 
     /// Stops consuming. Deliveries that were not acked return to the queue.

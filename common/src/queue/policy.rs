@@ -231,6 +231,21 @@ impl<'a, M: Message> Intake<'a, M> {
         }
     }
 
+    /// Acks a delivery after which the worker takes nothing for a while, and closes the consumers. They take nothing from before
+    /// the ack on: what the broker delivered in its place would come back, and count as an interruption of a message that
+    /// nothing interrupted.
+    pub async fn ack_and_release(&mut self, delivery: Delivery<M>) -> Result<(), QueueError> {
+        if let Some((first, more)) = &self.consumers {
+            first.cancel().await?;
+            if let Some(more) = more {
+                more.cancel().await?;
+            }
+        }
+        delivery.ack().await?;
+        self.release().await;
+        Ok(())
+    }
+
     /// The message of a delivery; none when it cannot be read and was dead-lettered.
     pub async fn read(
         &mut self,

@@ -89,6 +89,23 @@ impl Fixture {
         ends
     }
 
+    /// Waits until one of a run's events is the last, and returns all of them. Takes all events off their queue.
+    pub(crate) async fn events_until(
+        &self,
+        run: &str,
+        is_last: impl Fn(&EventKind) -> bool,
+    ) -> Vec<EventKind> {
+        let mut kinds = Vec::new();
+        wait_until(&format!("an event of run {run}"), TIMEOUT, async || {
+            let events: Vec<RunEvent> = self.take("etl.events").await;
+            let of_run = events.into_iter().filter(|event| event.run.as_str() == run);
+            kinds.extend(of_run.map(|event| event.kind));
+            kinds.iter().any(&is_last)
+        })
+        .await;
+        kinds
+    }
+
     /// Waits until a run has failed, and returns the reason.
     pub(crate) async fn failure_of(&self, run: &str) -> String {
         match self.end_of(run).await {

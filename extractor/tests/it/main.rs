@@ -6,12 +6,13 @@
     reason = "a helper of a test that fails, fails the test"
 )]
 
+mod accounts;
 mod aws;
 mod cancel;
 mod checkpoint;
 mod commands;
+mod cost;
 mod fixture;
-
 mod query;
 mod refused;
 mod replicas;

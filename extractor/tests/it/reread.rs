@@ -61,6 +61,47 @@ async fn reread_gives_the_same_batches_without_another_query() {
 }
 
 #[tokio::test]
+async fn object_is_read_again_after_athena_has_forgotten_the_query() {
+    let (fixture, _extractor) = Fixture::started().await;
+    fixture
+        .cloud
+        .otherwise(Answer::rows(sample::clicks(1_000)).at_once());
+    let mut task = task("r", "SELECT 1");
+    task.limits.batch_rows = 300;
+    fixture.send(&task).await;
+    let first = fixture.end_of("r").await;
+    let EventKind::Extracted {
+        result_id,
+        result_location,
+        columns,
+        ..
+    } = first.clone()
+    else {
+        panic!("{first:?}")
+    };
+    let batches = fixture.batches().await;
+    fixture.cloud.forget();
+    let mut again = reread(&task, &result_id);
+    if let TaskState::Reread {
+        result_location: location,
+        columns: known,
+        ..
+    } = &mut again.state
+    {
+        (*location, *known) = (result_location, columns);
+    }
+    fixture.send(&again).await;
+    let EventKind::Extracted { rows: 1_000, .. } = fixture.end_of("r").await else {
+        panic!()
+    };
+    let mut second = fixture.batches().await;
+    for batch in &mut second {
+        batch.id.generation = 0;
+    }
+    assert!(second == batches);
+}
+
+#[tokio::test]
 async fn reread_of_a_changed_result_is_dead_lettered_and_fails_no_run() {
     let (fixture, _extractor) = Fixture::started().await;
     fixture

@@ -163,6 +163,33 @@ async fn auto_reads_pages_when_the_object_is_missing_or_denied() {
 }
 
 #[tokio::test]
+async fn result_that_athena_encrypts_itself_is_read_as_pages() {
+    let (fixture, extractor) = Fixture::started().await;
+    let result = sample::clicks(1_001);
+    fixture
+        .cloud
+        .otherwise(Answer::rows(result.clone()).at_once());
+    fixture.cloud.workgroup(Workgroup {
+        client_encrypted: true,
+        ..Workgroup::named("primary")
+    });
+    from_pages(&fixture, &extractor, "auto", &result).await;
+    let mut by_s3 = task("s3", "SELECT 1");
+    by_s3.source.results = Results::S3;
+    fixture.send(&by_s3).await;
+    let reason = fixture.failure_of("s3").await;
+    assert!(
+        reason.contains("CSE_KMS") && reason.contains("set results = \"auto\""),
+        "{reason}"
+    );
+    assert!(fixture.batches().await.is_empty());
+    // The object itself says so, where the query does not.
+    fixture.cloud.workgroup(Workgroup::named("primary"));
+    fixture.cloud.client_encrypted_objects(true);
+    from_pages(&fixture, &extractor, "by-the-object", &result).await;
+}
+
+#[tokio::test]
 async fn auto_retries_when_s3_is_unavailable() {
     let (fixture, _extractor) = Fixture::started().await;
     let result = sample::clicks(10);

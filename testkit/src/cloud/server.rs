@@ -220,6 +220,10 @@ async fn get_object(
     if status == 206 {
         fields.push(("content-range", &content_range));
     }
+    if shared.lock().objects_client_encrypted {
+        fields.push(("x-amz-meta-x-amz-key-v2", "key"));
+        fields.push(("x-amz-meta-x-amz-cek-alg", "AES/GCM/NoPadding"));
+    }
     let length = range.end - range.start;
     let read = if op == Op::HeadObject { 0..0 } else { range };
     reply(status, &fields, length, chunks(found.object, read), fault)

@@ -116,6 +116,8 @@ pub(crate) struct State {
     pub(crate) objects: HashMap<String, Object>,
     pub(crate) denied: HashSet<String>,
     pub(crate) roles: Vec<Role>,
+    /// Objects say of themselves that they are encrypted by their writer.
+    pub(crate) objects_client_encrypted: bool,
     pub(crate) faults: HashMap<Op, VecDeque<Fault>>,
     pub(crate) always: HashMap<Op, Fault>,
     /// By access key.

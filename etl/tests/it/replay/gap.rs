@@ -1,5 +1,5 @@
 //! A gap in the archive is named and nothing is changed; a replay from Athena reads the result again without another
-//! query.
+//! query, also when Athena has forgotten the first.
 
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
@@ -55,6 +55,8 @@ async fn replay_refused_for_a_gap_succeeds_from_athena() {
     // The requested batches are in the archive.
     succeeds(&pipeline, &["replay", "daily", "--seq", "6..8", "--follow"]).await;
 
+    // The object stays in S3 for longer than Athena knows the query.
+    pipeline.cloud.forget();
     let again = succeeds(&pipeline, &["replay", "daily", "--from-athena", "--follow"]).await;
     assert!(
         again.stdout.contains("read again, as generation 2"),
@@ -63,7 +65,7 @@ async fn replay_refused_for_a_gap_succeeds_from_athena() {
     );
     pipeline.assert_reconciled("daily").await;
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);
-    assert_eq!(pipeline.cloud.started().len(), 1, "one query");
+    assert!(pipeline.cloud.started().is_empty(), "no other query");
 
     // The reread batches are in the archive again.
     let rows = pipeline.table(&format!("{ROWS}, _batch"), "clicks").await;
