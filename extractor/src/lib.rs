@@ -18,6 +18,7 @@ pub mod principal;
 mod query;
 pub mod read;
 mod replica;
+mod results;
 pub mod s3;
 pub mod session;
 mod setbacks;

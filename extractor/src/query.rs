@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use crate::athena::{Athena, Execution, ExecutionState, QueryFailure};
+use crate::aws::denial::{self, Denial};
 use crate::aws::{AwsError, AwsErrorKind};
 
 /// Attempts at a query that fails for a reason that Athena calls retryable.
@@ -170,9 +171,16 @@ fn judge(execution: &Execution, source: &Source, age: Duration, attempt: u32) ->
         }
         ExecutionState::Cancelled(reason) => {
             let cancelled = "the query was cancelled in Athena";
-            Waited::Cancelled(Reason::quoting(format!("{cancelled}: {reason}"), cancelled))
+            let hint = hint(denial::of_message(reason));
+            let text = format!("{cancelled}: {reason}{hint}");
+            Waited::Cancelled(Reason::quoting(text, cancelled))
         }
     }
+}
+
+/// What to allow, behind the reason of a refusal.
+fn hint(denial: Option<Denial>) -> String {
+    denial.map_or_else(String::new, |denial| format!("; {}", denial.remedy))
 }
 
 fn over_limit(execution: &Execution, source: &Source, age: Duration) -> Option<String> {
@@ -197,16 +205,19 @@ fn describe(failure: &QueryFailure) -> Reason {
         Some(2) => "user",
         _ => "other",
     };
-    match failure.error_type {
-        Some(error_type) => {
-            let class = format!("Athena error type {error_type}, {category}");
-            Reason::quoting(format!("{} ({class})", failure.reason), class)
-        }
-        None => Reason::quoting(
-            &failure.reason,
-            format!("Athena error of category {category}"),
-        ),
-    }
+    let class = match failure.error_type {
+        Some(error_type) => format!("Athena error type {error_type}, {category}"),
+        None => format!("Athena error of category {category}"),
+    };
+    let denial = denial::of_query(&failure.reason, failure.error_type);
+    let refused = denial
+        .as_ref()
+        .map_or_else(String::new, |denial| format!(", refused by {}", denial.by));
+    let text = match failure.error_type {
+        Some(_) => format!("{} ({class}){}", failure.reason, hint(denial)),
+        None => format!("{}{}", failure.reason, hint(denial)),
+    };
+    Reason::quoting(text, class + &refused)
 }
 
 /// The pause before the next poll: short for a new query, since most end quickly, and up to five

@@ -5,11 +5,14 @@
 //! Helpers panic with a sentence instead of returning errors, since their callers are tests.
 
 pub mod cloud;
+pub mod endpoint;
 pub mod http;
 pub mod pipeline;
 pub mod process;
+pub mod proxy;
 pub mod relay;
 pub mod servers;
+pub mod tls;
 pub mod values;
 mod wait;
 

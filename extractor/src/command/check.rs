@@ -1,17 +1,21 @@
 //! `extractor check`: tries everything that the extractor needs of AWS, with calls that change nothing. A call about an
 //! execution or object that does not exist fails with 'not found' where it is permitted, and with 'access denied' otherwise.
 
+mod query;
+
 use std::time::Duration;
 
-use common::command::Failure;
+use anyhow::Context;
+use common::command::{Failure, assignment, assignments};
 use common::findings::{Findings, Level};
 use common::job::{Results, Source};
-use common::message::RunId;
 
-use super::{fresh_name, read_job};
-use crate::athena::{Query, Workgroup};
+use super::read_job;
+use super::sample::limited;
+use crate::athena::Workgroup;
+use crate::aws::denial;
 use crate::aws::{self, AwsError, AwsErrorKind, Patience};
-use crate::query::{self, Started};
+use crate::results::{choose, output_location};
 use crate::s3::S3Error;
 use crate::session::{Access, Clients};
 use crate::settings::Settings;
@@ -33,9 +37,13 @@ pub struct Arguments {
     /// Another place for results than the job's, or than the workgroup's: `s3://bucket/prefix/`.
     #[arg(long)]
     output_location: Option<String>,
-    /// Also run `SELECT 1`, and read its result from S3 and as pages. It scans nothing.
+    /// Also run the job's query with LIMIT 0, or `SELECT 1` without a job, and read its result as a run does. It scans
+    /// nothing, and needs the permissions for the catalog and for results.
     #[arg(long)]
     query: bool,
+    /// Set a parameter of the job for --query; the others have their defaults.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment, requires = "job")]
+    set: Vec<(String, String)>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -52,8 +60,17 @@ struct Check {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
+    let mut sql = "SELECT 1 AS one".to_owned();
     let mut source = match &arguments.job {
-        Some(name) => read_job(name)?.source,
+        Some(name) => {
+            let job = read_job(name)?;
+            if arguments.query {
+                let request = job.request(&assignments(&arguments.set)?);
+                let request = request.with_context(|| format!("cannot query for the job {name}"));
+                sql = limited(&request.map_err(Failure::Usage)?.sql, 0);
+            }
+            job.source
+        }
         None => default_source(),
     };
     if arguments.workgroup.is_some() {
@@ -67,8 +84,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
     if let Some(access) = configuration(&mut check, &settings).await {
         let clients = access.clients(&source.account).await.of(&source);
         permissions(&mut check, &clients, &source).await;
-        let run = fresh_name("check")?;
-        query(&mut check, &clients, &source, &run, arguments.query).await;
+        if arguments.query {
+            query::run(&mut check, &clients, &source, &sql).await?;
+        } else {
+            let why = "it would start a query; --query starts one that scans nothing";
+            (check.findings).add(Level::Unknown, query::ACTION, why);
+        }
     }
     check.findings.report(arguments.json)
 }
@@ -99,25 +120,15 @@ async fn configuration(check: &mut Check, settings: &Settings) -> Option<Access>
                     check.findings.fine("credentials", &identity);
                     principal = identity;
                 }
-                Err(problem) => {
-                    let remedy = "check the profile or the role's endpoint that provides them";
-                    check.wrong("credentials", problem, remedy);
+                Err(error) => {
+                    check.wrong(error.what, error.problem, error.remedy);
                     check.blocked = Some("there are no credentials".to_owned());
                 }
             }
             Some(Access::new(config, settings, principal))
         }
         Err(error) => {
-            let sentence = error.to_string();
-            let what = if matches!(error, aws::ConfigurationError::NoRegion) {
-                "region"
-            } else {
-                "credentials"
-            };
-            match sentence.split_once("; ") {
-                Some((problem, remedy)) => check.wrong(what, problem, remedy),
-                None => check.findings.wrong(what, sentence),
-            }
+            check.wrong(error.what, error.problem, error.remedy);
             None
         }
     }
@@ -131,7 +142,7 @@ async fn permissions(check: &mut Check, clients: &Clients, source: &Source) {
     } else {
         None
     };
-    let output = output_location(check, found.as_ref(), source);
+    let output = check.output_location(found.as_ref(), source);
     (check.probe("athena:GetQueryExecution", athena.look(UNKNOWN))).await;
     (check.probe("athena:GetQueryResults", athena.columns(UNKNOWN))).await;
     (check.probe("athena:StopQueryExecution", athena.stop(UNKNOWN))).await;
@@ -154,86 +165,6 @@ async fn permissions(check: &mut Check, clients: &Clients, source: &Source) {
     }
 }
 
-/// The place of the results in S3, if any.
-fn output_location(
-    check: &mut Check,
-    workgroup: Option<&Workgroup>,
-    source: &Source,
-) -> Option<String> {
-    let own = source.output_location.clone();
-    let Some(workgroup) = workgroup else {
-        return own;
-    };
-    let what = "output location";
-    if workgroup.managed_results {
-        let found = "none: the workgroup has managed query results, which are read as pages";
-        check.findings.fine(what, found);
-        return None;
-    }
-    let place = if workgroup.enforced {
-        workgroup.output_location.clone()
-    } else {
-        own.or_else(|| workgroup.output_location.clone())
-    };
-    match &place {
-        Some(place) => check.findings.fine(what, place),
-        None => check.wrong(
-            what,
-            format!(
-                "neither the workgroup {} nor the job has one",
-                workgroup.name
-            ),
-            "set output_location in the job's [source], or in the workgroup",
-        ),
-    }
-    place
-}
-
-/// `SELECT 1`, from its start to its result in S3 and as pages.
-async fn query(check: &mut Check, clients: &Clients, source: &Source, run: &RunId, wanted: bool) {
-    let action = "athena:StartQueryExecution";
-    if !wanted {
-        let why = "it would start a query; --query starts SELECT 1";
-        check.findings.add(Level::Unknown, action, why);
-        return;
-    }
-    if !check.may_try(action) {
-        return;
-    }
-    let query = Query {
-        run,
-        sql: "SELECT 1 AS one",
-        source,
-        attempt: 1,
-    };
-    let id = match clients.athena.start(query).await {
-        Ok(id) => id,
-        Err(error) => return check.failed(action, &error),
-    };
-    check.findings.fine(action, format!("query {id}"));
-    let started = Started::now(&id, source);
-    let execution = match query::wait_to_the_end(&clients.athena, started).await {
-        Ok(Ok(execution)) => execution,
-        Ok(Err(reason)) => {
-            let remedy = "its role needs what Athena names: s3:GetBucketLocation, s3:ListBucket and s3:PutObject at the output location, and glue for tables";
-            return check.wrong("a query", reason, remedy);
-        }
-        Err(error) => return check.failed("athena:GetQueryExecution", &error),
-    };
-    match clients.athena.columns(&id).await {
-        Ok(_) => check.findings.fine("the result as pages", "permitted"),
-        Err(error) => check.failed("the result as pages", &error),
-    }
-    if let Some(place) = execution.output_location {
-        let what = "the result in S3";
-        match clients.s3.find(&place).await {
-            Ok(object) => (check.findings).fine(what, format!("{} bytes", object.size)),
-            Err(S3Error::Aws(error)) => check.failed(what, &error),
-            Err(error) => check.findings.wrong(what, error.to_string()),
-        }
-    }
-}
-
 impl Check {
     fn wrong(&mut self, what: &'static str, text: impl Into<String>, remedy: impl Into<String>) {
         self.findings.add(Level::Wrong, what, text).remedy = Some(remedy.into());
@@ -245,6 +176,35 @@ impl Check {
             self.findings.add(Level::Unknown, what, why);
         }
         self.blocked.is_none()
+    }
+
+    /// The place of the results in S3, if any, and whether a run will read there.
+    fn output_location(
+        &mut self,
+        workgroup: Option<&Workgroup>,
+        source: &Source,
+    ) -> Option<String> {
+        let Some(workgroup) = workgroup else {
+            return source.output_location.clone();
+        };
+        let what = "output location";
+        let place = match output_location(workgroup, source) {
+            Ok(place) => place,
+            Err((problem, remedy)) => {
+                self.wrong(what, problem, remedy);
+                return None;
+            }
+        };
+        match (place, choose(source.results, place)) {
+            (_, Err(problem)) => self.findings.wrong(what, problem),
+            (Some(place), Ok(_)) => self.findings.fine(what, place),
+            (None, Ok(_)) => {
+                let found =
+                    "none: the workgroup has managed query results, which are read as pages";
+                self.findings.fine(what, found);
+            }
+        }
+        place.map(str::to_owned)
     }
 
     fn workgroup(&mut self, name: &str, found: Result<Workgroup, AwsError>) -> Option<Workgroup> {
@@ -293,48 +253,48 @@ impl Check {
             self.blocked = Some(format!("it would fail as {action} did"));
             return self.wrong(action, &error.message, remedy(error));
         }
-        let missing = aws::denied_action(&error.message).unwrap_or(action);
+        let denial = denial::of_message(&error.message);
+        let missing = denial.as_ref().and_then(|denial| denial.action.clone());
         let finding = self.findings.add(Level::Wrong, action, &error.message);
-        finding.action = Some(missing.to_owned());
-        finding.remedy = Some(format!(
-            "allow {missing} in the policy of the extractor's user or role"
+        finding.remedy = Some(denial.map_or_else(
+            || format!("allow {action} in the policy of the extractor's user or role"),
+            |denial| denial.remedy,
         ));
+        finding.action = Some(missing.unwrap_or_else(|| action.to_owned()));
     }
 }
 
 /// The remedy for an error that is not a missing permission.
-fn remedy(error: &AwsError) -> &'static str {
-    let is_expired = (error.code.as_deref()).is_some_and(|code| code.starts_with("Expired"));
-    match error.kind {
-        AwsErrorKind::Credentials if is_expired => return "renew the credentials",
-        AwsErrorKind::ClockSkew => return "set this machine's clock",
+fn remedy(error: &AwsError) -> String {
+    let code = error.code.as_deref().unwrap_or_default();
+    let known = match error.kind {
+        AwsErrorKind::Credentials if code.starts_with("Expired") => Some("renew the credentials"),
+        AwsErrorKind::ClockSkew => Some("set this machine's clock"),
+        AwsErrorKind::Throttled => Some("too many calls just now: try again"),
         AwsErrorKind::Credentials
         | AwsErrorKind::Denied
-        | AwsErrorKind::Throttled
         | AwsErrorKind::Unavailable
-        | AwsErrorKind::Refused => {}
-    }
-    if let Some(hint) = error.hint() {
-        return hint;
-    }
-    match error.code.as_deref() {
-        Some(
-            "PermanentRedirect"
-            | "AuthorizationHeaderMalformed"
-            | "IllegalLocationConstraintException",
-        ) => {
-            return "the bucket is in another region: set AWS_REGION to it";
+        | AwsErrorKind::Refused => None,
+    };
+    let known = known.or(match code {
+        "PermanentRedirect"
+        | "AuthorizationHeaderMalformed"
+        | "IllegalLocationConstraintException" => {
+            Some("the bucket is in another region: set AWS_REGION to it")
         }
-        Some("NoSuchBucket") => return "the bucket does not exist: correct the output location",
-        _ => {}
+        "NoSuchBucket" => Some("the bucket does not exist: correct the output location"),
+        _ => None,
+    });
+    if let Some(known) = known {
+        return known.to_owned();
     }
-    match error.kind {
-        AwsErrorKind::Throttled => "too many calls just now: try again",
-        AwsErrorKind::Refused | AwsErrorKind::Denied => {
-            "see the error's code in AWS's documentation"
-        }
-        AwsErrorKind::Unavailable | AwsErrorKind::Credentials | AwsErrorKind::ClockSkew => {
-            "check AWS_REGION (or AWS_ENDPOINT_URL), the network and the proxy"
-        }
-    }
+    error.hint().unwrap_or_else(|| {
+        let general = match error.kind {
+            AwsErrorKind::Refused | AwsErrorKind::Denied => {
+                "see the error's code in AWS's documentation"
+            }
+            _ => "check AWS_REGION (or AWS_ENDPOINT_URL), the network and the proxy",
+        };
+        general.to_owned()
+    })
 }

@@ -104,7 +104,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
 }
 
 /// The query with at most so many rows. On lines of its own, since it may end in a comment.
-fn limited(sql: &str, rows: u32) -> String {
+pub(super) fn limited(sql: &str, rows: u32) -> String {
     let sql = sql.trim_end().trim_end_matches(';');
     format!("SELECT * FROM (\n{sql}\n) LIMIT {rows}")
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::backoff::backoff;
 use common::failpoint;
-use common::job::{Results, resolve};
+use common::job::resolve;
 use common::message::{Cursor, EventKind, ExtractTask, ResultLocation, TaskState};
 use common::reason::Reason;
 use common::schema::ResultColumn;
@@ -20,6 +20,7 @@ use crate::batching::fitted;
 use crate::clients::Clients;
 use crate::error_policy::StepError;
 use crate::query::{self, MAX_ATTEMPTS, Started, Waited};
+use crate::results::{Choice, choose};
 
 impl Worker<'_, '_> {
     pub(super) fn query(task: &ExtractTask, attempt: u32) -> Query<'_> {
@@ -162,29 +163,15 @@ impl Worker<'_, '_> {
         execution: &Execution,
     ) -> Result<ResultLocation, StepError> {
         let results = task.source.results;
-        let pages = |why: &str| {
-            tracing::info!(query.id = id, "reading the result as pages: {why}");
-            Ok(ResultLocation::Pages)
-        };
-        let output = match (results, &execution.output_location) {
-            (Results::Api, _) => return Ok(ResultLocation::Pages),
-            (Results::Auto, None) => {
-                return pages("the query has no output location (managed query results)");
+        let output = execution.output_location.as_deref();
+        let refused = |why: &str| StepError::FailRun(why.to_owned().into());
+        let chosen = choose(results, output, execution.is_client_encrypted);
+        let (output, or_pages) = match chosen.map_err(refused)? {
+            Choice::Object { at, or_pages } => (at, or_pages),
+            Choice::Pages(why) => {
+                tracing::info!(query.id = id, "reading the result as pages: {why}");
+                return Ok(ResultLocation::Pages);
             }
-            (Results::S3, None) => {
-                return Err(StepError::FailRun(
-                    "the job says results = \"s3\", and the workgroup keeps results itself (managed query results); set results = \"auto\" or \"api\"".to_owned().into(),
-                ));
-            }
-            (Results::Auto, Some(_)) if execution.is_client_encrypted => {
-                return pages("only Athena can decrypt its object (CSE_KMS)");
-            }
-            (Results::S3, Some(_)) if execution.is_client_encrypted => {
-                return Err(StepError::FailRun(
-                    "the job says results = \"s3\", and the result is encrypted by Athena before S3 gets it (CSE_KMS), so that only Athena can read it; set results = \"auto\" or \"api\"".to_owned().into(),
-                ));
-            }
-            (Results::Auto | Results::S3, Some(output)) => output,
         };
         match self
             .replica
@@ -195,7 +182,7 @@ impl Worker<'_, '_> {
             .await
         {
             Ok(object) => Ok(ResultLocation::S3(object)),
-            Err(error) if results == Results::Auto && error.is_refusal() => {
+            Err(error) if or_pages && error.is_refusal() => {
                 tracing::warn!(
                     query.id = id,
                     error = error.logged(),
