@@ -3,7 +3,7 @@
     python check.py
 
 The extractor's policy allows the operations of Athena that the extractor's code calls, every one and no other; and of S3
-at least those that it calls. What Athena does in S3 and Glue in the caller's name no code of ours shows: these actions are
+at least those that it calls. Nobody may read or list more of the data bucket than the table's prefix. What Athena does in S3 and Glue in the caller's name no code of ours shows: these actions are
 listed with their sources in docs/aws.md, and the list must be what the template has.
 """
 
@@ -17,6 +17,8 @@ from botocore import xform_name
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+# The table's folder in the data bucket.
+PREFIX = "vod_clickstream"
 # The policies, and their headings in docs/aws.md.
 POLICIES = {"ExtractorPolicy": "The extractor", "SeedPolicy": "Uploads of data", "CrawlerRole": "The crawler"}
 
@@ -25,19 +27,41 @@ class Template(yaml.SafeLoader):
     """CloudFormation's YAML, with its functions as plain text."""
 
 
-Template.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
+Template.add_multi_constructor(
+    "!", lambda loader, suffix, node: f"!{suffix} {node.value}" if isinstance(node, yaml.ScalarNode) else f"!{suffix}"
+)
 
 
-def actions_of(resource: dict) -> set[str]:
+def listed_or_one(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def statements_of(resource: dict) -> list[dict]:
     properties = resource["Properties"]
     documents = [properties["PolicyDocument"]] if "PolicyDocument" in properties else []
     documents += [policy["PolicyDocument"] for policy in properties.get("Policies", [])]
-    found: set[str] = set()
-    for document in documents:
-        for statement in document["Statement"]:
-            action = statement["Action"]
-            found |= {action} if isinstance(action, str) else set(action)
-    return found
+    return [statement for document in documents for statement in document["Statement"]]
+
+
+def actions_of(resource: dict) -> set[str]:
+    return {action for statement in statements_of(resource) for action in listed_or_one(statement["Action"])}
+
+
+def beyond_the_prefix(resource: dict) -> list[str]:
+    """What a policy allows in the data bucket beyond the table's prefix. Where a bucket is, every reader may know."""
+    beyond = []
+    for statement in statements_of(resource):
+        places = [place for place in listed_or_one(statement["Resource"]) if "DataBucket.Arn" in place]
+        prefixes = statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix", [])
+        of_table = bool(prefixes) and all(re.fullmatch(rf"{PREFIX}(/\*)?", prefix) for prefix in prefixes)
+        for action in listed_or_one(statement["Action"]):
+            of_bucket = action in {"s3:GetBucketLocation", "s3:ListBucketMultipartUploads"}
+            beyond += [
+                f"{action} on {place}"
+                for place in places
+                if not (of_bucket or (action == "s3:ListBucket" and of_table) or place.endswith(f"}}/{PREFIX}/*"))
+            ]
+    return beyond
 
 
 def operations_called(service: str) -> set[str]:
@@ -87,6 +111,8 @@ def main() -> None:
     for action in set().union(*allowed.values()):
         if "*" in action:
             problems.append(f"{action} is more than the pipeline needs")
+    for name in POLICIES:
+        problems += [f"{name} reaches beyond the table's prefix: {what}" for what in beyond_the_prefix(resources[name])]
     if problems:
         sys.exit("aws/check.py:\n  " + "\n  ".join(problems))
     print(
