@@ -8,6 +8,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::credential_feature::AwsCredentialFeature;
 use aws_credential_types::provider::error::{CredentialsError, TokenError};
 use aws_credential_types::provider::{self, ProvideCredentials, SharedCredentialsProvider, future};
+use aws_smithy_types::error::ErrorMetadata;
 use common::settings;
 use tokio::time::timeout;
 
@@ -100,7 +101,7 @@ pub(super) fn describe(credentials: &Credentials) -> String {
 fn explain(profile: &Profile, error: &CredentialsError) -> ConfigurationError {
     let cause = cause(error);
     let (problem, remedy) = if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
-        none(profile)
+        none(profile, &cause)
     } else if matches!(profile.origin, Origin::Nothing | Origin::Missing { .. }) {
         of_role(&cause)
     } else {
@@ -115,7 +116,7 @@ fn explain(profile: &Profile, error: &CredentialsError) -> ConfigurationError {
 }
 
 /// No part of the chain has credentials.
-fn none(profile: &Profile) -> (String, String) {
+fn none(profile: &Profile, cause: &str) -> (String, String) {
     match &profile.origin {
         Origin::Missing { name, by } => {
             let by = match by {
@@ -140,12 +141,16 @@ fn none(profile: &Profile) -> (String, String) {
             format!("add it, or run aws configure sso --profile {profile}"),
         ),
         _ => {
-            let found = "no AWS credentials were found";
-            let problem = match &profile.unreadable {
-                Some(file) => format!("{found} ({file})"),
-                None => found.to_owned(),
-            };
-            let remedy = "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run with a role";
+            let metadata = cause.split_once("could not communicate with IMDS");
+            let metadata =
+                metadata.map(|(_, why)| format!("the instance's metadata cannot be read{why}"));
+            let why = [profile.unreadable.clone(), metadata];
+            let why: Vec<_> = why.into_iter().flatten().collect();
+            let mut problem = "no AWS credentials were found".to_owned();
+            if !why.is_empty() {
+                problem += &format!(" ({})", why.join("; "));
+            }
+            let remedy = "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run with a role (in a container on EC2, with a metadata hop limit of 2)";
             (problem, remedy.to_owned())
         }
     }
@@ -259,7 +264,9 @@ fn cause(error: &CredentialsError) -> String {
     }
     let mut causes = Vec::new();
     for error in chain(error) {
-        if !error.is::<CredentialsError>() && !error.is::<TokenError>() {
+        if let Some(answer) = error.downcast_ref::<ErrorMetadata>() {
+            causes.extend(answer.message().map(str::to_owned));
+        } else if !error.is::<CredentialsError>() && !error.is::<TokenError>() {
             causes.push(error.to_string());
         }
         if error.source().is_none() {
@@ -276,4 +283,24 @@ fn hidden_cause(error: &(dyn Error + 'static)) -> Option<String> {
     let cause = error.cause()?;
     let source = cause.source().map(|source| format!(": {source}"));
     Some(format!("{cause}{}", source.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As from a folder that is mounted read-only, which no test can make for every user.
+    #[test]
+    fn sso_token_that_cannot_be_kept_asks_for_a_writable_folder() {
+        let cause = "failed to load the cached SSO token: failed to write `/h/.aws/sso/cache/a.json`: Read-only file system";
+        let (problem, remedy) = of_sso("person", cause);
+        assert!(
+            problem.contains("the profile person cannot be renewed"),
+            "{problem}"
+        );
+        assert!(
+            remedy.contains("make ~/.aws/sso/cache writable"),
+            "{remedy}"
+        );
+    }
 }

@@ -152,71 +152,74 @@ mod tests {
         }
     }
 
+    /// What AWS says, who refused, and a part of the remedy.
+    const REFUSALS: [(&str, &str, &str); 13] = [
+        (
+            "User: arn:aws:iam::1:user/x is not authorized to perform: glue:GetTable on resource: arn:aws:glue:eu-west-2:1:catalog because no identity-based policy allows the glue:GetTable action (Service: AmazonDataCatalog; Status Code: 400; Error Code: AccessDeniedException; Request ID: 0; Proxy: null)",
+            "Glue",
+            "allow glue:GetTable in",
+        ),
+        (
+            "Insufficient permissions to execute the query. Insufficient Lake Formation permission(s) on clicks",
+            "Lake Formation",
+            "grant",
+        ),
+        (
+            "COLUMN_NOT_FOUND: line 1:8: Relation contains no accessible columns",
+            "Lake Formation",
+            "SELECT",
+        ),
+        (
+            "User: arn:aws:iam::1:user/x is not authorized to perform: kms:Decrypt on resource: arn:aws:kms:eu-west-2:1:key/0 because no identity-based policy allows the kms:Decrypt action",
+            "KMS",
+            "the key's own policy",
+        ),
+        (
+            "Access denied when writing output to url: s3://results/prefix/0.csv . Please ensure you are allowed to access the S3 bucket.",
+            "S3 (results)",
+            "s3:PutObject",
+        ),
+        (
+            "Unable to verify/create output bucket results",
+            "S3 (results)",
+            "s3:GetBucketLocation",
+        ),
+        (
+            "Permission denied on S3 path: s3://data/vod_clickstream/",
+            "S3 (data)",
+            "the table's prefix",
+        ),
+        (
+            "HIVE_CANNOT_OPEN_SPLIT: Access Denied (Service: Amazon S3; Status Code: 403; Error Code: AccessDenied)",
+            "S3 (data)",
+            "s3:GetObject",
+        ),
+        (
+            "Insufficient permissions to execute the query.",
+            "S3, Glue or Lake Formation",
+            "s3:ListBucket",
+        ),
+        (
+            "You are not authorized to perform: athena:StartQueryExecution on the resource. After your AWS administrator or you have updated your permissions, please try again.",
+            "Athena",
+            "for the workgroup",
+        ),
+        ("WorkGroup etl is disabled.", "the workgroup", "enable"),
+        (
+            "Query cancelled! : Bytes scanned limit was exceeded",
+            "the workgroup",
+            "raise the limit",
+        ),
+        (
+            "User: x is not authorized to perform: s3:GetObject on resource: \"r\" with an explicit deny in a service control policy",
+            "S3",
+            "remove the explicit deny",
+        ),
+    ];
+
     #[test]
     fn refusals_are_told_apart() {
-        for (message, by, remedy) in [
-            (
-                "User: arn:aws:iam::1:user/x is not authorized to perform: glue:GetTable on resource: arn:aws:glue:eu-west-2:1:catalog because no identity-based policy allows the glue:GetTable action (Service: AmazonDataCatalog; Status Code: 400; Error Code: AccessDeniedException; Request ID: 0; Proxy: null)",
-                "Glue",
-                "allow glue:GetTable in",
-            ),
-            (
-                "Insufficient permissions to execute the query. Insufficient Lake Formation permission(s) on clicks",
-                "Lake Formation",
-                "grant",
-            ),
-            (
-                "COLUMN_NOT_FOUND: line 1:8: Relation contains no accessible columns",
-                "Lake Formation",
-                "SELECT",
-            ),
-            (
-                "User: arn:aws:iam::1:user/x is not authorized to perform: kms:Decrypt on resource: arn:aws:kms:eu-west-2:1:key/0 because no identity-based policy allows the kms:Decrypt action",
-                "KMS",
-                "the key's own policy",
-            ),
-            (
-                "Access denied when writing output to url: s3://results/prefix/0.csv . Please ensure you are allowed to access the S3 bucket.",
-                "S3 (results)",
-                "s3:PutObject",
-            ),
-            (
-                "Unable to verify/create output bucket results",
-                "S3 (results)",
-                "s3:GetBucketLocation",
-            ),
-            (
-                "Permission denied on S3 path: s3://data/vod_clickstream/",
-                "S3 (data)",
-                "the table's prefix",
-            ),
-            (
-                "HIVE_CANNOT_OPEN_SPLIT: Access Denied (Service: Amazon S3; Status Code: 403; Error Code: AccessDenied)",
-                "S3 (data)",
-                "s3:GetObject",
-            ),
-            (
-                "Insufficient permissions to execute the query.",
-                "S3, Glue or Lake Formation",
-                "s3:ListBucket",
-            ),
-            (
-                "You are not authorized to perform: athena:StartQueryExecution on the resource. After your AWS administrator or you have updated your permissions, please try again.",
-                "Athena",
-                "for the workgroup",
-            ),
-            ("WorkGroup etl is disabled.", "the workgroup", "enable"),
-            (
-                "Query cancelled! : Bytes scanned limit was exceeded",
-                "the workgroup",
-                "raise the limit",
-            ),
-            (
-                "User: x is not authorized to perform: s3:GetObject on resource: \"r\" with an explicit deny in a service control policy",
-                "S3",
-                "remove the explicit deny",
-            ),
-        ] {
+        for (message, by, remedy) in REFUSALS {
             let found = of_message(message).unwrap_or_else(|| panic!("{message}"));
             assert_eq!(found.by, by, "{message}");
             assert!(found.remedy.contains(remedy), "{message}: {}", found.remedy);

@@ -60,14 +60,20 @@ struct Check {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
+    let mut check = Check::default();
     let mut sql = "SELECT 1 AS one".to_owned();
     let mut source = match &arguments.job {
         Some(name) => {
             let job = read_job(name)?;
-            if arguments.query {
-                let request = job.request(&assignments(&arguments.set)?);
-                let request = request.with_context(|| format!("cannot query for the job {name}"));
-                sql = limited(&request.map_err(Failure::Usage)?.sql, 0);
+            let request = job.request(&assignments(&arguments.set)?);
+            match request.with_context(|| format!("cannot query for the job {name}")) {
+                Ok(request) => sql = limited(&request.sql, 0),
+                Err(_) if !arguments.query => {}
+                Err(error) if arguments.set.is_empty() => {
+                    let why = format!("{error:#}; set it with --set to check the job's own query");
+                    check.findings.add(Level::Unknown, "the job's query", why);
+                }
+                Err(error) => return Err(Failure::Usage(error)),
             }
             job.source
         }
@@ -80,7 +86,6 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
         source.output_location = arguments.output_location;
     }
     let settings: Settings = common::settings::load().map_err(Failure::usage)?;
-    let mut check = Check::default();
     if let Some(access) = configuration(&mut check, &settings).await {
         let clients = access.clients(&source.account).await.of(&source);
         permissions(&mut check, &clients, &source).await;

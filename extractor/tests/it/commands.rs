@@ -176,7 +176,7 @@ async fn check_runs_a_query_only_with_the_option() {
         "{}",
         done.stdout
     );
-    for op in [Op::StartQueryExecution, Op::GetQueryResults, Op::GetObject] {
+    for op in [Op::StartQueryExecution, Op::GetQueryResults] {
         let one = ResultSet::table(&[("one", "integer")], &[&[Some("1")]]);
         cloud.answer("SELECT 1 AS one", Answer::rows(one));
         // The first request is a probe, for which 'not found' is the right answer; no probe starts a query.
@@ -202,6 +202,145 @@ async fn check_runs_a_query_only_with_the_option() {
     assert_eq!(done.code, Some(0), "{}", done.stdout);
     assert!(!done.stdout.contains("s3:GetObject"), "{}", done.stdout);
     assert_eq!(extractor(&cloud, &["check", "no_job"]).await.code, Some(2));
+}
+
+/// `check` and `run` decide alike about a workgroup and a job: here the check, in `result_source` and `refused` the run.
+#[tokio::test]
+async fn check_takes_the_way_that_a_run_takes() {
+    let (cloud, folder) = (Cloud::start().await, jobs());
+    let jobs = folder.path().to_str().unwrap();
+    let job = |name: &str, source: &str| {
+        let text = JOB.replace("sql =", &format!("{source}\nsql ="));
+        std::fs::write(folder.path().join(format!("{name}.toml")), text).unwrap();
+    };
+    job("auto", "results = \"auto\"");
+    job("s3", "results = \"s3\"");
+    job("own", "output_location = \"s3://own/prefix/\"");
+    let group = |name: &str, change: fn(&mut Workgroup)| {
+        let mut workgroup = Workgroup::named(name);
+        change(&mut workgroup);
+        cloud.workgroup(workgroup);
+    };
+    group("managed", |it| it.managed_results = true);
+    group("bare", |it| it.output_location = None);
+    group("strict", |it| {
+        (it.output_location, it.enforced) = (None, true);
+    });
+    for (job, workgroup, wrong) in [
+        ("auto", "managed", None),
+        ("s3", "managed", Some("results = \\\"s3\\\"")),
+        ("own", "managed", Some("refuses the job's output_location")),
+        (
+            "auto",
+            "bare",
+            Some("neither the workgroup bare nor the job has one"),
+        ),
+        ("own", "bare", None),
+        ("own", "strict", Some("its settings override the job's")),
+    ] {
+        let arguments = ["check", job, "--workgroup", workgroup, "--json"];
+        let done = with_jobs(&cloud, jobs, &arguments).await;
+        assert_eq!(
+            done.code,
+            Some(i32::from(wrong.is_some())),
+            "{job} {workgroup}: {done:?}"
+        );
+        if let Some(wrong) = wrong {
+            assert!(
+                done.stdout.contains(wrong),
+                "{job} {workgroup}: {}",
+                done.stdout
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn check_queries_for_the_job_and_reads_as_a_run_does() {
+    let (cloud, folder) = (Cloud::start().await, jobs());
+    let jobs = folder.path().to_str().unwrap();
+    let one = ResultSet::table(&[("country", "varchar")], &[]);
+    cloud.otherwise(Answer::rows(one));
+    let arguments = [
+        "check",
+        "clicks",
+        "--query",
+        "--set",
+        "day=2018-04-05",
+        "--json",
+    ];
+    let done = with_jobs(&cloud, jobs, &arguments).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let sql = cloud.statements();
+    assert!(
+        sql[0].contains("DATE '2018-04-05'") && sql[0].ends_with("LIMIT 0"),
+        "{sql:?}"
+    );
+    // The object is refused, and auto reads the pages; s3 does not.
+    cloud.fault(Op::GetObject, Fault::Pass);
+    cloud.always(Op::GetObject, Fault::AccessDenied);
+    let done = with_jobs(&cloud, jobs, &["check", "clicks", "--query", "--json"]).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let found = checks(&done);
+    let result = found.iter().find(|(what, ..)| what == "the result in S3");
+    let (_, level, text) = result.unwrap();
+    assert!(
+        level == "warning" && text.contains("a run reads the pages"),
+        "{text}"
+    );
+    let text = JOB.replace("sql =", "results = \"s3\"\nsql =");
+    std::fs::write(folder.path().join("clicks.toml"), text).unwrap();
+    cloud.fault(Op::GetObject, Fault::Pass);
+    let done = with_jobs(&cloud, jobs, &["check", "clicks", "--query", "--json"]).await;
+    assert_eq!(done.code, Some(1), "{done:?}");
+    // A parameter that has no default.
+    let text = JOB.replace(", default = \"2018-04-02\"", "");
+    std::fs::write(folder.path().join("clicks.toml"), text).unwrap();
+    cloud.always(Op::GetObject, Fault::Pass);
+    let done = with_jobs(&cloud, jobs, &["check", "clicks", "--query"]).await;
+    assert!(
+        done.code == Some(0) && done.stdout.contains("--set"),
+        "{done:?}"
+    );
+    assert!(cloud.statements().last().unwrap().contains("SELECT 1"));
+}
+
+#[tokio::test]
+async fn check_tells_who_refused_a_query() {
+    let cloud = Cloud::start().await;
+    let user = "User: arn:aws:iam::123456789012:user/x is not authorized to perform";
+    for (reason, what, action) in [
+        (
+            format!("{user}: glue:GetTable on resource: arn:aws:glue:eu-central-1:123456789012:catalog because no identity-based policy allows the glue:GetTable action (Service: AmazonDataCatalog; Status Code: 400; Error Code: AccessDeniedException)"),
+            "Glue",
+            "glue:GetTable",
+        ),
+        (
+            "Insufficient permissions to execute the query. Insufficient Lake Formation permission(s) on clicks".to_owned(),
+            "Lake Formation",
+            "lakeformation:GetDataAccess",
+        ),
+        (
+            format!("{user}: kms:GenerateDataKey on resource: arn:aws:kms:eu-central-1:123456789012:key/0"),
+            "KMS",
+            "kms:GenerateDataKey",
+        ),
+        ("Permission denied on S3 path: s3://data/vod/".to_owned(), "S3 (data)", "s3:GetObject"),
+        ("Access denied when writing output to url: s3://results/prefix/0.csv".to_owned(), "S3 (results)", "s3:PutObject"),
+    ] {
+        cloud.otherwise(Answer::failed_by_user(&reason));
+        let done = extractor(&cloud, &["check", "--query", "--json"]).await;
+        assert_eq!(done.code, Some(1), "{reason}: {done:?}");
+        let found = checks(&done);
+        let refused = found.iter().find(|(_, level, _)| level == "wrong").unwrap();
+        assert_eq!(refused.0, what, "{refused:?}");
+        assert!(refused.2.contains(&format!("\"{action}\"")), "{refused:?}");
+        let remedy = ["policy of the extractor's user or role", "in its policy"];
+        assert!(remedy.iter().any(|part| refused.2.contains(part)), "{refused:?}");
+    }
+    cloud.otherwise(Answer::refused("WorkGroup primary is disabled."));
+    let done = extractor(&cloud, &["check", "--query"]).await;
+    assert!(done.stdout.contains("enable the workgroup"), "{done:?}");
 }
 
 const JOB: &str = r#"
