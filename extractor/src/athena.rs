@@ -78,6 +78,10 @@ pub struct QueryFailure {
 
 /// The settings of a workgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "settings of Athena, each independent of the others"
+)]
 pub struct Workgroup {
     pub name: String,
     pub enabled: bool,
@@ -87,6 +91,8 @@ pub struct Workgroup {
     pub enforced: bool,
     /// Athena keeps the results itself: there is no object in S3.
     pub managed_results: bool,
+    /// It has results encrypted before S3 gets them (`CSE_KMS`).
+    pub is_client_encrypted: bool,
     /// The most that a query may scan, in bytes.
     pub scan_limit: Option<i64>,
 }
@@ -230,6 +236,7 @@ impl Athena {
                 .and_then(WorkGroupConfiguration::enforce_work_group_configuration)
                 .unwrap_or(false),
             managed_results: managed.is_some_and(ManagedQueryResultsConfiguration::enabled),
+            is_client_encrypted: result.is_some_and(is_client_encrypted),
             scan_limit: settings.and_then(WorkGroupConfiguration::bytes_scanned_cutoff_per_query),
         })
     }
@@ -319,7 +326,6 @@ fn describe(found: &QueryExecution) -> Execution {
         .and_then(QueryExecutionStatistics::data_scanned_in_bytes);
     let result = found.result_configuration();
     let location = result.and_then(ResultConfiguration::output_location);
-    let encryption = result.and_then(ResultConfiguration::encryption_configuration);
     let reuse = found
         .statistics()
         .and_then(QueryExecutionStatistics::result_reuse_information);
@@ -336,9 +342,13 @@ fn describe(found: &QueryExecution) -> Execution {
             Some(StatementType::Ddl | StatementType::Utility)
         ) && !found.substatement_type().is_some_and(changes_something),
         reused: reuse.is_some_and(ResultReuseInformation::reused_previous_result),
-        is_client_encrypted: encryption
-            .is_some_and(|with| *with.encryption_option() == EncryptionOption::CseKms),
+        is_client_encrypted: result.is_some_and(is_client_encrypted),
     }
+}
+
+fn is_client_encrypted(result: &ResultConfiguration) -> bool {
+    let encryption = result.encryption_configuration();
+    encryption.is_some_and(|with| *with.encryption_option() == EncryptionOption::CseKms)
 }
 
 /// Athena counts in minutes.

@@ -100,6 +100,7 @@ mod tests {
             output_location: place.map(str::to_owned),
             enforced,
             managed_results,
+            is_client_encrypted: false,
             scan_limit: None,
         };
         let (job, of_group) = (Some("s3://job/"), Some("s3://group/"));

@@ -146,10 +146,12 @@ fn none(profile: &Profile, cause: &str) -> (String, String) {
                 metadata.map(|(_, why)| format!("the instance's metadata cannot be read{why}"));
             let why = [profile.unreadable.clone(), metadata];
             let why: Vec<_> = why.into_iter().flatten().collect();
-            let mut problem = "no AWS credentials were found".to_owned();
-            if !why.is_empty() {
-                problem += &format!(" ({})", why.join("; "));
-            }
+            let found = "no AWS credentials were found";
+            let problem = if why.is_empty() {
+                found.to_owned()
+            } else {
+                format!("{found} ({})", why.join("; "))
+            };
             let remedy = "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run with a role (in a container on EC2, with a metadata hop limit of 2)";
             (problem, remedy.to_owned())
         }

@@ -200,7 +200,10 @@ impl Check {
                 return None;
             }
         };
-        match (place, choose(source.results, place)) {
+        match (
+            place,
+            choose(source.results, place, workgroup.is_client_encrypted),
+        ) {
             (_, Err(problem)) => self.findings.wrong(what, problem),
             (Some(place), Ok(_)) => self.findings.fine(what, place),
             (None, Ok(_)) => {

@@ -87,6 +87,27 @@ async fn managed_results_are_read_as_pages() {
 }
 
 #[tokio::test]
+async fn refused_query_fails_the_run_with_what_to_allow() {
+    let (fixture, extractor) = Fixture::started().await;
+    let reason = "User: arn:aws:iam::123456789012:user/x is not authorized to perform: glue:GetTable on resource: arn:aws:glue:eu-central-1:123456789012:catalog";
+    fixture.cloud.otherwise(Answer::failed_by_user(reason));
+    fixture.send(&task("glue", "SELECT 1")).await;
+    let said = fixture.failure_of("glue").await;
+    for part in [
+        reason,
+        "allow glue:GetTable in the policy",
+        "the database default",
+    ] {
+        assert!(said.contains(part), "no {part}: {said}");
+    }
+    let log = extractor.log();
+    assert!(
+        log.contains("refused by Glue") && !log.contains("user/x"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
 async fn unreadable_task_is_dead_lettered() {
     let (fixture, _extractor) = Fixture::started().await;
     fixture.vhost.publish("etl.extract", b"{\"half\":").await;

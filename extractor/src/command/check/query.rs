@@ -82,8 +82,12 @@ async fn result(
         Err(error) => return check.failed(what, &error),
     }
     let what = "the result in S3";
-    let (at, or_pages) = match choose(source.results, execution.output_location.as_deref()) {
-        Ok(Choice::Pages) => return,
+    let (at, or_pages) = match choose(
+        source.results,
+        execution.output_location.as_deref(),
+        execution.is_client_encrypted,
+    ) {
+        Ok(Choice::Pages(_)) => return,
         Ok(Choice::Object { at, or_pages }) => (at, or_pages),
         Err(problem) => return check.findings.wrong(what, problem),
     };
