@@ -48,7 +48,7 @@ impl Profile {
     pub(super) async fn read() -> Self {
         let (fs, env, files) = (Fs::real(), Env::real(), ProfileFiles::default());
         let set = aws_config::profile::load(&fs, &env, &files, None).await;
-        let named = settings::variable("AWS_PROFILE");
+        let named = settings::variable("AWS_PROFILE").filter(|name| name != "default");
         let unreadable = [config_file(), credentials_file()]
             .into_iter()
             .find_map(|file| cannot_be_read(&file));
