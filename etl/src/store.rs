@@ -40,7 +40,7 @@ pub fn address() -> Result<Address, Failure> {
     let address = Address::load(None).map_err(Failure::Usage)?;
     address.ok_or_else(|| {
         Failure::usage(anyhow!(
-            "ETL_DATABASE_URL is not set; set it to postgres://user:password@host:5432/database"
+            "ETL_DATABASE_URL is not set; set it to postgres://user:password@host:5432/database?sslmode=verify-full"
         ))
     })
 }

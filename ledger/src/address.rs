@@ -31,7 +31,7 @@ struct Settings {
 
 /// Why an address cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}; ETL_DATABASE_URL looks like postgres://user:password@host:5432/database")]
+#[error("{0}; ETL_DATABASE_URL looks like postgres://user:password@host:5432/database?sslmode=verify-full")]
 pub struct InvalidAddress(String);
 
 impl InvalidAddress {
