@@ -31,12 +31,12 @@ struct Settings {
 
 /// Why an address cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}; ETL_DATABASE_URL looks like postgres://user:password@host:5432/database?sslmode=verify-full")]
+#[error("{0}")]
 pub struct InvalidAddress(String);
 
 impl InvalidAddress {
     fn new(url: &SecretUrl, why: &str) -> Self {
-        Self(format!("cannot use the database URL {url}: {why}"))
+        Self(format!("cannot use ETL_DATABASE_URL ({url}): {why}"))
     }
 }
 
@@ -204,7 +204,7 @@ const TARGET: &str = "target_session_attrs";
 /// sqlx accepts any scheme, and its errors quote values.
 fn options(mut url: url::Url) -> Result<PgConnectOptions, String> {
     if !matches!(url.scheme(), "postgres" | "postgresql") {
-        return Err("ETL_DATABASE_URL does not begin with postgres://".to_owned());
+        return Err("it does not begin with postgres://, as postgres://user:password@host:5432/database?sslmode=verify-full does".to_owned());
     }
     let (targets, others): (Vec<_>, Vec<_>) = url
         .query_pairs()

@@ -24,6 +24,8 @@ fn assert_refused(answer: Result<(), sqlx::Error>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn pooler_that_lends_sessions_is_refused() {
     let database = database().await;
+    let pooler = shared_postgres().pooler(PoolMode::Statement).await;
+    assert_refused(first(&pooler.url_of(&database)).await);
     let pooler = shared_postgres().pooler(PoolMode::Transaction).await;
     let url = pooler.url_of(&database);
     assert_refused(first(&url).await);

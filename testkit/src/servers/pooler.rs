@@ -13,6 +13,7 @@ use super::script::{Instance, variable_of};
 pub enum PoolMode {
     Session,
     Transaction,
+    Statement,
 }
 
 /// A PgBouncer, which ends when this is dropped.
@@ -25,6 +26,7 @@ impl Postgres {
         let mode = match mode {
             PoolMode::Session => "session",
             PoolMode::Transaction => "transaction",
+            PoolMode::Statement => "statement",
         };
         let variables = [
             ("PGBOUNCER_OF", self.0.dir().as_os_str()),
