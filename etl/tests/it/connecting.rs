@@ -6,8 +6,7 @@ use testkit::pipeline::Pipeline;
 use testkit::process::Finished;
 use testkit::servers::{PoolMode, Pooler, shared_postgres};
 
-const JOB: &str =
-    "[target]\ntable = \"clicks\"\nmode = \"upsert\"\nkey = [\"country\", \"day\", \"url\"]\n";
+const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
 async fn behind(mode: PoolMode) -> (Pipeline, Pooler) {
     let mut pipeline = Pipeline::without_services().await;
