@@ -100,3 +100,24 @@ async fn doctor_says_how_the_database_is_reached() {
     }
     assert!(!there.contains(&password), "{there}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rds_token_needs_no_options_as_the_command_for_the_password() {
+    let pipeline = Pipeline::without_services().await;
+    let host = "db.abc123.eu-central-1.rds.amazonaws.com";
+    let asked = || {
+        let service = pipeline.service("extractor").arg("rds-token");
+        service.env("PGHOST", host)
+    };
+    let token = asked().env("PGUSER", "etl").run().await;
+    assert_eq!(token.code, Some(0), "{}", token.stderr);
+    let start = format!("{host}:5432/?Action=connect&DBUser=etl&X-Amz-");
+    let lines: Vec<_> = token.stdout.lines().collect();
+    assert!(
+        lines.len() == 1 && lines[0].starts_with(&start),
+        "{lines:?}"
+    );
+    let nobody = asked().run().await;
+    assert_eq!(nobody.code, Some(2), "{}", nobody.stdout);
+    assert!(nobody.stderr.contains("PGUSER"), "{}", nobody.stderr);
+}
