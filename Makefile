@@ -1,14 +1,15 @@
 # The commands of this project. They install, start and write everything below .local/ (LOCAL_DIR moves it), except missing
 # packages, which they install by apt.
 
-.PHONY: help demo stop clean-local test test-all check test-notebook test-compose soak bench
+.PHONY: help demo stop clean-local test test-all test-pooler check test-notebook test-compose soak bench
 
 help:
 	@echo 'make demo         the whole pipeline on this machine, on sample data, without an AWS account'
 	@echo 'make stop         ends what the demo started; the data stays'
 	@echo 'make clean-local  ends it and deletes its data'
 	@echo 'make test         formatting, lints, deployment files, the demo, the commands of the documentation, and all tests'
-	@echo 'make test-all     make test, and what takes longer: 3 GiB for a locked target, a cluster of brokers, the soak'
+	@echo 'make test-all     make test, and what takes longer: behind a pooler, 3 GiB for a locked target, a cluster of brokers, the soak'
+	@echo 'make test-pooler  the tests that use PostgreSQL, with a PgBouncer in session mode in front of it'
 	@echo 'make test-notebook  executes docs/confirm_load.ipynb in the demo'
 	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
 	@echo 'make soak         the pipeline under kill -9 for SOAK_MINUTES (10), then hostile input for ten more'
@@ -39,9 +40,16 @@ test:
 
 # Also what takes longer. Each cluster has three brokers, so that its tests take turns.
 test-all: test
+	$(MAKE) test-pooler
 	deploy/local/with-servers cargo test -p etl --test volume
 	deploy/local/with-servers cargo test -p etl --test cluster -- --test-threads 1
 	deploy/local/soak
+
+# deploy/local/with-servers says what goes through the pooler, and what does not.
+test-pooler:
+	@deploy/local/setup
+	cargo build --workspace --bins
+	ETL_POOLER=session deploy/local/with-servers cargo test -p ledger -p loader -p etl
 
 # make test does the same in a demo of its own.
 test-notebook: demo

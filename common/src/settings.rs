@@ -18,6 +18,8 @@ pub use crate::secret::SecretUrl;
 const KNOWN: &[&str] = &[
     "amqp_url",
     "config",
+    "database_password_command",
+    "database_password_file",
     "database_url",
     "http_addr",
     "jobs",

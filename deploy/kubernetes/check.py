@@ -10,11 +10,15 @@ and it runs the CronJob's script to check which run it requests.
 It follows kustomize only as far as these files go. Where kubectl is installed, what it makes of the example is checked, too.
 """
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import kubernetes_validate
@@ -26,8 +30,8 @@ ROOT = HERE.parent.parent
 VERSIONS = ["1.28", "1.37"]
 # Provided by the user, as base/kustomization.yaml says.
 SECRETS = {"etl-rabbitmq": {"url"}, "etl-postgres": {"url"}}
-# Not settings of this project: the AWS SDK's, and that of the script in daily.yaml.
-FOREIGN = {"AWS_REGION", "JOB_NAME"}
+# Not settings of this project: the AWS SDK's, that of the script in daily.yaml, and what `extractor rds-token` has from libpq.
+FOREIGN = {"AWS_REGION", "JOB_NAME", "PGHOST", "PGUSER"}
 # KEDA's scaler for RabbitMQ with protocol amqp ("RabbitMQ Queue" in its documentation).
 TRIGGER = {"protocol", "queueName", "mode", "value"}
 
@@ -98,9 +102,14 @@ def check_pod(where: str, template: dict, accounts: set[str], maps: dict[str, se
     if pod.get("automountServiceAccountToken") is not False:
         complain(where, "it has a Kubernetes token, which it does not need")
     for volume in pod.get("volumes", []):
+        if "emptyDir" in volume:
+            continue
         if (name := volume.get("configMap", {}).get("name")) not in maps:
             complain(where, f"the volume {volume['name']} refers to a ConfigMap that does not exist: {name}")
-    for container in pod["containers"]:
+    mounted = {volume["name"] for volume in pod.get("volumes", [])}
+    for container in pod.get("initContainers", []) + pod["containers"]:
+        if strange := {mount["name"] for mount in container.get("volumeMounts", [])} - mounted:
+            complain(where, f"{container['name']} mounts volumes that do not exist: {strange}")
         check_container(where, pod, template.get("metadata", {}), container, maps)
 
 
@@ -255,11 +264,68 @@ def check_daily(objects: list[dict]) -> None:
                 complain("CronJob etl-daily", f"as {job} it requests {asked} {ran.stderr}")
 
 
+def merge(base: object, patch: object) -> object:
+    """A strategic merge: the entries of a list are the same when their names are."""
+    if isinstance(base, dict) and isinstance(patch, dict):
+        return base | {key: merge(base[key], value) if key in base else value for key, value in patch.items()}
+    if isinstance(base, list) and isinstance(patch, list) and all(isinstance(one, dict) for one in base + patch):
+        key = lambda one: one.get("mountPath") or one["name"]  # noqa: E731
+        merged = {key(one): one for one in base}
+        for one in patch:
+            merged[key(one)] = merge(merged.get(key(one), {}), one)
+        return list(merged.values())
+    return patch
+
+
+def check_rds(objects: list[dict], maps: dict[str, set[str]]) -> None:
+    """The component rds-iam: its patches fit the base, and its script writes the file that the program reads."""
+    folder = HERE / "rds-iam"
+    # Of the overlay, as kustomization.yaml says.
+    own_maps = {"etl-rds": {"host", "user"}}
+    patches = yaml.safe_load((folder / "kustomization.yaml").read_text())["patches"]
+    patches = [yaml.safe_load((folder / patch["path"]).read_text()) for patch in patches]
+    identity = lambda found: (found["kind"], found["metadata"]["name"])  # noqa: E731
+    by_identity = {identity(found): found for found in objects}
+    for patch in patches:
+        if identity(patch) not in by_identity:
+            complain("rds-iam", f"there is no {identity(patch)} to patch")
+            continue
+        by_identity[identity(patch)] = merge(by_identity[identity(patch)], patch)
+        pod = pod_of(patch)["spec"]
+        check_token_script(f"rds-iam: {identity(patch)}", pod["initContainers"][0], pod["containers"][0])
+    check_objects(list(by_identity.values()), maps | own_maps, "rds-iam")
+
+
+def check_token_script(where: str, sidecar: dict, program: dict) -> None:
+    """Runs the sidecar's script with a fake extractor, which fails first, until the program's file is there."""
+    (path,) = [one["value"] for one in program["env"] if one["name"] == "ETL_DATABASE_PASSWORD_FILE"]
+    with tempfile.TemporaryDirectory() as folder:
+        script = sidecar["args"][0].replace("/run/etl-password", folder).replace("pause=10\n", "pause=0\n")
+        fake = Path(folder) / "extractor"
+        fake.write_text(f'#!/bin/sh\n[ "$*" = rds-token ] && [ -e {folder}/tried ] && echo token && exit\n: >{folder}/tried\nexit 1\n')
+        fake.chmod(0o755)
+        ran = subprocess.Popen([*sidecar["command"], script], env={"PATH": f"{folder}:/usr/bin:/bin"}, start_new_session=True)
+        file = Path(path.replace("/run/etl-password", folder))
+        deadline = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if not file.exists() or file.read_text() != "token\n" or file.stat().st_mode & 0o077:
+            complain(where, f"its script does not write {path}, for its own user alone")
+        if sidecar["startupProbe"]["exec"]["command"] != ["test", "-s", path]:
+            complain(where, f"the program does not wait for {path}")
+        ran.terminate()
+        if ran.wait(60) != 0:
+            complain(where, "its script does not end by SIGTERM")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(ran.pid, signal.SIGKILL)  # the sleep that is left
+
+
 def main() -> None:
     objects, maps = collect(HERE / "example")
     check_objects(objects, maps, "manifest")
     check_jobs(maps)
     check_daily(objects)
+    check_rds(objects, maps)
     rendered = 0
     if kubectl := shutil.which("kubectl"):
         ran = subprocess.run([kubectl, "kustomize", str(HERE / "example")], capture_output=True, text=True)

@@ -1,6 +1,7 @@
 //! The commands of the extractor's binary, which need AWS. Each is a file below.
 
 mod check;
+mod rds_token;
 mod sample;
 
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use common::message::RunId;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Check(check::Arguments),
+    RdsToken(rds_token::Arguments),
     Sample(sample::Arguments),
 }
 
@@ -22,6 +24,7 @@ pub async fn run(command: Command) -> ExitCode {
     let command = async {
         match command {
             Command::Check(arguments) => check::run(arguments).await,
+            Command::RdsToken(arguments) => rds_token::run(arguments).await,
             Command::Sample(arguments) => sample::run(arguments).await,
         }
     };

@@ -7,10 +7,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::settings::SecretUrl;
 use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
+use crate::address::Address;
 use crate::error::Error;
 use crate::hosts::{Hosts, Role};
 use crate::pool::{Connected, Pool};
@@ -54,7 +54,7 @@ const BEGIN_BRIEFLY: &str = begin!("READ COMMITTED", "1s", "5s");
 pub(crate) const BEGIN_READING: &str = begin!("REPEATABLE READ READ ONLY", "10s", "2min");
 
 /// The ledger of a database, through a pool of connections.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     pool: Arc<Pool>,
     /// How a transaction that writes begins.
@@ -63,25 +63,20 @@ pub struct Store {
 
 impl Store {
     /// A store of at most so many connections, each with this application name; none is made yet.
-    pub fn new(url: &SecretUrl, application: &str, connections: u32) -> Result<Self, sqlx::Error> {
-        let hosts = Hosts::new(url, application, false)?;
-        Ok(Self {
-            pool: Pool::new(hosts, connections),
-            begin: BEGIN,
-        })
+    pub fn new(address: &Address, application: &str, connections: u32) -> Self {
+        Self::with(Hosts::new(address, application, false), connections)
     }
 
     /// [`Self::new`], which reads from a standby while no server takes writes.
-    pub fn or_standby(
-        url: &SecretUrl,
-        application: &str,
-        connections: u32,
-    ) -> Result<Self, sqlx::Error> {
-        let hosts = Hosts::new(url, application, true)?;
-        Ok(Self {
+    pub fn or_standby(address: &Address, application: &str, connections: u32) -> Self {
+        Self::with(Hosts::new(address, application, true), connections)
+    }
+
+    fn with(hosts: Hosts, connections: u32) -> Self {
+        Self {
             pool: Pool::new(hosts, connections),
             begin: BEGIN,
-        })
+        }
     }
 
     /// The same store, with transactions that wait for a lock and for a statement for seconds: for work that others wait
@@ -275,10 +270,11 @@ pub async fn savepoint<T>(
     }
 }
 
-/// A connection of its own, to the server that takes writes.
-pub async fn connect(url: &SecretUrl, application: &str) -> Result<PgConnection, sqlx::Error> {
-    let hosts = Hosts::new(url, application, false)?;
-    Ok(hosts.connect().await?.connection)
+/// A connection of its own, to the server that takes writes: the first of a process or of its work. The error says, too, that the
+/// address is of no use.
+pub async fn connect(address: &Address, application: &str) -> Result<PgConnection, sqlx::Error> {
+    let hosts = Hosts::new(address, application, false);
+    Ok(hosts.connect_first().await?.connection)
 }
 
 /// The key of an advisory lock on something, for one purpose. Every program takes its keys from here.

@@ -143,9 +143,8 @@ pub fn classify(error: &sqlx::Error) -> Class {
         sqlx::Error::Database(error) => error
             .code()
             .map_or(Class::World, |code| classify_state(&code)),
-        sqlx::Error::Configuration(_) => Class::Configuration,
+        sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => Class::Configuration,
         sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
         | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed

@@ -8,14 +8,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::settings::SecretUrl;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection, Row as _};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::address::{Address, name};
+use crate::encryption;
 use crate::error::{Class, cause, classify};
+use crate::password::Password;
+use crate::pooler;
 
 /// The longest that connecting may take, where there is one host.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -47,12 +50,14 @@ pub enum Role {
 pub(crate) struct Session {
     pub(crate) connection: PgConnection,
     pub(crate) role: Role,
+    /// Which of the hosts it is on.
+    host: usize,
 }
 
 /// The servers of a database.
-#[derive(Debug)]
 pub(crate) struct Hosts {
     each: Vec<PgConnectOptions>,
+    password: Password,
     /// The one of the last connection, where it took writes.
     last: AtomicUsize,
     /// Whether a connection to a standby will do while no server takes writes.
@@ -62,37 +67,83 @@ pub(crate) struct Hosts {
 const NONE: usize = usize::MAX;
 
 impl Hosts {
-    pub(crate) fn new(
-        url: &SecretUrl,
-        application: &str,
-        reads_standby: bool,
-    ) -> Result<Self, sqlx::Error> {
-        let each = url.expose_each().map(|url| options(url.clone()));
-        let named = |options: PgConnectOptions| options.application_name(application);
-        Ok(Self {
+    pub(crate) fn new(address: &Address, application: &str, reads_standby: bool) -> Self {
+        let each = address.hosts().iter().cloned();
+        Self {
             each: each
-                .map(|options| options.map(named))
-                .collect::<Result<_, _>>()?,
+                .map(|options| options.application_name(application))
+                .collect(),
+            password: address.password().clone(),
             last: NONE.into(),
             reads_standby,
-        })
+        }
     }
 
     /// A connection to the server that takes writes; to the only one, whatever it is.
     pub(crate) async fn connect(&self) -> Result<Session, sqlx::Error> {
-        let [only] = &self.each[..] else {
+        if self.each.len() > 1 {
             return self.find().await;
+        }
+        match self.open(0, CONNECT_TIMEOUT).await {
+            Err(error) if is_timeout(&error) => Err(sqlx::Error::PoolTimedOut),
+            opened => opened,
+        }
+    }
+
+    /// [`Self::connect`] for the first connection of a process, which refuses an address where sessions are not the clients' own.
+    pub(crate) async fn connect_first(&self) -> Result<Session, sqlx::Error> {
+        let mut session = self.connect().await?;
+        let holder = self.open(session.host, CONNECT_TIMEOUT).await?;
+        let examined = pooler::examine(holder.connection, &mut session.connection);
+        let sessions = match timeout(CONNECT_TIMEOUT, examined).await {
+            Ok(sessions) => sessions?,
+            Err(_) => return Err(sqlx::Error::PoolTimedOut),
         };
-        match timeout(CONNECT_TIMEOUT, open(only)).await {
-            Ok(opened) => opened,
-            Err(_) => Err(sqlx::Error::PoolTimedOut),
+        sessions.require_own(&name(&self.each[session.host]))?;
+        Ok(session)
+    }
+
+    /// A session on one host. The time that its password takes does not count.
+    async fn open(&self, host: usize, limit: Duration) -> Result<Session, sqlx::Error> {
+        let options = &self.each[host];
+        let password = self.password.ask(options).await?;
+        let error = match attempt(options, password.as_deref(), limit).await {
+            Ok((connection, role)) => {
+                return Ok(Session {
+                    connection,
+                    role,
+                    host,
+                });
+            }
+            Err(error) => error,
+        };
+        if !is_login(&error) {
+            return Err(encryption::explain(error, options));
+        }
+        if let Some(password) = self.password.renewed(password.as_deref()).await
+            && let Ok((connection, role)) = attempt(options, Some(&password), limit).await
+        {
+            return Ok(Session {
+                connection,
+                role,
+                host,
+            });
+        }
+        match self.password {
+            Password::Given => Err(error),
+            Password::File(_) | Password::Command(_) => {
+                let origin = self.password.origin().await;
+                Err(sqlx::Error::Configuration(
+                    format!("{}{origin}", cause(&error)).into(),
+                ))
+            }
         }
     }
 
     async fn find(&self) -> Result<Session, sqlx::Error> {
-        let last = self.each.get(self.last.load(Ordering::Relaxed));
-        if let Some(known) = last
-            && let Ok(Ok(session)) = timeout(HEAD_START, open(known)).await
+        let last = self.last.load(Ordering::Relaxed);
+        if last != NONE
+            && let Ok(session) = self.open(last, HEAD_START).await
             && session.role == Role::Primary
         {
             return Ok(session);
@@ -141,11 +192,10 @@ impl Hosts {
     async fn look(&self) -> Vec<Result<Session, sqlx::Error>> {
         let silent = || Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
         let mut answers: Vec<_> = self.each.iter().map(|_| silent()).collect();
-        let asked = self.each.iter().enumerate();
-        let mut asked: FuturesUnordered<_> = asked
-            .map(|(index, options)| async move { (index, open(options).await) })
+        let mut asked: FuturesUnordered<_> = (0..self.each.len())
+            .map(|index| async move { (index, self.open(index, HOST_TIMEOUT).await) })
             .collect();
-        let mut deadline = Instant::now() + HOST_TIMEOUT;
+        let mut deadline = Instant::now() + HOST_TIMEOUT + self.password.limit();
         while let Ok(Some((index, answer))) = timeout_at(deadline, asked.next()).await {
             if is_primary(&answer) {
                 deadline = deadline.min(Instant::now() + GRACE);
@@ -238,14 +288,37 @@ pub fn unreachable(error: &sqlx::Error) -> String {
     }
 }
 
-fn name(options: &PgConnectOptions) -> String {
-    format!("{}:{}", options.get_host(), options.get_port())
+/// A connection within so much time, and what its server is.
+async fn attempt(
+    options: &PgConnectOptions,
+    password: Option<&str>,
+    limit: Duration,
+) -> Result<(PgConnection, Role), sqlx::Error> {
+    let connected = async {
+        let mut connection = match password {
+            Some(password) => PgConnection::connect_with(&options.clone().password(password)).await,
+            None => PgConnection::connect_with(options).await,
+        }?;
+        let role = role_of(&mut connection).await?;
+        Ok((connection, role))
+    };
+    match timeout(limit, connected).await {
+        Ok(connected) => connected,
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
 }
 
-async fn open(options: &PgConnectOptions) -> Result<Session, sqlx::Error> {
-    let mut connection = PgConnection::connect_with(options).await?;
-    let role = role_of(&mut connection).await?;
-    Ok(Session { connection, role })
+fn is_timeout(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut)
+}
+
+/// Whether the server refused user or password. PgBouncer says it with another SQLSTATE.
+fn is_login(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else {
+        return false;
+    };
+    let code = error.code().unwrap_or_default();
+    code.starts_with("28") || (code == "08P01" && error.message().contains("authentication failed"))
 }
 
 /// What a session's server is now, in one round trip. It also shows that the connection works.
@@ -270,92 +343,5 @@ async fn timeline(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     match timeout(HEAD_START, asked).await {
         Ok(row) => row?.try_get(0),
         Err(_) => Err(sqlx::Error::PoolTimedOut),
-    }
-}
-
-/// What sqlx understands after the `?` of a URL. It logs the names and values of others, and a misspelt `password` is one.
-const PARAMETERS: [&str; 18] = [
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "statement-cache-capacity",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-    "options",
-];
-
-/// libpq's parameter for what [`Hosts`] does in any case.
-const TARGET: &str = "target_session_attrs";
-
-/// sqlx accepts any scheme, and its errors quote values.
-fn options(mut url: url::Url) -> Result<PgConnectOptions, sqlx::Error> {
-    let refused = |why: &'static str| sqlx::Error::Configuration(why.into());
-    if !matches!(url.scheme(), "postgres" | "postgresql") {
-        return Err(refused("ETL_DATABASE_URL does not begin with postgres://"));
-    }
-    let (targets, others): (Vec<_>, Vec<_>) = url
-        .query_pairs()
-        .into_owned()
-        .partition(|(name, _)| name == TARGET);
-    if !targets.is_empty() {
-        let is_writable = |value: &str| matches!(value, "read-write" | "primary");
-        if !targets.iter().all(|(_, value)| is_writable(value)) {
-            return Err(refused(
-                "target_session_attrs in ETL_DATABASE_URL can be read-write or primary, and need not be there: of several hosts, the one that takes writes is used",
-            ));
-        }
-        url.query_pairs_mut().clear().extend_pairs(&others);
-    }
-    let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
-    if !others.iter().all(|(name, _)| is_known(name)) {
-        return Err(refused(
-            "ETL_DATABASE_URL has a parameter after its ? that is not known, such as sslmode would be",
-        ));
-    }
-    let parsed = url.as_str().parse();
-    parsed.map_err(|_| {
-        refused(
-            "a parameter after the ? of ETL_DATABASE_URL has a value that it cannot have, or a part of the URL is not UTF-8",
-        )
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hosts(url: &str) -> Result<Vec<String>, String> {
-        let hosts = Hosts::new(&url.parse().unwrap(), "test", false);
-        let hosts = hosts.map_err(|error| cause(&error))?;
-        Ok(hosts.each.iter().map(name).collect())
-    }
-
-    #[test]
-    fn url_of_libpq_with_several_hosts_is_understood() {
-        let several =
-            "postgres://etl:secret@one,two:5433/db?target_session_attrs=read-write&sslmode=disable";
-        assert_eq!(hosts(several).unwrap(), ["one:5432", "two:5433"]);
-        assert_eq!(
-            hosts("postgres://one/db?target_session_attrs=primary").unwrap(),
-            ["one:5432"]
-        );
-        let standby = hosts("postgres://one,two/db?target_session_attrs=standby").unwrap_err();
-        assert!(standby.contains("read-write or primary"), "{standby}");
-        let unknown = hosts("postgres://one,two/db?pasword=secret").unwrap_err();
-        assert!(
-            unknown.contains("not known") && !unknown.contains("secret"),
-            "{unknown}"
-        );
     }
 }

@@ -5,6 +5,7 @@
 //! Pure: [`RunState`] and [`Transition`], [`BatchNo`], [`Seqs`], [`Verdict`], and what an error means ([`classify`]). A
 //! [`LockedRun`] is a run whose row is locked: every change of a run's state is a method of it.
 
+mod address;
 pub mod batch;
 mod batch_no;
 pub mod completion;
@@ -13,6 +14,7 @@ pub mod database;
 mod dead_letter;
 mod decision;
 pub mod earlier;
+mod encryption;
 mod error;
 pub mod event;
 mod hosts;
@@ -20,7 +22,9 @@ pub mod migrate;
 mod moment;
 mod origin;
 mod parked;
+mod password;
 mod pool;
+mod pooler;
 mod prune;
 mod quarantine;
 mod query;
@@ -37,6 +41,7 @@ mod state;
 mod summary;
 mod verdict;
 
+pub use address::{Address, InvalidAddress};
 pub use batch::Counts;
 pub use batch_no::BatchNo;
 pub use database::Store;
@@ -44,6 +49,7 @@ pub use dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterSummary, Dropped, NewDeadLetter, ReplayDropped,
 };
 pub use decision::{Ended, Rows};
+pub use encryption::Encryption;
 pub use error::{Class, Error, Refused, cause, classify, remedy, words};
 pub use hosts::{Role, unreachable};
 pub use moment::Moment;

@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use common::settings::SecretUrl;
 use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use crate::address::Address;
 use crate::database;
-use crate::error::cause;
 
 /// The migrations that were applied; beside the ledger, so that it goes where the ledger goes.
 const TABLE: &str = "etl.schema_migrations";
@@ -47,10 +46,9 @@ pub async fn is_current(connection: &mut PgConnection) -> Result<bool, sqlx::Err
 }
 
 /// Applies what is missing.
-pub async fn run(url: &SecretUrl) -> anyhow::Result<()> {
-    let connected = database::connect(url, "etl loader migrate").await;
-    let mut connection =
-        connected.map_err(|error| anyhow::anyhow!("cannot connect to {url}: {}", cause(&error)))?;
+pub async fn run(address: &Address) -> anyhow::Result<()> {
+    let connected = database::connect(address, "etl loader migrate").await;
+    let mut connection = connected.map_err(|error| anyhow::anyhow!(address.failed(&error)))?;
     run_on(&mut connection).await?;
     connection.close().await.ok();
     Ok(())

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::database::{BEGIN_READING, Tx};
-use crate::hosts::{CONNECT_TIMEOUT, HOST_TIMEOUT, Hosts, Role, Session, role_of};
+use crate::hosts::{CONNECT_TIMEOUT, HOST_TIMEOUT, Hosts, Role, role_of};
 
 /// An idle connection is closed after this time.
 const MAX_IDLE: Duration = Duration::from_mins(10);
@@ -23,14 +23,12 @@ const MAX_AGE: Duration = Duration::from_mins(30);
 /// The longest pause before a server that was away a moment ago is tried again.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) hosts: Hosts,
     idle: Mutex<Vec<Idle>>,
     permits: Arc<Semaphore>,
 }
 
-#[derive(Debug)]
 struct Idle {
     connection: PgConnection,
     made: Instant,
@@ -39,7 +37,7 @@ struct Idle {
 
 /// A connection of the pool, which is closed when dropped unless it is given back.
 pub struct Connected {
-    session: Session,
+    connection: PgConnection,
     made: Instant,
     /// How a transaction that writes begins.
     begin: &'static str,
@@ -67,12 +65,12 @@ impl Pool {
         let permit = timeout_at(deadline, Arc::clone(&self.permits).acquire_owned());
         let permit = permit.await.map_err(|_| sqlx::Error::PoolTimedOut)?;
         let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
-        let (session, made) = match self.usable().await {
+        let (connection, made) = match self.usable().await {
             Some(usable) => usable,
             None => (self.connect(deadline).await?, Instant::now()),
         };
         Ok(Connected {
-            session,
+            connection,
             made,
             begin,
             pool: Arc::clone(self),
@@ -80,9 +78,9 @@ impl Pool {
         })
     }
 
-    /// Makes the first connection now. The error says at once why there is none.
+    /// Makes the first connection now. The error says at once why there is none, or that the address is of no use.
     pub(crate) async fn first(&self) -> Result<Role, sqlx::Error> {
-        let session = self.hosts.connect().await?;
+        let session = self.hosts.connect_first().await?;
         let role = session.role;
         self.keep(session.connection, Instant::now());
         Ok(role)
@@ -98,27 +96,25 @@ impl Pool {
     }
 
     /// An idle connection that works, to a server that takes writes.
-    async fn usable(&self) -> Option<(Session, Instant)> {
+    async fn usable(&self) -> Option<(PgConnection, Instant)> {
         let Idle {
             mut connection,
             made,
             ..
         } = self.idle().pop()?;
         let asked = timeout(HOST_TIMEOUT, role_of(&mut connection)).await;
-        if let Ok(Ok(role)) = asked
-            && role == Role::Primary
-        {
-            return Some((Session { connection, role }, made));
+        if let Ok(Ok(Role::Primary)) = asked {
+            return Some((connection, made));
         }
         self.idle().clear();
         None
     }
 
-    async fn connect(&self, deadline: Instant) -> Result<Session, sqlx::Error> {
+    async fn connect(&self, deadline: Instant) -> Result<PgConnection, sqlx::Error> {
         let mut pause = Duration::from_millis(10);
         loop {
-            let error = match self.hosts.connect().await {
-                Ok(session) => return Ok(session),
+            let error = match Box::pin(self.hosts.connect()).await {
+                Ok(session) => return Ok(session.connection),
                 Err(error) => error,
             };
             if !passes(&error) || Instant::now() + pause > deadline {
@@ -172,17 +168,17 @@ impl Connected {
     }
 
     pub(crate) async fn begin_with(&mut self, begin: &'static str) -> Result<Tx<'_>, sqlx::Error> {
-        let tx = self.session.connection.begin_with(begin).await?;
+        let tx = self.connection.begin_with(begin).await?;
         Ok(Tx::new(tx))
     }
 
     /// Its transaction ended in good order.
     pub fn give_back(self) {
-        self.pool.keep(self.session.connection, self.made);
+        self.pool.keep(self.connection, self.made);
     }
 
     /// Takes the connection out of the pool: what the session holds ends with it.
     pub(crate) fn detach(self) -> PgConnection {
-        self.session.connection
+        self.connection
     }
 }

@@ -216,17 +216,14 @@ pub struct Loader {
 
 impl Loader {
     /// A loader for a database, with the schemas that targets may be in.
-    pub fn new(
-        url: &common::settings::SecretUrl,
-        schemas: Vec<String>,
-    ) -> Result<Self, sqlx::Error> {
-        Ok(Self {
-            store: Store::new(url, "etl loader", CONNECTIONS)?,
+    pub fn new(address: &ledger::Address, schemas: Vec<String>) -> Self {
+        Self {
+            store: Store::new(address, "etl loader", CONNECTIONS),
             targets: Targets::new(schemas),
             repetition: Mutex::default(),
             staged: Notify::new(),
             parking: Parking::default(),
-        })
+        }
     }
 
     /// Whether a failure that repeats is to be logged now.

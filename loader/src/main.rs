@@ -2,12 +2,14 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use common::queue::QueueName;
 use common::reason::paragraph;
 use common::service::{Service, install_tls, run};
 use common::{settings, telemetry};
-use loader::service::{LoaderService, LoaderSettings};
+use ledger::Address;
+use loader::service::{LOCAL_DATABASE, LoaderService, LoaderSettings};
 
 /// Loads batches into PostgreSQL and keeps the ledger. Without a command: the service.
 ///
@@ -29,44 +31,48 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let settings: Result<LoaderSettings, _> = settings::load();
-    match (arguments.command, settings) {
-        (None, Ok(settings)) => match LoaderService::new(settings) {
-            Ok(service) => {
-                run(
-                    Service {
-                        name: "loader",
-                        http_port: 9103,
-                        publishes: false,
-                        consumes: &[
-                            QueueName::Valid,
-                            QueueName::Events,
-                            QueueName::Dead,
-                            QueueName::Parked,
-                        ],
-                    },
-                    async |session| service.session(session).await,
-                )
-                .await
-            }
-            Err(error) => failed(&error),
-        },
-        (Some(Command::Migrate), Ok(settings)) => migrate(&settings).await,
-        (_, Err(error)) => failed(&error.into()),
+    let (settings, address) = match load() {
+        Ok(loaded) => loaded,
+        Err(error) => return failed(&error),
+    };
+    if let Some(Command::Migrate) = arguments.command {
+        return migrate(&address).await;
     }
+    let service = LoaderService::new(settings, address);
+    run(
+        Service {
+            name: "loader",
+            http_port: 9103,
+            publishes: false,
+            consumes: &[
+                QueueName::Valid,
+                QueueName::Events,
+                QueueName::Dead,
+                QueueName::Parked,
+            ],
+        },
+        async |session| service.session(session).await,
+    )
+    .await
 }
 
-async fn migrate(settings: &LoaderSettings) -> ExitCode {
+fn load() -> anyhow::Result<(LoaderSettings, Address)> {
+    let address = Address::load(Some(LOCAL_DATABASE))?;
+    Ok((settings::load()?, address.context("there is no database")?))
+}
+
+async fn migrate(address: &Address) -> ExitCode {
     let migrated = match telemetry::start("loader") {
         Ok(_) => {
             install_tls();
-            ledger::migrate::run(&settings.database_url).await
+            address.warn_of_encryption();
+            ledger::migrate::run(address).await
         }
         Err(error) => Err(error),
     };
     match migrated {
         Ok(()) => {
-            tracing::info!(database = %settings.database_url, "schema etl is up to date");
+            tracing::info!(database = %address, "schema etl is up to date");
             ExitCode::SUCCESS
         }
         Err(error) => {

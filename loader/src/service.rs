@@ -9,6 +9,7 @@ mod paused;
 mod persist;
 mod sweep;
 
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use common::backoff::{Repetition, backoff};
 use common::lifecycle::Health;
 use common::reason::paragraph;
 use common::service::{Fault, Session};
-use common::settings::{self, SecretUrl};
-use ledger::{Class, cause, classify, database, migrate};
+use common::settings;
+use ledger::{Address, Class, classify, database, migrate};
 use serde::Deserialize;
 use sqlx::Connection as _;
 use tokio::time::timeout;
@@ -32,9 +33,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 /// The settings that only the loader has.
 #[derive(Debug, Clone, Deserialize)]
 pub struct LoaderSettings {
-    /// The database of the targets and of schema `etl` (`ETL_DATABASE_URL`).
-    #[serde(default = "local_database")]
-    pub database_url: SecretUrl,
     /// The schemas that targets may be in, comma separated.
     #[serde(default = "default_schemas")]
     pub schemas: String,
@@ -46,11 +44,8 @@ pub struct LoaderSettings {
     pub parked_bytes: u64,
 }
 
-fn local_database() -> SecretUrl {
-    "postgres://postgres@127.0.0.1:5432/postgres"
-        .parse()
-        .expect("a constant")
-}
+/// The database of the targets and of schema `etl`, where no setting says another.
+pub const LOCAL_DATABASE: &str = "postgres://postgres@127.0.0.1:5432/postgres";
 
 fn default_schemas() -> String {
     "public".to_owned()
@@ -63,26 +58,24 @@ fn default_migrate() -> bool {
 /// The loader as a service: its database, and whether this process has worked with the database and has waited for it.
 pub struct LoaderService {
     settings: LoaderSettings,
+    address: Address,
     loader: Loader,
+    warning: Once,
     has_worked: AtomicBool,
     has_waited: AtomicBool,
 }
 
 impl LoaderService {
-    pub fn new(settings: LoaderSettings) -> anyhow::Result<Self> {
-        let url = &settings.database_url;
-        let loader = Loader::new(url, settings::names(&settings.schemas)).map_err(|error| {
-            anyhow::anyhow!(
-                "cannot use the database URL {url}: {}; ETL_DATABASE_URL looks like postgres://user:password@host:5432/database",
-                cause(&error)
-            )
-        })?;
-        Ok(Self {
+    pub fn new(settings: LoaderSettings, address: Address) -> Self {
+        let loader = Loader::new(&address, settings::names(&settings.schemas));
+        Self {
             settings,
+            address,
             loader,
+            warning: Once::new(),
             has_worked: false.into(),
             has_waited: false.into(),
-        })
+        }
     }
 
     /// The work of a session: batches, events and dead letters side by side, until the session ends.
@@ -90,6 +83,7 @@ impl LoaderService {
         session.health.not_ready("database", "connecting");
         session.begins();
         completion::show_counters();
+        self.warning.call_once(|| self.address.warn_of_encryption());
         self.prepare(&session.health, &session.stop).await?;
         if session.stop.is_cancelled() {
             return Ok(());
@@ -148,10 +142,10 @@ impl LoaderService {
     }
 
     async fn prepare_once(&self) -> Result<(), Fault> {
-        let url = &self.settings.database_url;
-        let failed = |error: sqlx::Error| connecting(url, &error);
+        let address = &self.address;
+        let failed = |error: sqlx::Error| connecting(address, &error);
         // Not through the pool, which hides the reason of a failed connection.
-        let mut connection = database::connect(url, "etl loader start")
+        let mut connection = database::connect(address, "etl loader start")
             .await
             .map_err(failed)?;
         let is_current = migrate::is_current(&mut connection).await.map_err(failed)?;
@@ -161,10 +155,10 @@ impl LoaderService {
         }
         if !self.settings.migrate {
             return Err(Fault::Configuration(anyhow::anyhow!(
-                "the schema etl of {url} is not there or older than this loader, and ETL_MIGRATE is off; run: loader migrate"
+                "the schema etl of {address} is not there or older than this loader, and ETL_MIGRATE is off; run: loader migrate"
             )));
         }
-        migrate::run(url).await.map_err(|error| {
+        migrate::run(address).await.map_err(|error| {
             match error.downcast_ref::<sqlx::migrate::MigrateError>() {
                 Some(sqlx::migrate::MigrateError::VersionMismatch(_)) => {
                     Fault::Configuration(error)
@@ -178,15 +172,11 @@ impl LoaderService {
 }
 
 /// A failure to connect to the database, with the remedy where it is known.
-fn connecting(url: &SecretUrl, error: &sqlx::Error) -> Fault {
-    let why = format!("cannot use the database {url}: {}", cause(error));
+fn connecting(address: &Address, error: &sqlx::Error) -> Fault {
+    let why = anyhow::anyhow!(address.failed(error));
     match classify(error) {
-        Class::Configuration => Fault::Configuration(anyhow::anyhow!(
-            "{why}; check user, password and database in ETL_DATABASE_URL"
-        )),
-        Class::Conflict | Class::World | Class::Row | Class::Message => {
-            Fault::World(anyhow::anyhow!(why))
-        }
+        Class::Configuration => Fault::Configuration(why),
+        Class::Conflict | Class::World | Class::Row | Class::Message => Fault::World(why),
     }
 }
 

@@ -5,6 +5,7 @@
 mod broker;
 mod cluster;
 mod message;
+mod pooler;
 mod postgres;
 mod script;
 mod standby;
@@ -14,7 +15,10 @@ mod vhost;
 pub use broker::{Broker, private_broker, shared_broker};
 pub use cluster::{Cluster, private_cluster};
 pub use message::Message;
-pub use postgres::{Database, Postgres, database, private_postgres, shared_postgres};
+pub use pooler::{PoolMode, Pooler};
+pub use postgres::{
+    Database, Postgres, database, private_postgres, private_postgres_with_tls, shared_postgres,
+};
 pub use vhost::{Depth, Vhost, vhost};
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -5,6 +5,7 @@
 mod backfill;
 mod cancel;
 mod columns;
+mod connecting;
 mod cost;
 mod dead;
 mod doctor;

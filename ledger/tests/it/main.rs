@@ -5,10 +5,12 @@
     reason = "a test's helper fails the test by panicking"
 )]
 
+mod poolers;
 mod queries;
 mod removals;
 mod requests;
 mod schema;
 mod settings;
 mod support;
+mod tls;
 mod transitions;

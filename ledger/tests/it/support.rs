@@ -2,16 +2,16 @@
 
 use common::job::Job;
 use common::message::RunId;
-use ledger::{RunState, Store, migrate};
+use ledger::{Address, RunState, Store, migrate};
 use sqlx::{AssertSqlSafe, PgPool};
 use testkit::servers::{Database, database};
 
 /// A database with schema `etl`, and the ledger in it.
 pub(crate) async fn ledger() -> (Database, Store) {
     let database = database().await;
-    let url = url::Url::parse(&database.url).unwrap().into();
-    migrate::run(&url).await.unwrap();
-    let store = Store::new(&url, "test", 4).unwrap();
+    let address = Address::new(&database.url.parse().unwrap()).unwrap();
+    migrate::run(&address).await.unwrap();
+    let store = Store::new(&address, "test", 4);
     (database, store)
 }
 

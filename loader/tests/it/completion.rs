@@ -8,14 +8,14 @@ use loader::{completion, target};
 use testkit::servers::database;
 
 use crate::support::{
-    balance_of, event, execute, extracted, ledger_database, loader, request, shape, text, url,
+    address, balance_of, event, execute, extracted, ledger_database, loader, request, shape, text,
 };
 
 #[tokio::test]
 async fn several_replicas_migrate_at_once_and_again() {
     let database = database().await;
-    let url = url(&database.url);
-    let migrate = || migrate::run(&url);
+    let database_address = address(&database.url);
+    let migrate = || migrate::run(&database_address);
     let (a, b, c, d) = tokio::join!(migrate(), migrate(), migrate(), migrate());
     for migrated in [a, b, c, d, migrate().await] {
         migrated.unwrap();
@@ -27,7 +27,7 @@ async fn several_replicas_migrate_at_once_and_again() {
     );
     // A newer version has migrated the schema: an older one can continue.
     execute(&database.pool, "INSERT INTO etl.schema_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', true, '', 0)").await;
-    migrate::run(&url).await.unwrap();
+    migrate::run(&database_address).await.unwrap();
 }
 
 #[tokio::test]
@@ -48,7 +48,7 @@ async fn role_without_create_loads_into_existing_tables() {
     let mut least = url::Url::parse(&database.url).unwrap();
     least.set_username(&role).unwrap();
     least.set_password(Some("x")).unwrap();
-    let loader = loader::load::Loader::new(&least.into(), vec!["public".into()]).unwrap();
+    let loader = loader::load::Loader::new(&address(least.as_str()), vec!["public".into()]);
     assert!(loader.store.is_current().await.unwrap());
     request(&database.pool, "r").await;
     loader

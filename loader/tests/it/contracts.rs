@@ -8,7 +8,7 @@ use loader::errors::{LoadError, Refused};
 use loader::target;
 use sqlx::PgPool;
 
-use crate::support::{Shape, execute, ledger_database, loader, request, shape, text, url};
+use crate::support::{Shape, address, execute, ledger_database, loader, request, shape, text};
 
 fn evolving(columns: &[&str]) -> Shape {
     let mut shape = shape("t", columns, &[]);
@@ -188,8 +188,8 @@ async fn target_of_another_owner_is_refused_before_the_request() {
     let mut guest = url::Url::parse(&database.url).unwrap();
     guest.set_username(&role).unwrap();
     guest.set_password(Some("x")).unwrap();
-    let guest = Store::new(&url(guest.as_str()), "guest", 2).unwrap();
-    let owner = Store::new(&url(&database.url), "owner", 2).unwrap();
+    let guest = Store::new(&address(guest.as_str()), "guest", 2);
+    let owner = Store::new(&address(&database.url), "owner", 2);
     let schemas = ["public".to_owned()];
     let planned = async |store: &Store, table: &str, shape: &Shape| {
         let mut target = shape.target.clone();

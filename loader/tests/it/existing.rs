@@ -2,7 +2,7 @@
 
 use loader::errors::{LoadError, Refused};
 
-use crate::support::{execute, ledger_database, loader, request, shape, text};
+use crate::support::{address, execute, ledger_database, loader, request, shape, text};
 
 /// The refusal of a batch for table `t (a text, n bigint)`.
 async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
@@ -258,7 +258,7 @@ async fn target_with_row_level_security_for_the_loader_is_refused() {
     let mut url = url::Url::parse(&database.url).unwrap();
     url.set_username(&role).unwrap();
     url.set_password(Some("x")).unwrap();
-    let guest = loader::load::Loader::new(&url.into(), vec!["public".into()]).unwrap();
+    let guest = loader::load::Loader::new(&address(url.as_str()), vec!["public".into()]);
     request(pool, "r").await;
     let batch = shape("guarded", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]);
     let refused = guest.handle(&batch).await.unwrap_err();

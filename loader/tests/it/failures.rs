@@ -9,13 +9,16 @@ use testkit::TIMEOUT;
 use testkit::relay::Relay;
 use testkit::wait_until;
 
-use crate::support::{execute, extracted, ledger_database, loader, request, shape, text, url};
+use crate::support::{address, execute, extracted, ledger_database, loader, request, shape, text};
 
 #[tokio::test]
 async fn commit_with_a_lost_answer_is_found_in_the_ledger() {
     let database = ledger_database().await;
     let relay = Relay::to_url(&database.url).await;
-    let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
+    let loader = Loader::new(
+        &address(&relay.url_for(&database.url)),
+        vec!["public".into()],
+    );
     let t = shape("t", &["n bigint"], &[]);
     request(&database.pool, "r").await;
     // All preparation for the batch's own transaction is done before.
@@ -51,7 +54,10 @@ async fn commit_with_a_lost_answer_is_found_in_the_ledger() {
 async fn connection_lost_at_any_answer_loads_each_row_once() {
     let database = ledger_database().await;
     let relay = Relay::to_url(&database.url).await;
-    let loader = Loader::new(&url(&relay.url_for(&database.url)), vec!["public".into()]).unwrap();
+    let loader = Loader::new(
+        &address(&relay.url_for(&database.url)),
+        vec!["public".into()],
+    );
     let t = shape("t", &["n bigint"], &["n"]);
     request(&database.pool, "r").await;
     loader

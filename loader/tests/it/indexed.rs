@@ -7,7 +7,7 @@ use testkit::servers::Database;
 
 use crate::modes::{Setup, setups};
 use crate::support::{
-    execute, extracted, ledger_database, loader, replayed, text, url, with_generation,
+    address, execute, extracted, ledger_database, loader, replayed, text, with_generation,
 };
 
 fn append() -> Setup {
@@ -70,7 +70,7 @@ async fn guest(database: &Database, may: impl FnOnce(&str) -> String) -> (Loader
     let mut guest = url::Url::parse(&database.url).unwrap();
     guest.set_username(&role).unwrap();
     guest.set_password(Some("x")).unwrap();
-    let guest = Loader::new(&url(guest.as_str()), vec!["public".to_owned()]).unwrap();
+    let guest = Loader::new(&address(guest.as_str()), vec!["public".to_owned()]);
     (guest, role)
 }
 

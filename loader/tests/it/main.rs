@@ -8,6 +8,7 @@
 
 mod binary;
 mod completion;
+mod connecting;
 
 mod contracts;
 mod deletions;

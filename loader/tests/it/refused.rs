@@ -6,7 +6,9 @@ use loader::errors::Verdict;
 use loader::load::{Loader, Outcome};
 use testkit::relay::Relay;
 
-use crate::support::{Shape, Value, execute, ledger_database, loader, request, shape, text, url};
+use crate::support::{
+    Shape, Value, address, execute, ledger_database, loader, request, shape, text,
+};
 
 /// Loads one batch into a table created by `ddl`. Returns the rows in quarantine (number, column, SQLSTATE) and the
 /// number of rows in the table.
@@ -245,7 +247,7 @@ async fn refused_rows_of_a_large_batch_take_few_round_trips() {
         let relay = Relay::to_url(&database.url).await;
         let far = relay.url_for(&database.url);
         common::service::install_tls();
-        let loader = Loader::new(&url(&far), vec!["public".to_owned()]).unwrap();
+        let loader = Loader::new(&address(&far), vec!["public".to_owned()]);
         let key_of_table = if key.is_empty() { "" } else { "PRIMARY KEY" };
         let ddl = format!(
             "CREATE TABLE t (n integer {key_of_table} CONSTRAINT positive CHECK (n >= 0), _batch bigint)"

@@ -103,7 +103,7 @@ fn clicks() -> Shape {
     shape("clicks", &["n bigint"], &[])
 }
 
-fn batch(seq: u32) -> ValidBatch {
+pub(crate) fn batch(seq: u32) -> ValidBatch {
     let number = seq.to_string();
     clicks().batch("r", seq, u64::from(seq), &[vec![Some(number.as_str())]])
 }

@@ -5,12 +5,18 @@ use common::message::{BatchId, ContentHash, EventKind, RejectedRow, RunEvent, Ru
 use common::schema::{ResultColumn, TargetColumn};
 use common::settings::SecretUrl;
 use common::{Rows, service};
+use ledger::Address;
 use loader::load::Loader;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 use testkit::servers::{Database, database};
 
 pub(crate) type Value<'a> = Option<&'a str>;
+
+/// The address of a database in the services' type.
+pub(crate) fn address(database: &str) -> Address {
+    Address::new(&url(database)).unwrap()
+}
 
 /// The URL in the services' type.
 pub(crate) fn url(text: &str) -> SecretUrl {
@@ -20,14 +26,14 @@ pub(crate) fn url(text: &str) -> SecretUrl {
 /// An empty database with schema `etl` in it.
 pub(crate) async fn ledger_database() -> Database {
     let database = database().await;
-    ledger::migrate::run(&url(&database.url)).await.unwrap();
+    ledger::migrate::run(&address(&database.url)).await.unwrap();
     database
 }
 
 /// A loader into this database.
 pub(crate) fn loader(database: &Database) -> Loader {
     service::install_tls();
-    Loader::new(&url(&database.url), vec!["public".to_owned()]).unwrap()
+    Loader::new(&address(&database.url), vec!["public".to_owned()])
 }
 
 /// Writes the row of a requested run.

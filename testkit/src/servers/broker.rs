@@ -55,8 +55,8 @@ enum Place {
 impl Broker {
     /// Another private broker, which joins the cluster of this one.
     pub(super) async fn joined(&self) -> Self {
-        let variable = Some(("RABBITMQ_JOIN", self.instance().dir()));
-        let instance = Instance::private_with("rabbitmq", variable).await;
+        let variables = [("RABBITMQ_JOIN", self.instance().dir().as_os_str())];
+        let instance = Instance::private_with("rabbitmq", &variables).await;
         Self(Place::Local(Arc::new(instance)))
     }
 

@@ -1,11 +1,14 @@
 //! A Postgres cluster and databases on it.
 
+use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool};
 
+use super::pooler::as_programs_have_it;
 use super::script::Instance;
 use super::{block_on_elsewhere, unique_name};
 
@@ -27,6 +30,14 @@ pub async fn private_postgres() -> Postgres {
     Postgres(Arc::new(Instance::private("postgres").await))
 }
 
+/// A private server with TLS, whose certificate is for 127.0.0.1 and localhost, and of an authority of its own.
+pub async fn private_postgres_with_tls() -> Postgres {
+    let variables = [("POSTGRES_TLS", OsStr::new("1"))];
+    Postgres(Arc::new(
+        Instance::private_with("postgres", &variables).await,
+    ))
+}
+
 /// A Postgres cluster. A private one ends when its last clone and its last database are dropped.
 #[derive(Clone, Debug)]
 pub struct Postgres(pub(super) Arc<Instance>);
@@ -35,6 +46,11 @@ impl Postgres {
     /// The URL of its first database, as a superuser.
     pub fn url(&self) -> String {
         self.0.read("url")
+    }
+
+    /// The file with the certificate of the authority of a server with TLS.
+    pub fn authority(&self) -> PathBuf {
+        self.0.dir().join("ca.pem")
     }
 
     /// The process id of the postmaster.
@@ -88,8 +104,13 @@ impl Postgres {
             // A pool also retries to reach an absent server for this time.
             .acquire_timeout(Duration::from_secs(20))
             .connect_lazy_with(options);
+        let url = if self.0.is_private() {
+            url.into()
+        } else {
+            as_programs_have_it(url.as_str())
+        };
         Database {
-            url: url.into(),
+            url,
             name: name.to_owned(),
             pool,
             server: self.clone(),
@@ -108,9 +129,9 @@ async fn connect(options: &PgConnectOptions) -> PgConnection {
 #[derive(Debug)]
 pub struct Database {
     pub name: String,
-    /// The `ETL_DATABASE_URL` of a service.
+    /// The `ETL_DATABASE_URL` of a service. On the shared server it leads through the pooler where there is one.
     pub url: String,
-    /// At most five connections, opened on demand.
+    /// At most five connections to the server itself, opened on demand.
     pub pool: PgPool,
     pub server: Postgres,
 }

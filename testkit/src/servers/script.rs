@@ -1,5 +1,6 @@
 //! Calls the scripts of `deploy/local` that start and stop servers, and reads what they write into a server's folder.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -35,14 +36,11 @@ impl Instance {
 
     /// Starts one in a new folder beside the shared one, so that `with-servers` finds what a killed test left.
     pub(super) async fn private(script: &'static str) -> Self {
-        Self::private_with(script, None).await
+        Self::private_with(script, &[]).await
     }
 
-    /// The same, with a variable in the environment of its first start.
-    pub(super) async fn private_with(
-        script: &'static str,
-        variable: Option<(&str, &Path)>,
-    ) -> Self {
+    /// The same, with variables in the environment of its first start.
+    pub(super) async fn private_with(script: &'static str, variables: &[(&str, &OsStr)]) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let shared = variable_of("ETL_TEST_BROKER_DIR").map(PathBuf::from);
         let beside = shared
@@ -60,7 +58,7 @@ impl Instance {
             own: Some(own),
         };
         let mut start = instance.command("start");
-        start.envs(variable);
+        start.envs(variables.iter().copied());
         instance.execute(start, "start").await;
         instance
     }

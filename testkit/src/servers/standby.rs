@@ -12,8 +12,10 @@ use crate::{TIMEOUT, wait_until};
 impl Postgres {
     /// A hot standby of this server, which follows it asynchronously.
     pub async fn standby(&self) -> Self {
-        let variable = Some(("POSTGRES_STANDBY_OF", self.0.dir()));
-        let standby = Self(Arc::new(Instance::private_with("postgres", variable).await));
+        let variables = [("POSTGRES_STANDBY_OF", self.0.dir().as_os_str())];
+        let standby = Self(Arc::new(
+            Instance::private_with("postgres", &variables).await,
+        ));
         standby.await_streaming().await;
         standby
     }

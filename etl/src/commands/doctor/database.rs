@@ -8,7 +8,7 @@ use crate::Failure;
 use crate::commands::status::waiting;
 use crate::jobs::Jobs;
 use crate::store;
-use ledger::{Role, Server, Store, unreachable};
+use ledger::{Address, Encryption, Role, Server, Store, unreachable};
 
 /// The oldest PostgreSQL that has the SQL of the ledger (multiranges).
 const OLDEST: i32 = 140_000;
@@ -18,7 +18,14 @@ const MAX_SKEW: f64 = 60.0;
 
 /// Examines the database. Returns the ledger where it can be read.
 pub(super) async fn examine(findings: &mut Findings) -> Result<Option<Store>, Failure> {
-    let store = store::connect().await?;
+    let address = store::address()?;
+    let store = store::connect(&address).await?;
+    findings.fine(
+        "sessions",
+        "each connection is a session of its own, as without a pooler",
+    );
+    findings.fine("password", address.password_source());
+    examine_encryption(&address, findings).await;
     examine_hosts(&store, findings).await;
     let server = store.server().await?;
     examine_server(&server, findings);
@@ -29,6 +36,36 @@ pub(super) async fn examine(findings: &mut Findings) -> Result<Option<Store>, Fa
         }
     }
     Ok(is_readable.then_some(store))
+}
+
+/// Whether the connections are encrypted and the servers verified.
+async fn examine_encryption(address: &Address, findings: &mut Findings) {
+    let what = "encryption";
+    for (server, encryption) in address.encryption().await {
+        let remedy = "set sslmode=verify-full in ETL_DATABASE_URL";
+        match encryption {
+            Encryption::Local => findings.fine(
+                what,
+                format!("{server} is this machine, which the connection does not leave"),
+            ),
+            Encryption::Verified => findings.fine(
+                what,
+                format!("the connection to {server} is encrypted, and the server is verified"),
+            ),
+            Encryption::None => findings.warning(
+                what,
+                format!("the connection to {server} is not encrypted, and the server is not verified; {remedy}"),
+            ),
+            Encryption::Unverified => findings.warning(
+                what,
+                format!("the connection to {server} is encrypted, and the server is not verified, so that somebody in between can read all; {remedy}"),
+            ),
+            Encryption::AnyName => findings.warning(
+                what,
+                format!("the connection to {server} is encrypted, and every server with a certificate of an authority that is trusted here is taken for it (verify-ca); {remedy}"),
+            ),
+        }
+    }
 }
 
 /// What each of several servers is.
