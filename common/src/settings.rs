@@ -17,8 +17,10 @@ pub use crate::secret::SecretUrl;
 /// The settings of all programs. Another key in the file is an error.
 const KNOWN: &[&str] = &[
     "amqp_url",
+    "archive",
     "config",
     "database_url",
+    "declare",
     "http_addr",
     "jobs",
     "migrate",

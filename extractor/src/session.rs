@@ -62,7 +62,7 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
 /// Applies every control message until the session ends.
 async fn follow(
     session: &Session,
-    mut reader: ControlReader,
+    mut reader: ControlReader<'_>,
     controls: &Controls,
 ) -> Result<(), Fault> {
     loop {
@@ -164,6 +164,7 @@ impl Tasks<'_> {
             publisher,
             health: &self.session.health,
             controls: self.controls,
+            archives: self.session.archived.is_yes(),
             trace: match &begun {
                 Some(span) => trace::join(span, None),
                 None => parent,

@@ -64,6 +64,12 @@ impl StreamReader {
             doing: format!("reading {} to its end", ARCHIVE.name()),
             after: CALL_TIMEOUT,
         })??;
+        if delivery.offset().is_none() {
+            // Acks would delete what any other queue has.
+            return Err(QueueError::NoStream {
+                queue: ARCHIVE.name(),
+            });
+        }
         // What arrived before the connection was lost is read, so that the reader knows where to continue: an ack only
         // requests more.
         if let Err(error) = delivery.settle().await {

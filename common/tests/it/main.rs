@@ -8,7 +8,7 @@ use common::message::{
 };
 use common::queue::{
     self, Connection, ConnectionEvent, Consumer, ControlReader, Delivery, Handler, Intake,
-    Outgoing, Prefetch, Publisher, QueueError, QueueName, Stage, Unreadable, inspect,
+    Outgoing, Prefetch, Publisher, QueueError, QueueName, Stage, Topology, Unreadable, inspect,
 };
 use common::settings::SecretUrl;
 use futures::StreamExt;
@@ -27,7 +27,9 @@ fn url(vhost: &Vhost) -> SecretUrl {
 
 async fn connect(vhost: &Vhost) -> Connection {
     let connection = Connection::open(&url(vhost), "test").await.unwrap();
-    queue::declare(&connection).await.unwrap();
+    queue::declare(&connection, Topology::default())
+        .await
+        .unwrap();
     connection
 }
 
@@ -118,7 +120,9 @@ async fn unroutable_message_does_not_count_as_published() {
         ),
         "{refused:?}"
     );
-    queue::declare(&connection).await.unwrap();
+    queue::declare(&connection, Topology::default())
+        .await
+        .unwrap();
     publisher.publish(&window).await.unwrap();
     assert_eq!(vhost.ready("etl.events").await, 200);
 }
@@ -269,7 +273,9 @@ async fn queue_with_other_arguments_is_refused_by_name() {
     let vhost = vhost().await;
     vhost.declare("etl.raw").await;
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
-    let refused = queue::declare(&connection).await.unwrap_err();
+    let refused = queue::declare(&connection, Topology::default())
+        .await
+        .unwrap_err();
     assert!(refused.is_configuration(), "{refused}");
     assert!(
         matches!(
@@ -295,7 +301,9 @@ async fn old_control_stream_is_refused_with_the_command_that_removes_it() {
     let declared = channel.queue_declare("etl.control".into(), durable, arguments);
     declared.await.unwrap();
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
-    let refused = queue::declare(&connection).await.unwrap_err();
+    let refused = queue::declare(&connection, Topology::default())
+        .await
+        .unwrap_err();
     assert!(refused.is_configuration(), "{refused}");
     let remedy = "rabbitmqctl delete_queue --vhost VHOST etl.control";
     assert!(refused.to_string().contains(remedy), "{refused}");
@@ -497,7 +505,9 @@ async fn every_queue_survives_a_killed_broker() {
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
     // The broker accepts connections a little before its queues and streams have a leader again.
     testkit::wait_until("the queues to be declared again", TIMEOUT, async || {
-        queue::declare(&connection).await.is_ok()
+        queue::declare(&connection, Topology::default())
+            .await
+            .is_ok()
     })
     .await;
     testkit::wait_until("the queue is back", TIMEOUT, async || {
