@@ -114,8 +114,9 @@ impl Connection {
             let runtime = runtime::default_runtime()?;
             lapin::Connection::connect_uri_with_config(uri, properties, tls, runtime).await
         };
+        let with_tls = url.scheme() == "amqps";
         let connected = within_time(limit, &doing, connecting).await;
-        let inner = connected.map_err(QueueError::of_connecting)?;
+        let inner = connected.map_err(|error| error.of_connecting(with_tls))?;
         let url = url.clone().into();
         Ok(Self { inner, url })
     }

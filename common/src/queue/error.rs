@@ -146,9 +146,16 @@ impl QueueError {
         }
     }
 
-    /// The error of a connection that was never open: what cannot be parsed then is no message.
-    pub(super) fn of_connecting(self) -> Self {
+    /// The error of a connection that was never open: what cannot be parsed then is no message, and a broker that misses a
+    /// client certificate may close it before it has said so.
+    pub(super) fn of_connecting(self, with_tls: bool) -> Self {
         match self {
+            Self::Broker { doing, source } if with_tls && is_closed(&source) => Self::Tls {
+                doing,
+                problem: CLIENT_CERTIFICATE,
+                is_ours: false,
+                source: Box::new(source),
+            },
             Self::Broker { doing, source } if is_other_protocol(&source) => {
                 Self::NotAmqp { doing, source }
             }
@@ -170,6 +177,19 @@ fn limit(error: &lapin::Error) -> Option<String> {
     let text = text(error);
     let is_limit = matches!(amqp_code(error), Some(530 | 506)) && text.contains("limit");
     is_limit.then_some(text)
+}
+
+const CLIENT_CERTIFICATE: &str = "the broker ended the handshake; if it asks for a client certificate or refuses this one, name the files in ETL_AMQP_URL: ?certfile=/path/to/client.pem&keyfile=/path/to/client.key. Its log says more";
+
+fn is_closed(error: &lapin::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let lapin::ErrorKind::IOError(error) = error.kind() else {
+        return false;
+    };
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+    )
 }
 
 /// What is wrong with TLS, and whether a setting here has to change.
@@ -205,10 +225,7 @@ fn tls(error: &lapin::Error) -> Option<(&'static str, bool)> {
             "the broker says that the client certificate has expired; renew the file that certfile names",
             false,
         ),
-        TlsError::AlertReceived(_) => (
-            "the broker refuses the client certificate, or asks for one; name the files in ETL_AMQP_URL: ?certfile=/path/to/client.pem&keyfile=/path/to/client.key",
-            true,
-        ),
+        TlsError::AlertReceived(_) => (CLIENT_CERTIFICATE, false),
         _ => ("the broker's log says more", false),
     };
     Some(found)

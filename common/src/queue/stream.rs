@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::timeout;
 
 use super::consumer::{Any, Consumer};
-use super::{CALL_TIMEOUT, Connection, Outgoing, Publisher, QueueError, RawDelivery};
+use super::{CALL_TIMEOUT, Connection, Outgoing, Publisher, QueueError, RawDelivery, amqp_code};
 use crate::message::QueueName;
 
 /// Unacked deliveries at most.
@@ -52,7 +52,16 @@ impl StreamReader {
         publisher.close().await;
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), offset);
-        let stream = Consumer::open_queue(connection, ARCHIVE, PREFETCH, arguments).await?;
+        let opened = Consumer::open_queue(connection, ARCHIVE, PREFETCH, arguments).await;
+        let stream = opened.map_err(|error| match error {
+            // The argument of a stream.
+            QueueError::Broker { source, .. } if amqp_code(&source) == Some(406) => {
+                QueueError::NoStream {
+                    queue: ARCHIVE.name(),
+                }
+            }
+            other => other,
+        })?;
         Ok(Self { stream, marker })
     }
 
@@ -65,7 +74,7 @@ impl StreamReader {
             after: CALL_TIMEOUT,
         })??;
         if delivery.offset().is_none() {
-            // Acks would delete what any other queue has.
+            // Another broker ignores the argument, and acks delete what any other queue has.
             return Err(QueueError::NoStream {
                 queue: ARCHIVE.name(),
             });

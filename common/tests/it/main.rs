@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
+mod connecting;
+mod topology;
+
 use common::job::{JobSpec, Mode, Source, Target};
 use common::message::{
     Command, Control, EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState,
@@ -330,26 +333,26 @@ async fn every_control_message_reaches_earlier_and_later_readers_and_stays() {
     let mut publisher = Publisher::open(&connection).await.unwrap();
     let window: Vec<_> = (0..KEPT).map(cancel).collect();
     publisher.publish(&window).await.unwrap();
-    let read = async || {
-        let connection = connect(&vhost).await;
+    let connections = futures::future::join_all((0..5).map(|_| connect(&vhost))).await;
+    let read = async |connection| {
         let mut runs = Vec::new();
         let apply = |control: Control| runs.push(control.run.to_string());
-        let reader = ControlReader::open(&connection, &connection, apply).await;
-        (connection, reader.unwrap(), runs)
+        let reader = ControlReader::open(connection, connection, apply).await;
+        (reader.unwrap(), runs)
     };
     let wanted: Vec<_> = (0..KEPT).map(|n| format!("r{n}")).collect();
     // One after another, and several at once.
-    let mut readers = vec![read().await];
-    readers.extend(futures::future::join_all((0..3).map(|_| read())).await);
-    for (_, _, runs) in &readers {
+    let mut readers = vec![read(&connections[0]).await];
+    readers.extend(futures::future::join_all(connections[1..4].iter().map(read)).await);
+    for (_, runs) in &readers {
         assert!(*runs == wanted, "{} of {KEPT}", runs.len());
     }
     publisher.publish(&[cancel(KEPT)]).await.unwrap();
-    for (_, reader, _) in &mut readers {
+    for (reader, _) in &mut readers {
         let next = tokio::time::timeout(TIMEOUT, reader.next()).await;
         assert_eq!(next.unwrap().unwrap().run.as_str(), format!("r{KEPT}"));
     }
-    let (_, _, runs) = read().await;
+    let (_, runs) = read(&connections[4]).await;
     assert_eq!(runs.len(), wanted.len() + 1);
     testkit::wait_until("the messages to return", TIMEOUT, async || {
         vhost.ready("etl.control").await == u64::from(KEPT) + 1
