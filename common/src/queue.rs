@@ -17,6 +17,7 @@ mod kind;
 mod outgoing;
 mod policy;
 mod publisher;
+mod retention;
 mod stream;
 mod topology;
 
@@ -33,8 +34,9 @@ pub use kind::{Kind, pretended};
 pub use outgoing::{Outgoing, Unsendable};
 pub use policy::{Handler, Intake, Prefetch, Stage, consume, over_limit};
 pub use publisher::Publisher;
+pub use retention::{limit_age, pad};
 pub use stream::{Begin, StreamReader};
-pub use topology::{Archive, Archived, Declare, Topology, declare, has_streams};
+pub use topology::{ARCHIVE_BYTES, Archive, Archived, Declare, Topology, declare, has_streams};
 
 pub use crate::message::QueueName;
 

@@ -23,6 +23,7 @@ const KNOWN: &[&str] = &[
     "declare",
     "http_addr",
     "jobs",
+    "management_url",
     "migrate",
     "parked_bytes",
     "price_per_tb",

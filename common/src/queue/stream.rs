@@ -65,9 +65,19 @@ impl StreamReader {
         Ok(Self { stream, marker })
     }
 
-    /// The next message from before the reader was opened, which stays in the stream; none after the last. The marker is
-    /// confirmed, so that a delivery must come.
+    /// The next message from before the reader was opened, which stays in the stream; none after the last.
     pub async fn next_earlier(&mut self) -> Result<Option<RawDelivery>, QueueError> {
+        let delivery = self.next().await?;
+        Ok(Some(delivery).filter(|delivery| delivery.id() != self.marker))
+    }
+
+    /// The place of the next message, which may be the reader's own.
+    pub(super) async fn next_offset(&mut self) -> Result<Option<u64>, QueueError> {
+        Ok(self.next().await?.offset())
+    }
+
+    /// The marker is confirmed, so that a delivery must come.
+    async fn next(&mut self) -> Result<RawDelivery, QueueError> {
         let next = timeout(CALL_TIMEOUT, self.stream.next_of_any()).await;
         let delivery = next.map_err(|_| QueueError::Timeout {
             doing: format!("reading {} to its end", ARCHIVE.name()),
@@ -84,7 +94,7 @@ impl StreamReader {
         if let Err(error) = delivery.settle().await {
             tracing::debug!(%error, "no more of the stream can be requested");
         }
-        Ok(Some(delivery).filter(|delivery| delivery.id() != self.marker))
+        Ok(delivery)
     }
 
     /// Stops reading.

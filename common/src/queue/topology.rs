@@ -20,9 +20,9 @@ const WORK_QUEUE_BYTES: i64 = 1 << 30;
 const PARKED_QUEUE_BYTES: i64 = 4 << 30;
 
 /// The retention of the archive, by size and by age. RabbitMQ removes whole segments.
-const ARCHIVE_BYTES: i64 = 20 << 30;
-const ARCHIVE_AGE: &str = "7D";
-const ARCHIVE_SEGMENT_BYTES: i64 = 64 << 20;
+pub const ARCHIVE_BYTES: u64 = 20 << 30;
+pub(super) const ARCHIVE_DAYS: u32 = 7;
+pub(super) const ARCHIVE_SEGMENT_BYTES: usize = 64 << 20;
 
 /// The retention of the control messages: thousands of them, which are read within a second; the oldest go
 /// first. An extractor that misses one works in vain, and the ledger still decides.
@@ -66,11 +66,11 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
         QueueName::Archive => {
             // As many as a quorum queue has; else every node of the cluster gets one.
             set("x-initial-cluster-size", AMQPValue::LongInt(MEMBERS));
-            set("x-max-age", text(ARCHIVE_AGE));
-            set("x-max-length-bytes", number(ARCHIVE_BYTES));
+            set("x-max-age", text(&format!("{ARCHIVE_DAYS}D")));
+            set("x-max-length-bytes", number(ARCHIVE_BYTES.cast_signed()));
             set(
                 "x-stream-max-segment-size-bytes",
-                number(ARCHIVE_SEGMENT_BYTES),
+                number((ARCHIVE_SEGMENT_BYTES as u64).cast_signed()),
             );
         }
         QueueName::Control => {

@@ -5,6 +5,8 @@ use common::queue::{
     self, Archive, Archived, Connection, ControlReader, Declare, Outgoing, Publisher, QueueError,
     QueueName, Topology, inspect, pretended,
 };
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable};
 use testkit::relay::Relay;
 use testkit::servers::{private_broker_without_streams, vhost};
 use testkit::{TIMEOUT, wait_until};
@@ -216,4 +218,59 @@ async fn reader_without_a_queue_of_its_own_finds_each_control_message_once() {
             serde_json::Value::Null,
         )
         .await;
+}
+
+#[tokio::test]
+async fn padding_ends_a_segment_so_that_old_messages_go() {
+    // As the archive is declared, but small and for a second.
+    let vhost = vhost().await;
+    let mut arguments = FieldTable::default();
+    let mut set = |name: &str, value| {
+        arguments.insert(name.into(), value);
+    };
+    set("x-queue-type", AMQPValue::LongString("stream".into()));
+    set("x-max-age", AMQPValue::LongString("1s".into()));
+    let segment = 1 << 20;
+    set(
+        "x-stream-max-segment-size-bytes",
+        AMQPValue::LongInt(segment),
+    );
+    let durable = QueueDeclareOptions::durable();
+    let channel = vhost.channel().await;
+    let declared = channel.queue_declare("etl.archive".into(), durable, arguments);
+    declared.await.unwrap();
+    vhost.publish("etl.archive", b"a raw value").await;
+    let connection = opened(&vhost.amqp_url).await;
+    let first = async || {
+        let begin = queue::Begin::Offset(0);
+        let mut reader = queue::StreamReader::open_archive(&connection, begin)
+            .await
+            .unwrap();
+        let first = reader.next_earlier().await.unwrap();
+        reader.close(&connection).await;
+        first.and_then(|message| message.offset())
+    };
+    // Until its messages are too old: that ends no segment.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(first().await, Some(0));
+    wait_until("the broker to remove the segment", TIMEOUT, async || {
+        queue::pad(&connection, 1 << 20).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(1_200)).await;
+        first().await != Some(0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn archive_is_padded_once_a_day() {
+    let vhost = vhost().await;
+    let connection = connect(&vhost).await;
+    assert!(!queue::limit_age(&connection).await.unwrap(), "it is empty");
+    let mut publisher = Publisher::open(&connection).await.unwrap();
+    publisher
+        .publish(&[Outgoing::of(&crate::event(1)).unwrap().archived()])
+        .await
+        .unwrap();
+    assert!(queue::limit_age(&connection).await.unwrap());
+    assert!(!queue::limit_age(&connection).await.unwrap());
 }

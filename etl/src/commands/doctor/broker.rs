@@ -102,8 +102,9 @@ async fn examine_on(
             compare(connection, queue, settings.declare, findings).await?;
         }
     }
-    if let Some(why) = no_archive {
-        archive::absent(&why, settings, store, findings).await?;
+    match no_archive {
+        Some(why) => archive::absent(&why, settings, store, findings).await?,
+        None => archive::room(vhost, findings).await,
     }
     consumers(connection, findings).await?;
     Ok(unreadable(connection, vhost, findings).await?)
