@@ -73,7 +73,9 @@ pub enum QueueError {
     },
     #[error("the consumer of {queue} ended: the queue was deleted or the broker cancelled it")]
     ConsumerEnded { queue: &'static str },
-    #[error("the queue {queue} does not exist; the next session declares it again")]
+    #[error(
+        "the queue {queue} does not exist, or no binding leads to it; the next session declares both again, or with ETL_DECLARE=skip an administrator does: `etl topology`"
+    )]
     Unroutable { queue: String },
     #[error(
         "the queue {queue} stayed full with {messages} messages; the stage that consumes it is slower or not running"

@@ -193,6 +193,7 @@ pub async fn declare(connection: &Connection, topology: Topology) -> Result<Arch
         for queue in wanted {
             expect(connection, queue).await?;
         }
+        expect_exchange(connection).await?;
         return Ok(archived);
     }
     let channel = connection.channel().await?;
@@ -265,6 +266,33 @@ async fn expect(connection: &Connection, queue: QueueName) -> Result<(), QueueEr
         Err(error) => Err(error),
     }
 }
+
+/// The same for the exchange of the control messages.
+async fn expect_exchange(connection: &Connection) -> Result<(), QueueError> {
+    let exchange = QueueName::Control.exchange();
+    let channel = connection.channel().await?;
+    let options = ExchangeDeclareOptions {
+        passive: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let (kind, none) = (ExchangeKind::Fanout, FieldTable::default());
+    let doing = format!("looking for the exchange {exchange}");
+    let declared = channel.exchange_declare(exchange.into(), kind, options, none);
+    match within(&doing, declared).await {
+        Ok(()) => {
+            connection.close_channel(&channel).await;
+            Ok(())
+        }
+        Err(QueueError::Denied { .. }) => Ok(()),
+        Err(QueueError::Broker { source, .. }) if amqp_code(&source) == Some(404) => {
+            Err(QueueError::Absent { queue: EXCHANGE })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// How an error names it.
+const EXCHANGE: &str = "etl.control, an exchange,";
 
 /// Declares the exchange of the control messages, and binds the queue that keeps them.
 async fn declare_control(channel: &Channel) -> Result<(), QueueError> {

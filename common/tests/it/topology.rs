@@ -5,7 +5,7 @@ use common::queue::{
     self, Archive, Archived, Connection, ControlReader, Declare, Outgoing, Publisher, QueueError,
     QueueName, Topology, inspect, pretended,
 };
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use testkit::relay::Relay;
 use testkit::servers::{private_broker_without_streams, vhost};
@@ -135,6 +135,17 @@ async fn queue_that_nobody_declared_is_waited_for_by_name() {
     assert!(
         said.contains("etl.unreadable does not exist") && said.contains("etl topology"),
         "{said}"
+    );
+    queue::declare(&connection, STREAM).await.unwrap();
+    let channel = vhost.channel().await;
+    let deleted = channel.exchange_delete("etl.control".into(), ExchangeDeleteOptions::default());
+    deleted.await.unwrap();
+    let absent = queue::declare(&connection, SKIP).await.unwrap_err();
+    assert!(
+        absent
+            .to_string()
+            .contains("etl.control, an exchange, does not exist"),
+        "{absent}"
     );
     // An administrator imports the definitions, and the services find what they would have declared.
     let definitions = queue::definitions(&url(&vhost), true).unwrap();
