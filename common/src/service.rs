@@ -273,6 +273,11 @@ async fn attempt(
         health: health.clone(),
         stop: stop.child_token(),
     };
+    // Without permission even a look may be refused, which ends the session.
+    let measured = match settings.declare {
+        Declare::Create => service.consumes,
+        Declare::Skip => &[],
+    };
     let mut outcome = {
         let work = async {
             // `watched` reports a lost connection, unless a call that fails with it says more.
@@ -282,7 +287,7 @@ async fn attempt(
             }
             tokio::select! {
                 ended = session(&state) => ended,
-                never = measure(&state, service.consumes) => match never {},
+                never = measure(&state, measured) => match never {},
             }
         };
         watched(work, &state, stop, settings.shutdown_deadline).await

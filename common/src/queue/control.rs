@@ -48,10 +48,11 @@ impl<'a> ControlReader<'a> {
         apply: impl FnMut(Control),
     ) -> Result<Self, QueueError> {
         let (queue, none) = (QueueName::Control, FieldTable::default());
-        let follower = match topology::declare_control_follower(consuming).await {
-            Ok(own) => Some(Consumer::open_named(consuming, queue, &own, 1, none).await?),
-            Err(QueueError::Denied { .. }) => None,
-            Err(error) => return Err(error),
+        let follower = if may_declare(consuming).await? {
+            let own = topology::declare_control_follower(consuming).await?;
+            Some(Consumer::open_named(consuming, queue, &own, 1, none).await?)
+        } else {
+            None
         };
         let mut reader = Self {
             consuming,
@@ -106,6 +107,19 @@ impl<'a> ControlReader<'a> {
         })??;
         self.known = kept;
         Ok(())
+    }
+}
+
+/// Whether the user may declare a follower's queue. On a connection of its own: a session counts a refusal as the loss of its
+/// connection.
+async fn may_declare(connection: &Connection) -> Result<bool, QueueError> {
+    let own = connection.another("etl probing").await?;
+    let declared = topology::declare_control_follower(&own).await;
+    own.close().await;
+    match declared {
+        Ok(_) => Ok(true),
+        Err(QueueError::Denied { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -63,8 +63,16 @@ fn lacks(error: &lapin::Error) -> bool {
     }
 }
 
-/// A sentence where quorum queues are not what they are called. It creates no queue.
+/// A sentence where quorum queues are not what they are called. It creates no queue, and has a connection of its own: a session
+/// counts each refusal on its connections as their loss.
 pub async fn pretended(connection: &Connection) -> Result<Option<String>, QueueError> {
+    let own = connection.another("etl probing").await?;
+    let pretended = pretended_on(&own).await;
+    own.close().await;
+    pretended
+}
+
+async fn pretended_on(connection: &Connection) -> Result<Option<String>, QueueError> {
     let is_pretended = match has_kind(connection, "quorum").await? {
         Kind::Pretends => true,
         Kind::Has => takes_as_classic(connection, QueueName::Dead).await?,
