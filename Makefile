@@ -8,7 +8,7 @@ help:
 	@echo 'make stop         ends what the demo started; the data stays'
 	@echo 'make clean-local  ends it and deletes its data'
 	@echo 'make test         formatting, lints, deployment files, the demo, the commands of the documentation, and all tests'
-	@echo 'make test-all     make test, and what takes longer: behind a pooler, 3 GiB for a locked target, a cluster of brokers, the soak'
+	@echo 'make test-all     make test, and what takes longer: all tests behind a pooler and without an archive, 3 GiB for a locked target, a cluster of brokers, the soak'
 	@echo 'make test-pooler  the tests that use PostgreSQL, with a PgBouncer in session mode in front of it'
 	@echo 'make test-notebook  executes docs/confirm_load.ipynb in the demo'
 	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
@@ -30,17 +30,20 @@ check:
 	cargo clippy -p etl --test cluster --test volume -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
 
+# What concerns the archive and cancellations runs without an archive, too; ETL_TEST_ARCHIVE is the ETL_ARCHIVE of every program.
 # The tests come last, so that the output ends with cargo's summary.
 test:
 	@deploy/local/setup
 	$(MAKE) check
 	deploy/local/test-deploy
 	deploy/local/test-demo
+	ETL_TEST_ARCHIVE=off deploy/local/with-servers cargo test -p etl --test it --test faults -- archive cancel replay operator stopping
 	deploy/local/with-servers cargo test --workspace
 
 # Also what takes longer. Each cluster has three brokers, so that its tests take turns.
 test-all: test
 	$(MAKE) test-pooler
+	ETL_TEST_ARCHIVE=off deploy/local/with-servers cargo test --workspace
 	deploy/local/with-servers cargo test -p etl --test volume
 	deploy/local/with-servers cargo test -p etl --test cluster -- --test-threads 1
 	deploy/local/soak

@@ -4,9 +4,10 @@ use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
 /// The modules, the lowest first. Each names only modules before it.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
     "backoff",
     "secret",
+    "http",
     "reason",
     "schema",
     "canonical",

@@ -3,8 +3,8 @@
 //! Four layers, the lowest first. A module uses the modules before it and none after it
 //! (the test in `layers.rs` fails otherwise):
 //!
-//! 1. The job and its types: [`schema`], [`canonical`], [`rows`], [`job`]; below them [`secret`], [`reason`] and
-//!    [`mod@backoff`].
+//! 1. The job and its types: [`schema`], [`canonical`], [`rows`], [`job`]; below them [`secret`], [`http`],
+//!    [`reason`] and [`mod@backoff`].
 //! 2. The messages: [`message`], each bound to its queue.
 //! 3. RabbitMQ: [`queue`].
 //! 4. A program's runtime: [`settings`], [`stack`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`],
@@ -15,6 +15,7 @@ pub mod canonical;
 pub mod command;
 pub mod failpoint;
 pub mod findings;
+pub mod http;
 pub mod job;
 #[cfg(test)]
 mod layers;

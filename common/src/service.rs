@@ -17,7 +17,10 @@ use tokio_util::task::TaskTracker;
 use crate::backoff::{Repetition, backoff};
 use crate::lifecycle::{Health, serve_http, shutdown_on_signal};
 use crate::message::{Message, QueueName};
-use crate::queue::{self, Connection, Handler, Prefetch, Publisher, QueueError, Stage};
+use crate::queue::{
+    self, Archive, Archived, Connection, Declare, Handler, Prefetch, Publisher, QueueError, Stage,
+    Topology,
+};
 use crate::reason::paragraph;
 use crate::secret::SecretUrl;
 use crate::settings;
@@ -44,11 +47,26 @@ pub struct ServiceSettings {
     /// The broker (`ETL_AMQP_URL`).
     #[serde(default = "local_broker")]
     pub amqp_url: SecretUrl,
+    /// Whether raw batches are kept for replays.
+    #[serde(default)]
+    pub archive: Archive,
+    /// Who declares the queues.
+    #[serde(default)]
+    pub declare: Declare,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub http_addr: Option<SocketAddr>,
     /// How long a service may take to finish the deliveries in hand after the signal to stop.
     #[serde(default = "default_deadline", with = "humantime_serde")]
     pub shutdown_deadline: Duration,
+}
+
+impl ServiceSettings {
+    pub fn topology(&self) -> Topology {
+        Topology {
+            archive: self.archive,
+            declare: self.declare,
+        }
+    }
 }
 
 fn local_broker() -> SecretUrl {
@@ -88,6 +106,8 @@ pub struct Session {
     pub name: &'static str,
     pub consuming: Connection,
     pub publishing: Connection,
+    /// Whether raw batches are archived.
+    pub archived: Archived,
     pub health: Health,
     /// Cancelled when the process must stop or a connection is lost: take no new delivery, settle those
     /// in hand, return.
@@ -238,9 +258,10 @@ async fn attempt(
         let consuming = Connection::open(&settings.amqp_url, &name("consuming")).await?;
         let publishing =
             Connection::open_to_publish(&settings.amqp_url, &name("publishing")).await?;
-        Ok::<_, QueueError>((consuming, publishing))
+        let declared = queue::declare(&publishing, settings.topology()).await;
+        Ok::<_, QueueError>((consuming, publishing, declared?))
     };
-    let (consuming, publishing) = tokio::select! {
+    let (consuming, publishing, archived) = tokio::select! {
         connected = connect => connected?,
         () = stop.cancelled() => return Ok(()),
     };
@@ -248,19 +269,25 @@ async fn attempt(
         name: service.name,
         consuming,
         publishing,
+        archived,
         health: health.clone(),
         stop: stop.child_token(),
+    };
+    // Without permission even a look may be refused, which ends the session.
+    let measured = match settings.declare {
+        Declare::Create => service.consumes,
+        Declare::Skip => &[],
     };
     let mut outcome = {
         let work = async {
             // `watched` reports a lost connection, unless a call that fails with it says more.
             tokio::select! {
-                prepared = prepare(service, &state) => prepared?,
+                prepared = prepare(service, &state, settings.topology()) => prepared?,
                 () = stop.cancelled() => return Ok(()),
             }
             tokio::select! {
                 ended = session(&state) => ended,
-                never = measure(&state, service.consumes) => match never {},
+                never = measure(&state, measured) => match never {},
             }
         };
         watched(work, &state, stop, settings.shutdown_deadline).await
@@ -279,17 +306,31 @@ async fn attempt(
     outcome
 }
 
-/// Declares the queues. For a service that publishes, also waits until the broker accepts messages: during
+/// Says what the broker has. For a service that publishes, also waits until the broker accepts messages: during
 /// an alarm it connects and declares as always, and a session would take deliveries that it cannot
 /// pass on.
-async fn prepare(service: Service, session: &Session) -> Result<(), QueueError> {
-    queue::declare(&session.publishing).await?;
+async fn prepare(
+    service: Service,
+    session: &Session,
+    topology: Topology,
+) -> Result<(), QueueError> {
+    if topology.declare == Declare::Create
+        && let Some(pretended) = queue::pretended(&session.publishing).await?
+    {
+        tracing::warn!("{pretended}");
+    }
     if service.publishes {
         let mut publisher = Publisher::open(&session.publishing).await?;
         publisher.probe().await?;
         publisher.close().await;
     }
-    tracing::info!("connected to the broker");
+    let archive = match &session.archived {
+        Archived::Yes => "raw batches are kept in the stream etl.archive",
+        Archived::No(why) => &format!(
+            "raw batches are not kept, since {why}; `etl replay` reads the query's result in S3 again"
+        ),
+    };
+    tracing::info!(archive, "connected to the broker");
     let health = &session.health;
     health.not_ready("broker", "connected, and the session starts");
     Ok(())

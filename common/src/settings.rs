@@ -17,12 +17,15 @@ pub use crate::secret::SecretUrl;
 /// The settings of all programs. Another key in the file is an error.
 const KNOWN: &[&str] = &[
     "amqp_url",
+    "archive",
     "config",
     "database_password_command",
     "database_password_file",
     "database_url",
+    "declare",
     "http_addr",
     "jobs",
+    "management_url",
     "migrate",
     "parked_bytes",
     "price_per_tb",

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use common::queue::{
-    self, Begin, Connection, Outgoing, Publisher, QueueError, QueueName, RawDelivery, StreamReader,
-    inspect,
+    self, Archived, Begin, Connection, Outgoing, Publisher, QueueError, QueueName, RawDelivery,
+    StreamReader, inspect,
 };
 use common::reason::paragraph;
 use common::service::ServiceSettings;
@@ -82,6 +82,7 @@ async fn depths_on(connection: &Connection) -> Result<Vec<Depth>, QueueError> {
 pub struct Broker {
     url: SecretUrl,
     connection: Connection,
+    archived: Archived,
     /// Tells the user why sending waits.
     notice: fn(&str),
 }
@@ -95,9 +96,8 @@ impl Broker {
         let connection = Connection::open(&settings.amqp_url, "etl")
             .await
             .context(remedy)?;
-        queue::declare(&connection)
-            .await
-            .context("cannot declare the queues")?;
+        let declared = queue::declare(&connection, settings.topology()).await;
+        let archived = declared.context("cannot use the queues")?;
         let mut publisher = Publisher::open(&connection).await.context(remedy)?;
         let probe = timeout(PROBE_TIMEOUT, publisher.probe()).await;
         probe
@@ -113,8 +113,17 @@ impl Broker {
         Ok(Self {
             url: settings.amqp_url,
             connection,
+            archived,
             notice,
         })
+    }
+
+    /// Why there is no archive; none where there is.
+    pub fn no_archive(&self) -> Option<&str> {
+        match &self.archived {
+            Archived::Yes => None,
+            Archived::No(why) => Some(why),
+        }
     }
 
     /// Returns when the broker has confirmed the messages.

@@ -15,6 +15,7 @@ pub mod replay;
 pub mod run;
 pub mod runs;
 pub mod status;
+pub mod topology;
 pub mod trace;
 
 use clap::{ArgMatches, Args};
@@ -39,6 +40,7 @@ fn all() -> Vec<Entry> {
         Entry::new::<rejects::Arguments>("rejects"),
         Entry::new::<trace::Arguments>("trace"),
         Entry::new::<doctor::Arguments>("doctor"),
+        Entry::new::<topology::Arguments>("topology"),
         Entry::new::<prune::Arguments>("prune"),
         Entry::new::<completion::Arguments>("completion"),
     ]

@@ -9,6 +9,7 @@ pub mod commands;
 pub mod follow;
 pub mod jobs;
 pub mod loss;
+pub mod management;
 pub mod output;
 pub mod request;
 pub mod store;

@@ -22,6 +22,7 @@ const WINDOW_BYTES: usize = 2 << 20;
 #[derive(Debug)]
 pub struct Outbox {
     template: RawBatch,
+    archives: bool,
     trace: Option<String>,
     capacity: Arc<Semaphore>,
     sender: mpsc::UnboundedSender<Ready>,
@@ -43,7 +44,7 @@ pub enum PutError {
 
 /// A batch as the messages that carry it.
 struct Ready {
-    messages: [Outgoing; 2],
+    messages: Vec<Outgoing>,
     bytes: usize,
     text_bytes: u64,
     next: Cursor,
@@ -64,13 +65,14 @@ pub struct Window {
 }
 
 /// Makes both ends. All batches have what `template` has, apart from their place and their rows.
-/// `trace` is the parent of their spans.
-pub fn channel(template: RawBatch, trace: Option<String>) -> (Outbox, Inbox) {
+/// `archives` says whether each is archived, and `trace` is the parent of their spans.
+pub fn channel(template: RawBatch, archives: bool, trace: Option<String>) -> (Outbox, Inbox) {
     // The semaphore bounds it.
     let (sender, receiver) = mpsc::unbounded_channel();
     let capacity = Arc::new(Semaphore::new(CAPACITY_BYTES));
     let outbox = Outbox {
         template,
+        archives,
         trace,
         capacity,
         sender,
@@ -93,13 +95,15 @@ impl Outbox {
         };
         full.id.seq = batch.seq;
         let raw = Outgoing::of(&full)?.traced(traceparent.as_deref());
-        let archived = raw.archived();
         drop(full);
-        let bytes = raw.bytes() + archived.bytes();
+        // The archive first, so that a batch that was loaded can be replayed.
+        let archived = self.archives.then(|| raw.archived());
+        let messages: Vec<_> = archived.into_iter().chain([raw]).collect();
+        let bytes = messages.iter().map(Outgoing::bytes).sum::<usize>();
         let permits = u32::try_from(bytes.min(CAPACITY_BYTES)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.capacity).acquire_many_owned(permits).await;
         let ready = Ready {
-            messages: [archived, raw],
+            messages,
             bytes,
             text_bytes,
             next,

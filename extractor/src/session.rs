@@ -6,11 +6,13 @@ use std::time::Duration;
 use common::backoff::Repetition;
 use common::failpoint;
 use common::message::{Command, ExtractTask};
-use common::queue::{ControlReader, Delivery, Handler, Intake, Prefetch, Publisher, QueueError};
+use common::queue::{
+    self, ControlReader, Delivery, Handler, Intake, Prefetch, Publisher, QueueError,
+};
 use common::service::{Fault, Session};
 use common::settings;
 use common::telemetry::trace;
-use futures::future::try_join;
+use futures::future::try_join3;
 use tokio::time::sleep;
 use tracing::Instrument;
 
@@ -54,15 +56,48 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
     });
     let consume = session.consume(PREFETCH, handlers);
     let follow = follow(session, reader, &controls);
-    try_join(Box::pin(follow), Box::pin(consume))
-        .await
-        .map(drop)
+    try_join3(
+        Box::pin(follow),
+        Box::pin(consume),
+        Box::pin(limit_age(session)),
+    )
+    .await
+    .map(drop)
+}
+
+/// How often the age of the archive is looked at, on average.
+const AGE_INTERVAL: Duration = Duration::from_hours(1);
+
+/// Keeps the archive from growing older than it should, until the session ends. What fails is tried again an hour later.
+async fn limit_age(session: &Session) -> Result<(), Fault> {
+    if !session.archived.is_yes() {
+        return Ok(());
+    }
+    loop {
+        // Not at the same time as another extractor, which then finds the padding of this one.
+        let pause = AGE_INTERVAL.mul_f64(rand::random_range(0.5..1.5));
+        tokio::select! {
+            () = session.stop.cancelled() => return Ok(()),
+            () = sleep(pause) => {}
+        }
+        let limited = tokio::select! {
+            () = session.stop.cancelled() => return Ok(()),
+            limited = queue::limit_age(&session.consuming) => limited,
+        };
+        match limited {
+            Ok(true) => tracing::info!(
+                "a segment of the archive was ended, so that the broker removes old ones"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "the age of the archive was not limited"),
+        }
+    }
 }
 
 /// Applies every control message until the session ends.
 async fn follow(
     session: &Session,
-    mut reader: ControlReader,
+    mut reader: ControlReader<'_>,
     controls: &Controls,
 ) -> Result<(), Fault> {
     loop {
@@ -164,6 +199,7 @@ impl Tasks<'_> {
             publisher,
             health: &self.session.health,
             controls: self.controls,
+            archives: self.session.archived.is_yes(),
             trace: match &begun {
                 Some(span) => trace::join(span, None),
                 None => parent,

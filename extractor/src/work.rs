@@ -65,6 +65,8 @@ pub(crate) struct Worker<'a, 'c> {
     pub(crate) publisher: &'a mut Publisher<'c>,
     pub(crate) health: &'a Health,
     pub(crate) controls: &'a Controls,
+    /// Whether batches are archived.
+    pub(crate) archives: bool,
     /// The `traceparent` of the span that is the parent of the run's spans.
     pub(crate) trace: Option<String>,
     pub(crate) setbacks: Setbacks,

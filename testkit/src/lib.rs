@@ -4,6 +4,7 @@
 //!
 //! Helpers panic with a sentence instead of returning errors, since their callers are tests.
 
+pub mod certificates;
 pub mod cloud;
 pub mod endpoint;
 pub mod http;

@@ -19,6 +19,8 @@ pub struct Pipeline {
     pub database: Database,
     pub jobs: TempDir,
     pub services: Vec<Process>,
+    /// `ETL_ARCHIVE` of every program, if not that of the whole suite.
+    pub archive: Option<&'static str>,
 }
 
 impl Pipeline {
@@ -27,16 +29,28 @@ impl Pipeline {
         Self::with_replicas(1).await
     }
 
+    /// The same with an archive, whatever the setting of the suite: for a test that is about what the archive has.
+    pub async fn archiving() -> Self {
+        let mut pipeline = Self::without_services().await;
+        pipeline.archive = Some("stream");
+        pipeline.started(1).await
+    }
+
     /// The given number of replicas of each service, ready.
     pub async fn with_replicas(replicas: usize) -> Self {
-        let mut pipeline = Self::without_services().await;
+        Self::without_services().await.started(replicas).await
+    }
+
+    /// The same pipeline with so many more replicas of each service, ready.
+    pub async fn started(mut self, replicas: usize) -> Self {
+        let pipeline = &mut self;
         for name in ["loader", "transformer", "extractor"] {
             for _ in 0..replicas {
                 let service = pipeline.service(name).start().await;
                 pipeline.services.push(service);
             }
         }
-        pipeline
+        self
     }
 
     /// Everything but the services.
@@ -64,6 +78,7 @@ impl Pipeline {
             database,
             jobs,
             services: Vec::new(),
+            archive: None,
         }
     }
 
@@ -83,6 +98,10 @@ impl Pipeline {
                     .expect("the folder's path is UTF-8"),
             )
             .envs(self.cloud.env())
+            .envs(
+                self.archive
+                    .map(|archive| ("ETL_ARCHIVE".to_owned(), archive.to_owned())),
+            )
     }
 
     /// Writes a job whose SQL is `SELECT * FROM NAME`, which the emulator answers with `result`.

@@ -24,8 +24,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// The binary `name` of this workspace, with only `PATH` of the caller's environment. It serves its health on a free
-    /// port.
+    /// The binary `name` of this workspace, with only `PATH` of the caller's environment, and `ETL_TEST_ARCHIVE` as its
+    /// `ETL_ARCHIVE`: the same tests run in each setting. It serves its health on a free port.
     pub fn new(name: &str) -> Self {
         let mut command = Command::new(binary(name));
         command
@@ -35,6 +35,9 @@ impl Service {
             .env("ETL_HTTP_ADDR", "127.0.0.1:0")
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        if let Some(archive) = archive() {
+            command.env("ETL_ARCHIVE", archive);
+        }
         Self {
             name: name.to_owned(),
             command,
@@ -113,6 +116,12 @@ pub struct Finished {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
+}
+
+/// The setting of the archive that the tests run in, if it is not the default.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
+fn archive() -> Option<String> {
+    std::env::var("ETL_TEST_ARCHIVE").ok()
 }
 
 #[expect(

@@ -46,6 +46,8 @@ struct Shared {
     target: watch::Sender<String>,
     /// How long bytes are under way, in each direction.
     delay: watch::Sender<Duration>,
+    /// What a client of AMQP says, and what the server hears instead, of the same length.
+    instead: Mutex<Vec<(&'static str, &'static str)>>,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,7 @@ impl Relay {
             connections: watch::Sender::new(0),
             target: watch::Sender::new(target.to_owned()),
             delay: watch::Sender::new(Duration::ZERO),
+            instead: Mutex::new(Vec::new()),
         });
         #[expect(
             clippy::disallowed_methods,
@@ -116,6 +119,17 @@ impl Relay {
     /// Holds what is sent up for this time, in each direction, as a server far away does.
     pub fn delay(&self, delay: Duration) {
         self.shared.delay.send_replace(delay);
+    }
+
+    /// A server of AMQP that new connections lead to hears another text of the same length.
+    pub fn say_instead(&self, pairs: &[(&'static str, &'static str)]) {
+        assert!(pairs.iter().all(|(one, other)| one.len() == other.len()));
+        *self.instead() = pairs.to_vec();
+    }
+
+    fn instead(&self) -> std::sync::MutexGuard<'_, Vec<(&'static str, &'static str)>> {
+        let instead = &self.shared.instead;
+        instead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes the open connections; new ones follow the mode.
@@ -237,6 +251,15 @@ async fn pump(
     let mut buffer = vec![0; 64 * 1024];
     // The end of the forwarded bytes, since a pattern may span two reads.
     let mut tail = Vec::new();
+    let instead = match direction {
+        Direction::ToServer => shared
+            .instead
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone(),
+        Direction::ToClient => Vec::new(),
+    };
+    let mut held = Vec::new();
     loop {
         let length = match from.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
@@ -264,10 +287,48 @@ async fn pump(
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if to.write_all(&buffer[..length]).await.is_err() {
+        let sent = if instead.is_empty() {
+            to.write_all(&buffer[..length]).await
+        } else {
+            held.extend_from_slice(&buffer[..length]);
+            let frames = whole_frames(&mut held);
+            to.write_all(&replaced(frames, &instead)).await
+        };
+        if sent.is_err() {
             return;
         }
     }
+}
+
+/// Takes the protocol header and the frames of AMQP that have arrived wholly: type, channel, length, payload, end.
+fn whole_frames(held: &mut Vec<u8>) -> Vec<u8> {
+    let mut end = 0;
+    loop {
+        let rest = &held[end..];
+        let length = match rest {
+            [b'A', b'M', b'Q', b'P', ..] => 8,
+            [_, _, _, a, b, c, d, ..] => 8 + u32::from_be_bytes([*a, *b, *c, *d]) as usize,
+            _ => break,
+        };
+        if rest.len() < length {
+            break;
+        }
+        end += length;
+    }
+    held.drain(..end).collect()
+}
+
+fn replaced(mut bytes: Vec<u8>, pairs: &[(&str, &str)]) -> Vec<u8> {
+    for (one, other) in pairs {
+        let (one, other) = (one.as_bytes(), other.as_bytes());
+        let places: Vec<_> = (0..bytes.len())
+            .filter(|place| bytes[*place..].starts_with(one))
+            .collect();
+        for place in places {
+            bytes[place..place + one.len()].copy_from_slice(other);
+        }
+    }
+    bytes
 }
 
 /// True for bytes that contain the pattern, once or each time. The pattern must end behind the bytes that were forwarded

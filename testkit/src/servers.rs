@@ -12,7 +12,9 @@ mod standby;
 pub mod stranger;
 mod vhost;
 
-pub use broker::{Broker, private_broker, shared_broker};
+pub use broker::{
+    Broker, private_broker, private_broker_with, private_broker_without_streams, shared_broker,
+};
 pub use cluster::{Cluster, private_cluster};
 pub use message::Message;
 pub use pooler::{PoolMode, Pooler};

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
-use lapin::uri::AMQPUri;
-use lapin::{Channel, ConnectionProperties, Event};
+use lapin::{Channel, ConnectionProperties, Event, runtime};
 use url::Url;
 
+use super::address::Address;
 use super::{CALL_TIMEOUT, QueueError, is_unreceivable, within, within_time};
 use crate::reason::paragraph;
 use crate::secret::SecretUrl;
@@ -25,7 +25,11 @@ const PUBLISHING_FRAME: u32 = 64 << 10;
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A connection to the broker.
-pub struct Connection(lapin::Connection);
+pub struct Connection {
+    inner: lapin::Connection,
+    /// Of its host alone.
+    url: SecretUrl,
+}
 
 /// What happens to a connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,15 +44,9 @@ pub enum ConnectionEvent {
     Unreceivable(String),
 }
 
-/// A URL as lapin takes it.
-fn parsed(url: &Url) -> Result<AMQPUri, QueueError> {
-    // Its error may quote the URL.
-    url.as_str().parse().map_err(|_| QueueError::Url)
-}
-
 impl Connection {
     /// Connects under the name that RabbitMQ's management shows. The URL's query may set `heartbeat`, in
-    /// seconds, and `connection_timeout`, in milliseconds, which lapin itself ignores.
+    /// seconds, `connection_timeout`, in milliseconds, which lapin itself ignores, and the files of TLS.
     ///
     /// Of several hosts it takes the first that accepts the connection, from a random one on, so that the clients of a
     /// cluster spread over its nodes. A node that stops may refuse a user whom the others accept: a refusal counts only if
@@ -99,7 +97,9 @@ impl Connection {
         frame_max: Option<u32>,
         limit: Duration,
     ) -> Result<Self, QueueError> {
-        let mut uri = parsed(url)?;
+        let address = Address::of(url)?;
+        let tls = address.tls()?;
+        let mut uri = address.uri;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         // Without one lapin takes the broker's, the largest that there is. The headers of a message must fit into a frame, and a
         // message whose headers fit into the publisher's and not into ours cannot be received.
@@ -110,17 +110,29 @@ impl Connection {
             .query
             .connection_timeout
             .map_or(limit, Duration::from_millis);
-        let connecting = lapin::Connection::connect_uri(uri, properties);
-        within_time(limit, &doing, connecting).await.map(Self)
+        let connecting = async {
+            let runtime = runtime::default_runtime()?;
+            lapin::Connection::connect_uri_with_config(uri, properties, tls, runtime).await
+        };
+        let with_tls = url.scheme() == "amqps";
+        let connected = within_time(limit, &doing, connecting).await;
+        let inner = connected.map_err(|error| error.of_connecting(with_tls))?;
+        let url = url.clone().into();
+        Ok(Self { inner, url })
+    }
+
+    /// Another connection to the same host.
+    pub(super) async fn another(&self, name: &str) -> Result<Self, QueueError> {
+        Self::open(&self.url, name).await
     }
 
     /// The virtual host that a URL names, as `rabbitmqctl --vhost` takes it.
     pub fn vhost(url: &SecretUrl) -> Result<String, QueueError> {
-        Ok(parsed(url.expose())?.vhost)
+        Ok(Address::of(url.expose())?.uri.vhost)
     }
 
     pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
-        within("opening a channel", self.0.create_channel()).await
+        within("opening a channel", self.inner.create_channel()).await
     }
 
     /// Closes a channel that is no longer needed. One that cannot be closed ends with its connection.
@@ -132,13 +144,13 @@ impl Connection {
 
     /// Whether the broker accepts no messages for now (a memory or disk alarm).
     pub fn is_blocked(&self) -> bool {
-        self.0.status().blocked()
+        self.inner.status().blocked()
     }
 
     /// Waits until the broker accepts messages again, or the connection is lost.
     pub(super) async fn until_unblocked(&self) -> Result<(), QueueError> {
         while self.is_blocked() {
-            if !self.0.status().connected() {
+            if !self.inner.status().connected() {
                 return Err(QueueError::Blocked {
                     reason: "it blocked this connection until the connection was lost".to_owned(),
                 });
@@ -150,7 +162,7 @@ impl Connection {
 
     /// The events of the connection from now on. The last one is its loss, at once where it is lost already.
     pub fn events(&self) -> impl Stream<Item = ConnectionEvent> + Send + Unpin + 'static {
-        let status = self.0.status().clone();
+        let status = self.inner.status().clone();
         // lapin reports a loss only to those who listen at that moment, and not at all where a connection just ends. An
         // idle connection would not notice.
         let gone = stream::once(async move {
@@ -161,7 +173,7 @@ impl Connection {
             tokio::time::sleep(POLL_INTERVAL).await;
             ConnectionEvent::Lost("it ended without a reason".to_owned())
         });
-        let events = self.0.events_listener().filter_map(|event| {
+        let events = self.inner.events_listener().filter_map(|event| {
             std::future::ready(match event {
                 Event::ConnectionBlocked(reason) => Some(ConnectionEvent::Blocked(reason)),
                 Event::ConnectionUnblocked => Some(ConnectionEvent::Unblocked),
@@ -179,7 +191,7 @@ impl Connection {
     /// Closes the connection; deliveries that were not acked return to their queues. The wait for the
     /// broker's answer has a bound, since the close of a blocked connection hangs.
     pub async fn close(&self) {
-        if !self.0.status().connected() {
+        if !self.inner.status().connected() {
             return;
         }
         let limit = if self.is_blocked() {
@@ -187,7 +199,7 @@ impl Connection {
         } else {
             CALL_TIMEOUT / 4
         };
-        match tokio::time::timeout(limit, self.0.close(200, "done".into())).await {
+        match tokio::time::timeout(limit, self.inner.close(200, "done".into())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "connection not closed"),
             Err(_) => tracing::debug!("connection not closed in time"),

@@ -4,17 +4,19 @@
 //!
 //! `etl.control` is read without taking anything: a reader has every message in hand at once, and then
 //! closes its channel, which returns them. Its readers take turns (a single active consumer), so that
-//! none misses what another one has in hand.
+//! none misses what another one has in hand. An extractor that may not declare a queue of its own reads
+//! `etl.control` again and again instead.
 
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use lapin::options::QueuePurgeOptions;
 use lapin::types::FieldTable;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::consumer::{Any, Consumer};
 use super::{Connection, Delivery, Outgoing, Publisher, QueueError, topology, within};
-use crate::message::{Control, QueueName};
+use crate::message::{Control, Message, QueueName};
 use crate::reason::Reason;
 use crate::secret::SecretUrl;
 
@@ -22,38 +24,102 @@ use crate::secret::SecretUrl;
 /// half a minute.
 const READ_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A follower of the control messages that has applied every one from before it was opened.
-pub struct ControlReader(Consumer<Control>);
+/// How often `etl.control` is read by an extractor without a queue of its own.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-impl ControlReader {
+/// A reader of the control messages that has applied every one from before it was opened.
+pub struct ControlReader<'a> {
+    consuming: &'a Connection,
+    publishing: &'a Connection,
+    /// Gets each message; none where the user may not declare it.
+    follower: Option<Consumer<Control>>,
+    /// What `etl.control` had when it was read last.
+    known: HashSet<String>,
+    /// Read, and not returned yet.
+    new: VecDeque<Control>,
+}
+
+impl<'a> ControlReader<'a> {
     /// Calls `apply` with each message that is kept, oldest first. A message that is sent meanwhile may
     /// come twice.
     pub async fn open(
-        consuming: &Connection,
-        publishing: &Connection,
+        consuming: &'a Connection,
+        publishing: &'a Connection,
         apply: impl FnMut(Control),
     ) -> Result<Self, QueueError> {
-        let own = topology::declare_control_follower(consuming).await?;
         let (queue, none) = (QueueName::Control, FieldTable::default());
-        let follower = Consumer::open_named(consuming, queue, &own, 1, none).await?;
-        let reading = timeout(READ_TIMEOUT, read_kept(consuming, publishing, apply));
-        reading.await.map_err(|_| QueueError::Timeout {
-            doing: format!("reading the control messages in {}", queue.name()),
-            after: READ_TIMEOUT,
-        })??;
-        Ok(Self(follower))
+        let follower = if may_declare(consuming).await? {
+            let own = topology::declare_control_follower(consuming).await?;
+            Some(Consumer::open_named(consuming, queue, &own, 1, none).await?)
+        } else {
+            None
+        };
+        let mut reader = Self {
+            consuming,
+            publishing,
+            follower,
+            known: HashSet::new(),
+            new: VecDeque::new(),
+        };
+        reader.read().await?;
+        reader.new.drain(..).for_each(apply);
+        Ok(reader)
     }
 
     /// Waits for the next control message, without a timeout.
     pub async fn next(&mut self) -> Result<Control, QueueError> {
         loop {
-            let delivery = self.0.next().await?;
+            if let Some(control) = self.new.pop_front() {
+                return Ok(control);
+            }
+            let Some(follower) = &mut self.follower else {
+                sleep(POLL_INTERVAL).await;
+                self.read().await?;
+                continue;
+            };
+            let delivery = follower.next().await?;
             let control = read(&delivery);
             delivery.ack().await?;
             if let Some(control) = control {
                 return Ok(control);
             }
         }
+    }
+
+    /// Reads what `etl.control` has and this reader has not seen.
+    async fn read(&mut self) -> Result<(), QueueError> {
+        let mut kept = HashSet::new();
+        let reading = read_kept(self.consuming, self.publishing, |control| {
+            // A run is paused more than once.
+            let key = format!("{} {}", control.id(), control.at);
+            if !self.known.contains(&key) {
+                self.new.push_back(control);
+            }
+            kept.insert(key);
+        });
+        let read = timeout(READ_TIMEOUT, reading).await;
+        read.map_err(|_| QueueError::Timeout {
+            doing: format!(
+                "reading the control messages in {}",
+                QueueName::Control.name()
+            ),
+            after: READ_TIMEOUT,
+        })??;
+        self.known = kept;
+        Ok(())
+    }
+}
+
+/// Whether the user may declare a follower's queue. On a connection of its own: a session counts a refusal as the loss of its
+/// connection.
+async fn may_declare(connection: &Connection) -> Result<bool, QueueError> {
+    let own = connection.another("etl probing").await?;
+    let declared = topology::declare_control_follower(&own).await;
+    own.close().await;
+    match declared {
+        Ok(_) => Ok(true),
+        Err(QueueError::Denied { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -8,8 +8,9 @@ use lapin::types::FieldTable;
 use tokio::time::timeout;
 
 use super::consumer::{Any, Consumer};
+use super::error::{amqp_code, text};
 use super::topology::arguments;
-use super::{Connection, MAX_BODY, QueueError, amqp_code, within};
+use super::{Connection, MAX_BODY, QueueError, within};
 use crate::message::QueueName;
 
 /// The counts of a queue.
@@ -29,6 +30,8 @@ pub enum Declared {
     Missing,
     /// It has other arguments; the broker's sentence names them.
     Otherwise(String),
+    /// It exists, and this user may not compare its arguments.
+    Unknown,
 }
 
 /// A quorum queue that does not report its counts within 250 ms is reported as empty, without consumers. An empty answer
@@ -117,6 +120,7 @@ pub async fn check(connection: &Connection, queue: QueueName) -> Result<Declared
             Ok(Declared::AsWanted)
         }
         Err(error) if reply(&error) == Some(406) => Ok(Declared::Otherwise(broker_text(&error))),
+        Err(QueueError::Denied { .. }) => Ok(Declared::Unknown),
         Err(error) => Err(error),
     }
 }
@@ -165,12 +169,7 @@ fn reply(error: &QueueError) -> Option<u16> {
 /// The sentence of the broker in a refusal.
 fn broker_text(error: &QueueError) -> String {
     match error {
-        QueueError::Broker { source, .. } | QueueError::Denied { source, .. } => {
-            match source.kind() {
-                lapin::ErrorKind::ProtocolError(error) => error.get_message().to_string(),
-                _ => source.to_string(),
-            }
-        }
+        QueueError::Broker { source, .. } | QueueError::Denied { source, .. } => text(source),
         other => other.to_string(),
     }
 }

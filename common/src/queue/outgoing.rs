@@ -136,6 +136,17 @@ impl Outgoing {
         Self::new(queue, id.to_owned(), Vec::new(), properties)
     }
 
+    /// So many bytes of nothing, for the archive.
+    pub(super) fn padding(id: &str, bytes: usize) -> Self {
+        let properties = BasicProperties::default().with_type("padding.v1".into());
+        Self::new(
+            QueueName::Archive,
+            id.to_owned(),
+            vec![0; bytes],
+            properties,
+        )
+    }
+
     /// A delivery for `etl.dead`, with its body unchanged, the stage that failed, a reason for a person, and the number
     /// of attempts. Its headers are bounded, whatever the message's own are: a dead letter must fit where a message fits.
     pub fn dead(delivery: &RawDelivery, stage: &str, reason: &str, attempts: u32) -> Self {

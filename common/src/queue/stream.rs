@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::timeout;
 
 use super::consumer::{Any, Consumer};
-use super::{CALL_TIMEOUT, Connection, Outgoing, Publisher, QueueError, RawDelivery};
+use super::{CALL_TIMEOUT, Connection, Outgoing, Publisher, QueueError, RawDelivery, amqp_code};
 use crate::message::QueueName;
 
 /// Unacked deliveries at most.
@@ -52,24 +52,49 @@ impl StreamReader {
         publisher.close().await;
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), offset);
-        let stream = Consumer::open_queue(connection, ARCHIVE, PREFETCH, arguments).await?;
+        let opened = Consumer::open_queue(connection, ARCHIVE, PREFETCH, arguments).await;
+        let stream = opened.map_err(|error| match error {
+            // The argument of a stream.
+            QueueError::Broker { source, .. } if amqp_code(&source) == Some(406) => {
+                QueueError::NoStream {
+                    queue: ARCHIVE.name(),
+                }
+            }
+            other => other,
+        })?;
         Ok(Self { stream, marker })
     }
 
-    /// The next message from before the reader was opened, which stays in the stream; none after the last. The marker is
-    /// confirmed, so that a delivery must come.
+    /// The next message from before the reader was opened, which stays in the stream; none after the last.
     pub async fn next_earlier(&mut self) -> Result<Option<RawDelivery>, QueueError> {
+        let delivery = self.next().await?;
+        Ok(Some(delivery).filter(|delivery| delivery.id() != self.marker))
+    }
+
+    /// The place of the next message, which may be the reader's own.
+    pub(super) async fn next_offset(&mut self) -> Result<Option<u64>, QueueError> {
+        Ok(self.next().await?.offset())
+    }
+
+    /// The marker is confirmed, so that a delivery must come.
+    async fn next(&mut self) -> Result<RawDelivery, QueueError> {
         let next = timeout(CALL_TIMEOUT, self.stream.next_of_any()).await;
         let delivery = next.map_err(|_| QueueError::Timeout {
             doing: format!("reading {} to its end", ARCHIVE.name()),
             after: CALL_TIMEOUT,
         })??;
+        if delivery.offset().is_none() {
+            // Another broker ignores the argument, and acks delete what any other queue has.
+            return Err(QueueError::NoStream {
+                queue: ARCHIVE.name(),
+            });
+        }
         // What arrived before the connection was lost is read, so that the reader knows where to continue: an ack only
         // requests more.
         if let Err(error) = delivery.settle().await {
             tracing::debug!(%error, "no more of the stream can be requested");
         }
-        Ok(Some(delivery).filter(|delivery| delivery.id() != self.marker))
+        Ok(delivery)
     }
 
     /// Stops reading.

@@ -1,12 +1,15 @@
-//! The queues and their arguments. Every service declares all queues before it does anything else.
+//! The queues and their arguments. Every service declares all queues before it does anything else, and decides by the same rule
+//! whether there is an archive: whoever asks the same broker finds the same.
 
 use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
+use serde::Deserialize;
 
-use super::{Connection, QueueError, amqp_code, within};
+use super::kind::{Kind, has_kind};
+use super::{Connection, QueueError, amqp_code, inspect, within};
 use crate::message::QueueName;
 
 /// The limit of `etl.raw` and of `etl.valid`, in bytes each: a stage that does not run stops the stages
@@ -17,9 +20,9 @@ const WORK_QUEUE_BYTES: i64 = 1 << 30;
 const PARKED_QUEUE_BYTES: i64 = 4 << 30;
 
 /// The retention of the archive, by size and by age. RabbitMQ removes whole segments.
-const ARCHIVE_BYTES: i64 = 20 << 30;
-const ARCHIVE_AGE: &str = "7D";
-const ARCHIVE_SEGMENT_BYTES: i64 = 64 << 20;
+pub const ARCHIVE_BYTES: u64 = 20 << 30;
+pub(super) const ARCHIVE_DAYS: u32 = 7;
+pub(super) const ARCHIVE_SEGMENT_BYTES: usize = 64 << 20;
 
 /// The retention of the control messages: thousands of them, which are read within a second; the oldest go
 /// first. An extractor that misses one works in vain, and the ledger still decides.
@@ -63,11 +66,11 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
         QueueName::Archive => {
             // As many as a quorum queue has; else every node of the cluster gets one.
             set("x-initial-cluster-size", AMQPValue::LongInt(MEMBERS));
-            set("x-max-age", text(ARCHIVE_AGE));
-            set("x-max-length-bytes", number(ARCHIVE_BYTES));
+            set("x-max-age", text(&format!("{ARCHIVE_DAYS}D")));
+            set("x-max-length-bytes", number(ARCHIVE_BYTES.cast_signed()));
             set(
                 "x-stream-max-segment-size-bytes",
-                number(ARCHIVE_SEGMENT_BYTES),
+                number((ARCHIVE_SEGMENT_BYTES as u64).cast_signed()),
             );
         }
         QueueName::Control => {
@@ -110,34 +113,186 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
     table
 }
 
-/// Declares every queue. A queue that exists with other arguments is an error that names it.
-pub async fn declare(connection: &Connection) -> Result<(), QueueError> {
+/// Whether batches are kept for replays (`ETL_ARCHIVE`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Archive {
+    /// In the stream `etl.archive`, where the broker has streams.
+    #[default]
+    Auto,
+    /// In the stream, or the process ends.
+    Stream,
+    /// Not at all: a replay reads the query's result again.
+    Off,
+}
+
+impl TryFrom<String> for Archive {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            "stream" => Ok(Self::Stream),
+            "off" => Ok(Self::Off),
+            _ => Err("it is none of auto, stream and off"),
+        }
+    }
+}
+
+/// Who declares the queues (`ETL_DECLARE`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Declare {
+    /// Each process that connects.
+    #[default]
+    Create,
+    /// Somebody else, since the user may not: `etl topology` prints the definitions.
+    Skip,
+}
+
+impl TryFrom<String> for Declare {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "create" => Ok(Self::Create),
+            "skip" => Ok(Self::Skip),
+            _ => Err("it is neither create nor skip"),
+        }
+    }
+}
+
+/// What the settings say about the queues.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Topology {
+    pub archive: Archive,
+    pub declare: Declare,
+}
+
+/// Whether there is an archive, as a process found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Archived {
+    /// The stream `etl.archive` keeps each batch.
+    Yes,
+    /// Nothing does, and why.
+    No(String),
+}
+
+impl Archived {
+    pub fn is_yes(&self) -> bool {
+        *self == Self::Yes
+    }
+}
+
+/// Declares every queue, or looks whether it is there. A queue that exists with other arguments is an error that names it.
+pub async fn declare(connection: &Connection, topology: Topology) -> Result<Archived, QueueError> {
+    let archived = archived(connection, topology).await?;
+    let has = |queue| queue != QueueName::Archive || archived.is_yes();
+    let wanted = QueueName::ALL.into_iter().filter(|queue| has(*queue));
+    if topology.declare == Declare::Skip {
+        for queue in wanted {
+            expect(connection, queue).await?;
+        }
+        expect_exchange(connection).await?;
+        return Ok(archived);
+    }
     let channel = connection.channel().await?;
-    for queue in QueueName::ALL {
-        let options = QueueDeclareOptions {
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
-        let doing = format!("declaring the queue {}", queue.name());
-        within(
-            &doing,
-            channel.queue_declare(queue.name().into(), options, arguments(queue)),
-        )
-        .await
-        .map_err(|error| match error {
-            QueueError::Broker { source, .. } if amqp_code(&source) == Some(406) => {
-                QueueError::Mismatch {
-                    queue: queue.name(),
-                    source,
-                }
-            }
-            other => other,
-        })?;
+    for queue in wanted {
+        declare_queue(&channel, queue).await?;
     }
     declare_control(&channel).await?;
     connection.close_channel(&channel).await;
-    Ok(())
+    Ok(archived)
 }
+
+/// Whether there is an archive. That its queue is missing is no reason against it, only a broker without streams is.
+async fn archived(connection: &Connection, topology: Topology) -> Result<Archived, QueueError> {
+    if topology.archive == Archive::Off {
+        return Ok(Archived::No("ETL_ARCHIVE is off".to_owned()));
+    }
+    let skips = topology.declare == Declare::Skip;
+    if skips
+        || inspect::look(connection, QueueName::Archive)
+            .await?
+            .is_some()
+    {
+        return Ok(Archived::Yes);
+    }
+    let why = match has_streams(connection).await? {
+        Kind::Has | Kind::Unknown => return Ok(Archived::Yes),
+        Kind::Pretends => "it accepts the type and gives another queue".to_owned(),
+        Kind::Lacks(why) => why,
+    };
+    if topology.archive == Archive::Stream {
+        return Err(QueueError::NoStreams { why });
+    }
+    Ok(Archived::No(format!("the broker has no streams: {why}")))
+}
+
+/// Whether the broker has streams, on a connection of its own: one that has none closes it.
+pub async fn has_streams(connection: &Connection) -> Result<Kind, QueueError> {
+    let connection = connection.another("etl probing").await?;
+    let found = has_kind(&connection, "stream").await;
+    connection.close().await;
+    found
+}
+
+async fn declare_queue(channel: &Channel, queue: QueueName) -> Result<(), QueueError> {
+    let options = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    let doing = format!("declaring the queue {}", queue.name());
+    let declared = channel.queue_declare(queue.name().into(), options, arguments(queue));
+    let declared = within(&doing, declared).await;
+    declared.map(drop).map_err(|error| match error {
+        QueueError::Broker { source, .. } if amqp_code(&source) == Some(406) => {
+            let queue = queue.name();
+            QueueError::Mismatch { queue, source }
+        }
+        QueueError::Denied { source, .. } => QueueError::MayNotDeclare { doing, source },
+        other => other,
+    })
+}
+
+/// Looks whether a queue is there. Since RabbitMQ 4.3 a user who may not declare it may not even look, and finds out when it
+/// uses the queue.
+async fn expect(connection: &Connection, queue: QueueName) -> Result<(), QueueError> {
+    match inspect::look(connection, queue).await {
+        Ok(Some(_)) | Err(QueueError::Denied { .. }) => Ok(()),
+        Ok(None) => Err(QueueError::Absent {
+            queue: queue.name(),
+        }),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same for the exchange of the control messages.
+async fn expect_exchange(connection: &Connection) -> Result<(), QueueError> {
+    let exchange = QueueName::Control.exchange();
+    let channel = connection.channel().await?;
+    let options = ExchangeDeclareOptions {
+        passive: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let (kind, none) = (ExchangeKind::Fanout, FieldTable::default());
+    let doing = format!("looking for the exchange {exchange}");
+    let declared = channel.exchange_declare(exchange.into(), kind, options, none);
+    match within(&doing, declared).await {
+        Ok(()) => {
+            connection.close_channel(&channel).await;
+            Ok(())
+        }
+        Err(QueueError::Denied { .. }) => Ok(()),
+        Err(QueueError::Broker { source, .. }) if amqp_code(&source) == Some(404) => {
+            Err(QueueError::Absent { queue: EXCHANGE })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// How an error names it.
+const EXCHANGE: &str = "etl.control, an exchange,";
 
 /// Declares the exchange of the control messages, and binds the queue that keeps them.
 async fn declare_control(channel: &Channel) -> Result<(), QueueError> {

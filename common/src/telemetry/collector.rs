@@ -1,20 +1,15 @@
-//! The way to the collector of traces: HTTP and HTTPS with the TLS stack that the other connections
-//! use. The exporter's own thread has no runtime, so that a request runs on the service's.
+//! The way to the collector of traces, by HTTP or HTTPS. The exporter's own thread has no runtime, so that a request runs on the service's.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
-use hyper_util::rt::TokioExecutor;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use rustls::crypto::ring;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use crate::http::{HttpsClient, client};
 use crate::secret::SecretUrl;
 
 /// How long a request may take.
@@ -22,8 +17,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that are read at most.
 const MAX_ANSWER: usize = 64 << 10;
-
-type HttpsClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// A client of the collector, which logs once that the collector is away.
 #[derive(Debug)]
@@ -35,23 +28,10 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    /// The roots of trust are the system's, and `SSL_CERT_FILE` replaces them.
     pub(super) fn new(url: &SecretUrl) -> anyhow::Result<Self> {
-        let builder = HttpsConnectorBuilder::new();
-        let builder = if url.expose().scheme() == "https" {
-            builder.with_provider_and_native_roots(ring::default_provider())?
-        } else {
-            // A machine without certificates can export over http.
-            let config = ClientConfig::builder_with_provider(ring::default_provider().into())
-                .with_safe_default_protocol_versions()?
-                .with_root_certificates(RootCertStore::empty())
-                .with_no_client_auth();
-            builder.with_tls_config(config)
-        };
-        let connector = builder.https_or_http().enable_http1().build();
         Ok(Self {
             url: url.clone(),
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            client: client(url.expose().scheme())?,
             runtime: Handle::try_current()?,
             is_away: AtomicBool::new(false),
         })

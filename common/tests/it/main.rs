@@ -2,13 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
+mod connecting;
+mod topology;
+
 use common::job::{JobSpec, Mode, Source, Target};
 use common::message::{
     Command, Control, EventKind, ExtractTask, Limits, Message, RunEvent, RunId, TaskState,
 };
 use common::queue::{
     self, Connection, ConnectionEvent, Consumer, ControlReader, Delivery, Handler, Intake,
-    Outgoing, Prefetch, Publisher, QueueError, QueueName, Stage, Unreadable, inspect,
+    Outgoing, Prefetch, Publisher, QueueError, QueueName, Stage, Topology, Unreadable, inspect,
 };
 use common::settings::SecretUrl;
 use futures::StreamExt;
@@ -27,7 +30,9 @@ fn url(vhost: &Vhost) -> SecretUrl {
 
 async fn connect(vhost: &Vhost) -> Connection {
     let connection = Connection::open(&url(vhost), "test").await.unwrap();
-    queue::declare(&connection).await.unwrap();
+    queue::declare(&connection, Topology::default())
+        .await
+        .unwrap();
     connection
 }
 
@@ -118,7 +123,9 @@ async fn unroutable_message_does_not_count_as_published() {
         ),
         "{refused:?}"
     );
-    queue::declare(&connection).await.unwrap();
+    queue::declare(&connection, Topology::default())
+        .await
+        .unwrap();
     publisher.publish(&window).await.unwrap();
     assert_eq!(vhost.ready("etl.events").await, 200);
 }
@@ -269,7 +276,9 @@ async fn queue_with_other_arguments_is_refused_by_name() {
     let vhost = vhost().await;
     vhost.declare("etl.raw").await;
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
-    let refused = queue::declare(&connection).await.unwrap_err();
+    let refused = queue::declare(&connection, Topology::default())
+        .await
+        .unwrap_err();
     assert!(refused.is_configuration(), "{refused}");
     assert!(
         matches!(
@@ -295,7 +304,9 @@ async fn old_control_stream_is_refused_with_the_command_that_removes_it() {
     let declared = channel.queue_declare("etl.control".into(), durable, arguments);
     declared.await.unwrap();
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
-    let refused = queue::declare(&connection).await.unwrap_err();
+    let refused = queue::declare(&connection, Topology::default())
+        .await
+        .unwrap_err();
     assert!(refused.is_configuration(), "{refused}");
     let remedy = "rabbitmqctl delete_queue --vhost VHOST etl.control";
     assert!(refused.to_string().contains(remedy), "{refused}");
@@ -322,26 +333,26 @@ async fn every_control_message_reaches_earlier_and_later_readers_and_stays() {
     let mut publisher = Publisher::open(&connection).await.unwrap();
     let window: Vec<_> = (0..KEPT).map(cancel).collect();
     publisher.publish(&window).await.unwrap();
-    let read = async || {
-        let connection = connect(&vhost).await;
+    let connections = futures::future::join_all((0..5).map(|_| connect(&vhost))).await;
+    let read = async |connection| {
         let mut runs = Vec::new();
         let apply = |control: Control| runs.push(control.run.to_string());
-        let reader = ControlReader::open(&connection, &connection, apply).await;
-        (connection, reader.unwrap(), runs)
+        let reader = ControlReader::open(connection, connection, apply).await;
+        (reader.unwrap(), runs)
     };
     let wanted: Vec<_> = (0..KEPT).map(|n| format!("r{n}")).collect();
     // One after another, and several at once.
-    let mut readers = vec![read().await];
-    readers.extend(futures::future::join_all((0..3).map(|_| read())).await);
-    for (_, _, runs) in &readers {
+    let mut readers = vec![read(&connections[0]).await];
+    readers.extend(futures::future::join_all(connections[1..4].iter().map(read)).await);
+    for (_, runs) in &readers {
         assert!(*runs == wanted, "{} of {KEPT}", runs.len());
     }
     publisher.publish(&[cancel(KEPT)]).await.unwrap();
-    for (_, reader, _) in &mut readers {
+    for (reader, _) in &mut readers {
         let next = tokio::time::timeout(TIMEOUT, reader.next()).await;
         assert_eq!(next.unwrap().unwrap().run.as_str(), format!("r{KEPT}"));
     }
-    let (_, _, runs) = read().await;
+    let (_, runs) = read(&connections[4]).await;
     assert_eq!(runs.len(), wanted.len() + 1);
     testkit::wait_until("the messages to return", TIMEOUT, async || {
         vhost.ready("etl.control").await == u64::from(KEPT) + 1
@@ -497,7 +508,9 @@ async fn every_queue_survives_a_killed_broker() {
     let connection = Connection::open(&url(&vhost), "test").await.unwrap();
     // The broker accepts connections a little before its queues and streams have a leader again.
     testkit::wait_until("the queues to be declared again", TIMEOUT, async || {
-        queue::declare(&connection).await.is_ok()
+        queue::declare(&connection, Topology::default())
+            .await
+            .is_ok()
     })
     .await;
     testkit::wait_until("the queue is back", TIMEOUT, async || {

@@ -1,5 +1,6 @@
 //! `etl doctor`: checks everything that a run needs, a line each with the remedy.
 
+mod archive;
 mod broker;
 mod database;
 mod jobs;
@@ -23,7 +24,7 @@ pub async fn plan() -> Findings {
     let mut findings = Findings::default();
     let store = database::examine(&mut findings).await;
     let store = found(&mut findings, "database", store);
-    let broker = broker::examine(&mut findings).await;
+    let broker = broker::examine(store.as_ref(), &mut findings).await;
     found(&mut findings, "broker", broker);
     if let Some(store) = &store {
         let lost = loss::latest(store).await;

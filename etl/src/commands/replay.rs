@@ -41,7 +41,8 @@ Examples:
   etl replay daily-2018-04-09 --rejected-only only the batches that have a rejected row (append)
   etl replay --job clicks --since 2018-04-01 --until 2018-05-01
   etl replay daily-2018-04-09 --missing       what a purged queue or a restored database lost
-  etl replay daily-2018-04-09 --from-athena   when the archive no longer has it")]
+  etl replay daily-2018-04-09 --from-athena   when the archive no longer has it
+Where there is no archive (ETL_ARCHIVE=off, or a broker without streams), each replay is one with --from-athena.")]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a flag of the command line"
@@ -194,10 +195,13 @@ pub async fn plan(
                 counted(subject.run.dead_letters, "dead letter")
             ));
         }
-        let replay = if arguments.from_athena {
-            Some(from_athena(subject)?)
-        } else {
-            from_archive(store, subject, arguments, &mut plan.notes).await?
+        let replay = match broker.no_archive() {
+            None if !arguments.from_athena => {
+                from_archive(store, subject, arguments, &mut plan.notes).await?
+            }
+            no_archive => {
+                without_archive(store, subject, arguments, no_archive, &mut plan.notes).await?
+            }
         };
         match replay {
             Some(replay) => {
@@ -210,6 +214,36 @@ pub async fn plan(
         }
     }
     Ok(plan)
+}
+
+/// The result in S3 instead of the archive. None when `--rejected-only` finds no batch.
+async fn without_archive(
+    store: &Store,
+    subject: Subject,
+    arguments: &Arguments,
+    no_archive: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<Option<Replay>, Failure> {
+    if arguments.rejected_only
+        && subject.unfinished().is_none()
+        && store.batches_with_rejects(&subject.run).await?.is_empty()
+    {
+        return Ok(None);
+    }
+    if let Some(why) = no_archive
+        && !arguments.from_athena
+    {
+        let whole = if arguments.rejected_only || arguments.seq.is_some() {
+            ", all of it"
+        } else {
+            ""
+        };
+        notes.push(format!(
+            "no batch is archived ({why}), so the extractor reads the result of {} in S3 again{whole}; no query is started",
+            subject.id()
+        ));
+    }
+    from_athena(subject).map(Some)
 }
 
 fn from_athena(subject: Subject) -> Result<Replay, Failure> {

@@ -9,6 +9,7 @@ mod away;
 mod blocked;
 mod commands;
 mod full;
+mod lacking;
 mod operator;
 mod silent;
 mod stopping;

@@ -2,6 +2,7 @@
 //! and the real AWS SDK over HTTP to an emulator of Athena and S3.
 #![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
 
+mod archive_off;
 mod backfill;
 mod cancel;
 mod columns;
@@ -14,6 +15,7 @@ mod many;
 mod modes;
 mod operators;
 mod outputs;
+mod permissions;
 mod plan;
 mod quoted;
 mod redelivery;

@@ -100,7 +100,7 @@ impl Worker<'_, '_> {
             rows: Rows::new(columns.len()),
             columns: Arc::clone(&columns),
         };
-        let (outbox, inbox) = outbox::channel(template, self.trace.clone());
+        let (outbox, inbox) = outbox::channel(template, self.archives, self.trace.clone());
         let reading = Reading {
             query_execution_id,
             columns,
@@ -151,7 +151,9 @@ impl Worker<'_, '_> {
         let sent = outgoing(&event).traced(self.trace.as_deref());
         // To the archive as well: a ledger that is restored to an earlier time lacks the totals as
         // it lacks the batches.
-        self.publisher.publish(&[sent.archived(), sent]).await?;
+        let archived = self.archives.then(|| sent.archived());
+        let messages: Vec<_> = archived.into_iter().chain([sent]).collect();
+        self.publisher.publish(&messages).await?;
         tracing::info!(batches, rows, "result extracted");
         Ok(Next::Done)
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::Rows;
 use common::job::{JobSpec, Mode, Results, Source, Target};
 use common::message::{EventKind, ExtractTask, Limits, Message, RawBatch, RunEvent, TaskState};
-use common::queue::{self, Connection, Outgoing, Publisher};
+use common::queue::{self, Connection, Outgoing, Publisher, Topology};
 use common::settings::SecretUrl;
 use testkit::TIMEOUT;
 use testkit::cloud::Cloud;
@@ -26,7 +26,9 @@ impl Fixture {
             cloud: Cloud::start().await,
             vhost: vhost().await,
         };
-        queue::declare(&fixture.connect().await).await.unwrap();
+        queue::declare(&fixture.connect().await, Topology::default())
+            .await
+            .unwrap();
         fixture
     }
 

@@ -2,7 +2,7 @@
 //! result is the same.
 
 use common::message::Message;
-use common::queue::{Connection, Outgoing, Publisher, declare};
+use common::queue::{Connection, Outgoing, Publisher, Topology, declare};
 use testkit::TIMEOUT;
 use testkit::process::Service;
 use testkit::servers::{Database, Vhost, vhost};
@@ -28,7 +28,7 @@ async fn loaders_killed_at_any_point_leave_the_same_table_in_every_mode() {
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
         .await
         .unwrap();
-    declare(&broker).await.unwrap();
+    declare(&broker, Topology::default()).await.unwrap();
     let mut publisher = Publisher::open(&broker).await.unwrap();
     for setup in setups() {
         let (run, batches) = setup.prepared(&database.pool, "killed").await;
@@ -81,7 +81,7 @@ async fn approved_run_is_committed_without_a_message() {
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
         .await
         .unwrap();
-    declare(&broker).await.unwrap();
+    declare(&broker, Topology::default()).await.unwrap();
     let _loader = service(&database, &vhost).start().await;
     let mut setup = setups().remove(0);
     setup.target.max_rejected = Some(common::job::MaxRejected::Rows(0));

@@ -1,7 +1,7 @@
 //! The service as a process with a broker: what it consumes, acks, dead-letters and survives.
 
 use common::message::{Message, RunEvent, ValidBatch};
-use common::queue::{Connection, Outgoing, Publisher, declare};
+use common::queue::{Connection, Outgoing, Publisher, Topology, declare};
 use testkit::TIMEOUT;
 use testkit::process::{Process, Service};
 use testkit::relay::Relay;
@@ -233,7 +233,7 @@ async fn message_over_the_delivery_limit_is_dead_lettered_unprocessed() {
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
         .await
         .unwrap();
-    declare(&broker).await.unwrap();
+    declare(&broker, Topology::default()).await.unwrap();
     Publisher::open(&broker)
         .await
         .unwrap()
@@ -311,7 +311,7 @@ async fn message_over_the_delivery_limit_is_kept_while_postgres_does_not_answer(
     let broker = Connection::open(&url(&vhost.amqp_url), "test")
         .await
         .unwrap();
-    declare(&broker).await.unwrap();
+    declare(&broker, Topology::default()).await.unwrap();
     let mut publisher = Publisher::open(&broker).await.unwrap();
     publisher.publish(&[sent(&batch(0))]).await.unwrap();
     for _ in 0..7 {

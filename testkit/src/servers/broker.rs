@@ -10,6 +10,7 @@
 //!
 //! Tests that kill, stop or reconfigure their broker start a private one, of the installed version.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -39,6 +40,22 @@ pub(super) fn outside_broker() -> Option<Broker> {
 /// A private broker for this test; its start takes some seconds.
 pub async fn private_broker() -> Broker {
     let instance = Instance::private("rabbitmq").await;
+    Broker(Place::Local(Arc::new(instance)))
+}
+
+/// A private broker with more lines in its rabbitmq.conf.
+pub async fn private_broker_with(configuration: &str) -> Broker {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), configuration).expect("a temporary file can be written");
+    let variable = Some(("RABBITMQ_EXTRA", file.path()));
+    let instance = Instance::private_with("rabbitmq", variable).await;
+    Broker(Place::Local(Arc::new(instance)))
+}
+
+/// A private broker that has no streams, as RabbitMQ 3 before its feature flag is enabled.
+pub async fn private_broker_without_streams() -> Broker {
+    let variable = Some(("RABBITMQ_WITHOUT_STREAMS", Path::new("1")));
+    let instance = Instance::private_with("rabbitmq", variable).await;
     Broker(Place::Local(Arc::new(instance)))
 }
 

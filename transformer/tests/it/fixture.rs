@@ -5,7 +5,7 @@ use std::sync::Arc;
 use common::Rows;
 use common::job::{ColumnSpec, JobSpec, Mode, Rule, Target};
 use common::message::{BatchId, Message as _, RawBatch, ValidBatch};
-use common::queue::{self, Connection, Outgoing, Publisher, QueueName};
+use common::queue::{self, Connection, Outgoing, Publisher, QueueName, Topology};
 use common::schema::ResultColumn;
 use testkit::TIMEOUT;
 use testkit::process::{Process, Service};
@@ -23,7 +23,9 @@ impl Fixture {
         let vhost = vhost().await;
         let url: url::Url = vhost.amqp_url.parse().unwrap();
         let connection = Connection::open(&url.into(), "test").await.unwrap();
-        queue::declare(&connection).await.unwrap();
+        queue::declare(&connection, Topology::default())
+            .await
+            .unwrap();
         Self { vhost, connection }
     }
 

@@ -45,6 +45,7 @@ impl Environment {
                 database,
                 jobs: tempfile::tempdir().expect("a temporary folder for jobs"),
                 services: Vec::new(),
+                archive: None,
             },
             services: Vec::new(),
             broker: broker.pid(),

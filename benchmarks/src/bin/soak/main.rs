@@ -123,6 +123,7 @@ impl Soak {
             database,
             jobs: tempfile::tempdir().expect("a temporary folder for jobs"),
             services: Vec::new(),
+            archive: None,
         };
         source::write_jobs(&pipeline);
         let begun = Instant::now();

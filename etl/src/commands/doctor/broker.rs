@@ -5,16 +5,17 @@ use std::time::Duration;
 use anyhow::anyhow;
 use common::findings::{Findings, Level};
 use common::queue::inspect::{self, Declared};
-use common::queue::{Connection, Publisher, QueueError, QueueName};
+use common::queue::{self, Connection, Declare, Publisher, QueueError, QueueName};
 use common::reason::paragraph;
 use common::service::ServiceSettings;
 use common::settings::{self, SecretUrl};
 use futures::future::join_all;
 use tokio::time::timeout;
 
-use super::found;
+use super::{archive, found};
 use crate::Failure;
 use crate::output::counted;
+use ledger::Store;
 
 /// How long the broker may take for a test message.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,26 +23,23 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long all looks at the broker may take.
 const EXAMINATION_TIMEOUT: Duration = Duration::from_mins(1);
 
-pub(super) async fn examine(findings: &mut Findings) -> Result<(), Failure> {
+pub(super) async fn examine(store: Option<&Store>, findings: &mut Findings) -> Result<(), Failure> {
     let settings: ServiceSettings = settings::load().map_err(Failure::usage)?;
     let connection = connect(&settings.amqp_url, findings).await?;
     let vhost = Connection::vhost(&settings.amqp_url).map_err(anyhow::Error::from)?;
     let examined = timeout(
         EXAMINATION_TIMEOUT,
-        examine_on(&connection, &vhost, findings),
+        examine_on(&connection, &vhost, &settings, store, findings),
     )
     .await;
     let examined = examined.unwrap_or_else(|_| {
-        Err(QueueError::Timeout {
+        let timeout = QueueError::Timeout {
             doing: "looking at its queues".to_owned(),
             after: EXAMINATION_TIMEOUT,
-        })
+        };
+        Err(timeout.into())
     });
-    found(
-        findings,
-        "broker",
-        examined.map_err(|error| Failure::Failed(error.into())),
-    );
+    found(findings, "broker", examined.map_err(Failure::Failed));
     findings.add(
         Level::Unknown,
         "consumer timeout",
@@ -88,8 +86,35 @@ async fn connect(url: &SecretUrl, findings: &mut Findings) -> Result<Connection,
 async fn examine_on(
     connection: &Connection,
     vhost: &str,
+    settings: &ServiceSettings,
+    store: Option<&Store>,
     findings: &mut Findings,
-) -> Result<(), QueueError> {
+) -> anyhow::Result<()> {
+    if !takes_messages(connection, findings).await? {
+        return Ok(());
+    }
+    if let Some(pretended) = queue::pretended(connection).await? {
+        findings.warning("queue", pretended);
+    }
+    let no_archive = archive::none(connection, settings).await?;
+    for queue in QueueName::ALL {
+        if queue != QueueName::Archive || no_archive.is_none() {
+            compare(connection, queue, settings.declare, findings).await?;
+        }
+    }
+    match no_archive {
+        Some(why) => archive::absent(&why, settings, store, findings).await?,
+        None => archive::room(vhost, findings).await,
+    }
+    consumers(connection, findings).await?;
+    Ok(unreadable(connection, vhost, findings).await?)
+}
+
+/// Whether the broker takes messages now, and the largest ones.
+async fn takes_messages(
+    connection: &Connection,
+    findings: &mut Findings,
+) -> Result<bool, QueueError> {
     let mut publisher = Publisher::open(connection).await?;
     match timeout(PROBE_TIMEOUT, publisher.probe()).await {
         Ok(Ok(())) => findings.fine("alarms", "the broker takes messages"),
@@ -99,7 +124,7 @@ async fn examine_on(
                 "alarms",
                 "the broker takes no messages: a memory or disk alarm (rabbitmq-diagnostics alarms); free memory or disk space there",
             );
-            return Ok(());
+            return Ok(false);
         }
     }
     publisher.close().await;
@@ -113,22 +138,40 @@ async fn examine_on(
             format!("the broker refuses the largest messages that may be sent ({why}); set max_message_size = 16777216 in rabbitmq.conf"),
         ),
     }
-    for queue in QueueName::ALL {
-        let (name, what) = (queue.name(), "queue");
-        match inspect::check(connection, queue).await? {
-            Declared::AsWanted => findings.fine(what, format!("{name} is as this version needs it")),
-            Declared::Missing => findings.warning(
+    Ok(true)
+}
+
+/// Compares a queue with what this version needs.
+async fn compare(
+    connection: &Connection,
+    queue: QueueName,
+    declare: Declare,
+    findings: &mut Findings,
+) -> Result<(), QueueError> {
+    let (name, what) = (queue.name(), "queue");
+    match inspect::check(connection, queue).await? {
+        Declared::AsWanted => findings.fine(what, format!("{name} is as this version needs it")),
+        Declared::Missing if declare == Declare::Skip => findings.wrong(
+            what,
+            format!("{name} does not exist, and with ETL_DECLARE=skip no service declares it; an administrator does: `etl topology >etl.json` and `rabbitmqctl import_definitions etl.json`"),
+        ),
+        Declared::Missing => findings.warning(
+            what,
+            format!("{name} does not exist yet; the first service that starts, or `etl run`, declares it"),
+        ),
+        Declared::Otherwise(why) => findings.wrong(
+            what,
+            format!("{name} has other arguments than this version needs ({why}); let its consumers empty it and delete it with `rabbitmqctl delete_queue --vhost VHOST {name}`: it is declared again"),
+        ),
+        Declared::Unknown => {
+            findings.add(
+                Level::Unknown,
                 what,
-                format!("{name} does not exist yet; the first service that starts, or `etl run`, declares it"),
-            ),
-            Declared::Otherwise(why) => findings.wrong(
-                what,
-                format!("{name} has other arguments than this version needs ({why}); let its consumers empty it and delete it with `rabbitmqctl delete_queue --vhost VHOST {name}`: it is declared again"),
-            ),
+                format!("{name} is there; only a user who may configure it can compare its arguments: run `etl doctor` with an administrator's ETL_AMQP_URL"),
+            );
         }
     }
-    consumers(connection, findings).await?;
-    unreadable(connection, vhost, findings).await
+    Ok(())
 }
 
 /// The messages that no client can receive, with the command that removes them.

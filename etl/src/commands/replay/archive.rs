@@ -85,20 +85,27 @@ pub(super) fn refuse_gap(subject: &Subject, search: &Search) -> Result<(), Failu
     if search.is_over() {
         return Ok(());
     }
-    let (id, gap) = (subject.id(), search.missing());
+    let (id, gap, remedy) = (subject.id(), search.missing(), remedy(subject));
+    Err(anyhow!(
+        "the archive no longer has the batches {gap} of the run {id}; nothing was sent and nothing was changed: {remedy}"
+    )
+    .into())
+}
+
+/// What to do for a run whose batches no archive has.
+pub(super) fn remedy(subject: &Subject) -> String {
     let force = if subject.run.state.is_over() {
         ""
     } else {
         " --force"
     };
-    let remedy = match subject.run.result_id {
-        Some(_) => format!("`etl replay {id} --from-athena{force}` reads the query's result again"),
+    match subject.run.result_id {
+        Some(_) => format!(
+            "`etl replay {} --from-athena{force}` reads the query's result again",
+            subject.id()
+        ),
         None => "request a new run".to_owned(),
-    };
-    Err(anyhow!(
-        "the archive no longer has the batches {gap} of the run {id}; nothing was sent and nothing was changed: {remedy}"
-    )
-    .into())
+    }
 }
 
 /// Searches the archive for batches of a run. Each goes to `take`, once and in the archive's order, until all are found or

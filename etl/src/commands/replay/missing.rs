@@ -27,12 +27,22 @@ pub async fn act(store: &Store, broker: &Broker, name: &str) -> Result<Sent, Fai
     }
     let end = match subject.batches() {
         Some(_) => None,
+        None if broker.no_archive().is_some() => None,
         None => Some(end(broker, &subject).await?),
     };
     if let Some(end) = &end {
         subject.run.batches_expected = i32::try_from(end.batches).ok();
     }
     let missing = Seqs::from_ledger(store.missing(&subject.run).await?);
+    if let Some(why) = broker.no_archive()
+        && !(missing.is_empty() && subject.batches().is_some())
+    {
+        return Err(anyhow!(
+            "no batch is archived ({why}), and the batches that the run {name} lacks cannot be sent again; nothing was sent and nothing was changed: {}",
+            archive::remedy(&subject)
+        )
+        .into());
+    }
     if !missing.is_empty() || end.is_some() {
         let result = end.as_ref().map(|end| end.result_id.as_str());
         let found = archive::search(broker, &subject, result, &missing, async |_| Ok(())).await?;

@@ -278,7 +278,7 @@ async fn user_without_permission_ends_the_service_with_an_error() {
     assert_refused(&pipeline, &url("secret"), sentence).await;
     let nothing_declared = json!({ "configure": "", "write": ".*", "read": ".*" });
     put(format!("permissions/{vhost}/{user}"), nothing_declared).await;
-    let sentence = "refused declaring the queue etl.unreadable";
+    let sentence = "may not do this on the broker: declaring the queue etl.unreadable";
     assert_refused(&pipeline, &url("secret"), sentence).await;
     let user = format!("users/{user}");
     broker.call(Method::DELETE, &user, Value::Null).await;
