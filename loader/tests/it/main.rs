@@ -7,6 +7,7 @@
 )]
 
 mod binary;
+mod column_types;
 mod completion;
 
 mod contracts;
@@ -25,5 +26,7 @@ mod removal;
 mod run_commit;
 mod service;
 mod support;
+mod targets;
+mod triggers;
 mod undo;
 mod upsert;
