@@ -21,6 +21,7 @@ mod rejects;
 mod replay;
 mod requests;
 mod sizes;
+mod targets;
 mod telemetry;
 mod trace;
 mod types;
