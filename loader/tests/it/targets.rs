@@ -75,7 +75,7 @@ impl Guest {
         let (target, columns) = (&shape.target, &shape.columns);
         let planned = catalog::plan(&self.asker, target, columns, &schemas, "job").await;
         let planned = planned.unwrap();
-        assert_eq!(planned.roles.checked(), [self.role.clone()]);
+        assert_eq!(planned.roles.checked(), std::slice::from_ref(&self.role));
         let said = |all: Vec<loader::ddl::Refusal>| all.iter().map(ToString::to_string).collect();
         (
             planned.change.err().map(said).unwrap_or_default(),
