@@ -1,10 +1,11 @@
 //! The target of a job, as it is and as a run would find it.
 
+use anyhow::anyhow;
 use common::job::{JobSpec, Target};
 use common::schema::TargetColumn;
 use ledger::Store;
-use loader::ddl::{self, Change, Refusal};
-use loader::target::catalog;
+use loader::ddl::{self, Change, Fault, Refusal};
+use loader::target::catalog::{self, Planned};
 use serde::Serialize;
 
 use crate::Failure;
@@ -25,7 +26,8 @@ pub enum TargetPlan {
         statements: Vec<String>,
     },
     Refused {
-        why: String,
+        /// A sentence for each thing that is wrong, with the remedy.
+        why: Vec<String>,
     },
 }
 
@@ -47,10 +49,12 @@ fn is_a_table(target: &Target, columns: &[TargetColumn]) -> bool {
     !columns.is_empty() && (!target.mode.has_key() || target.key.iter().all(is_there))
 }
 
-/// A job or a setting that cannot be right is a usage error; a target that does not fit may be changed until the next run.
-fn refused_target(job: &str, refusal: Refusal) -> Failure {
-    let is_usage = refusal.is_of_the_job();
-    let error = anyhow::Error::from(refusal).context(format!("cannot run the job {job}"));
+/// Why a run is refused. A job or a setting that cannot be right is a usage error; a target that does not fit may be changed
+/// until the next run.
+fn refused_target(job: &str, refusals: &[Refusal]) -> Failure {
+    let is_usage = refusals.iter().any(|one| one.fault() == Fault::Job);
+    let sentences: Vec<_> = refusals.iter().map(ToString::to_string).collect();
+    let error = anyhow!(sentences.join("\n  and: ")).context(format!("cannot run the job {job}"));
     if is_usage {
         Failure::Usage(error)
     } else {
@@ -64,42 +68,71 @@ fn statements(ddl: &str) -> Vec<String> {
     vec![ddl[..end].trim_end_matches(';').to_owned() + ";"]
 }
 
-/// Refuses a job whose rows could not be loaded, as far as that can be known before the query runs.
-pub async fn check(store: &Store, spec: &JobSpec, schemas: &[String]) -> Result<(), Failure> {
-    let planned = catalog::plan(store, &spec.target, &declared(spec), schemas, &spec.name).await?;
-    let refused = planned.map(drop);
-    refused.map_err(|refusal| refused_target(&spec.name, refusal))
-}
-
-/// What the first batch of a run would do to the target. Changes nothing.
-pub async fn plan(
+/// Refuses a job whose rows could not be loaded, as far as that can be known before the query runs. Returns what else a person
+/// has to know.
+pub async fn check(
     store: &Store,
     spec: &JobSpec,
     schemas: &[String],
-) -> Result<TargetPlan, Failure> {
+) -> Result<Vec<String>, Failure> {
+    let planned = catalog::plan(store, &spec.target, &declared(spec), schemas, &spec.name).await?;
+    let notes = planned.roles.note().into_iter().chain(warnings(&planned));
+    let notes = notes.collect();
+    match planned.change {
+        Ok(_) => Ok(notes),
+        Err(refusals) => Err(refused_target(&spec.name, &refusals)),
+    }
+}
+
+/// What will be refused later.
+fn warnings(planned: &Planned) -> Vec<String> {
+    let later = planned.later.iter();
+    let warnings = later.map(|one| format!("a replay or an undo of its runs will not work: {one}"));
+    warnings.collect()
+}
+
+/// A target, examined.
+#[derive(Debug)]
+pub struct Examined {
+    pub plan: TargetPlan,
+    /// The roles whose privileges were looked at.
+    pub roles: Vec<String>,
+    /// What a person has to know about these roles.
+    pub role_note: Option<String>,
+    pub warnings: Vec<String>,
+}
+
+/// What the first batch of a run would do to the target. Changes nothing.
+pub async fn plan(store: &Store, spec: &JobSpec, schemas: &[String]) -> Result<Examined, Failure> {
     let target = &spec.target;
     let columns = declared(spec);
-    Ok(
-        match catalog::plan(store, target, &columns, schemas, &spec.name).await? {
-            Ok(Change::Nothing) => TargetPlan::Fits,
-            Ok(Change::Create { ddl, .. }) => TargetPlan::Creates {
-                statements: if is_a_table(target, &columns) {
-                    statements(&ddl)
-                } else {
-                    Vec::new()
-                },
-                with: ddl::columns_of_a_new_table(target, &columns),
+    let planned = catalog::plan(store, target, &columns, schemas, &spec.name).await?;
+    let (warnings, roles) = (warnings(&planned), planned.roles);
+    let plan = match planned.change {
+        Ok(Change::Nothing) => TargetPlan::Fits,
+        Ok(Change::Create { ddl, .. }) => TargetPlan::Creates {
+            statements: if is_a_table(target, &columns) {
+                statements(&ddl)
+            } else {
+                Vec::new()
             },
-            Ok(Change::Add { ddl, .. }) => TargetPlan::Alters {
-                statements: statements(&ddl),
-            },
-            // Then there is nothing to plan.
-            Err(refusal) if refusal.is_of_the_job() => {
-                return Err(refused_target(&spec.name, refusal));
-            }
-            Err(refusal) => TargetPlan::Refused {
-                why: refusal.to_string(),
-            },
+            with: ddl::columns_of_a_new_table(target, &columns),
         },
-    )
+        Ok(Change::Add { ddl, .. }) => TargetPlan::Alters {
+            statements: statements(&ddl),
+        },
+        // Then there is nothing to plan.
+        Err(refusals) if refusals.iter().any(|one| one.fault() == Fault::Job) => {
+            return Err(refused_target(&spec.name, &refusals));
+        }
+        Err(refusals) => TargetPlan::Refused {
+            why: refusals.iter().map(ToString::to_string).collect(),
+        },
+    };
+    Ok(Examined {
+        plan,
+        roles: roles.checked().to_vec(),
+        role_note: roles.note(),
+        warnings,
+    })
 }

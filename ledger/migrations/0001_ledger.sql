@@ -5,11 +5,11 @@
 -- What a row of a target carries in its column _batch: the run's number and the batch's place in the run. These functions
 -- and the type BatchNo of the crate are the only places that know the layout.
 CREATE FUNCTION etl.batch_no(run_no bigint, seq bigint) RETURNS bigint
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 << 24 | $2';
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN run_no << 24 | seq;
 CREATE FUNCTION etl.run_no(batch_no bigint) RETURNS bigint
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 >> 24';
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN batch_no >> 24;
 CREATE FUNCTION etl.seq(batch_no bigint) RETURNS integer
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT ($1 & 16777215)::integer';
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN (batch_no & 16777215)::integer;
 
 COMMENT ON FUNCTION etl.batch_no IS 'The value of _batch in the rows of a batch.';
 COMMENT ON FUNCTION etl.run_no IS 'The number of the run that a row came with, from its _batch: etl.runs.run_no.';
@@ -341,6 +341,15 @@ COMMENT ON COLUMN etl.removals.outcome IS 'removed, or why nothing was removed.'
 COMMENT ON COLUMN etl.removals.failure IS 'Why the last attempt failed; a loader tries again after a minute.';
 COMMENT ON COLUMN etl.removals.failed_at IS 'When the last attempt failed.';
 
+CREATE TABLE etl.loaders (
+    role_name text PRIMARY KEY,
+    seen_at   timestamptz NOT NULL DEFAULT now()
+);
+
+COMMENT ON TABLE etl.loaders IS 'The roles that loaders work as. etl plan, etl run and etl doctor check a target for them.';
+COMMENT ON COLUMN etl.loaders.role_name IS 'The role whose privileges count: current_user of a loader''s sessions.';
+COMMENT ON COLUMN etl.loaders.seen_at IS 'When a loader recorded it last; it does so once a minute.';
+
 -- What etl status and etl reconcile read: the sums of each run in its live generation.
 CREATE VIEW etl.run_balance AS
 SELECT r.run_id,
@@ -381,11 +390,19 @@ CROSS JOIN LATERAL (
 
 COMMENT ON VIEW etl.run_balance IS 'The sums of each run in its live generation. balanced: every batch of the result is in the ledger and every row is loaded, rejected or dropped.';
 
+-- Sets the search_path for a statement that fires triggers: as the session has it by itself, and the schema of the table.
+CREATE FUNCTION etl.search_as_triggers_expect(target_schema text) RETURNS text
+    LANGUAGE sql RETURN (
+        SELECT set_config('search_path', concat_ws(', ', nullif(reset_val, ''), quote_ident(target_schema)), true)
+        FROM pg_settings WHERE name = 'search_path');
+
+COMMENT ON FUNCTION etl.search_as_triggers_expect IS 'Sets the search_path that triggers on a table of a schema expect, until the transaction ends.';
+
 -- Writes rows whose batch has rows that PostgreSQL refuses: in one call, so that it takes no round trip a row. The statement
 -- writes the rows in $1, whose values stand behind each other; $2 is the value of _batch. The casts are those of the values r
--- of one row. Returns each refused row, and at the end the number of rows that were stored. Any error that is not a row's
+-- of one row. target_schema is that of a table with triggers, or NULL. Returns each refused row, and at the end the number of rows that were stored. Any error that is not a row's
 -- fault, by the prefixes of its SQLSTATE, ends it.
-CREATE FUNCTION etl.write_rows(statement text, casts text[], row_values text[], batch_no bigint, row_faults text[])
+CREATE FUNCTION etl.write_rows(statement text, casts text[], row_values text[], batch_no bigint, row_faults text[], target_schema text)
 RETURNS TABLE (row_index integer, stored bigint, reason text, column_name text, column_place integer)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -407,8 +424,12 @@ BEGIN
     LOOP
         -- Most parts have no refused row, and are one statement.
         BEGIN
+            IF target_schema IS NOT NULL THEN
+                PERFORM etl.search_as_triggers_expect(target_schema);
+            END IF;
             EXECUTE statement USING part, batch_no;
             GET DIAGNOSTICS written = ROW_COUNT;
+            SET LOCAL search_path = pg_catalog, pg_temp;
             is_whole := true;
             total := total + written;
         EXCEPTION WHEN OTHERS THEN
@@ -422,8 +443,12 @@ BEGIN
         FOR i IN 0 .. cardinality(part) / width - 1 LOOP
             line := part[i * width + 1 : (i + 1) * width];
             BEGIN
+                IF target_schema IS NOT NULL THEN
+                    PERFORM etl.search_as_triggers_expect(target_schema);
+                END IF;
                 EXECUTE statement USING line, batch_no;
                 GET DIAGNOSTICS written = ROW_COUNT;
+                SET LOCAL search_path = pg_catalog, pg_temp;
                 total := total + written;
             EXCEPTION WHEN OTHERS THEN
                 GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,

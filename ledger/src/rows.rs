@@ -27,22 +27,25 @@ struct Returned {
 }
 
 /// Writes rows with a statement that takes their values in `$1`, behind each other, and `batch_no` in `$2`; `casts` has one
-/// expression a value, over the values `r` of a row. Returns the number of rows that were stored, and the refused ones.
+/// expression a value, over the values `r` of a row. `fires_in`: the schema of the table, where triggers fire.
+/// Returns the number of rows that were stored, and the refused ones.
 pub async fn write_rows(
     tx: &mut PgConnection,
     statement: &str,
     casts: &[String],
     values: Vec<Option<&str>>,
     batch_no: i64,
+    fires_in: Option<&str>,
 ) -> Result<(u64, Vec<RefusedRow>), sqlx::Error> {
     let returned: Vec<Returned> = sqlx::query_as(
-        "SELECT row_index, stored, reason, column_name, column_place FROM etl.write_rows($1, $2, $3, $4, $5)",
+        "SELECT row_index, stored, reason, column_name, column_place FROM etl.write_rows($1, $2, $3, $4, $5, $6)",
     )
     .bind(statement)
     .bind(casts)
     .bind(values)
     .bind(batch_no)
     .bind(ROW_FAULTS.as_slice())
+    .bind(fires_in)
     .fetch_all(tx)
     .await?;
     let mut stored = 0;

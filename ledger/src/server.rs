@@ -90,13 +90,13 @@ impl Store {
         .await
     }
 
-    /// Whether tables can be made in a schema; none when there is no such schema.
-    pub async fn may_create_in(&self, schema: &str) -> Result<Option<bool>, Error> {
+    /// Whether a role may make tables in a schema; none when there is no such schema.
+    pub async fn may_create_in(&self, schema: &str, role: &str) -> Result<Option<bool>, Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {
             let query = sqlx::query_scalar(
-                "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1",
+                "SELECT has_schema_privilege($2, oid, 'CREATE') FROM pg_namespace WHERE nspname = $1",
             );
-            Ok(query.bind(schema).fetch_optional(tx).await?)
+            Ok(query.bind(schema).bind(role).fetch_optional(tx).await?)
         })
         .await
     }

@@ -3,14 +3,24 @@
 //! Every identifier is quoted and its length is checked, since Postgres truncates longer ones silently. A refusal is a
 //! sentence with the statement to run.
 
+mod check;
 mod contract;
+mod existing;
 mod refusal;
 
 use common::job::{Mode, Target};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, check_identifier, quoted};
 
-pub use contract::{Change, Known, columns_of_a_new_table, decide};
-pub use refusal::Refusal;
+pub(crate) use check::{cascades_refusal, check_table};
+pub use contract::{Change, Examined, Known, columns_of_a_new_table, examine};
+pub use existing::{
+    Access, Cascade, Catalog, ColumnType, ExistingColumn, ExistingTable, ForeignPartition,
+    Generated, TableAccess, Unidentified,
+};
+pub use refusal::{Fault, Refusal, RowChange};
+
+/// The most columns that PostgreSQL lets a table have.
+pub(crate) const MAX_COLUMNS: usize = 1600;
 
 /// The name of a table. Its parts are checked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,54 +58,6 @@ pub fn is_reserved(schema: &str) -> bool {
     schema.starts_with("pg_") || matches!(schema, "information_schema" | "etl" | "etl_staging")
 }
 
-/// An existing table, from the catalog.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ExistingTable {
-    /// `pg_class.relkind`.
-    pub kind: String,
-    pub unlogged: bool,
-    /// A partition or a child, at any level, that is a foreign table.
-    pub foreign_partition: Option<String>,
-    /// Foreign keys of other tables that change these when rows of this one change.
-    pub cascades: Vec<Cascade>,
-    pub columns: Vec<ExistingColumn>,
-    /// The columns of each unique index that can decide a conflict: valid, immediate, without a condition or an
-    /// expression.
-    pub unique: Vec<Vec<String>>,
-}
-
-impl ExistingTable {
-    /// The type of a column, if the column exists and its type is known here.
-    pub fn type_of(&self, name: &str) -> Option<PgType> {
-        let column = self.columns.iter().find(|one| one.name == name)?;
-        column.type_name.parse().ok()
-    }
-}
-
-/// A foreign key that refers to a table and cascades, from the catalog.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cascade {
-    /// Its name and its table, for people.
-    pub constraint: String,
-    pub on_delete: bool,
-    pub on_update: bool,
-    /// The columns that it refers to.
-    pub columns: Vec<String>,
-}
-
-/// A column, from the catalog.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExistingColumn {
-    pub name: String,
-    /// The text of `format_type`.
-    pub type_name: String,
-    pub not_null: bool,
-    /// A default, or an identity.
-    pub has_default: bool,
-    /// Computed from other columns.
-    pub generated: bool,
-}
-
 /// Refuses invalid columns and keys. They come from a message.
 pub fn check_columns(
     name: &TableName,
@@ -118,6 +80,7 @@ pub fn check_columns(
             });
         }
     }
+    check_width(&table, columns)?;
     match target.mode {
         Mode::Append | Mode::Replace => Ok(()),
         Mode::Upsert | Mode::InsertOnly if target.key.is_empty() => Err(Refusal::NoKey { table }),
@@ -136,6 +99,17 @@ pub fn check_columns(
             }
         }),
     }
+}
+
+/// A staging table has two columns more than the job.
+fn check_width(table: &str, columns: &[TargetColumn]) -> Result<(), Refusal> {
+    if columns.len() > MAX_COLUMNS - 2 {
+        return Err(Refusal::JobTooWide {
+            table: table.to_owned(),
+            columns: columns.len(),
+        });
+    }
+    Ok(())
 }
 
 /// The statements that create and comment a target. The columns are checked.
@@ -192,138 +166,6 @@ fn origin(column: &TargetColumn) -> String {
         "" => "From the job: the same for all rows of a run.".to_owned(),
         athena_type => format!("From Athena's {athena_type}."),
     }
-}
-
-/// Whether an existing table accepts rows of these columns. Additional columns are allowed if Postgres can fill them.
-pub fn check_table(
-    name: &TableName,
-    target: &Target,
-    columns: &[TargetColumn],
-    found: &ExistingTable,
-) -> Result<(), Refusal> {
-    let table = name.sql();
-    let kind = match found.kind.as_str() {
-        "r" | "p" => None,
-        "v" => Some("a view"),
-        "m" => Some("a materialized view"),
-        "f" => Some("a foreign table"),
-        _ => Some("not a table"),
-    };
-    if let Some(kind) = kind {
-        return Err(Refusal::NotATable { table, kind });
-    }
-    if found.unlogged {
-        return Err(Refusal::Unlogged { table });
-    }
-    if let Some(partition) = found.foreign_partition.clone() {
-        return Err(Refusal::ForeignPartition { table, partition });
-    }
-    check_cascades(&table, target, columns, found)?;
-    for column in columns {
-        check_column(&table, &column.name, column.pg_type, found)?;
-    }
-    check_column(&table, BATCH_COLUMN, PgType::BigInt, found)?;
-    let filled =
-        |name: &str| name == BATCH_COLUMN || columns.iter().any(|column| column.name == name);
-    if let Some(other) = found
-        .columns
-        .iter()
-        .find(|one| one.not_null && !one.has_default && !one.generated && !filled(&one.name))
-    {
-        return Err(Refusal::NeedsValue {
-            table,
-            column: other.name.clone(),
-        });
-    }
-    if target.mode.has_key()
-        && !found
-            .unique
-            .iter()
-            .any(|unique| same_columns(unique, &target.key))
-    {
-        return Err(Refusal::NoUniqueKey {
-            table,
-            key: list(&target.key),
-        });
-    }
-    Ok(())
-}
-
-/// Refuses a target whose mode changes rows that other tables follow.
-fn check_cascades(
-    table: &str,
-    target: &Target,
-    columns: &[TargetColumn],
-    found: &ExistingTable,
-) -> Result<(), Refusal> {
-    let is_updated = |column: &String| {
-        !target.key.contains(column) && columns.iter().any(|one| one.name == *column)
-    };
-    let change = |cascade: &Cascade| match target.mode {
-        _ if target.allow_cascades => None,
-        Mode::Replace => cascade.on_delete.then_some("DELETE"),
-        Mode::Upsert | Mode::InsertOnly => {
-            (cascade.on_update && cascade.columns.iter().any(is_updated)).then_some("UPDATE")
-        }
-        Mode::Append => None,
-    };
-    let found = found
-        .cascades
-        .iter()
-        .find_map(|one| Some((one, change(one)?)));
-    found.map_or(Ok(()), |(cascade, change)| {
-        Err(Refusal::Cascades {
-            table: table.to_owned(),
-            constraint: cascade.constraint.clone(),
-            change,
-        })
-    })
-}
-
-fn check_column(
-    table: &str,
-    name: &str,
-    wanted: PgType,
-    found: &ExistingTable,
-) -> Result<(), Refusal> {
-    let (table, column) = (table.to_owned(), name.to_owned());
-    match found.columns.iter().find(|one| one.name == name) {
-        None => Err(Refusal::MissingColumn {
-            table,
-            column,
-            type_name: wanted.to_string(),
-        }),
-        Some(one) if one.generated => Err(Refusal::Generated { table, column }),
-        Some(one) if !is_same_or_wider(wanted, &one.type_name) => Err(Refusal::OtherType {
-            table,
-            column,
-            found: one.type_name.clone(),
-            wanted: wanted.to_string(),
-            because: "",
-        }),
-        Some(_) => Ok(()),
-    }
-}
-
-/// Whether every value of the job's type is the same value in the type of the table.
-fn is_same_or_wider(wanted: PgType, found: &str) -> bool {
-    use PgType as P;
-    let Ok(found) = found.parse::<PgType>() else {
-        return false;
-    };
-    match (wanted, found) {
-        (P::SmallInt, P::Integer | P::BigInt)
-        | (P::Integer, P::BigInt)
-        | (P::Numeric(_), P::Numeric(None))
-        | (P::Varchar(_), P::Text | P::Varchar(None))
-        | (P::Text, P::Varchar(None)) => true,
-        (P::Varchar(Some(wanted)), P::Varchar(Some(found))) => found >= wanted,
-        (wanted, found) => wanted == found,
-    }
-}
-
-fn same_columns(unique: &[String], key: &[String]) -> bool {
-    unique.len() == key.len() && key.iter().all(|column| unique.contains(column))
 }
 
 /// Quoted names, separated by commas.

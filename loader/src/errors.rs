@@ -5,7 +5,7 @@ use common::reason::Reason;
 use ledger::{Class, cause, classify, remedy, words};
 use sqlx::error::DatabaseError;
 
-use crate::ddl::Refusal;
+use crate::ddl::{Fault, Refusal};
 
 /// A failure to load a batch, or to write an event into the ledger.
 #[derive(Debug, thiserror::Error)]
@@ -144,12 +144,9 @@ impl LoadError {
     pub fn verdict(&self) -> Verdict {
         match self {
             // The table fits, and a GRANT is enough: for example, the privilege was revoked during a run.
-            Self::Refused(Refused::Target(
-                Refusal::MayNotWrite { .. }
-                | Refusal::MayNotCreate { .. }
-                | Refusal::MayNotAlter { .. }
-                | Refusal::RowSecurity { .. },
-            )) => Verdict::Target,
+            Self::Refused(Refused::Target(refusal)) if refusal.fault() == Fault::Role => {
+                Verdict::Target
+            }
             // A misfit between our own statement and our own tables is a wrong schema, not an error in the message:
             // dead-lettering every message would not help.
             Self::Ledger(ledger::Error::Postgres { source, .. }) => match classify(source) {

@@ -21,14 +21,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use common::job::{Mode, Target};
 use common::message::{RejectedRow, RunId, ValidBatch};
-use common::schema::{PgType, TargetColumn};
+use common::schema::TargetColumn;
 use ledger::{Store, database};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use crate::ddl::{self, Change, Known, Refusal, TableName};
+use crate::ddl::{self, Change, ColumnType, Refusal, TableName};
 use crate::errors::{LoadError, Refused};
 use append::Append;
-use catalog::{check_privileges, look_up};
 use copy_into::{CopyInto, RefusedRow};
 use indexes::Indexes;
 use merge::Merge;
@@ -81,7 +80,7 @@ impl Prepared {
         name: &TableName,
         target: &Target,
         columns: &[TargetColumn],
-        types: Vec<PgType>,
+        types: Vec<ColumnType>,
         fingerprint: String,
     ) -> Self {
         let names = || columns.iter().map(|column| column.name.clone()).collect();
@@ -265,17 +264,12 @@ async fn create_or_check(
     target: &Target,
     columns: &[TargetColumn],
     job: &str,
-) -> Result<Result<(String, Vec<PgType>), Refusal>, sqlx::Error> {
+) -> Result<Result<(String, Vec<ColumnType>), Refusal>, sqlx::Error> {
     // Another loader may be creating or altering the table. IF NOT EXISTS alone does not prevent the error of the
     // second one.
     database::lock(tx, database::lock_key("create", &name.sql())).await?;
-    let found = look_up(tx, name).await?;
-    let table = found.as_ref().map(|found| &found.table);
-    let change = match ddl::decide(name, target, columns, Known::All, job, table) {
-        Ok(change) => check_privileges(tx, name, target, found.as_ref(), change).await?,
-        Err(refusal) => Err(refusal),
-    };
-    let change = match change {
+    let (examined, found) = catalog::examine(tx, name, target, columns, job).await?;
+    let change = match examined {
         Ok(change) => change,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -302,13 +296,12 @@ async fn create_or_check(
         }
     }
     // The fingerprint describes the table that was checked: an ALTER in between makes it another table.
-    let now = match was {
-        Some(was) => was,
-        None => look_up(tx, name).await?.ok_or(sqlx::Error::RowNotFound)?,
+    let now = if let Some(was) = was {
+        was
+    } else {
+        let (_, made) = catalog::examine(tx, name, target, columns, job).await?;
+        made.ok_or(sqlx::Error::RowNotFound)?
     };
-    // A fitting column has the same or a wider type, so each column has a type.
-    let types = columns
-        .iter()
-        .filter_map(|column| now.table.type_of(&column.name));
-    Ok(Ok((now.fingerprint, types.collect())))
+    let types = now.types(columns);
+    Ok(Ok((now.fingerprint, types)))
 }

@@ -87,6 +87,19 @@ impl FromStr for PgType {
         {
             return Ok(*plain);
         }
+        if let Some(plain) = lower.contains("(6)").then(|| lower.replace("(6)", "")) {
+            // A moment has six digits without a precision, too.
+            let is_moment = |one: &Self| {
+                matches!(
+                    one,
+                    Self::Time | Self::Timestamp | Self::TimestampTz | Self::Interval
+                )
+            };
+            let plain: Option<Self> = plain.parse().ok();
+            if let Some(moment) = plain.filter(is_moment) {
+                return Ok(moment);
+            }
+        }
         let with_arguments = lower
             .strip_suffix(')')
             .and_then(|text| text.split_once('('));
@@ -102,6 +115,35 @@ impl FromStr for PgType {
             "char" | "character" | "bpchar" => Self::Char(length()?),
             _ => return Err(unknown()),
         })
+    }
+}
+
+impl PgType {
+    /// The name for SQL that means the type of PostgreSQL with any `search_path`. The names that `Display` has for the
+    /// others are words of SQL.
+    pub fn qualified(self) -> String {
+        match self {
+            Self::Text
+            | Self::Date
+            | Self::Bytea
+            | Self::Json
+            | Self::Jsonb
+            | Self::Uuid
+            | Self::Inet => format!("pg_catalog.{self}"),
+            Self::Boolean
+            | Self::SmallInt
+            | Self::Integer
+            | Self::BigInt
+            | Self::Real
+            | Self::Double
+            | Self::Numeric(_)
+            | Self::Varchar(_)
+            | Self::Char(_)
+            | Self::Time
+            | Self::Timestamp
+            | Self::TimestampTz
+            | Self::Interval => self.to_string(),
+        }
     }
 }
 
@@ -177,6 +219,16 @@ mod tests {
         }
         assert_eq!("CHAR(2)".parse(), Ok(PgType::Char(2)));
         assert_eq!("numeric(9)".parse(), Ok(PgType::Numeric(Some((9, 0)))));
+        for (text, same) in [
+            ("timestamp(6) without time zone", PgType::Timestamp),
+            ("timestamp(6)", PgType::Timestamp),
+            ("timestamptz(6)", PgType::TimestampTz),
+            ("timestamp(6) with time zone", PgType::TimestampTz),
+            ("time(6) without time zone", PgType::Time),
+            ("interval(6)", PgType::Interval),
+        ] {
+            assert_eq!(text.parse(), Ok(same));
+        }
         for bad in [
             "",
             "text(3)",
@@ -185,6 +237,15 @@ mod tests {
             "money",
             "numeric(a)",
             "int; DROP TABLE x",
+            "timestamp(3) without time zone",
+            "timestamp(0)",
+            "timestamptz(3)",
+            "interval(3)",
+            "interval year to month",
+            "interval day to second(6)",
+            "text(6)",
+            "date(6)",
+            "time(6) with time zone",
         ] {
             assert!(bad.parse::<PgType>().is_err(), "{bad}");
         }

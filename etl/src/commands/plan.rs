@@ -50,6 +50,10 @@ pub struct Plan {
     pub settings: Vec<(String, String)>,
     pub columns: Vec<PlannedColumn>,
     pub target: TargetPlan,
+    /// The roles of loaders that the target was examined for.
+    pub roles: Vec<String>,
+    /// What is no reason to refuse the run.
+    pub warnings: Vec<String>,
     /// Why `etl run` would refuse the run now, apart from the target.
     pub refused: Option<String>,
 }
@@ -95,7 +99,7 @@ fn duration(time: Duration) -> String {
 /// What a run of this job would do. A setting that `etl run` refuses is an error.
 pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Result<Plan, Failure> {
     limits()?;
-    let target = target::plan(store, &checkable(&request), &jobs.schemas).await?;
+    let examined = target::plan(store, &checkable(&request), &jobs.schemas).await?;
     let over_limit = store.over_monthly_limit(&job).await?;
     let conflict = store.conflicting_run(&job, &request, false).await?;
     let (schema, table) = job.spec.target.schema_and_table();
@@ -103,7 +107,13 @@ pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Res
         target_table: format!("{schema}.{table}"),
         settings: settings(&request.spec.target),
         columns: request.spec.columns.iter().map(column).collect(),
-        target,
+        target: examined.plan,
+        roles: examined.roles,
+        warnings: examined
+            .role_note
+            .into_iter()
+            .chain(examined.warnings)
+            .collect(),
         refused: over_limit.or(conflict.map(|conflict| conflict.sentence())),
         job: job.spec.name,
         description: job.description,
@@ -314,8 +324,13 @@ fn tail(plan: &Plan) -> String {
             lines.push(format!("{table} exists; the first batch runs:"));
             lines.extend(indented(statements));
         }
-        TargetPlan::Refused { why } => lines.push(format!("a run would be REFUSED: {why}")),
+        TargetPlan::Refused { why } => {
+            let why = why.iter();
+            lines.extend(why.map(|why| format!("a run would be REFUSED: {why}")));
+        }
     }
+    let warnings = plan.warnings.iter();
+    lines.extend(warnings.map(|warning| format!("warning: {warning}")));
     lines.extend(
         plan.refused
             .iter()
@@ -374,6 +389,8 @@ mod tests {
                 },
             ],
             target,
+            roles: vec!["etl_loader".into()],
+            warnings: vec![],
             refused: None,
         }
     }
@@ -401,7 +418,7 @@ mod tests {
                 ],
             },
             TargetPlan::Refused {
-                why: "it is a view; name a table".into(),
+                why: vec!["it is a view; name a table".into()],
             },
         ] {
             shown.push(tail(&plan(target)));

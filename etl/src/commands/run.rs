@@ -13,7 +13,7 @@ use crate::Failure;
 use crate::broker::Broker;
 use crate::jobs::{Jobs, checkable, filled_in};
 use crate::output::run::follow;
-use crate::output::{note, show};
+use crate::output::{note, notes, show};
 use crate::request::request;
 use crate::store;
 use crate::target;
@@ -47,17 +47,18 @@ pub struct Arguments {
     pub json: bool,
 }
 
-/// Checks the target of a run. A run that is in the ledger was checked when it was requested.
+/// Checks the target of a run, and returns what a person has to know. A run that is in the ledger was checked when it was
+/// requested.
 pub async fn plan(
     store: &Store,
     jobs: &Jobs,
     run: &RunId,
     request: &Request,
-) -> Result<(), Failure> {
-    if !store.knows(run).await? {
-        target::check(store, &checkable(request), &jobs.schemas).await?;
+) -> Result<Vec<String>, Failure> {
+    if store.knows(run).await? {
+        return Ok(Vec::new());
     }
-    Ok(())
+    target::check(store, &checkable(request), &jobs.schemas).await
 }
 
 /// Requests the run. Returns the run when its name is known already; a conflicting run is an error.
@@ -91,7 +92,7 @@ impl Command for Arguments {
         let request = filled_in(&job, &self.set)?;
         let store = store::open().await?;
         let run = self.run_id.unwrap_or_else(|| new_run_id(&job.spec.name));
-        plan(&store, &jobs, &run, &request).await?;
+        notes(&plan(&store, &jobs, &run, &request).await?);
         let broker = Broker::open(note)
             .await
             .map_err(|failure| failure.context(format!("the run {run} was not requested now")))?;

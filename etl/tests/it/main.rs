@@ -24,6 +24,7 @@ mod rejects;
 mod replay;
 mod requests;
 mod sizes;
+mod targets;
 mod telemetry;
 mod trace;
 mod types;

@@ -3,8 +3,12 @@
 use common::job::{SchemaContract, Target};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
 
+use super::check::{
+    check_access, check_deletes, check_room, check_schema, check_surroundings, other_type,
+};
 use super::{
-    ExistingColumn, ExistingTable, Refusal, TableName, check_table, comment_on, create_table, list,
+    Access, Catalog, ExistingColumn, ExistingTable, Fault, Refusal, TableName, check_table,
+    check_width, comment_on, create_table, list,
 };
 
 /// The change that a target needs.
@@ -28,42 +32,151 @@ pub enum Known {
     Declared,
 }
 
-/// Decides on the change that a target needs, or refuses the target with the statement to run. `found`: the existing
-/// table.
-pub fn decide(
+/// What was found about a target: the change that it needs, or why it is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// What the first batch does, if nothing is refused.
+    pub change: Change,
+    /// Why no row could be loaded.
+    pub refusals: Vec<Refusal>,
+    /// Why rows could not be deleted, where only a replay and an undo do that.
+    pub later: Vec<Refusal>,
+}
+
+impl Examined {
+    /// The change, or the first reason against it.
+    pub fn into_change(self) -> Result<Change, Refusal> {
+        self.refusals
+            .into_iter()
+            .next()
+            .map_or(Ok(self.change), Err)
+    }
+}
+
+/// Examines a target: everything that speaks against loading rows into it, each with the statement to run, and the change that
+/// it needs. The one judgement of a target, by the loader and by the commands that ask before a run.
+pub fn examine(
     name: &TableName,
     target: &Target,
     columns: &[TargetColumn],
     known: Known,
     job: &str,
-    found: Option<&ExistingTable>,
-) -> Result<Change, Refusal> {
-    let Some(found) = found else {
-        let ddl = create_table(name, target, columns, job);
-        let by_hand = by_hand(target, columns, known, &ddl);
-        return match target.schema {
-            SchemaContract::Create | SchemaContract::Evolve => Ok(Change::Create { ddl, by_hand }),
-            SchemaContract::Freeze => Err(Refusal::FrozenMissing {
-                table: name.sql(),
-                by_hand,
-            }),
-        };
+    catalog: &Catalog,
+) -> Examined {
+    let mut examined = match &catalog.table {
+        None => missing_table(name, target, columns, known, job, catalog),
+        Some(found) => existing_table(name, target, columns, known, found, &catalog.access),
     };
-    let mut found = found.clone();
-    if known == Known::Declared {
-        // The query may return a column that the job does not declare.
-        let columns = found.columns.iter_mut();
-        columns.for_each(|column| column.not_null = false);
+    let Examined {
+        refusals, later, ..
+    } = &mut examined;
+    refusals.extend(check_width(&name.sql(), columns).err());
+    refusals.extend(check_surroundings(target, 0, &catalog.access));
+    // A replay may take another way than the first generation.
+    let replay = check_surroundings(target, 1, &catalog.access);
+    later.extend(replay.filter(|one| !refusals.contains(one)));
+    examined
+}
+
+fn missing_table(
+    name: &TableName,
+    target: &Target,
+    columns: &[TargetColumn],
+    known: Known,
+    job: &str,
+    catalog: &Catalog,
+) -> Examined {
+    let ddl = create_table(name, target, columns, job);
+    let by_hand = by_hand(target, columns, known, &ddl);
+    let access = &catalog.access;
+    let mut refusals = Vec::new();
+    if !catalog.has_schema {
+        refusals.push(Refusal::SchemaMissing {
+            schema: name.schema.clone(),
+        });
+    } else if target.schema == SchemaContract::Freeze {
+        refusals.push(Refusal::FrozenMissing {
+            table: name.sql(),
+            by_hand: by_hand.clone(),
+        });
+    } else {
+        refusals.extend(check_schema(name, access));
+        if !access.creates_in_schema {
+            refusals.push(Refusal::MayNotCreate {
+                table: name.sql(),
+                schema: name.schema.clone(),
+                role: access.role.clone(),
+                by_hand: by_hand.clone(),
+            });
+        }
+    }
+    Examined {
+        change: Change::Create { ddl, by_hand },
+        refusals,
+        later: Vec::new(),
+    }
+}
+
+fn existing_table(
+    name: &TableName,
+    target: &Target,
+    columns: &[TargetColumn],
+    known: Known,
+    found: &ExistingTable,
+    access: &Access,
+) -> Examined {
+    let (change, mut refusals) = by_contract(name, target, columns, known, found);
+    let mut later = Vec::new();
+    if !matches!(refusals[..], [Refusal::NotATable { .. }]) {
+        refusals.extend(check_access(name, target, columns, access));
+        let owns = access.table.as_ref().is_none_or(|rights| rights.owns);
+        if let Change::Add { ddl, .. } = &change
+            && !owns
+        {
+            refusals.push(Refusal::MayNotAlter {
+                table: name.sql(),
+                role: access.role.clone(),
+                ddl: ddl.clone(),
+            });
+        }
+        later = check_deletes(name, target, found, access);
+    }
+    if target.mode.replaces() {
+        // The privileges of this mode are among those that were checked.
+        let deletes = std::mem::take(&mut later).into_iter();
+        refusals.extend(deletes.filter(|one| one.fault() != Fault::Role));
+    }
+    Examined {
+        change,
+        refusals,
+        later,
+    }
+}
+
+/// The change that an existing table needs, and what speaks against the table.
+fn by_contract(
+    name: &TableName,
+    target: &Target,
+    columns: &[TargetColumn],
+    known: Known,
+    found: &ExistingTable,
+) -> (Change, Vec<Refusal>) {
+    if let Err(refusal) = check_room(&name.sql(), columns, found) {
+        return (Change::Nothing, vec![refusal]);
     }
     match target.schema {
-        SchemaContract::Create => {
-            check_table(name, target, columns, &found).map(|()| Change::Nothing)
-        }
+        SchemaContract::Create => (
+            Change::Nothing,
+            check_table(name, target, columns, known, found),
+        ),
         SchemaContract::Freeze => {
-            check_table(name, target, columns, &found)?;
-            check_frozen(name, columns, known, &found).map(|()| Change::Nothing)
+            let mut refusals = check_table(name, target, columns, known, found);
+            if refusals.is_empty() {
+                refusals = check_frozen(name, columns, known, found);
+            }
+            (Change::Nothing, refusals)
         }
-        SchemaContract::Evolve => evolve(name, target, columns, found),
+        SchemaContract::Evolve => evolve(name, target, columns, known, found),
     }
 }
 
@@ -100,31 +213,33 @@ fn evolve(
     name: &TableName,
     target: &Target,
     columns: &[TargetColumn],
-    mut found: ExistingTable,
-) -> Result<Change, Refusal> {
+    known: Known,
+    found: &ExistingTable,
+) -> (Change, Vec<Refusal>) {
     let is_there = |column: &&TargetColumn| found.columns.iter().any(|one| one.name == column.name);
     let missing: Vec<_> = columns
         .iter()
         .filter(|column| !is_there(column))
         .cloned()
         .collect();
-    found
+    let mut altered = found.clone();
+    altered
         .columns
         .extend(missing.iter().map(|column| ExistingColumn {
             name: column.name.clone(),
             type_name: column.pg_type.to_string(),
-            not_null: false,
-            has_default: false,
-            generated: false,
+            takes: column.pg_type.to_string(),
+            ..ExistingColumn::default()
         }));
-    check_table(name, target, columns, &found)?;
-    if missing.is_empty() {
-        return Ok(Change::Nothing);
-    }
-    Ok(Change::Add {
-        ddl: add_columns(name, &missing),
-        columns: missing.into_iter().map(|column| column.name).collect(),
-    })
+    let change = if missing.is_empty() {
+        Change::Nothing
+    } else {
+        Change::Add {
+            ddl: add_columns(name, &missing),
+            columns: missing.into_iter().map(|column| column.name).collect(),
+        }
+    };
+    (change, check_table(name, target, columns, known, &altered))
 }
 
 fn add_columns(name: &TableName, columns: &[TargetColumn]) -> String {
@@ -146,25 +261,23 @@ fn check_frozen(
     columns: &[TargetColumn],
     known: Known,
     found: &ExistingTable,
-) -> Result<(), Refusal> {
-    let table = name.sql();
-    for one in found.columns.iter().filter(|one| one.name != BATCH_COLUMN) {
-        let column = one.name.clone();
-        match columns.iter().find(|column| column.name == one.name) {
-            Some(wanted) if !is_same(wanted.pg_type, &one.type_name) => {
-                return Err(Refusal::OtherType {
-                    table,
-                    column,
-                    found: one.type_name.clone(),
-                    wanted: wanted.pg_type.to_string(),
-                    because: ", and schema = \"freeze\" allows no difference",
-                });
-            }
-            None if known == Known::All => return Err(Refusal::FrozenColumn { table, column }),
-            Some(_) | None => {}
-        }
-    }
-    Ok(())
+) -> Vec<Refusal> {
+    let others = found.columns.iter().filter(|one| one.name != BATCH_COLUMN);
+    let different =
+        others.filter_map(
+            |one| match columns.iter().find(|column| column.name == one.name) {
+                Some(wanted) if !is_same(wanted.pg_type, &one.takes) => {
+                    let because = ", and schema = \"freeze\" allows no difference";
+                    Some(other_type(name.sql(), one, wanted.pg_type, because))
+                }
+                None if known == Known::All => Some(Refusal::FrozenColumn {
+                    table: name.sql(),
+                    column: one.name.clone(),
+                }),
+                Some(_) | None => None,
+            },
+        );
+    different.collect()
 }
 
 fn is_same(wanted: PgType, found: &str) -> bool {
@@ -173,6 +286,7 @@ fn is_same(wanted: PgType, found: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::TableAccess;
     use super::*;
     use common::job::Mode;
 
@@ -190,14 +304,37 @@ mod tests {
             .map(|(name, type_name, not_null)| ExistingColumn {
                 name: (*name).into(),
                 type_name: (*type_name).into(),
+                takes: (*type_name).into(),
                 not_null: *not_null,
-                has_default: false,
-                generated: false,
+                ..ExistingColumn::default()
             });
         ExistingTable {
             kind: "r".into(),
             columns: columns.collect(),
             ..ExistingTable::default()
+        }
+    }
+
+    /// A role that may do everything.
+    fn catalog(found: Option<&ExistingTable>) -> Catalog {
+        let rights = TableAccess {
+            owns: true,
+            locks: true,
+            deletes: true,
+            ..TableAccess::default()
+        };
+        Catalog {
+            has_schema: true,
+            table: found.cloned(),
+            access: Access {
+                role: "role".into(),
+                uses_schema: true,
+                creates_in_schema: true,
+                makes_temporary: true,
+                stages: true,
+                table: found.map(|_| rights),
+                ..Access::default()
+            },
         }
     }
 
@@ -213,7 +350,7 @@ mod tests {
         };
         let name = TableName::of(&target, &["public".into()]).unwrap();
         let columns = [column("a", "text"), column("n", "integer")];
-        decide(&name, &target, &columns, known, "job", found)
+        examine(&name, &target, &columns, known, "job", &catalog(found)).into_change()
     }
 
     #[test]
@@ -305,7 +442,7 @@ mod tests {
         let frozen = |found| decided(SchemaContract::Freeze, Known::All, Some(found));
         assert_eq!(frozen(&same), Ok(Change::Nothing));
         let mut wider = same.clone();
-        wider.columns[0].type_name = "bigint".into();
+        wider.columns[0].takes = "bigint".into();
         assert!(
             frozen(&wider)
                 .unwrap_err()

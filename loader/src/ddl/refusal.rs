@@ -1,6 +1,8 @@
 //! The reasons to refuse a target, each with the statement to run or the line to change.
 
-use common::schema::{SchemaError, quoted};
+use common::schema::{PgType, SchemaError, quoted};
+
+use super::MAX_COLUMNS;
 
 /// Why a target is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,7 +17,15 @@ pub enum Refusal {
     )]
     SchemaMissing { schema: String },
     #[error(
-        "the role {role} may not create the table {table}; run: GRANT CREATE ON SCHEMA {schema} TO {role}, or {by_hand}"
+        "the role {role} may not use the schema {schema:?} of the target; run: GRANT USAGE ON SCHEMA {} TO {}",
+        quoted(schema),
+        quoted(role)
+    )]
+    MayNotUseSchema { schema: String, role: String },
+    #[error(
+        "the role {role} may not create the table {table}; run: GRANT CREATE ON SCHEMA {} TO {}, or {by_hand}",
+        quoted(schema),
+        quoted(role)
     )]
     MayNotCreate {
         table: String,
@@ -24,31 +34,75 @@ pub enum Refusal {
         by_hand: String,
     },
     #[error(
-        "the role {role} may not write to {table}; run: GRANT {privileges} ON {table} TO {role}"
+        "the role {role} lacks privileges on {table} that the job needs; run: GRANT {privileges} ON {table} TO {}",
+        quoted(role)
     )]
     MayNotWrite {
         table: String,
         role: String,
-        privileges: &'static str,
+        privileges: String,
     },
     #[error(
-        "row level security of {table} applies to the role {role}, so that PostgreSQL would hide or refuse rows by policies; run: ALTER ROLE {role} BYPASSRLS, or load into a table without policies"
+        "the column {column:?} of {table} takes its values from the sequence {sequence}, which the role {role} may not use; run: GRANT USAGE ON SEQUENCE {sequence} TO {}",
+        quoted(role)
+    )]
+    MayNotUseSequence {
+        table: String,
+        column: String,
+        sequence: String,
+        role: String,
+    },
+    #[error(
+        "the role {role} may not make the temporary table by which a mode with a key merges; run: GRANT TEMPORARY ON DATABASE {} TO {}",
+        quoted(database),
+        quoted(role)
+    )]
+    MayNotMakeTemporary { database: String, role: String },
+    #[error(
+        "the role {role} may not make the staging table in which the rows of a run wait; run: GRANT USAGE, CREATE ON SCHEMA etl_staging TO {}",
+        quoted(role)
+    )]
+    MayNotStage { role: String },
+    #[error(
+        "row level security of {table} applies to the role {role}, so that PostgreSQL would hide or refuse rows by policies; load into a table without policies, or run, as a superuser: ALTER ROLE {} BYPASSRLS",
+        quoted(role)
     )]
     RowSecurity { table: String, role: String },
     #[error(
-        "the foreign key {constraint} refers to {table} and cascades, so that a {change} would change the other table too; alter the foreign key, or set allow_cascades = true in the job's target"
+        "the foreign key {constraint} refers to {table} and cascades, so that a {change} would change the other table too; set allow_cascades = true in the job's target, or run: {alter}"
     )]
     Cascades {
         table: String,
         /// Its name and its table.
         constraint: String,
-        /// `DELETE` or `UPDATE`.
-        change: &'static str,
+        change: RowChange,
+        alter: String,
     },
     #[error(
-        "{partition} is a partition of {table} and a foreign table: its server commits before the ledger does, and a crash in between would load rows twice; detach it, or choose another target"
+        "{table} is in the publication {publication} and has no replica identity, so that PostgreSQL refuses each {change}; give it a primary key, or run: ALTER TABLE {table} REPLICA IDENTITY FULL"
     )]
-    ForeignPartition { table: String, partition: String },
+    NoReplicaIdentity {
+        /// The target, or a partition of it.
+        table: String,
+        publication: String,
+        change: RowChange,
+    },
+    #[error(
+        "{partition} is a partition of {table} and a foreign table: its server commits before the ledger does, and a crash in between would load rows twice; choose another target, or run: {detach}"
+    )]
+    ForeignPartition {
+        table: String,
+        partition: String,
+        detach: String,
+    },
+    #[error(
+        "{table} is partitioned and has no partition, so that no row has a place; make its partitions, or one for all rows: CREATE TABLE {default} PARTITION OF {table} DEFAULT"
+    )]
+    NoPartition { table: String, default: String },
+    #[error(
+        "the rule {rule} of {table} rewrites some statements and not COPY, so that rows would go elsewhere in some modes; run: DROP RULE {rule} ON {table}"
+    )]
+    Rule { table: String, rule: String },
     #[error(
         "the role {role} may not add columns to {table}, which it does not own; have its owner run: {ddl}"
     )]
@@ -72,12 +126,32 @@ pub enum Refusal {
     NoColumns { table: String },
     #[error("the columns of the target {table} name {column:?} twice")]
     DuplicateColumn { table: String, column: String },
-    #[error("{table} is {kind}, and rows are loaded into tables only; choose another target")]
-    NotATable { table: String, kind: &'static str },
     #[error(
-        "{table} is unlogged: a crash of Postgres would empty it while the ledger says that its rows are loaded; run: ALTER TABLE {table} SET LOGGED"
+        "the job has {columns} columns for {table}, and PostgreSQL has room for {} beside those of the loader; leave some out of the SELECT, or put several into one of json",
+        MAX_COLUMNS - 2
     )]
-    Unlogged { table: String },
+    JobTooWide { table: String, columns: usize },
+    #[error(
+        "{table} has {places} columns, those that were dropped counted, and the job needs {added} more, where PostgreSQL has room for {MAX_COLUMNS}; leave columns out of the SELECT, or choose another target"
+    )]
+    TableTooWide {
+        table: String,
+        places: usize,
+        added: usize,
+    },
+    #[error(
+        "{table} is {article}, and rows are loaded into tables only; name another table in the job's target, or give way to a new one and run: {rename}"
+    )]
+    NotATable {
+        table: String,
+        article: &'static str,
+        rename: String,
+    },
+    #[error(
+        "{} is unlogged: a crash of Postgres would empty it while the ledger says that its rows are loaded; run: {}",
+        tables.join(", "), set_logged(tables)
+    )]
+    Unlogged { tables: Vec<String> },
     #[error(
         "{table} has no column {column:?}; run: ALTER TABLE {table} ADD COLUMN {} {type_name}",
         quoted(column)
@@ -88,23 +162,39 @@ pub enum Refusal {
         type_name: String,
     },
     #[error(
-        "the column {column:?} of {table} is {found}, and the job makes it {wanted}{because}; declare it as {found:?} in the job, or run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}::{wanted}",
+        "the column {column:?} of {table} is {found}, and the job makes it {wanted}{because}; {}run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}{}::{wanted}",
+        declare.as_ref().map(|one| format!("declare it as \"{one}\" in the job, or ")).unwrap_or_default(),
         quoted(column),
-        quoted(column)
+        quoted(column),
+        if *through_text { "::text" } else { "" }
     )]
     OtherType {
         table: String,
         column: String,
         found: String,
-        wanted: String,
+        wanted: PgType,
         /// Empty, or why a wider type does not do.
         because: &'static str,
+        /// The type to declare, where a job can.
+        declare: Option<PgType>,
+        /// PostgreSQL has no cast between the two.
+        through_text: bool,
     },
     #[error(
-        "the column {column:?} of {table} is computed by Postgres; name it otherwise in the job, or run: ALTER TABLE {table} ALTER COLUMN {} DROP EXPRESSION",
+        "the column {column:?} of {table} is computed by Postgres; name it otherwise in the job, or run: ALTER TABLE {table} {}",
+        make_plain(column, wanted, *is_virtual)
+    )]
+    Generated {
+        table: String,
+        column: String,
+        wanted: String,
+        is_virtual: bool,
+    },
+    #[error(
+        "the column {column:?} of {table} is GENERATED ALWAYS AS IDENTITY, and the job fills it; name it otherwise in the job, or run: ALTER TABLE {table} ALTER COLUMN {} SET GENERATED BY DEFAULT",
         quoted(column)
     )]
-    Generated { table: String, column: String },
+    Identity { table: String, column: String },
     #[error(
         "the column {column:?} of {table} must not be NULL, has no default, and the job does not fill it; add it to the query, or run: ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL",
         quoted(column)
@@ -130,33 +220,86 @@ pub enum Refusal {
     KeyMissing { table: String, column: String },
 }
 
+/// A change of rows, as the statement is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowChange {
+    Delete,
+    Update,
+}
+
+impl std::fmt::Display for RowChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Delete => "DELETE",
+            Self::Update => "UPDATE",
+        })
+    }
+}
+
+fn set_logged(tables: &[String]) -> String {
+    let each = tables
+        .iter()
+        .map(|table| format!("ALTER TABLE {table} SET LOGGED"));
+    each.collect::<Vec<_>>().join("; ")
+}
+
+/// PostgreSQL drops the expression of a stored column only.
+fn make_plain(column: &str, wanted: &str, is_virtual: bool) -> String {
+    let column = quoted(column);
+    if is_virtual {
+        format!("DROP COLUMN {column}, ADD COLUMN {column} {wanted}")
+    } else {
+        format!("ALTER COLUMN {column} DROP EXPRESSION")
+    }
+}
+
+/// Where the remedy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// In the job or a setting, independent of the database: a later retry cannot help.
+    Job,
+    /// In the table.
+    Table,
+    /// In the privileges of the loader's role: the table fits.
+    Role,
+}
+
 impl Refusal {
-    /// Whether the job or a setting is at fault, independent of the database: a later retry cannot help.
-    pub fn is_of_the_job(&self) -> bool {
+    pub fn fault(&self) -> Fault {
         match self {
             Self::SchemaNotAllowed { .. }
             | Self::Name(_)
             | Self::NoColumns { .. }
             | Self::DuplicateColumn { .. }
+            | Self::JobTooWide { .. }
             | Self::NoKey { .. }
             | Self::KeyType { .. }
-            | Self::KeyMissing { .. } => true,
+            | Self::KeyMissing { .. } => Fault::Job,
             Self::SchemaMissing { .. }
-            | Self::MayNotCreate { .. }
-            | Self::MayNotWrite { .. }
-            | Self::RowSecurity { .. }
             | Self::Cascades { .. }
+            | Self::NoReplicaIdentity { .. }
             | Self::ForeignPartition { .. }
-            | Self::MayNotAlter { .. }
+            | Self::NoPartition { .. }
+            | Self::Rule { .. }
             | Self::FrozenMissing { .. }
             | Self::FrozenColumn { .. }
+            | Self::TableTooWide { .. }
             | Self::NotATable { .. }
             | Self::Unlogged { .. }
             | Self::MissingColumn { .. }
             | Self::OtherType { .. }
             | Self::Generated { .. }
+            | Self::Identity { .. }
             | Self::NeedsValue { .. }
-            | Self::NoUniqueKey { .. } => false,
+            | Self::NoUniqueKey { .. } => Fault::Table,
+            Self::MayNotUseSchema { .. }
+            | Self::MayNotCreate { .. }
+            | Self::MayNotWrite { .. }
+            | Self::MayNotUseSequence { .. }
+            | Self::MayNotMakeTemporary { .. }
+            | Self::MayNotStage { .. }
+            | Self::MayNotAlter { .. }
+            | Self::RowSecurity { .. } => Fault::Role,
         }
     }
 }

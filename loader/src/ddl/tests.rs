@@ -40,9 +40,8 @@ fn existing(columns: &[(&str, &str)]) -> ExistingTable {
     let columns = columns.iter().map(|(name, type_name)| ExistingColumn {
         name: (*name).into(),
         type_name: (*type_name).into(),
-        not_null: false,
-        has_default: false,
-        generated: false,
+        takes: (*type_name).into(),
+        ..ExistingColumn::default()
     });
     ExistingTable {
         kind: "r".into(),
@@ -124,23 +123,26 @@ fn fitting_table_is_accepted() {
         ("more", "text"),
     ]);
     let check = |target: &Target, found: &ExistingTable| {
-        check_table(&name("t").unwrap(), target, &columns, found)
+        check_table(&name("t").unwrap(), target, &columns, Known::All, found)
     };
-    assert_eq!(check(&target("t", &[]), &found), Ok(()));
+    assert_eq!(check(&target("t", &[]), &found), []);
     let upsert = target("t", &["n", "a"]);
     assert!(matches!(
-        check(&upsert, &found),
-        Err(Refusal::NoUniqueKey { .. })
+        check(&upsert, &found)[..],
+        [Refusal::NoUniqueKey { .. }]
     ));
     found.unique = vec![vec!["a".into()], vec!["a".into(), "n".into()]];
-    assert_eq!(check(&upsert, &found), Ok(()));
+    assert_eq!(check(&upsert, &found), []);
 }
 
 fn refused(found: &ExistingTable) -> String {
     let columns = [column("a", "text"), column("n", "integer")];
-    check_table(&name("t").unwrap(), &target("t", &[]), &columns, found)
-        .unwrap_err()
-        .to_string()
+    let (name, target) = (name("t").unwrap(), target("t", &[]));
+    let refusals = check_table(&name, &target, &columns, Known::All, found);
+    let [refusal] = &refusals[..] else {
+        panic!("{refusals:?}");
+    };
+    refusal.to_string()
 }
 
 #[test]
@@ -184,21 +186,85 @@ fn relation_that_cannot_take_the_rows_is_refused() {
     assert!(refused(&kind("f")).contains("a foreign table"));
     assert!(
         refused(&ExistingTable {
-            unlogged: true,
+            unlogged: vec!["public.t".into()],
             ..fits.clone()
         })
         .contains("SET LOGGED")
     );
     let mut generated = fits.clone();
-    generated.columns[1].generated = true;
+    generated.columns[1].generated = Some(Generated::Stored);
     assert!(refused(&generated).contains("DROP EXPRESSION"));
+    generated.columns[1].generated = Some(Generated::Virtual);
+    assert!(refused(&generated).ends_with(r#"DROP COLUMN "n", ADD COLUMN "n" integer"#));
     let mut needy = fits;
     needy.columns[3].not_null = true;
     assert!(refused(&needy).contains("DROP NOT NULL"));
     needy.columns[3].has_default = true;
     let columns = [column("a", "text")];
+    let (name, target) = (name("t").unwrap(), target("t", &[]));
     assert_eq!(
-        check_table(&name("t").unwrap(), &target("t", &[]), &columns, &needy),
+        check_table(&name, &target, &columns, Known::All, &needy),
+        []
+    );
+}
+
+#[test]
+fn declaration_that_is_offered_is_one_that_a_job_can_have() {
+    for (type_name, takes, declare) in [
+        ("integer", "integer", Some("integer")),
+        (
+            "email",
+            "character varying(9)",
+            Some("character varying(9)"),
+        ),
+        (
+            "timestamp(3) without time zone",
+            "timestamp(3) without time zone",
+            None,
+        ),
+        ("text[]", "text[]", None),
+        ("money", "money", None),
+    ] {
+        let mut found = existing(&[("a", takes), ("n", "integer"), ("_batch", "bigint")]);
+        found.columns[0].type_name = type_name.into();
+        let sentence = refused(&found);
+        let offered = declare.map(|one| format!("declare it as {one:?} in the job"));
+        assert_eq!(
+            sentence.contains("declare it"),
+            declare.is_some(),
+            "{sentence}"
+        );
+        assert!(
+            sentence.contains(&offered.unwrap_or_default()),
+            "{sentence}"
+        );
+        assert!(
+            sentence.ends_with(r#"TYPE text USING "a"::text"#),
+            "{sentence}"
+        );
+    }
+}
+
+#[test]
+fn columns_without_room_are_refused() {
+    let wide: Vec<_> = (0..1599)
+        .map(|index| column(&format!("c{index}"), "text"))
+        .collect();
+    let (name, target) = (name("t").unwrap(), target("t", &[]));
+    let refused = |columns: &[TargetColumn]| {
+        check_columns(&name, &target, columns)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused(&wide).contains("1599 columns"));
+    assert_eq!(check_columns(&name, &target, &wide[..1598]), Ok(()));
+    let mut found = existing(&[("a", "text")]);
+    found.places = 1600;
+    let refusal = check::check_room("t", &[column("a", "text")], &found).unwrap_err();
+    assert!(refusal.to_string().contains("needs 1 more"), "{refusal}");
+    found.places = 1599;
+    assert_eq!(
+        check::check_room("t", &[column("a", "text")], &found),
         Ok(())
     );
 }

@@ -28,6 +28,9 @@ const MAX_COMMITS: usize = 4;
 /// The longest pause before a run that could not be completed is tried again.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 
+/// How often the role of this loader is recorded.
+const ROLE_INTERVAL: Duration = Duration::from_mins(1);
+
 /// The runs that are being completed, and those that could not be.
 #[derive(Default)]
 struct Runs {
@@ -71,7 +74,12 @@ pub(super) async fn sweep(
     let store = &loader.store;
     let mut runs = Runs::default();
     let mut commits = FuturesUnordered::new();
+    let mut next_record = Instant::now();
     loop {
+        if next_record <= Instant::now() {
+            record_role(loader).await;
+            next_record = Instant::now() + ROLE_INTERVAL;
+        }
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
@@ -106,6 +114,16 @@ pub(super) async fn sweep(
     }
     while commits.next().await.is_some() {}
     Ok(())
+}
+
+/// Records the role whose privileges `etl run` checks. Without it, `etl run` checks its own and says so.
+async fn record_role(loader: &Loader) {
+    if let Err(error) = loader.store.record_loader().await {
+        let error = LoadError::from(error);
+        if loader.is_news(&error.sentence()) {
+            tracing::warn!(error = error.sentence(), "the role is not recorded");
+        }
+    }
 }
 
 /// Drops staging tables, and returns the runs that may be complete.

@@ -1,14 +1,14 @@
 //! `append`, batch by batch: rows are copied directly into the target.
 
 use common::message::ValidBatch;
-use common::schema::{BATCH_COLUMN, PgType, quoted};
+use common::schema::{BATCH_COLUMN, quoted};
 use ledger::earlier;
 use sqlx::PgConnection;
 
 use super::Written;
 use super::copy_into::CopyInto;
 use super::deletion::{Deletion, Expected};
-use crate::ddl::TableName;
+use crate::ddl::{ColumnType, TableName};
 use crate::errors::LoadError;
 
 /// Appends batches to one target.
@@ -23,12 +23,12 @@ impl Append {
     /// The writer for a table in which these columns have these types.
     pub(crate) fn new(
         name: &TableName,
-        (columns, types): (Vec<String>, Vec<PgType>),
+        (columns, types): (Vec<String>, Vec<ColumnType>),
         allows_cascades: bool,
     ) -> Self {
         let (table, batch) = (name.sql(), quoted(BATCH_COLUMN));
         Self {
-            copy: CopyInto::new(&table, &table, (columns, types), &batch),
+            copy: CopyInto::new(&table, &table, (columns, types), &batch).firing(name),
             deletion: Deletion::new(name, allows_cascades),
             table,
         }

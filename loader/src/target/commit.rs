@@ -12,16 +12,16 @@ use common::schema::{BATCH_COLUMN, TargetColumn, quoted};
 use ledger::completion::{End, Sums};
 use ledger::conflict::{self, RowsByRun};
 use ledger::staging::Staging;
-use ledger::{BatchNo, Class, LockedRun, batch, classify, database};
+use ledger::{BatchNo, Class, LockedRun, batch, classify, database, search_path};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
+use super::catalog;
 use super::deletion::{Deletion, Expected, within};
 use super::merge::{joined, staged_keys, updates};
 use super::staged::staging_table;
 use super::table::{lock, lock_key};
 use super::window::{TypedBound, condition, overlap, typed};
-use super::{catalog, staged_columns};
-use crate::ddl::{TableName, list};
+use crate::ddl::{ColumnType, TableName, list};
 use crate::errors::{Refused, held_because};
 
 /// Why an attempt ends without the rows in the target.
@@ -73,12 +73,13 @@ async fn attempt(run: &mut LockedRun<'_>, sums: &Sums, staging: &Staging) -> Res
         Ok(name) => name,
         Err(refusal) => return held(refusal.to_string()),
     };
-    let commit = Commit {
+    let mut commit = Commit {
         table: name.sql(),
         deletion: Deletion::new(&name, target.allow_cascades),
         stage: staging_table(&staging.table_name).sql(),
         batch: quoted(BATCH_COLUMN),
         names: columns.iter().map(|column| column.name.clone()).collect(),
+        types: Vec::new(),
         name,
         target,
         columns,
@@ -113,6 +114,8 @@ struct Commit<'a> {
     columns: &'a [TargetColumn],
     /// The columns' names.
     names: Vec<String>,
+    /// What they take.
+    types: Vec<ColumnType>,
 }
 
 impl Commit<'_> {
@@ -128,11 +131,14 @@ impl Commit<'_> {
 
     /// Locks the target against merges and alterations until the transaction ends, and checks that it still accepts the
     /// rows: PostgreSQL would silently round values for a narrower type.
-    async fn lock(&self, tx: &mut PgConnection) -> Result<(), Stop> {
+    async fn lock(&mut self, tx: &mut PgConnection) -> Result<(), Stop> {
         database::lock(tx, lock_key(&self.name)).await?;
         tx.execute(AssertSqlSafe(lock(&self.table))).await?;
         match catalog::check_again(tx, &self.name, self.target, self.columns).await? {
-            Ok(()) => Ok(()),
+            Ok(types) => {
+                self.types = types;
+                Ok(())
+            }
             Err(refusal) => held(refusal.to_string()),
         }
     }
@@ -267,10 +273,13 @@ impl Commit<'_> {
             let run_no = run.row().run_no;
             conflict::record_overwritten(run.connection(), run_no, &overwritten).await?;
         }
-        let written: Vec<(i64, i64)> = sqlx::query_as(AssertSqlSafe(self.insert(&void)))
-            .fetch_all(run.connection())
-            .await?;
-        Ok(written.into_iter().collect())
+        let (insert, schema) = (self.insert(&void), &self.name.schema);
+        let tx = run.connection();
+        let written = search_path::as_triggers_expect(tx, schema, async |tx: &mut PgConnection| {
+            let insert = sqlx::query_as::<_, (i64, i64)>(AssertSqlSafe(insert));
+            insert.fetch_all(tx).await
+        });
+        Ok(written.await?.into_iter().collect())
     }
 
     /// Holds a replay that would leave a key without a row, where other runs gave way to the row that is there.
@@ -327,7 +336,8 @@ impl Commit<'_> {
         let batch = &self.batch;
         let window = self.window().unwrap_or_else(|| "true".to_owned());
         let end = run.row().batch_nos().end;
-        let condition = format!("({window}) AND ({batch} IS NULL OR {batch} < {end})");
+        let condition =
+            format!("({window}) AND ({batch} IS NULL OR {batch} OPERATOR(pg_catalog.<) {end})");
         let deleted = self.deletion.delete(run.connection(), &condition);
         deleted
             .await?
@@ -351,6 +361,15 @@ impl Commit<'_> {
         Ok(counts)
     }
 
+    /// The staged values, as the columns of the target take them.
+    fn staged_values(&self) -> String {
+        let values = self.types.iter().enumerate().map(|(index, one)| {
+            let cast = one.cast.as_ref().map(|cast| format!("::{cast}"));
+            format!("c{index}{}", cast.unwrap_or_default())
+        });
+        values.collect::<Vec<_>>().join(", ")
+    }
+
     /// The statement that writes the staged rows and returns the number in the target by batch.
     /// `void`: runs whose rows do not count, and are overwritten.
     fn insert(&self, void: &[i64]) -> String {
@@ -363,7 +382,7 @@ impl Commit<'_> {
             Mode::Upsert => (
                 format!("DISTINCT ON ({keys}) "),
                 format!(
-                    " ORDER BY {keys}, b DESC, n DESC {conflict} DO UPDATE SET {} WHERE t.{batch} IS NULL OR t.{batch} <= excluded.{batch} OR {}",
+                    " ORDER BY {keys}, b DESC, n DESC {conflict} DO UPDATE SET {} WHERE t.{batch} IS NULL OR t.{batch} OPERATOR(pg_catalog.<=) excluded.{batch} OR {}",
                     updates(key, &self.names),
                     is_of(batch, void)
                 ),
@@ -383,9 +402,9 @@ impl Commit<'_> {
         };
         format!(
             "WITH written AS (INSERT INTO {table} AS t ({}, {batch}) SELECT {distinct}{}, b FROM {}{end} RETURNING t.{batch} AS b) \
-             SELECT b, count(*) FROM written GROUP BY b",
+             SELECT b, pg_catalog.count(*) FROM written GROUP BY b",
             list(&self.names),
-            staged_columns(self.names.len()),
+            self.staged_values(),
             self.stage
         )
     }
@@ -498,7 +517,10 @@ fn is_of(batch: &str, runs: &[i64]) -> String {
         return "false".to_owned();
     }
     let runs = runs.iter().map(i64::to_string).collect::<Vec<_>>();
-    format!("etl.run_no(t.{batch}) IN ({})", runs.join(", "))
+    format!(
+        "etl.run_no(t.{batch}) OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::bigint[])",
+        runs.join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -524,6 +546,7 @@ mod tests {
             stage: staging_table("s_7_1").sql(),
             batch: quoted(BATCH_COLUMN),
             names: columns.iter().map(|column| column.name.clone()).collect(),
+            types: columns.iter().map(|column| column.pg_type.into()).collect(),
             name,
             target,
             columns,
@@ -544,7 +567,7 @@ mod tests {
             ..Target::default()
         };
         let columns = columns();
-        let wanted = r#""da""y" >= '2018-04-02'::date AND "da""y" <= 'x''; DROP TABLE t; --'::date AND "site" COLLATE "C" > 'it''s'::text"#;
+        let wanted = r#""da""y" OPERATOR(pg_catalog.>=) '2018-04-02'::pg_catalog.date AND "da""y" OPERATOR(pg_catalog.<=) 'x''; DROP TABLE t; --'::pg_catalog.date AND "site" COLLATE pg_catalog."C" OPERATOR(pg_catalog.>) 'it''s'::pg_catalog.text"#;
         assert_eq!(commit(&target, &columns).window().as_deref(), Some(wanted));
     }
 
@@ -560,7 +583,7 @@ mod tests {
         assert_eq!(commit.window(), None);
         assert_eq!(
             commit.insert(&[]),
-            r#"WITH written AS (INSERT INTO "public"."t" AS t ("site", "da""y", "_batch") SELECT c0, c1, b FROM "etl_staging"."s_7_1" RETURNING t."_batch" AS b) SELECT b, count(*) FROM written GROUP BY b"#
+            r#"WITH written AS (INSERT INTO "public"."t" AS t ("site", "da""y", "_batch") SELECT c0, c1, b FROM "etl_staging"."s_7_1" RETURNING t."_batch" AS b) SELECT b, pg_catalog.count(*) FROM written GROUP BY b"#
         );
     }
 

@@ -5,13 +5,13 @@ use common::failpoint;
 use common::message::{RejectedRow, ValidBatch};
 use common::schema::PgType;
 use ledger::database::savepoint;
-use ledger::{Class, classify};
+use ledger::{Class, classify, search_path};
 use sqlx::PgConnection;
 
 use super::Written;
 use super::one_by_one::OneByOne;
 use crate::copy::{CopyText, Last, binary};
-use crate::ddl::list;
+use crate::ddl::{ColumnType, TableName, list};
 use crate::errors::{LoadError, Refused};
 
 /// The statements that copy into one table.
@@ -27,6 +27,8 @@ pub(crate) struct CopyInto {
     /// The types of the columns, some wider than the batch's. In the binary format, bytes of another type may be read
     /// as a wrong value.
     copied_types: Vec<PgType>,
+    /// The schema of the table, where its triggers fire.
+    fires_in: Option<String>,
 }
 
 /// A row that PostgreSQL refused.
@@ -42,7 +44,7 @@ impl CopyInto {
     pub(crate) fn new(
         table: &str,
         into: &str,
-        (columns, types): (Vec<String>, Vec<PgType>),
+        (columns, types): (Vec<String>, Vec<ColumnType>),
         last: &str,
     ) -> Self {
         let columns = format!("{into} ({}, {last})", list(&columns));
@@ -51,11 +53,18 @@ impl CopyInto {
             table: table.to_owned(),
             binary: format!("{copy} WITH (FORMAT binary)"),
             text: format!("{copy} WITH (FORMAT text, ENCODING 'UTF8')"),
-            // COPY writes a column that PostgreSQL would generate, too.
-            one_by_one: OneByOne::new(&types, |rows| {
-                format!("INSERT INTO {columns} OVERRIDING SYSTEM VALUE {rows}")
-            }),
-            copied_types: types,
+            one_by_one: OneByOne::new(&types, |rows| format!("INSERT INTO {columns} {rows}")),
+            copied_types: types.into_iter().map(|one| one.pg_type).collect(),
+            fires_in: None,
+        }
+    }
+
+    /// The same into a target, whose triggers fire.
+    pub(crate) fn firing(self, target: &TableName) -> Self {
+        Self {
+            one_by_one: self.one_by_one.firing(target),
+            fires_in: Some(target.schema.clone()),
+            ..self
         }
     }
 
@@ -108,11 +117,25 @@ impl CopyInto {
     ) -> Result<Option<u64>, sqlx::Error> {
         // Encoded before the COPY starts: nothing may wait while a COPY is open.
         if let Some(bytes) = binary::encode(&batch.rows, &self.copied_types, last) {
-            return unless_refused(tx, async |tx| copy(tx, &self.binary, &bytes).await).await;
+            return self.copy_all(tx, &self.binary, &bytes).await;
         }
         let text = CopyText::encode(&batch.rows, last);
         let lines = text.lines(0..batch.rows.len());
-        unless_refused(tx, async |tx| copy(tx, &self.text, lines).await).await
+        self.copy_all(tx, &self.text, lines).await
+    }
+
+    async fn copy_all(
+        &self,
+        tx: &mut PgConnection,
+        statement: &str,
+        bytes: &[u8],
+    ) -> Result<Option<u64>, sqlx::Error> {
+        let work = async |tx: &mut PgConnection| copy(tx, statement, bytes).await;
+        unless_refused(tx, async |tx: &mut PgConnection| match &self.fires_in {
+            Some(schema) => search_path::as_triggers_expect(tx, schema, work).await,
+            None => work(tx).await,
+        })
+        .await
     }
 }
 

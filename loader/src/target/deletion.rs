@@ -5,10 +5,11 @@
 use std::ops::Range;
 
 use common::schema::{BATCH_COLUMN, quoted};
+use ledger::search_path;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::catalog;
-use crate::ddl::{Refusal, TableName};
+use crate::ddl::{RowChange, TableName, cascades_refusal};
 use crate::errors::Refused;
 
 /// A target, for deletions.
@@ -34,7 +35,8 @@ impl Deletion {
         }
     }
 
-    /// Deletes the rows for which a condition holds, and returns their number.
+    /// Deletes the rows for which a condition holds, and returns their number. The condition names everything with its
+    /// schema.
     pub(crate) async fn delete(
         &self,
         tx: &mut PgConnection,
@@ -42,17 +44,17 @@ impl Deletion {
     ) -> Result<Result<i64, Refused>, sqlx::Error> {
         let table = self.name.sql();
         if !self.allows_cascades
-            && let Some(constraint) = catalog::cascade_of_deletes(tx, &self.name).await?
+            && let Some(cascade) = catalog::cascade_of_deletes(tx, &self.name).await?
         {
-            let refusal = Refusal::Cascades {
-                table,
-                constraint,
-                change: "DELETE",
-            };
+            let refusal = cascades_refusal(&table, &cascade, RowChange::Delete);
             return Ok(Err(refusal.into()));
         }
         let delete = format!("DELETE FROM {table} WHERE {condition}");
-        let deleted = sqlx::query(AssertSqlSafe(delete)).execute(&mut *tx).await?;
+        let schema = &self.name.schema;
+        let deleted = search_path::as_triggers_expect(tx, schema, async |tx: &mut PgConnection| {
+            sqlx::query(AssertSqlSafe(delete)).execute(tx).await
+        });
+        let deleted = deleted.await?;
         let left = format!("SELECT EXISTS (SELECT FROM {table} WHERE {condition})");
         if sqlx::query_scalar(AssertSqlSafe(left))
             .fetch_one(tx)
@@ -111,5 +113,8 @@ impl Deletion {
 /// The rows of these batches, as a condition.
 pub(super) fn within(batches: &Range<i64>) -> String {
     let batch = quoted(BATCH_COLUMN);
-    format!("{batch} >= {} AND {batch} < {}", batches.start, batches.end)
+    format!(
+        "{batch} OPERATOR(pg_catalog.>=) {} AND {batch} OPERATOR(pg_catalog.<) {}",
+        batches.start, batches.end
+    )
 }

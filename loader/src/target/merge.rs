@@ -8,9 +8,9 @@
 
 use common::job::{Mode, Target};
 use common::message::ValidBatch;
-use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
+use common::schema::{BATCH_COLUMN, TargetColumn, quoted};
 use ledger::conflict::{self, RowsByRun};
-use ledger::{BatchNo, batch, database};
+use ledger::{BatchNo, batch, database, search_path};
 use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
@@ -20,13 +20,14 @@ use super::one_by_one::OneByOne;
 use super::staged_columns;
 use super::table::lock_key;
 use crate::copy::Last;
-use crate::ddl::{TableName, list};
+use crate::ddl::{ColumnType, TableName, list};
 use crate::errors::{LoadError, Refused};
 
 /// Merges batches into one target.
 #[derive(Debug)]
 pub(crate) struct Merge {
     table: String,
+    schema: String,
     copy: CopyInto,
     /// Serialises the merges into one target.
     lock_key: i64,
@@ -53,7 +54,7 @@ impl Merge {
         name: &TableName,
         target: &Target,
         columns: &[TargetColumn],
-        (fingerprint, types): (&str, Vec<PgType>),
+        (fingerprint, types): (&str, Vec<ColumnType>),
     ) -> Self {
         let (table, batch, key) = (name.sql(), quoted(BATCH_COLUMN), &target.key);
         let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
@@ -77,7 +78,9 @@ impl Merge {
             )
         };
         Self {
-            one_by_one: OneByOne::new(&types, |rows| merge("$2", &format!("({rows}) AS s"))),
+            one_by_one: OneByOne::new(&types, |rows| merge("$2", &format!("({rows}) AS s")))
+                .firing(name),
+            schema: name.schema.clone(),
             statement: merge("$1", &stage),
             copy: CopyInto::new(&table, &stage, (stage_columns, types), "n"),
             lock_key: lock_key(name),
@@ -144,8 +147,11 @@ impl Merge {
         let before = self.overwritten(tx, batch_no).await.map_err(failed())?;
         let own_before = before.get(&run_no).copied().unwrap_or(0);
         let merged = unless_refused(tx, async |tx: &mut PgConnection| {
-            let merge = sqlx::query(AssertSqlSafe(self.statement.clone())).bind(batch_no);
-            merge.execute(tx).await
+            search_path::as_triggers_expect(tx, &self.schema, async |tx: &mut PgConnection| {
+                let merge = sqlx::query(AssertSqlSafe(self.statement.clone())).bind(batch_no);
+                merge.execute(tx).await
+            })
+            .await
         });
         let merged = merged.await.map_err(failed())?;
         if merged.is_none() {
@@ -249,7 +255,9 @@ impl ModeSql {
         match mode {
             Mode::Upsert => Self {
                 order: "DESC",
-                may_overwrite: format!("t.{batch} IS NULL OR t.{batch} <= excluded.{batch}"),
+                may_overwrite: format!(
+                    "t.{batch} IS NULL OR t.{batch} OPERATOR(pg_catalog.<=) excluded.{batch}"
+                ),
                 overwritten: format!("(t.{batch} IS NULL OR t.{batch} < $1)"),
                 others: format!("t.{batch} > $1"),
                 doubtful: format!("t.{batch} > $1"),
@@ -260,7 +268,7 @@ impl ModeSql {
                 Self {
                     order: "ASC",
                     may_overwrite: format!(
-                        "t.{batch} > excluded.{batch} AND etl.run_no(t.{batch}) = etl.run_no(excluded.{batch})"
+                        "t.{batch} OPERATOR(pg_catalog.>) excluded.{batch} AND etl.run_no(t.{batch}) OPERATOR(pg_catalog.=) etl.run_no(excluded.{batch})"
                     ),
                     overwritten: format!(
                         "t.{batch} > $1 AND etl.run_no(t.{batch}) = etl.run_no($1)"
@@ -323,6 +331,8 @@ pub(super) fn updates(key: &[String], names: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use common::schema::PgType;
+
     use super::*;
 
     #[test]
@@ -340,7 +350,7 @@ mod tests {
         };
         let name = TableName::of(&target, &["public".into()]).unwrap();
         let columns = [column("a\"b"), column("c1")];
-        let merge = Merge::new(&name, &target, &columns, ("", vec![PgType::Text; 2]));
+        let merge = Merge::new(&name, &target, &columns, ("", vec![PgType::Text.into(); 2]));
         assert!(
             merge
                 .statement
@@ -350,7 +360,7 @@ mod tests {
         );
         assert!(
             merge.statement.ends_with(
-                r#"ORDER BY c1, n DESC ON CONFLICT ("c1") DO UPDATE SET "a""b" = excluded."a""b", "_batch" = excluded."_batch" WHERE t."_batch" IS NULL OR t."_batch" <= excluded."_batch""#
+                r#"ORDER BY c1, n DESC ON CONFLICT ("c1") DO UPDATE SET "a""b" = excluded."a""b", "_batch" = excluded."_batch" WHERE t."_batch" IS NULL OR t."_batch" OPERATOR(pg_catalog.<=) excluded."_batch""#
             ),
             "{}",
             merge.statement

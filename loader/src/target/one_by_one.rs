@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 
 use super::copy_into::RefusedRow;
 use crate::copy::Last;
+use crate::ddl::{ColumnType, TableName};
 
 /// The statement that writes rows which are given as an array of texts, for one table.
 #[derive(Debug)]
@@ -14,15 +15,17 @@ pub(super) struct OneByOne {
     statement: String,
     /// Converts each value of a row `r`, and its last one.
     casts: Vec<String>,
+    /// The schema of the table, where its triggers fire.
+    fires_in: Option<String>,
 }
 
 impl OneByOne {
     /// `write` makes the statement of a query that has the values, converted, as columns `c0`, `c1` ... and the last one as `n`,
     /// in the order of the rows. Its `$2` is the value of `_batch`.
-    pub(super) fn new(types: &[PgType], write: impl FnOnce(&str) -> String) -> Self {
+    pub(super) fn new(types: &[ColumnType], write: impl FnOnce(&str) -> String) -> Self {
         let casts = types.iter().enumerate();
         let mut casts: Vec<_> = casts
-            .map(|(index, pg_type)| cast(*pg_type, &format!("r[{}]", index + 1)))
+            .map(|(index, one)| cast(one, &format!("r[{}]", index + 1)))
             .collect();
         let width = casts.len() + 1;
         casts.push(format!("r[{width}]::bigint"));
@@ -34,13 +37,22 @@ impl OneByOne {
             }
         });
         let rows = format!(
-            "SELECT {} FROM (SELECT (place - 1) / {width} AS place, array_agg(value ORDER BY place) AS r \
-             FROM unnest($1) WITH ORDINALITY AS v (value, place) GROUP BY 1 ORDER BY 1) AS one",
+            "SELECT {} FROM (SELECT (place OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) {width} AS place, pg_catalog.array_agg(value ORDER BY place) AS r \
+             FROM pg_catalog.unnest($1) WITH ORDINALITY AS v (value, place) GROUP BY 1 ORDER BY 1) AS one",
             named.collect::<Vec<_>>().join(", ")
         );
         Self {
             statement: write(&rows),
             casts,
+            fires_in: None,
+        }
+    }
+
+    /// The same into a target, whose triggers fire. The statement names everything with its schema.
+    pub(super) fn firing(self, target: &TableName) -> Self {
+        Self {
+            fires_in: Some(target.schema.clone()),
+            ..self
         }
     }
 
@@ -76,8 +88,15 @@ impl OneByOne {
             values.extend(batch.rows.row(*index).iter());
             values.push(Some(last.as_str()));
         }
-        let (stored, found) =
-            ledger::write_rows(tx, &self.statement, &self.casts, values, batch_no).await?;
+        let (stored, found) = ledger::write_rows(
+            tx,
+            &self.statement,
+            &self.casts,
+            values,
+            batch_no,
+            self.fires_in.as_deref(),
+        )
+        .await?;
         refused.extend(found.into_iter().filter_map(|found| {
             let (index, _) = rows.get(found.index)?;
             let of_value = found.value.and_then(|place| batch.columns.get(place));
@@ -90,9 +109,12 @@ impl OneByOne {
 }
 
 /// The value of a text, as COPY reads it: an explicit cast would cut a text that is too long without a word.
-fn cast(pg_type: PgType, value: &str) -> String {
+fn cast(column: &ColumnType, value: &str) -> String {
+    if let Some(cast) = &column.cast {
+        return format!("{value}::{cast}");
+    }
     // The modifier of the type is the length and four.
-    match pg_type {
+    match column.pg_type {
         PgType::Text | PgType::Varchar(None) => value.to_owned(),
         PgType::Varchar(Some(length)) => {
             format!(
@@ -101,9 +123,12 @@ fn cast(pg_type: PgType, value: &str) -> String {
             )
         }
         PgType::Char(length) => {
-            format!("pg_catalog.bpchar({value}::bpchar, {}, false)", length + 4)
+            format!(
+                "pg_catalog.bpchar({value}::pg_catalog.bpchar, {}, false)",
+                length + 4
+            )
         }
-        other => format!("{value}::{other}"),
+        other => format!("{value}::{}", other.qualified()),
     }
 }
 
@@ -142,13 +167,13 @@ mod tests {
             "numeric(10,2)",
             "timestamptz",
         ];
-        let types: Vec<PgType> = types.map(|name| name.parse().unwrap()).to_vec();
+        let types = types.map(|name| name.parse::<PgType>().unwrap().into());
         let writer = OneByOne::new(&types, str::to_owned);
         assert_eq!(
             writer.casts,
             [
                 "pg_catalog.\"varchar\"(r[1]::varchar, 8, false)",
-                "pg_catalog.bpchar(r[2]::bpchar, 6, false)",
+                "pg_catalog.bpchar(r[2]::pg_catalog.bpchar, 6, false)",
                 "r[3]",
                 "r[4]::numeric(10,2)",
                 "r[5]::timestamp with time zone",

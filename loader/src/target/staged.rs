@@ -41,7 +41,7 @@ pub(crate) async fn prepare(
         return Err(Refused::StagingGone { table }.into());
     };
     let names = (0..columns.len()).map(|index| format!("c{index}"));
-    let types = columns.iter().map(|column| column.pg_type);
+    let types = columns.iter().map(|column| column.pg_type.into());
     let copy = CopyInto::new(&table, &table, (names.collect(), types.collect()), "b");
     Ok((Checked::new(&table, fingerprint), copy))
 }

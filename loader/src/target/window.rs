@@ -69,12 +69,12 @@ fn is_upper(bound: &TypedBound) -> bool {
 /// Text is compared by its bytes, as in the transformer, whatever the database's collation.
 fn collation(pg_type: PgType) -> &'static str {
     match pg_type {
-        PgType::Text | PgType::Varchar(_) | PgType::Char(_) => " COLLATE \"C\"",
+        PgType::Text | PgType::Varchar(_) | PgType::Char(_) => " COLLATE pg_catalog.\"C\"",
         _ => "",
     }
 }
 
-/// A window as SQL: quoted names, and literals of the columns' types.
+/// A window as SQL: quoted names, and literals of the columns' types. It means the same with any `search_path`.
 pub(super) fn condition(
     window: &Window,
     columns: &[TargetColumn],
@@ -85,10 +85,11 @@ pub(super) fn condition(
         let pg_type = column.map_or(PgType::Text, |column| column.pg_type);
         let collation = collation(pg_type);
         format!(
-            "{}{collation} {} {}::{pg_type}",
+            "{}{collation} OPERATOR(pg_catalog.{}) {}::{}",
             shown(&bound.column),
             bound.op.sign(),
-            literal(bound.value())
+            literal(bound.value()),
+            pg_type.qualified()
         )
     });
     bounds.collect::<Vec<_>>().join(" AND ")
@@ -114,7 +115,7 @@ mod tests {
         let later = bounds("d > '7'", "integer");
         assert_eq!(
             overlap(&week, &later),
-            "true AND '1'::integer <= '7'::integer AND 'x'::text COLLATE \"C\" <= 'x'::text AND '7'::integer < '7'::integer"
+            "true AND '1'::integer <= '7'::integer AND 'x'::text COLLATE pg_catalog.\"C\" <= 'x'::text AND '7'::integer < '7'::integer"
         );
         assert_eq!(overlap(&[], &later), "true");
         // Another type: not comparable.

@@ -88,10 +88,7 @@ async fn role_without_create_loads_into_existing_tables() {
     .await;
     let closed = shape("closed", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
     let refused = loader.handle(&closed).await.unwrap_err().to_string();
-    assert!(
-        refused.contains("GRANT SELECT, INSERT, UPDATE"),
-        "{refused}"
-    );
+    assert!(refused.contains("GRANT INSERT ON"), "{refused}");
     // A lost privilege is the target's fault, and dead-letters nothing.
     let lost = shape("t", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
     assert_eq!(

@@ -181,7 +181,7 @@ async fn load_one_row(
     target: &Target,
     columns: Vec<TargetColumn>,
 ) {
-    let types = columns.iter().map(|column| column.pg_type).collect();
+    let types = columns.iter().map(|column| column.pg_type.into()).collect();
     let prepared = Prepared::new(name, target, &columns, types, String::new());
     let row = vec![Some("x"); columns.len()];
     let shape = Shape {

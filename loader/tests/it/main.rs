@@ -7,6 +7,7 @@
 )]
 
 mod binary;
+mod column_types;
 mod completion;
 mod connecting;
 
@@ -26,5 +27,7 @@ mod removal;
 mod run_commit;
 mod service;
 mod support;
+mod targets;
+mod triggers;
 mod undo;
 mod upsert;

@@ -44,7 +44,9 @@ pub async fn act(
         );
     }
     if let Some(slot) = plan.slots.first() {
-        target::check(store, &checkable(&slot.request), schemas).await?;
+        for text in target::check(store, &checkable(&slot.request), schemas).await? {
+            look(Event::Note(text));
+        }
     }
     let mut backfill = Backfill {
         store,

@@ -151,19 +151,37 @@ async fn schema(store: &Store, role: &str, findings: &mut Findings) -> anyhow::R
             missing.join(&format!(" TO \"{role}\"; GRANT "))
         ),
     );
+    let is_readable = is_current && missing.is_empty();
+    let roles = if is_readable {
+        store.loader_roles().await?.checked().to_vec()
+    } else {
+        vec![role.to_owned()]
+    };
+    for role in &roles {
+        schemas_of_targets(store, role, findings).await?;
+    }
+    Ok(is_readable)
+}
+
+/// Whether the role of a loader may make the targets that are missing.
+async fn schemas_of_targets(
+    store: &Store,
+    role: &str,
+    findings: &mut Findings,
+) -> anyhow::Result<()> {
     let what = "schema";
     for schema in Jobs::load().map(|jobs| jobs.schemas).unwrap_or_default() {
-        match store.may_create_in(&schema).await? {
+        match store.may_create_in(&schema, role).await? {
             None => findings.wrong(
                 what,
                 format!("{schema} of ETL_SCHEMAS does not exist; CREATE SCHEMA \"{schema}\", or correct the setting"),
             ),
             Some(false) => findings.warning(
                 what,
-                format!("{role} may not create tables in {schema}; where the loader has the same role: GRANT CREATE ON SCHEMA \"{schema}\" TO \"{role}\""),
+                format!("{role} may not create tables in {schema}, which a job with a missing target needs: GRANT CREATE ON SCHEMA \"{schema}\" TO \"{role}\""),
             ),
             Some(true) => findings.fine(what, format!("{role} may create tables in {schema}")),
         }
     }
-    Ok(is_current && missing.is_empty())
+    Ok(())
 }

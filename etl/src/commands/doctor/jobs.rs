@@ -4,7 +4,7 @@ use common::findings::Findings;
 
 use crate::Failure;
 use crate::jobs::{Jobs, checkable, filled_in};
-use crate::target;
+use crate::target::{self, Examined, TargetPlan};
 use ledger::Store;
 
 pub(super) async fn examine(store: Option<&Store>, findings: &mut Findings) -> Result<(), Failure> {
@@ -17,9 +17,17 @@ pub(super) async fn examine(store: Option<&Store>, findings: &mut Findings) -> R
             format!("{folder} has no jobs; set ETL_JOBS to the folder of your jobs"),
         );
     }
+    let mut role_note = None;
     for name in names {
         match one(&jobs, store, &name).await {
-            Ok(text) => findings.fine("job", format!("{name} {text}")),
+            Ok(None) => findings.fine(
+                "job",
+                format!("{name} can be read; its target was not checked"),
+            ),
+            Ok(Some(examined)) => {
+                report(&name, &examined, findings);
+                role_note = examined.role_note;
+            }
             Err(failure) => {
                 // The error of a file that is not TOML has lines.
                 let error = failure.paragraph().replace('\n', " ");
@@ -27,13 +35,35 @@ pub(super) async fn examine(store: Option<&Store>, findings: &mut Findings) -> R
             }
         }
     }
+    if let Some(note) = role_note {
+        findings.warning("loader", note);
+    }
     Ok(())
 }
 
-async fn one(jobs: &Jobs, store: Option<&Store>, name: &str) -> Result<&'static str, Failure> {
+/// A line for each thing that is wrong with a job's target, and for each that will be.
+fn report(name: &str, examined: &Examined, findings: &mut Findings) {
+    if let TargetPlan::Refused { why } = &examined.plan {
+        for why in why {
+            findings.wrong("job", format!("{name}: {why}"));
+        }
+    } else {
+        let roles = examined.roles.join(" and ");
+        findings.fine(
+            "job",
+            format!("{name} can be read, and its target takes it from the role {roles}"),
+        );
+    }
+    for warning in &examined.warnings {
+        findings.warning("job", format!("{name}: {warning}"));
+    }
+}
+
+/// The target of a job, examined where there is a ledger.
+async fn one(jobs: &Jobs, store: Option<&Store>, name: &str) -> Result<Option<Examined>, Failure> {
     let job = jobs.read(name)?;
     let Some(store) = store else {
-        return Ok("can be read; its target was not checked");
+        return Ok(None);
     };
     // A job whose parameters have no defaults cannot be filled in here.
     let needs_values = job.parameters.values().any(|spec| spec.default.is_none());
@@ -42,6 +72,5 @@ async fn one(jobs: &Jobs, store: Option<&Store>, name: &str) -> Result<&'static 
         Err(_) if needs_values => job.spec.clone(),
         Err(failure) => return Err(failure),
     };
-    target::check(store, &spec, &jobs.schemas).await?;
-    Ok("can be read, and its target takes it")
+    target::plan(store, &spec, &jobs.schemas).await.map(Some)
 }

@@ -1,0 +1,77 @@
+//! The roles that loaders work as. They decide what may be done to a target, and a command asks for them before it sends
+//! anything: its own role may be another one.
+
+use sqlx::PgConnection;
+
+use crate::database::Store;
+use crate::error::Error;
+
+/// The roles of the loaders that were seen last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoaderRoles {
+    seen: Vec<String>,
+    /// The role of the connection that asked.
+    own: String,
+}
+
+impl LoaderRoles {
+    /// Their names; none where no loader has recorded its role yet.
+    pub fn names(&self) -> Option<&[String]> {
+        Some(&self.seen[..]).filter(|seen| !seen.is_empty())
+    }
+
+    /// The names of those whose privileges count.
+    pub fn checked(&self) -> &[String] {
+        self.names().unwrap_or(std::slice::from_ref(&self.own))
+    }
+
+    /// What a person has to know about them.
+    pub fn note(&self) -> Option<String> {
+        match &self.seen[..] {
+            [] => Some(format!(
+                "no loader has recorded its role yet: the target was checked for the role {} of this command; start a loader",
+                self.own
+            )),
+            [_] => None,
+            several => Some(format!(
+                "loaders work as several roles ({}): the target was checked for each",
+                several.join(", ")
+            )),
+        }
+    }
+}
+
+/// The roles that loaders were seen with: those of the ten minutes before the latest one, so that loaders which are stopped
+/// count and a role that was given up does not. A role that was dropped is none.
+pub async fn loader_roles(tx: &mut PgConnection) -> Result<LoaderRoles, sqlx::Error> {
+    let (seen, own) = sqlx::query_as(
+        "WITH seen AS (SELECT l.role_name, l.seen_at FROM etl.loaders l JOIN pg_roles r ON r.rolname = l.role_name)
+         SELECT ARRAY(SELECT role_name FROM seen WHERE seen_at > (SELECT max(seen_at) FROM seen) - interval '10 minutes' ORDER BY 1),
+             current_user::text",
+    )
+    .fetch_one(tx)
+    .await?;
+    Ok(LoaderRoles { seen, own })
+}
+
+impl Store {
+    /// [`loader_roles`], of this connection.
+    pub async fn loader_roles(&self) -> Result<LoaderRoles, Error> {
+        let failure = "cannot read which roles loaders work as";
+        self.read(failure, async |tx: &mut PgConnection| {
+            Ok(loader_roles(tx).await?)
+        })
+        .await
+    }
+
+    /// Records the role that the connections of a loader work as. It may be another one than they log in as.
+    pub async fn record_loader(&self) -> Result<(), Error> {
+        let failure = "cannot record the role of this loader in etl.loaders";
+        self.transaction(failure, async |tx: &mut PgConnection| {
+            let record = "INSERT INTO etl.loaders (role_name) VALUES (current_user) ON CONFLICT (role_name) DO UPDATE SET seen_at = now()";
+            sqlx::query(record).execute(tx).await?;
+            Ok(())
+        })
+        .await
+    }
+}
