@@ -10,7 +10,7 @@
 //!
 //! Tests that kill, stop or reconfigure their broker start a private one, of the installed version.
 
-use std::path::Path;
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -47,15 +47,15 @@ pub async fn private_broker() -> Broker {
 pub async fn private_broker_with(configuration: &str) -> Broker {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), configuration).expect("a temporary file can be written");
-    let variable = Some(("RABBITMQ_EXTRA", file.path()));
-    let instance = Instance::private_with("rabbitmq", variable).await;
+    let variables = [("RABBITMQ_EXTRA", file.path().as_os_str())];
+    let instance = Instance::private_with("rabbitmq", &variables).await;
     Broker(Place::Local(Arc::new(instance)))
 }
 
 /// A private broker that has no streams, as RabbitMQ 3 before its feature flag is enabled.
 pub async fn private_broker_without_streams() -> Broker {
-    let variable = Some(("RABBITMQ_WITHOUT_STREAMS", Path::new("1")));
-    let instance = Instance::private_with("rabbitmq", variable).await;
+    let variables = [("RABBITMQ_WITHOUT_STREAMS", OsStr::new("1"))];
+    let instance = Instance::private_with("rabbitmq", &variables).await;
     Broker(Place::Local(Arc::new(instance)))
 }
 

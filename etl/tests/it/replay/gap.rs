@@ -55,7 +55,6 @@ async fn replay_refused_for_a_gap_succeeds_from_athena() {
     // The requested batches are in the archive.
     succeeds(&pipeline, &["replay", "daily", "--seq", "6..8", "--follow"]).await;
 
-    // The object stays in S3 for longer than Athena knows the query.
     pipeline.cloud.forget();
     let again = succeeds(&pipeline, &["replay", "daily", "--from-athena", "--follow"]).await;
     assert!(
