@@ -103,6 +103,12 @@ pub async fn configure(patience: Patience) -> Result<SdkConfig, ConfigurationErr
     Ok(config.build())
 }
 
+/// The same configuration for calls that may fail: that AWS does not answer them makes no service unready.
+pub async fn unobserved(config: &SdkConfig) -> Result<SdkConfig, ConfigurationError> {
+    let client = http::client(&Profile::read().await, None)?;
+    Ok(config.to_builder().http_client(client).build())
+}
+
 async fn check(credentials: &SharedCredentialsProvider) -> Result<(), ConfigurationError> {
     let Err(error) = credentials.provide_credentials().await else {
         return Ok(());

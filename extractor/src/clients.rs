@@ -78,7 +78,7 @@ impl Access {
         Clients {
             athena: Athena::new(&config),
             s3: S3::new(&config, self.s3_path_style),
-            principal: Arc::new(Principal::new(&config, credentials)),
+            principal: Arc::new(Principal::new(&config, credentials).await),
         }
     }
 }

@@ -10,6 +10,8 @@ use aws_smithy_types::retry::RetryConfig;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
+use crate::aws;
+
 /// How long AWS may take to tell. The answer is only for the ledger.
 const LIMIT: Duration = Duration::from_secs(3);
 
@@ -24,8 +26,11 @@ pub struct Principal {
 }
 
 impl Principal {
-    pub fn new(config: &SdkConfig, credentials: String) -> Self {
-        let single = aws_sdk_sts::config::Builder::from(config)
+    pub async fn new(config: &SdkConfig, credentials: String) -> Self {
+        // What `configure` could read can be read again.
+        let unobserved = aws::unobserved(config).await;
+        let unobserved = unobserved.unwrap_or_else(|_| config.clone());
+        let single = aws_sdk_sts::config::Builder::from(&unobserved)
             .retry_config(RetryConfig::disabled())
             .build();
         Self {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use common::command::{Failure, assignment, assignments};
 use common::findings::{Findings, Level};
-use common::job::{Results, Source};
+use common::job::{Account, Results, Source};
 
 use super::read_job;
 use super::sample::limited;
@@ -86,8 +86,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
         source.output_location = arguments.output_location;
     }
     let settings: Settings = common::settings::load().map_err(Failure::usage)?;
-    if let Some(access) = configuration(&mut check, &settings).await {
+    if let Some(access) = configuration(&mut check, &settings, &source.account).await {
         let clients = access.clients(&source.account).await.of(&source);
+        if check.may_try("principal") {
+            (check.findings).fine("principal", clients.principal.name().await);
+        }
         permissions(&mut check, &clients, &source).await;
         if arguments.query {
             query::run(&mut check, &clients, &source, &sql).await?;
@@ -114,10 +117,15 @@ fn default_source() -> Source {
 }
 
 /// Region and credentials, without a call to Athena or S3.
-async fn configuration(check: &mut Check, settings: &Settings) -> Option<Access> {
+async fn configuration(
+    check: &mut Check,
+    settings: &Settings,
+    account: &Account,
+) -> Option<Access> {
     match aws::configure(Patience::Command).await {
         Ok(config) => {
             let region = config.region().map(ToString::to_string);
+            let region = account.region.clone().or(region);
             check.findings.fine("region", region.unwrap_or_default());
             let mut principal = String::new();
             match aws::identity(&config).await {
@@ -211,6 +219,10 @@ impl Check {
                     "none: the workgroup has managed query results, which are read as pages";
                 self.findings.fine(what, found);
             }
+        }
+        if place.is_none() && source.reuse_results.is_some() {
+            let problem = "the workgroup has managed query results, of which Athena reuses none";
+            self.findings.warning("reuse_results", problem);
         }
         place.map(str::to_owned)
     }

@@ -131,6 +131,14 @@ async fn principal_that_sts_does_not_tell_is_the_access_key() {
     fixture.send(&task("own", "SELECT 1")).await;
     let events = fixture.events_until("own", is_end).await;
     assert_eq!(reported(&events).0, "access key ...TKIT");
+    // Nor does it make the extractor unready that STS is away.
+    fixture
+        .cloud
+        .always(Op::GetCallerIdentity, Fault::Unavailable);
+    let other = fixture.extractor().start().await;
+    fixture.send(&task("other", "SELECT 1")).await;
+    fixture.events_until("other", is_end).await;
+    assert!(!other.log().contains("AWS does not answer"), "{}", other.log());
 }
 
 #[tokio::test]
