@@ -130,7 +130,7 @@ async fn principal_that_sts_does_not_tell_is_the_access_key() {
     let _extractor = fixture.extractor().start().await;
     fixture.send(&task("own", "SELECT 1")).await;
     let events = fixture.events_until("own", is_end).await;
-    assert_eq!(reported(&events).0, "access key ...TKIT");
+    assert_eq!(reported(&events).0, "access key ...TKIT of the environment");
     // Nor does it make the extractor unready that STS is away.
     fixture
         .cloud
