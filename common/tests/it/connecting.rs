@@ -173,11 +173,6 @@ async fn tls_needs_the_authority_the_name_and_the_client_certificate() {
             false,
         ),
         (
-            base.replace("amqps", "amqp"),
-            "amqps:// is for a port with TLS",
-            false,
-        ),
-        (
             base.replace(&port.to_string(), &plain_port.to_string()) + &trusting,
             "amqp:// for one without",
             false,

@@ -84,7 +84,7 @@ macro_rules! assert_transcript {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "a table of commands")]
 async fn requests_rejects_replays_and_traces() {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     pipeline.job("clicks", STRICT, sample::clicks(1_000));
     assert_transcript!(
         "requests",

@@ -40,7 +40,9 @@ async fn repeated_request_starts_one_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redelivery_of_every_message_changes_no_row_and_not_the_ledger() {
-    let pipeline = Pipeline::with_replicas(2).await;
+    let mut pipeline = Pipeline::without_services().await;
+    pipeline.archive = Some("stream");
+    let pipeline = pipeline.started(2).await;
     pipeline.job("clicks", JOB, sample::clicks(20_000));
     let run = pipeline.run("clicks", "daily").await;
     let batches = usize::try_from(run["batches_expected"].as_u64().unwrap()).unwrap();

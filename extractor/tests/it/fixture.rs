@@ -43,6 +43,8 @@ impl Fixture {
         Service::new("extractor")
             .envs(self.cloud.env())
             .env("ETL_AMQP_URL", &self.vhost.amqp_url)
+            // Some tests read it, in any setting of the suite.
+            .env("ETL_ARCHIVE", "stream")
     }
 
     async fn connect(&self) -> Connection {

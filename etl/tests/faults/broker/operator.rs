@@ -97,7 +97,7 @@ async fn await_consumed(vhost: &Vhost, queue: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_queues_are_declared_and_consumed_again() {
-    let mut pipeline = Pipeline::start().await;
+    let mut pipeline = Pipeline::archiving().await;
     // Each queue alone, with its consumers paused, and then all queues at once.
     for queue in QUEUES.into_iter().chain(["etl.dead"]) {
         pipeline.vhost.delete_queue(queue).await;
@@ -155,7 +155,7 @@ async fn archived(pipeline: &Pipeline, batches: usize) -> Vec<Message> {
 #[tokio::test(flavor = "multi_thread")]
 async fn run_with_deleted_batches_stays_open_until_they_are_replayed() {
     for (stage, queue) in [("transformer", "etl.raw"), ("loader", "etl.valid")] {
-        let mut pipeline = Pipeline::start().await;
+        let mut pipeline = Pipeline::archiving().await;
         // The consumer of the queue is paused, so that there are messages to delete.
         service(&mut pipeline, stage).signal(Signal::STOP);
         let run = Run::start(&pipeline, "robbed", MANY);

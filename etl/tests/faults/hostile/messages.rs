@@ -29,7 +29,7 @@ async fn await_dead_letters(pipeline: &Pipeline, dead_letters: i64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn message_of_an_unknown_version_is_dead_lettered_complete() {
-    let mut pipeline = Pipeline::start().await;
+    let mut pipeline = Pipeline::archiving().await;
     pipeline.job("clicks", &plain("clicks"), sample::clicks(100));
     pipeline.run("clicks", "clicks").await;
     // A valid batch but for its version.

@@ -235,7 +235,7 @@ async fn messages_of_strangers_are_put_aside_while_a_run_completes() {
     let seed = number("STRANGERS_SEED").unwrap_or_else(|| rand::rng().random());
     println!("STRANGERS_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let mut pipeline = Pipeline::start().await;
+    let mut pipeline = Pipeline::archiving().await;
     pipeline.job("clicks", &plain("clicks"), sample::clicks(20_000));
     pipeline.run("clicks", "before").await;
     let batch = pipeline

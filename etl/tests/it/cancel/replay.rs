@@ -19,7 +19,7 @@ fn job(target: &str, rules: &str) -> String {
 
 /// A complete run of a job that was corrected afterwards.
 async fn completed(target: &str) -> Pipeline {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     pipeline.job("clicks", &job(target, STRICT), sample::clicks(CLICKS));
     let run = pipeline.run("clicks", "daily").await;
     assert!(run["rows_rejected"].as_i64() > Some(0), "{run}");

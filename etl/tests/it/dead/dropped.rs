@@ -259,7 +259,7 @@ async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
 /// Only its headers say what it was, and nobody waits for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_batch_of_a_complete_run_is_dropped() {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",

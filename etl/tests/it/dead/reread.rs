@@ -32,7 +32,7 @@ async fn drop_dead_letter(pipeline: &Pipeline, id: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped_reread_leaves_a_completed_run_complete() {
     for target in ["", "mode = \"upsert\"\nkey = [\"url\"]\n"] {
-        let pipeline = Pipeline::start().await;
+        let pipeline = Pipeline::archiving().await;
         let job = format!("[target]\ntable = \"clicks\"\n{target}");
         let strict =
             format!("{job}[[columns]]\nsource = \"country\"\nrules = [{{ required = true }}]\n");
@@ -81,7 +81,7 @@ async fn dropped_reread_leaves_a_completed_run_complete() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped_reread_fails_an_incomplete_run_and_the_ledger_has_its_rows() {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     let job = "[target]\ntable = \"clicks\"\n";
     pipeline.job("clicks", job, sample::clicks(5_000));
     let run = pipeline.run("clicks", "daily").await;

@@ -10,7 +10,7 @@ const ROWS: &str = "dt, country, url, visits, seconds, seen_at, _batch";
 
 /// A pipeline with the completed run `daily`.
 async fn completed(job: &str, rows: u64) -> Pipeline {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     pipeline.job("clicks", job, sample::clicks(rows));
     pipeline.run("clicks", "daily").await;
     pipeline

@@ -62,7 +62,7 @@ async fn wanted(pipeline: &Pipeline) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     let wanted = wanted(&pipeline).await;
     pipeline.job("clicks", &job("", true, true), sample::clicks(CLICKS));
     let run = pipeline.run("clicks", "daily").await;
@@ -177,7 +177,7 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
 
 /// In modes with dependent batches a partial replay covers the whole run and commits at once.
 async fn assert_replayed_as_a_whole(target: &str) {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     let wanted = wanted(&pipeline).await;
     pipeline.job("clicks", &job(target, true, true), sample::clicks(CLICKS));
     let run = pipeline.run("clicks", "daily").await;
@@ -222,7 +222,7 @@ async fn replace_is_replayed_as_a_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replay_that_cannot_replace_the_runs_rows_is_refused() {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     pipeline.job("clicks", &job("", false, false), sample::clicks(100));
     pipeline.run("clicks", "daily").await;
     refuses(&pipeline, &["replay", "absent"], 2, &["no run \"absent\""]).await;

@@ -10,7 +10,7 @@ const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replay_refused_for_a_gap_succeeds_from_athena() {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     let strict =
         format!("{JOB}[[columns]]\nsource = \"country\"\nrules = [{{ required = true }}]\n");
     pipeline.job("clicks", &strict, sample::clicks(20_000));
@@ -18,11 +18,8 @@ async fn replay_refused_for_a_gap_succeeds_from_athena() {
     pipeline.write_job("clicks", JOB);
 
     // Retention deleted the first batches: only the last four are left.
-    let kept = pipeline
-        .vhost
-        .read_stream("etl.archive", 9)
-        .await
-        .split_off(5);
+    let mut archived = pipeline.vhost.read_stream("etl.archive", 9).await;
+    let kept = archived.split_off(5);
     pipeline.vhost.delete_queue("etl.archive").await;
     refuses(
         &pipeline,

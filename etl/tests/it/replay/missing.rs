@@ -37,7 +37,7 @@ async fn assert_named_as_lost(pipeline: &Pipeline) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn purged_batches_are_replayed_from_the_archive() {
-    let mut pipeline = Pipeline::start().await;
+    let mut pipeline = Pipeline::archiving().await;
     pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
@@ -90,7 +90,7 @@ async fn purged_batches_are_replayed_from_the_archive() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gap_in_the_archive_is_named_and_nothing_is_sent() {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     pipeline.job(
         "clicks",
         "[target]\ntable = \"clicks\"\n",
@@ -130,7 +130,7 @@ async fn restore(pipeline: &Pipeline, kept: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_missing_from_a_restored_database_are_replayed_with_the_end_of_the_result() {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
     pipeline.job("clicks", strict, sample::clicks(20_000));
     let run = pipeline.run("clicks", "daily").await;
@@ -170,7 +170,7 @@ async fn batches_missing_from_a_restored_database_are_replayed_with_the_end_of_t
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_batches_of_a_replay_are_sent_again_with_the_replays_job() {
-    let mut pipeline = Pipeline::start().await;
+    let mut pipeline = Pipeline::archiving().await;
     let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
     pipeline.job("clicks", strict, sample::clicks(20_000));
     pipeline.run("clicks", "daily").await;

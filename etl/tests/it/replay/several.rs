@@ -9,7 +9,7 @@ use super::{refuses, succeeds};
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
-    let mut pipeline = Pipeline::start().await;
+    let mut pipeline = Pipeline::archiving().await;
     let strict = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }]\n";
     pipeline.job("clicks", strict, sample::clicks(5_000));
     pipeline.job(
@@ -139,7 +139,7 @@ async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replay_says_what_it_leaves_out() {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     let job = "[target]\ntable = \"clicks\"\n";
     pipeline.job("clicks", job, sample::clicks(100));
     pipeline.run("clicks", "one").await;

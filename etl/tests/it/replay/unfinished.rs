@@ -12,7 +12,7 @@ const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
 /// A pipeline with the completed run `daily` of nine batches.
 async fn completed() -> Pipeline {
-    let pipeline = Pipeline::start().await;
+    let pipeline = Pipeline::archiving().await;
     pipeline.job("clicks", JOB, sample::clicks(20_000));
     pipeline.run("clicks", "daily").await;
     pipeline
