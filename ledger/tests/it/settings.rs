@@ -55,6 +55,9 @@ async fn read_only_database_is_not_written_to() {
         database.name
     );
     execute(&database.pool, &read_only).await;
+    // Sessions that a pooler keeps have the setting of before.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    execute(&database.pool, end).await;
     let write = async |tx: &mut PgConnection| {
         sqlx::query("UPDATE etl.runs SET state = state")
             .execute(tx)

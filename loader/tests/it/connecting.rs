@@ -54,9 +54,8 @@ async fn assert_rotation_needs_no_restart(setting: &str, value: impl Fn(&Path) -
     world.publish(&[sent(&batch(1))]).await;
     wait_until("the loader to say why it waits", TIMEOUT, async || {
         let readiness = world.loader.readiness().await;
-        readiness.is_some_and(|(_, why)| {
-            why.contains("password authentication failed") && why.contains(setting)
-        })
+        readiness
+            .is_some_and(|(_, why)| why.contains("authentication failed") && why.contains(setting))
     })
     .await;
     write(&file, "hunter2\n");
