@@ -138,7 +138,11 @@ async fn principal_that_sts_does_not_tell_is_the_access_key() {
     let other = fixture.extractor().start().await;
     fixture.send(&task("other", "SELECT 1")).await;
     fixture.events_until("other", is_end).await;
-    assert!(!other.log().contains("AWS does not answer"), "{}", other.log());
+    assert!(
+        !other.log().contains("AWS does not answer"),
+        "{}",
+        other.log()
+    );
 }
 
 #[tokio::test]

@@ -148,8 +148,8 @@ async fn wrong_source_of_the_password_is_one_sentence() {
         let error = only_error(&finished);
         assert!(error.contains(said) && !error.contains("hidden"), "{error}");
     }
-    let fine = migrate(&database, &[url, command("echo hunter1")]).await;
-    assert_eq!(fine.code, Some(0), "{}", fine.stderr);
+    let accepted = migrate(&database, &[url, command("echo hunter1")]).await;
+    assert_eq!(accepted.code, Some(0), "{}", accepted.stderr);
     let drop_role =
         format!("REASSIGN OWNED BY {role} TO etl; DROP OWNED BY {role}; DROP ROLE {role}");
     execute(&database.pool, &drop_role).await;

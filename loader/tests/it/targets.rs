@@ -2,14 +2,16 @@
 //! the loader; and gone once the statement that is said was run. In every mode.
 
 use common::job::{Commit, Mode};
-use common::settings::SecretUrl;
+use ledger::Address;
 use ledger::Store;
 use loader::load::Loader;
 use loader::target::catalog;
 use sqlx::PgPool;
 use testkit::servers::Database;
 
-use crate::support::{Shape, execute, extracted, ledger_database, request_for, shape, text, url};
+use crate::support::{
+    Shape, address, execute, extracted, ledger_database, request_for, shape, text,
+};
 
 /// A database whose loader works as a role that has privileges on the ledger alone.
 struct Guest {
@@ -37,8 +39,8 @@ impl Guest {
         let database = ledger_database().await;
         let role = format!("guest_{}", database.name);
         let guest = Self {
-            loader: Loader::new(&Self::url(&database, &role), vec!["public".into()]).unwrap(),
-            asker: Store::new(&url(&database.url), "asker", 2).unwrap(),
+            loader: Loader::new(&Self::address(&database, &role), vec!["public".into()]),
+            asker: Store::new(&address(&database.url), "asker", 2),
             role,
             database,
         };
@@ -52,11 +54,11 @@ impl Guest {
         guest
     }
 
-    fn url(database: &Database, role: &str) -> SecretUrl {
+    fn address(database: &Database, role: &str) -> Address {
         let mut guest = url::Url::parse(&database.url).unwrap();
         guest.set_username(role).unwrap();
         guest.set_password(Some("x")).unwrap();
-        guest.into()
+        address(guest.as_str())
     }
 
     fn pool(&self) -> &PgPool {
@@ -343,7 +345,10 @@ async fn role_is_that_of_the_sessions_of_loaders() {
             "ALTER ROLE {role} SET role = {writer}; GRANT USAGE ON SCHEMA etl TO {writer}; GRANT ALL ON ALL TABLES IN SCHEMA etl TO {writer}"
         ))
         .await;
-    let loader = Loader::new(&Guest::url(&guest.database, &role), vec!["public".into()]).unwrap();
+    let loader = Loader::new(
+        &Guest::address(&guest.database, &role),
+        vec!["public".into()],
+    );
     loader.store.record_loader().await.unwrap();
     let roles = guest.asker.loader_roles().await.unwrap();
     assert_eq!(roles.checked(), [role.clone(), writer.clone()]);

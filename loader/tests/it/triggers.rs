@@ -11,7 +11,7 @@ use loader::removal;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::support::{
-    Shape, execute, extracted, ledger_database, replayed, request_for, shape, text, url,
+    Shape, address, execute, extracted, ledger_database, replayed, request_for, shape, text,
     with_generation,
 };
 
@@ -132,7 +132,7 @@ async fn assert_triggers_work(pool: &PgPool, loader: &Loader, one: (Mode, Commit
 async fn trigger_finds_the_names_that_psql_finds() {
     for one in WAYS {
         let database = ledger_database().await;
-        let loader = Loader::new(&url(&database.url), vec!["sales".into()]).unwrap();
+        let loader = Loader::new(&address(&database.url), vec!["sales".into()]);
         sqlx::raw_sql(TARGET).execute(&database.pool).await.unwrap();
         assert_triggers_work(&database.pool, &loader, one).await;
     }
@@ -194,7 +194,7 @@ async fn search_path_of_the_role_gets_nothing_into_the_statements_of_the_loader(
         let mut lured = url::Url::parse(&database.url).unwrap();
         lured.set_username(&role).unwrap();
         lured.set_password(Some("x")).unwrap();
-        let loader = Loader::new(&lured.into(), vec!["sales".into()]).unwrap();
+        let loader = Loader::new(&address(lured.as_str()), vec!["sales".into()]);
         // The trigger's own statements are its author's, who trusts the path: this one means the operators of PostgreSQL.
         execute(
             pool,
