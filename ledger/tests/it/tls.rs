@@ -23,69 +23,49 @@ async fn connected(url: &str) -> Result<Vec<Encryption>, String> {
     Ok(each.into_iter().map(|(_, encryption)| encryption).collect())
 }
 
+/// A host, the parameters of a URL, and what becomes of them. ROOT names the certificate of the server's authority. On Linux,
+/// 0.0.0.0 leads to this machine, and is a name that the certificate does not have.
+const MODES: [(&str, &str, Result<Encryption, &str>); 11] = [
+    (
+        "127.0.0.1",
+        "sslmode=verify-full&ROOT",
+        Ok(Encryption::Verified),
+    ),
+    (
+        "localhost",
+        "sslmode=verify-full&ROOT",
+        Ok(Encryption::Verified),
+    ),
+    (
+        "0.0.0.0",
+        "sslmode=verify-full&ROOT",
+        Err("is for another name"),
+    ),
+    ("0.0.0.0", "sslmode=verify-ca&ROOT", Ok(Encryption::AnyName)),
+    ("0.0.0.0", "sslmode=require&ROOT", Ok(Encryption::AnyName)),
+    ("0.0.0.0", "sslmode=require", Ok(Encryption::Unverified)),
+    ("0.0.0.0", "sslmode=prefer", Ok(Encryption::Unverified)),
+    ("0.0.0.0", "sslmode=disable", Ok(Encryption::None)),
+    ("127.0.0.1", "sslmode=prefer", Ok(Encryption::Local)),
+    (
+        "localhost",
+        "sslmode=verify-full",
+        Err("no authority that is trusted here"),
+    ),
+    (
+        "localhost",
+        "sslrootcert=system",
+        Err("no authority that is trusted here"),
+    ),
+];
+
 #[tokio::test]
 async fn server_is_verified_as_sslmode_says() {
     common::service::install_tls();
     let postgres = private_postgres_with_tls().await;
     let root = format!("sslrootcert={}", postgres.authority().display());
-    // On Linux, 0.0.0.0 leads to this machine, and is a name that the certificate does not have.
-    for (host, parameters, expected) in [
-        (
-            "127.0.0.1",
-            format!("sslmode=verify-full&{root}"),
-            Ok(Encryption::Verified),
-        ),
-        (
-            "localhost",
-            format!("sslmode=verify-full&{root}"),
-            Ok(Encryption::Verified),
-        ),
-        (
-            "0.0.0.0",
-            format!("sslmode=verify-full&{root}"),
-            Err("is for another name"),
-        ),
-        (
-            "0.0.0.0",
-            format!("sslmode=verify-ca&{root}"),
-            Ok(Encryption::AnyName),
-        ),
-        (
-            "0.0.0.0",
-            format!("sslmode=require&{root}"),
-            Ok(Encryption::AnyName),
-        ),
-        (
-            "0.0.0.0",
-            "sslmode=require".to_owned(),
-            Ok(Encryption::Unverified),
-        ),
-        (
-            "0.0.0.0",
-            "sslmode=prefer".to_owned(),
-            Ok(Encryption::Unverified),
-        ),
-        (
-            "0.0.0.0",
-            "sslmode=disable".to_owned(),
-            Ok(Encryption::None),
-        ),
-        (
-            "127.0.0.1",
-            "sslmode=prefer".to_owned(),
-            Ok(Encryption::Local),
-        ),
-        (
-            "localhost",
-            "sslmode=verify-full".to_owned(),
-            Err("no authority that is trusted here"),
-        ),
-        (
-            "localhost",
-            "sslrootcert=system".to_owned(),
-            Err("no authority that is trusted here"),
-        ),
-    ] {
+    for (host, parameters, expected) in MODES {
+        let parameters = parameters.replace("ROOT", &root);
         let found = connected(&url(&postgres, host, &parameters)).await;
         match (found, expected) {
             (Ok(found), Ok(expected)) => assert_eq!(found, [expected], "{host} {parameters}"),
