@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
 /// An authority that nobody trusts unless he is told to.
@@ -22,6 +22,8 @@ impl Authority {
             .expect("the folder is ours");
         let mut params = CertificateParams::new(Vec::new()).expect("no name is invalid");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // A certificate of the same name would seem to be signed by itself.
+        (params.distinguished_name).push(DnType::CommonName, "an authority");
         let key = KeyPair::generate().expect("a key can be made");
         let own = params.self_signed(&key).expect("a key can sign");
         fs::write(folder.path().join("ca.pem"), own.pem()).expect("the folder can be written");
@@ -43,6 +45,7 @@ impl Authority {
         let hosts: Vec<_> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = CertificateParams::new(hosts).expect("the names are valid");
         params.not_after = date_time_ymd(year, 1, 1);
+        params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect("a key can be made");
         let issued = params.signed_by(&key, &self.issuer);
         let issued = issued.expect("the authority can sign");
