@@ -120,12 +120,19 @@ impl Address {
 
     /// Why the database cannot be used, with the remedy.
     pub fn failed(&self, error: &sqlx::Error) -> String {
-        let remedy = match (error, classify(error)) {
-            (sqlx::Error::Configuration(_), _) => "",
-            (_, Class::Configuration) => "; check user, password and database in ETL_DATABASE_URL",
-            _ => "; check that it runs and that ETL_DATABASE_URL is right",
+        let (failed, remedy) = match (error, classify(error)) {
+            (sqlx::Error::Configuration(_), _) => ("use", ""),
+            (_, Class::Configuration) => (
+                "use",
+                "; check user, password and database in ETL_DATABASE_URL",
+            ),
+            _ => (
+                "connect to",
+                "; check that it runs and that ETL_DATABASE_URL is right",
+            ),
         };
-        format!("cannot use the database {self}: {}{remedy}", cause(error))
+        let cause = cause(error);
+        format!("cannot {failed} the database {self}: {cause}{remedy}")
     }
 }
 

@@ -4,7 +4,7 @@
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
-use testkit::process::Process;
+use testkit::process::{Process, Signal};
 use testkit::wait_until;
 
 const JOB: &str = "[target]\ntable = \"clicks\"\n";
@@ -43,6 +43,25 @@ pub(crate) async fn execute(pipeline: &Pipeline, sql: &str) {
         .execute(&pipeline.database.pool)
         .await;
     done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+/// Takes the privileges on a job's target from the loader's role once a run is requested: a request is refused without them.
+pub(crate) async fn lose_privilege(pipeline: &Pipeline, role: &str, job: &str, run: &str) {
+    // No batch reaches the loader before.
+    let transformer = &pipeline.services[0];
+    transformer.signal(Signal::STOP);
+    let asked = pipeline
+        .etl(&["run", job, "--run-id", run, "--again"])
+        .await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    execute(
+        pipeline,
+        &format!(
+            "ALTER TABLE public.{job} OWNER TO CURRENT_USER; REVOKE ALL ON public.{job} FROM {role}"
+        ),
+    )
+    .await;
+    transformer.signal(Signal::CONT);
 }
 
 /// Who says why a run waits.
@@ -141,7 +160,7 @@ async fn loader_waits_for_a_free_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn run_waits_for_a_lost_privilege() {
     let (pipeline, loader, role) = pipeline().await;
-    execute(&pipeline, &format!("ALTER TABLE public.clicks OWNER TO CURRENT_USER; REVOKE ALL ON public.clicks FROM {role}")).await;
+    lose_privilege(&pipeline, &role, "clicks", "meanwhile").await;
     assert_waits(
         &pipeline,
         &loader,

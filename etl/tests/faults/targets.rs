@@ -11,7 +11,7 @@ use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 use tokio::time::Instant;
 
-use crate::postgres::{execute, pipeline};
+use crate::postgres::{execute, lose_privilege, pipeline};
 
 /// Four batches.
 const ROWS: u64 = 20_000;
@@ -98,7 +98,8 @@ async fn fault_of_a_target_stops_no_other_job_and_ends_by_itself() {
     request_bad_runs(&pipeline, "good").await;
     let undisturbed = load_others(&pipeline, "before").await;
     assert_all_complete(&pipeline, "good").await;
-    execute(&pipeline, &format!("CREATE TABLE public.fault (); ALTER TABLE public.bad_revoked OWNER TO CURRENT_USER; REVOKE ALL ON public.bad_revoked FROM {role}")).await;
+    execute(&pipeline, "CREATE TABLE public.fault ()").await;
+    lose_privilege(&pipeline, &role, "bad_revoked", "bad_revoked").await;
     let mut holder = pipeline.database.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE public.bad_locked, public.bad_cancelled, public.bad_committed")
         .execute(&mut *holder)
