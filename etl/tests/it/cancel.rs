@@ -297,7 +297,14 @@ async fn run_requested_again_in_a_restored_ledger_is_not_cancelled() {
         pipeline.cloud.states() == [QueryState::Cancelled]
     })
     .await;
+    // What it cost is the last event of the run.
+    wait_until("the end of the query in the ledger", TIMEOUT, async || {
+        let stopped = "SELECT count(*) FROM etl.queries WHERE state = 'stopped'";
+        pipeline.number(stopped).await == 1
+    })
+    .await;
     for statement in [
+        "DELETE FROM etl.queries",
         "DELETE FROM etl.runs",
         "SELECT setval(pg_get_serial_sequence('etl.runs', 'run_no'), 1, false)",
     ] {

@@ -32,9 +32,10 @@ fn levels(done: &Finished) -> Vec<(String, String)> {
     all.map(|(check, level, _)| (check, level)).collect()
 }
 
-const ALL: [&str; 8] = [
+const ALL: [&str; 9] = [
     "region",
     "credentials",
+    "principal",
     "workgroup",
     "output location",
     "athena:GetQueryExecution",
