@@ -165,7 +165,7 @@ async fn run_waits_for_a_lost_privilege() {
         &pipeline,
         &loader,
         Says::Status,
-        &["may not write to", "GRANT"],
+        &["lacks privileges on", "GRANT"],
         &format!("GRANT SELECT, INSERT, UPDATE ON public.clicks TO {role}"),
     )
     .await;
