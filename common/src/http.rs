@@ -59,7 +59,7 @@ pub async fn get_json<T: DeserializeOwned>(base: &SecretUrl, path: &[&str]) -> a
     let request = Request::get(url.as_str())
         .header(AUTHORIZATION, credentials)
         .body(Full::default())
-        .context("the URL cannot be asked for")?;
+        .context("the URL cannot be sent as a request")?;
     let client = client(url.scheme())?;
     let answered = async {
         let answer = client.request(request).await?;

@@ -4,7 +4,7 @@ use common::job::{Results, Source};
 
 use crate::athena::Workgroup;
 
-/// Where the result of a query is to be read, before S3 is asked for it.
+/// Where the result of a query is to be read, before a request to S3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Choice<'a> {
     /// The pages of `GetQueryResults`, and why.

@@ -157,17 +157,10 @@ fn has_password(url: &url::Url) -> bool {
     url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password")
 }
 
-/// What sqlx understands after the `?` of a URL. It ignores others, and logs them with their values.
-const PARAMETERS: [&str; 18] = [
+/// What sqlx understands after the `?` of a URL, without the parameters whose values are files. It ignores others, and logs them with their values.
+const PARAMETERS: [&str; 11] = [
     "sslmode",
     "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
     "statement-cache-capacity",
     "host",
     "hostaddr",
@@ -178,6 +171,11 @@ const PARAMETERS: [&str; 18] = [
     "application_name",
     "options",
 ];
+
+/// All of them: those whose values are files, too.
+fn known() -> impl Iterator<Item = &'static str> {
+    PARAMETERS.into_iter().chain(encryption::FILES)
+}
 
 /// What libpq and other clients understand, and sqlx does not: names that a URL from elsewhere has.
 const OTHERS: [&str; 22] = [
@@ -224,7 +222,7 @@ fn options(mut url: url::Url) -> Result<PgConnectOptions, String> {
         }
         url.query_pairs_mut().clear().extend_pairs(&others);
     }
-    let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
+    let is_known = |name: &str| known().any(|known| known == name) || name.starts_with("options[");
     if let Some(at) = others.iter().position(|(name, _)| !is_known(name)) {
         return Err(unknown(at, &others[at].0));
     }
@@ -245,9 +243,7 @@ fn unknown(at: usize, name: &str) -> String {
     if OTHERS.contains(&name) {
         return format!("its parameter {name} is not understood here; remove it");
     }
-    let near = PARAMETERS
-        .iter()
-        .map(|known| (strsim::damerau_levenshtein(name, known), known));
+    let near = known().map(|known| (strsim::damerau_levenshtein(name, known), known));
     match near.min() {
         Some((1..=2, known)) => format!("it has a parameter that is not known; is {known} meant?"),
         _ => format!(

@@ -34,7 +34,7 @@ pub enum Encryption {
 const ROOT: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
 
 /// The parameters whose values are files.
-const FILES: [&str; 7] = [
+pub(crate) const FILES: [&str; 7] = [
     "sslrootcert",
     "ssl-root-cert",
     "ssl-ca",
@@ -102,7 +102,7 @@ fn is_local(options: &PgConnectOptions) -> bool {
         || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// Whether a server elsewhere may be spoken to in clear text because nothing else was asked for.
+/// Whether a server elsewhere may get clear text because the URL says nothing else.
 pub(crate) fn is_lax(options: &PgConnectOptions) -> bool {
     matches!(options.get_ssl_mode(), PgSslMode::Prefer | PgSslMode::Allow) && !is_local(options)
 }

@@ -42,7 +42,7 @@ impl LoaderRoles {
 }
 
 /// The roles that loaders were seen with: those of the ten minutes before the latest one, so that loaders which are stopped
-/// count and a role that was given up does not. A role that was dropped is none.
+/// count and a role that no loader uses any more does not. A role that was dropped is none.
 pub async fn loader_roles(tx: &mut PgConnection) -> Result<LoaderRoles, sqlx::Error> {
     let (seen, own) = sqlx::query_as(
         "WITH seen AS (SELECT l.role_name, l.seen_at FROM etl.loaders l JOIN pg_roles r ON r.rolname = l.role_name)

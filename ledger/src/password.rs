@@ -1,4 +1,4 @@
-//! The password of the database, asked for each new connection: a file that somebody else renews, or a command that prints it.
+//! The password of the database, read anew for each connection: a file that somebody else renews, or a command that prints it.
 //! Promises: a rotation needs no restart; a command that hangs is ended with all that it started; no error has the password, what
 //! the command wrote to standard output, or the command itself.
 

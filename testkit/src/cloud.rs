@@ -19,9 +19,6 @@ mod sts;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-
 pub use self::answer::{Answer, AthenaError, QueryState};
 pub use self::csv::Row;
 pub use self::fault::{Fault, Op};
@@ -30,50 +27,43 @@ pub use self::state::{Request, Workgroup};
 
 use self::server::Shared;
 use self::state::{Object, Role};
+use crate::listener::{ANY, Listener, http};
 
 /// A running emulator. Dropping it closes all of its connections.
 pub struct Cloud {
-    address: SocketAddr,
+    listener: Listener,
     shared: Arc<Shared>,
-    server: JoinHandle<()>,
 }
 
 impl Cloud {
     /// Starts one on a free port of 127.0.0.1, with the workgroup `primary` writing to `s3://results/prefix/`.
     pub async fn start() -> Self {
-        Self::start_at("127.0.0.1:0").await
+        Self::start_at(ANY).await
     }
 
     /// Starts one at the given address.
     pub async fn start_at(address: &str) -> Self {
-        let listener = TcpListener::bind(address).await;
-        let listener = listener
-            .unwrap_or_else(|e| panic!("the emulator of AWS cannot listen on {address}: {e}"));
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
         let shared = Arc::new(Shared::default());
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the emulator belongs to the test, which aborts it in Drop"
-        )]
-        let server = tokio::spawn(server::run(listener, Arc::clone(&shared)));
-        let cloud = Self {
-            address,
-            shared,
-            server,
+        let of_connections = Arc::clone(&shared);
+        let handle = move |stream| {
+            let shared = Arc::clone(&of_connections);
+            http(stream, move |request| {
+                server::handle(Arc::clone(&shared), request)
+            })
         };
+        let listener = Listener::start(address, handle).await;
+        let cloud = Self { listener, shared };
         cloud.workgroup(Workgroup::named("primary"));
         cloud
     }
 
     /// `http://127.0.0.1:PORT`, for `AWS_ENDPOINT_URL`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.address())
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listener.address()
     }
 
     /// The environment that makes an AWS SDK use this emulator and nothing else.
@@ -266,11 +256,5 @@ impl Cloud {
     /// The number of requests of an operation so far.
     pub fn count(&self, op: Op) -> usize {
         self.shared.lock().log.iter().filter(|r| r.op == op).count()
-    }
-}
-
-impl Drop for Cloud {
-    fn drop(&mut self) {
-        self.server.abort();
     }
 }

@@ -1,17 +1,14 @@
 //! An HTTP endpoint whose answers a test scripts, and that remembers what it was asked: the services that give AWS clients
 //! their credentials (SSO, STS, sign-in, the metadata of an instance, the agent of a pod).
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
-use tokio::task::{JoinHandle, JoinSet};
+
+use crate::listener::{ANY, Listener, http};
 
 /// A request that the endpoint received.
 #[derive(Clone, Debug)]
@@ -60,69 +57,35 @@ struct Shared {
 
 /// A running endpoint. Dropping it closes all of its connections.
 pub struct Endpoint {
-    address: SocketAddr,
+    listener: Listener,
     shared: Arc<Shared>,
-    server: JoinHandle<()>,
 }
 
 impl Endpoint {
     /// Starts one on a free port of 127.0.0.1 that answers as `script` says.
     pub async fn start(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("127.0.0.1 has a free port");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
         let shared = Arc::new(Shared {
             script: Box::new(script),
             asked: Mutex::default(),
         });
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the endpoint belongs to the test, which aborts it in Drop"
-        )]
-        let server = tokio::spawn(serve(listener, Arc::clone(&shared)));
-        Self {
-            address,
-            shared,
-            server,
-        }
+        let of_connections = Arc::clone(&shared);
+        let handle = move |stream| {
+            let shared = Arc::clone(&of_connections);
+            http(stream, move |request| answer(Arc::clone(&shared), request))
+        };
+        let listener = Listener::start(ANY, handle).await;
+        Self { listener, shared }
     }
 
     /// `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.listener.address())
     }
 
     /// Every request so far.
     pub fn asked(&self) -> Vec<Asked> {
         let asked = self.shared.asked.lock();
         asked.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
-}
-
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            continue;
-        };
-        let shared = Arc::clone(&shared);
-        connections.spawn(async move {
-            let service = service_fn(move |request| answer(Arc::clone(&shared), request));
-            // An error here is a client that went away.
-            hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await
-                .ok();
-        });
-        while connections.try_join_next().is_some() {}
     }
 }
 

@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod cloud;
 pub mod endpoint;
 pub mod http;
+mod listener;
 pub mod pipeline;
 pub mod process;
 pub mod proxy;

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::net::TcpStream;
+
+use crate::listener::{ANY, Listener};
 
 struct Shared {
     target: SocketAddr,
@@ -17,9 +18,8 @@ struct Shared {
 
 /// A running proxy. Dropping it closes all of its connections.
 pub struct Proxy {
-    address: SocketAddr,
+    listener: Listener,
     shared: Arc<Shared>,
-    server: JoinHandle<()>,
 }
 
 impl Proxy {
@@ -34,56 +34,30 @@ impl Proxy {
     }
 
     async fn with(target: SocketAddr, authorization: Option<String>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("127.0.0.1 has a free port");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
         let shared = Arc::new(Shared {
             target,
             authorization,
             asked: Mutex::default(),
         });
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the proxy belongs to the test, which aborts it in Drop"
-        )]
-        let server = tokio::spawn(serve(listener, Arc::clone(&shared)));
-        Self {
-            address,
-            shared,
-            server,
-        }
+        let of_connections = Arc::clone(&shared);
+        let handle = move |stream| {
+            let shared = Arc::clone(&of_connections);
+            // An error here is a client that went away.
+            async move { drop(tunnel(stream, &shared).await) }
+        };
+        let listener = Listener::start(ANY, handle).await;
+        Self { listener, shared }
     }
 
     /// `127.0.0.1:PORT`.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listener.address()
     }
 
     /// The first line of every request so far.
     pub fn asked(&self) -> Vec<String> {
         let asked = self.shared.asked.lock();
         asked.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
-}
-
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            continue;
-        };
-        // An error here is a client that went away.
-        let shared = Arc::clone(&shared);
-        connections.spawn(async move { tunnel(stream, &shared).await.ok() });
-        while connections.try_join_next().is_some() {}
     }
 }
 

@@ -7,55 +7,41 @@ use std::sync::Arc;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::NamedTempFile;
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::listener::{ANY, Listener};
+
 /// A running TLS server. Dropping it closes all of its connections.
 pub struct Tls {
-    address: SocketAddr,
+    listener: Listener,
     ca: NamedTempFile,
-    server: JoinHandle<()>,
 }
 
 impl Tls {
     /// Starts one on a free port of 127.0.0.1 with a certificate for `name`; what it decrypts goes to `target`.
     pub async fn start(name: &str, target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("127.0.0.1 has a free port");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
         let (ca, config) = certified(name);
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the server belongs to the test, which aborts it in Drop"
-        )]
-        let server = tokio::spawn(serve(listener, acceptor, target));
-        Self {
-            address,
-            ca,
-            server,
-        }
+        let handle = move |stream| {
+            let acceptor = acceptor.clone();
+            // An error here is a client that does not trust the CA, or went away.
+            async move { drop(decrypt(stream, acceptor, target).await) }
+        };
+        let listener = Listener::start(ANY, handle).await;
+        Self { listener, ca }
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listener.address()
     }
 
     /// The PEM file with the certificate of the CA, which is deleted with the server.
     pub fn ca_file(&self) -> &str {
         self.ca.path().to_str().expect("a temporary path is text")
-    }
-}
-
-impl Drop for Tls {
-    fn drop(&mut self) {
-        self.server.abort();
     }
 }
 
@@ -84,19 +70,12 @@ fn certified(name: &str) -> (NamedTempFile, ServerConfig) {
     (file, config)
 }
 
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, target: SocketAddr) {
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            continue;
-        };
-        let acceptor = acceptor.clone();
-        // An error here is a client that does not trust the CA, or went away.
-        connections.spawn(async move {
-            let mut client = acceptor.accept(stream).await?;
-            let mut server = TcpStream::connect(target).await?;
-            copy_bidirectional(&mut client, &mut server).await
-        });
-        while connections.try_join_next().is_some() {}
-    }
+async fn decrypt(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    target: SocketAddr,
+) -> std::io::Result<()> {
+    let mut client = acceptor.accept(stream).await?;
+    let mut server = TcpStream::connect(target).await?;
+    copy_bidirectional(&mut client, &mut server).await.map(drop)
 }

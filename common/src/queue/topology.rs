@@ -1,5 +1,5 @@
 //! The queues and their arguments. Every service declares all queues before it does anything else, and decides by the same rule
-//! whether there is an archive: whoever asks the same broker finds the same.
+//! whether there is an archive: all programs with the same broker find the same.
 
 use std::time::Duration;
 

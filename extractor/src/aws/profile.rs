@@ -24,7 +24,7 @@ pub(super) struct Profile {
 /// Where a profile's credentials come from, by the last of its chain of `source_profile`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// No profile was asked for, or it has no credentials: a role may give them.
+    /// No profile is named, or it has no credentials: a role may give them.
     Nothing,
     /// There is no profile of this name, which the other one names where it is not `AWS_PROFILE`.
     Missing { name: String, by: Option<String> },

@@ -19,7 +19,7 @@ fn in_other_account(external_id: Option<&str>) -> Account {
     }
 }
 
-/// Who asked for the query of a run, and where, as the extractor reports it.
+/// The principal and the region of a run's query, as the extractor reports it.
 fn reported(events: &[EventKind]) -> (String, String) {
     let started = events.iter().find_map(|kind| match kind {
         EventKind::Started {

@@ -9,7 +9,7 @@ use super::{
     TableAccess, TableName, list,
 };
 
-/// What speaks against an existing table, whoever writes to it. Additional columns are allowed if Postgres can fill
+/// What speaks against an existing table for every role. Additional columns are allowed if Postgres can fill
 /// them.
 pub(crate) fn check_table(
     name: &TableName,

@@ -1,4 +1,4 @@
-//! Everything that can be wrong with an existing target: said before a run for the role of the loader, whoever asks; said by
+//! Everything that can be wrong with an existing target: said before a run for the role of the loader, not of the user; said by
 //! the loader; and gone once the statement that is said was run. In every mode.
 
 use common::job::{Commit, Mode};
@@ -258,7 +258,7 @@ async fn foreign_key_that_cascades_is_refused_where_rows_change() {
     guest.clean_up().await;
 }
 
-/// What is granted by the sentences is enough for the mode, and nothing that it does not use is asked for.
+/// What is granted by the sentences is enough for the mode, and no sentence names more than it uses.
 #[tokio::test]
 async fn privileges_are_those_that_the_mode_uses() {
     let all = "REVOKE ALL ON t FROM $role";
@@ -357,7 +357,7 @@ async fn role_is_that_of_the_sessions_of_loaders() {
         note.contains("several roles") && note.contains(&writer),
         "{note}"
     );
-    // One that was given up counts no more, nor does one that was dropped.
+    // A role that no loader uses any more does not count, nor does one that was dropped.
     guest.execute("UPDATE etl.loaders SET seen_at = seen_at - interval '11 minutes' WHERE role_name LIKE 'guest%'; INSERT INTO etl.loaders VALUES ('nobody at all')").await;
     let roles = guest.asker.loader_roles().await.unwrap();
     assert_eq!(

@@ -287,7 +287,7 @@ async fn replay_that_drops_a_key_is_held_while_other_runs_gave_way_to_it() {
 /// The row of `z`, which was cancelled, is there instead of that of `y`. A replay of `x` takes its place, so that now the row of `x`
 /// is all that there is of the key.
 #[tokio::test]
-async fn whoever_takes_the_place_of_a_cancelled_run_answers_for_those_that_it_kept_out() {
+async fn run_in_the_place_of_a_cancelled_run_answers_for_those_that_it_kept_out() {
     for (mode, order) in [
         (Mode::InsertOnly, ["z", "y", "x"]),
         (Mode::Upsert, ["x", "y", "z"]),

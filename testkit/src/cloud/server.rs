@@ -11,13 +11,9 @@ use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
-use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Response, header};
-use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 use super::fault::{ErrorAnswer, Fault, Op, athena_error};
 use super::state::{Object, Request, State};
@@ -40,7 +36,7 @@ impl Shared {
 
 /// The connection is closed without an answer.
 #[derive(Debug)]
-struct Closed;
+pub(super) struct Closed;
 
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -50,27 +46,7 @@ impl fmt::Display for Closed {
 
 impl std::error::Error for Closed {}
 
-/// Serves until it is dropped, and all of its connections with it.
-pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            continue;
-        };
-        let shared = Arc::clone(&shared);
-        connections.spawn(async move {
-            let service = service_fn(move |request| handle(Arc::clone(&shared), request));
-            // An error here is a client that went away, or a scripted fault.
-            hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await
-                .ok();
-        });
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-async fn handle(
+pub(super) async fn handle(
     shared: Arc<Shared>,
     request: hyper::Request<Incoming>,
 ) -> Result<Response<Body>, Closed> {

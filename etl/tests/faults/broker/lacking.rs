@@ -103,7 +103,7 @@ async fn run_and_replay_complete_on_a_broker_without_streams() {
         "{}",
         doctor.stdout
     );
-    // Whoever insists is told.
+    // ETL_ARCHIVE=stream is refused.
     let mut strict = pipeline
         .service("extractor")
         .env("ETL_ARCHIVE", "stream")

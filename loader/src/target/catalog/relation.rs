@@ -1,4 +1,4 @@
-//! An existing table, as the catalog has it, whoever reads it.
+//! An existing table, as the catalog has it, the same for every role.
 
 use common::schema::TargetColumn;
 use sqlx::postgres::types::Oid;
