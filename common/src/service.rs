@@ -108,6 +108,8 @@ pub struct Session {
     pub publishing: Connection,
     /// Whether raw batches are archived.
     pub archived: Archived,
+    /// Whether the user may look at queues. One that declares none may be refused, which ends the session.
+    pub may_look: bool,
     pub health: Health,
     /// Cancelled when the process must stop or a connection is lost: take no new delivery, settle those
     /// in hand, return.
@@ -270,13 +272,14 @@ async fn attempt(
         consuming,
         publishing,
         archived,
+        may_look: settings.declare == Declare::Create,
         health: health.clone(),
         stop: stop.child_token(),
     };
-    // Without permission even a look may be refused, which ends the session.
-    let measured = match settings.declare {
-        Declare::Create => service.consumes,
-        Declare::Skip => &[],
+    let measured = if state.may_look {
+        service.consumes
+    } else {
+        &[]
     };
     let mut outcome = {
         let work = async {

@@ -62,7 +62,9 @@ pub(crate) async fn wait(
         let is_working = execution.state == ExecutionState::Working;
         let waited = judge(&execution, query.source, query.age(), query.attempt);
         if is_working && waited != Waited::Running {
-            let stopped = stop(athena, query.id).await?;
+            stop(athena, query.id).await?;
+            // Only its cost may be more by now.
+            let stopped = stopped(athena, query.id).await.ok().flatten();
             return Ok((waited, stopped.unwrap_or(execution)));
         }
         if waited != Waited::Running || begun.elapsed() >= at_most {
@@ -87,9 +89,9 @@ pub(crate) async fn wait_to_the_end(
     }
 }
 
-/// Stops a query, and returns what it had cost when it ended, where Athena says so soon. A refusal is only logged: the query
-/// may have ended. Other errors are worth a retry, since a running query costs money.
-pub(crate) async fn stop(athena: &Athena, id: &str) -> Result<Option<Execution>, AwsError> {
+/// Stops a query. A refusal is only logged: the query may have ended. Other errors are worth a retry, since a running query
+/// costs money.
+pub(crate) async fn stop(athena: &Athena, id: &str) -> Result<(), AwsError> {
     match athena.stop(id).await {
         Err(error) if error.kind == AwsErrorKind::Refused => {
             tracing::warn!(
@@ -100,6 +102,11 @@ pub(crate) async fn stop(athena: &Athena, id: &str) -> Result<Option<Execution>,
         }
         stopped => stopped?,
     }
+    Ok(())
+}
+
+/// A query that was stopped, with what it has cost, as it is when it has ended or a moment later.
+pub(crate) async fn stopped(athena: &Athena, id: &str) -> Result<Option<Execution>, AwsError> {
     let begun = Instant::now();
     loop {
         match athena.look(id).await {
@@ -168,6 +175,11 @@ fn judge(execution: &Execution, source: &Source, age: Duration, attempt: u32) ->
                 _ => format!(" at attempt {attempt}"),
             };
             Waited::Failed(describe(failure).after(&format!("the query failed{attempts}: ")))
+        }
+        // An extractor that stopped it at the limit may have died before it said so.
+        ExecutionState::Cancelled(_) if over_limit(execution, source, age).is_some() => {
+            let reason = over_limit(execution, source, age).unwrap_or_default();
+            Waited::Failed(reason.into())
         }
         ExecutionState::Cancelled(reason) => {
             let cancelled = "the query was cancelled in Athena";
@@ -286,6 +298,12 @@ mod tests {
             panic!()
         };
         assert!(why.text().contains("timeout = 30m"), "{why:?}");
+        // Stopped at the limit by an extractor that could not say so.
+        let stopped = ExecutionState::Cancelled("by user".into());
+        let Waited::Failed(why) = judged(stopped, 10 * GB + 1, 0, 1) else {
+            panic!()
+        };
+        assert!(why.text().contains("max_scanned"), "{why:?}");
         // A query that has ended has cost what it cost, and is not stopped.
         assert!(matches!(
             judged(ExecutionState::Succeeded, 11 * GB, 31, 1),

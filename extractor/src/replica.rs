@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use crate::aws::{AwsError, AwsErrorKind};
 use crate::clients::{Access, Clients};
+use crate::error_policy::StepError;
 use crate::s3::S3Error;
 use crate::settings::Settings;
 
@@ -34,6 +35,8 @@ pub(crate) struct Replica<'a> {
 
 struct State {
     access: Access,
+    /// How often the access was read again.
+    reads: u64,
     /// Those that were needed so far.
     clients: HashMap<Account, Clients>,
     /// While AWS does not accept the replica: the query to probe with, and its source, of the task at which it showed.
@@ -49,6 +52,7 @@ impl<'a> Replica<'a> {
             health,
             state: Mutex::new(State {
                 access,
+                reads: 0,
                 clients: HashMap::new(),
                 fault: None,
                 faults: 0,
@@ -59,18 +63,22 @@ impl<'a> Replica<'a> {
 
     /// The clients for a job, of its account and region.
     pub(crate) async fn clients(&self, source: &Source) -> Clients {
-        let (access, known) = {
+        let (access, reads, known) = {
             let state = self.state();
             let known = state.clients.get(&source.account).cloned();
-            (state.access.clone(), known)
+            (state.access.clone(), state.reads, known)
         };
         let clients = if let Some(clients) = known {
             clients
         } else {
             let new = access.clients(&source.account).await;
             let mut state = self.state();
-            // Another worker may have been faster, and a role is assumed once.
-            (state.clients.entry(source.account.clone()).or_insert(new)).clone()
+            // Another worker may have been faster, and a role is assumed once; or has read the access again meanwhile.
+            if state.reads == reads {
+                (state.clients.entry(source.account.clone()).or_insert(new)).clone()
+            } else {
+                new
+            }
         };
         clients.of(source)
     }
@@ -93,6 +101,7 @@ impl<'a> Replica<'a> {
             Ok(access) => {
                 let mut state = self.state();
                 state.access = access;
+                state.reads += 1;
                 state.clients.clear();
                 true
             }
@@ -104,6 +113,23 @@ impl<'a> Replica<'a> {
                 false
             }
         }
+    }
+
+    /// Whose fault it is that AWS does not accept the credentials of a task: those of a job's own account or region are no fault of
+    /// a replica that AWS accepts without them.
+    pub(crate) async fn judge(&self, task: &ExtractTask, error: AwsError) -> StepError {
+        let own = Source::default();
+        if task.source.account == own.account || self.probe(&own, NO_QUERY).await.is_err() {
+            return StepError::Replica(error);
+        }
+        if !error.is_refusal_of_credentials() {
+            return StepError::Retry(error);
+        }
+        let message = format!(
+            "{}; check region, role_arn and external_id in the job's [source], and the role's trust policy",
+            error.message
+        );
+        StepError::Denied(AwsError { message, ..error })
     }
 
     /// A step of a task succeeded.
@@ -135,9 +161,16 @@ impl<'a> Replica<'a> {
                 query_execution_id, ..
             } => query_execution_id,
         };
+        // What a job's own account answers says nothing about the replica.
+        let own = Source::default();
+        let probe = if task.source.account == own.account {
+            (task.source.clone(), query.to_owned())
+        } else {
+            (own, NO_QUERY.to_owned())
+        };
         let mut state = self.state();
         state.faults += 1;
-        state.fault = Some((task.source.clone(), query.to_owned()));
+        state.fault = Some(probe);
     }
 
     /// Waits until AWS accepts this replica.
@@ -159,6 +192,7 @@ impl<'a> Replica<'a> {
                     tracing::info!("AWS accepts this extractor again");
                     self.state().fault = None;
                     self.health.clear(CAUSE);
+                    self.health.clear("aws");
                 }
                 Err(error) => {
                     retried(error.kind.cause(), 1);

@@ -89,7 +89,10 @@ async fn limit_age(session: &Session) -> Result<(), Fault> {
                 "a segment of the archive was ended, so that the broker removes old ones"
             ),
             Ok(false) => {}
-            Err(error) => tracing::debug!(%error, "the age of the archive was not limited"),
+            Err(error) => tracing::warn!(
+                %error,
+                "the age of the archive was not limited; raw batches stay in it for longer"
+            ),
         }
     }
 }

@@ -75,7 +75,10 @@ impl Setbacks {
     /// Counts that AWS denied a replica what the task needs.
     pub(crate) fn deny(&mut self, replica: String) {
         self.denials = self.denials.saturating_add(1);
-        if self.denied.len() < MAX_NAMES {
+        // Its principal may be known better than at the denial before.
+        let process = |name: &str| name.split(" (").next().map(str::to_owned);
+        let is_known = (self.denied.iter()).any(|known| process(known) == process(&replica));
+        if !is_known && self.denied.len() < MAX_NAMES {
             self.denied.insert(replica);
         }
     }
@@ -169,6 +172,17 @@ mod tests {
             setbacks.progress();
             assert!(!setbacks.are_final(&start));
         }
+    }
+
+    #[test]
+    fn replica_counts_once_whatever_is_known_of_its_principal() {
+        let start = task(TaskState::Start { attempt: 1 });
+        let mut setbacks = Setbacks::default();
+        setbacks.deny("the extractor h/1 (access key ...ABCD)".into());
+        setbacks.deny("the extractor h/1 (arn:aws:iam::1:role/etl)".into());
+        assert!(!setbacks.are_final(&start));
+        setbacks.deny("the extractor h/2 (arn:aws:iam::1:role/etl)".into());
+        assert!(setbacks.are_final(&start));
     }
 
     #[test]

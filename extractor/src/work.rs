@@ -93,13 +93,8 @@ impl Worker<'_, '_> {
                 self.setbacks.may_have_started = attempt(&task).is_some();
                 Box::pin(self.step(&mut task)).await
             };
-            // What refuses a job's own role is no fault of the replica.
             let stepped = match stepped {
-                Err(StepError::Replica(error))
-                    if task.source.account.role_arn.is_some() && error.is_role_denied() =>
-                {
-                    Err(StepError::Denied(error))
-                }
+                Err(StepError::Replica(error)) => Err(self.replica.judge(&task, error).await),
                 stepped => stepped,
             };
             let refused = matches!(stepped, Err(StepError::Replica(_) | StepError::Denied(_)));
@@ -336,8 +331,8 @@ impl Worker<'_, '_> {
             TaskState::Start { .. } | TaskState::Reread { .. } | TaskState::Reading { .. } => None,
         };
         if let Some(id) = &id {
-            let stopped = query::stop(&clients.athena, id).await?;
-            if let Some(execution) = stopped {
+            query::stop(&clients.athena, id).await?;
+            if let Some(execution) = query::stopped(&clients.athena, id).await? {
                 self.tell_end(task, id, &execution).await?;
             }
         }

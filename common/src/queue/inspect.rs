@@ -51,26 +51,11 @@ pub async fn look(
 ) -> Result<Option<QueueState>, QueueError> {
     let doing = format!("reading the counts of the queue {}", queue.name());
     for _ in 0..MAX_ATTEMPTS {
-        // A refusal closes the channel, so that each attempt has its own.
-        let channel = connection.channel().await?;
-        let options = QueueDeclareOptions {
-            passive: true,
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
         let asked = Instant::now();
-        let declared = channel.queue_declare(queue.name().into(), options, FieldTable::default());
-        let found = match within(&doing, declared).await {
-            Ok(found) => found,
-            Err(error) if is_missing(&error) => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(state) = counts(connection, queue, &doing).await? else {
+            return Ok(None);
         };
         let took = asked.elapsed();
-        connection.close_channel(&channel).await;
-        let state = QueueState {
-            messages: found.message_count(),
-            consumers: found.consumer_count(),
-        };
         if state.messages > 0 || state.consumers > 0 || took < MAX_ANSWER_TIME {
             return Ok(Some(state));
         }
@@ -79,6 +64,37 @@ pub async fn look(
         doing,
         after: MAX_ANSWER_TIME * MAX_ATTEMPTS,
     })
+}
+
+/// Whether a queue exists. However long the broker takes to say so, unlike the counts.
+pub async fn exists(connection: &Connection, queue: QueueName) -> Result<bool, QueueError> {
+    let doing = format!("looking for the queue {}", queue.name());
+    Ok(counts(connection, queue, &doing).await?.is_some())
+}
+
+async fn counts(
+    connection: &Connection,
+    queue: QueueName,
+    doing: &str,
+) -> Result<Option<QueueState>, QueueError> {
+    // A refusal closes the channel, so that each attempt has its own.
+    let channel = connection.channel().await?;
+    let options = QueueDeclareOptions {
+        passive: true,
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    let declared = channel.queue_declare(queue.name().into(), options, FieldTable::default());
+    let found = match within(doing, declared).await {
+        Ok(found) => found,
+        Err(error) if is_missing(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    connection.close_channel(&channel).await;
+    Ok(Some(QueueState {
+        messages: found.message_count(),
+        consumers: found.consumer_count(),
+    }))
 }
 
 /// How long a queue may take to deliver its first message before it counts as empty.
@@ -104,7 +120,7 @@ pub async fn is_receivable(connection: &Connection, queue: QueueName) -> Result<
 
 /// Compares the arguments of a queue with those that this version declares. Creates no queue.
 pub async fn check(connection: &Connection, queue: QueueName) -> Result<Declared, QueueError> {
-    if look(connection, queue).await?.is_none() {
+    if !exists(connection, queue).await? {
         return Ok(Declared::Missing);
     }
     let channel = connection.channel().await?;

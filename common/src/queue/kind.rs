@@ -91,7 +91,7 @@ async fn takes_as_classic(connection: &Connection, queue: QueueName) -> Result<b
         "x-queue-type".into(),
         AMQPValue::LongString("classic".into()),
     );
-    if inspect::look(connection, queue).await?.is_none() {
+    if !inspect::exists(connection, queue).await? {
         return Ok(false);
     }
     let channel = connection.channel().await?;

@@ -93,7 +93,14 @@ impl<'a> Publisher<'a> {
             };
             if started.elapsed() > FULL_TIMEOUT {
                 let queue = refused.name();
-                return Err(match inspect::look(self.connection, refused).await? {
+                // A user who may not look (RabbitMQ 4.3) knows no more than that it took nothing.
+                let found = match inspect::look(self.connection, refused).await {
+                    Err(QueueError::Denied { .. }) => {
+                        return Err(QueueError::Full { queue, messages: 0 });
+                    }
+                    found => found?,
+                };
+                return Err(match found {
                     Some(state) if state.messages == 0 => QueueError::Refused { queue },
                     Some(state) => QueueError::Full {
                         queue,

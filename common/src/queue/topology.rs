@@ -211,12 +211,14 @@ async fn archived(connection: &Connection, topology: Topology) -> Result<Archive
         return Ok(Archived::No("ETL_ARCHIVE is off".to_owned()));
     }
     let skips = topology.declare == Declare::Skip;
-    if skips
-        || inspect::look(connection, QueueName::Archive)
-            .await?
-            .is_some()
-    {
+    if skips {
         return Ok(Archived::Yes);
+    }
+    match inspect::exists(connection, QueueName::Archive).await {
+        // Who may not look may not declare it either, and is told that with the remedy.
+        Ok(true) | Err(QueueError::Denied { .. }) => return Ok(Archived::Yes),
+        Ok(false) => {}
+        Err(error) => return Err(error),
     }
     let why = match has_streams(connection).await? {
         Kind::Has | Kind::Unknown => return Ok(Archived::Yes),
@@ -258,9 +260,9 @@ async fn declare_queue(channel: &Channel, queue: QueueName) -> Result<(), QueueE
 /// Looks whether a queue is there. Since RabbitMQ 4.3 a user who may not declare it may not even look, and finds out when it
 /// uses the queue.
 async fn expect(connection: &Connection, queue: QueueName) -> Result<(), QueueError> {
-    match inspect::look(connection, queue).await {
-        Ok(Some(_)) | Err(QueueError::Denied { .. }) => Ok(()),
-        Ok(None) => Err(QueueError::Absent {
+    match inspect::exists(connection, queue).await {
+        Ok(true) | Err(QueueError::Denied { .. }) => Ok(()),
+        Ok(false) => Err(QueueError::Absent {
             queue: queue.name(),
         }),
         Err(error) => Err(error),

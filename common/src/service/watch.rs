@@ -13,6 +13,9 @@ use crate::queue::{ConnectionEvent, QueueError, inspect};
 /// How often the depth of a queue is read.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How long a full queue is left alone where nobody may look at it.
+const UNSEEN_PAUSE: Duration = Duration::from_secs(5);
+
 /// Reports the depth of the queues.
 pub(super) async fn measure(session: &Session, queues: &[QueueName]) -> std::convert::Infallible {
     loop {
@@ -89,8 +92,16 @@ pub(super) async fn wait_for_room(
     let mut highest = messages;
     loop {
         let state = tokio::select! {
-            state = inspect::look(&session.publishing, queue) => state?,
+            state = inspect::look(&session.publishing, queue) => state,
             () = stop.cancelled() => break,
+        };
+        let state = match state {
+            // A user who may not look finds out by publishing, a moment later.
+            Err(QueueError::Denied { .. }) => {
+                timeout(UNSEEN_PAUSE, stop.cancelled()).await.ok();
+                break;
+            }
+            state => state?,
         };
         // The next session declares a queue that is gone.
         let Some(state) = state else { break };

@@ -133,12 +133,18 @@ impl AwsError {
         self.kind == AwsErrorKind::Denied
     }
 
-    /// Whether the credentials are missing since AWS refused to let a role be assumed.
-    pub fn is_role_denied(&self) -> bool {
-        self.kind == AwsErrorKind::Credentials
-            && (self.code.as_deref())
-                .and_then(|code| classify_code(code, None))
-                .is_some_and(|kind| kind == AwsErrorKind::Denied)
+    /// Whether AWS refused credentials, or to give some, by a code that holds until somebody changes something.
+    pub fn is_refusal_of_credentials(&self) -> bool {
+        let kind = |code: &str| classify_code(code, None).unwrap_or(AwsErrorKind::Refused);
+        self.code
+            .as_deref()
+            .map(kind)
+            .is_some_and(|kind| match kind {
+                AwsErrorKind::Credentials | AwsErrorKind::Denied | AwsErrorKind::Refused => true,
+                AwsErrorKind::Throttled | AwsErrorKind::Unavailable | AwsErrorKind::ClockSkew => {
+                    false
+                }
+            })
     }
 
     pub fn is_code(&self, code: &str) -> bool {

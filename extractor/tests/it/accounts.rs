@@ -97,15 +97,14 @@ async fn job_runs_in_its_account_and_region_beside_jobs_of_the_extractors_own() 
     assert_eq!(last, ("AKIATESTKIT".to_owned(), "eu-central-1".to_owned()));
 }
 
-#[tokio::test]
-async fn role_that_cannot_be_assumed_fails_its_run_and_no_other() {
-    let (fixture, _extractor) = Fixture::started().await;
+/// Runs a job of the other account, whose credentials AWS refuses, beside one of the extractor's own. Returns why it fails.
+async fn refused_beside_another(fixture: &Fixture, external_id: &str) -> String {
     fixture.cloud.role(ROLE, Some("secret-id"), ROLE_KEY);
     fixture
         .cloud
         .otherwise(Answer::rows(sample::clicks(5)).at_once());
     let mut refused = task("refused", "SELECT 1");
-    refused.source.account = in_other_account(Some("wrong"));
+    refused.source.account = in_other_account(Some(external_id));
     fixture.send(&refused).await;
     fixture.send(&task("own", "SELECT 1")).await;
     let own = fixture.end_of("own").await;
@@ -114,10 +113,35 @@ async fn role_that_cannot_be_assumed_fails_its_run_and_no_other() {
         "{own:?}"
     );
     let reason = fixture.failure_of("refused").await;
-    for part in ["sts:AssumeRole", ROLE, "AWS denied it to the extractor"] {
+    assert_eq!(fixture.vhost.ready("etl.dead").await, 0);
+    reason
+}
+
+#[tokio::test]
+async fn role_that_cannot_be_assumed_fails_its_run_and_no_other() {
+    let (fixture, _extractor) = Fixture::started().await;
+    let reason = refused_beside_another(&fixture, "wrong").await;
+    for part in [
+        "sts:AssumeRole",
+        ROLE,
+        "check region, role_arn and external_id",
+        "AWS denied it to the extractor",
+    ] {
         assert!(reason.contains(part), "{reason}");
     }
-    assert_eq!(fixture.vhost.ready("etl.dead").await, 0);
+}
+
+/// As AWS does in a region that the account has not enabled.
+#[tokio::test]
+async fn account_that_aws_does_not_accept_fails_its_run_and_no_other() {
+    let (fixture, extractor) = Fixture::started().await;
+    fixture.cloud.on_key(ROLE_KEY, Fault::UnknownClient);
+    let reason = refused_beside_another(&fixture, "secret-id").await;
+    for part in ["UnrecognizedClientException", "check region, role_arn"] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    let (ready, why) = extractor.readiness().await.unwrap();
+    assert!(ready, "{why}");
 }
 
 #[tokio::test]

@@ -100,6 +100,10 @@ async fn waiting(session: &Session) -> u32 {
     if session.publishing.is_blocked() {
         return 0;
     }
+    // The end of the queue is found by taking its messages.
+    if !session.may_look {
+        return MAX_UNASKED;
+    }
     match inspect::look(&session.consuming, QueueName::Parked).await {
         Ok(state) => state.map_or(0, |state| state.messages),
         Err(error) => {

@@ -204,10 +204,10 @@ fn end_of_replay(end: &ReplayDropped, run: &RunId) -> String {
 fn consequence(dead: &DeadLetter) -> String {
     let run = dead.run_id.as_deref().unwrap_or("RUN");
     match dead.kind.as_deref().unwrap_or_default() {
-        ExtractTask::KIND => format!(
+        kind if ExtractTask::reads(kind) => format!(
             "only the dead letter is resolved: no extractor works on the run {run} any more, and it stays open until `etl cancel {run}`"
         ),
-        RunEvent::KIND => format!(
+        kind if RunEvent::reads(kind) => format!(
             "only the dead letter is resolved: the ledger does not have the event. If the run {run} does not complete without it, `etl replay {run} --missing` looks for it in the archive, and `etl cancel {run}` ends the run"
         ),
         _ => {

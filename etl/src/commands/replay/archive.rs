@@ -170,10 +170,7 @@ pub(super) async fn find_end(broker: &Broker, subject: &Subject) -> Result<Optio
     let mut found = None;
     let prefix = format!("{}/", subject.id());
     let look = broker.read_archive(since(&subject.run)?, async |message| {
-        let is_it = message.kind() == RunEvent::KIND
-            && message.id().starts_with(&prefix)
-            && message.id().ends_with("/extracted");
-        if is_it {
+        if is_end(message.kind(), message.id(), &prefix) {
             found = end_of(subject, message);
         }
         Ok(found.is_some())
@@ -181,6 +178,12 @@ pub(super) async fn find_end(broker: &Broker, subject: &Subject) -> Result<Optio
     look.await
         .with_context(|| format!("cannot read the archive for {}", subject.id()))?;
     Ok(found)
+}
+
+/// Whether a message is the last event of a run's extraction, in any version that is read: the archive is older than a service
+/// that was upgraded.
+fn is_end(kind: &str, id: &str, prefix: &str) -> bool {
+    RunEvent::reads(kind) && id.starts_with(prefix) && id.ends_with("/extracted")
 }
 
 fn end_of(subject: &Subject, message: RawDelivery) -> Option<End> {
@@ -217,6 +220,16 @@ fn since(run: &Run) -> Result<SystemTime, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn end_is_recognised_in_both_versions() {
+        for kind in ["run-event.v1", "run-event.v2"] {
+            assert!(is_end(kind, "daily/0/extracted", "daily/"));
+        }
+        assert!(!is_end("raw-batch.v2", "daily/0/extracted", "daily/"));
+        assert!(!is_end("run-event.v2", "daily/0/started", "daily/"));
+        assert!(!is_end("run-event.v2", "daily-2/0/extracted", "daily/"));
+    }
 
     #[test]
     fn batch_is_recognised_by_its_run_and_its_seq() {
