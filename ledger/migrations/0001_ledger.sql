@@ -390,23 +390,24 @@ CROSS JOIN LATERAL (
 
 COMMENT ON VIEW etl.run_balance IS 'The sums of each run in its live generation. balanced: every batch of the result is in the ledger and every row is loaded, rejected or dropped.';
 
--- Sets the search_path for a statement that fires triggers: as the session has it by itself, and the schema of the table.
-CREATE FUNCTION etl.search_as_triggers_expect(target_schema text) RETURNS text
+-- The search_path for a statement that fires triggers: as the session has it by itself, and the schema of the table.
+CREATE FUNCTION etl.path_of_triggers(target_schema text) RETURNS text
     LANGUAGE sql RETURN (
-        SELECT set_config('search_path', concat_ws(', ', nullif(reset_val, ''), quote_ident(target_schema)), true)
-        FROM pg_settings WHERE name = 'search_path');
+        SELECT concat_ws(', ', nullif(reset_val, ''), quote_ident(target_schema)) FROM pg_settings WHERE name = 'search_path');
 
-COMMENT ON FUNCTION etl.search_as_triggers_expect IS 'Sets the search_path that triggers on a table of a schema expect, until the transaction ends.';
+COMMENT ON FUNCTION etl.path_of_triggers IS 'The search_path that triggers on a table of a schema expect.';
 
 -- Writes rows whose batch has rows that PostgreSQL refuses: in one call, so that it takes no round trip a row. The statement
 -- writes the rows in $1, whose values stand behind each other; $2 is the value of _batch. The casts are those of the values r
--- of one row. target_schema is that of a table with triggers, or NULL. Returns each refused row, and at the end the number of rows that were stored. Any error that is not a row's
--- fault, by the prefixes of its SQLSTATE, ends it.
+-- of one row. target_schema is that of a table with triggers, or NULL. Returns each refused row, and at the end the number of
+-- rows that were stored. Any error that is not a row's fault, by the prefixes of its SQLSTATE, ends it.
 CREATE FUNCTION etl.write_rows(statement text, casts text[], row_values text[], batch_no bigint, row_faults text[], target_schema text)
 RETURNS TABLE (row_index integer, stored bigint, reason text, column_name text, column_place integer)
 LANGUAGE plpgsql AS $$
 DECLARE
     width CONSTANT integer := cardinality(casts);
+    -- Once: pg_settings has all settings, and takes as long to read as many rows to write.
+    path CONSTANT text := CASE WHEN target_schema IS NOT NULL THEN etl.path_of_triggers(target_schema) END;
     total bigint := 0;
     written bigint;
     part text[];
@@ -424,8 +425,8 @@ BEGIN
     LOOP
         -- Most parts have no refused row, and are one statement.
         BEGIN
-            IF target_schema IS NOT NULL THEN
-                PERFORM etl.search_as_triggers_expect(target_schema);
+            IF path IS NOT NULL THEN
+                PERFORM pg_catalog.set_config('search_path', path, true);
             END IF;
             EXECUTE statement USING part, batch_no;
             GET DIAGNOSTICS written = ROW_COUNT;
@@ -443,8 +444,8 @@ BEGIN
         FOR i IN 0 .. cardinality(part) / width - 1 LOOP
             line := part[i * width + 1 : (i + 1) * width];
             BEGIN
-                IF target_schema IS NOT NULL THEN
-                    PERFORM etl.search_as_triggers_expect(target_schema);
+                IF path IS NOT NULL THEN
+                    PERFORM pg_catalog.set_config('search_path', path, true);
                 END IF;
                 EXECUTE statement USING line, batch_no;
                 GET DIAGNOSTICS written = ROW_COUNT;

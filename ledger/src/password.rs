@@ -122,10 +122,13 @@ async fn read(path: &Path) -> Result<String, sqlx::Error> {
         file.take(MAX_BYTES).read_to_end(&mut bytes).await?;
         Ok(bytes)
     };
-    let bytes = bytes.await.map_err(|error: std::io::Error| {
+    // A pipe without a writer, or a mount that hangs.
+    let bytes = timeout(COMMAND_TIMEOUT, bytes).await;
+    let bytes = bytes.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+    let bytes = bytes.map_err(|error: std::io::Error| {
         let sentence = format!("cannot read the file of {FILE}: {error}");
         match error.kind() {
-            std::io::ErrorKind::NotFound => for_now(sentence),
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::TimedOut => for_now(sentence),
             _ => wrong(sentence),
         }
     })?;
@@ -200,7 +203,7 @@ async fn run(
         }
     };
     if !status.success() {
-        return Err(failed(status, &said));
+        return Err(failed(status, &said, command));
     }
     first_line(printed).map_err(|problem| {
         for_now(format!(
@@ -241,10 +244,15 @@ async fn end_of(mut stderr: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> 
     }
 }
 
-fn failed(status: ExitStatus, said: &[u8]) -> sqlx::Error {
+fn failed(status: ExitStatus, said: &[u8], command: &str) -> sqlx::Error {
     let said = String::from_utf8_lossy(said);
+    // A shell may quote a line that it cannot parse, and a line may have a token in it.
+    let mut lines = command.lines().map(str::trim);
+    let quotes = lines.any(|line| !line.is_empty() && said.contains(line));
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    let said = if said.is_empty() {
+    let said = if quotes {
+        "what it wrote to standard error quotes the command, and is left out".to_owned()
+    } else if said.is_empty() {
         "it wrote nothing to standard error".to_owned()
     } else {
         format!("its last words: {said}")
@@ -315,6 +323,13 @@ mod tests {
             assert!(!said.contains("secret") && said.len() < 500, "{said}");
             assert_eq!(classify(&error), class, "{said}");
         }
+        // What a shell quotes of a command that it cannot parse may have a token in it.
+        let quoting = "tr '\\0' ' ' </proc/$$/cmdline >&2; exit 2 # secret";
+        let error = cause(&printed(quoting).await.unwrap_err());
+        assert!(
+            error.contains("is left out") && !error.contains("secret"),
+            "{error}"
+        );
         let error = cause(&printed(many).await.unwrap_err());
         assert!(error.ends_with("noise 9999 no such role"), "{error}");
     }

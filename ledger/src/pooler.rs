@@ -24,6 +24,8 @@ pub(crate) enum Sessions {
     Lent,
     /// The lock of a client that went stays, and nothing else tells why.
     Unclear,
+    /// The two connections led to two servers.
+    TwoServers,
 }
 
 /// What the sessions of two connections to the same address are. `holder` is closed.
@@ -32,6 +34,9 @@ pub(crate) async fn examine(
     watcher: &mut PgConnection,
 ) -> Result<Sessions, sqlx::Error> {
     let key: i64 = rand::random();
+    if server(&mut holder).await? != server(watcher).await? {
+        return Ok(Sessions::TwoServers);
+    }
     let its = backend(&mut holder).await?;
     let own = backend(watcher).await?;
     if its == own || backend(&mut holder).await? != its {
@@ -44,6 +49,14 @@ pub(crate) async fn examine(
     .await?;
     let held = look(watcher, key).await?;
     if held != (own, true) || backend(&mut holder).await? != its {
+        // It would stay with the pooler's connection.
+        let unlock = format!("SELECT pg_catalog.pg_advisory_unlock({key})");
+        let unlocked = sqlx::raw_sql(sqlx::AssertSqlSafe(unlock))
+            .execute(&mut holder)
+            .await;
+        if let Err(error) = unlocked {
+            tracing::debug!(%error, "the lock of the probe stays");
+        }
         return Ok(Sessions::Lent);
     }
     holder.close().await?;
@@ -58,6 +71,13 @@ pub(crate) async fn examine(
         }
         pause = (pause * 2).min(Duration::from_millis(100));
     }
+}
+
+/// What tells one server from another: when it started.
+async fn server(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
+    let row = sqlx::raw_sql("SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text")
+        .fetch_one(connection);
+    row.await?.try_get(0)
 }
 
 /// The process of the server that answers. Without a prepared statement, which a pooler may not know.
@@ -85,6 +105,9 @@ impl Sessions {
             Self::Lent => Err(sqlx::Error::Configuration(format!(
                 "{server} is a pooler that lends a connection for one transaction, and locks and settings of a session would be another client's; use the direct address of the server (Supabase: port 5432; Neon: the host without -pooler; RDS Proxy: the endpoint of the instance or cluster), or a pool with pool_mode = session"
             ).into())),
+            Self::TwoServers => Err(sqlx::Error::Io(std::io::Error::other(format!(
+                "two connections to {server} led to two servers; use the address of the one that takes writes, or name each host in ETL_DATABASE_URL"
+            )))),
             Self::Unclear => Err(sqlx::Error::Io(std::io::Error::other(format!(
                 "a lock of a session on {server} is still there {} s after its client went, as behind a pooler that lends a connection for one transaction; use the direct address of the server, or a pool with pool_mode = session and server_reset_query = DISCARD ALL", RELEASE_TIMEOUT.as_secs()
             )))),

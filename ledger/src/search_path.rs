@@ -14,7 +14,7 @@ pub async fn as_triggers_expect<T>(
     schema: &str,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
 ) -> Result<T, sqlx::Error> {
-    sqlx::query("SELECT etl.search_as_triggers_expect($1)")
+    sqlx::query("SELECT pg_catalog.set_config('search_path', etl.path_of_triggers($1), true)")
         .bind(schema)
         .execute(&mut *tx)
         .await?;

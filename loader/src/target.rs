@@ -299,7 +299,11 @@ async fn create_or_check(
     let now = if let Some(was) = was {
         was
     } else {
-        let (_, made) = catalog::examine(tx, name, target, columns, job).await?;
+        // What speaks against a table can show only once it is there: a publication of all tables, for example.
+        let (examined, made) = catalog::examine(tx, name, target, columns, job).await?;
+        if let Err(refusal) = examined {
+            return Ok(Err(refusal));
+        }
         made.ok_or(sqlx::Error::RowNotFound)?
     };
     let types = now.types(columns);

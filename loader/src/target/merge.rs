@@ -82,7 +82,8 @@ impl Merge {
                 .firing(name),
             schema: name.schema.clone(),
             statement: merge("$1", &stage),
-            copy: CopyInto::new(&table, &stage, (stage_columns, types), "n"),
+            // The stage has no triggers, but its columns may be of domains whose checks find their names as triggers do.
+            copy: CopyInto::new(&table, &stage, (stage_columns, types), "n").firing(name),
             lock_key: lock_key(name),
             count_kept_out: format!(
                 "SELECT coalesce(etl.run_no(t.{batch}), 0), count(*) FROM (SELECT DISTINCT {keys} FROM {stage} WHERE n <> ALL($2::int[])) s \

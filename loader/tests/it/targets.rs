@@ -379,3 +379,27 @@ async fn role_is_that_of_the_sessions_of_loaders() {
         .await;
     guest.clean_up().await;
 }
+
+/// What speaks against a table shows once it is there.
+#[tokio::test]
+async fn table_that_is_published_as_it_is_created_is_refused_before_its_rows() {
+    let database = ledger_database().await;
+    let pool = &database.pool;
+    execute(pool, "CREATE PUBLICATION copies FOR ALL TABLES").await;
+    let loader = Loader::new(&address(&database.url), vec!["public".into()]);
+    let mut shape = shape("made", &["k bigint"], &[]);
+    shape.target.mode = Mode::Replace;
+    shape.target.commit = Commit::Run;
+    request_for(pool, "r", &shape.target).await;
+    let batch = shape.batch("r", 0, 0, &[vec![Some("1")]]);
+    let Err(refused) = loader.handle(&batch).await else {
+        panic!("its rows cannot be deleted")
+    };
+    let sentence = refused.sentence();
+    assert!(sentence.contains("REPLICA IDENTITY"), "{sentence}");
+    // The statement of the sentence.
+    execute(pool, "ALTER TABLE public.made REPLICA IDENTITY FULL").await;
+    loader.handle(&batch).await.unwrap();
+    loader.handle_event(&extracted("r", 1, 1)).await.unwrap();
+    assert_eq!(text(pool, "SELECT state FROM etl.runs").await, "completed");
+}

@@ -37,6 +37,11 @@ const TARGET: &str = "CREATE SCHEMA sales;
         END $$;
     CREATE TRIGGER audit AFTER INSERT OR UPDATE OR DELETE ON sales.t FOR EACH ROW EXECUTE FUNCTION public.audit()";
 
+/// A domain whose check names a table without a schema.
+const FINE: &str = "CREATE TABLE public.banned (word text);
+    CREATE FUNCTION public.is_fine(t text) RETURNS boolean LANGUAGE sql AS $$ SELECT NOT EXISTS (SELECT FROM banned WHERE word = t) $$;
+    CREATE DOMAIN public.fine AS text CHECK (public.is_fine(VALUE));";
+
 fn way((mode, commit): (Mode, Commit)) -> Shape {
     let key: &[&str] = if mode.has_key() { &["k"] } else { &[] };
     let mut shape = shape("sales.t", &["k bigint", "d date", "v text"], key);
@@ -133,7 +138,9 @@ async fn trigger_finds_the_names_that_psql_finds() {
     for one in WAYS {
         let database = ledger_database().await;
         let loader = Loader::new(&address(&database.url), vec!["sales".into()]);
-        sqlx::raw_sql(TARGET).execute(&database.pool).await.unwrap();
+        // The check of a domain finds its names as a trigger does.
+        let target = format!("{FINE} {}", TARGET.replace("v text", "v public.fine"));
+        execute(&database.pool, &target).await;
         assert_triggers_work(&database.pool, &loader, one).await;
     }
 }
