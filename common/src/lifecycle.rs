@@ -1,7 +1,7 @@
 //! How a process stops, and what it reports over HTTP.
 //!
 //! `/healthz` answers while the process runs. `/readyz` is 200 while the service can work, and else 503
-//! with the causes. `/metrics` is for Prometheus.
+//! with the causes; why, only somebody on the same host learns. `/metrics` is for Prometheus.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use axum::Router;
-use axum::http::StatusCode;
+use axum::extract::ConnectInfo;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -37,13 +38,26 @@ impl Health {
         self.causes().remove(cause);
     }
 
-    /// The causes, one a line; empty when the service is ready.
+    /// The causes with their explanations, one a line; empty when the service is ready. An explanation names hosts, users and
+    /// what a server answered.
     pub fn report(&self) -> String {
         self.causes()
             .iter()
             .fold(String::new(), |report, (cause, why)| {
                 report + cause + ": " + why + "\n"
             })
+    }
+
+    /// The causes alone, one a line: for anybody who can reach the port.
+    fn names(&self) -> String {
+        self.causes()
+            .keys()
+            .fold(String::new(), |names, cause| names + cause + "\n")
+    }
+
+    /// Whether the service can work.
+    pub fn is_ready(&self) -> bool {
+        self.causes().is_empty()
     }
 
     fn causes(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, String>> {
@@ -84,27 +98,43 @@ pub async fn serve_http(
 ) -> anyhow::Result<()> {
     let listener = bind(address, default_port).await?;
     tracing::info!(http.addr = %listener.local_addr()?, "serving /healthz, /readyz and /metrics");
+    serve(listener, health, metrics)
+        .await
+        .context("the HTTP server for health and metrics stopped")
+}
+
+async fn serve(
+    listener: TcpListener,
+    health: Health,
+    metrics: PrometheusHandle,
+) -> std::io::Result<()> {
     let is_ready = health.clone();
     let render = move || {
-        let ready = u8::from(is_ready.report().is_empty());
+        let ready = u8::from(is_ready.is_ready());
         metrics::gauge!("etl_ready").set(f64::from(ready));
         std::future::ready(metrics.render())
     };
-    let ready = move || {
-        let report = health.report();
-        std::future::ready(if report.is_empty() {
-            (StatusCode::OK, "ready\n".to_owned())
-        } else {
-            (StatusCode::SERVICE_UNAVAILABLE, report)
+    let ready = move |ConnectInfo(peer): ConnectInfo<SocketAddr>, headers: HeaderMap| {
+        std::future::ready(match is_local(peer, &headers) {
+            _ if health.is_ready() => (StatusCode::OK, "ready\n".to_owned()),
+            true => (StatusCode::SERVICE_UNAVAILABLE, health.report()),
+            false => (StatusCode::SERVICE_UNAVAILABLE, health.names()),
         })
     };
     let app = Router::new()
         .route("/healthz", get(|| std::future::ready("alive\n")))
         .route("/readyz", get(ready))
         .route("/metrics", get(render));
-    axum::serve(listener, app)
-        .await
-        .context("the HTTP server for health and metrics stopped")
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, app).await
+}
+
+/// Whether a request is of somebody on this host: of its loopback address, as those of `kubectl port-forward` and of a
+/// container's health check are, and not brought by a proxy that runs beside the service.
+fn is_local(peer: SocketAddr, headers: &HeaderMap) -> bool {
+    const OF_PROXIES: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-forwarded-proto"];
+    peer.ip().to_canonical().is_loopback()
+        && !OF_PROXIES.iter().any(|name| headers.contains_key(*name))
 }
 
 async fn bind(address: Option<SocketAddr>, default_port: u16) -> anyhow::Result<TcpListener> {
@@ -123,7 +153,67 @@ async fn bind(address: Option<SocketAddr>, default_port: u16) -> anyhow::Result<
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
     use super::*;
+
+    #[test]
+    fn only_the_same_host_learns_why_a_service_is_not_ready() {
+        let none = HeaderMap::new();
+        for (peer, is_local_peer) in [
+            ("127.0.0.1:9", true),
+            ("[::1]:9", true),
+            ("[::ffff:127.0.0.1]:9", true),
+            ("10.244.0.7:9", false),
+            ("[::ffff:10.244.0.7]:9", false),
+            ("[fe80::1]:9", false),
+        ] {
+            let peer = peer.parse().unwrap();
+            assert_eq!(is_local(peer, &none), is_local_peer, "{peer}");
+            for proxy in ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Proto"] {
+                let header = proxy.parse::<axum::http::HeaderName>().unwrap();
+                let headers = HeaderMap::from_iter([(header, "1".parse().unwrap())]);
+                assert!(!is_local(peer, &headers), "{peer} {proxy}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn request_of_a_proxy_is_answered_without_the_explanation() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let health = Health::default();
+        health.not_ready("broker", "amqp://etl@broker.internal: refused");
+        health.not_ready("database", "role etl of db.internal");
+        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let serving = serve(listener, health.clone(), metrics.handle());
+        let ask = async |header: &str| {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = format!("GET /readyz HTTP/1.0\r\nHost: x\r\n{header}\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            (head[9..12].to_owned(), body.to_owned())
+        };
+        let asking = async {
+            let whole =
+                "broker: amqp://etl@broker.internal: refused\ndatabase: role etl of db.internal\n";
+            assert_eq!(ask("").await, ("503".to_owned(), whole.to_owned()));
+            let names = ("503".to_owned(), "broker\ndatabase\n".to_owned());
+            assert_eq!(ask("X-Forwarded-For: 10.0.0.9\r\n").await, names);
+            health.clear("broker");
+            health.clear("database");
+            let ready = ("200".to_owned(), "ready\n".to_owned());
+            assert_eq!(ask("").await, ready);
+            assert_eq!(ask("Via: 1.1 proxy\r\n").await, ready);
+        };
+        tokio::select! {
+            ended = serving => panic!("{ended:?}"),
+            () = asking => {}
+        }
+    }
 
     #[test]
     fn ready_when_no_cause_is_left() {
@@ -133,7 +223,7 @@ mod tests {
         health.clear("broker");
         assert_eq!(health.report(), "database: read-only\n");
         health.clear("database");
-        assert_eq!(health.report(), "");
+        assert!(health.is_ready());
         health.not_ready("full", "etl.valid is full");
         health.only("broker", "away");
         assert_eq!(health.report(), "broker: away\n");
