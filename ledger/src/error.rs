@@ -62,6 +62,13 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::NotFound(_) => Self::usage(error),
+            Error::Postgres { failure, source } if is_denied(&source) => {
+                let why = anyhow::anyhow!(
+                    "{}; etl doctor names the privileges that the role lacks",
+                    cause(&source)
+                );
+                Self::Failed(why.context(failure))
+            }
             Error::Postgres { .. } | Error::Refused(_) | Error::NotAllowed(_) => {
                 Self::Failed(error.into())
             }
@@ -219,6 +226,12 @@ fn may_quote(error: &dyn sqlx::error::DatabaseError) -> bool {
     let mut lines = context.unwrap_or_default().lines();
     (classify_state(&code) == Class::Row && !is_limit)
         || lines.any(|line| !line.starts_with("COPY "))
+}
+
+/// Whether the role lacks a privilege.
+pub fn is_denied(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error();
+    error.is_some_and(|error| error.code().as_deref() == Some("42501"))
 }
 
 /// What a person can do about it, where that is known: the end of a sentence.

@@ -17,6 +17,7 @@ pub mod earlier;
 mod encryption;
 mod error;
 pub mod event;
+mod grant;
 mod hosts;
 mod loaders;
 pub mod migrate;
@@ -53,7 +54,8 @@ pub use dead_letter::{
 };
 pub use decision::{Ended, Rows};
 pub use encryption::Encryption;
-pub use error::{Class, Error, Refused, cause, classify, remedy, words};
+pub use error::{Class, Error, Refused, cause, classify, is_denied, remedy, words};
+pub use grant::{Part, grant};
 pub use hosts::{Role, unreachable};
 pub use loaders::{LoaderRoles, loader_roles};
 pub use moment::Moment;

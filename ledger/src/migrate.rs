@@ -45,11 +45,13 @@ pub async fn is_current(connection: &mut PgConnection) -> Result<bool, sqlx::Err
     }))
 }
 
-/// Applies what is missing.
+/// Applies what is missing. Where nothing is, any role that may read the schema will do.
 pub async fn run(address: &Address) -> anyhow::Result<()> {
     let connected = database::connect(address, "etl loader migrate").await;
     let mut connection = connected.map_err(|error| anyhow::anyhow!(address.failed(&error)))?;
-    run_on(&mut connection).await?;
+    if !is_current(&mut connection).await.unwrap_or(false) {
+        run_on(&mut connection).await?;
+    }
     connection.close().await.ok();
     Ok(())
 }

@@ -4,6 +4,7 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::database::Store;
 use crate::error::Error;
+use crate::grant::Part;
 use crate::migrate;
 
 /// The server, as the role that connected sees it.
@@ -17,19 +18,6 @@ pub struct Server {
     /// Seconds since the epoch, by its clock.
     pub clock: f64,
 }
-
-/// What an operator's command does to the ledger, apart from reading it.
-const WRITES: [(&str, &str); 9] = [
-    ("etl.runs", "INSERT"),
-    ("etl.runs", "UPDATE"),
-    ("etl.batches", "INSERT"),
-    ("etl.batches", "UPDATE"),
-    ("etl.rejected_rows", "UPDATE"),
-    ("etl.dead_letters", "UPDATE"),
-    ("etl.replays", "INSERT"),
-    ("etl.replays", "UPDATE"),
-    ("etl.removals", "INSERT"),
-];
 
 const UNREADABLE: &str = "cannot read the privileges";
 
@@ -77,7 +65,7 @@ impl Store {
             )
             .fetch_all(&mut *tx)
             .await?;
-            let (tables, privileges): (Vec<_>, Vec<_>) = WRITES.into_iter().unzip();
+            let (tables, privileges): (Vec<_>, Vec<_>) = Part::Command.writes().unzip();
             let unwritable = sqlx::query_scalar(
                 "SELECT format('%s ON %s', privilege, tab) FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (tab, privilege, place)
                  WHERE NOT has_table_privilege(to_regclass(tab), privilege) ORDER BY place",

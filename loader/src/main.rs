@@ -1,14 +1,14 @@
-//! The loader's process: the service, or `loader migrate`.
+//! The loader's process: the service, `loader migrate` or `loader grants`.
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use common::queue::QueueName;
 use common::reason::paragraph;
 use common::service::{Service, install_tls, run};
 use common::{settings, telemetry};
-use ledger::Address;
+use ledger::{Address, Part};
 use loader::service::{LOCAL_DATABASE, LoaderService, LoaderSettings};
 
 /// Loads batches into PostgreSQL and keeps the ledger. Without a command: the service.
@@ -24,19 +24,51 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Creates the schema etl or brings it up to date, and exits.
-    Migrate,
+    /// Creates the schema etl or brings it up to date, gives roles their privileges on it, and exits.
+    Migrate(Roles),
+    /// Prints the statements that give roles their privileges on the schema etl, for an administrator.
+    Grants(Roles),
+}
+
+/// Which roles work with the ledger, apart from its owner. Their privileges on targets are yours to give.
+#[derive(Args)]
+struct Roles {
+    /// The role of the loaders
+    #[arg(long = "loader-role", value_name = "ROLE")]
+    loader: Vec<String>,
+    /// The role of etl
+    #[arg(long = "command-role", value_name = "ROLE")]
+    command: Vec<String>,
+    /// A role that only reads, for a console or for reports
+    #[arg(long = "console-role", value_name = "ROLE")]
+    console: Vec<String>,
+}
+
+impl Roles {
+    fn parts(self) -> Vec<(Part, String)> {
+        let named = [
+            (Part::Loader, self.loader),
+            (Part::Command, self.command),
+            (Part::Console, self.console),
+        ];
+        let each =
+            |(part, roles): (Part, Vec<String>)| roles.into_iter().map(move |role| (part, role));
+        named.into_iter().flat_map(each).collect()
+    }
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let command = Arguments::parse().command;
+    if let Some(Command::Grants(roles)) = command {
+        return print_grants(roles);
+    }
     let (settings, address) = match load() {
         Ok(loaded) => loaded,
         Err(error) => return failed(&error),
     };
-    if let Some(Command::Migrate) = arguments.command {
-        return migrate(&address).await;
+    if let Some(Command::Migrate(roles)) = command {
+        return migrate(&address, roles).await;
     }
     let service = LoaderService::new(settings, address);
     run(
@@ -61,16 +93,15 @@ fn load() -> anyhow::Result<(LoaderSettings, Address)> {
     Ok((settings::load()?, address.context("there is no database")?))
 }
 
-async fn migrate(address: &Address) -> ExitCode {
-    let migrated = match telemetry::start("loader") {
-        Ok(_) => {
-            install_tls();
-            address.warn_of_encryption();
-            ledger::migrate::run(address).await
-        }
-        Err(error) => Err(error),
+async fn migrate(address: &Address, roles: Roles) -> ExitCode {
+    let migrating = async {
+        telemetry::start("loader")?;
+        install_tls();
+        address.warn_of_encryption();
+        ledger::migrate::run(address).await?;
+        ledger::grant(address, &roles.parts()).await
     };
-    match migrated {
+    match migrating.await {
         Ok(()) => {
             tracing::info!(database = %address, "schema etl is up to date");
             ExitCode::SUCCESS
@@ -80,6 +111,16 @@ async fn migrate(address: &Address) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+#[expect(clippy::print_stdout, reason = "what the command is for")]
+fn print_grants(roles: Roles) -> ExitCode {
+    for (part, role) in roles.parts() {
+        for statement in part.grants(&role) {
+            println!("{statement};");
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// Reports why the process cannot start. The log is not set up yet.

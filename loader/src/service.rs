@@ -18,7 +18,7 @@ use common::lifecycle::Health;
 use common::reason::paragraph;
 use common::service::{Fault, Session};
 use common::settings;
-use ledger::{Address, Class, classify, database, migrate};
+use ledger::{Address, Class, cause, classify, database, is_denied, migrate};
 use serde::Deserialize;
 use sqlx::Connection as _;
 use tokio::time::timeout;
@@ -107,8 +107,8 @@ impl LoaderService {
         done.map(drop)
     }
 
-    /// Waits until Postgres works and schema `etl` exists. A configuration error ends the process at its
-    /// start. Later it may be maintenance of the database, and the loader waits.
+    /// Waits until Postgres works and schema `etl` exists, which with `ETL_MIGRATE=false` somebody else migrates. A
+    /// configuration error ends the process at its start. Later it may be maintenance of the database, and the loader waits.
     async fn prepare(&self, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
         let mut repetition = Repetition::default();
         for attempt in 0.. {
@@ -148,14 +148,24 @@ impl LoaderService {
         let mut connection = database::connect(address, "etl loader start")
             .await
             .map_err(failed)?;
-        let is_current = migrate::is_current(&mut connection).await.map_err(failed)?;
+        let is_current = migrate::is_current(&mut connection)
+            .await
+            .map_err(|error| {
+                if !is_denied(&error) {
+                    return failed(error);
+                }
+                Fault::World(anyhow::anyhow!(
+                    "the role of this loader may not read the schema etl of {address} ({}); run, as the owner of the schema: loader migrate --loader-role ROLE",
+                    cause(&error)
+                ))
+            })?;
         connection.close().await.ok();
         if is_current {
             return Ok(());
         }
         if !self.settings.migrate {
-            return Err(Fault::Configuration(anyhow::anyhow!(
-                "the schema etl of {address} is not there or older than this loader, and ETL_MIGRATE is off; run: loader migrate"
+            return Err(Fault::World(anyhow::anyhow!(
+                "the schema etl of {address} is not there or older than this loader, and ETL_MIGRATE is off; run, as its owner: loader migrate"
             )));
         }
         migrate::run(address).await.map_err(|error| {

@@ -486,17 +486,25 @@ async fn wrong_settings_end_the_process_with_one_sentence() {
             "no_such_database",
         ),
         ("ETL_DATABASE_URL", "mysql://x".to_owned(), "postgres://"),
-        ("ETL_MIGRATE", "false".to_owned(), "loader migrate"),
     ] {
         let finished = service(&database, &vhost, &[(name, &value)]).run().await;
         assert_eq!(finished.code, Some(1), "{}", finished.stderr);
         assert!(finished.stderr.contains(part), "{}", finished.stderr);
     }
+}
+
+#[tokio::test]
+async fn loader_that_may_not_migrate_waits_for_the_schema() {
+    let (database, vhost) = (database().await, vhost().await);
+    let mut loader = service(&database, &vhost, &[("ETL_MIGRATE", "false")]).spawn();
+    wait_until("the loader to say what it waits for", TIMEOUT, async || {
+        let said = loader.readiness().await;
+        said.is_some_and(|(ready, why)| !ready && why.contains("run, as its owner: loader migrate"))
+    })
+    .await;
     let finished = service(&database, &vhost, &[]).arg("migrate").run().await;
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    let mut loader = service(&database, &vhost, &[("ETL_MIGRATE", "false")])
-        .start()
-        .await;
+    loader.await_ready().await;
     assert_eq!(loader.terminate(TIMEOUT).await, Some(0));
 }
 
