@@ -248,13 +248,17 @@ impl Process {
         ended.unwrap_or_else(|e| panic!("cannot wait for {}: {e}", self.name))
     }
 
-    /// Peak resident memory so far, in KiB (`VmHWM` of `/proc/PID/status`).
-    pub fn vm_hwm(&self) -> u64 {
+    /// Peak memory so far, in KiB, without the pages of the program's own file (`VmHWM` less `RssFile` of `/proc/PID/status`):
+    /// those of a build for development are twice those of a release, and are no measure of what the process keeps.
+    pub fn peak_memory(&self) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        line.and_then(|line| line.split_whitespace().next()?.parse().ok())
-            .unwrap_or_else(|| panic!("{} has no VmHWM: has it ended?", self.name))
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+                .unwrap_or_else(|| panic!("{} has no {name} has it ended?", self.name))
+        };
+        value("VmHWM:").saturating_sub(value("RssFile:"))
     }
 
     /// All that it has logged so far.

@@ -115,9 +115,9 @@ async fn million_rows_are_loaded_in_little_memory_from_s3_and_from_pages() {
         assert_eq!(pipeline.number(&distinct).await, 1_000_000);
         for service in &pipeline.services {
             assert!(
-                service.vm_hwm() < 64 << 10,
+                service.peak_memory() < 48 << 10,
                 "{service:?} took {} KiB at its peak ({results})",
-                service.vm_hwm()
+                service.peak_memory()
             );
         }
     }

@@ -105,6 +105,8 @@ async fn lose_the_primary(pair: &mut Pair) -> i64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_asynchronous_standby_lacks_is_found_and_completed() {
     let mut pair = Pair::start().await;
+    // What is lost comes from there, whatever the setting of the suite.
+    pair.pipeline.archive = Some("stream");
     for name in ["loader", "transformer", "extractor"] {
         pair.service(name).await;
     }

@@ -96,8 +96,8 @@ async fn million_rows_take_little_memory_from_object_and_pages() {
             (ROWS, u64::from(batches))
         );
         fixture.vhost.purge("etl.raw").await;
-        let peak = extractor.vm_hwm();
-        assert!(peak < 64 << 10, "{peak} KiB after {results:?}");
+        let peak = extractor.peak_memory();
+        assert!(peak < 48 << 10, "{peak} KiB after {results:?}");
     }
 }
 
