@@ -28,8 +28,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # The oldest with everything that is used here (a CronJob's time zone, the label with a Job's name), and the newest known.
 VERSIONS = ["1.28", "1.37"]
-# Provided by the user, as base/kustomization.yaml says.
-SECRETS = {"etl-rabbitmq": {"url"}, "etl-postgres": {"url"}}
+# Provided by the user, as base/kustomization.yaml says; those of PostgreSQL by the pods that use them.
+DATABASE = {"etl-migrate": "etl-postgres-migrate", "etl-loader": "etl-postgres-loader", "etl-daily": "etl-postgres-command"}
+SECRETS = {name: {"url"} for name in ("etl-rabbitmq", *DATABASE.values())}
+# What a pod with these variables connects to, by TCP.
+REACHES = {"ETL_AMQP_URL": {5671, 5672}, "ETL_DATABASE_URL": {5432}, "AWS_REGION": {443, 80}}
 # Not settings of this project: the AWS SDK's, that of the script in daily.yaml, and what `extractor rds-token` has from libpq.
 FOREIGN = {"AWS_REGION", "JOB_NAME", "PGHOST", "PGUSER"}
 # KEDA's scaler for RabbitMQ with protocol amqp ("RabbitMQ Queue" in its documentation).
@@ -166,6 +169,42 @@ def check_variables(where: str, program: str, container: dict, maps: dict[str, s
     return variables
 
 
+def check_database(where: str, name: str, pod: dict) -> None:
+    """Each pod has the role of its own part, and the Job gives those roles their privileges."""
+    variables = [one for container in pod["containers"] for one in container.get("env", [])]
+    secrets = [one["valueFrom"]["secretKeyRef"]["name"] for one in variables if one["name"] == "ETL_DATABASE_URL"]
+    if secrets != [secret for pod, secret in DATABASE.items() if pod == name]:
+        complain(where, f"it uses the Secrets {secrets}, and not {DATABASE.get(name)}")
+    roles = {arg for container in pod["containers"] for arg in container.get("args", []) if arg.startswith("etl_")}
+    created = set(re.findall(r"'(etl_\w+)'", read("deploy/postgres/roles.sql")))
+    if name == "etl-migrate" and roles != created - {"etl_migrate"}:
+        complain(where, f"it gives privileges to {sorted(roles)}; deploy/postgres/roles.sql creates {sorted(created)}")
+
+
+def check_network(where: str, template: dict, policies: list[dict]) -> None:
+    """What the NetworkPolicies let a pod connect to is what it needs, and only a namespace that they name gets in."""
+    # As the kustomization adds it.
+    labels = template["metadata"]["labels"] | {"app.kubernetes.io/part-of": "etl"}
+
+    def selects(selector: dict) -> bool:
+        is_in = [labels.get(one["key"]) in one["values"] for one in selector.get("matchExpressions", [])]
+        return selector.get("matchLabels", {}).items() <= labels.items() and all(is_in)
+
+    mine = [policy for policy in policies if selects(policy["podSelector"])]
+    if {kind for policy in mine for kind in policy["policyTypes"]} != {"Ingress", "Egress"}:
+        complain(where, "no NetworkPolicy keeps others out")
+    containers = template["spec"].get("initContainers", []) + template["spec"]["containers"]
+    variables = {one["name"] for container in containers for one in container.get("env", [])}
+    needed = {53}.union(*(REACHES[name] for name in variables & set(REACHES)))
+    open_ports = {port["port"] for policy in mine for rule in policy.get("egress", []) for port in rule["ports"]}
+    if open_ports != needed:
+        complain(where, f"it may connect to the ports {sorted(open_ports)}, and needs {sorted(needed)}")
+    served = {port["containerPort"] for container in containers for port in container.get("ports", [])}
+    for rule in [rule for policy in mine for rule in policy.get("ingress", [])]:
+        if not rule.get("from") or (served and {port["port"] for port in rule["ports"]} != served):
+            complain(where, f"everybody gets in, or to another port than {sorted(served)}")
+
+
 def literals() -> dict[str, list[str]]:
     found = {}
     for file in HERE.glob("*/kustomization.yaml"):
@@ -233,6 +272,14 @@ def check_objects(objects: list[dict], maps: dict[str, set[str]], what: str) -> 
                 complain(where, f"Kubernetes {version} would refuse it: {error.message} at {list(error.path)}")
         if template := pod_of(found):
             check_pod(where, template, names("ServiceAccount"), maps)
+            check_database(where, found["metadata"]["name"], template["spec"])
+            check_network(where, template, [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"])
+    budgets = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "PodDisruptionBudget"}
+    for found in objects:
+        if found["kind"] == "Deployment":
+            name = found["metadata"]["name"]
+            if budgets.get(name) != {"maxUnavailable": 1, "selector": found["spec"]["selector"]}:
+                complain(f"{what}: {name}", f"its PodDisruptionBudget is {budgets.get(name)}")
 
 
 def check_jobs(maps: dict[str, set[str]]) -> None:
@@ -281,7 +328,8 @@ def check_rds(objects: list[dict], maps: dict[str, set[str]]) -> None:
     """The component rds-iam: its patches fit the base, and its script writes the file that the program reads."""
     folder = HERE / "rds-iam"
     # Of the overlay, as kustomization.yaml says.
-    own_maps = {"etl-rds": {"host", "user"}}
+    own_maps = {"etl-rds": {"host", "migrate-user", "loader-user", "command-user"}}
+    objects = objects + [found for file in ["network.yaml"] for found in yaml.safe_load_all((folder / file).read_text())]
     patches = yaml.safe_load((folder / "kustomization.yaml").read_text())["patches"]
     patches = [yaml.safe_load((folder / patch["path"]).read_text()) for patch in patches]
     identity = lambda found: (found["kind"], found["metadata"]["name"])  # noqa: E731
