@@ -1,17 +1,20 @@
 # The commands of this project. They install, start and write everything below .local/ (LOCAL_DIR moves it), except missing
 # packages, which they install by apt.
 
-.PHONY: help demo stop clean-local test test-all test-pooler check test-notebook test-compose soak bench
+.PHONY: help demo stop clean-local test test-all test-pooler check test-notebook test-compose dist test-dist soak bench
 
 help:
 	@echo 'make demo         the whole pipeline on this machine, on sample data, without an AWS account'
 	@echo 'make stop         ends what the demo started; the data stays'
 	@echo 'make clean-local  ends it and deletes its data'
-	@echo 'make test         formatting, lints, deployment files, the demo, the commands of the documentation, and all tests'
+	@echo 'make check        formatting, lints, documentation, and the licences and sources of dependencies'
+	@echo 'make test         make check, deployment files, the demo, the commands of the documentation, and all tests'
 	@echo 'make test-all     make test, and what takes longer: all tests behind a pooler and without an archive, 3 GiB for a locked target, a cluster of brokers, the soak'
 	@echo 'make test-pooler  the tests that use PostgreSQL, with a PgBouncer in session mode in front of it'
 	@echo 'make test-notebook  executes docs/confirm_load.ipynb in the demo'
 	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
+	@echo 'make dist         the programs for any Linux, Debian packages, bills of materials and checksums (docs/packages.md)'
+	@echo 'make test-dist    installs the packages on a bare Debian below .local/, and runs them there; needs root'
 	@echo 'make soak         the pipeline under kill -9 for SOAK_MINUTES (10), then hostile input for ten more'
 	@echo 'make bench        the cost of the pipeline, compared with curl | psql (some 15 minutes)'
 
@@ -29,6 +32,7 @@ check:
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy -p etl --test cluster --test volume -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
+	deploy/local/deny
 
 # What concerns the archive and cancellations runs without an archive, too; ETL_TEST_ARCHIVE is the ETL_ARCHIVE of every program.
 # The tests come last, so that the output ends with cargo's summary.
@@ -61,6 +65,12 @@ test-notebook: demo
 # Not a part of test, since it needs Docker, and compiles everything once more for the images.
 test-compose:
 	@deploy/compose/test
+
+dist:
+	@deploy/dist/build
+
+test-dist: dist
+	@deploy/dist/test
 
 # The report is .local/soak/report.md; benchmarks/src/bin/soak/main.rs describes it.
 soak:

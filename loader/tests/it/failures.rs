@@ -99,6 +99,11 @@ async fn connection_lost_at_any_answer_loads_each_row_once() {
     }
 }
 
+/// Ends every other session of the database, also those that a pooler keeps for its next client.
+async fn terminate_backends(pool: &sqlx::PgPool) {
+    execute(pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").await;
+}
+
 #[tokio::test]
 async fn loader_retries_after_a_terminated_backend_or_a_read_only_server() {
     let database = ledger_database().await;
@@ -116,7 +121,7 @@ async fn loader_retries_after_a_terminated_backend_or_a_read_only_server() {
         ),
     )
     .await;
-    execute(&database.pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'etl loader' AND datname = current_database()").await;
+    terminate_backends(&database.pool).await;
     let batch = t.batch("r", 1, 1, &[vec![Some("2")]]);
     wait_until(
         "the loader to find the server read-only",
@@ -136,7 +141,7 @@ async fn loader_retries_after_a_terminated_backend_or_a_read_only_server() {
         ),
     )
     .await;
-    execute(&database.pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'etl loader' AND datname = current_database()").await;
+    terminate_backends(&database.pool).await;
     wait_until("the loader to continue", TIMEOUT, async || {
         loader.handle(&batch).await.is_ok()
     })
