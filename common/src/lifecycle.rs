@@ -1,7 +1,7 @@
 //! How a process stops, and what it reports over HTTP.
 //!
 //! `/healthz` answers while the process runs. `/readyz` is 200 while the service can work, and else 503
-//! with the causes; why, only somebody on the same host learns. `/metrics` is for Prometheus.
+//! with the causes. Their explanations go to requests from the same host only. `/metrics` is for Prometheus.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -129,10 +129,17 @@ async fn serve(
     axum::serve(listener, app).await
 }
 
-/// Whether a request is of somebody on this host: of its loopback address, as those of `kubectl port-forward` and of a
-/// container's health check are, and not brought by a proxy that runs beside the service.
+/// Whether a request comes from this host: from a loopback address, as those of `kubectl port-forward` and of a container's
+/// health check do, and without the headers of a proxy that runs beside the service. A proxy that adds none is not recognised.
 fn is_local(peer: SocketAddr, headers: &HeaderMap) -> bool {
-    const OF_PROXIES: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-forwarded-proto"];
+    const OF_PROXIES: [&str; 6] = [
+        "forwarded",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "x-real-ip",
+    ];
     peer.ip().to_canonical().is_loopback()
         && !OF_PROXIES.iter().any(|name| headers.contains_key(*name))
 }
@@ -171,7 +178,7 @@ mod tests {
         ] {
             let peer = peer.parse().unwrap();
             assert_eq!(is_local(peer, &none), is_local_peer, "{peer}");
-            for proxy in ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Proto"] {
+            for proxy in ["Forwarded", "Via", "X-Forwarded-For", "X-Real-IP"] {
                 let header = proxy.parse::<axum::http::HeaderName>().unwrap();
                 let headers = HeaderMap::from_iter([(header, "1".parse().unwrap())]);
                 assert!(!is_local(peer, &headers), "{peer} {proxy}");

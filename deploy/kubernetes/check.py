@@ -202,7 +202,7 @@ def check_network(where: str, template: dict, policies: list[dict]) -> None:
     served = {port["containerPort"] for container in containers for port in container.get("ports", [])}
     for rule in [rule for policy in mine for rule in policy.get("ingress", [])]:
         if not rule.get("from") or (served and {port["port"] for port in rule["ports"]} != served):
-            complain(where, f"everybody gets in, or to another port than {sorted(served)}")
+            complain(where, f"its ingress is open, or for other ports than {sorted(served)}")
 
 
 def literals() -> dict[str, list[str]]:
@@ -278,7 +278,8 @@ def check_objects(objects: list[dict], maps: dict[str, set[str]], what: str) -> 
     for found in objects:
         if found["kind"] == "Deployment":
             name = found["metadata"]["name"]
-            if budgets.get(name) != {"maxUnavailable": 1, "selector": found["spec"]["selector"]}:
+            wanted = {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": found["spec"]["selector"]}
+            if budgets.get(name) != wanted:
                 complain(f"{what}: {name}", f"its PodDisruptionBudget is {budgets.get(name)}")
 
 

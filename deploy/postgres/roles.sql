@@ -5,8 +5,8 @@
 --   etl_command   reads the ledger, and writes requests and decisions to it: etl
 --   etl_console   reads the ledger
 --
--- Run it with psql as an administrator of the server, connected to the database of the targets; a second time changes nothing.
--- SCHEMA is that of the targets, public if you leave it out; run it once for each.
+-- Run it with psql as the owner of the database of the targets, who may create roles (on RDS the master user); a second time
+-- changes nothing. SCHEMA is that of the targets, public if you leave it out; run it once for each.
 --
 --   psql "$ADMIN_URL" -v schema=SCHEMA -f deploy/postgres/roles.sql
 --
@@ -15,7 +15,7 @@
 --
 --   loader migrate --loader-role etl_loader --command-role etl_command --console-role etl_console
 --
--- gives them their privileges on the ledger. docs/managed.md has more.
+-- gives them their privileges on the ledger. docs/operations.md, "A role with few privileges", has more.
 \set ON_ERROR_STOP on
 \if :{?schema}
 \else
@@ -27,7 +27,7 @@ FROM unnest(ARRAY['etl_migrate', 'etl_loader', 'etl_command', 'etl_console']) AS
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
 
 GRANT CONNECT ON DATABASE :"DBNAME" TO etl_migrate, etl_loader, etl_command, etl_console;
--- To create the two schemas of the ledger. May be revoked once they are there.
+-- To create the two schemas of the ledger; a later migration asks for it again.
 GRANT CREATE ON DATABASE :"DBNAME" TO etl_migrate;
 -- For the temporary table by which modes with a key merge a batch.
 GRANT TEMPORARY ON DATABASE :"DBNAME" TO etl_loader;
@@ -35,3 +35,11 @@ GRANT TEMPORARY ON DATABASE :"DBNAME" TO etl_loader;
 GRANT USAGE, CREATE ON SCHEMA :"schema" TO etl_loader;
 -- etl looks at the definition of a target, never into it.
 GRANT USAGE ON SCHEMA :"schema" TO etl_command;
+
+-- PostgreSQL only warns of a grant that had no effect, since the role that made it may not give the privilege.
+SELECT has_database_privilege('etl_migrate', current_database(), 'CREATE')
+    AND has_schema_privilege('etl_loader', :'schema', 'CREATE') AS is_done \gset
+\if :is_done
+\else
+    DO $$ BEGIN RAISE EXCEPTION 'some grants had no effect; run this as the owner of the database and of the schema'; END $$;
+\endif

@@ -1,10 +1,12 @@
 //! What each part of the system does to the ledger, as privileges: a role each, with no more than it needs.
 
+use anyhow::ensure;
 use common::schema::quoted;
 use sqlx::{AssertSqlSafe, Connection as _};
 
 use crate::address::Address;
-use crate::database;
+use crate::database::{self, lock_key};
+use crate::error::cause;
 
 /// A part that works with the ledger as a role of its own. Its owner, the role that migrates it, may do everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +15,7 @@ pub enum Part {
     Loader,
     /// `etl`.
     Command,
-    /// Somebody who only looks.
+    /// Reads only.
     Console,
 }
 
@@ -23,6 +25,8 @@ type Privileges = &'static [(&'static str, &'static str)];
 const READS: Privileges = &[
     ("USAGE", "SCHEMA etl"),
     ("SELECT", "ALL TABLES IN SCHEMA etl"),
+    // PUBLIC has it, unless the database's default privileges take it away.
+    ("EXECUTE", "ALL FUNCTIONS IN SCHEMA etl"),
 ];
 
 const LOADER: Privileges = &[
@@ -76,23 +80,46 @@ impl Part {
     }
 }
 
-/// Gives roles what their parts need. The address's role must own the ledger.
+/// Gives roles what their parts need: all of it, or nothing. The address's role must own the ledger.
 pub async fn grant(address: &Address, roles: &[(Part, String)]) -> anyhow::Result<()> {
     if roles.is_empty() {
         return Ok(());
     }
     let connected = database::connect(address, "etl loader migrate").await;
     let mut connection = connected.map_err(|error| anyhow::anyhow!(address.failed(&error)))?;
+    let mut tx = connection.begin().await?;
+    // One at a time: PostgreSQL refuses two that change the same table's privileges.
+    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        .bind(lock_key("grant", ""))
+        .execute(&mut *tx)
+        .await?;
+    // A role that does not own a table, and has a privilege on it, would be warned of a GRANT without effect, and get no error.
+    let owns: bool = sqlx::query_scalar(
+        "SELECT coalesce(bool_and(pg_has_role(nspowner, 'USAGE')), false) FROM pg_namespace WHERE nspname IN ('etl', 'etl_staging')",
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    ensure!(
+        owns,
+        "cannot give {} privileges on the ledger: run loader migrate as the owner of the schemas etl and etl_staging",
+        names(roles)
+    );
     for (part, role) in roles {
         for statement in part.grants(role) {
             let granting = sqlx::raw_sql(AssertSqlSafe(statement.clone()));
-            granting.execute(&mut connection).await.map_err(|error| {
-                anyhow::anyhow!("{statement}: {error}; create the role first, and run loader migrate as the owner of the schema etl")
+            granting.execute(&mut *tx).await.map_err(|error| {
+                anyhow::anyhow!("cannot give {} privileges on the ledger, none of them has got any: {statement}: {}; create the role first (deploy/postgres/roles.sql)", names(roles), cause(&error))
             })?;
         }
     }
+    tx.commit().await?;
     connection.close().await.ok();
     Ok(())
+}
+
+fn names(roles: &[(Part, String)]) -> String {
+    let names: Vec<_> = roles.iter().map(|(_, role)| role.as_str()).collect();
+    names.join(", ")
 }
 
 #[cfg(test)]
@@ -105,7 +132,8 @@ mod tests {
             Part::Console.grants("a\"b"),
             [
                 "GRANT USAGE ON SCHEMA etl TO \"a\"\"b\"",
-                "GRANT SELECT ON ALL TABLES IN SCHEMA etl TO \"a\"\"b\""
+                "GRANT SELECT ON ALL TABLES IN SCHEMA etl TO \"a\"\"b\"",
+                "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA etl TO \"a\"\"b\""
             ]
         );
         assert!(

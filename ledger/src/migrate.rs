@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::address::Address;
 use crate::database;
+use crate::error::{cause, is_denied};
 
 /// The migrations that were applied; beside the ledger, so that it goes where the ledger goes.
 const TABLE: &str = "etl.schema_migrations";
@@ -71,6 +72,14 @@ pub async fn run_on(connection: &mut PgConnection) -> anyhow::Result<()> {
     )
     .await
     {
+        Ok(Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)))
+            if is_denied(&error) =>
+        {
+            anyhow::bail!(
+                "cannot bring schema etl up to date: {}; run loader migrate as the role that owns the schema, with CREATE on the database",
+                cause(&error)
+            )
+        }
         Ok(migrated) => migrated.context(
             "cannot bring schema etl up to date; nothing of the failed migration was kept",
         ),

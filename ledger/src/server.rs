@@ -56,24 +56,24 @@ impl Store {
         .await
     }
 
-    /// What the role lacks to do what an operator's command does to the ledger, as `GRANT` names it.
+    /// What the role lacks to do what an operator's command does to the ledger, as `GRANT` names it. Without a privilege to
+    /// read, nothing else can be asked.
     pub async fn missing_privileges(&self) -> Result<Vec<String>, Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {
-            let mut missing: Vec<String> = sqlx::query_scalar(
-                "SELECT format('SELECT ON etl.%I', c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                 WHERE n.nspname = 'etl' AND c.relkind IN ('r', 'v', 'p') AND NOT has_table_privilege(c.oid, 'SELECT') ORDER BY 1",
-            )
-            .fetch_all(&mut *tx)
-            .await?;
             let (tables, privileges): (Vec<_>, Vec<_>) = Part::Command.writes().unzip();
-            let unwritable = sqlx::query_scalar(
-                "SELECT format('%s ON %s', privilege, tab) FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (tab, privilege, place)
-                 WHERE NOT has_table_privilege(to_regclass(tab), privilege) ORDER BY place",
+            let missing = sqlx::query_scalar(
+                "WITH ledger AS (SELECT oid, nspname FROM pg_namespace WHERE nspname = 'etl'),
+                      tables AS (SELECT c.oid, format('etl.%I', c.relname) AS name FROM pg_class c JOIN ledger ON ledger.oid = c.relnamespace WHERE c.relkind IN ('r', 'v', 'p'))
+                 SELECT missing FROM (
+                     SELECT 0 AS place, 'USAGE ON SCHEMA etl' AS missing FROM ledger WHERE NOT has_schema_privilege(oid, 'USAGE')
+                     UNION ALL
+                     SELECT 1, 'SELECT ON ' || name FROM tables WHERE NOT has_table_privilege(oid, 'SELECT')
+                     UNION ALL
+                     SELECT 1 + w.place, format('%s ON %s', privilege, name) FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (name, privilege, place)
+                     JOIN tables USING (name) WHERE NOT has_table_privilege(oid, privilege)
+                 ) AS all_of_them ORDER BY place, missing",
             );
-            let unwritable: Vec<String> =
-                unwritable.bind(tables).bind(privileges).fetch_all(tx).await?;
-            missing.extend(unwritable);
-            Ok(missing)
+            Ok(missing.bind(tables).bind(privileges).fetch_all(tx).await?)
         })
         .await
     }

@@ -33,13 +33,13 @@ enum Command {
 /// Which roles work with the ledger, apart from its owner. Their privileges on targets are yours to give.
 #[derive(Args)]
 struct Roles {
-    /// The role of the loaders
+    /// The role of the loaders.
     #[arg(long = "loader-role", value_name = "ROLE")]
     loader: Vec<String>,
-    /// The role of etl
+    /// The role of etl.
     #[arg(long = "command-role", value_name = "ROLE")]
     command: Vec<String>,
-    /// A role that only reads, for a console or for reports
+    /// A role that only reads, for a console or for reports.
     #[arg(long = "console-role", value_name = "ROLE")]
     console: Vec<String>,
 }

@@ -107,7 +107,7 @@ impl LoaderService {
         done.map(drop)
     }
 
-    /// Waits until Postgres works and schema `etl` exists, which with `ETL_MIGRATE=false` somebody else migrates. A
+    /// Waits until Postgres works and schema `etl` exists, which with `ETL_MIGRATE=false` another role migrates. A
     /// configuration error ends the process at its start. Later it may be maintenance of the database, and the loader waits.
     async fn prepare(&self, health: &Health, stop: &CancellationToken) -> Result<(), Fault> {
         let mut repetition = Repetition::default();
@@ -165,7 +165,7 @@ impl LoaderService {
         }
         if !self.settings.migrate {
             return Err(Fault::World(anyhow::anyhow!(
-                "the schema etl of {address} is not there or older than this loader, and ETL_MIGRATE is off; run, as its owner: loader migrate"
+                "the schema etl of {address} is not there or of another version than this loader, and ETL_MIGRATE is off; run, as its owner: loader migrate"
             )));
         }
         migrate::run(address).await.map_err(|error| {
