@@ -224,6 +224,13 @@ impl Cloud {
             .collect()
     }
 
+    /// The request that started each query execution, without its token, in order of their start.
+    pub fn start_requests(&self) -> Vec<serde_json::Value> {
+        let shared = self.shared.lock();
+        let requests = shared.executions.iter().map(|e| e.request.clone());
+        requests.collect()
+    }
+
     /// The SQL of each query execution, in order of their start.
     pub fn statements(&self) -> Vec<String> {
         let sql = |request: &serde_json::Value| {

@@ -98,6 +98,8 @@ async fn broker_that_only_pretends_is_found_out() {
     let other = testkit::servers::vhost().await;
     let (_relay, through) = pretending(&other.amqp_url).await;
     let connection = opened(&through).await;
+    // Also before any queue is there.
+    assert!(pretended(&connection).await.unwrap().is_some());
     let archived = queue::declare(&connection, Topology::default())
         .await
         .unwrap();

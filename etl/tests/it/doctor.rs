@@ -36,6 +36,20 @@ async fn healthy_pipeline_passes_every_check() {
         "{}",
         done.stdout
     );
+    assert!(
+        done.stdout.contains("AMQP does not tell the broker's disk"),
+        "{}",
+        done.stdout
+    );
+    let asked = pipeline.service("etl").arg("doctor");
+    let management = pipeline.vhost.broker.management_url();
+    let done = asked.env("ETL_MANAGEMENT_URL", &management).run().await;
+    assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
+    assert!(
+        done.stdout.contains("free above its disk alarm"),
+        "{}",
+        done.stdout
+    );
     for queue in [
         "etl.extract",
         "etl.raw",

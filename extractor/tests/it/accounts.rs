@@ -181,6 +181,9 @@ async fn bucket_of_a_result_is_read_on_the_terms_of_the_job() {
     task.source.requester_pays = true;
     fixture.send(&task).await;
     fixture.events_until("terms", is_end).await;
+    let started = &fixture.cloud.start_requests()[0];
+    let owner = started.pointer("/ResultConfiguration/ExpectedBucketOwner");
+    assert_eq!(owner, Some(&"123456789012".into()), "{started}");
     let requests = fixture.cloud.requests();
     let gets: Vec<_> = requests.iter().filter(|r| r.op == Op::GetObject).collect();
     assert!(gets.len() >= 2);

@@ -223,6 +223,7 @@ async fn check_takes_the_way_that_a_run_takes() {
         cloud.workgroup(workgroup);
     };
     group("managed", |it| it.managed_results = true);
+    group("sealed", |it| it.client_encrypted = true);
     group("bare", |it| it.output_location = None);
     group("strict", |it| {
         (it.output_location, it.enforced) = (None, true);
@@ -230,6 +231,8 @@ async fn check_takes_the_way_that_a_run_takes() {
     for (job, workgroup, wrong) in [
         ("auto", "managed", None),
         ("s3", "managed", Some("results = \\\"s3\\\"")),
+        ("auto", "sealed", None),
+        ("s3", "sealed", Some("CSE_KMS")),
         ("own", "managed", Some("refuses the job's output_location")),
         (
             "auto",

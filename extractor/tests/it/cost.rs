@@ -119,6 +119,10 @@ async fn earlier_result_is_reused_only_where_the_job_says_so() {
         assert_eq!(ends(&events), [wanted], "{run}");
         assert_eq!(fixture.batches().await.len(), 1, "{run}");
     }
+    let requests = fixture.cloud.start_requests();
+    let age = "/ResultReuseConfiguration/ResultReuseByAgeConfiguration/MaxAgeInMinutes";
+    let ages = requests.iter().map(|request| request.pointer(age).cloned());
+    assert_eq!(ages.collect::<Vec<_>>(), [None, None, Some(60.into())]);
 }
 
 #[tokio::test]
@@ -140,8 +144,9 @@ async fn statement_that_changes_something_is_stopped_and_never_repeated() {
         };
         assert!(reason.contains("is not a query"), "{reason}");
     }
+    // Athena says that it failed, and what it was, in the first answer.
     let failing = Answer::failed_by_system("Rate exceeded").substatement("MERGE");
-    fixture.cloud.otherwise(failing);
+    fixture.cloud.otherwise(failing.at_once());
     fixture.send(&task("merge", "SELECT 1")).await;
     fixture.events_until("merge", is_failed).await;
     assert_eq!(fixture.cloud.count(Op::StartQueryExecution), 3);

@@ -99,6 +99,15 @@ async fn renewed_key_of_the_shared_credentials_file_is_read_before_anything_is_w
     }
     let log = extractor.log();
     assert!(!log.contains("giving the task back"), "{log}");
+    // One that comes too late for the task lets the replica continue all the same.
+    fixture.cloud.on_key("AKIANEXT", Fault::UnknownClient);
+    fixture.send(&task("c", "SELECT c")).await;
+    unready(&extractor, &["UnrecognizedClientException"]).await;
+    write("AKIALAST");
+    assert!(matches!(
+        fixture.end_of("c").await,
+        EventKind::Extracted { rows: 5, .. }
+    ));
 }
 
 #[tokio::test]

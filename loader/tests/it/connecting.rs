@@ -206,4 +206,9 @@ async fn lax_encryption_to_another_machine_is_warned_of_once_and_no_parameter_is
         "{log}"
     );
     assert!(!log.contains(&password) && !log.contains("hidden"), "{log}");
+    let migrate = Service::new("loader").arg("migrate");
+    let done = migrate.env("ETL_DATABASE_URL", url.as_str()).run().await;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let warned = done.stderr.matches("nobody verifies the server").count();
+    assert_eq!(warned, 1, "{}", done.stderr);
 }

@@ -50,15 +50,16 @@ fn way((mode, commit): (Mode, Commit)) -> Shape {
     shape
 }
 
-/// Four rows. Where rows go to the table batch by batch, PostgreSQL refuses one of them, so that they are written one by one.
-fn batch(shape: &Shape, run: &str) -> ValidBatch {
-    let last = if shape.target.is_staged(0) {
-        "4"
-    } else {
-        "400"
-    };
+/// Four rows. PostgreSQL refuses the last one where its key is 400, and they are written one by one.
+fn batch_with(shape: &Shape, run: &str, last: &str) -> ValidBatch {
     let rows = ["1", "2", "3", last].map(|k| vec![Some(k), Some("2018-04-02"), Some("x")]);
     shape.batch(run, 0, 0, &rows)
+}
+
+/// With a refused row where rows go to the table batch by batch.
+fn batch(shape: &Shape, run: &str) -> ValidBatch {
+    let is_staged = shape.target.is_staged(0);
+    batch_with(shape, run, if is_staged { "4" } else { "400" })
 }
 
 async fn load(loader: &Loader, batch: &ValidBatch) {
@@ -100,12 +101,17 @@ async fn assert_triggers_work(pool: &PgPool, loader: &Loader, one: (Mode, Commit
         if shape.target.is_staged(0) { 4 } else { 3 },
     );
     if stored == 3 {
-        request_for(pool, "gone", &shape.target).await;
-        loader.handle(&batch(&shape, "gone")).await.unwrap();
-        undo(loader, "gone").await;
-        assert_eq!(text(pool, "SELECT count(*) FROM sales.t").await, "0");
-        assert_eq!(fired(pool).await, "DELETE 3, INSERT 3 / 6", "{one:?}");
-        execute(pool, "TRUNCATE public.audit_log, sales.journal").await;
+        // All rows in one statement, and one by one.
+        for (run, last, all) in [("whole", "4", 4), ("gone", "400", 3)] {
+            request_for(pool, run, &shape.target).await;
+            let sent = batch_with(&shape, run, last);
+            loader.handle(&sent).await.unwrap();
+            undo(loader, run).await;
+            assert_eq!(text(pool, "SELECT count(*) FROM sales.t").await, "0");
+            let both = format!("DELETE {all}, INSERT {all} / {}", 2 * all);
+            assert_eq!(fired(pool).await, both, "{one:?} {run}");
+            execute(pool, "TRUNCATE public.audit_log, sales.journal").await;
+        }
     }
     request_for(pool, "first", &shape.target).await;
     load(loader, &first).await;

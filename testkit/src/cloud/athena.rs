@@ -229,14 +229,7 @@ fn describe(execution: &Execution) -> Value {
             "ErrorMessage": error.message,
         });
     }
-    let mut result = match &execution.output {
-        Some(location) => json!({ "OutputLocation": location }),
-        None => json!({}),
-    };
-    if execution.workgroup.client_encrypted {
-        result["EncryptionConfiguration"] =
-            json!({ "EncryptionOption": "CSE_KMS", "KmsKey": "key" });
-    }
+    let result = result_configuration(execution.output.as_deref(), &execution.workgroup);
     let took = execution
         .started
         .elapsed()
@@ -268,16 +261,26 @@ fn describe(execution: &Execution) -> Value {
     })
 }
 
+fn result_configuration(location: Option<&str>, workgroup: &Workgroup) -> Value {
+    let mut result = match location {
+        Some(location) => json!({ "OutputLocation": location }),
+        None => json!({}),
+    };
+    if workgroup.client_encrypted {
+        result["EncryptionConfiguration"] =
+            json!({ "EncryptionOption": "CSE_KMS", "KmsKey": "key" });
+    }
+    result
+}
+
 fn get_workgroup(state: &mut State, request: &Value) -> Answered {
     let name = text(request, "WorkGroup").unwrap_or_default();
     let found = state
         .workgroups
         .get(name)
         .ok_or_else(|| invalid(format!("WorkGroup {name} is not found.")))?;
-    let result = match &found.output_location {
-        Some(location) if !found.managed_results => json!({ "OutputLocation": location }),
-        _ => json!({}),
-    };
+    let location = found.output_location.as_deref();
+    let result = result_configuration(location.filter(|_| !found.managed_results), found);
     Ok(json!({ "WorkGroup": {
         "Name": found.name,
         "State": if found.enabled { "ENABLED" } else { "DISABLED" },

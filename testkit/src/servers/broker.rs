@@ -171,10 +171,24 @@ impl Broker {
         }
     }
 
+    /// The `ETL_MANAGEMENT_URL` of `etl doctor`, with the credentials of the AMQP URL.
+    pub fn management_url(&self) -> String {
+        with_credentials(&self.management(), &self.url())
+    }
+
     /// Calls the management API at `/api/PATH`.
     pub async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
         call(&self.management(), &self.url(), method, path, body).await
     }
+}
+
+fn with_credentials(management: &str, amqp_url: &str) -> String {
+    let credentials = amqp_url
+        .split_once("://")
+        .and_then(|(_, rest)| rest.split_once('@'))
+        .map_or("", |(user, _)| user);
+    let url = management.trim_end_matches('/');
+    url.replacen("://", &format!("://{credentials}@"), 1)
 }
 
 /// Calls the management API with the credentials of the AMQP URL.
@@ -185,14 +199,7 @@ pub(super) async fn call(
     path: &str,
     body: Value,
 ) -> (StatusCode, Value) {
-    let credentials = amqp_url
-        .split_once("://")
-        .and_then(|(_, rest)| rest.split_once('@'))
-        .map_or("", |(user, _)| user);
-    let url = management
-        .trim_end_matches('/')
-        .replacen("://", &format!("://{credentials}@"), 1);
-    let url = format!("{url}/api/{path}");
+    let url = format!("{}/api/{path}", with_credentials(management, amqp_url));
     let body = if body.is_null() {
         Bytes::new()
     } else {
