@@ -16,7 +16,7 @@ async fn started_process_is_measured_and_terminates() {
     })
     .await;
     assert_eq!(http::get(&format!("{url}/no/such")).await.unwrap().0, 404);
-    assert!(process.peak_memory() > 1_000);
+    assert!(process.peak_memory() > 0);
     assert!(process.is_running());
     assert_eq!(process.readiness().await, None);
     assert_eq!(
