@@ -144,16 +144,18 @@ async fn schema(store: &Store, role: &str, findings: &mut Findings) -> anyhow::R
             missing.join(&format!(" TO \"{role}\"; GRANT "))
         ),
     );
-    let may_read = |one: &String| !one.starts_with("USAGE") && !one.starts_with("SELECT");
-    if missing.iter().all(may_read) {
+    let is_write = |one: &String| !one.starts_with("USAGE") && !one.starts_with("SELECT");
+    let may_read = missing.iter().all(is_write);
+    let is_current = may_read && store.is_current().await?;
+    if may_read {
         findings.check(
             "migrations",
-            store.is_current().await?,
+            is_current,
             "schema etl is of this version",
             "schema etl is missing or of an older version; run `loader migrate`",
         );
     }
-    let is_readable = missing.is_empty() && store.is_current().await?;
+    let is_readable = is_current && missing.is_empty();
     let roles = if is_readable {
         store.loader_roles().await?.checked().to_vec()
     } else {
