@@ -16,28 +16,39 @@ use super::{
 
 const QUEUES: [&str; 4] = ["etl.extract", "etl.raw", "etl.valid", "etl.events"];
 
-/// The names of the services' connections in the management API, by the names that the services give them. The API
-/// closes connections by these names.
-async fn connections(vhost: &Vhost) -> BTreeMap<String, Vec<String>> {
+/// A connection in the management API. It closes connections by name, which is made of addresses and ports: a new
+/// connection can have the name of a closed one, but not its start.
+#[derive(Clone, Debug, PartialEq)]
+struct Connection {
+    name: String,
+    connected_at: u64,
+}
+
+/// The services' connections, by the names that the services give them.
+async fn connections(vhost: &Vhost) -> BTreeMap<String, Vec<Connection>> {
     let path = format!("vhosts/{}/connections", vhost.name);
     let (_, all) = vhost.broker.call(Method::GET, &path, Value::Null).await;
     let mut connections = BTreeMap::<_, Vec<_>>::new();
     for connection in all.as_array().into_iter().flatten() {
         let purpose = connection["client_properties"]["connection_name"].as_str();
         let name = connection["name"].as_str();
-        if let (Some(purpose), Some(name)) = (purpose, name)
+        let connected_at = connection["connected_at"].as_u64();
+        if let (Some(purpose), Some(name), Some(connected_at)) = (purpose, name, connected_at)
             && SERVICES.iter().any(|service| purpose.starts_with(service))
         {
-            let names = connections.entry(purpose.to_owned()).or_default();
-            names.push(name.to_owned());
+            let found = connections.entry(purpose.to_owned()).or_default();
+            found.push(Connection {
+                name: name.to_owned(),
+                connected_at,
+            });
         }
     }
     connections
 }
 
 /// Closes a connection. Returns whether this call closed it: a service may have closed its connection before.
-async fn close(vhost: &Vhost, name: &str) -> bool {
-    let path = name.replace(' ', "%20").replace('>', "%3E");
+async fn close(vhost: &Vhost, connection: &Connection) -> bool {
+    let path = connection.name.replace(' ', "%20").replace('>', "%3E");
     let path = format!("connections/{path}");
     let (status, _) = vhost.broker.call(Method::DELETE, &path, Value::Null).await;
     status == StatusCode::NO_CONTENT
@@ -58,9 +69,9 @@ async fn connections_closed_by_an_operator_are_reopened() {
         let what = "a consuming and a publishing connection of each service";
         let open = wait_for(what, TIMEOUT, async || {
             let mut open = connections(&pipeline.vhost).await;
-            open.retain(|_, names| {
-                names.retain(|name| !closed.contains(name));
-                !names.is_empty()
+            open.retain(|_, found| {
+                found.retain(|connection| !closed.contains(connection));
+                !found.is_empty()
             });
             if open != known {
                 println!("open before batch {batches}: {open:?}");
@@ -69,9 +80,9 @@ async fn connections_closed_by_an_operator_are_reopened() {
             (open.len() == 2 * SERVICES.len()).then_some(open)
         });
         let open = slowly(&pipeline.services[0], open).await;
-        for name in open.into_values().flatten() {
-            if close(&pipeline.vhost, &name).await {
-                closed.push(name);
+        for connection in open.into_values().flatten() {
+            if close(&pipeline.vhost, &connection).await {
+                closed.push(connection);
             }
         }
     }
