@@ -30,18 +30,19 @@ clean-local:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy -p etl --test cluster --test volume -- -D warnings
+	cargo clippy --workspace --test cluster --test volume -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
 	deploy/local/deny
 
 # What concerns the archive and cancellations runs without an archive, too; ETL_TEST_ARCHIVE is the ETL_ARCHIVE of every program.
-# The tests come last, so that the output ends with cargo's summary.
+# The tests come last, so that the output ends with cargo's summary. Each step is of the whole workspace: of a part, cargo
+# compiles the dependencies again, with the features that this part needs.
 test:
 	@deploy/local/setup
 	$(MAKE) check
 	deploy/local/test-deploy
 	deploy/local/test-demo
-	ETL_TEST_ARCHIVE=off deploy/local/with-servers cargo test -p etl --test it --test faults -- archive cancel replay operator stopping
+	ETL_TEST_ARCHIVE=off deploy/local/with-servers cargo test --workspace --test it --test faults -- archive cancel replay operator stopping
 	deploy/local/with-servers cargo test --workspace
 
 # Also what takes longer. Each cluster has three brokers, so that its tests take turns.
