@@ -42,7 +42,7 @@ test:
 	$(MAKE) check
 	deploy/local/test-deploy
 	deploy/local/test-demo
-	ETL_TEST_ARCHIVE=off deploy/local/with-servers cargo test --workspace --test it --test faults -- archive cancel replay operator stopping
+	ETL_TEST_ARCHIVE=off deploy/local/with-servers cargo test --workspace --test it --test faults -- archive cancel replay broker::operator operators:: stopping
 	deploy/local/with-servers cargo test --workspace
 
 # Also what takes longer. Each cluster has three brokers, so that its tests take turns.
