@@ -5,8 +5,10 @@
 //! `ETL_MODEL_SEED` repeats one sequence, `ETL_MODEL_SEQUENCES` sets how many there are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use std::{iter, thread};
 
 use common::Rows;
 use common::job::{Job, JobSpec};
@@ -24,6 +26,7 @@ use loader::{completion, removal, target};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sqlx::{FromRow, PgPool};
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::support::{ledger_database, loader};
@@ -48,6 +51,7 @@ const STEPS: usize = 45;
 
 /// Sequences in a run of all tests. The soak has a thousand.
 const DEFAULT_SEQUENCES: u64 = 50;
+const AT_A_TIME: usize = 4;
 
 /// The raw rows of a run: keys by batch. The value of a row is `run/ordinal`.
 type Raw = Vec<Vec<i64>>;
@@ -963,12 +967,7 @@ fn jobs() -> Vec<Job> {
     JOBS.map(job).into()
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the seed repeats a sequence that failed"
-)]
 async fn sequence(seed: u64) {
-    println!("seed {seed}");
     let database = ledger_database().await;
     let loaders = [loader(&database), loader(&database)];
     let mut world = World {
@@ -994,13 +993,36 @@ fn setting(name: &str) -> Option<u64> {
     Some(value.parse().expect("a number"))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn tables_are_what_the_ledger_says_whatever_operators_do() {
-    if let Some(seed) = setting("ETL_MODEL_SEED") {
-        return Box::pin(sequence(seed)).await;
+/// A sequence whose failure has its seed.
+#[expect(
+    clippy::print_stdout,
+    reason = "the seed repeats a sequence that failed"
+)]
+fn named(seed: u64) {
+    let runtime = Runtime::new().unwrap();
+    let sequence = AssertUnwindSafe(|| runtime.block_on(Box::pin(sequence(seed))));
+    if let Err(failure) = catch_unwind(sequence) {
+        println!("ETL_MODEL_SEED={seed} repeats the sequence that failed");
+        resume_unwind(failure);
     }
-    let first = rand::random::<u32>();
-    for number in 0..setting("ETL_MODEL_SEQUENCES").unwrap_or(DEFAULT_SEQUENCES) {
-        Box::pin(sequence(u64::from(first) + number)).await;
-    }
+}
+
+/// Each sequence has a database of its own, and waits most of the time. Several take turns on as many threads: the end of a
+/// database blocks its thread.
+#[test]
+fn tables_are_what_the_ledger_says_whatever_operators_do() {
+    let first = u64::from(rand::random::<u32>());
+    let count = setting("ETL_MODEL_SEQUENCES").unwrap_or(DEFAULT_SEQUENCES);
+    let seeds = match setting("ETL_MODEL_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => first..first + count,
+    };
+    let seeds = Mutex::new(seeds);
+    let next = || seeds.lock().unwrap().next();
+    let work = || iter::from_fn(next).for_each(named);
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(work);
+        }
+    });
 }
