@@ -71,6 +71,9 @@ impl Store {
                      UNION ALL
                      SELECT 1 + w.place, format('%s ON %s', privilege, name) FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (name, privilege, place)
                      JOIN tables USING (name) WHERE NOT has_table_privilege(oid, privilege)
+                     UNION ALL
+                     SELECT 1000, format('EXECUTE ON FUNCTION etl.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid))
+                     FROM pg_proc p JOIN ledger ON ledger.oid = p.pronamespace WHERE NOT has_function_privilege(p.oid, 'EXECUTE')
                  ) AS all_of_them ORDER BY place, missing",
             );
             Ok(missing.bind(tables).bind(privileges).fetch_all(tx).await?)

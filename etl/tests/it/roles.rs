@@ -211,6 +211,23 @@ async fn each_part_works_as_a_role_of_its_own() {
     }
 }
 
+/// Each privilege to write that a command needs, as a grant to this role.
+fn assert_writes_are_lacking(lacking: &str, role: &str) {
+    for (privilege, tables) in [
+        ("INSERT", "runs batches replays removals"),
+        (
+            "UPDATE",
+            "runs batches replays removals rejected_rows dead_letters",
+        ),
+        ("DELETE", "batches rejected_rows"),
+    ] {
+        for table in tables.split(' ') {
+            let grant = format!("GRANT {privilege} ON etl.{table} TO \"{role}\"");
+            assert!(lacking.contains(&grant), "{grant}: {lacking}");
+        }
+    }
+}
+
 /// Doctor knows each privilege that `etl` needs: taking any of them away is said, with the statement that gives it back.
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_names_each_privilege_that_was_taken_away() {
@@ -242,22 +259,15 @@ async fn doctor_names_each_privilege_that_was_taken_away() {
         }
     };
     revoke(" ON etl.").await;
-    let lacking = doctor().await;
-    for (privilege, tables) in [
-        ("INSERT", "runs batches replays removals"),
-        (
-            "UPDATE",
-            "runs batches replays removals rejected_rows dead_letters",
-        ),
-        ("DELETE", "batches rejected_rows"),
-    ] {
-        for table in tables.split(' ') {
-            let grant = format!("GRANT {privilege} ON etl.{table} TO \"{role}\"");
-            assert!(lacking.contains(&grant), "{grant}: {lacking}");
-        }
-    }
+    assert_writes_are_lacking(&doctor().await, &role);
     // Without a privilege to read, nothing else can be asked.
+    let public = "REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA etl FROM PUBLIC";
+    psql(url, &["-c", public]).await;
     for (taken, said) in [
+        (
+            "ALL FUNCTIONS",
+            "GRANT EXECUTE ON FUNCTION etl.run_no(batch_no bigint) TO",
+        ),
         ("ALL TABLES", "GRANT SELECT ON etl.runs TO"),
         ("SCHEMA etl TO", "GRANT USAGE ON SCHEMA etl TO"),
     ] {
