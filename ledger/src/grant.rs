@@ -1,6 +1,6 @@
 //! What each part of the system does to the ledger, as privileges: a role each, with no more than it needs.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use common::schema::quoted;
 use sqlx::{AssertSqlSafe, Connection as _};
 
@@ -87,32 +87,40 @@ pub async fn grant(address: &Address, roles: &[(Part, String)]) -> anyhow::Resul
     }
     let connected = database::connect(address, "etl loader migrate").await;
     let mut connection = connected.map_err(|error| anyhow::anyhow!(address.failed(&error)))?;
-    let mut tx = connection.begin().await?;
+    let failure = || format!("cannot give {} privileges on the ledger", names(roles));
+    let mut tx = connection.begin().await.with_context(failure)?;
     // One at a time: PostgreSQL refuses two that change the same table's privileges.
     sqlx::query("SELECT pg_advisory_xact_lock($1)")
         .bind(lock_key("grant", ""))
         .execute(&mut *tx)
-        .await?;
+        .await
+        .with_context(failure)?;
     // A role that does not own a table, and has a privilege on it, would be warned of a GRANT without effect, and get no error.
     let owns: bool = sqlx::query_scalar(
         "SELECT coalesce(bool_and(pg_has_role(nspowner, 'USAGE')), false) FROM pg_namespace WHERE nspname IN ('etl', 'etl_staging')",
     )
     .fetch_one(&mut *tx)
-    .await?;
+    .await
+    .with_context(failure)?;
     ensure!(
         owns,
-        "cannot give {} privileges on the ledger: run loader migrate as the owner of the schemas etl and etl_staging",
-        names(roles)
+        "{}: run loader migrate as the owner of the schemas etl and etl_staging",
+        failure()
     );
     for (part, role) in roles {
         for statement in part.grants(role) {
             let granting = sqlx::raw_sql(AssertSqlSafe(statement.clone()));
             granting.execute(&mut *tx).await.map_err(|error| {
-                anyhow::anyhow!("cannot give {} privileges on the ledger, none of them has got any: {statement}: {}; create the role first (deploy/postgres/roles.sql)", names(roles), cause(&error))
+                anyhow::anyhow!("{}, none of them has got any: {statement}: {}; create the role first (deploy/postgres/roles.sql)", failure(), cause(&error))
             })?;
         }
     }
-    tx.commit().await?;
+    tx.commit().await.with_context(|| {
+        format!(
+            "{}, or only the answer was lost; run loader migrate again",
+            failure()
+        )
+    })?;
     connection.close().await.ok();
     Ok(())
 }

@@ -70,7 +70,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
                 Ok(request) => sql = limited(&request.sql, 0),
                 Err(_) if !arguments.query => {}
                 Err(error) if arguments.set.is_empty() => {
-                    let why = format!("{error:#}; set it with --set to check the job's own query");
+                    let why = format!("{error:#}, to check the job's own query");
                     check.findings.add(Level::Unknown, "the job's query", why);
                 }
                 Err(error) => return Err(Failure::Usage(error)),
