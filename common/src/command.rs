@@ -45,10 +45,11 @@ impl Failure {
         paragraph(error)
     }
 
-    fn exit_code(&self) -> ExitCode {
+    /// The exit code.
+    fn number(&self) -> u8 {
         match self {
-            Self::Failed(_) => ExitCode::FAILURE,
-            Self::Usage(_) => ExitCode::from(2),
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
         }
     }
 }
@@ -74,9 +75,21 @@ pub async fn run(
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
-            note(program, &failure.paragraph());
-            failure.exit_code()
+            let why = failure.paragraph();
+            note(program, &why);
+            error_as_json(&why, failure.number());
+            ExitCode::from(failure.number())
         }
+    }
+}
+
+/// Prints an error as JSON where the command line wants JSON: `{"error": "...", "exit_code": 2}`. A reader of standard output
+/// gets an answer in any case.
+pub fn error_as_json(why: &str, exit_code: u8) {
+    let wants_json = std::env::args_os().any(|argument| argument == "--json");
+    if wants_json {
+        // What cannot be printed cannot be told here, either.
+        print_json(&serde_json::json!({ "error": why, "exit_code": exit_code })).ok();
     }
 }
 

@@ -1,11 +1,13 @@
 //! What a command finds that checks what the programs need: a line each, or JSON.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::command::{Failure, print, print_json};
 
 /// The result of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     Ok,
@@ -16,10 +18,10 @@ pub enum Level {
 }
 
 /// A check and its result.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finding {
     pub level: Level,
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// With the remedy, where `remedy` does not have it.
     pub text: String,
     /// The IAM action that is missing.
@@ -30,7 +32,7 @@ pub struct Finding {
 }
 
 /// What was found so far.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Findings(pub Vec<Finding>);
 
 impl Findings {
@@ -38,12 +40,12 @@ impl Findings {
     pub fn add(
         &mut self,
         level: Level,
-        what: &'static str,
+        what: impl Into<Cow<'static, str>>,
         text: impl Into<String>,
     ) -> &mut Finding {
         self.0.push_mut(Finding {
             level,
-            what,
+            what: what.into(),
             text: text.into(),
             action: None,
             remedy: None,
@@ -53,7 +55,7 @@ impl Findings {
     /// A check that is fine, or wrong with the remedy.
     pub fn check(
         &mut self,
-        what: &'static str,
+        what: impl Into<Cow<'static, str>>,
         is_fine: bool,
         fine: impl Into<String>,
         wrong: impl Into<String>,
@@ -65,26 +67,40 @@ impl Findings {
         }
     }
 
-    pub fn fine(&mut self, what: &'static str, text: impl Into<String>) {
+    pub fn fine(&mut self, what: impl Into<Cow<'static, str>>, text: impl Into<String>) {
         self.add(Level::Ok, what, text);
     }
 
-    pub fn warning(&mut self, what: &'static str, text: impl Into<String>) {
+    pub fn warning(&mut self, what: impl Into<Cow<'static, str>>, text: impl Into<String>) {
         self.add(Level::Warning, what, text);
     }
 
-    pub fn wrong(&mut self, what: &'static str, text: impl Into<String>) {
+    pub fn wrong(&mut self, what: impl Into<Cow<'static, str>>, text: impl Into<String>) {
         self.add(Level::Wrong, what, text);
     }
 
-    /// Prints the findings. True when nothing is wrong: what cannot be checked is not.
+    /// Prints the findings. True when nothing is wrong.
     pub fn report(&self, json: bool) -> Result<bool, Failure> {
         if json {
             print_json(self)?;
         } else {
             print(&self.lines())?;
         }
-        Ok(self.0.iter().all(|one| one.level != Level::Wrong))
+        Ok(self.is_fine())
+    }
+
+    /// Whether nothing is wrong: what cannot be checked is not.
+    pub fn is_fine(&self) -> bool {
+        self.0.iter().all(|one| one.level != Level::Wrong)
+    }
+
+    /// Adds what another command found about a thing, under the name of the thing.
+    pub fn extend(&mut self, what: &str, others: Self) {
+        self.0.extend(others.0.into_iter().map(|one| Finding {
+            text: format!("{}: {}", one.what, one.text),
+            what: what.to_owned().into(),
+            ..one
+        }));
     }
 
     fn lines(&self) -> String {

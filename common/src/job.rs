@@ -6,6 +6,7 @@
 mod column;
 mod file;
 mod parameter;
+mod relative;
 mod resolve;
 mod rule;
 mod source;
@@ -16,8 +17,8 @@ mod window;
 use serde::{Deserialize, Serialize};
 
 pub use column::{Case, ColumnSpec, EpochUnit, Mask, Unfit};
-pub use file::{Job, JobError};
-pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request};
+pub use file::{Job, JobError, schema};
+pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request, parameters_of};
 pub use resolve::{Origin, ResolvedColumn, resolve};
 pub use rule::{Rule, Scalar};
 pub use source::{Account, Results, Source};

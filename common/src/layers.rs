@@ -4,11 +4,12 @@ use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
 /// The modules, the lowest first. Each names only modules before it.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "backoff",
     "secret",
     "http",
     "reason",
+    "nearest",
     "schema",
     "canonical",
     "rows",

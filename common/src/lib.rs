@@ -4,7 +4,7 @@
 //! (the test in `layers.rs` fails otherwise):
 //!
 //! 1. The job and its types: [`schema`], [`canonical`], [`rows`], [`job`]; below them [`secret`], [`http`],
-//!    [`reason`] and [`mod@backoff`].
+//!    [`reason`], [`mod@nearest`] and [`mod@backoff`].
 //! 2. The messages: [`message`], each bound to its queue.
 //! 3. RabbitMQ: [`queue`].
 //! 4. A program's runtime: [`settings`], [`stack`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`],
@@ -21,6 +21,7 @@ pub mod job;
 mod layers;
 pub mod lifecycle;
 pub mod message;
+pub mod nearest;
 pub mod queue;
 pub mod reason;
 pub mod rows;

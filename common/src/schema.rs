@@ -35,3 +35,12 @@ pub struct TargetColumn {
     /// The Athena type of the source, for the column's comment; empty where the job is the source.
     pub athena_type: String,
 }
+
+impl TargetColumn {
+    /// Whether a job may declare another type for it: one that holds every value of its Athena type. True where that is not
+    /// known.
+    pub fn may_become(&self, pg_type: PgType) -> bool {
+        let athena_type = self.athena_type.parse();
+        athena_type.map_or(true, |from| is_lossless(from, pg_type, false))
+    }
+}

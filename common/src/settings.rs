@@ -12,6 +12,7 @@ use std::path::Path;
 use config::ConfigError;
 use serde::de::DeserializeOwned;
 
+use crate::nearest::{did_you_mean, nearest};
 pub use crate::secret::SecretUrl;
 
 /// The settings of all programs. Another key in the file is an error.
@@ -23,6 +24,7 @@ const KNOWN: &[&str] = &[
     "database_password_file",
     "database_url",
     "declare",
+    "extractor",
     "http_addr",
     "jobs",
     "management_url",
@@ -81,7 +83,7 @@ pub enum SettingsError {
         "{file}, which ETL_CONFIG names, is not TOML from line {line} on; a setting looks like amqp_url = \"amqp://...\""
     )]
     Syntax { file: String, line: usize },
-    #[error("{file} has the key {key:?}, which is not a setting; the settings are {}", KNOWN.join(", "))]
+    #[error("{file} has the key {key:?}, which is not a setting; the settings are {}{}", KNOWN.join(", "), did_you_mean(key, KNOWN))]
     UnknownKey { file: String, key: String },
 }
 
@@ -244,16 +246,6 @@ fn setting_names() -> Vec<String> {
         .map(|key| format!("ETL_{}", key.to_uppercase()));
     let others = ENVIRONMENT_ONLY.iter().map(|name| (*name).to_owned());
     known.chain(others).collect()
-}
-
-/// The setting with the most similar name. The shorter the name, the fewer characters may differ.
-fn nearest<'a>(name: &str, settings: &'a [String]) -> Option<&'a String> {
-    let max = (name.len().saturating_sub("ETL_".len()) / 3).clamp(1, 3);
-    let distances = settings
-        .iter()
-        .map(|setting| (strsim::damerau_levenshtein(name, setting), setting));
-    let (distance, setting) = distances.min_by_key(|(distance, _)| *distance)?;
-    (distance <= max).then_some(setting)
 }
 
 #[cfg(test)]

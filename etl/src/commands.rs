@@ -7,6 +7,9 @@ pub mod completion;
 pub mod dead;
 pub mod discard;
 pub mod doctor;
+pub mod init;
+pub mod jobs;
+pub mod man;
 pub mod plan;
 pub mod prune;
 pub mod reconcile;
@@ -14,36 +17,91 @@ pub mod rejects;
 pub mod replay;
 pub mod run;
 pub mod runs;
+pub mod schema;
 pub mod status;
 pub mod topology;
 pub mod trace;
+pub mod validate;
 
 use clap::{ArgMatches, Args};
+use common::command::error_as_json;
 use futures::future::LocalBoxFuture;
 
-use crate::Failure;
+use crate::{Failure, complete};
 
-/// Every command, in the order of `etl --help`.
-fn all() -> Vec<Entry> {
+/// Every command by its purpose, in the order of `etl --help`.
+fn all() -> Vec<(&'static str, Vec<Entry>)> {
     vec![
-        Entry::new::<plan::Arguments>("plan"),
-        Entry::new::<run::Arguments>("run"),
-        Entry::new::<backfill::Arguments>("backfill"),
-        Entry::new::<runs::Arguments>("runs"),
-        Entry::new::<status::Arguments>("status"),
-        Entry::new::<reconcile::Arguments>("reconcile"),
-        Entry::new::<cancel::Arguments>("cancel"),
-        Entry::new::<approve::Arguments>("approve"),
-        Entry::new::<discard::Arguments>("discard"),
-        Entry::new::<replay::Arguments>("replay"),
-        Entry::new::<dead::Arguments>("dead"),
-        Entry::new::<rejects::Arguments>("rejects"),
-        Entry::new::<trace::Arguments>("trace"),
-        Entry::new::<doctor::Arguments>("doctor"),
-        Entry::new::<topology::Arguments>("topology"),
-        Entry::new::<prune::Arguments>("prune"),
-        Entry::new::<completion::Arguments>("completion"),
+        (
+            "Jobs",
+            vec![
+                Entry::new::<init::Arguments>("init"),
+                Entry::new::<validate::Arguments>("validate"),
+                Entry::new::<jobs::Arguments>("jobs"),
+                Entry::new::<plan::Arguments>("plan"),
+            ],
+        ),
+        (
+            "Load",
+            vec![
+                Entry::new::<run::Arguments>("run"),
+                Entry::new::<backfill::Arguments>("backfill"),
+            ],
+        ),
+        (
+            "Look",
+            vec![
+                Entry::new::<status::Arguments>("status"),
+                Entry::new::<runs::Arguments>("runs"),
+                Entry::new::<reconcile::Arguments>("reconcile"),
+                Entry::new::<rejects::Arguments>("rejects"),
+                Entry::new::<trace::Arguments>("trace"),
+            ],
+        ),
+        (
+            "Decide and repair",
+            vec![
+                Entry::new::<cancel::Arguments>("cancel"),
+                Entry::new::<approve::Arguments>("approve"),
+                Entry::new::<discard::Arguments>("discard"),
+                Entry::new::<replay::Arguments>("replay"),
+                Entry::new::<dead::Arguments>("dead"),
+            ],
+        ),
+        (
+            "Operate",
+            vec![
+                Entry::new::<doctor::Arguments>("doctor"),
+                Entry::new::<topology::Arguments>("topology"),
+                Entry::new::<prune::Arguments>("prune"),
+            ],
+        ),
+        (
+            "Shells and editors",
+            vec![
+                Entry::new::<completion::Arguments>("completion"),
+                Entry::new::<man::Arguments>("man"),
+                Entry::new::<schema::Arguments>("schema"),
+            ],
+        ),
     ]
+}
+
+/// The commands without their groups.
+fn entries() -> impl Iterator<Item = Entry> {
+    all().into_iter().flat_map(|(_, entries)| entries)
+}
+
+/// The commands for `etl --help`, under the names of their groups.
+fn listed() -> String {
+    let groups = all().into_iter().map(|(name, entries)| {
+        let lines = entries.into_iter().map(|entry| {
+            let about = entry.command.get_about().map(ToString::to_string);
+            format!("  {:<12}{}\n", entry.name, about.unwrap_or_default())
+        });
+        format!("{name}:\n{}", lines.collect::<String>())
+    });
+    groups.collect::<Vec<_>>().join("\n")
 }
 
 /// A command: its arguments, whose documentation is its help, and what it does.
@@ -86,16 +144,26 @@ pub fn definition() -> clap::Command {
              files. Exit code 0: success. 1: failed, or not true. 2: usage error.",
         )
         .after_help("Example: etl run most_visited_url --set from=2018-04-02 --follow")
+        .help_template("{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}{options}\n\n{after-help}")
+        .before_help(listed())
         .subcommand_required(true)
         .arg_required_else_help(true);
-    etl.subcommands(all().into_iter().map(|entry| entry.command))
+    complete::with_values(etl.subcommands(entries().map(|entry| entry.command)))
 }
 
 /// Reads the command line: the command that it names. Help and usage errors of clap end the process.
 pub fn parse() -> impl Future<Output = Result<bool, Failure>> {
-    let matches = definition().get_matches();
+    let matches = definition().try_get_matches();
+    let matches = matches.unwrap_or_else(|error| {
+        if error.exit_code() != 0 {
+            let text = error.to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            error_as_json(text.lines().next().unwrap_or_default(), 2);
+        }
+        error.exit()
+    });
     let (name, arguments) = matches.subcommand().expect("a command is required");
-    let entry = all().into_iter().find(|entry| entry.name == name);
+    let entry = entries().find(|entry| entry.name == name);
     (entry.expect("clap accepts the commands of the list").run)(arguments)
 }
 

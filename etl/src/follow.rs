@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
+use tokio::signal::ctrl_c;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use crate::Failure;
@@ -59,6 +62,15 @@ pub async fn to_the_end(
             return Ok(End { run, timed_out });
         }
         sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Returns when the process is asked to end: by Ctrl-C, or by SIGTERM as from a scheduler.
+pub async fn interrupted() -> Result<(), Failure> {
+    let mut terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    tokio::select! {
+        pressed = ctrl_c() => Ok(pressed.context("cannot listen for an interrupt")?),
+        _ = terminated.recv() => Ok(()),
     }
 }
 

@@ -1,12 +1,13 @@
 //! The folder of job files, and a job with its parameters filled in.
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use common::command::{assignments, jobs_folder};
-use common::job::{Job, JobSpec, Request};
+use common::job::{Job, JobSpec, ParameterError, Request};
 use common::settings;
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::Failure;
@@ -40,38 +41,39 @@ impl Jobs {
     }
 
     /// The names of the jobs, sorted. A folder that is missing is an error.
-    pub fn names(&self) -> anyhow::Result<Vec<String>> {
-        let entries = fs::read_dir(&self.folder).with_context(|| {
-            format!(
-                "cannot read the folder {}; set ETL_JOBS to the folder of your jobs",
-                self.folder.display()
-            )
-        })?;
-        let mut names: Vec<_> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|end| end == "toml"))
-            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
-            .collect();
-        names.sort();
-        Ok(names)
+    pub fn names(&self) -> Result<Vec<String>, Failure> {
+        Job::names(&self.folder).map_err(Failure::usage)
     }
 }
 
-/// Fills in a job's parameters: the values that are set, and the defaults of the others. Refuses a job that the
-/// transformer refuses, its rules included.
-pub fn filled_in(job: &Job, set: &[(String, String)]) -> Result<Request, Failure> {
-    let set = assignments(set)?;
-    let request = || -> anyhow::Result<Request> {
-        let request = job.request(&set)?;
+/// Fills in a job's parameters: the values that are set, and the defaults of the others. Relative ones are as `recorded` of a
+/// run that was requested before, or of now. Refuses a job that the transformer refuses, its rules included.
+pub fn filled_in(
+    job: &Job,
+    set: &[(String, String)],
+    recorded: Option<&BTreeMap<String, String>>,
+) -> Result<Request, Failure> {
+    let values = job.resolve(&assignments(set)?, recorded, Timestamp::now());
+    checked(job, job.request(&values))
+}
+
+/// The same for a check: a parameter without a value gets an example of its type.
+pub fn example(job: &Job, set: &BTreeMap<String, String>) -> Result<Request, Failure> {
+    checked(job, job.example(set))
+}
+
+fn checked(job: &Job, request: Result<Request, ParameterError>) -> Result<Request, Failure> {
+    let checked = || -> anyhow::Result<Request> {
+        let request = request?;
         transformer::check_job(&checkable(&request))?;
         Ok(request)
     };
-    request()
+    checked()
         .with_context(|| format!("cannot run the job {}", job.spec.name))
         .map_err(Failure::Usage)
 }
 
 /// The job as a run would have it, for checks: they do not depend on the time of the request.
 pub fn checkable(request: &Request) -> JobSpec {
-    request.spec.with_requested_at(jiff::Timestamp::now())
+    request.spec.with_requested_at(Timestamp::now())
 }

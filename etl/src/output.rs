@@ -82,6 +82,55 @@ pub fn table<R: IntoIterator<Item = String>>(
     table
 }
 
+/// A table that breaks no value: where the lines are longer than the terminal, columns of `spare` are left out, the first first.
+pub fn table_within(
+    width: Option<u16>,
+    header: &[&str],
+    numbers: Range<usize>,
+    rows: &[Vec<String>],
+    spare: &[usize],
+) -> Table {
+    let longest = |column: usize| {
+        let values = rows.iter().map(|row| row[column].as_str());
+        let lengths = values.chain([header[column]]).map(|it| it.chars().count());
+        // With a space on either side.
+        lengths.max().unwrap_or_default() + 2
+    };
+    let mut kept: Vec<_> = (0..header.len()).collect();
+    for column in spare {
+        let length: usize = kept.iter().map(|kept| longest(*kept)).sum();
+        if width.is_none_or(|width| length <= usize::from(width)) {
+            break;
+        }
+        kept.retain(|kept| kept != column);
+    }
+    let names: Vec<_> = kept.iter().map(|kept| header[*kept]).collect();
+    let rows = rows.iter().map(|row| kept.iter().map(|kept| row[*kept].clone()));
+    let mut table = table(&names, 0..0, rows);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    for (index, kept) in kept.iter().enumerate() {
+        if let (true, Some(column)) = (numbers.contains(kept), table.column_mut(index)) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// The width of the terminal; none where the output is none.
+pub fn terminal_width() -> Option<u16> {
+    Table::new().width()
+}
+
+/// A time in one unit: `5.5 s`, `12 min`, `3 h`, `5 d`.
+pub fn brief(seconds: f64) -> String {
+    match seconds {
+        ..60.0 => format!("{:.1} s", seconds.max(0.0)),
+        ..7_200.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.0} h", seconds / 3_600.0),
+        _ => format!("{:.0} d", seconds / 86_400.0),
+    }
+}
+
 /// One thing with its properties, a line each, under names that are aligned to the right.
 pub struct Sheet {
     width: usize,

@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use common::job::{JobSpec, Target};
 use common::schema::TargetColumn;
 use ledger::Store;
-use loader::ddl::{self, Change, Fault, Refusal};
+use loader::ddl::{self, Change, Fault, Known, Refusal};
 use loader::target::catalog::{self, Planned};
 use serde::Serialize;
 
@@ -75,7 +75,16 @@ pub async fn check(
     spec: &JobSpec,
     schemas: &[String],
 ) -> Result<Vec<String>, Failure> {
-    let planned = catalog::plan(store, &spec.target, &declared(spec), schemas, &spec.name).await?;
+    let columns = declared(spec);
+    let planned = catalog::plan(
+        store,
+        &spec.target,
+        &columns,
+        Known::Declared,
+        schemas,
+        &spec.name,
+    )
+    .await?;
     let notes = planned.roles.note().into_iter().chain(warnings(&planned));
     let notes = notes.collect();
     match planned.change {
@@ -104,19 +113,38 @@ pub struct Examined {
 
 /// What the first batch of a run would do to the target. Changes nothing.
 pub async fn plan(store: &Store, spec: &JobSpec, schemas: &[String]) -> Result<Examined, Failure> {
+    examine(store, spec, &declared(spec), Known::Declared, schemas).await
+}
+
+/// The same, where all columns of the query are known.
+pub async fn plan_all(
+    store: &Store,
+    spec: &JobSpec,
+    columns: &[TargetColumn],
+    schemas: &[String],
+) -> Result<Examined, Failure> {
+    examine(store, spec, columns, Known::All, schemas).await
+}
+
+async fn examine(
+    store: &Store,
+    spec: &JobSpec,
+    columns: &[TargetColumn],
+    known: Known,
+    schemas: &[String],
+) -> Result<Examined, Failure> {
     let target = &spec.target;
-    let columns = declared(spec);
-    let planned = catalog::plan(store, target, &columns, schemas, &spec.name).await?;
+    let planned = catalog::plan(store, target, columns, known, schemas, &spec.name).await?;
     let (warnings, roles) = (warnings(&planned), planned.roles);
     let plan = match planned.change {
         Ok(Change::Nothing) => TargetPlan::Fits,
         Ok(Change::Create { ddl, .. }) => TargetPlan::Creates {
-            statements: if is_a_table(target, &columns) {
+            statements: if is_a_table(target, columns) {
                 statements(&ddl)
             } else {
                 Vec::new()
             },
-            with: ddl::columns_of_a_new_table(target, &columns),
+            with: ddl::columns_of_a_new_table(target, columns),
         },
         Ok(Change::Add { ddl, .. }) => TargetPlan::Alters {
             statements: statements(&ddl),

@@ -17,6 +17,7 @@ pub mod earlier;
 mod encryption;
 mod error;
 pub mod event;
+mod freshness;
 mod grant;
 mod hosts;
 mod loaders;
@@ -55,6 +56,7 @@ pub use dead_letter::{
 pub use decision::{Ended, Rows};
 pub use encryption::Encryption;
 pub use error::{Class, Error, Refused, cause, classify, is_denied, remedy, words};
+pub use freshness::Freshness;
 pub use grant::{Part, grant};
 pub use hosts::{Role, unreachable};
 pub use loaders::{LoaderRoles, loader_roles};

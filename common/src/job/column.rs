@@ -2,6 +2,7 @@
 //! changes values; this module checks which settings go together and with which types, so that a job is
 //! refused before anything is sent.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Rule, Scalar};
@@ -12,7 +13,7 @@ use crate::schema::{AthenaType, PgType};
 ///
 /// A value passes these in this order: `trim`, `null_if`, `case`, the type (with `format`,
 /// `epoch` and `round`), the rules, `mask`. NULL stays NULL in all of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ColumnSpec {
     /// The column's name in the result. A column without a source has one value for every row of a run:
@@ -22,6 +23,7 @@ pub struct ColumnSpec {
     /// The column's name in the target; by default the source's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The column's type in the target; by default the one of Athena's type.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub pg_type: Option<PgType>,
     /// The format of a date or a time in text, in the syntax of `strftime`: `%d.%m.%Y`.
@@ -41,6 +43,7 @@ pub struct ColumnSpec {
         deserialize_with = "one_or_many",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[schemars(with = "OneOrMany")]
     pub null_if: Vec<Scalar>,
     /// Change a text to lower or upper case.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +61,7 @@ pub struct ColumnSpec {
     /// The column has the time of the run's request.
     #[serde(skip_serializing_if = "is_false")]
     pub requested_at: bool,
+    /// What a value must fulfil; a row that breaks one is rejected.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
 }
@@ -68,7 +72,7 @@ pub(super) fn same_name(one: &str, other: &str) -> bool {
 }
 
 /// The unit of a number that is a point in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum EpochUnit {
     #[serde(rename = "s")]
     Seconds,
@@ -81,7 +85,7 @@ pub enum EpochUnit {
 }
 
 /// The case of a text, by Unicode's rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Case {
     Lower,
@@ -89,7 +93,7 @@ pub enum Case {
 }
 
 /// The replacement of a hidden value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mask {
     /// SHA-256 in hex. Equal values stay equal, so that the column can be a key or be joined. A guess of
@@ -295,16 +299,17 @@ fn is_false(value: &bool) -> bool {
 }
 
 /// `"-"` or `["-", "n/a"]`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a value or a list of values")]
+enum OneOrMany {
+    One(Scalar),
+    Many(Vec<Scalar>),
+}
+
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Scalar>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a value or a list of values")]
-    enum Written {
-        One(Scalar),
-        Many(Vec<Scalar>),
-    }
-    Ok(match Written::deserialize(deserializer)? {
-        Written::One(value) => vec![value],
-        Written::Many(values) => values,
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(value) => vec![value],
+        OneOrMany::Many(values) => values,
     })
 }
 

@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::parameter::render;
+use super::parameter::{self, render};
 use super::source::SourceTable;
 use super::{
     ColumnSpec, Commit, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec,
     Request, SchemaContract, Source, Target, Window, statement,
 };
+use crate::nearest::did_you_mean;
 use crate::schema::{SchemaError, check_identifier};
 
 /// Athena's limit on the length of a statement, in bytes (API reference, `QueryString`).
@@ -31,6 +35,8 @@ pub struct Job {
     /// The spec of the file. A run gets the spec of a [`Request`], with the parameters filled in.
     pub spec: JobSpec,
     pub parameters: BTreeMap<String, ParameterSpec>,
+    /// Of relative dates and times. Not a part of [`Job::hash`], either: a run has their values.
+    pub timezone: TimeZone,
     /// The SQL, with `:name` for parameters.
     pub sql: String,
 }
@@ -38,11 +44,16 @@ pub struct Job {
 /// Why a job cannot be used. Each error names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
-    #[error("there is no job {name:?} in {}; there {known}", folder.display())]
+    #[error("there is no job {name:?} in {}; there {}{}", folder.display(), there(known), did_you_mean(name, known))]
     Unknown {
         name: String,
         folder: PathBuf,
-        known: String,
+        known: Vec<String>,
+    },
+    #[error("cannot read the folder {}; set ETL_JOBS to the folder of your jobs", folder.display())]
+    NoFolder {
+        folder: PathBuf,
+        source: std::io::Error,
     },
     #[error("cannot read {}; check the path and its permissions", path.display())]
     Unreadable {
@@ -68,38 +79,62 @@ pub enum JobError {
     Invalid { path: PathBuf, problem: String },
 }
 
-#[derive(Deserialize)]
+/// A job: a query for Athena, and the PostgreSQL table that takes its rows. The file's name is the job's name.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(title = "Job")]
 struct JobFile {
+    /// What the job is for, in a sentence.
     #[serde(default)]
     description: String,
     source: SourceTable,
+    /// The time zone of relative dates and times, such as `Europe/Amsterdam`; by default UTC.
+    timezone: Option<String>,
+    /// What a run can set: `:name` in the SQL, in `replace_where` and in columns.
     #[serde(default)]
     parameters: BTreeMap<String, ParameterSpec>,
     target: TargetTable,
+    /// Types, names, treatment and rules of columns. A column that is not here is loaded under its own name.
     #[serde(default)]
     columns: Vec<ColumnSpec>,
 }
 
-#[derive(Deserialize)]
+/// The table that takes the rows.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TargetTable {
+    /// `table` or `schema.table`; the schema is `public` by default.
     table: String,
+    /// What the rows do to the table.
     #[serde(default)]
     mode: Mode,
+    /// The columns of the target that identify a row, for `upsert` and `insert_only`.
     #[serde(default)]
     key: Vec<String>,
+    /// When the rows become visible. By default `batch`, and `run` for `replace` and with `max_rejected`.
     commit: Option<Commit>,
+    /// What may be done to the table's columns.
     #[serde(default)]
     schema: SchemaContract,
+    /// The part of the table that a `replace` replaces, such as `date between :from and :to`; by default all of it.
     replace_where: Option<String>,
+    /// A `replace` with fewer rows is held; by default 1.
     min_rows: Option<u64>,
+    /// A run with more rejected rows is held: a number, or a share such as `1%`.
     max_rejected: Option<MaxRejected>,
+    /// A run that loads none of its rows counts as a success.
     #[serde(default)]
     allow_all_rejected: bool,
+    /// What happens to the second row of a key in a batch, for `upsert` and `insert_only`.
     duplicates: Option<Duplicates>,
+    /// Rows are deleted and updated although a foreign key of another table cascades.
     #[serde(default)]
     allow_cascades: bool,
+}
+
+/// The JSON Schema of a job file, for editors.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(JobFile).to_value()
 }
 
 impl Job {
@@ -111,11 +146,10 @@ impl Job {
                 .chars()
                 .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
         if !is_name || !path.exists() {
-            let (name, folder) = (name.to_owned(), folder.to_owned());
             return Err(JobError::Unknown {
-                known: known_jobs(&folder),
-                name,
-                folder,
+                known: Self::names(folder)?,
+                name: name.to_owned(),
+                folder: folder.to_owned(),
             });
         }
         let text = read_below(folder, Path::new(&format!("{name}.toml")))?;
@@ -127,7 +161,22 @@ impl Job {
         check(name, file, &sql).map_err(|problem| JobError::Invalid { path, problem })
     }
 
-    /// Fills in the parameters: the values that a run sets, and the defaults of the others.
+    /// The names of the jobs in a folder, sorted.
+    pub fn names(folder: &Path) -> Result<Vec<String>, JobError> {
+        let entries = fs::read_dir(folder).map_err(|source| JobError::NoFolder {
+            folder: folder.to_owned(),
+            source,
+        })?;
+        let mut names: Vec<_> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|end| end == "toml"))
+            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Fills in the parameters: the values that a run sets, and the defaults of the others. [`Job::resolve`] comes before it.
     pub fn request(&self, set: &BTreeMap<String, String>) -> Result<Request, ParameterError> {
         let (sql, parameters) = render(&self.sql, &self.parameters, set)?;
         let mut spec = self.spec.clone();
@@ -151,10 +200,30 @@ impl Job {
         })
     }
 
+    /// The values of a request, with relative dates and times resolved in the job's time zone: as they are recorded of a run
+    /// that was requested before, or by the time. Values that are set stay, and so do those that are not relative.
+    pub fn resolve(
+        &self,
+        set: &BTreeMap<String, String>,
+        recorded: Option<&BTreeMap<String, String>>,
+        now: Timestamp,
+    ) -> BTreeMap<String, String> {
+        let now = now.to_zoned(self.timezone.clone());
+        parameter::resolve(&self.parameters, set, recorded, &now)
+    }
+
+    /// Fills in the parameters for a check: one that is not set and has no default gets an example of its type. The columns
+    /// of a query do not depend on the values.
+    pub fn example(&self, set: &BTreeMap<String, String>) -> Result<Request, ParameterError> {
+        let set = self.resolve(set, None, Timestamp::now());
+        self.request(&parameter::with_examples(&self.parameters, &set))
+    }
+
     /// A hash of the whole job, in hex. Two runs with the same hash and the same parameters request the
-    /// same.
+    /// same. Comments and white space of the SQL are no part of it.
     pub fn hash(&self) -> String {
-        let all = serde_json::json!([self.source, self.spec, self.parameters, self.sql]);
+        let sql = statement::normalized(&self.sql);
+        let all = serde_json::json!([self.source, self.spec, self.parameters, sql]);
         format!("{:x}", Sha256::digest(all.to_string()))
     }
 }
@@ -198,24 +267,14 @@ fn text(bytes: Vec<u8>) -> Result<String, &'static str> {
     })
 }
 
-/// `are: a, b, c`, for the error about an unknown name.
-fn known_jobs(folder: &Path) -> String {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return "is no such folder; set ETL_JOBS to the folder of your jobs".to_owned();
-    };
-    let mut names: Vec<_> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "toml")
-        })
-        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
-        .collect();
-    names.sort();
-    if names.is_empty() {
-        "are no jobs at all; set ETL_JOBS to the folder of your jobs".to_owned()
-    } else {
-        format!("are: {}", names.join(", "))
+/// The end of the error about an unknown job.
+fn there(known: &[String]) -> String {
+    match known {
+        [] => {
+            "are no jobs at all; `etl init` writes one, or set ETL_JOBS to the folder of your jobs"
+                .to_owned()
+        }
+        known => format!("are: {}", known.join(", ")),
     }
 }
 
@@ -223,6 +282,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     check_names(&file)?;
     let target = check_target(file.target, &file.columns, &file.parameters)?;
     let sql = statement::query(sql)?.to_owned();
+    check_parameters(&file.parameters, &sql, &target, &file.columns)?;
     if sql.len() > SQL_BYTES {
         let length = sql.len();
         return Err(format!(
@@ -231,6 +291,11 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     }
     let max_scanned_per_month = file.source.monthly_limit()?;
     let source = file.source.check()?;
+    let timezone = file.timezone.as_deref().map_or(Ok(TimeZone::UTC), |name| {
+        TimeZone::get(name).map_err(|_| {
+            format!("there is no time zone {name:?}; write one such as \"Europe/Amsterdam\" or \"UTC\"")
+        })
+    })?;
     let spec = JobSpec {
         name: name.to_owned(),
         target,
@@ -242,6 +307,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
         max_scanned_per_month,
         spec,
         parameters: file.parameters,
+        timezone,
         sql,
     })
 }
@@ -277,15 +343,39 @@ fn check_names(file: &JobFile) -> Result<(), String> {
         if earlier.iter().any(|other| other.target_name() == name) {
             return Err(format!("two [[columns]] are named {name:?}; rename one"));
         }
-        if let Some(parameter) = &column.parameter
-            && !file.parameters.contains_key(parameter)
-        {
+    }
+    Ok(())
+}
+
+/// Refuses a parameter that is used and not declared, and one that is declared and changes nothing: a misspelt one would be both.
+fn check_parameters(
+    declared: &BTreeMap<String, ParameterSpec>,
+    sql: &str,
+    target: &Target,
+    columns: &[ColumnSpec],
+) -> Result<(), String> {
+    let in_sql = parameter::parameters_of(sql).map(|name| ("the SQL", name));
+    let window = target.replace_where.iter();
+    let in_window = window.flat_map(Window::parameters);
+    let in_window = in_window.map(|name| ("replace_where", name));
+    let in_columns = columns.iter().filter_map(|it| it.parameter.as_deref());
+    let in_columns = in_columns.map(|name| ("a column", name));
+    let used: Vec<_> = in_sql.chain(in_window).chain(in_columns).collect();
+    for (place, name) in &used {
+        if !declared.contains_key(*name) {
             return Err(format!(
-                "the [[columns]] {name:?} wants the parameter {parameter:?}, which the job does not declare; add it under [parameters]"
+                "{place} uses the parameter {name:?}, which the job does not declare; add it under [parameters]{}",
+                did_you_mean(name, declared.keys())
             ));
         }
     }
-    Ok(())
+    let is_used = |name: &str| used.iter().any(|(_, used)| *used == name);
+    match declared.keys().find(|name| !is_used(name)) {
+        None => Ok(()),
+        Some(name) => Err(format!(
+            "the parameter {name:?} is declared and never used: its value would change nothing; write :{name} in the SQL, or remove it from [parameters]"
+        )),
+    }
 }
 
 /// Refuses contradicting settings, with the line to change.
@@ -355,7 +445,7 @@ fn read_window(
     parameters: &BTreeMap<String, ParameterSpec>,
 ) -> Result<Window, String> {
     let window = Window::parse(condition)?;
-    window.check(parameters, |name| {
+    window.check(|name| {
         let is_it = |column: &&ColumnSpec| column.target_name() == name;
         let column = columns.iter().find(is_it)?;
         let parameter = column.parameter.as_ref();

@@ -8,25 +8,30 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::LazyLock;
 
+use jiff::Zoned;
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{JobSpec, Scalar};
+use super::{JobSpec, Scalar, relative};
 use crate::canonical::Number;
+use crate::nearest::did_you_mean;
 use crate::schema::PgType;
 
 /// A parameter as a job declares it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ParameterSpec {
+    /// The type, which decides the literal in the SQL.
     #[serde(rename = "type")]
     pub parameter_type: ParameterType,
-    /// The value for a run that sets none. A parameter without a default must be set.
+    /// The value for a run that sets none. A parameter without a default must be set. A date or a timestamp may be relative:
+    /// `yesterday`, `start of month - 1 month`, `now - 2h`.
     pub default: Option<Scalar>,
 }
 
 /// The type of a parameter, which decides its literal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterType {
     Text,
@@ -50,11 +55,15 @@ pub struct Request {
 /// Why a job and the given values make no request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
-    #[error("the job has no parameter {name:?}; it has {known}")]
-    Unknown { name: String, known: String },
+    #[error(
+        "the job has no parameter {name:?}; it has {}{}",
+        listed(known),
+        did_you_mean(name, known)
+    )]
+    Unknown { name: String, known: Vec<String> },
     #[error("the parameter {0:?} has no default; give it a value with --set {0}=...")]
     Missing(String),
-    #[error("{value:?} is not a value of the parameter {name:?}, which is {}", parameter_type.words().1)]
+    #[error("{value:?} is not a value of the parameter {name:?}, which is {} {parameter_type} such as {}{}", parameter_type.article(), parameter_type.example(), parameter_type.or_relative())]
     Invalid {
         name: String,
         parameter_type: ParameterType,
@@ -62,6 +71,14 @@ pub enum ParameterError {
     },
     #[error("the job uses :{0}, which it does not declare; add it under [parameters]")]
     Undeclared(String),
+}
+
+/// `a, b`, or `none`.
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    }
 }
 
 impl ParameterSpec {
@@ -81,16 +98,68 @@ impl ParameterSpec {
 }
 
 impl ParameterType {
-    /// The name, and the type with an example, for errors.
-    fn words(self) -> (&'static str, &'static str) {
+    /// The type of a value that a person wrote: the first that it is a value of, and text in the end.
+    pub fn of(value: &str) -> Self {
+        use ParameterType::{Boolean, Date, Decimal, Integer, Text, Timestamp};
+        let all = [Boolean, Integer, Decimal, Date, Timestamp];
+        let fits = |one: &Self| one.canonical(value).is_some();
+        all.into_iter().find(fits).unwrap_or(Text)
+    }
+
+    fn name(self) -> &'static str {
         match self {
-            Self::Text => ("text", "a text such as some text"),
-            Self::Integer => ("integer", "an integer such as 42"),
-            Self::Decimal => ("decimal", "a decimal such as 12.50"),
-            Self::Boolean => ("boolean", "a boolean such as true"),
-            Self::Date => ("date", "a date such as 2018-04-02"),
-            Self::Timestamp => ("timestamp", "a timestamp such as 2018-04-02 13:00:00"),
+            Self::Text => "text",
+            Self::Integer => "integer",
+            Self::Decimal => "decimal",
+            Self::Boolean => "boolean",
+            Self::Date => "date",
+            Self::Timestamp => "timestamp",
         }
+    }
+
+    fn article(self) -> &'static str {
+        match self {
+            Self::Integer => "an",
+            Self::Text | Self::Decimal | Self::Boolean | Self::Date | Self::Timestamp => "a",
+        }
+    }
+
+    /// A value of this type: for errors, and for queries whose rows do not matter.
+    fn example(self) -> &'static str {
+        match self {
+            Self::Text => "some text",
+            Self::Integer => "42",
+            Self::Decimal => "12.50",
+            Self::Boolean => "true",
+            Self::Date => "2018-04-02",
+            Self::Timestamp => "2018-04-02 13:00:00",
+        }
+    }
+
+    fn or_relative(self) -> String {
+        if self.is_moment() {
+            format!(", or relative: {}", relative::SYNTAX)
+        } else {
+            String::new()
+        }
+    }
+
+    /// Whether its values are points in time, which may be relative.
+    fn is_moment(self) -> bool {
+        match self {
+            Self::Date | Self::Timestamp => true,
+            Self::Text | Self::Integer | Self::Decimal | Self::Boolean => false,
+        }
+    }
+
+    /// The value that a relative one means; none for a value that is not relative. A timestamp has whole seconds.
+    fn resolved(self, value: &str, now: &Zoned) -> Option<String> {
+        let moment = relative::resolve(value, now).filter(|_| self.is_moment())?;
+        let stamp = moment.datetime();
+        Some(match self {
+            Self::Date => stamp.date().to_string(),
+            _ => stamp.with().subsec_nanosecond(0).build().ok()?.to_string(),
+        })
     }
 
     /// The text that all spellings of a value share: Postgres' text form of the type, without zeros that say nothing. None for a
@@ -137,7 +206,7 @@ impl ParameterType {
 
 impl fmt::Display for ParameterType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.words().0)
+        f.write_str(self.name())
     }
 }
 
@@ -173,6 +242,26 @@ fn canonical_timestamp(value: &str) -> Option<String> {
         .map(|stamp| stamp.to_string().replace('T', " "))
 }
 
+/// The values that are set, and the defaults that are relative, with each relative one resolved: as recorded, or by the clock.
+pub(super) fn resolve(
+    declared: &BTreeMap<String, ParameterSpec>,
+    set: &BTreeMap<String, String>,
+    recorded: Option<&BTreeMap<String, String>>,
+    now: &Zoned,
+) -> BTreeMap<String, String> {
+    let mut values = set.clone();
+    for (name, spec) in declared {
+        let given = set.get(name).map(String::as_str);
+        let given = given.or(spec.default.as_ref().map(Scalar::as_str));
+        let resolved = given.and_then(|value| spec.parameter_type.resolved(value, now));
+        if let Some(resolved) = resolved {
+            let recorded = recorded.and_then(|values| values.get(name));
+            values.insert(name.clone(), recorded.unwrap_or(&resolved).clone());
+        }
+    }
+    values
+}
+
 /// Fills the values that a run sets, and the defaults of the others, into the SQL of a job. Also returns all values, in their
 /// canonical text.
 pub(super) fn render(
@@ -181,15 +270,9 @@ pub(super) fn render(
     set: &BTreeMap<String, String>,
 ) -> Result<(String, BTreeMap<String, String>), ParameterError> {
     if let Some(name) = set.keys().find(|name| !declared.contains_key(*name)) {
-        let known = declared.keys().map(String::as_str).collect::<Vec<_>>();
-        let known = if known.is_empty() {
-            "none".to_owned()
-        } else {
-            known.join(", ")
-        };
         return Err(ParameterError::Unknown {
             name: name.clone(),
-            known,
+            known: declared.keys().cloned().collect(),
         });
     }
     let mut values = BTreeMap::new();
@@ -210,6 +293,27 @@ static PIECE: LazyLock<Regex> = LazyLock::new(|| {
         r#"(?s)'[^']*'?|"[^"]*"?|--[^\r\n]*|/\*.*?(?:\*/|\z)|::+|:([A-Za-z_][A-Za-z0-9_]*)"#;
     Regex::new(piece).expect("a constant")
 });
+
+/// Adds a value for each parameter that has none.
+pub(super) fn with_examples(
+    declared: &BTreeMap<String, ParameterSpec>,
+    set: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let missing = declared.iter().filter(|(_, spec)| spec.default.is_none());
+    let examples = missing.map(|(name, spec)| {
+        let example = spec.parameter_type.example().to_owned();
+        (name.clone(), example)
+    });
+    let mut values: BTreeMap<_, _> = examples.collect();
+    values.extend(set.clone());
+    values
+}
+
+/// The parameters that a statement uses, outside of strings, quoted identifiers and comments.
+pub fn parameters_of(sql: &str) -> impl Iterator<Item = &str> {
+    let names = PIECE.captures_iter(sql).filter_map(|piece| piece.get(1));
+    names.map(|name| name.as_str())
+}
 
 /// Replaces `:name` outside of strings, quoted identifiers and comments.
 fn substitute(sql: &str, literals: &BTreeMap<&str, String>) -> Result<String, ParameterError> {

@@ -65,7 +65,10 @@ pub fn resolve(
         }
     }
     match key.iter().find(|key| !names.contains(*key)) {
-        Some(key) => Err(SchemaError::MissingKey(key.clone())),
+        Some(key) => Err(SchemaError::MissingKey {
+            key: key.clone(),
+            columns: columns.into_iter().map(|it| it.target.name).collect(),
+        }),
         None => Ok(columns),
     }
 }
@@ -91,11 +94,7 @@ fn check_sources(declared: &[ColumnSpec], result: &[ResultColumn]) -> Result<(),
         None => Ok(()),
         Some(source) => Err(SchemaError::MissingSource {
             source_name: source.to_owned(),
-            returned: result
-                .iter()
-                .map(|column| column.name.as_str())
-                .collect::<Vec<_>>()
-                .join(", "),
+            returned: result.iter().map(|column| column.name.clone()).collect(),
         }),
     }
 }
@@ -251,6 +250,31 @@ mod tests {
             resolve(&specs, &taken, &[]),
             Err(SchemaError::DuplicateTarget(_))
         ));
+    }
+
+    #[test]
+    fn misspelt_column_is_refused_with_the_one_that_is_meant() {
+        let columns = result(&[("country_code", "varchar"), ("dt", "date")]);
+        let specs = declared("[[columns]]\nsource = \"contry_code\"\n");
+        let refused = resolve(&specs, &columns, &[]).unwrap_err().to_string();
+        assert!(
+            refused.contains("did you mean \"country_code\"?"),
+            "{refused}"
+        );
+        let refused = resolve(&[], &columns, &["day".to_owned()]).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("among the columns (country_code, dt)"),
+            "{refused}"
+        );
+        let refused = resolve(&[], &columns, &["country-code".to_owned()]).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .ends_with("did you mean \"country_code\"?"),
+            "{refused}"
+        );
     }
 
     #[test]

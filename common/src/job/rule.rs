@@ -1,10 +1,11 @@
 //! The rules of a column. The transformer checks them and rejects a row that breaks one, with the name of
 //! the rule.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A rule, in a job a table with one key: `{ not_empty = true }`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// Not NULL.
@@ -43,7 +44,9 @@ impl Rule {
 
 /// A value in a job, as text. TOML numbers, booleans and dates need no quotes; a decimal that a float
 /// cannot hold does.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "Written", into = "String")]
 pub struct Scalar(String);
 
@@ -72,14 +75,14 @@ impl From<&str> for Scalar {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum Written {
     Text(String),
     Integer(i64),
     Float(f64),
     Boolean(bool),
-    Date(toml::value::Datetime),
+    Date(#[schemars(with = "String")] toml::value::Datetime),
 }
 
 /// The significant digits that a float keeps of every decimal (`f64::DIGITS`). A decimal with more digits

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The default timeout of a query: Athena's own for DML.
@@ -57,7 +58,7 @@ pub struct Account {
 }
 
 /// The way to read a result.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Results {
     /// From S3 if the result has a location there, else as pages.
@@ -77,28 +78,45 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// `[source]` of a job file.
-#[derive(Deserialize)]
+/// The query, and where it runs.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SourceTable {
+    /// The Glue database.
     database: String,
+    /// The file of the query, in the folder of the job or below it.
     pub(super) sql: PathBuf,
+    /// The workgroup; by default Athena's own, `primary`.
     workgroup: Option<String>,
+    /// The data catalog; by default `AwsDataCatalog`.
     catalog: Option<String>,
+    /// Where Athena writes the result, `s3://bucket/prefix/`; by default as the workgroup says.
     output_location: Option<String>,
+    /// How the result is read.
     #[serde(default)]
     results: Results,
+    /// A query that scans more is stopped, and the run fails: `10 GB`.
     max_scanned: Option<String>,
+    /// A run is refused once the job's queries have scanned as much in the month: `2 TB`.
     max_scanned_per_month: Option<String>,
+    /// A query that takes longer is stopped, and the run fails; by default `30m`.
     #[serde(default, with = "humantime_serde")]
+    #[schemars(with = "Option<String>")]
     timeout: Option<Duration>,
+    /// Athena may answer with the result of an equal query of at most this age: `60m`, up to `7days`.
     #[serde(default, with = "humantime_serde")]
+    #[schemars(with = "Option<String>")]
     reuse_results: Option<Duration>,
+    /// The account that the result's bucket must belong to: twelve digits.
     expected_bucket_owner: Option<String>,
+    /// The extractor's account pays for reading the result.
     #[serde(default)]
     requester_pays: bool,
+    /// The AWS region of the query; by default the extractor's.
     region: Option<String>,
+    /// The role that the extractor assumes for the query.
     role_arn: Option<String>,
+    /// The external id that the role's trust policy wants.
     external_id: Option<String>,
 }
 

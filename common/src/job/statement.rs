@@ -54,6 +54,13 @@ pub(super) fn query(text: &str) -> Result<&str, String> {
     }
 }
 
+/// A statement without comments, and with one space between its tokens: what Athena reads.
+pub(super) fn normalized(statement: &str) -> String {
+    let tokens = PIECE.captures_iter(statement);
+    let tokens = tokens.filter_map(|piece| Some(piece.get(1)?.as_str()));
+    tokens.collect::<Vec<_>>().join(" ")
+}
+
 /// What may precede a statement and is none of it.
 fn blank(c: char) -> bool {
     c.is_whitespace() || c == ';'

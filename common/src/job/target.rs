@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::de::{IntoDeserializer as _, value};
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +85,7 @@ impl Target {
 }
 
 /// How the rows of a run change the target.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Every row is added.
@@ -159,7 +160,7 @@ impl fmt::Display for Mode {
 }
 
 /// When rows reach the target.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Commit {
     /// Each batch by itself, when it arrives.
@@ -188,7 +189,7 @@ impl TryFrom<String> for Commit {
 }
 
 /// What the loader may change about the target's columns.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SchemaContract {
     /// The loader creates a missing table. An existing table must have the columns.
@@ -201,7 +202,7 @@ pub enum SchemaContract {
 }
 
 /// What happens to a second row with the same key in a batch.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Duplicates {
     /// One row is kept: the last in mode `upsert`, the first in mode `insert_only`.
@@ -212,7 +213,7 @@ pub enum Duplicates {
 }
 
 /// How many rejected rows a run may have: a number, or a share of the rows that Athena returned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "NumberOrText", into = "NumberOrText")]
 pub enum MaxRejected {
     Rows(u64),
@@ -279,7 +280,7 @@ impl FromStr for MaxRejected {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum NumberOrText {
     Number(u64),

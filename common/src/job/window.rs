@@ -12,7 +12,6 @@ use regex::{Captures, Regex};
 use serde::de::{IntoDeserializer as _, value};
 use serde::{Deserialize, Serialize};
 
-use super::ParameterSpec;
 use crate::schema::PgType;
 
 /// The syntax of a condition, for errors.
@@ -163,21 +162,21 @@ impl Window {
         Self(bounds.collect())
     }
 
-    /// Refuses a parameter that the job does not declare, a column whose type it does not declare,
+    /// The parameters that it uses.
+    pub(super) fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|bound| match &bound.operand {
+            Operand::Parameter(name) => Some(name.as_str()),
+            Operand::Value(_) => None,
+        })
+    }
+
+    /// Refuses a column whose type it does not declare,
     /// and a type that the transformer and Postgres might compare in different ways.
     pub(super) fn check(
         &self,
-        parameters: &BTreeMap<String, ParameterSpec>,
         declared_type: impl Fn(&str) -> Option<PgType>,
     ) -> Result<(), String> {
         for bound in &self.0 {
-            if let Operand::Parameter(name) = &bound.operand
-                && !parameters.contains_key(name)
-            {
-                return Err(format!(
-                    "replace_where uses :{name}, which the job does not declare; add it under [parameters]"
-                ));
-            }
             let column = &bound.column;
             let Some(pg_type) = declared_type(column) else {
                 return Err(format!(
@@ -276,7 +275,10 @@ impl<'a> Reader<'a> {
         match self.expected("a comparison")? {
             Token::Sign(sign) => {
                 let op = Comparison::deserialize(sign.as_str().into_deserializer());
-                let op = op.map_err(|_: value::Error| unsupported(sign))?;
+                let op = op.map_err(|_: value::Error| match sign.as_str() {
+                    "==" => "replace_where has ==, and SQL compares with one =; write =".to_owned(),
+                    _ => unsupported(sign),
+                })?;
                 bound(op, self.operand()?);
             }
             word if word.is_word("between") => {
@@ -304,7 +306,7 @@ impl<'a> Reader<'a> {
 /// A token, in the group of its name. Any other character is an error; of a quote, that it is not closed.
 static TOKEN: LazyLock<Regex> = LazyLock::new(|| {
     let token = r#"(?x) "(?<quoted>(?:[^"]|"")*)" | '(?<text>(?:[^']|'')*)' | :(?<parameter>[\p{Alphabetic}\p{N}_]+)
-        | (?<sign><=|>=|<>|!=|[<>=!]) | (?<number>[0-9][0-9.]*|-[0-9.]+) | (?<word>[\p{Alphabetic}\p{N}_]+) | \S"#;
+        | (?<sign><=|>=|<>|!=|==|[<>=!]) | (?<number>[0-9][0-9.]*|-[0-9.]+) | (?<word>[\p{Alphabetic}\p{N}_]+) | \S"#;
     Regex::new(token).expect("a constant")
 });
 

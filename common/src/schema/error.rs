@@ -1,16 +1,18 @@
 //! Why a job, a result and a target do not fit together.
 
 use super::postgres::{PgType, quoted};
+use crate::nearest::did_you_mean;
 
 /// Why a result cannot be loaded as a job says. Each says what to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
     #[error(
-        "the job declares a column with source {source_name:?}, which the query does not return (it returns {returned}); correct the job or the SELECT"
+        "the job declares a column with source {source_name:?}, which the query does not return (it returns {}); correct the job or the SELECT{}",
+        returned.join(", "), did_you_mean(source_name, returned)
     )]
     MissingSource {
         source_name: String,
-        returned: String,
+        returned: Vec<String>,
     },
     #[error(
         "the query returns two columns named {0:?}; give one of them an alias: SELECT ... AS another_name"
@@ -47,8 +49,11 @@ pub enum SchemaError {
         "the column {0:?} has no value; `etl run` fills it in when it requests the run, so request the run with `etl run`"
     )]
     Unfilled(String),
-    #[error("the key column {0:?} is not among the columns; correct target.key")]
-    MissingKey(String),
+    #[error(
+        "the key column {key:?} is not among the columns ({}); correct target.key{}",
+        columns.join(", "), did_you_mean(key, columns)
+    )]
+    MissingKey { key: String, columns: Vec<String> },
     #[error(
         "the name {name:?} {problem}; choose another (AS ... in the SELECT, or name = ... in the job)"
     )]

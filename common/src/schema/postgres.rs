@@ -1,8 +1,10 @@
 //! The Postgres types that a target column may have, as they are written in a job and in DDL.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A Postgres type. Read from the text of a job (aliases included), shown as Postgres'
@@ -72,6 +74,26 @@ const PLAIN: &[(&str, PgType, &[&str])] = &[
     ("uuid", PgType::Uuid, &[]),
     ("inet", PgType::Inet, &[]),
 ];
+
+impl JsonSchema for PgType {
+    fn schema_name() -> Cow<'static, str> {
+        "PgType".into()
+    }
+
+    /// The names, which editors complete, and the types with arguments.
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names = PLAIN.iter().flat_map(|(name, _, others)| {
+            let others = others.iter().copied();
+            others.chain([*name])
+        });
+        let names: Vec<_> = names.collect();
+        json_schema!({
+            "description": "A type of PostgreSQL, such as `bigint`, `numeric(12,2)` or `timestamptz`.",
+            "type": "string",
+            "anyOf": [{ "enum": names }, { "pattern": r"^[A-Za-z ]+\([0-9 ,]+\)[a-z ]*$" }],
+        })
+    }
+}
 
 impl FromStr for PgType {
     type Err = UnknownPgType;

@@ -7,15 +7,16 @@ use super::Command;
 use crate::Failure;
 use crate::output::run::follow;
 use crate::output::show;
+use crate::select::{Selection, State, each};
 use crate::store;
 use ledger::Store;
 
-/// Commit a held run in spite of the reason that it is held for.
+/// Commit held runs in spite of the reasons that they are held for.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: etl approve daily-2018-04-09 --follow")]
+#[command(after_help = "Examples:\n  etl approve daily-2018-04-09 --follow\n  etl approve --job daily --last --yes")]
 pub struct Arguments {
-    /// The run's whole name.
-    pub run: RunId,
+    #[command(flatten)]
+    pub which: Selection,
     /// The reason, for the ledger.
     #[arg(long, value_name = "WHY")]
     pub why: Option<String>,
@@ -34,22 +35,31 @@ pub async fn act(store: &Store, run: &RunId, why: Option<&str>) -> Result<(), Fa
 
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
-        let run = &self.run;
         let store = store::open().await?;
-        act(&store, run, self.why.as_deref()).await?;
-        if self.follow {
-            let end = follow(&store, run.as_str(), None, self.json).await?;
-            return Ok(end.is_complete());
+        let runs = self.which.agreed(&store, "approve", State::Held).await?;
+        let approve = async |run: &RunId| {
+            act(&store, run, self.why.as_deref()).await?;
+            if !self.follow {
+                show(
+                    self.json,
+                    &json!({ "run_id": run, "approved": true }),
+                    |_| {
+                        format!(
+                            "the run {run} is approved; a loader commits it within seconds (`etl status {run}`)"
+                        )
+                    },
+                )?;
+            }
+            Ok(true)
+        };
+        let are_approved = each(&runs, approve).await?;
+        if !self.follow {
+            return Ok(are_approved);
         }
-        show(
-            self.json,
-            &json!({ "run_id": run, "approved": true }),
-            |_| {
-                format!(
-                    "the run {run} is approved; a loader commits it within seconds (`etl status {run}`)"
-                )
-            },
-        )?;
-        Ok(true)
+        let follow = async |run: &RunId| {
+            let end = follow(&store, run.as_str(), None, self.json).await?;
+            Ok(end.is_complete())
+        };
+        Ok(each(&runs, follow).await? && are_approved)
     }
 }

@@ -127,7 +127,7 @@ pub fn plan(job: Job, arguments: &Arguments) -> Result<Plan, Failure> {
         let set = [arguments.set.clone(), bounds.values(window)].concat();
         Ok(Slot {
             window,
-            request: filled_in(&job, &set)?,
+            request: filled_in(&job, &set, None)?,
             attempt: 1,
             run: None,
         })

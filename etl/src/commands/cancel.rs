@@ -11,18 +11,19 @@ use super::Command;
 use crate::Failure;
 use crate::broker::Broker;
 use crate::output::{counted, note, number, show};
+use crate::select::{Selection, State, each};
 use crate::store;
 use ledger::{Ended, Removed, Rows, RunState, Store};
 
-/// Cancel a run: its query is stopped, and its messages in the queues are not loaded.
+/// Cancel runs: their queries are stopped, and their messages in the queues are not loaded.
 ///
 /// Rows that are in the target already stay there unless --undo removes them.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: etl cancel daily-2018-04-09 --undo --why 'the wrong week'")]
+#[command(after_help = "Examples:\n  etl cancel daily-2018-04-09 --undo --why 'the wrong week'\n  etl cancel --job daily --state failed --undo")]
 pub struct Arguments {
-    /// The run's whole name.
-    pub run: RunId,
-    /// Also remove the rows of the run that are in its target already.
+    #[command(flatten)]
+    pub which: Selection,
+    /// Also remove the rows of the runs that are in its target already.
     #[arg(long)]
     pub undo: bool,
     /// The reason, for the ledger.
@@ -93,33 +94,37 @@ pub async fn stop_query(store: &Store, run: &RunId, cancelled: &Ended) -> Result
 
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
-        let Self {
-            run,
-            undo,
-            why,
-            json,
-        } = self;
         let store = store::open().await?;
-        let cancelled = act(&store, &run, undo, why.as_deref()).await?;
+        let runs = self.which.agreed(&store, "cancel", State::Open).await?;
+        let cancel = async |run: &RunId| {
+            self.cancel(&store, run).await?;
+            Ok(true)
+        };
+        each(&runs, cancel).await
+    }
+}
+
+impl Arguments {
+    async fn cancel(&self, store: &Store, run: &RunId) -> Result<(), Failure> {
+        let cancelled = act(store, run, self.undo, self.why.as_deref()).await?;
         // The query first: it costs money while rows are removed. A broker that is down keeps no row from being removed.
-        let stopped = stop_query(&store, &run, &cancelled).await;
+        let stopped = stop_query(store, run, &cancelled).await;
         let rows = match cancelled.rows {
             Rows::Leave { rows, removal } => {
                 let rows = counted(rows, "row");
                 note(&format!(
                     "waiting for a loader to remove {rows} of the run {run}"
                 ));
-                removed(&store, &run, removal).await?.map_err(|reason| {
+                removed(store, run, removal).await?.map_err(|reason| {
                     anyhow!("the rows of the run {run} were not removed: {reason}; `etl status {run}` shows what is in its target")
                 })?
             }
             _ => 0,
         };
-        show(json, &to_json(&run, &cancelled, rows), |_| {
-            sentence(&run, &cancelled, rows)
+        show(self.json, &to_json(run, &cancelled, rows), |_| {
+            sentence(run, &cancelled, rows)
         })?;
-        stopped?;
-        Ok(true)
+        stopped
     }
 }
 

@@ -1,14 +1,18 @@
-//! `etl completion`: the completions of a shell.
+//! `etl completion`: registers the completions with a shell.
 
+use anyhow::Context;
+use clap_complete::env::Shells;
 use clap_complete::Shell;
 
 use super::Command;
 use crate::Failure;
 use crate::output::print;
 
-/// Print the completions for a shell.
+/// Print what registers the completions with a shell: commands, options, and the names of jobs, parameters and runs.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: etl completion bash > /etc/bash_completion.d/etl")]
+#[command(
+    after_help = "Examples:\n  etl completion bash > /etc/bash_completion.d/etl\n  source <(etl completion zsh)"
+)]
 pub struct Arguments {
     /// The shell.
     pub shell: Shell,
@@ -17,7 +21,12 @@ pub struct Arguments {
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut super::definition(), "etl", &mut script);
+        let shells = Shells::builtins();
+        let shell = shells.completer(&self.shell.to_string());
+        let shell = shell.context("this shell has no completions")?;
+        shell
+            .write_registration("COMPLETE", "etl", "etl", "etl", &mut script)
+            .context("cannot write the completions")?;
         print(String::from_utf8_lossy(&script).trim_end())?;
         Ok(true)
     }

@@ -6,15 +6,16 @@ use super::Command;
 use super::cancel::{sentence as cancelled, to_json};
 use crate::Failure;
 use crate::output::{number, show};
+use crate::select::{Selection, State, each};
 use crate::store;
 use ledger::{Ended, Rows, Store};
 
-/// Discard a held run: none of its rows reaches the target.
+/// Discard held runs: none of their rows reaches the target.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: etl discard daily-2018-04-09 --why 'half of it was rejected'")]
+#[command(after_help = "Examples:\n  etl discard daily-2018-04-09 --why 'half of it was rejected'\n  etl discard --job daily --why 'a wrong export'")]
 pub struct Arguments {
-    /// The run's whole name.
-    pub run: RunId,
+    #[command(flatten)]
+    pub which: Selection,
     /// The reason, for the ledger.
     #[arg(long, value_name = "WHY")]
     pub why: String,
@@ -30,12 +31,17 @@ pub async fn act(store: &Store, run: &RunId, why: &str) -> Result<Ended, Failure
 
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
-        let Self { run, why, json } = self;
-        let discarded = act(&store::open().await?, &run, &why).await?;
-        show(json, &to_json(&run, &discarded, 0), |_| {
-            sentence(&run, &discarded)
-        })?;
-        Ok(true)
+        let Self { which, why, json } = self;
+        let store = store::open().await?;
+        let runs = which.agreed(&store, "discard", State::Held).await?;
+        let discard = async |run: &RunId| {
+            let discarded = act(&store, run, &why).await?;
+            show(json, &to_json(run, &discarded, 0), |_| {
+                sentence(run, &discarded)
+            })?;
+            Ok(true)
+        };
+        each(&runs, discard).await
     }
 }
 

@@ -202,7 +202,7 @@ impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let jobs = Jobs::load()?;
         let job = jobs.read(&self.job)?;
-        let request = filled_in(&job, &self.set)?;
+        let request = filled_in(&job, &self.set, None)?;
         let store = store::open().await?;
         let plan = plan(&store, &jobs, job, request).await?;
         if self.json {

@@ -27,7 +27,8 @@ use ledger::{Requested, Run, Store};
 pub struct Arguments {
     /// The job: the name of a file in `ETL_JOBS`, without .toml.
     pub job: String,
-    /// Set a parameter of the job; the others have their defaults.
+    /// Set a parameter of the job; the others have their defaults. A date or a timestamp may be relative, such as yesterday or
+    /// "now - 2h".
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, String)>,
     /// A name for the run. A second request with the same name is the same run.
@@ -89,8 +90,13 @@ impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let jobs = Jobs::load()?;
         let job = jobs.read(&self.job)?;
-        let request = filled_in(&job, &self.set)?;
+        let mut request = filled_in(&job, &self.set, None)?;
         let store = store::open().await?;
+        if let Some(run) = &self.run_id
+            && let Some(known) = store.named(&[run.to_string()]).await?.get(run.as_str())
+        {
+            request = filled_in(&job, &self.set, Some(&known.parameters))?;
+        }
         let run = self.run_id.unwrap_or_else(|| new_run_id(&job.spec.name));
         notes(&plan(&store, &jobs, &run, &request).await?);
         let broker = Broker::open(note)
@@ -103,6 +109,9 @@ impl Command for Arguments {
             note(&format!("the run {run} was requested before"));
         }
         if self.follow {
+            if known.is_none() {
+                note(&format!("the run {run} is requested"));
+            }
             let end = follow(&store, run.as_str(), self.wait_timeout, self.json).await?;
             return Ok(end.is_complete());
         }

@@ -1,13 +1,15 @@
 //! `etl runs`: the latest runs, a line each.
 
 use comfy_table::Table;
+use jiff::Timestamp;
 
 use super::Command;
 use crate::Failure;
 use crate::output::run::state;
-use crate::output::{number, show, table};
+use crate::output::{brief, number, show, table_within, terminal_width};
+use crate::select::State;
 use crate::store;
-use ledger::{Run, RunFilter, RunState, Store};
+use ledger::{Run, RunFilter, Store};
 
 /// List the latest runs.
 #[derive(Debug, clap::Args)]
@@ -25,38 +27,6 @@ pub struct Arguments {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-}
-
-/// A state to filter by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum State {
-    Requested,
-    Running,
-    Held,
-    Completed,
-    Failed,
-    Cancelled,
-    Superseded,
-    /// Requested, running or held.
-    Open,
-    /// Open, and a dead letter keeps it from completing.
-    Blocked,
-}
-
-impl State {
-    /// The states in the ledger.
-    fn in_ledger(self) -> &'static [RunState] {
-        match self {
-            Self::Requested => &[RunState::Requested],
-            Self::Running => &[RunState::Running],
-            Self::Held => &[RunState::Held],
-            Self::Completed => &[RunState::Completed],
-            Self::Failed => &[RunState::Failed],
-            Self::Cancelled => &[RunState::Cancelled],
-            Self::Superseded => &[RunState::Superseded],
-            Self::Open | Self::Blocked => &[RunState::Requested, RunState::Running, RunState::Held],
-        }
-    }
 }
 
 /// The latest runs that the arguments choose.
@@ -78,40 +48,31 @@ impl Command for Arguments {
             match (runs.is_empty(), is_filtered) {
                 (true, true) => "no such runs".to_owned(),
                 (true, false) => "no runs yet; `etl run JOB` requests one".to_owned(),
-                (false, _) => list(runs).to_string(),
+                (false, _) => list(runs, Timestamp::now(), terminal_width()).to_string(),
             }
         })?;
         Ok(true)
     }
 }
 
-fn list(runs: &[Run]) -> Table {
-    let header = [
-        "run",
-        "state",
-        "extracted",
-        "loaded",
-        "rejected",
-        "balanced",
-        "requested",
-    ];
+fn list(runs: &[Run], now: Timestamp, width: Option<u16>) -> Table {
+    let header = ["run", "job", "state", "rows", "rejected", "took", "age"];
     let rows = runs.iter().map(|run| {
-        let balanced = match (run.balanced, run.state.is_over()) {
-            (true, _) => "yes",
-            (false, true) => "no",
-            (false, false) => "not yet",
-        };
-        [
+        let requested: Option<Timestamp> = run.requested_at.parse().ok();
+        let age = requested.map(|requested| now.duration_since(requested).as_secs_f64());
+        vec![
             run.run_id.clone(),
+            run.job.clone(),
             state(run),
             number(run.rows_read),
-            number(run.rows_loaded),
             number(run.rows_rejected),
-            balanced.to_owned(),
-            run.requested_at.clone(),
+            brief(run.seconds),
+            age.map(brief).unwrap_or_default(),
         ]
     });
-    table(&header, 2..5, rows)
+    // The job is most often the beginning of the run's name.
+    let spare = [1, 5, 4];
+    table_within(width, &header, 3..7, &rows.collect::<Vec<_>>(), &spare)
 }
 
 #[cfg(test)]
@@ -120,9 +81,11 @@ mod tests {
     use crate::output::{on_a_terminal, samples};
 
     #[test]
-    fn runs_fit_a_terminal_of_any_width() {
-        for width in [120, 70] {
-            let shown = on_a_terminal(list(&samples::runs()), width);
+    fn names_of_runs_are_whole_on_a_terminal_of_any_width() {
+        let now = "2018-04-09T14:00:00Z".parse().unwrap();
+        for width in [120, 80] {
+            let listed = list(&samples::runs(), now, Some(width));
+            let shown = on_a_terminal(listed, width);
             insta::assert_snapshot!(format!("runs_{width}"), shown);
         }
     }

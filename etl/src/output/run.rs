@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::anyhow;
 use tokio::time::Instant;
 
 use super::progress::Progress;
@@ -49,7 +50,12 @@ pub async fn follow(
             is_warned = true;
         }
     });
-    let end = end.await;
+    let end = tokio::select! {
+        end = end => end,
+        stopped = follow::interrupted() => Err(stopped.err().unwrap_or_else(|| {
+            anyhow!("interrupted; the run {run} goes on: `etl status {run} --watch` follows it, `etl cancel {run}` ends it").into()
+        })),
+    };
     progress.close();
     let end = end?;
     let run = &end.run;

@@ -41,7 +41,7 @@ pub struct Arguments {
     /// nothing, and needs the permissions for the catalog and for results.
     #[arg(long)]
     query: bool,
-    /// Set a parameter of the job for --query; the others have their defaults.
+    /// Set a parameter of the job for --query; the others have their defaults, or an example of their type.
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment, requires = "job")]
     set: Vec<(String, String)>,
     /// Print JSON.
@@ -65,16 +65,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
     let mut source = match &arguments.job {
         Some(name) => {
             let job = read_job(name)?;
-            let request = job.request(&assignments(&arguments.set)?);
-            match request.with_context(|| format!("cannot query for the job {name}")) {
-                Ok(request) => sql = limited(&request.sql, 0),
-                Err(_) if !arguments.query => {}
-                Err(error) if arguments.set.is_empty() => {
-                    let why = format!("{error:#}, to check the job's own query");
-                    check.findings.add(Level::Unknown, "the job's query", why);
-                }
-                Err(error) => return Err(Failure::Usage(error)),
-            }
+            let request = job.example(&assignments(&arguments.set)?);
+            let request = request.with_context(|| format!("cannot query for the job {name}"));
+            sql = limited(&request.map_err(Failure::Usage)?.sql, 0);
             job.source
         }
         None => default_source(),

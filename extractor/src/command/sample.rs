@@ -8,17 +8,13 @@ use comfy_table::{ContentArrangement, Table, presets};
 use common::Rows;
 use common::command::{Failure, assignment, assignments, note, print, print_json};
 use common::job::{Job, Origin, resolve};
-use common::message::{BatchId, RawBatch, RejectedRow, RunId};
+use common::message::{BatchId, RawBatch, RejectedRow};
 use common::schema::ResultColumn;
 use serde::Serialize;
 use transformer::{Plan, check_job, transform};
 
-use super::{fresh_name, read_job};
-use crate::athena::Query;
-use crate::aws::{self, AwsError, Patience};
-use crate::query::{self, Started};
-use crate::session::{Access, Clients};
-use crate::settings::Settings;
+use super::{clients, fresh_name, hinted, read_job, to_the_end};
+use crate::session::Clients;
 
 /// Query a few rows of a job: their types, and what the rules would reject.
 ///
@@ -75,10 +71,10 @@ struct Column {
 
 pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
     let job = read_job(&arguments.job)?;
-    let set = assignments(&arguments.set)?;
+    let (set, now) = (assignments(&arguments.set)?, jiff::Timestamp::now());
     let filled_in = || -> anyhow::Result<_> {
-        let request = job.request(&set)?;
-        let spec = request.spec.with_requested_at(jiff::Timestamp::now());
+        let request = job.request(&job.resolve(&set, None, now))?;
+        let spec = request.spec.with_requested_at(now);
         check_job(&spec)?;
         Ok((spec, limited(&request.sql, arguments.rows)))
     };
@@ -86,14 +82,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
         .with_context(|| format!("cannot sample the job {}", arguments.job))
         .map_err(Failure::Usage)?;
     let job = Job { spec, ..job };
-    let settings: Settings = common::settings::load().map_err(Failure::usage)?;
-    let config = aws::configure(Patience::Command).await;
-    let access = Access::new(
-        config.map_err(anyhow::Error::from)?,
-        &settings,
-        String::new(),
-    );
-    let clients = access.clients(&job.source.account).await.of(&job.source);
+    let clients = clients(&job.source).await?;
     let sample = query(&clients, job, sql, arguments.rows).await?;
     if arguments.json {
         print_json(&sample)?;
@@ -110,27 +99,9 @@ pub(super) fn limited(sql: &str, rows: u32) -> String {
 }
 
 async fn query(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Sample, Failure> {
-    let run = fresh_name("sample")?;
-    let query = Query {
-        run: &run,
-        sql: &sql,
-        source: &job.source,
-        attempt: 1,
-    };
-    let id = clients.athena.start(query).await.map_err(hinted)?;
-    note(
-        "extractor",
-        &format!("query {id} has a LIMIT of {rows} rows, which does not bound what it scans"),
-    );
-    // An interrupt saves the cost of the rest.
-    let bytes_scanned = tokio::select! {
-        ended = ended(clients, &job, &id) => ended?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted.context("cannot listen for an interrupt")?;
-            clients.athena.stop(&id).await.map_err(hinted)?;
-            return Err(anyhow!("interrupted; the query {id} is stopped").into());
-        }
-    };
+    let limit = format!("the query has a LIMIT of {rows} rows, which does not bound what it scans");
+    note("extractor", &limit);
+    let (id, bytes_scanned) = to_the_end(clients, &job.source, &sql, "sample").await?;
     let page = clients.athena.page(&id, None).await.map_err(hinted)?;
     let columns = page.columns.clone();
     let mut values = Rows::new(columns.len());
@@ -146,26 +117,13 @@ async fn query(clients: &Clients, job: Job, sql: String, rows: u32) -> Result<Sa
         }
         values.push(row);
     }
-    transformed(job, sql, &run, id, bytes_scanned, columns, values)
-}
-
-/// Waits for the query, within the job's limits. Returns the bytes that it scanned.
-async fn ended(clients: &Clients, job: &Job, id: &str) -> Result<u64, Failure> {
-    let started = Started::now(id, &job.source);
-    match query::wait_to_the_end(&clients.athena, started)
-        .await
-        .map_err(hinted)?
-    {
-        Ok(execution) => Ok(execution.bytes_scanned),
-        Err(reason) => Err(anyhow!(reason).into()),
-    }
+    transformed(job, sql, id, bytes_scanned, columns, values)
 }
 
 /// Transforms the rows as a transformer does.
 fn transformed(
     job: Job,
     sql: String,
-    run: &RunId,
     query_execution_id: String,
     bytes_scanned: u64,
     columns: Vec<ResultColumn>,
@@ -193,7 +151,7 @@ fn transformed(
     let values = rows.iter().map(|row| row.to_vec()).collect();
     let batch = RawBatch {
         id: BatchId {
-            run: run.clone(),
+            run: fresh_name("sample")?,
             generation: 0,
             seq: 0,
         },
@@ -213,15 +171,6 @@ fn transformed(
         header,
         rows: values,
         rejected,
-    })
-}
-
-fn hinted(error: AwsError) -> Failure {
-    let hint = error.hint();
-    let error = anyhow::Error::from(error);
-    Failure::Failed(match hint {
-        Some(hint) => error.context(hint),
-        None => error,
     })
 }
 

@@ -186,9 +186,8 @@ fn check_columns(
 ) -> Vec<Refusal> {
     let mut refusals: Vec<_> = columns
         .iter()
-        .map(|column| (column.name.as_str(), column.pg_type))
-        .chain([(BATCH_COLUMN, PgType::BigInt)])
-        .filter_map(|(name, wanted)| check_column(table, name, wanted, target, found).err())
+        .chain([&batch_column()])
+        .filter_map(|column| check_column(table, column, target, found).err())
         .collect();
     let is_filled =
         |name: &str| name == BATCH_COLUMN || columns.iter().any(|one| one.name == *name);
@@ -217,16 +216,24 @@ fn check_columns(
     refusals
 }
 
+/// The column that the loader adds to every target.
+fn batch_column() -> TargetColumn {
+    TargetColumn {
+        name: BATCH_COLUMN.to_owned(),
+        pg_type: PgType::BigInt,
+        athena_type: String::new(),
+    }
+}
+
 fn check_column(
     table: &str,
-    name: &str,
-    wanted: PgType,
+    wanted: &TargetColumn,
     target: &Target,
     found: &ExistingTable,
 ) -> Result<(), Refusal> {
-    let (table, column) = (table.to_owned(), name.to_owned());
-    let wanted_name = wanted.to_string();
-    let Some(one) = found.columns.iter().find(|one| one.name == name) else {
+    let (table, column) = (table.to_owned(), wanted.name.clone());
+    let wanted_name = wanted.pg_type.to_string();
+    let Some(one) = found.columns.iter().find(|one| one.name == column) else {
         return Err(Refusal::MissingColumn {
             table,
             column,
@@ -252,27 +259,28 @@ fn check_column(
         let because = ", and rows are found by it, which such a type compares in its own way";
         return Err(other_type(table, one, wanted, because));
     }
-    if !is_same_or_wider(wanted, &one.takes) {
+    if !is_same_or_wider(wanted.pg_type, &one.takes) {
         return Err(other_type(table, one, wanted, ""));
     }
     Ok(())
 }
 
-/// The type to declare is one that a job can have.
+/// The type to declare is one that the job can have with this column of the query.
 pub(super) fn other_type(
     table: String,
     column: &ExistingColumn,
-    wanted: PgType,
+    wanted: &TargetColumn,
     because: &'static str,
 ) -> Refusal {
     let takes: Option<PgType> = column.takes.parse().ok();
+    let (from, wanted) = (wanted, wanted.pg_type);
     Refusal::OtherType {
         table,
         column: column.name.clone(),
         found: column.type_name.clone(),
         wanted,
         because,
-        declare: takes.filter(|takes| *takes != wanted),
+        declare: takes.filter(|takes| *takes != wanted && from.may_become(*takes)),
         through_text: wanted != PgType::Text
             && !column
                 .type_name

@@ -268,7 +268,7 @@ fn check_frozen(
             |one| match columns.iter().find(|column| column.name == one.name) {
                 Some(wanted) if !is_same(wanted.pg_type, &one.takes) => {
                     let because = ", and schema = \"freeze\" allows no difference";
-                    Some(other_type(name.sql(), one, wanted.pg_type, because))
+                    Some(other_type(name.sql(), one, wanted, because))
                 }
                 None if known == Known::All => Some(Refusal::FrozenColumn {
                     table: name.sql(),

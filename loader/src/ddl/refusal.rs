@@ -163,7 +163,10 @@ pub enum Refusal {
     },
     #[error(
         "the column {column:?} of {table} is {found}, and the job makes it {wanted}{because}; {}run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}{}::{wanted}",
-        declare.as_ref().map(|one| format!("declare it as \"{one}\" in the job, or ")).unwrap_or_default(),
+        declare.as_ref().map_or_else(
+            || "CAST it in the SELECT to a type that fits, or ".to_owned(),
+            |one| format!("declare it as \"{one}\" in the job, or "),
+        ),
         quoted(column),
         quoted(column),
         if *through_text { "::text" } else { "" }

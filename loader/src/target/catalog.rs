@@ -25,12 +25,13 @@ pub struct Planned {
     pub later: Vec<Refusal>,
 }
 
-/// Examines a target for the roles that loaders work as. Changes nothing. `columns` are those that the job declares with a
-/// type; other columns of the query are not known yet.
+/// Examines a target for the roles that loaders work as. Changes nothing. `columns` are all of the query, or those that the
+/// job declares with a type, as `known` says.
 pub async fn plan(
     store: &Store,
     target: &Target,
     columns: &[TargetColumn],
+    known: Known,
     allowed_schemas: &[String],
     job: &str,
 ) -> Result<Planned, ledger::Error> {
@@ -51,7 +52,7 @@ pub async fn plan(
         let (mut change, mut refusals, mut later) = (Change::Nothing, Vec::new(), Vec::new());
         for access in access(tx, &name, found.as_ref(), roles.names()).await? {
             let catalog = catalog(found.as_ref(), access);
-            let one = ddl::examine(&name, target, columns, Known::Declared, job, &catalog);
+            let one = ddl::examine(&name, target, columns, known, job, &catalog);
             change = one.change;
             add_new(&mut refusals, one.refusals);
             add_new(&mut later, one.later);

@@ -3,7 +3,7 @@
 use common::job::{Mode, SchemaContract};
 use common::message::ValidBatch;
 use ledger::Store;
-use loader::ddl::Change;
+use loader::ddl::{Change, Known};
 use loader::errors::{LoadError, Refused};
 use loader::target;
 use sqlx::PgPool;
@@ -195,7 +195,15 @@ async fn target_of_another_owner_is_refused_before_the_request() {
     let planned = async |store: &Store, table: &str, shape: &Shape| {
         let mut target = shape.target.clone();
         target.table = table.into();
-        let answer = target::catalog::plan(store, &target, &shape.columns, &schemas, "job").await;
+        let answer = target::catalog::plan(
+            store,
+            &target,
+            &shape.columns,
+            Known::Declared,
+            &schemas,
+            "job",
+        )
+        .await;
         let change = answer.unwrap().change;
         change.map_err(|refusals| refusals[0].to_string())
     };

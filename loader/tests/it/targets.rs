@@ -4,6 +4,7 @@
 use common::job::{Commit, Mode};
 use ledger::Address;
 use ledger::Store;
+use loader::ddl::Known;
 use loader::load::Loader;
 use loader::target::catalog;
 use sqlx::PgPool;
@@ -75,7 +76,15 @@ impl Guest {
     async fn planned(&self, shape: &Shape) -> (Vec<String>, Vec<String>) {
         let schemas = ["public".to_owned()];
         let (target, columns) = (&shape.target, &shape.columns);
-        let planned = catalog::plan(&self.asker, target, columns, &schemas, "job").await;
+        let planned = catalog::plan(
+            &self.asker,
+            target,
+            columns,
+            Known::Declared,
+            &schemas,
+            "job",
+        )
+        .await;
         let planned = planned.unwrap();
         assert_eq!(planned.roles.checked(), std::slice::from_ref(&self.role));
         let said = |all: Vec<loader::ddl::Refusal>| all.iter().map(ToString::to_string).collect();

@@ -24,7 +24,7 @@ rules = [{ not_empty = true }, { none_of = ["A1", "A2"] }]
 "#;
 
 /// The hash of CLICKS. Runs in a ledger have it: a job that does not change keeps its hash when settings are added.
-const CLICKS_HASH: &str = "2ba4a48645e4b05ebefd4b75d6402ff93fb0a953ec2d2d3c14d617bbaf203299";
+const CLICKS_HASH: &str = "bd6e07b4f0e87002062694762874e7099ff06382141339583c7e97e4170504f7";
 
 fn read(toml: &str) -> Result<Job, String> {
     let folder = std::env::temp_dir().join(format!(
@@ -111,8 +111,8 @@ fn read_bytes(toml: &[u8], sql: &[u8]) -> Result<Job, String> {
 #[test]
 fn byte_order_mark_is_no_part_of_a_file_and_other_encodings_are_named() {
     let marked = |text: &str| format!("\u{feff}{text}").into_bytes();
-    let job = read_bytes(&marked(CLICKS), &marked("SELECT 'ü' FROM clicks")).unwrap();
-    assert_eq!(job.sql, "SELECT 'ü' FROM clicks");
+    let job = read_bytes(&marked(CLICKS), &marked("SELECT 'ü', :from FROM clicks")).unwrap();
+    assert_eq!(job.sql, "SELECT 'ü', :from FROM clicks");
     let utf16 = |order: fn(u16) -> [u8; 2], mark: &str| -> Vec<u8> {
         format!("{mark}SELECT 1")
             .encode_utf16()
@@ -145,6 +145,73 @@ fn statement_that_is_no_query_is_refused() {
             "{error}"
         );
     }
+}
+
+/// What a person mistypes, before anything is sent: each is refused with what was probably meant.
+#[test]
+fn misspelt_name_is_refused_with_the_one_that_is_meant() {
+    let declared = CLICKS.replace("from =", "form =");
+    let unused = CLICKS.replace("[target]", "day = { type = \"date\" }\n[target]");
+    let condition = CLICKS.replace(
+        "table = \"clicks\"",
+        "table = \"clicks\"\nmode = \"replace\"\nreplace_where = \"country_code == 'NL'\"",
+    );
+    for (toml, wanted) in [
+        (
+            declared,
+            "the SQL uses the parameter \"from\", which the job does not declare; add it under [parameters]; did you mean \"form\"?",
+        ),
+        (unused, "the parameter \"day\" is declared and never used"),
+        (
+            condition,
+            "replace_where has ==, and SQL compares with one =; write =",
+        ),
+    ] {
+        let error = read(&toml).unwrap_err();
+        assert!(error.contains(wanted), "{error}");
+    }
+    let job = read(CLICKS).unwrap();
+    let set = BTreeMap::from([("form".to_owned(), "2018-04-05".to_owned())]);
+    assert_eq!(
+        job.request(&set).unwrap_err().to_string(),
+        "the job has no parameter \"form\"; it has from; did you mean \"from\"?"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("clicks.toml"), CLICKS).unwrap();
+    let unknown = Job::read(folder.path(), "click").unwrap_err().to_string();
+    assert!(
+        unknown.ends_with("there are: clicks; did you mean \"clicks\"?"),
+        "{unknown}"
+    );
+}
+
+#[test]
+fn relative_values_are_resolved_once_in_the_time_zone_of_the_job() {
+    let now = "2018-04-05T23:30:00Z".parse().unwrap();
+    let set = |value: &str| BTreeMap::from([("from".to_owned(), value.to_owned())]);
+    let job = read(&format!("timezone = \"Europe/Amsterdam\"{CLICKS}")).unwrap();
+    assert_eq!(
+        job.resolve(&set("yesterday"), None, now),
+        set("2018-04-05")
+    );
+    let recorded = set("2018-04-01");
+    assert_eq!(
+        job.resolve(&set("yesterday"), Some(&recorded), now),
+        recorded
+    );
+    // What is not relative is as it is set, and an absolute default is none of its business.
+    assert_eq!(
+        job.resolve(&set("2018-04-07"), Some(&recorded), now),
+        set("2018-04-07")
+    );
+    assert_eq!(job.resolve(&BTreeMap::new(), None, now), BTreeMap::new());
+    let relative = CLICKS.replace("2018-04-02", "start of month");
+    let job = read(&relative).unwrap();
+    assert_eq!(job.resolve(&BTreeMap::new(), None, now), set("2018-04-01"));
+    let error = job.request(&set("start of munth")).unwrap_err().to_string();
+    assert!(error.contains("or relative: now, today"), "{error}");
+    let zone = format!("timezone = \"Europe/Rotterdam\"{CLICKS}");
+    assert!(read(&zone).unwrap_err().contains("there is no time zone"));
 }
 
 #[test]
@@ -305,7 +372,7 @@ fn contradicting_target_settings_are_refused() {
         ("replace_where = \"day = :from\"", "belongs to mode"),
         (
             "mode = \"replace\"\nreplace_where = \"day = :fro\"",
-            "uses :fro",
+            "uses the parameter \"fro\"",
         ),
         (
             "mode = \"replace\"\nreplace_where = \"dt = :from\"",
@@ -339,14 +406,14 @@ fn folder_with_ways_out() -> (tempfile::TempDir, PathBuf) {
     let (folder, outside) = (parent.path().join("jobs"), parent.path().join("secret"));
     fs::create_dir_all(folder.join("sub/..data")).unwrap();
     for sql in [&outside, &folder.join("sub/clicks.sql")] {
-        fs::write(sql, "SELECT 'hidden' FROM clicks").unwrap();
+        fs::write(sql, "SELECT 'hidden', :from FROM clicks").unwrap();
     }
     symlink(&outside, folder.join("link.sql")).unwrap();
     symlink(parent.path(), folder.join("up")).unwrap();
     symlink("sub/clicks.sql", folder.join("inside.sql")).unwrap();
     // As Kubernetes mounts a ConfigMap.
     symlink("..data/clicks.sql", folder.join("sub/mounted.sql")).unwrap();
-    fs::write(folder.join("sub/..data/clicks.sql"), "SELECT 1").unwrap();
+    fs::write(folder.join("sub/..data/clicks.sql"), "SELECT :from").unwrap();
     let fifo = folder.join("fifo.sql");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status();
     assert!(made.unwrap().success());

@@ -78,9 +78,22 @@ fn described(dead: &DeadLetterSummary) -> String {
     sheet.add("reason", &dead.reason);
     let resolution = dead.resolution.as_deref();
     sheet.add("resolution", resolution.unwrap_or("none yet"));
+    if dead.resolution.is_none() {
+        sheet.add("next", next(dead));
+    }
     let bytes = dead.body_bytes.map(|bytes| format!("{bytes} bytes: "));
     sheet.add("body", bytes.unwrap_or_default() + &beginning(dead, BODY));
     sheet.text()
+}
+
+/// What can be done about it. A message has the job of its run's request, or of its replay.
+fn next(dead: &DeadLetterSummary) -> String {
+    let id = dead.id;
+    let again = format!("when the cause is fixed, `etl dead replay {id}` sends it again as it is");
+    match &dead.run_id {
+        Some(run) => format!("{again}; after a change of the job, `etl replay {run}` sends the run's batches with it"),
+        None => again,
+    }
 }
 
 #[cfg(test)]

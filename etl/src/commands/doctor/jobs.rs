@@ -1,9 +1,11 @@
 //! The jobs and their targets.
 
+use std::collections::BTreeMap;
+
 use common::findings::Findings;
 
 use crate::Failure;
-use crate::jobs::{Jobs, checkable, filled_in};
+use crate::jobs::{Jobs, checkable, example};
 use crate::target::{self, Examined, TargetPlan};
 use ledger::Store;
 
@@ -65,12 +67,7 @@ async fn one(jobs: &Jobs, store: Option<&Store>, name: &str) -> Result<Option<Ex
     let Some(store) = store else {
         return Ok(None);
     };
-    // A job whose parameters have no defaults cannot be filled in here.
-    let needs_values = job.parameters.values().any(|spec| spec.default.is_none());
-    let spec = match filled_in(&job, &[]) {
-        Ok(request) => checkable(&request),
-        Err(_) if needs_values => job.spec.clone(),
-        Err(failure) => return Err(failure),
-    };
+    let request = example(&job, &BTreeMap::new())?;
+    let spec = checkable(&request);
     target::plan(store, &spec, &jobs.schemas).await.map(Some)
 }

@@ -1,0 +1,147 @@
+//! `etl jobs`: the jobs, with their latest runs.
+
+use std::collections::BTreeMap;
+
+use comfy_table::Table;
+use serde::Serialize;
+
+use super::Command;
+use crate::jobs::Jobs;
+use crate::output::{brief, show, table_within, terminal_width};
+use crate::{Failure, store};
+use ledger::{Freshness, Store};
+
+/// List the jobs: mode, target, the latest run, and when rows were loaded last.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: etl jobs")]
+pub struct Arguments {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A job, as far as it can be read.
+#[derive(Debug, Serialize)]
+pub struct Listed {
+    pub job: String,
+    pub description: String,
+    pub mode: Option<String>,
+    pub target: Option<String>,
+    /// Why the files make no job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// None for a job that has never run.
+    pub last: Option<Freshness>,
+}
+
+/// Every job of the folder.
+pub async fn plan(jobs: &Jobs, store: &Store) -> Result<Vec<Listed>, Failure> {
+    let freshness = store.freshness().await?.into_iter();
+    let mut freshness: BTreeMap<_, _> = freshness.map(|one| (one.job.clone(), one)).collect();
+    let names = jobs.names()?;
+    let listed = names.into_iter().map(|name| {
+        let last = freshness.remove(&name);
+        match jobs.read(&name) {
+            Ok(job) => {
+                let (schema, table) = job.spec.target.schema_and_table();
+                Listed {
+                    target: Some(format!("{schema}.{table}")),
+                    mode: Some(job.spec.target.mode.to_string()),
+                    description: job.description,
+                    problem: None,
+                    job: name,
+                    last,
+                }
+            }
+            Err(failure) => Listed {
+                job: name,
+                description: String::new(),
+                mode: None,
+                target: None,
+                problem: Some(failure.paragraph()),
+                last,
+            },
+        }
+    });
+    Ok(listed.collect())
+}
+
+impl Command for Arguments {
+    async fn run(self) -> Result<bool, Failure> {
+        let jobs = Jobs::load()?;
+        let listed = plan(&jobs, &store::open().await?).await?;
+        show(self.json, &listed, |listed| {
+            if listed.is_empty() {
+                let folder = jobs.folder.display();
+                return format!("no jobs in {folder} yet; `etl init` writes one");
+            }
+            list(listed, terminal_width()).to_string()
+        })?;
+        Ok(true)
+    }
+}
+
+fn list(jobs: &[Listed], width: Option<u16>) -> Table {
+    let rows = jobs.iter().map(|job| {
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        let last = job.last.as_ref();
+        let state = match (&job.problem, last) {
+            (Some(_), _) => "wrong: `etl validate` says why".to_owned(),
+            (None, None) => "never run".to_owned(),
+            (None, Some(last)) => last.state.to_string(),
+        };
+        vec![
+            job.job.clone(),
+            text(&job.mode),
+            text(&job.target),
+            last.map_or_else(|| "-".to_owned(), |last| last.run_id.clone()),
+            state,
+            loaded(last),
+        ]
+    });
+    let header = ["job", "mode", "target", "last run", "state", "loaded"];
+    let rows: Vec<_> = rows.collect();
+    table_within(width, &header, 0..0, &rows, &[3, 1, 2])
+}
+
+/// When rows were loaded last.
+fn loaded(last: Option<&Freshness>) -> String {
+    match last.and_then(|last| last.seconds_since) {
+        None => "never".to_owned(),
+        Some(seconds) => format!("{} ago", brief(seconds)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::on_a_terminal;
+    use ledger::RunState;
+
+    #[test]
+    fn jobs_are_listed_with_their_freshness() {
+        let last = |seconds_since| Freshness {
+            job: "clicks".to_owned(),
+            run_id: "clicks-20261130t031500-0a1b2c3d".to_owned(),
+            state: RunState::Completed,
+            requested_at: "2026-11-30T03:15:00.000Z".to_owned(),
+            completed_at: None,
+            seconds_since,
+        };
+        let listed = |job: &str, problem: Option<&str>, last| Listed {
+            job: job.to_owned(),
+            description: String::new(),
+            mode: Some("append".to_owned()).filter(|_| problem.is_none()),
+            target: Some("public.clicks".to_owned()).filter(|_| problem.is_none()),
+            problem: problem.map(str::to_owned),
+            last,
+        };
+        let jobs = [
+            listed("clicks", None, Some(last(Some(11_000.0)))),
+            listed("failing", None, Some(last(None))),
+            listed("new", None, None),
+            listed("wrong", Some("line 3"), None),
+        ];
+        insta::assert_snapshot!(on_a_terminal(list(&jobs, Some(120)), 120));
+    }
+}
