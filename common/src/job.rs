@@ -22,7 +22,7 @@ pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request, param
 pub use resolve::{Origin, ResolvedColumn, resolve};
 pub use rule::{Rule, Scalar};
 pub use source::{Account, Results, Source};
-pub use statement::changes_something;
+pub use statement::{changes_something, is_same_sql};
 pub use target::{Commit, Duplicates, MIN_ROWS, MaxRejected, Mode, SchemaContract, Target};
 pub use window::{Bound, Comparison, Operand, Window};
 

@@ -105,7 +105,9 @@ pub fn table_within(
         kept.retain(|kept| kept != column);
     }
     let names: Vec<_> = kept.iter().map(|kept| header[*kept]).collect();
-    let rows = rows.iter().map(|row| kept.iter().map(|kept| row[*kept].clone()));
+    let rows = rows
+        .iter()
+        .map(|row| kept.iter().map(|kept| row[*kept].clone()));
     let mut table = table(&names, 0..0, rows);
     table.set_content_arrangement(ContentArrangement::Disabled);
     for (index, kept) in kept.iter().enumerate() {

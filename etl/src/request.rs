@@ -10,48 +10,89 @@ use serde::Deserialize;
 
 use crate::Failure;
 use crate::broker::Broker;
-use ledger::{Requested, RunState, Store};
+use crate::commands::cancel::removed;
+use crate::output::counted;
+use ledger::{Requested, Rows, RunState, Store, Terms};
 
 /// Writes a run into the ledger and sends its task. The task of a known run that is still `requested` may not have been
-/// sent: it is sent again, since the same task twice is one.
+/// sent: it is sent again, since the same task twice is one. A retry first takes back what the former attempt has left in the
+/// target.
 pub async fn request(
     store: &Store,
     broker: &Broker,
     run: &RunId,
     job: &Job,
     request: &Request,
-    again: bool,
+    terms: Terms,
+    note: &mut dyn FnMut(String),
 ) -> Result<Requested, Failure> {
-    let requested = store.request(run, job, request, limits()?, again).await?;
+    let requested = loop {
+        match store.request(run, job, request, limits()?, terms).await? {
+            Requested::LeftRows(rows) => take_back(store, run, rows, note).await?,
+            requested => break requested,
+        }
+    };
     let is_unsent = match &requested {
         Requested::New => true,
         Requested::Known(known) => known.state == RunState::Requested,
-        Requested::Conflicts(_) => false,
+        Requested::Conflicts(_) | Requested::LeftRows(_) => false,
     };
     if is_unsent {
-        let settled = store.settled(run).await?;
-        let moment = store.moment(run, 0).await?;
-        let task = ExtractTask {
-            run: run.clone(),
-            run_no: moment.run_no,
-            generation: 0,
-            requested_at: moment.requested_at,
-            resumed_at: None,
-            sql: request.sql.clone(),
-            source: job.source.clone(),
-            job: request.spec.with_requested_at(settled.requested_at).into(),
-            limits: settled.limits,
-            state: TaskState::Start { attempt: 1 },
-        };
-        let span = tracing::info_span!(target: trace::TARGET, "run", run.id = %run);
-        let message = Outgoing::of(&task)
-            .with_context(|| format!("the task of the run {run} cannot be sent"))?;
-        let message = message.traced(trace::join(&span, None).as_deref());
-        broker.send(&[message]).await.with_context(|| {
-            format!("the run {run} is in the ledger, and its task may not have been sent; request it again with --run-id {run}")
-        })?;
+        send(store, broker, run, job, request).await?;
     }
     Ok(requested)
+}
+
+/// Sends the task of a run that is `requested`.
+async fn send(
+    store: &Store,
+    broker: &Broker,
+    run: &RunId,
+    job: &Job,
+    request: &Request,
+) -> Result<(), Failure> {
+    let settled = store.settled(run).await?;
+    let moment = store.moment(run, settled.generation).await?;
+    let task = ExtractTask {
+        run: run.clone(),
+        run_no: moment.run_no,
+        generation: settled.generation,
+        first_generation: settled.generation,
+        requested_at: moment.requested_at,
+        resumed_at: None,
+        sql: settled.sql,
+        source: job.source.clone(),
+        job: request.spec.with_requested_at(settled.requested_at).into(),
+        limits: settled.limits,
+        state: TaskState::Start { attempt: 1 },
+    };
+    let span = tracing::info_span!(target: trace::TARGET, "run", run.id = %run);
+    let message =
+        Outgoing::of(&task).with_context(|| format!("the task of the run {run} cannot be sent"))?;
+    let message = message.traced(trace::join(&span, None).as_deref());
+    broker.send(&[message]).await.with_context(|| {
+        format!("the run {run} is in the ledger, and its task may not have been sent; request it again with --run-id {run}")
+    })?;
+    Ok(())
+}
+
+/// Removes what an attempt that failed has left in the target, before the next one brings in the same rows.
+async fn take_back(
+    store: &Store,
+    run: &RunId,
+    rows: i64,
+    note: &mut dyn FnMut(String),
+) -> Result<(), Failure> {
+    note(format!(
+        "removing {} that the run {run} has left in its target, before it is tried again",
+        counted(rows, "row")
+    ));
+    let ended = store.cancel(run, true, Some("tried again")).await?;
+    if let Rows::Leave { removal, .. } = ended.rows {
+        let removed = removed(store, run, removal).await?;
+        removed.map_err(|why| anyhow!("the rows of the run {run} were not removed: {why}"))?;
+    }
+    Ok(())
 }
 
 /// The limits are read as text, so that an error can name the setting and its range.

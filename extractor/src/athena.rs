@@ -32,6 +32,8 @@ pub struct Athena(Client);
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
     pub run: &'a RunId,
+    /// The generation that a retry of the run requested it with, or 0.
+    pub generation: u32,
     pub sql: &'a str,
     pub source: &'a Source,
     /// From 1.
@@ -150,6 +152,9 @@ impl Query<'_> {
         ]);
         if newer != serde_json::json!([{}, null, null]) {
             hash.update(newer.to_string());
+        }
+        if self.generation > 0 {
+            hash.update(self.generation.to_le_bytes());
         }
         format!("{:x}", hash.finalize())
     }
@@ -394,15 +399,18 @@ mod tests {
 
     #[test]
     fn token_is_stable_and_unique_to_the_query() {
-        let token = |run: &str, sql: &str, source: &Source, attempt| {
+        let retried = |run: &str, generation, sql: &str, source: &Source, attempt| {
             Query {
                 run: &run.parse().unwrap(),
+                generation,
                 sql,
                 source,
                 attempt,
             }
             .token()
         };
+        let token =
+            |run: &str, sql: &str, source: &Source, attempt| retried(run, 0, sql, source, attempt);
         let plain = source();
         let workgroup = Source {
             workgroup: Some("etl".into()),
@@ -434,6 +442,8 @@ mod tests {
             token("r", "SELECT 1", &plain, 2),
             token("r", "SELECT 1", &in_region, 1),
             token("r", "SELECT 1", &reusing, 1),
+            retried("r", 1, "SELECT 1", &plain, 1),
+            retried("r", 2, "SELECT 1", &plain, 1),
         ];
         for (index, one) in others.iter().enumerate() {
             assert!(!others[..index].contains(one), "{index}");

@@ -69,6 +69,7 @@ async fn to_the_end(
     let run = fresh_name(what)?;
     let query = Query {
         run: &run,
+        generation: 0,
         sql,
         source,
         attempt: 1,

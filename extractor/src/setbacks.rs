@@ -118,6 +118,7 @@ mod tests {
             run: "r".parse().unwrap(),
             run_no: 1,
             generation: 0,
+            first_generation: 0,
             requested_at: jiff::Timestamp::UNIX_EPOCH,
             resumed_at: None,
             sql: "SELECT 1".into(),

@@ -301,7 +301,7 @@ impl Worker<'_, '_> {
         delivery: &RawDelivery,
         reason: Reason,
     ) -> Result<(), QueueError> {
-        if task.generation == 0 {
+        if !task.is_replay() {
             tracing::error!(reason = reason.logged(), "run failed");
             let reason = reason.text().to_owned();
             return self.tell(task, EventKind::Failed { reason }).await;

@@ -32,6 +32,7 @@ CREATE TABLE etl.runs (
     target_bounds      jsonb,
     state              text NOT NULL DEFAULT 'requested',
     generation         integer NOT NULL DEFAULT 0 CHECK (generation >= 0),
+    first_generation   integer NOT NULL DEFAULT 0 CHECK (first_generation >= 0),
     query_execution_id text,
     result_id          text,
     result_location    text,
@@ -53,6 +54,7 @@ CREATE TABLE etl.runs (
     approved_at        timestamptz,
     committed_at       timestamptz,
     finished_at        timestamptz,
+    CONSTRAINT runs_first_generation_is_one CHECK (first_generation <= generation),
     CONSTRAINT runs_run_id_valid CHECK (run_id ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'),
     CONSTRAINT runs_commit_known CHECK (commit IN ('batch', 'run')),
     CONSTRAINT runs_state_known CHECK (state IN ('requested', 'running', 'held', 'completed', 'failed', 'cancelled', 'superseded')),
@@ -70,7 +72,7 @@ CREATE INDEX runs_committed ON etl.runs (target_table, run_no) WHERE committed_a
 
 COMMENT ON TABLE etl.runs IS 'One row for each request of a job. etl run writes it before it sends anything; the loader keeps it up to date.';
 COMMENT ON COLUMN etl.runs.run_id IS 'The run''s name, chosen by the requester. A second request of the same name is the same request.';
-COMMENT ON COLUMN etl.runs.run_no IS 'Grows with each request. Rows of the target carry it: SELECT ... WHERE etl.run_no(_batch) = run_no.';
+COMMENT ON COLUMN etl.runs.run_no IS 'Grows with each request, and a retry has a new one. Rows of the target carry it: SELECT ... WHERE etl.run_no(_batch) = run_no.';
 COMMENT ON COLUMN etl.runs.job IS 'The job''s name.';
 COMMENT ON COLUMN etl.runs.job_hash IS 'Hash of the job at the time of the request, in hex.';
 COMMENT ON COLUMN etl.runs.job_spec IS 'The job at the time of the request.';
@@ -83,7 +85,8 @@ COMMENT ON COLUMN etl.runs.commit IS 'When rows reach the target: batch (each ba
 COMMENT ON COLUMN etl.runs.target_window IS 'What part of the target a committed replace replaced, as an SQL condition; empty for the whole table.';
 COMMENT ON COLUMN etl.runs.target_bounds IS 'The same as data, written at the commit: an older run whose window overlaps is superseded.';
 COMMENT ON COLUMN etl.runs.state IS 'requested, running, held (a person decides: etl approve, etl discard), then one of completed, failed, cancelled, superseded. The first of these four stays until a replay.';
-COMMENT ON COLUMN etl.runs.generation IS 'The live generation: 0, and one more for each replay. Batches of an older one are stale.';
+COMMENT ON COLUMN etl.runs.generation IS 'The live generation: 0, and one more for each replay and each retry. Batches of an older one are stale.';
+COMMENT ON COLUMN etl.runs.first_generation IS 'The generation that the run''s query was requested with: 0, or that of its last retry. Later ones are replays.';
 COMMENT ON COLUMN etl.runs.query_execution_id IS 'Athena''s id of the query.';
 COMMENT ON COLUMN etl.runs.result_id IS 'The result that the batches are of: the execution id with the object''s ETag, or with pages. Set by the first batch; a batch of another result is refused.';
 COMMENT ON COLUMN etl.runs.result_location IS 'The object in S3 that Athena wrote the result to, as s3://bucket/key; NULL for a result that was read as pages.';
@@ -106,9 +109,40 @@ COMMENT ON COLUMN etl.runs.approved_at IS 'When a person approved the held run; 
 COMMENT ON COLUMN etl.runs.committed_at IS 'When the rows of a run that is committed as a whole reached the target.';
 COMMENT ON COLUMN etl.runs.finished_at IS 'When the run reached its terminal state.';
 
+CREATE TABLE etl.attempts (
+    run_no             bigint PRIMARY KEY,
+    run_id             text NOT NULL REFERENCES etl.runs (run_id),
+    first_generation   integer NOT NULL,
+    generation         integer NOT NULL,
+    state              text NOT NULL CHECK (state IN ('failed', 'cancelled')),
+    failure            text,
+    decided_by         text,
+    decision           text,
+    job_hash           text NOT NULL,
+    job_spec           jsonb NOT NULL,
+    sql                text NOT NULL,
+    limits             jsonb,
+    query_execution_id text,
+    result_id          text,
+    result_location    text,
+    batches_expected   integer,
+    rows_expected      bigint,
+    requested_by       text,
+    requested_at       timestamptz NOT NULL,
+    started_at         timestamptz,
+    finished_at        timestamptz NOT NULL,
+    CONSTRAINT attempts_of_a_run UNIQUE (run_id, generation)
+);
+
+COMMENT ON TABLE etl.attempts IS 'The former attempts of runs that were retried, as etl.runs had them when they had failed or were cancelled. None of their rows is in the target.';
+COMMENT ON COLUMN etl.attempts.run_no IS 'The number that the run had then.';
+COMMENT ON COLUMN etl.attempts.first_generation IS 'The attempt''s generations are from this one';
+COMMENT ON COLUMN etl.attempts.generation IS 'up to this one.';
+
 CREATE TABLE etl.queries (
     run_id             text NOT NULL REFERENCES etl.runs (run_id),
     query_execution_id text NOT NULL,
+    generation         integer NOT NULL DEFAULT 0 CHECK (generation >= 0),
     attempt            integer NOT NULL DEFAULT 1 CHECK (attempt > 0),
     principal          text,
     region             text,
@@ -122,6 +156,7 @@ CREATE TABLE etl.queries (
 );
 
 COMMENT ON TABLE etl.queries IS 'Each query that Athena executed for a run, also of runs that failed or were cancelled.';
+COMMENT ON COLUMN etl.queries.generation IS 'The generation of the run that it was started for: each retry of a run has queries of its own.';
 COMMENT ON COLUMN etl.queries.attempt IS 'From 1: a query that failed for a reason that passes is started again.';
 COMMENT ON COLUMN etl.queries.principal IS 'Who asked Athena: the ARN of the user or role, or the end of the access key where AWS does not tell.';
 COMMENT ON COLUMN etl.queries.region IS 'The AWS region.';

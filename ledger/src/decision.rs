@@ -106,11 +106,11 @@ struct Plan {
 
 impl RunRow {
     /// Whether no row that the ledger of the live generation calls loaded is in the target.
-    fn is_only_staged(&self) -> bool {
+    pub(crate) fn is_only_staged(&self) -> bool {
         match self.state {
             // What was staged then was dropped, and what the ledger still calls loaded is in the target.
             RunState::Cancelled => false,
-            RunState::Failed => self.generation == 0 && self.is_staged(),
+            RunState::Failed => !self.is_replay() && self.is_staged(),
             _ => self.is_staged(),
         }
     }
@@ -279,7 +279,7 @@ impl LockedRun<'_> {
     }
 
     /// What the ledger of the live generation calls loaded.
-    async fn rows_loaded(&mut self) -> Result<i64, sqlx::Error> {
+    pub(crate) async fn rows_loaded(&mut self) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(
             "SELECT coalesce(sum(rows_loaded), 0)::bigint FROM etl.batches WHERE run_id = $1 AND generation = $2",
         )

@@ -76,8 +76,9 @@ async fn generations_in_target(
 ) -> Result<Vec<i32>, sqlx::Error> {
     let before: Vec<Generation> = sqlx::query_as(
         "SELECT g.generation, g.job_spec, g.is_abandoned, next.state_before AS end
-         FROM (SELECT 0 AS generation, job_spec, false AS is_abandoned FROM etl.runs WHERE run_id = $1
-               UNION ALL SELECT generation, job_spec, abandoned IS NOT NULL FROM etl.replays WHERE run_id = $1) g
+         FROM (SELECT first_generation AS generation, job_spec, false AS is_abandoned FROM etl.runs WHERE run_id = $1
+               UNION ALL SELECT p.generation, p.job_spec, p.abandoned IS NOT NULL
+               FROM etl.replays p JOIN etl.runs r USING (run_id) WHERE run_id = $1 AND p.generation > r.first_generation) g
          JOIN etl.replays next ON next.run_id = $1 AND next.generation = g.generation + 1 WHERE g.generation < $2",
     )
     .bind(run)

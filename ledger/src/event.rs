@@ -50,7 +50,7 @@ pub async fn note(store: &Store, event: &RunEvent) -> Result<Noted, Error> {
 impl LockedRun<'_> {
     async fn note(mut self, event: &RunEvent) -> Result<Noted, Error> {
         let standing = self.row.standing(event.generation)?;
-        self.note_query(&event.kind).await?;
+        self.note_query(event).await?;
         match standing {
             // What a query cost does not depend on what became of its run.
             _ if matches!(event.kind, EventKind::QueryEnded { .. }) => Ok(Noted::Noted),

@@ -49,6 +49,7 @@ const COMMAND: Privileges = &[
         "INSERT, UPDATE",
         "etl.runs, etl.batches, etl.replays, etl.removals",
     ),
+    ("INSERT", "etl.attempts"),
     ("UPDATE", "etl.rejected_rows, etl.dead_letters"),
     // Of a replay that is abandoned.
     ("DELETE", "etl.batches, etl.rejected_rows"),

@@ -35,6 +35,7 @@ mod removal;
 mod replay;
 mod request;
 mod results;
+mod retry;
 mod rows;
 mod run;
 pub mod search_path;
@@ -68,8 +69,9 @@ pub use quarantine::{Generation, QuarantinedRow, RejectCount, RejectFilter, quar
 pub use query::Query;
 pub use removal::{DroppedBatch, Removal, Removed, ToRemove};
 pub use replay::{NewReplay, Replay, Subject};
-pub use request::{ConflictingRun, Requested, Settled};
+pub use request::{ConflictingRun, Requested, Settled, Terms};
 pub use results::Results;
+pub use retry::Attempt;
 pub use rows::{RefusedRow, write_rows};
 pub use run::{LockedRun, RunRow, Standing, bigint, share};
 pub use seqs::{NotARange, Search, Seqs};

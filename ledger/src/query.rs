@@ -2,7 +2,7 @@
 //! whatever order its events arrive.
 
 use common::job::Job;
-use common::message::{EventKind, QueryEnd};
+use common::message::{EventKind, QueryEnd, RunEvent};
 use serde::Serialize;
 use sqlx::{FromRow, PgConnection};
 
@@ -15,6 +15,8 @@ use crate::run::{LockedRun, bigint, integer};
 #[derive(Debug, Clone, FromRow, Serialize)]
 pub struct Query {
     pub query_execution_id: String,
+    /// Of the run: each retry has queries of its own.
+    pub generation: i32,
     /// From 1.
     pub attempt: i32,
     /// Who asked Athena, and where.
@@ -35,10 +37,10 @@ impl Store {
         let failure = format!("cannot read the queries of the run {run}");
         self.read(failure, async |tx: &mut PgConnection| {
             let queries = sqlx::query_as(
-                r#"SELECT query_execution_id, attempt, principal, region, state, bytes_scanned, reused,
+                r#"SELECT query_execution_id, generation, attempt, principal, region, state, bytes_scanned, reused,
                           to_char(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS started_at,
                           to_char(ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS ended_at
-                   FROM etl.queries WHERE run_id = $1 ORDER BY attempt, started_at, query_execution_id"#,
+                   FROM etl.queries WHERE run_id = $1 ORDER BY generation, attempt, started_at, query_execution_id"#,
             );
             Ok(queries.bind(run).fetch_all(tx).await?)
         })
@@ -84,8 +86,8 @@ pub(crate) async fn over_monthly_limit(
 
 impl LockedRun<'_> {
     /// Records what an event says about a query of the run.
-    pub(crate) async fn note_query(&mut self, kind: &EventKind) -> Result<(), Error> {
-        match kind {
+    pub(crate) async fn note_query(&mut self, event: &RunEvent) -> Result<(), Error> {
+        match &event.kind {
             EventKind::Started {
                 query_execution_id,
                 attempt,
@@ -93,8 +95,9 @@ impl LockedRun<'_> {
                 region,
             } => {
                 sqlx::query(
-                    "INSERT INTO etl.queries (run_id, query_execution_id, attempt, principal, region) VALUES ($1, $2, $3, $4, $5)
-                     ON CONFLICT (run_id, query_execution_id) DO UPDATE SET attempt = excluded.attempt,
+                    "INSERT INTO etl.queries (run_id, query_execution_id, generation, attempt, principal, region) VALUES ($1, $2, $6, $3, $4, $5)
+                     ON CONFLICT (run_id, query_execution_id) DO UPDATE SET
+                         generation = excluded.generation, attempt = excluded.attempt,
                          principal = coalesce(queries.principal, excluded.principal), region = coalesce(queries.region, excluded.region)",
                 )
                 .bind(self.id.as_str())
@@ -102,6 +105,7 @@ impl LockedRun<'_> {
                 .bind(integer("the attempt", (*attempt).max(1))?)
                 .bind(principal.as_deref().map(storable))
                 .bind(region.as_deref().map(storable))
+                .bind(integer("the generation", event.generation)?)
                 .execute(&mut *self.tx)
                 .await?;
                 Ok(())
@@ -112,7 +116,7 @@ impl LockedRun<'_> {
                 bytes_scanned,
                 reused,
             } => {
-                self.end_query(query_execution_id, *end, *bytes_scanned, *reused)
+                self.end_query(event, query_execution_id, *end, *bytes_scanned, *reused)
                     .await
             }
             // An extractor of the version before reports no end; and a ledger that was restored to an earlier time gets this
@@ -123,7 +127,7 @@ impl LockedRun<'_> {
                 ..
             } => match result_id.split_once(':') {
                 Some((query, _)) => {
-                    self.end_query(query, QueryEnd::Succeeded, *bytes_scanned, false)
+                    self.end_query(event, query, QueryEnd::Succeeded, *bytes_scanned, false)
                         .await
                 }
                 None => Ok(()),
@@ -134,13 +138,14 @@ impl LockedRun<'_> {
 
     async fn end_query(
         &mut self,
+        event: &RunEvent,
         query: &str,
         end: QueryEnd,
         scanned: u64,
         reused: bool,
     ) -> Result<(), Error> {
         sqlx::query(
-            "INSERT INTO etl.queries (run_id, query_execution_id, state, bytes_scanned, reused, ended_at) VALUES ($1, $2, $3, $4, $5, now())
+            "INSERT INTO etl.queries (run_id, query_execution_id, generation, state, bytes_scanned, reused, ended_at) VALUES ($1, $2, $6, $3, $4, $5, now())
              ON CONFLICT (run_id, query_execution_id) DO UPDATE SET state = excluded.state,
                  bytes_scanned = greatest(queries.bytes_scanned, excluded.bytes_scanned),
                  reused = queries.reused OR excluded.reused, ended_at = coalesce(queries.ended_at, excluded.ended_at)",
@@ -150,6 +155,7 @@ impl LockedRun<'_> {
         .bind(end.name())
         .bind(bigint("the bytes scanned", scanned)?)
         .bind(reused)
+        .bind(integer("the generation", event.generation)?)
         .execute(&mut *self.tx)
         .await?;
         sqlx::query(

@@ -1,7 +1,9 @@
 //! The request of a run: its row, before anything of it is sent.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use common::command::user;
-use common::job::{Commit, Job, Mode, Request, Target};
+use common::job::{Commit, Job, JobSpec, Mode, Request, Target, is_same_sql};
 use common::message::{Limits, RunId};
 use jiff::Timestamp;
 use sqlx::types::Json;
@@ -11,7 +13,7 @@ use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
 use crate::query::over_monthly_limit;
 use crate::removal::check_no_removal;
-use crate::run::LockedRun;
+use crate::run::{LockedRun, generation_no};
 use crate::state::RunState;
 use crate::summary::{Run, find_run};
 
@@ -23,6 +25,8 @@ pub enum Requested {
     Known(Box<Run>),
     /// The same was requested under another name, and nothing was written.
     Conflicts(ConflictingRun),
+    /// A retry, while so many rows of the former attempt are in the target; nothing was written.
+    LeftRows(i64),
 }
 
 /// A run of the same job with the same parameters that speaks against another one.
@@ -61,7 +65,7 @@ impl ConflictingRun {
             }
             RunState::Failed | RunState::Cancelled => {
                 return format!(
-                    "the run {run_id} of the same job with the same parameters is {state} and has left rows in the target, and in mode append another run adds its rows to them; remove them first with `etl cancel {run_id} --undo`, or request it with --again if that is what you want; nothing was sent"
+                    "the run {run_id} of the same job with the same parameters is {state} and has left rows in the target, and in mode append another run adds its rows to them; `etl run ... --run-id {run_id} --retry` takes them back and loads them anew, or request it with --again if both are what you want; nothing was sent"
                 );
             }
             RunState::Completed => {}
@@ -78,9 +82,22 @@ impl ConflictingRun {
     }
 }
 
+/// What a request may do where something like it was requested before.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// Append the rows although the same were appended before.
+    pub again: bool,
+    /// Go on with a run of this name that failed or was cancelled, as a new attempt.
+    pub retry: bool,
+}
+
 /// What of a request is settled before anything is sent, and never changes.
 #[derive(Debug)]
 pub struct Settled {
+    /// The live generation.
+    pub generation: u32,
+    /// What Athena receives.
+    pub sql: String,
     /// To the microsecond: a column may be filled with it.
     pub requested_at: Timestamp,
     /// The bounds of the run's batches.
@@ -88,21 +105,12 @@ pub struct Settled {
 }
 
 impl Store {
-    /// Whether a run of this name was requested.
-    pub async fn knows(&self, run: &RunId) -> Result<bool, Error> {
-        let failure = "cannot look for the run in the ledger";
-        self.read(failure, async |tx: &mut PgConnection| {
-            Ok(is_known(tx, run).await?)
-        })
-        .await
-    }
-
     /// What the request of a run has settled.
     pub async fn settled(&self, run: &RunId) -> Result<Settled, Error> {
         let failure = format!("cannot read the request of the run {run}");
-        let (text, limits): (String, Option<Json<Limits>>) = self
+        let (text, limits, sql, generation): (String, Option<Json<Limits>>, String, i32) = self
             .read(failure, async |tx: &mut PgConnection| {
-                let select = r#"SELECT to_char(requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), limits FROM etl.runs WHERE run_id = $1"#;
+                let select = r#"SELECT to_char(requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), limits, sql, generation FROM etl.runs WHERE run_id = $1"#;
                 Ok(sqlx::query_as(select).bind(run.as_str()).fetch_one(tx).await?)
             })
             .await?;
@@ -112,6 +120,8 @@ impl Store {
             ))
         })?;
         Ok(Settled {
+            generation: generation_no(generation),
+            sql,
             requested_at,
             limits: limits.map_or(Limits::UNRECORDED, |limits| limits.0),
         })
@@ -126,41 +136,51 @@ impl Store {
     ) -> Result<Option<ConflictingRun>, Error> {
         let failure = "cannot look for runs of the same job with the same parameters";
         self.read(failure, async |tx: &mut PgConnection| {
-            Ok(conflicting(tx, job, request, again).await?)
+            Ok(conflicting(tx, None, job, request, again).await?)
         })
         .await
     }
 
     /// Writes the row of a run. Of two requests of the same job at the same moment one waits here for the other, and sees what
-    /// that one wrote. `again`: although the same rows were appended before.
+    /// that one wrote.
     pub async fn request(
         &self,
         run: &RunId,
         job: &Job,
         request: &Request,
         limits: Limits,
-        again: bool,
+        terms: Terms,
     ) -> Result<Requested, Error> {
         let failure = format!("cannot write the run {run} into the ledger");
         self.transaction(failure, async |tx: &mut PgConnection| {
             lock(tx, lock_key("request", &job.spec.name)).await?;
+            let mut is_retry = false;
             if is_known(tx, run).await? {
-                return known(tx, run, job, request).await;
+                let known = known(tx, run, job, request, terms).await?;
+                is_retry = terms.retry && known.has_failed();
+                if !is_retry {
+                    return Ok(Requested::Known(Box::new(known)));
+                }
             }
             if let Some(why) = over_monthly_limit(tx, job).await? {
                 return Err(Error::NotAllowed(why));
             }
-            if let Some(conflicting) = conflicting(tx, job, request, again).await? {
+            if let Some(conflicting) = conflicting(tx, Some(run), job, request, terms.again).await?
+            {
                 return Ok(Requested::Conflicts(conflicting));
             }
             let (schema, table) = job.spec.target.schema_and_table();
             check_no_removal(tx, &format!("{schema}.{table}")).await?;
-            if insert(tx, run, job, request, limits).await? {
-                Ok(Requested::New)
-            } else {
-                // Another job's run of this name came in between.
-                known(tx, run, job, request).await
+            if is_retry {
+                let run = LockedRun::lock_for_person(tx, run).await?;
+                return run.retry(job, request, limits).await;
             }
+            if !insert(tx, run, job, request, limits).await? {
+                // Another job's run of this name came in between.
+                let known = known(tx, run, job, request, terms).await?;
+                return Ok(Requested::Known(Box::new(known)));
+            }
+            Ok(Requested::New)
         })
         .await
     }
@@ -173,27 +193,96 @@ async fn is_known(tx: &mut PgConnection, run: &RunId) -> Result<bool, sqlx::Erro
         .await
 }
 
+/// The run of this name, if it is the same request. A retry may be of another version of the job.
 async fn known(
     tx: &mut PgConnection,
     run: &RunId,
     job: &Job,
     request: &Request,
-) -> Result<Requested, Error> {
+    terms: Terms,
+) -> Result<Run, Error> {
     let known = find_run(tx, run.as_str()).await?;
-    if known.job != job.spec.name
-        || known.parameters != request.parameters
-        || known.job_hash != job.hash()
-    {
-        return Err(Error::NotFound(format!(
-            "the run {run} was requested before, with another job, other parameters or an older version of the job; choose another --run-id"
-        )));
-    }
-    Ok(Requested::Known(Box::new(known)))
+    let name = &known.job;
+    let changes = if known.job != job.spec.name {
+        vec![format!("it is a run of the job {name}")]
+    } else if known.parameters != request.parameters {
+        vec![other_values(&known.parameters, &request.parameters)]
+    } else if known.job_hash != job.hash() && !(terms.retry && known.has_failed()) {
+        let changed = changes(tx, run, request).await?;
+        let replay = match known.state {
+            RunState::Failed | RunState::Cancelled => {
+                "`--retry` requests it again by the job as it is now".to_owned()
+            }
+            _ => format!("`etl replay {run}` loads its rows by the job as it is now"),
+        };
+        vec![
+            format!(
+                "the job {name} has changed since then: {}",
+                changed.join(", ")
+            ),
+            replay,
+        ]
+    } else {
+        return Ok(known);
+    };
+    Err(Error::NotFound(format!(
+        "the run {run} was requested before and is {}, and this is another request: {}; a new run needs another --run-id",
+        known.state,
+        changes.join("; ")
+    )))
 }
 
-/// A run of the same job and parameters that is under way or, in mode append, has rows in the target.
+fn other_values(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> String {
+    let names: BTreeSet<_> = before.keys().chain(now.keys()).collect();
+    let differ = names
+        .into_iter()
+        .filter(|name| before.get(*name) != now.get(*name));
+    let value =
+        |value: Option<&String>| value.map_or("not there".to_owned(), |value| format!("{value:?}"));
+    let differ = differ.map(|name| {
+        format!(
+            "the parameter {name} was {} and is {}",
+            value(before.get(name)),
+            value(now.get(name))
+        )
+    });
+    differ.collect::<Vec<_>>().join(", ")
+}
+
+/// What of a job is not as it was when the run was requested.
+async fn changes(
+    tx: &mut PgConnection,
+    run: &RunId,
+    request: &Request,
+) -> Result<Vec<&'static str>, sqlx::Error> {
+    let (spec, sql): (Json<JobSpec>, String) =
+        sqlx::query_as("SELECT job_spec, sql FROM etl.runs WHERE run_id = $1")
+            .bind(run.as_str())
+            .fetch_one(tx)
+            .await?;
+    let (before, now) = (&spec.0, &request.spec);
+    let parts = [
+        ("its SQL", !is_same_sql(&sql, &request.sql)),
+        ("[target]", before.target != now.target),
+        ("[[columns]]", before.columns != now.columns),
+    ];
+    let changed: Vec<_> = parts
+        .into_iter()
+        .filter(|(_, is)| *is)
+        .map(|(what, _)| what)
+        .collect();
+    // Nothing else is part of the hash.
+    Ok(if changed.is_empty() {
+        vec!["[source]"]
+    } else {
+        changed
+    })
+}
+
+/// Another run of the same job and parameters that is under way or, in mode append, has rows in the target.
 async fn conflicting(
     tx: &mut PgConnection,
+    run: Option<&RunId>,
     job: &Job,
     request: &Request,
     again: bool,
@@ -202,7 +291,7 @@ async fn conflicting(
     let has_rows = HAS_ROWS;
     let select = format!(
         "SELECT run_id, state, job_hash <> $3 AS is_of_older_job FROM etl.runs r
-         WHERE job = $1 AND parameters = $2
+         WHERE job = $1 AND parameters = $2 AND run_id IS DISTINCT FROM $6
            AND (state IN ('requested', 'running', 'held') OR $4 AND target_table = $5 AND {has_rows})
          ORDER BY state = 'completed', run_no DESC LIMIT 1"
     );
@@ -212,13 +301,14 @@ async fn conflicting(
         .bind(job.hash())
         .bind(job.spec.target.mode.adds() && !again)
         .bind(format!("{schema}.{table}"))
+        .bind(run.map(RunId::as_str))
         .fetch_optional(tx)
         .await
 }
 
 /// Whether a run `r` that is over has rows in its target. Of a failed one that was only staged nothing got there.
 const HAS_ROWS: &str = "(state = 'completed' OR state IN ('failed', 'cancelled')
-    AND NOT (state = 'failed' AND generation = 0 AND commit = 'run')
+    AND NOT (state = 'failed' AND generation = first_generation AND commit = 'run')
     AND EXISTS (SELECT FROM etl.batches b WHERE b.run_id = r.run_id AND b.generation = r.generation AND b.rows_loaded > 0))";
 
 impl LockedRun<'_> {

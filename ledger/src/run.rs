@@ -22,6 +22,8 @@ pub struct RunRow {
     #[sqlx(try_from = "String")]
     pub state: RunState,
     pub generation: i32,
+    /// The generation that its query was requested with. A later one is a replay.
+    pub first_generation: i32,
     pub target_table: String,
     #[sqlx(try_from = "String")]
     pub mode: Mode,
@@ -88,6 +90,11 @@ impl RunRow {
         generation_no(self.generation)
     }
 
+    /// Whether the live generation is a replay.
+    pub fn is_replay(&self) -> bool {
+        self.generation > self.first_generation
+    }
+
     /// What the batches of this run write into `_batch`.
     pub fn batch_nos(&self) -> Range<i64> {
         BatchNo::of_run(self.run_no)
@@ -118,7 +125,7 @@ macro_rules! select_run {
     ($lock:literal, $for:literal) => {
         concat!(
             "WITH turn AS MATERIALIZED (SELECT ", $lock, "($2)) \
-            SELECT run_id, run_no, job, state, generation, target_table, mode, commit, result_id, batches_expected, \
+            SELECT run_id, run_no, job, state, generation, first_generation, target_table, mode, commit, result_id, batches_expected, \
                    rows_expected, query_execution_id \
             FROM turn, etl.runs WHERE run_id = $1 ", $for, " OF runs"
         )
@@ -155,7 +162,7 @@ pub async fn share(tx: &mut PgConnection, run: &RunId) -> Result<RunRow, Error> 
 }
 
 /// A run whose row this transaction holds alone. Every change of a run's state is a method of it, in the file of what changes:
-/// `event`, `completion`, `decision`, `replay`, `removal`, `dead_letter`.
+/// `event`, `completion`, `decision`, `replay`, `removal`, `retry`, `dead_letter`.
 pub struct LockedRun<'t> {
     pub(crate) tx: &'t mut PgConnection,
     pub(crate) id: RunId,
@@ -250,6 +257,7 @@ pub(crate) mod tests {
             job: "clicks".into(),
             state,
             generation,
+            first_generation: 0,
             target_table: "public.t".into(),
             mode: mode.to_owned().try_into().unwrap(),
             commit: commit.to_owned().try_into().unwrap(),

@@ -115,11 +115,13 @@ pub enum Transition {
     Replay,
     /// A replay is abandoned, and the run is complete as it was before.
     Restore,
+    /// A person requests a run again that failed or was cancelled, and none of its rows is in the target.
+    Retry,
 }
 
 impl Transition {
     /// Every transition.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Start,
         Self::Extract,
         Self::Complete,
@@ -134,6 +136,7 @@ impl Transition {
         Self::DropBatch,
         Self::Replay,
         Self::Restore,
+        Self::Retry,
     ];
 
     /// For people.
@@ -153,6 +156,7 @@ impl Transition {
             Self::DropBatch => "drop a batch",
             Self::Replay => "replay",
             Self::Restore => "abandon the replay",
+            Self::Retry => "retry",
         }
     }
 
@@ -163,6 +167,7 @@ impl Transition {
             (Self::Start | Self::Extract | Self::DropBatch, Requested | Running)
             | (Self::Approve, Held)
             | (Self::Replay, Requested | Running | Held | Completed | Failed) => Some(Running),
+            (Self::Retry, Failed | Cancelled) => Some(Requested),
             (Self::Hold, Requested | Running) => Some(Held),
             (Self::Complete, Requested | Running) | (Self::Restore, Running | Held) => {
                 Some(Completed)
@@ -200,9 +205,9 @@ impl Transition {
             (Self::Replay, RunState::Superseded) => format!(
                 "a later run has replaced the rows that the run {run} would bring back; request a new run"
             ),
-            (Self::Replay, _) => {
-                format!("the run {run} is {state}, and its rows were dropped; request a new run")
-            }
+            (Self::Replay, _) => format!(
+                "the run {run} is {state}, and its rows were dropped; request it again with `etl run ... --run-id {run} --retry`"
+            ),
             _ => format!(
                 "the run {run} is {state}, and the transition \"{}\" does not start there",
                 self.name()
@@ -227,7 +232,7 @@ mod tests {
     fn every_state_allows_exactly_these_transitions() {
         use Transition::{
             Approve, Cancel, Complete, Discard, DropBatch, Extract, Fail, Hold, Replay, Restore,
-            Start, Supersede, Undo, Withdraw,
+            Retry, Start, Supersede, Undo, Withdraw,
         };
         let open = &[
             Start, Extract, Complete, Hold, Supersede, Fail, Cancel, Undo, DropBatch, Replay,
@@ -237,8 +242,8 @@ mod tests {
             (RunState::Running, &[&open[..], &[Restore]].concat()),
             (RunState::Held, &[Approve, Discard, Replay, Restore]),
             (RunState::Completed, &[Replay]),
-            (RunState::Failed, &[Undo, Withdraw, Replay]),
-            (RunState::Cancelled, &[Cancel, Undo, Withdraw]),
+            (RunState::Failed, &[Undo, Withdraw, Replay, Retry]),
+            (RunState::Cancelled, &[Cancel, Undo, Withdraw, Retry]),
             (RunState::Superseded, &[]),
         ] {
             for transition in Transition::ALL {

@@ -27,6 +27,8 @@ pub struct Run {
     #[sqlx(try_from = "String")]
     pub state: RunState,
     pub generation: i32,
+    /// The generation of the run's last retry; a later one is a replay.
+    pub first_generation: i32,
     pub query_execution_id: Option<String>,
     pub result_id: Option<String>,
     pub bytes_scanned: Option<i64>,
@@ -80,6 +82,16 @@ impl Run {
     /// Whether nothing moves until a person acts: it is held, or one of its messages was dead-lettered.
     pub fn waits_for_a_person(&self) -> bool {
         self.state == RunState::Held || (!self.state.is_over() && self.dead_letters > 0)
+    }
+
+    /// Whether it ended without being complete, so that it can be requested again.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state, RunState::Failed | RunState::Cancelled)
+    }
+
+    /// Whether the live generation is a replay.
+    pub fn is_replay(&self) -> bool {
+        self.generation > self.first_generation
     }
 
     /// Whether Athena returned rows and none of them was loaded, which the job does not allow.
@@ -136,7 +148,7 @@ pub struct RunFilter<'a> {
 /// What is read of a run `r` and its sums `b`, with the number of its rejected rows `q`, and of the replay `p` of its live
 /// generation.
 const COLUMNS: &str = r#"
-    SELECT r.run_id, r.run_no, r.job, r.job_hash, r.parameters, r.target_table, r.mode, r.commit, r.state, r.generation,
+    SELECT r.run_id, r.run_no, r.job, r.job_hash, r.parameters, r.target_table, r.mode, r.commit, r.state, r.generation, r.first_generation,
            r.query_execution_id, r.result_id, r.bytes_scanned, r.batches_expected, r.rows_expected,
            greatest(r.rows_extracted, b.rows_extracted) AS rows_read,
            b.batches, b.rows_extracted, b.rows_loaded, b.rows_deduplicated, b.rows_rejected, b.rows_dropped,

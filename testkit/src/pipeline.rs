@@ -104,7 +104,8 @@ impl Pipeline {
             )
     }
 
-    /// Writes a job whose SQL is `SELECT * FROM NAME`, which the emulator answers with `result`.
+    /// Writes a job whose SQL is `SELECT * FROM NAME`, with every parameter that it declares, which the emulator answers with
+    /// `result`.
     pub fn job(&self, name: &str, toml: &str, result: ResultSet) {
         self.write_job(name, toml);
         self.cloud
@@ -118,11 +119,11 @@ impl Pipeline {
         } else {
             source + toml
         };
-        fs::write(self.jobs.path().join(format!("{name}.toml")), toml)
+        fs::write(self.jobs.path().join(format!("{name}.toml")), &toml)
             .expect("a job can be written");
         fs::write(
             self.jobs.path().join(format!("{name}.sql")),
-            format!("SELECT * FROM {name}"),
+            format!("SELECT * FROM {name}{}", conditions(&toml)),
         )
         .expect("the SQL of a job can be written");
     }
@@ -211,4 +212,16 @@ impl Pipeline {
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
     }
+}
+
+/// ` WHERE :from IS NOT NULL`, and so on, for the parameters of a job: `etl` refuses those that no SQL uses.
+fn conditions(job: &str) -> String {
+    let lines = job.lines().skip_while(|line| *line != "[parameters]").skip(1);
+    let declared = lines.take_while(|line| !line.starts_with('['));
+    let names = declared.filter_map(|line| line.split_once(" = "));
+    let conditions: Vec<_> = names.map(|(name, _)| format!(":{name} IS NOT NULL")).collect();
+    if conditions.is_empty() {
+        return String::new();
+    }
+    format!(" WHERE {}", conditions.join(" AND "))
 }

@@ -293,7 +293,9 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     let source = file.source.check()?;
     let timezone = file.timezone.as_deref().map_or(Ok(TimeZone::UTC), |name| {
         TimeZone::get(name).map_err(|_| {
-            format!("there is no time zone {name:?}; write one such as \"Europe/Amsterdam\" or \"UTC\"")
+            format!(
+                "there is no time zone {name:?}; write one such as \"Europe/Amsterdam\" or \"UTC\""
+            )
         })
     })?;
     let spec = JobSpec {

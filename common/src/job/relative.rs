@@ -47,7 +47,11 @@ fn start(base: &str, now: &Zoned) -> Option<Zoned> {
             let first = today.at(hour, 0, 0, 0).to_zoned(zone).ok()?;
             // Of an hour that the clocks repeat, this one.
             let again = first.checked_add(1.hour()).ok()?;
-            Some(if again.hour() == hour && again <= *now { again } else { first })
+            Some(if again.hour() == hour && again <= *now {
+                again
+            } else {
+                first
+            })
         }
         ["start", "of", "week"] => {
             let days = i64::from(today.weekday().to_monday_zero_offset());

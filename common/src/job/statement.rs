@@ -61,6 +61,11 @@ pub(super) fn normalized(statement: &str) -> String {
     tokens.collect::<Vec<_>>().join(" ")
 }
 
+/// Whether two statements are the same but for comments and white space.
+pub fn is_same_sql(one: &str, other: &str) -> bool {
+    normalized(one) == normalized(other)
+}
+
 /// What may precede a statement and is none of it.
 fn blank(c: char) -> bool {
     c.is_whitespace() || c == ';'

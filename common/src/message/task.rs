@@ -16,6 +16,9 @@ pub struct ExtractTask {
     pub run: RunId,
     pub run_no: i64,
     pub generation: u32,
+    /// The generation that the query was requested with; with a later one, a replay reads its result again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_generation: u32,
     /// When this generation was requested, by the ledger's clock: a cancellation that is older is not
     /// about it.
     pub requested_at: jiff::Timestamp,
@@ -172,6 +175,21 @@ impl TaskState {
     }
 }
 
+impl ExtractTask {
+    /// Whether a replay sent it, which reads a result again.
+    pub fn is_replay(&self) -> bool {
+        self.generation > self.first_generation
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(generation: &u32) -> bool {
+    *generation == 0
+}
+
 impl Message for ExtractTask {
     const QUEUE: QueueName = QueueName::Extract;
     /// Version 1 had fewer settings of the source, which its readers would pass over.
@@ -216,9 +234,10 @@ impl Message for ExtractTask {
             {
                 Err(format!("batch {} from row {} on", cursor.seq, cursor.row))
             }
-            TaskState::Reread { .. } if self.generation == 0 => {
-                Err("a task that reads a result again in generation 0".to_owned())
-            }
+            TaskState::Reread { .. } if !self.is_replay() => Err(format!(
+                "a task that reads a result again in its first generation, {}",
+                self.generation
+            )),
             TaskState::Start { .. }
             | TaskState::Waiting { .. }
             | TaskState::Reread { .. }

@@ -13,7 +13,9 @@ use ledger::Store;
 
 /// Commit held runs in spite of the reasons that they are held for.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  etl approve daily-2018-04-09 --follow\n  etl approve --job daily --last --yes")]
+#[command(
+    after_help = "Examples:\n  etl approve daily-2018-04-09 --follow\n  etl approve --job daily --last --yes"
+)]
 pub struct Arguments {
     #[command(flatten)]
     pub which: Selection,

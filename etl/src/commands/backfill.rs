@@ -32,6 +32,10 @@ use ledger::{Run, RunState};
 /// The same command continues where it stopped: each window has one run, whose name follows from the job, the range and
 /// the window.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 #[command(
     after_help = "Example: etl backfill clicks --from 2018-04-01 --to 2018-05-01 --every 1d --parallel 3"
 )]
@@ -60,9 +64,16 @@ pub struct Arguments {
     /// Set another parameter of the job, the same for every window.
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, String)>,
-    /// Request another run, with the next name, for each window whose run failed or was cancelled.
+    /// Request the run of each window again that failed or was cancelled, under its name: rows that it had loaded are removed
+    /// first.
     #[arg(long)]
     pub retry: bool,
+    /// Request another run, with the next name, also for each window that an older version of the job has loaded.
+    #[arg(long)]
+    pub all: bool,
+    /// Request another run, with the next name, for each window that was loaded.
+    #[arg(long)]
+    pub again: bool,
     /// Continue with the other windows when one fails; otherwise no further run is requested.
     #[arg(long)]
     pub keep_going: bool,
@@ -174,11 +185,6 @@ fn moves(run: &Run) -> bool {
     !run.state.is_over() && !run.waits_for_a_person()
 }
 
-/// Whether a window needs another run.
-fn has_failed(run: &Run) -> bool {
-    matches!(run.state, RunState::Failed | RunState::Cancelled)
-}
-
 impl Command for Arguments {
     /// True when every window is loaded.
     async fn run(self) -> Result<bool, Failure> {
@@ -209,11 +215,11 @@ fn show_event(progress: &mut Progress, windows: i64, event: &Event<'_>) {
         Event::Note(text) => return progress.note(text),
     };
     let count = |is: fn(&Run) -> bool| runs.values().map(|run| i64::from(is(run))).sum();
-    let done: i64 = count(|run| run.state.is_over() && !has_failed(run));
+    let done: i64 = count(|run| run.state.is_over() && !run.has_failed());
     let text = format!(
         "{done} of {windows} windows done, {} under way, {} failed or cancelled, {} waiting for a person",
         count(moves),
-        count(has_failed),
+        count(Run::has_failed),
         count(Run::waits_for_a_person)
     );
     progress.show(done, windows, &text.clone(), text);
@@ -279,7 +285,7 @@ fn total(windows: &[WindowReport]) -> String {
 /// What is left to do, and how.
 fn remarks(windows: &[WindowReport]) -> Vec<String> {
     let runs = || windows.iter().filter_map(|one| one.run.as_ref());
-    let failed = runs().filter(|run| has_failed(run)).map(|run| {
+    let failed = runs().filter(|run| run.has_failed()).map(|run| {
         let why = run.failure.as_ref().map(|why| format!(": {why}"));
         let why = why.unwrap_or_else(|| by_whom(run));
         format!("{} {}{why}", run.run_id, run.state)
@@ -292,7 +298,7 @@ fn remarks(windows: &[WindowReport]) -> Vec<String> {
             ""
         };
         remarks.push(format!(
-            "the same command with --retry requests these windows again, with the next name{pending}"
+            "the same command with --retry requests these windows again{pending}"
         ));
     }
     let waiting = runs().filter(|run| run.waits_for_a_person()).map(|run| {
@@ -305,7 +311,35 @@ fn remarks(windows: &[WindowReport]) -> Vec<String> {
     });
     remarks.extend(waiting);
     remarks.extend(runs().filter(|run| run.loaded_nothing()).map(none_loaded));
+    let is_empty = |one: &&WindowReport| {
+        one.run
+            .as_ref()
+            .is_some_and(|run| run.rows_expected == Some(0))
+    };
+    let empty = windows
+        .iter()
+        .filter(is_empty)
+        .map(|one| one.window.from.to_string());
+    let empty: Vec<_> = empty.collect();
+    if !empty.is_empty() {
+        remarks.push(format!("Athena returned no rows for {}", listed(&empty)));
+    }
     remarks
+}
+
+/// The first of these words, and how many there are besides.
+fn listed(words: &[String]) -> String {
+    const FEW: usize = 5;
+    let first = words
+        .iter()
+        .take(FEW)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    match words.len().saturating_sub(FEW) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,9 @@ use ledger::{Ended, Removed, Rows, RunState, Store};
 ///
 /// Rows that are in the target already stay there unless --undo removes them.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  etl cancel daily-2018-04-09 --undo --why 'the wrong week'\n  etl cancel --job daily --state failed --undo")]
+#[command(
+    after_help = "Examples:\n  etl cancel daily-2018-04-09 --undo --why 'the wrong week'\n  etl cancel --job daily --state failed --undo"
+)]
 pub struct Arguments {
     #[command(flatten)]
     pub which: Selection,

@@ -1,8 +1,8 @@
 //! `etl completion`: registers the completions with a shell.
 
 use anyhow::Context;
-use clap_complete::env::Shells;
 use clap_complete::Shell;
+use clap_complete::env::Shells;
 
 use super::Command;
 use crate::Failure;

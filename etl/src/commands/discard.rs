@@ -12,7 +12,9 @@ use ledger::{Ended, Rows, Store};
 
 /// Discard held runs: none of their rows reaches the target.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  etl discard daily-2018-04-09 --why 'half of it was rejected'\n  etl discard --job daily --why 'a wrong export'")]
+#[command(
+    after_help = "Examples:\n  etl discard daily-2018-04-09 --why 'half of it was rejected'\n  etl discard --job daily --why 'a wrong export'"
+)]
 pub struct Arguments {
     #[command(flatten)]
     pub which: Selection,

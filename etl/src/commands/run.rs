@@ -17,10 +17,14 @@ use crate::output::{note, notes, show};
 use crate::request::request;
 use crate::store;
 use crate::target;
-use ledger::{Requested, Run, Store};
+use ledger::{Requested, Run, Store, Terms};
 
 /// Request a run of a job.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 #[command(
     after_help = "Example: etl run most_visited_url --set from=2018-04-02 --set to=2018-04-08 --follow --wait-timeout 1h"
 )]
@@ -34,6 +38,10 @@ pub struct Arguments {
     /// A name for the run. A second request with the same name is the same run.
     #[arg(long, value_name = "ID")]
     pub run_id: Option<RunId>,
+    /// Where the run of this name failed or was cancelled, request it again under its name: rows that it had loaded are removed
+    /// first. For schedulers, which repeat a command.
+    #[arg(long, requires = "run_id")]
+    pub retry: bool,
     /// Request the run although a run of the same job and parameters has appended the same rows.
     #[arg(long)]
     pub again: bool,
@@ -53,10 +61,11 @@ pub struct Arguments {
 pub async fn plan(
     store: &Store,
     jobs: &Jobs,
-    run: &RunId,
+    run: Option<&Run>,
     request: &Request,
+    retry: bool,
 ) -> Result<Vec<String>, Failure> {
-    if store.knows(run).await? {
+    if run.is_some_and(|run| !(retry && run.has_failed())) {
         return Ok(Vec::new());
     }
     target::check(store, &checkable(request), &jobs.schemas).await
@@ -69,12 +78,13 @@ pub async fn act(
     run: &RunId,
     job: &Job,
     wanted: &Request,
-    again: bool,
+    terms: Terms,
 ) -> Result<Option<Box<Run>>, Failure> {
-    match request(store, broker, run, job, wanted, again).await? {
-        Requested::New => Ok(None),
+    let look = &mut |text: String| note(&text);
+    match request(store, broker, run, job, wanted, terms, look).await? {
         Requested::Known(known) => Ok(Some(known)),
         Requested::Conflicts(conflict) => Err(anyhow!(conflict.sentence()).into()),
+        Requested::New | Requested::LeftRows(_) => Ok(None),
     }
 }
 
@@ -90,36 +100,48 @@ impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let jobs = Jobs::load()?;
         let job = jobs.read(&self.job)?;
-        let mut request = filled_in(&job, &self.set, None)?;
         let store = store::open().await?;
-        if let Some(run) = &self.run_id
-            && let Some(known) = store.named(&[run.to_string()]).await?.get(run.as_str())
-        {
-            request = filled_in(&job, &self.set, Some(&known.parameters))?;
-        }
-        let run = self.run_id.unwrap_or_else(|| new_run_id(&job.spec.name));
-        notes(&plan(&store, &jobs, &run, &request).await?);
+        let before = match &self.run_id {
+            Some(run) => store.named(&[run.to_string()]).await?.remove(run.as_str()),
+            None => None,
+        };
+        let recorded = before.as_ref().map(|run| &run.parameters);
+        let request = filled_in(&job, &self.set, recorded)?;
+        let run = self
+            .run_id
+            .clone()
+            .unwrap_or_else(|| new_run_id(&job.spec.name));
+        notes(&plan(&store, &jobs, before.as_ref(), &request, self.retry).await?);
         let broker = Broker::open(note)
             .await
             .map_err(|failure| failure.context(format!("the run {run} was not requested now")))?;
-        let known = act(&store, &broker, &run, &job, &request, self.again).await;
+        let terms = Terms {
+            again: self.again,
+            retry: self.retry,
+        };
+        let known = act(&store, &broker, &run, &job, &request, terms).await;
         broker.close().await;
         let known = known?;
-        if known.is_some() {
-            note(&format!("the run {run} was requested before"));
+        match (&known, before) {
+            (Some(_), _) => note(&format!("the run {run} was requested before")),
+            (None, Some(before)) => note(&tried_again(&before, &job)),
+            (None, None) if self.follow => note(&format!("the run {run} is requested")),
+            (None, None) => {}
         }
         if self.follow {
-            if known.is_none() {
-                note(&format!("the run {run} is requested"));
-            }
             let end = follow(&store, run.as_str(), self.wait_timeout, self.json).await?;
             return Ok(end.is_complete());
         }
         show(self.json, &json!({ "run_id": run }), |_| run.to_string())?;
         match known.filter(|known| known.state.is_over() && !known.is_complete()) {
             Some(known) => {
+                let remedy = if known.has_failed() {
+                    "--retry requests it again"
+                } else {
+                    "request another run with another --run-id"
+                };
                 note(&format!(
-                    "the run {run} is {} and nothing was sent; request another run with another --run-id",
+                    "the run {run} is {} and nothing was sent; {remedy}",
                     known.state
                 ));
                 Ok(false)
@@ -127,6 +149,16 @@ impl Command for Arguments {
             None => Ok(true),
         }
     }
+}
+
+fn tried_again(before: &Run, job: &Job) -> String {
+    let (run, state) = (&before.run_id, before.state);
+    let older = if before.job_hash == job.hash() {
+        ""
+    } else {
+        ", by the job as it is now: it has changed since"
+    };
+    format!("the run {run} was {state} and is requested again{older}")
 }
 
 #[cfg(test)]

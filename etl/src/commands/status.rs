@@ -10,7 +10,9 @@ use super::{Command, runs};
 use crate::broker::{self, Depth};
 use crate::output::show;
 use crate::{Failure, loss, store};
-use ledger::{DroppedRows, Generation, Parked, Query, RejectCount, RejectFilter, Run, Store};
+use ledger::{
+    Attempt, DroppedRows, Generation, Parked, Query, RejectCount, RejectFilter, Run, Store,
+};
 pub use price::Price;
 pub use sheet::waiting;
 
@@ -44,6 +46,8 @@ pub struct Status {
     pub queries: Vec<Query>,
     /// Of all of them.
     pub cost: Option<f64>,
+    /// The run's former attempts, where it was retried.
+    pub attempts: Vec<Attempt>,
     #[serde(skip)]
     pub price: Option<Price>,
     pub rejects: Vec<RejectCount>,
@@ -77,6 +81,7 @@ impl Status {
             rows_per_second_now: None,
             cost: cost.map(|price| price.of(&asked)),
             queries: asked,
+            attempts: Vec::new(),
             price,
             rejects,
             drops,
@@ -105,6 +110,7 @@ fn rate(rows: i64, seconds: Option<f64>) -> Option<f64> {
 pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Status, Failure> {
     let run = store.exactly(run).await?;
     let asked = store.queries(&run.run_id).await?;
+    let attempts = store.attempts(&run.run_id).await?;
     let filter = RejectFilter::default();
     let rejects = store
         .reject_counts(&[Generation::from(&run)], filter)
@@ -117,7 +123,7 @@ pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Stat
         Err(_) => None,
     };
     let mut status = Status::new(run, asked, rejects, drops, parked, queues, price);
-    status.lost = lost;
+    (status.lost, status.attempts) = (lost, attempts);
     Ok(status)
 }
 

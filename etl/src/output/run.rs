@@ -138,7 +138,7 @@ fn ending(run: &Run) -> String {
             run.failure.as_deref().unwrap_or(NO_REASON)
         ),
         RunState::Held => {
-            let (what, where_) = if run.generation > 0 {
+            let (what, where_) = if run.is_replay() {
                 (
                     "the replay of run",
                     ", which is as it was before the replay",
@@ -165,7 +165,7 @@ fn ending(run: &Run) -> String {
 /// What a person can decide about a held run.
 pub fn choice(run: &Run) -> String {
     let id = &run.run_id;
-    let what = if run.generation > 0 {
+    let what = if run.is_replay() {
         "the replay"
     } else {
         "the run"

@@ -140,6 +140,7 @@ pub(crate) fn runs() -> Vec<Run> {
 pub(crate) fn query() -> Query {
     Query {
         query_execution_id: "4bcb4933-3458-4a18-8ecc-9a59b114d0c5".into(),
+        generation: 0,
         attempt: 1,
         principal: Some("arn:aws:sts::123456789012:assumed-role/etl/i-0".into()),
         region: Some("eu-central-1".into()),

@@ -151,7 +151,7 @@ async fn failed_window_stops_the_backfill_and_is_requested_again_on_demand() {
     let retried = pipeline.etl(&with(&five, &["--retry"])).await;
     assert_eq!(retried.code, Some(0), "{}", retried.stderr);
     assert_eq!(
-        pipeline.number("SELECT count(*) FROM etl.runs WHERE run_id LIKE 'clicks-20180403-%.2' AND state = 'completed'").await,
+        pipeline.number("SELECT count(*) FROM etl.runs JOIN etl.attempts USING (run_id) WHERE run_id LIKE 'clicks-20180403-%' AND runs.state = 'completed' AND attempts.state = 'failed'").await,
         1
     );
     assert_eq!(pipeline.etl(&with(&five, &["--retry"])).await.code, Some(0));
@@ -355,7 +355,7 @@ async fn window_that_is_tried_again_has_each_row_once() {
     assert!(
         retried
             .stderr
-            .contains("removing what the run clicks-20180402-"),
+            .contains("removing 100 rows that the run clicks-20180402-"),
         "{}",
         retried.stderr
     );
@@ -378,5 +378,52 @@ async fn window_that_is_tried_again_has_each_row_once() {
     ];
     let refused = pipeline.etl(&day).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
-    assert!(refused.stderr.contains("--undo`"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("--retry`"), "{}", refused.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_of_an_older_job_are_named_and_requested_again_on_demand() {
+    let pipeline = pipeline().await;
+    let report = "[parameters]\nfrom = { type = \"date\" }\nto = { type = \"date\" }\n[target]\ntable = \"latest\"\nmode = \"upsert\"\nkey = [\"url\"]\n";
+    pipeline.job("latest", report, sample::clicks(10));
+    let two = [
+        "backfill",
+        "latest",
+        "--from",
+        "2018-04-01",
+        "--to",
+        "2018-04-03",
+        "--every",
+        "1d",
+    ];
+    let loaded = pipeline.etl(&two).await;
+    assert_eq!(loaded.code, Some(0), "{}", loaded.stderr);
+    let column = "[[columns]]\nsource = \"url\"\nrules = [{ not_empty = true }]\n";
+    pipeline.write_job("latest", &format!("{report}{column}"));
+    let before = pipeline.cloud.started().len();
+    let same = pipeline.etl(&with(&two, &["--retry"])).await;
+    assert_eq!(same.code, Some(0), "{}", same.stderr);
+    for word in ["2 windows were loaded", "2018-04-01, 2018-04-02", "--all"] {
+        assert!(same.stderr.contains(word), "{word}: {}", same.stderr);
+    }
+    assert_eq!(
+        pipeline.cloud.started().len(),
+        before,
+        "nothing is asked again"
+    );
+    for (option, queries) in [("--all", 2), ("--all", 0), ("--again", 2)] {
+        let before = pipeline.cloud.started().len();
+        let again = pipeline.etl(&with(&two, &[option])).await;
+        assert_eq!(again.code, Some(0), "{option}: {}", again.stderr);
+        let asked = pipeline.cloud.started().len() - before;
+        assert_eq!(asked, queries, "{option}: {}", again.stdout);
+    }
+    // A window without rows is loaded, and named.
+    pipeline
+        .cloud
+        .answer("FROM latest", Answer::rows(sample::clicks(0)));
+    let empty = pipeline.etl(&with(&two, &["--again"])).await;
+    assert_eq!(empty.code, Some(0), "{}", empty.stderr);
+    let word = "Athena returned no rows for 2018-04-01, 2018-04-02";
+    assert!(empty.stderr.contains(word), "{}", empty.stderr);
 }

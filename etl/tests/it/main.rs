@@ -23,6 +23,7 @@ mod refusals;
 mod rejects;
 mod replay;
 mod requests;
+mod retry;
 mod roles;
 mod sizes;
 mod targets;

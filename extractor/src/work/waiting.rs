@@ -26,6 +26,7 @@ impl Worker<'_, '_> {
     pub(super) fn query(task: &ExtractTask, attempt: u32) -> Query<'_> {
         Query {
             run: &task.run,
+            generation: task.first_generation,
             sql: &task.sql,
             source: &task.source,
             attempt,

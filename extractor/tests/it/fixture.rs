@@ -144,6 +144,7 @@ pub(crate) fn task(run: &str, sql: &str) -> ExtractTask {
         run: run.parse().unwrap(),
         run_no: 1,
         generation: 0,
+        first_generation: 0,
         requested_at: jiff::Timestamp::UNIX_EPOCH,
         resumed_at: None,
         sql: sql.to_owned(),

@@ -13,6 +13,7 @@ fn reread(task: &ExtractTask, result_id: &str) -> ExtractTask {
     let (id, _) = result_id.split_once(':').unwrap();
     ExtractTask {
         generation: 1,
+        first_generation: 0,
         state: TaskState::Reread {
             query_execution_id: id.to_owned(),
             result_id: result_id.to_owned(),

@@ -57,7 +57,7 @@ impl Store {
             };
             // A replay that replaces batch by batch has left the rows of the generation before in the target until the batch
             // arrives. It never will.
-            if locked.row.generation > 0
+            if locked.row.is_replay()
                 && locked.row.replays_by_batch()
                 && locked.why_not_needed(batch).await?.is_none()
             {

@@ -2,7 +2,7 @@
 
 use common::job::Job;
 use common::message::{EventKind, Limits, QueryEnd, RunEvent};
-use ledger::{RunState, Store, event};
+use ledger::{RunState, Store, Terms, event};
 
 use crate::support::{execute, job_into_t, ledger, run_in, text};
 
@@ -91,7 +91,11 @@ fn limited(most: u64) -> Job {
 async fn ask(store: &Store, job: &Job, name: &str) -> Result<(), String> {
     let request = job.request(&[].into()).unwrap();
     let run = name.parse().unwrap();
-    let asked = store.request(&run, job, &request, Limits::default(), true);
+    let again = Terms {
+        again: true,
+        ..Terms::default()
+    };
+    let asked = store.request(&run, job, &request, Limits::default(), again);
     asked.await.map(drop).map_err(|error| error.to_string())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::message::Limits;
 
-use ledger::{Ended, LockedRun, Removed, Requested, Rows, RunState, Store, Verdict};
+use ledger::{Ended, LockedRun, Removed, Requested, Rows, RunState, Store, Terms, Verdict};
 use sqlx::PgConnection;
 
 use crate::support::{job_into_t, ledger, loaded, run_in, text};
@@ -118,7 +118,7 @@ async fn request_into_a_table_with_a_pending_removal_is_refused() {
     let request = job.request(&BTreeMap::new()).unwrap();
     let next = "next".parse().unwrap();
     let ask = async || {
-        let requested = store.request(&next, &job, &request, Limits::default(), false);
+        let requested = store.request(&next, &job, &request, Limits::default(), Terms::default());
         requested.await
     };
     let refused = ask().await.unwrap_err().to_string();

@@ -42,8 +42,8 @@ async fn carry_out(store: &Store, transition: Transition, run: &RunId) -> Result
         }
         Transition::Replay => replay(store, run).await,
         // Parts of other requests: the tests of `etl cancel`, `etl discard` and `etl dead drop` have the first, those of removals
-        // the second.
-        Transition::Restore | Transition::Withdraw => Ok(()),
+        // the second, those of requests the third.
+        Transition::Restore | Transition::Withdraw | Transition::Retry => Ok(()),
     }
 }
 
@@ -118,7 +118,10 @@ async fn every_transition_from_every_state_succeeds_or_changes_nothing() {
     let pool = &database.pool;
     for state in RunState::ALL {
         for transition in Transition::ALL {
-            if matches!(transition, Transition::Restore | Transition::Withdraw) {
+            if matches!(
+                transition,
+                Transition::Restore | Transition::Withdraw | Transition::Retry
+            ) {
                 continue;
             }
             let name = format!("{state}-{transition:?}");

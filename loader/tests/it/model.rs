@@ -18,7 +18,7 @@ use common::message::{
 use common::schema::{ResultColumn, TargetColumn};
 use ledger::{
     DeadLetterFilter, Dropped, DroppedBatch, NewDeadLetter, NewReplay, Requested, Rows as RowsLeft,
-    RunState, Seqs, Store,
+    RunState, Seqs, Store, Terms,
 };
 use loader::errors::{LoadError, Verdict};
 use loader::load::Loader;
@@ -83,7 +83,13 @@ enum Action {
         parameter: i64,
         keys: Raw,
         fails_after: Option<u32>,
-        retry: bool,
+        /// What is left of another run is removed, and the request repeated.
+        takes_back: bool,
+    },
+    Retry {
+        run: usize,
+        keys: Raw,
+        fails_after: Option<u32>,
     },
     Cancel {
         run: usize,
@@ -108,10 +114,12 @@ struct Effect {
     messages: Vec<Message>,
 }
 
-/// A run, as the test made it.
+/// An attempt of a run, as the test made it.
 #[derive(Clone)]
 struct Known {
     job: usize,
+    parameter: i64,
+    first_generation: u32,
     raw: Raw,
     /// How many batches the extractor published before it failed, if it failed.
     fails_after: Option<u32>,
@@ -129,8 +137,13 @@ struct World {
 }
 
 impl World {
-    fn known(&self, run: &str) -> &Known {
-        let found = self.runs.iter().find(|(name, _)| name == run);
+    /// The attempt of a run that a generation belongs to.
+    fn known(&self, run: &str, generation: u32) -> &Known {
+        let attempts = self
+            .runs
+            .iter()
+            .filter(|(name, known)| name == run && known.first_generation <= generation);
+        let found = attempts.max_by_key(|(_, known)| known.first_generation);
         &found.expect("a run of this test").1
     }
 
@@ -149,8 +162,9 @@ impl World {
         else {
             return None;
         };
-        let known = self.known(run);
+        let known = self.known(run, *generation);
         Some(batch(
+            known.first_generation,
             run,
             *generation,
             *seq,
@@ -163,17 +177,22 @@ impl World {
     fn action(&mut self) -> Option<Action> {
         let random = &mut self.random;
         let runs = self.runs.len();
-        Some(match random.random_range(0..14) {
+        let keys = |random: &mut StdRng| -> Raw {
+            let batch = |_| (0..ROWS).map(|_| random.random_range(0..9)).collect();
+            (0..BATCHES).map(batch).collect()
+        };
+        let fails_after = |random: &mut StdRng| {
+            random
+                .random_bool(0.25)
+                .then(|| random.random_range(0..BATCHES))
+        };
+        Some(match random.random_range(0..16) {
             0..=3 => Action::Request {
                 job: random.random_range(0..JOBS.len()),
                 parameter: random.random_range(0..2),
-                keys: (0..BATCHES)
-                    .map(|_| (0..ROWS).map(|_| random.random_range(0..9)).collect())
-                    .collect(),
-                fails_after: random
-                    .random_bool(0.25)
-                    .then(|| random.random_range(0..BATCHES)),
-                retry: random.random_bool(0.5),
+                keys: keys(random),
+                fails_after: fails_after(random),
+                takes_back: random.random_bool(0.5),
             },
             _ if runs == 0 => return None,
             4 | 5 => Action::Cancel {
@@ -187,6 +206,11 @@ impl World {
                 rule: random.random_range(0..9),
                 seqs: (0..BATCHES).filter(|_| random.random_bool(0.6)).collect(),
                 only_rejected: random.random_bool(0.3),
+            },
+            14 | 15 => Action::Retry {
+                run: random.random_range(0..runs),
+                keys: keys(random),
+                fails_after: fails_after(random),
             },
             11 | 12 => Action::ReplayLetter(random.random_range(0..9)),
             _ => Action::DropLetter(random.random_range(0..9)),
@@ -205,22 +229,27 @@ impl World {
                 parameter,
                 keys,
                 fails_after,
-                retry,
+                takes_back,
             } => {
-                self.request(job, parameter, keys, fails_after, retry, number)
-                    .await
+                let known = Known {
+                    job,
+                    parameter,
+                    first_generation: 0,
+                    raw: keys,
+                    fails_after,
+                };
+                let name = format!("r{number}");
+                self.request(name, known, false, takes_back).await
             }
-            Action::Cancel { run, undo } => {
-                self.store.cancel(&run_of(run).0, undo, None).await.ok();
-                Effect::default()
-            }
-            Action::Approve(run) => {
-                self.store.approve(&run_of(run).0, None).await.ok();
-                Effect::default()
-            }
-            Action::Discard(run) => {
-                self.store.discard(&run_of(run).0, "because").await.ok();
-                Effect::default()
+            Action::Retry {
+                run,
+                keys,
+                fails_after,
+            } => {
+                let (name, known) = &self.runs[run];
+                let mut known = known.clone();
+                (known.raw, known.fails_after) = (keys, fails_after);
+                self.request(name.clone(), known, true, false).await
             }
             Action::Replay {
                 run,
@@ -229,69 +258,79 @@ impl World {
                 only_rejected,
             } => {
                 let (id, known) = run_of(run);
-                self.replay(&id, known, rule, seqs, only_rejected)
-                    .await
-                    .unwrap_or_default()
+                let replayed = self.replay(&id, known, rule, seqs, only_rejected);
+                replayed.await.unwrap_or_default()
             }
             Action::ReplayLetter(index) => self.replay_letter(index).await.unwrap_or_default(),
-            Action::DropLetter(index) => {
-                self.drop_letter(index).await;
+            decided => {
+                self.decide(decided, run_of).await;
                 Effect::default()
             }
         }
     }
 
-    async fn request(
-        &self,
-        job: usize,
-        parameter: i64,
-        raw: Raw,
-        fails_after: Option<u32>,
-        retry: bool,
-        number: usize,
-    ) -> Effect {
-        let name = format!("r{number}");
+    /// What leads to no message.
+    async fn decide<'a>(&self, action: Action, run_of: impl Fn(usize) -> (RunId, &'a Known)) {
+        let Self { store, .. } = self;
+        match action {
+            Action::Cancel { run, undo } => {
+                store.cancel(&run_of(run).0, undo, None).await.ok();
+            }
+            Action::Approve(run) => {
+                store.approve(&run_of(run).0, None).await.ok();
+            }
+            Action::Discard(run) => {
+                store.discard(&run_of(run).0, "because").await.ok();
+            }
+            Action::DropLetter(index) => self.drop_letter(index).await,
+            other => panic!("{other:?} leads to messages"),
+        }
+    }
+
+    /// What `etl run` does.
+    async fn request(&self, name: String, known: Known, retry: bool, takes_back: bool) -> Effect {
         let run: RunId = name.parse().unwrap();
-        let set = BTreeMap::from([("p".to_owned(), parameter.to_string())]);
-        let request = self.jobs[job].request(&set).unwrap();
-        let ask = || {
-            self.store
-                .request(&run, &self.jobs[job], &request, Limits::default(), false)
+        let set = BTreeMap::from([("p".to_owned(), known.parameter.to_string())]);
+        let job = &self.jobs[known.job];
+        let request = job.request(&set).unwrap();
+        let terms = Terms {
+            retry,
+            ..Terms::default()
         };
+        let ask = || (self.store).request(&run, job, &request, Limits::default(), terms);
         let mut requested = ask().await;
-        if let Ok(Requested::Conflicts(conflict)) = &requested
-            && conflict.has_left_rows()
-            && retry
-        {
-            self.take_back(&conflict.run_id).await;
+        let in_the_way = match &requested {
+            Ok(Requested::Conflicts(conflict)) if conflict.has_left_rows() && takes_back => {
+                Some(conflict.run_id.clone())
+            }
+            Ok(Requested::LeftRows(_)) => Some(name.clone()),
+            _ => None,
+        };
+        if let Some(other) = in_the_way {
+            self.take_back(&other).await;
             requested = ask().await;
         }
         if !matches!(requested, Ok(Requested::New)) {
             return Effect::default();
         }
-        let published = fails_after.unwrap_or(BATCHES);
+        let generation = self.store.settled(&run).await.unwrap().generation;
+        let published = known.fails_after.unwrap_or(BATCHES);
         let mut messages: Vec<_> = (0..published)
             .map(|seq| Message::Batch {
                 run: name.clone(),
-                generation: 0,
+                generation,
                 seq,
                 rule: -1,
             })
             .collect();
-        messages.push(match fails_after {
-            None => Message::Extracted {
-                run: name.clone(),
-                generation: 0,
-            },
-            Some(_) => Message::Failed {
-                run: name.clone(),
-                generation: 0,
-            },
+        let run = name.clone();
+        messages.push(match known.fails_after {
+            None => Message::Extracted { run, generation },
+            Some(_) => Message::Failed { run, generation },
         });
         let known = Known {
-            job,
-            raw,
-            fails_after,
+            first_generation: generation,
+            ..known
         };
         Effect {
             run: Some((name, known)),
@@ -299,7 +338,7 @@ impl World {
         }
     }
 
-    /// What `etl backfill --retry` does first.
+    /// What `--retry` does first.
     async fn take_back(&self, run: &str) {
         let undone = self.store.cancel(&run.parse().unwrap(), true, None).await;
         if let Ok(ended) = undone
@@ -499,7 +538,7 @@ impl World {
         let handled = async {
             match self.batch(message) {
                 Some(batch) => loader.handle(&batch).await.map(drop),
-                None => loader.handle_event(&Self::event(message)).await.map(drop),
+                None => loader.handle_event(&self.event(message)).await.map(drop),
             }
         };
         let limit = match fate {
@@ -524,13 +563,13 @@ impl World {
         }
     }
 
-    fn event(message: &Message) -> RunEvent {
+    fn event(&self, message: &Message) -> RunEvent {
         let (run, generation, kind) = match message {
             Message::Extracted { run, generation } => (
                 run,
                 generation,
                 EventKind::Extracted {
-                    result_id: format!("{run}:pages"),
+                    result_id: result_id(run, self.known(run, *generation).first_generation),
                     batches: BATCHES,
                     rows: u64::from(BATCHES) * ROWS,
                     bytes_scanned: 1,
@@ -650,7 +689,8 @@ impl World {
         let named = advice.split("`etl replay ").skip(1);
         let named: Vec<_> = named.filter_map(|rest| rest.split('`').next()).collect();
         for run in named {
-            let known = self.known(run).clone();
+            let generation = self.store.exactly(run).await.unwrap().generation;
+            let known = self.known(run, generation.unsigned_abs()).clone();
             let every = (0..BATCHES).collect();
             let id = run.parse().unwrap();
             let replay = self.replay(&id, &known, 8, every, false);
@@ -672,8 +712,21 @@ enum Fate {
     Dead,
 }
 
+/// Each attempt has a result of its own.
+fn result_id(run: &str, first_generation: u32) -> String {
+    format!("{run}-{first_generation}:pages")
+}
+
 /// A batch as the transformer makes it. It rejects rows whose key is `rule`.
-fn batch(run: &str, generation: u32, seq: u32, raw: &Raw, rule: i64, spec: &JobSpec) -> ValidBatch {
+fn batch(
+    first_generation: u32,
+    run: &str,
+    generation: u32,
+    seq: u32,
+    raw: &Raw,
+    rule: i64,
+    spec: &JobSpec,
+) -> ValidBatch {
     let columns: Vec<_> = [("k", "bigint"), ("v", "text")]
         .map(|(name, pg_type)| TargetColumn {
             name: name.into(),
@@ -717,7 +770,7 @@ fn batch(run: &str, generation: u32, seq: u32, raw: &Raw, rule: i64, spec: &JobS
             seq,
         },
         first_row,
-        result_id: format!("{run}:pages"),
+        result_id: result_id(run, first_generation),
         content_hash: ContentHash::of(&source, &all),
         job: "job".into(),
         target: spec.target.clone(),
@@ -736,7 +789,8 @@ struct Entry {
     #[sqlx(try_from = "String")]
     state: RunState,
     generation: i32,
-    commit: String,
+    first_generation: i32,
+    is_staged: bool,
     seq: i32,
     rows_extracted: i64,
     rows_loaded: i64,
@@ -748,8 +802,9 @@ struct Entry {
 impl Entry {
     /// Whether its rows are in the target.
     fn is_there(&self) -> bool {
-        let is_only_staged =
-            self.commit == "run" && self.generation == 0 && self.state == RunState::Failed;
+        let is_only_staged = self.is_staged
+            && self.generation == self.first_generation
+            && self.state == RunState::Failed;
         self.rows_loaded > 0 && !is_only_staged && self.state != RunState::Superseded
     }
 }
@@ -776,7 +831,8 @@ async fn rows_of(pool: &PgPool, table: &str) -> Vec<Row> {
 /// What the tables have to be, by the ledger.
 async fn check(world: &World, pool: &PgPool) {
     let entries: Vec<Entry> = sqlx::query_as(
-        "SELECT r.run_id, r.run_no, r.state, r.generation, r.commit, b.seq, b.rows_extracted, b.rows_loaded, b.rows_rejected, b.rows_dropped,
+        "SELECT r.run_id, r.run_no, r.state, r.generation, r.first_generation,
+                r.commit = 'run' OR r.mode <> 'append' AND r.generation > 0 AS is_staged, b.seq, b.rows_extracted, b.rows_loaded, b.rows_rejected, b.rows_dropped,
                 ARRAY(SELECT row_number FROM etl.rejected_rows j WHERE j.run_id = r.run_id AND j.generation = r.generation AND j.seq = b.seq) AS rejected
          FROM etl.runs r JOIN etl.batches b USING (run_id, generation) ORDER BY r.run_no, b.seq",
     )
@@ -795,7 +851,7 @@ async fn check(world: &World, pool: &PgPool) {
             usize::try_from(entry.rows_rejected).unwrap(),
             "{entry:?}"
         );
-        let known = world.known(&entry.run_id);
+        let known = world.known(&entry.run_id, entry.generation.unsigned_abs());
         let mut rows = Vec::new();
         for (offset, key) in known.raw[usize::try_from(entry.seq).unwrap()]
             .iter()
@@ -817,9 +873,20 @@ async fn check(world: &World, pool: &PgPool) {
             of_run.entry(entry.run_id.clone()).or_default().extend(rows);
         }
     }
+    check_states(world).await;
+    check_events(world, pool, &accepted).await;
+    check_latest(world, pool, &accepted).await;
+    check_report(world, pool, &accepted).await;
+}
+
+/// Every run has ended, and a completed one balances.
+async fn check_states(world: &World) {
     for (name, known) in &world.runs {
         let run = world.store.exactly(name).await.unwrap();
         assert!(run.state.is_over(), "{run:?}");
+        if run.first_generation.unsigned_abs() != known.first_generation {
+            continue;
+        }
         if run.state == RunState::Completed {
             assert!(run.is_complete(), "{run:?}");
             assert!(
@@ -828,9 +895,6 @@ async fn check(world: &World, pool: &PgPool) {
             );
         }
     }
-    check_events(world, pool, &accepted).await;
-    check_latest(world, pool, &accepted).await;
-    check_report(world, pool, &accepted).await;
 }
 
 type Accepted = BTreeMap<usize, BTreeMap<String, Vec<Row>>>;
@@ -906,8 +970,9 @@ async fn history(pool: &PgPool) -> String {
     for (table, columns) in [
         (
             "runs",
-            "run_id, run_no, job, state, generation, commit, requested_at::time, committed_at::time, finished_at::time, held_because, decision",
+            "run_id, run_no, job, state, first_generation, generation, commit, requested_at::time, committed_at::time, finished_at::time, held_because, decision",
         ),
+        ("attempts", "run_id, run_no, generation, state"),
         (
             "replays",
             "run_id, generation, seqs, state_before, requested_at::time, sent_at::time, abandoned",

@@ -190,10 +190,7 @@ fn relative_values_are_resolved_once_in_the_time_zone_of_the_job() {
     let now = "2018-04-05T23:30:00Z".parse().unwrap();
     let set = |value: &str| BTreeMap::from([("from".to_owned(), value.to_owned())]);
     let job = read(&format!("timezone = \"Europe/Amsterdam\"{CLICKS}")).unwrap();
-    assert_eq!(
-        job.resolve(&set("yesterday"), None, now),
-        set("2018-04-05")
-    );
+    assert_eq!(job.resolve(&set("yesterday"), None, now), set("2018-04-05"));
     let recorded = set("2018-04-01");
     assert_eq!(
         job.resolve(&set("yesterday"), Some(&recorded), now),

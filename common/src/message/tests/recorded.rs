@@ -56,6 +56,7 @@ fn recorded_task(state: TaskState) -> ExtractTask {
         run: "clicks-20180409".parse().unwrap(),
         run_no: 7,
         generation: 1,
+        first_generation: 0,
         requested_at: at("2018-04-09T10:11:12.123456Z"),
         resumed_at: Some(at("2018-04-09T11:00:00Z")),
         sql: "SELECT * FROM clicks WHERE day >= DATE '2018-04-02'".into(),
@@ -100,6 +101,7 @@ fn tasks() -> Vec<ExtractTask> {
     };
     let plain = ExtractTask {
         generation: 0,
+        first_generation: 0,
         resumed_at: None,
         job: Arc::new(JobSpec {
             target: keyed(),

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use common::message::RunId;
-use ledger::{Requested, Rows, Run, RunState, Store};
+use ledger::{Requested, Run, RunState, Store, Terms};
 use tokio::time::sleep;
 
-use super::super::cancel;
-use super::{Arguments, Plan, WindowReport, has_failed, moves};
+use super::{Arguments, Plan, WindowReport, listed, moves};
 use crate::Failure;
 use crate::broker::Broker;
 use crate::follow::patiently;
@@ -80,16 +78,20 @@ impl Backfill<'_> {
         &mut self,
         arguments: &Arguments,
     ) -> Result<BTreeMap<String, Run>, anyhow::Error> {
-        self.find_runs(arguments.retry).await?;
+        let terms = Terms {
+            again: arguments.again,
+            retry: arguments.retry,
+        };
+        self.find_runs(arguments).await?;
         loop {
             let runs = self.runs().await?;
             let mut moving = runs.values().filter(|run| moves(run)).count();
-            let may_request = arguments.keep_going || !runs.values().any(has_failed);
+            let may_request = arguments.keep_going || !runs.values().any(Run::has_failed);
             while may_request && moving < arguments.parallel as usize {
                 let Some(index) = self.plan.slots.iter().position(|slot| slot.run.is_none()) else {
                     break;
                 };
-                self.request(index).await?;
+                self.request(index, terms).await?;
                 moving += 1;
             }
             let runs = self.runs().await?;
@@ -102,47 +104,78 @@ impl Backfill<'_> {
         }
     }
 
-    /// Finds the last run of each window. `retry`: a window whose last run failed or was cancelled gets another.
-    async fn find_runs(&mut self, retry: bool) -> Result<(), anyhow::Error> {
+    /// Finds the last run of each window, and takes it from the windows that are to be requested again.
+    async fn find_runs(&mut self, arguments: &Arguments) -> Result<(), anyhow::Error> {
         let mut open: Vec<usize> = (0..self.plan.slots.len()).collect();
         for attempt in 1.. {
             let name = |index: &usize| self.plan.name(*index, attempt);
             let names: Vec<_> = open.iter().map(name).collect();
-            let mut found = self.store.named(&names).await?;
-            let mut failed = Vec::new();
-            for (index, name) in open.into_iter().zip(names) {
-                let Some(run) = found.remove(&name) else {
-                    continue;
-                };
-                let slot = &mut self.plan.slots[index];
-                (slot.attempt, slot.run) = (attempt, Some(name));
-                if run.state == RunState::Requested {
-                    self.send_again(index, &run).await?;
-                } else if has_failed(&run) {
-                    failed.push(index);
-                }
-            }
-            if failed.is_empty() {
+            let found = self.store.named(&names).await?;
+            open.retain(|index| found.contains_key(&self.plan.name(*index, attempt)));
+            if open.is_empty() {
                 break;
             }
-            open = failed;
+            for index in &open {
+                let name = self.plan.name(*index, attempt);
+                let slot = &mut self.plan.slots[*index];
+                (slot.attempt, slot.run) = (attempt, Some(name));
+            }
         }
-        if retry {
-            let runs = self.runs().await?;
-            for slot in &mut self.plan.slots {
-                let run = slot.run.as_ref().and_then(|name| runs.get(name));
-                if run.is_some_and(has_failed) {
-                    (slot.attempt, slot.run) = (slot.attempt + 1, None);
-                }
+        let runs = self.runs().await?;
+        self.note_older(&runs, arguments);
+        for index in 0..self.plan.slots.len() {
+            let hash = self.plan.job.hash();
+            let slot = &mut self.plan.slots[index];
+            let Some(run) = slot.run.as_ref().and_then(|name| runs.get(name)) else {
+                continue;
+            };
+            let is_over = run.state == RunState::Completed || run.state == RunState::Superseded;
+            if run.state == RunState::Requested {
+                self.send_again(index, run).await?;
+            } else if arguments.retry && run.has_failed() {
+                slot.run = None;
+            } else if is_over && (arguments.again || arguments.all && run.job_hash != hash) {
+                (slot.attempt, slot.run) = (slot.attempt + 1, None);
             }
         }
         Ok(())
     }
 
+    /// Says which windows were loaded by another version of the job, and stay so.
+    fn note_older(&mut self, runs: &BTreeMap<String, Run>, arguments: &Arguments) {
+        let hash = self.plan.job.hash();
+        let is_older = |run: &Run| run.state == RunState::Completed && run.job_hash != hash;
+        let slots = self.plan.slots.iter();
+        let older = slots.filter(|slot| {
+            slot.run
+                .as_ref()
+                .and_then(|name| runs.get(name))
+                .is_some_and(is_older)
+        });
+        let older: Vec<_> = older.map(|slot| slot.window.from.to_string()).collect();
+        if older.is_empty() || arguments.all || arguments.again {
+            return;
+        }
+        let remedy = if self.plan.job.spec.target.mode.adds() {
+            "`etl replay RUN` loads the rows of each by the job as it is now"
+        } else {
+            "--all requests them again"
+        };
+        (self.look)(Event::Note(format!(
+            "the job has changed since {} loaded, and they stay as they are ({}); {remedy}",
+            if let [_] = older.as_slice() {
+                "one window was".to_owned()
+            } else {
+                format!("{} windows were", older.len())
+            },
+            listed(&older)
+        )));
+    }
+
     /// The process that requested the run may have died before it sent the task.
     async fn send_again(&mut self, index: usize, run: &Run) -> Result<(), anyhow::Error> {
         if run.job_hash == self.plan.job.hash() {
-            return self.request(index).await;
+            return self.request(index, Terms::default()).await;
         }
         let id = &run.run_id;
         (self.look)(Event::Note(format!(
@@ -151,51 +184,35 @@ impl Backfill<'_> {
         Ok(())
     }
 
-    async fn request(&mut self, index: usize) -> Result<(), anyhow::Error> {
-        loop {
-            let Plan {
-                job,
-                identity,
-                slots,
-                ..
-            } = &mut self.plan;
-            let slot = &mut slots[index];
-            let run = identity.run(slot.window, slot.attempt);
-            let requested = request(self.store, self.broker, &run, job, &slot.request, false);
-            let conflict = match requested.await? {
-                Requested::New | Requested::Known(_) => {
-                    slot.run = Some(run.to_string());
-                    return Ok(());
-                }
-                Requested::Conflicts(conflict) => conflict,
-            };
-            let is_attempt = (1..slot.attempt)
-                .any(|attempt| identity.run(slot.window, attempt).as_str() == conflict.run_id);
-            if conflict.has_left_rows() && is_attempt {
-                self.take_back(&conflict.run_id).await?;
-            } else if conflict.has_left_rows() || conflict.has_loaded_otherwise() {
+    async fn request(&mut self, index: usize, terms: Terms) -> Result<(), anyhow::Error> {
+        let Plan {
+            job,
+            identity,
+            slots,
+            ..
+        } = &mut self.plan;
+        let slot = &mut slots[index];
+        let run = identity.run(slot.window, slot.attempt);
+        let look = &mut |text| (self.look)(Event::Note(text));
+        let requested = request(
+            self.store,
+            self.broker,
+            &run,
+            job,
+            &slot.request,
+            terms,
+            look,
+        );
+        slot.run = Some(match requested.await? {
+            Requested::Conflicts(conflict)
+                if conflict.has_left_rows() || conflict.has_loaded_otherwise() =>
+            {
                 return Err(anyhow!(conflict.sentence()));
-            } else {
-                // It has loaded, or loads, the window's rows.
-                slot.run = Some(conflict.run_id);
-                return Ok(());
             }
-        }
-    }
-
-    /// Removes what an attempt that failed has left in the target, before the next one adds the same rows.
-    async fn take_back(&mut self, run: &str) -> Result<(), anyhow::Error> {
-        let id: RunId = run
-            .parse()
-            .context("the ledger has a run with an invalid name")?;
-        (self.look)(Event::Note(format!(
-            "removing what the run {run} has left in the target, before its window is tried again"
-        )));
-        let ended = cancel::act(self.store, &id, true, Some("its window is tried again")).await?;
-        if let Rows::Leave { removal, .. } = ended.rows {
-            let removed = cancel::removed(self.store, &id, removal).await?;
-            removed.map_err(|why| anyhow!("the rows of the run {run} were not removed: {why}"))?;
-        }
+            // It has loaded, or loads, the window's rows.
+            Requested::Conflicts(conflict) => conflict.run_id,
+            Requested::New | Requested::Known(_) | Requested::LeftRows(_) => run.to_string(),
+        });
         Ok(())
     }
 

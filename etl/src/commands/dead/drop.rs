@@ -184,7 +184,7 @@ async fn why_unneeded(store: &Store, dead: &DeadLetter) -> Result<Option<String>
 fn reread_in(dead: &DeadLetter) -> Option<ExtractTask> {
     let (kind, body) = (dead.kind.as_deref()?, dead.body.as_deref()?);
     let task = read_body::<ExtractTask>(kind, body).ok()?;
-    let is_reread = task.generation > 0 && !matches!(task.state, TaskState::Start { .. });
+    let is_reread = task.is_replay() && !matches!(task.state, TaskState::Start { .. });
     is_reread.then_some(task)
 }
 

@@ -91,7 +91,9 @@ fn next(dead: &DeadLetterSummary) -> String {
     let id = dead.id;
     let again = format!("when the cause is fixed, `etl dead replay {id}` sends it again as it is");
     match &dead.run_id {
-        Some(run) => format!("{again}; after a change of the job, `etl replay {run}` sends the run's batches with it"),
+        Some(run) => format!(
+            "{again}; after a change of the job, `etl replay {run}` sends the run's batches with it"
+        ),
         None => again,
     }
 }

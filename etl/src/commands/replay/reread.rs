@@ -44,6 +44,7 @@ pub(super) async fn send(
         run,
         run_no: moment.run_no,
         generation,
+        first_generation: subject.run.first_generation.unsigned_abs(),
         requested_at: moment.requested_at,
         resumed_at: None,
         sql: subject.sql.clone(),

@@ -6,7 +6,7 @@ use indicatif::HumanBytes;
 use super::Status;
 use crate::output::run::{NO_REASON, by_whom, choice, sums, took};
 use crate::output::{self, Sheet, by, counted, number};
-use ledger::{Parked, Query, Run, RunState};
+use ledger::{Attempt, Parked, Query, Run, RunState};
 
 /// The status of a run, a line a fact.
 pub(super) fn lines(status: &Status) -> String {
@@ -30,6 +30,9 @@ pub(super) fn lines(status: &Status) -> String {
     sheet.add("target", format!("{} ({})", run.target_table, run.mode));
     sheet.add("state", state(run));
     sheet.add("requested", format!("{}{requested_by}", run.requested_at));
+    for attempt in &status.attempts {
+        sheet.add("before", former(attempt));
+    }
     sheet.add_if("replayed", replay(run));
     sheet.add("query", format!("{query}{}", principal.unwrap_or_default()));
     sheet.add("batches", batches);
@@ -54,6 +57,22 @@ fn state(run: &Run) -> String {
         _ => String::new(),
     };
     format!("{}{}{what}", run.state, took(run))
+}
+
+/// A former attempt, and why it ended.
+fn former(attempt: &Attempt) -> String {
+    let Attempt {
+        run_no,
+        state,
+        requested_at,
+        ..
+    } = attempt;
+    let why = match (&attempt.failure, &attempt.decided_by) {
+        (Some(failure), _) => format!(": {failure}"),
+        (None, Some(by)) => format!(" by {by}"),
+        (None, None) => String::new(),
+    };
+    format!("{requested_at} (number {run_no}) {state}{why}")
 }
 
 /// The replay that made the live generation.

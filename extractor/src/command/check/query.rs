@@ -26,6 +26,7 @@ pub(super) async fn run(
         let run = fresh_name("check")?;
         let query = Query {
             run: &run,
+            generation: 0,
             sql,
             source,
             attempt: 1,
