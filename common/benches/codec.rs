@@ -43,6 +43,7 @@ fn batch() -> RawBatch {
                 ..Target::default()
             },
             columns: vec![],
+            ..JobSpec::default()
         }),
         columns: Arc::new(sample::columns().iter().map(column).collect()),
         rows,

@@ -12,6 +12,7 @@ mod rule;
 mod source;
 mod statement;
 mod target;
+mod watermark;
 mod window;
 
 use serde::{Deserialize, Serialize};
@@ -24,10 +25,11 @@ pub use rule::{Rule, Scalar};
 pub use source::{Account, Results, Source};
 pub use statement::{changes_something, is_same_sql};
 pub use target::{Commit, Duplicates, MIN_ROWS, MaxRejected, Mode, SchemaContract, Target};
+pub use watermark::{Point, ReadOn, Watermark, WatermarkRange};
 pub use window::{Bound, Comparison, Operand, Window};
 
 /// The part of a job that the transformer and the loader need. Every batch carries it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobSpec {
     /// The job's name, for logs, metrics and the table's comment.
@@ -35,6 +37,9 @@ pub struct JobSpec {
     pub target: Target,
     #[serde(default)]
     pub columns: Vec<ColumnSpec>,
+    /// The rows that a run reads of a job with a watermark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<WatermarkRange>,
 }
 
 impl JobSpec {

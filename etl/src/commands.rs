@@ -22,6 +22,7 @@ pub mod status;
 pub mod topology;
 pub mod trace;
 pub mod validate;
+pub mod watermark;
 
 use clap::{ArgMatches, Args};
 use common::command::error_as_json;
@@ -46,6 +47,7 @@ fn all() -> Vec<(&'static str, Vec<Entry>)> {
             vec![
                 Entry::new::<run::Arguments>("run"),
                 Entry::new::<backfill::Arguments>("backfill"),
+                Entry::new::<watermark::Arguments>("watermark"),
             ],
         ),
         (

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use common::command::{assignments, jobs_folder};
 use common::job::{Job, JobSpec, ParameterError, Request};
 use common::settings;
 use jiff::Timestamp;
+use ledger::{Run, Store};
 use serde::Deserialize;
 
 use crate::Failure;
@@ -46,15 +47,32 @@ impl Jobs {
     }
 }
 
-/// Fills in a job's parameters: the values that are set, and the defaults of the others. Relative ones are as `recorded` of a
-/// run that was requested before, or of now. Refuses a job that the transformer refuses, its rules included.
-pub fn filled_in(
+/// Fills in a job's parameters: the values that are set, and the defaults of the others. Refuses a job that the transformer
+/// refuses, its rules included.
+pub fn filled_in(job: &Job, set: &[(String, String)]) -> Result<Request, Failure> {
+    let values = job.resolve(&assignments(set)?, None, Timestamp::now());
+    checked(job, job.request(&values))
+}
+
+/// The same for a request that reads on from the job's watermark, where it has one. What is relative, and the range, is as
+/// recorded of the run that was requested `before` under this name, or of now.
+pub async fn reading_on(
+    store: &Store,
     job: &Job,
     set: &[(String, String)],
-    recorded: Option<&BTreeMap<String, String>>,
+    before: Option<&Run>,
 ) -> Result<Request, Failure> {
-    let values = job.resolve(&assignments(set)?, recorded, Timestamp::now());
-    checked(job, job.request(&values))
+    let (set, now) = (assignments(set)?, Timestamp::now());
+    let recorded = before.map(|run| &run.parameters);
+    let mut values = job.resolve(&set, recorded, now);
+    let watermark = match before.and_then(|run| run.watermark_from.clone()) {
+        None if job.watermark().is_some() => store.watermark(&job.spec.name).await?,
+        recorded => recorded,
+    };
+    let is_recorded = before.is_some_and(|run| run.watermark_from.is_some());
+    let read_on = job.read_on(&set, &mut values, watermark.as_deref(), is_recorded, now);
+    let read_on = read_on.map_err(|why| Failure::usage(anyhow!(why)))?;
+    Ok(checked(job, job.request(&values))?.reading_on(read_on))
 }
 
 /// The same for a check: a parameter without a value gets an example of its type.

@@ -28,14 +28,14 @@ pub async fn request(
 ) -> Result<Requested, Failure> {
     let requested = loop {
         match store.request(run, job, request, limits()?, terms).await? {
-            Requested::LeftRows(rows) => take_back(store, run, rows, note).await?,
+            Requested::LeftRows { run, rows } => take_back(store, &run, rows, note).await?,
             requested => break requested,
         }
     };
     let is_unsent = match &requested {
         Requested::New => true,
         Requested::Known(known) => known.state == RunState::Requested,
-        Requested::Conflicts(_) | Requested::LeftRows(_) => false,
+        Requested::Conflicts(_) | Requested::LeftRows { .. } => false,
     };
     if is_unsent {
         send(store, broker, run, job, request).await?;
@@ -84,7 +84,7 @@ async fn take_back(
     note: &mut dyn FnMut(String),
 ) -> Result<(), Failure> {
     note(format!(
-        "removing {} that the run {run} has left in its target, before it is tried again",
+        "removing {} that the run {run} has left in its target: they are loaded anew",
         counted(rows, "row")
     ));
     let ended = store.cancel(run, true, Some("tried again")).await?;

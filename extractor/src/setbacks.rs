@@ -136,6 +136,7 @@ mod tests {
                 name: "j".into(),
                 target: Target::default(),
                 columns: vec![],
+                watermark: None,
             }),
             limits: Limits::default(),
             state,

@@ -30,6 +30,8 @@ CREATE TABLE etl.runs (
     commit             text NOT NULL DEFAULT 'batch',
     target_window      text NOT NULL DEFAULT '',
     target_bounds      jsonb,
+    watermark_from     text,
+    watermark_to       text,
     state              text NOT NULL DEFAULT 'requested',
     generation         integer NOT NULL DEFAULT 0 CHECK (generation >= 0),
     first_generation   integer NOT NULL DEFAULT 0 CHECK (first_generation >= 0),
@@ -55,6 +57,7 @@ CREATE TABLE etl.runs (
     committed_at       timestamptz,
     finished_at        timestamptz,
     CONSTRAINT runs_first_generation_is_one CHECK (first_generation <= generation),
+    CONSTRAINT runs_watermark_has_a_beginning CHECK (watermark_to IS NULL OR watermark_from IS NOT NULL),
     CONSTRAINT runs_run_id_valid CHECK (run_id ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'),
     CONSTRAINT runs_commit_known CHECK (commit IN ('batch', 'run')),
     CONSTRAINT runs_state_known CHECK (state IN ('requested', 'running', 'held', 'completed', 'failed', 'cancelled', 'superseded')),
@@ -67,6 +70,8 @@ CREATE TABLE etl.runs (
 
 CREATE INDEX runs_open ON etl.runs (requested_at) WHERE state IN ('requested', 'running');
 CREATE INDEX runs_of_job ON etl.runs (job, run_no DESC);
+-- One run at a time reads on from a watermark.
+CREATE INDEX runs_reading_on ON etl.runs (job, run_no DESC) WHERE watermark_from IS NOT NULL;
 -- Which newer runs a replace has to give way to.
 CREATE INDEX runs_committed ON etl.runs (target_table, run_no) WHERE committed_at IS NOT NULL;
 
@@ -84,6 +89,8 @@ COMMENT ON COLUMN etl.runs.mode IS 'What the rows do to the target: append, upse
 COMMENT ON COLUMN etl.runs.commit IS 'When rows reach the target: batch (each batch by itself) or run (all of them in the completing transaction).';
 COMMENT ON COLUMN etl.runs.target_window IS 'What part of the target a committed replace replaced, as an SQL condition; empty for the whole table.';
 COMMENT ON COLUMN etl.runs.target_bounds IS 'The same as data, written at the commit: an older run whose window overlaps is superseded.';
+COMMENT ON COLUMN etl.runs.watermark_from IS 'The job''s watermark when the run was requested; NULL for a job without one, and for a run that was given the range by hand.';
+COMMENT ON COLUMN etl.runs.watermark_to IS 'The watermark once the run is complete: in mode append the end of its range; with a key the latest value that Athena returned, known then.';
 COMMENT ON COLUMN etl.runs.state IS 'requested, running, held (a person decides: etl approve, etl discard), then one of completed, failed, cancelled, superseded. The first of these four stays until a replay.';
 COMMENT ON COLUMN etl.runs.generation IS 'The live generation: 0, and one more for each replay and each retry. Batches of an older one are stale.';
 COMMENT ON COLUMN etl.runs.first_generation IS 'The generation that the run''s query was requested with: 0, or that of its last retry. Later ones are replays.';
@@ -178,6 +185,7 @@ CREATE TABLE etl.batches (
     rows_deduplicated bigint NOT NULL DEFAULT 0 CHECK (rows_deduplicated >= 0),
     rows_rejected     bigint NOT NULL DEFAULT 0 CHECK (rows_rejected >= 0),
     rows_dropped      bigint NOT NULL DEFAULT 0 CHECK (rows_dropped >= 0),
+    watermark         text,
     loaded_at         timestamptz NOT NULL DEFAULT now(),
     dropped_by        text,
     drop_reason       text,
@@ -198,9 +206,32 @@ COMMENT ON COLUMN etl.batches.rows_loaded IS 'Rows accepted by the target, dedup
 COMMENT ON COLUMN etl.batches.rows_deduplicated IS 'Accepted rows that lost to another row of the same key: of this batch, or of an earlier batch of this run that this one overwrote. Summed over a run, loaded - deduplicated is the number of its distinct keys that no later run has overwritten.';
 COMMENT ON COLUMN etl.batches.rows_rejected IS 'Rows in etl.rejected_rows.';
 COMMENT ON COLUMN etl.batches.rows_dropped IS 'Rows that a person dropped by name; 0 otherwise.';
+COMMENT ON COLUMN etl.batches.watermark IS 'The latest value of the column with the job''s watermark in the rows that Athena returned, rejected ones included; NULL in mode append and for other jobs.';
 COMMENT ON COLUMN etl.batches.loaded_at IS 'When the transaction began that loaded it.';
 COMMENT ON COLUMN etl.batches.dropped_by IS 'The user who dropped rows of this batch.';
 COMMENT ON COLUMN etl.batches.drop_reason IS 'Why that user dropped them.';
+
+CREATE TABLE etl.watermarks (
+    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job    text NOT NULL,
+    value  text,
+    run_id text REFERENCES etl.runs (run_id),
+    run_no bigint,
+    set_by text,
+    reason text NOT NULL,
+    set_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT watermarks_by_a_run_or_a_person CHECK ((run_no IS NULL) = (run_id IS NULL) AND (set_by IS NULL) = (run_id IS NOT NULL))
+);
+
+CREATE INDEX watermarks_of_job ON etl.watermarks (job, id DESC);
+CREATE INDEX watermarks_of_run ON etl.watermarks (run_no) WHERE run_no IS NOT NULL;
+
+COMMENT ON TABLE etl.watermarks IS 'Each change of a job''s watermark; the latest one counts. A run changes it in the transaction that completes the run.';
+COMMENT ON COLUMN etl.watermarks.value IS 'From where the next run reads; NULL for the job''s initial value.';
+COMMENT ON COLUMN etl.watermarks.run_id IS 'The run that was completed, or whose rows were removed again.';
+COMMENT ON COLUMN etl.watermarks.run_no IS 'Its number then.';
+COMMENT ON COLUMN etl.watermarks.set_by IS 'The user who set it with etl watermark.';
+COMMENT ON COLUMN etl.watermarks.reason IS 'Why.';
 
 CREATE TABLE etl.conflicts (
     run_no             bigint NOT NULL,

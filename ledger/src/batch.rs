@@ -37,8 +37,8 @@ pub async fn pin_result(store: &Store, batch: &ValidBatch) -> Result<(), Error> 
 pub async fn claim(tx: &mut PgConnection, batch: &ValidBatch) -> Result<bool, Error> {
     let (loaded, rejected) = (batch.rows.len() as u64, batch.rejected.len() as u64);
     let claimed = sqlx::query(
-        "INSERT INTO etl.batches (run_id, generation, seq, content_hash, result_id, first_row, rows_extracted, rows_loaded, rows_rejected)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (run_id, generation, seq) DO NOTHING",
+        "INSERT INTO etl.batches (run_id, generation, seq, content_hash, result_id, first_row, rows_extracted, rows_loaded, rows_rejected, watermark)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (run_id, generation, seq) DO NOTHING",
     )
     .bind(batch.id.run.as_str())
     .bind(integer("the generation", batch.id.generation)?)
@@ -49,6 +49,7 @@ pub async fn claim(tx: &mut PgConnection, batch: &ValidBatch) -> Result<bool, Er
     .bind(bigint("the number of rows", loaded + rejected)?)
     .bind(bigint("the number of rows", loaded)?)
     .bind(bigint("the number of rows", rejected)?)
+    .bind(&batch.watermark)
     .execute(tx)
     .await?;
     Ok(claimed.rows_affected() == 1)

@@ -136,8 +136,10 @@ impl LockedRun<'_> {
             End::Superseded(reason) => (Transition::Supersede, Some(reason)),
         };
         let state = self.to(transition)?;
-        if let End::Failed(reason) = end {
-            self.give_replay_up(reason).await?;
+        match end {
+            End::Failed(reason) => self.give_replay_up(reason).await?,
+            End::Completed => self.advance_watermark().await?,
+            End::Held(_) | End::Superseded(_) => {}
         }
         let statement = match end {
             End::Held(_) => {

@@ -234,6 +234,7 @@ impl LockedRun<'_> {
 
     /// Refuses to remove the rows of the run while rows of other runs would be lost with them.
     pub(crate) async fn check_undo(&mut self) -> Result<(), Error> {
+        self.check_watermark_undo().await?;
         let run = self.id.as_str();
         let first = if self.row.state.is_over() {
             String::new()
@@ -330,6 +331,7 @@ impl LockedRun<'_> {
     /// The run is complete, as it was before the replay; the replay's dead letters are of no use any more.
     pub(crate) async fn restore(&mut self, reason: &str) -> Result<(), Error> {
         let state = self.to(Transition::Restore)?;
+        self.advance_watermark().await?;
         sqlx::query("UPDATE etl.runs SET state = $2, finished_at = now(), held_because = NULL WHERE run_id = $1")
             .bind(self.id.as_str())
             .bind(state.name())

@@ -34,7 +34,7 @@ const LOADER: Privileges = &[
         "INSERT, UPDATE",
         "etl.queries, etl.batches, etl.conflicts, etl.dead_letters, etl.staging, etl.parked, etl.loaders",
     ),
-    ("INSERT", "etl.rejected_rows"),
+    ("INSERT", "etl.rejected_rows, etl.watermarks"),
     ("UPDATE", "etl.runs, etl.replays, etl.removals"),
     (
         "DELETE",
@@ -49,7 +49,7 @@ const COMMAND: Privileges = &[
         "INSERT, UPDATE",
         "etl.runs, etl.batches, etl.replays, etl.removals",
     ),
-    ("INSERT", "etl.attempts"),
+    ("INSERT", "etl.attempts, etl.watermarks"),
     ("UPDATE", "etl.rejected_rows, etl.dead_letters"),
     // Of a replay that is abandoned.
     ("DELETE", "etl.batches, etl.rejected_rows"),

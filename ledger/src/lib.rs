@@ -46,6 +46,7 @@ pub mod staging;
 mod state;
 mod summary;
 mod verdict;
+mod watermark;
 
 pub use address::{Address, InvalidAddress};
 pub use batch::Counts;
@@ -80,3 +81,4 @@ pub use session_lock::SessionLock;
 pub use state::{RunState, Transition};
 pub use summary::{DroppedRows, Proven, Run, RunFilter};
 pub use verdict::{Ranges, Verdict};
+pub use watermark::WatermarkChange;

@@ -299,6 +299,7 @@ impl LockedRun<'_> {
             let (by, reason) = (&removal.requested_by, &removal.reason);
             self.drop_loaded(by, reason).await?;
             self.forget_conflicts().await?;
+            self.move_watermark_back().await?;
         }
         self.close_removal(removal, Some(rows), "removed").await
     }

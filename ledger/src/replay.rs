@@ -259,6 +259,7 @@ impl LockedRun<'_> {
         }
         check_no_removal(self.tx, &self.row.target_table).await?;
         self.check_no_other(replay.spec.target.mode).await?;
+        self.check_reads_on().await?;
         let state = self.to(Transition::Replay)?;
         let generation = self.row.generation + 1;
         if replay.partial {

@@ -13,9 +13,10 @@ use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
 use crate::query::over_monthly_limit;
 use crate::removal::check_no_removal;
-use crate::run::{LockedRun, generation_no};
+use crate::run::{LockedRun, generation_no, run_id};
 use crate::state::RunState;
 use crate::summary::{Run, find_run};
+use crate::watermark::{check_watermark, left_in};
 
 /// What became of a request.
 #[derive(Debug)]
@@ -25,8 +26,12 @@ pub enum Requested {
     Known(Box<Run>),
     /// The same was requested under another name, and nothing was written.
     Conflicts(ConflictingRun),
-    /// A retry, while so many rows of the former attempt are in the target; nothing was written.
-    LeftRows(i64),
+    /// So many rows of a run that ended are in the target and would be there twice: of the former attempt, or in the range that
+    /// a request reads on. Nothing was written.
+    LeftRows {
+        run: RunId,
+        rows: i64,
+    },
 }
 
 /// A run of the same job with the same parameters that speaks against another one.
@@ -164,6 +169,16 @@ impl Store {
             }
             if let Some(why) = over_monthly_limit(tx, job).await? {
                 return Err(Error::NotAllowed(why));
+            }
+            if let Some(read_on) = &request.read_on {
+                let initial = initial(job)?;
+                let (name, from) = (&job.spec.name, &read_on.watermark);
+                check_watermark(tx, Some(run), name, from, &initial).await?;
+                let left = left_in(tx, job, &read_on.range).await?;
+                if let Some((left, rows)) = left.filter(|_| job.spec.target.mode.adds()) {
+                    let run = run_id(left)?;
+                    return Ok(Requested::LeftRows { run, rows });
+                }
             }
             if let Some(conflicting) = conflicting(tx, Some(run), job, request, terms.again).await?
             {
@@ -307,7 +322,7 @@ async fn conflicting(
 }
 
 /// Whether a run `r` that is over has rows in its target. Of a failed one that was only staged nothing got there.
-const HAS_ROWS: &str = "(state = 'completed' OR state IN ('failed', 'cancelled')
+pub(crate) const HAS_ROWS: &str = "(state = 'completed' OR state IN ('failed', 'cancelled')
     AND NOT (state = 'failed' AND generation = first_generation AND commit = 'run')
     AND EXISTS (SELECT FROM etl.batches b WHERE b.run_id = r.run_id AND b.generation = r.generation AND b.rows_loaded > 0))";
 
@@ -338,6 +353,23 @@ impl LockedRun<'_> {
     }
 }
 
+/// The watermark of a job before its first run is complete.
+fn initial(job: &Job) -> Result<String, Error> {
+    let initial = job
+        .watermark()
+        .map_or(Ok(String::new()), |one| one.initial());
+    initial.map_err(Error::NotAllowed)
+}
+
+/// The job's watermark at the request, and the one that follows, as far as it is known.
+pub(crate) fn watermarks(request: &Request) -> (Option<&str>, Option<&str>) {
+    let read_on = request.read_on.as_ref();
+    (
+        read_on.map(|read_on| read_on.watermark.as_str()),
+        read_on.and_then(|read_on| read_on.range.to.as_deref()),
+    )
+}
+
 /// When rows of a run with this target reach it.
 pub(crate) fn commit_of(target: &Target) -> Commit {
     if target.is_staged(0) {
@@ -356,8 +388,9 @@ async fn insert(
 ) -> Result<bool, sqlx::Error> {
     let (schema, table) = job.spec.target.schema_and_table();
     let written = sqlx::query(
-        "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, commit, requested_by, limits)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (run_id) DO NOTHING",
+        "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, commit, requested_by, limits,
+                               watermark_from, watermark_to)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (run_id) DO NOTHING",
     )
     .bind(run.as_str())
     .bind(&job.spec.name)
@@ -370,6 +403,8 @@ async fn insert(
     .bind(commit_of(&job.spec.target).name())
     .bind(user())
     .bind(Json(limits))
+    .bind(watermarks(request).0)
+    .bind(watermarks(request).1)
     .execute(tx)
     .await?;
     Ok(written.rows_affected() == 1)

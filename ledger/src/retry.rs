@@ -11,7 +11,7 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::database::Store;
 use crate::error::Error;
-use crate::request::{Requested, commit_of};
+use crate::request::{Requested, commit_of, watermarks};
 use crate::run::LockedRun;
 use crate::state::Transition;
 
@@ -62,7 +62,8 @@ impl LockedRun<'_> {
         let state = self.to(Transition::Retry)?;
         let left = self.rows_left().await?;
         if left > 0 {
-            return Ok(Requested::LeftRows(left));
+            let run = self.id.clone();
+            return Ok(Requested::LeftRows { run, rows: left });
         }
         self.drop_loaded(&user(), "requested again").await?;
         self.keep_attempt().await?;
@@ -70,7 +71,7 @@ impl LockedRun<'_> {
         let generation: i32 = sqlx::query_scalar(
             "UPDATE etl.runs SET run_no = DEFAULT, generation = generation + 1, first_generation = generation + 1, state = $2,
                  job_hash = $3, job_spec = $4, sql = $5, limits = $6, target_table = $7, mode = $8, commit = $9,
-                 requested_by = $10, requested_at = now(), target_window = DEFAULT, ignored_messages = DEFAULT,
+                 requested_by = $10, watermark_from = $11, watermark_to = $12, requested_at = now(), target_window = DEFAULT, ignored_messages = DEFAULT,
                  batches_extracted = DEFAULT, rows_extracted = DEFAULT, target_bounds = NULL, query_execution_id = NULL,
                  result_id = NULL, result_location = NULL, result_columns = NULL, batches_expected = NULL, rows_expected = NULL,
                  failure = NULL, held_because = NULL, decided_by = NULL, decision = NULL, started_at = NULL, extracted_at = NULL,
@@ -87,6 +88,8 @@ impl LockedRun<'_> {
         .bind(job.spec.target.mode.name())
         .bind(commit_of(&job.spec.target).name())
         .bind(user())
+        .bind(watermarks(request).0)
+        .bind(watermarks(request).1)
         .fetch_one(&mut *self.tx)
         .await?;
         self.resolve_former(generation).await?;

@@ -29,6 +29,9 @@ pub struct Run {
     pub generation: i32,
     /// The generation of the run's last retry; a later one is a replay.
     pub first_generation: i32,
+    /// The job's watermark at the request and, once it is known, the one after the run.
+    pub watermark_from: Option<String>,
+    pub watermark_to: Option<String>,
     pub query_execution_id: Option<String>,
     pub result_id: Option<String>,
     pub bytes_scanned: Option<i64>,
@@ -149,6 +152,7 @@ pub struct RunFilter<'a> {
 /// generation.
 const COLUMNS: &str = r#"
     SELECT r.run_id, r.run_no, r.job, r.job_hash, r.parameters, r.target_table, r.mode, r.commit, r.state, r.generation, r.first_generation,
+           r.watermark_from, r.watermark_to,
            r.query_execution_id, r.result_id, r.bytes_scanned, r.batches_expected, r.rows_expected,
            greatest(r.rows_extracted, b.rows_extracted) AS rows_read,
            b.batches, b.rows_extracted, b.rows_loaded, b.rows_deduplicated, b.rows_rejected, b.rows_dropped,

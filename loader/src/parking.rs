@@ -237,6 +237,7 @@ mod tests {
             rows: Rows::new(1),
             row_offsets: Vec::new(),
             rejected: Vec::new(),
+            watermark: None,
         }
     }
 

@@ -216,10 +216,15 @@ impl Pipeline {
 
 /// ` WHERE :from IS NOT NULL`, and so on, for the parameters of a job: `etl` refuses those that no SQL uses.
 fn conditions(job: &str) -> String {
-    let lines = job.lines().skip_while(|line| *line != "[parameters]").skip(1);
+    let lines = job
+        .lines()
+        .skip_while(|line| *line != "[parameters]")
+        .skip(1);
     let declared = lines.take_while(|line| !line.starts_with('['));
     let names = declared.filter_map(|line| line.split_once(" = "));
-    let conditions: Vec<_> = names.map(|(name, _)| format!(":{name} IS NOT NULL")).collect();
+    let conditions: Vec<_> = names
+        .map(|(name, _)| format!(":{name} IS NOT NULL"))
+        .collect();
     if conditions.is_empty() {
         return String::new();
     }

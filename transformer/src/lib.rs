@@ -12,6 +12,7 @@ pub mod rules;
 pub mod session;
 mod transform;
 mod treat;
+mod watermark;
 
 pub use check::check_job;
 pub use convert::{Unconvertible, convert};

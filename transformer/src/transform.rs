@@ -11,6 +11,7 @@ use common::{Row, Rows};
 
 use crate::column::Column;
 use crate::rules::{Inside, KeyColumns, Place, PlanError, Seen};
+use crate::watermark::{Latest, Watched};
 
 /// The most plans in memory. A process sees few jobs; a stream of new ones must not fill its memory.
 const MAX_PLANS: usize = 64;
@@ -23,6 +24,7 @@ pub struct Plan {
     inside: Inside,
     /// The key, if a second row with the same key in a batch is rejected.
     key: Option<KeyColumns>,
+    watermark: Option<Watched>,
 }
 
 impl Plan {
@@ -45,6 +47,7 @@ impl Plan {
             inside,
             columns,
             key: KeyColumns::new(&job.target, &targets),
+            watermark: Watched::new(job, result)?,
             targets,
         })
     }
@@ -88,8 +91,14 @@ pub fn transform(plan: &Plan, batch: RawBatch) -> ValidBatch {
     let mut rejected = Vec::new();
     let mut values = Vec::with_capacity(plan.columns.len());
     let mut seen = Seen::default();
+    let mut latest = Latest::default();
     for (offset, row) in (0..).zip(batch.rows.iter()) {
-        match convert_row(plan, row, &mut seen, &mut values) {
+        let outside = plan
+            .watermark
+            .as_ref()
+            .and_then(|watched| watched.look(row, &mut latest));
+        let converted = outside.map_or_else(|| convert_row(plan, row, &mut seen, &mut values), Err);
+        match converted {
             Ok(()) => valid.push(offset, row, &values),
             Err(reject) => {
                 valid.copy();
@@ -103,6 +112,7 @@ pub fn transform(plan: &Plan, batch: RawBatch) -> ValidBatch {
     }
     let Valid { other, offsets, .. } = valid;
     let content_hash = ContentHash::of(&batch.columns, &batch.rows);
+    let watermark = latest.text();
     ValidBatch {
         id: batch.id,
         first_row: batch.first_row,
@@ -118,6 +128,7 @@ pub fn transform(plan: &Plan, batch: RawBatch) -> ValidBatch {
             offsets
         },
         rejected,
+        watermark,
     }
 }
 

@@ -14,7 +14,7 @@ use super::parameter::{self, render};
 use super::source::SourceTable;
 use super::{
     ColumnSpec, Commit, Duplicates, JobSpec, MaxRejected, Mode, ParameterError, ParameterSpec,
-    Request, SchemaContract, Source, Target, Window, statement,
+    Request, SchemaContract, Source, Target, Window, statement, watermark,
 };
 use crate::nearest::did_you_mean;
 use crate::schema::{SchemaError, check_identifier};
@@ -197,6 +197,7 @@ impl Job {
             sql,
             parameters,
             spec,
+            read_on: None,
         })
     }
 
@@ -215,8 +216,12 @@ impl Job {
     /// Fills in the parameters for a check: one that is not set and has no default gets an example of its type. The columns
     /// of a query do not depend on the values.
     pub fn example(&self, set: &BTreeMap<String, String>) -> Result<Request, ParameterError> {
-        let set = self.resolve(set, None, Timestamp::now());
-        self.request(&parameter::with_examples(&self.parameters, &set))
+        let now = Timestamp::now();
+        let values = self.resolve(set, None, now);
+        let mut values = parameter::with_examples(&self.parameters, &values);
+        // The values were checked when the file was read.
+        let read_on = self.read_on(set, &mut values, None, false, now).ok();
+        Ok(self.request(&values)?.reading_on(read_on.flatten()))
     }
 
     /// A hash of the whole job, in hex. Two runs with the same hash and the same parameters request the
@@ -283,6 +288,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     let target = check_target(file.target, &file.columns, &file.parameters)?;
     let sql = statement::query(sql)?.to_owned();
     check_parameters(&file.parameters, &sql, &target, &file.columns)?;
+    watermark::check(&file.parameters, target.mode)?;
     if sql.len() > SQL_BYTES {
         let length = sql.len();
         return Err(format!(
@@ -302,6 +308,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
         name: name.to_owned(),
         target,
         columns: file.columns,
+        watermark: None,
     };
     Ok(Job {
         description: file.description,

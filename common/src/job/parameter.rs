@@ -9,11 +9,12 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use jiff::Zoned;
+use jiff::civil::{Date, DateTime};
 use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{JobSpec, Scalar, relative};
+use super::{JobSpec, ReadOn, Scalar, relative, watermark};
 use crate::canonical::Number;
 use crate::nearest::did_you_mean;
 use crate::schema::PgType;
@@ -28,10 +29,25 @@ pub struct ParameterSpec {
     /// The value for a run that sets none. A parameter without a default must be set. A date or a timestamp may be relative:
     /// `yesterday`, `start of month - 1 month`, `now - 2h`.
     pub default: Option<Scalar>,
+    /// The column of the result whose values grow: the parameter's value is where the last complete run of the job ended, so that
+    /// a run reads what is new. In mode `append` the SQL compares with `>=`, and with `<` for the parameter with `end_of`; with a
+    /// key it compares with `>=` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<String>,
+    /// From where the first run reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial: Option<Scalar>,
+    /// How late a row may appear and is still read: a time such as `3h` or `2d`, or a whole number. In mode `append` a range ends
+    /// so long before now; with a key it begins so long before the watermark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<Scalar>,
+    /// The parameter with the watermark, of whose range this one is the end: now, less the lag. For mode `append`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_of: Option<String>,
 }
 
 /// The type of a parameter, which decides its literal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterType {
     Text,
@@ -50,6 +66,18 @@ pub struct Request {
     /// In their canonical text.
     pub parameters: BTreeMap<String, String>,
     pub spec: JobSpec,
+    /// What it reads on from, in a job with a watermark.
+    pub read_on: Option<ReadOn>,
+}
+
+impl Request {
+    /// The request that reads on from a watermark, so that the run advances it.
+    #[must_use]
+    pub fn reading_on(mut self, read_on: Option<ReadOn>) -> Self {
+        self.spec.watermark = read_on.as_ref().map(|read_on| read_on.range.clone());
+        self.read_on = read_on;
+        self
+    }
 }
 
 /// Why a job and the given values make no request.
@@ -117,7 +145,7 @@ impl ParameterType {
         }
     }
 
-    fn article(self) -> &'static str {
+    pub(super) fn article(self) -> &'static str {
         match self {
             Self::Integer => "an",
             Self::Text | Self::Decimal | Self::Boolean | Self::Date | Self::Timestamp => "a",
@@ -125,7 +153,7 @@ impl ParameterType {
     }
 
     /// A value of this type: for errors, and for queries whose rows do not matter.
-    fn example(self) -> &'static str {
+    pub(super) fn example(self) -> &'static str {
         match self {
             Self::Text => "some text",
             Self::Integer => "42",
@@ -145,7 +173,7 @@ impl ParameterType {
     }
 
     /// Whether its values are points in time, which may be relative.
-    fn is_moment(self) -> bool {
+    pub(super) fn is_moment(self) -> bool {
         match self {
             Self::Date | Self::Timestamp => true,
             Self::Text | Self::Integer | Self::Decimal | Self::Boolean => false,
@@ -153,25 +181,63 @@ impl ParameterType {
     }
 
     /// The value that a relative one means; none for a value that is not relative. A timestamp has whole seconds.
-    fn resolved(self, value: &str, now: &Zoned) -> Option<String> {
+    pub(super) fn resolved(self, value: &str, now: &Zoned) -> Option<String> {
         let moment = relative::resolve(value, now).filter(|_| self.is_moment())?;
+        Some(self.moment(&moment))
+    }
+
+    /// The day, or the whole second, of a point in time.
+    pub(super) fn moment(self, moment: &Zoned) -> String {
         let stamp = moment.datetime();
-        Some(match self {
-            Self::Date => stamp.date().to_string(),
-            _ => stamp.with().subsec_nanosecond(0).build().ok()?.to_string(),
-        })
+        if self == Self::Date {
+            return stamp.date().to_string();
+        }
+        let whole = stamp.with().subsec_nanosecond(0).build();
+        whole.unwrap_or(stamp).to_string().replace('T', " ")
+    }
+
+    /// A value less a lag: `3h` of a date or a timestamp, a number of an integer. None for a lag that is not of its kind.
+    pub(super) fn less(self, value: &str, lag: &str) -> Option<String> {
+        match self {
+            Self::Date | Self::Timestamp => {
+                let stamp: DateTime = match self {
+                    Self::Date => value.parse::<Date>().ok()?.into(),
+                    _ => value.parse().ok()?,
+                };
+                let less = stamp.checked_sub(relative::span(lag)?).ok()?;
+                let less = match self {
+                    Self::Date => less.date().to_string(),
+                    _ => less.to_string(),
+                };
+                self.canonical(&less)
+            }
+            Self::Integer => {
+                let lag = lag.parse::<i64>().ok().filter(|lag| *lag >= 0)?;
+                Some(value.parse::<i64>().ok()?.checked_sub(lag)?.to_string())
+            }
+            Self::Text | Self::Decimal | Self::Boolean => None,
+        }
+    }
+
+    /// The canonical text of a value, without digits beyond the microsecond.
+    pub(super) fn floored(self, value: &str) -> Option<String> {
+        let end = value.find('.').map_or(value.len(), |point| point + 7);
+        match self {
+            Self::Timestamp => self.canonical(value.get(..end).unwrap_or(value)),
+            _ => self.canonical(value),
+        }
     }
 
     /// The text that all spellings of a value share: Postgres' text form of the type, without zeros that say nothing. None for a
     /// text that is not of this type.
-    fn canonical(self, value: &str) -> Option<String> {
+    pub(super) fn canonical(self, value: &str) -> Option<String> {
         match self {
             Self::Text => (!value.contains('\0')).then(|| value.to_owned()),
             Self::Integer => value.parse::<i64>().ok().map(|number| number.to_string()),
             Self::Decimal => canonical_decimal(value),
             Self::Boolean => value.parse::<bool>().ok().map(|truth| truth.to_string()),
             Self::Date => {
-                let date = value.parse::<jiff::civil::Date>().ok()?;
+                let date = value.parse::<Date>().ok()?;
                 (date.year() > 0 && date.to_string() == value).then(|| value.to_owned())
             }
             Self::Timestamp => canonical_timestamp(value),
@@ -234,7 +300,7 @@ fn canonical_decimal(value: &str) -> Option<String> {
 fn canonical_timestamp(value: &str) -> Option<String> {
     let has_zone = value.get(10..)?.contains(['+', '-', 'Z', 'z', '[']);
     let whole = value.split(['.', ',']).next()?;
-    let stamp = value.parse::<jiff::civil::DateTime>().ok();
+    let stamp = value.parse::<DateTime>().ok();
     let is_leap = |second| second == 59 && whole.ends_with("60");
     stamp
         .filter(|stamp| !has_zone && !is_leap(stamp.second()))
@@ -243,6 +309,7 @@ fn canonical_timestamp(value: &str) -> Option<String> {
 }
 
 /// The values that are set, and the defaults that are relative, with each relative one resolved: as recorded, or by the clock.
+/// A range of a watermark is from its initial value up to now, less the lag.
 pub(super) fn resolve(
     declared: &BTreeMap<String, ParameterSpec>,
     set: &BTreeMap<String, String>,
@@ -250,9 +317,22 @@ pub(super) fn resolve(
     now: &Zoned,
 ) -> BTreeMap<String, String> {
     let mut values = set.clone();
+    let watermark = watermark::watermark(declared);
+    let lag = watermark
+        .and_then(|one| one.spec.lag.as_ref())
+        .map(Scalar::as_str);
+    let end = lag.map_or("now".to_owned(), |lag| format!("now - {lag}"));
     for (name, spec) in declared {
         let given = set.get(name).map(String::as_str);
         let given = given.or(spec.default.as_ref().map(Scalar::as_str));
+        let given = given.or(spec.end_of.as_ref().map(|_| end.as_str()));
+        if let (None, Some(initial)) = (given, &spec.initial) {
+            let recorded = recorded.and_then(|values| values.get(name).cloned());
+            values.insert(
+                name.clone(),
+                recorded.unwrap_or_else(|| initial.as_str().to_owned()),
+            );
+        }
         let resolved = given.and_then(|value| spec.parameter_type.resolved(value, now));
         if let Some(resolved) = resolved {
             let recorded = recorded.and_then(|values| values.get(name));

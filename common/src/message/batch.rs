@@ -48,6 +48,10 @@ pub struct ValidBatch {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub row_offsets: Vec<u32>,
     pub rejected: Vec<RejectedRow>,
+    /// The latest value of the column with the job's watermark, in all rows of the raw batch, as Athena wrote it. Only with a
+    /// key: in mode `append` the watermark does not depend on the rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<String>,
 }
 
 /// A row that is not loaded, with the reason.
@@ -152,6 +156,7 @@ impl ValidBatch {
             rows: Rows::default(),
             row_offsets: self.row_offsets.clone(),
             rejected: self.rejected.clone(),
+            watermark: self.watermark.clone(),
         }
     }
 
@@ -378,6 +383,7 @@ mod tests {
                 },
                 raw: vec![],
             }],
+            watermark: None,
         };
         assert_eq!(batch.check(), Ok(()));
         let json = serde_json::to_vec(&batch).unwrap();

@@ -113,6 +113,7 @@ fn job() -> JobSpec {
             rules: vec![Rule::Required(true), Rule::NoneOf(vec!["A1".into()])],
             ..ColumnSpec::default()
         }],
+        ..JobSpec::default()
     }
 }
 
@@ -203,6 +204,7 @@ fn valid_batch() -> impl Strategy<Value = ValidBatch> {
             rows,
             row_offsets,
             rejected,
+            watermark: None,
         }
     })
 }

@@ -1,6 +1,7 @@
 //! Why a job, a result and a target do not fit together.
 
 use super::postgres::{PgType, quoted};
+use crate::job::ParameterType;
 use crate::nearest::did_you_mean;
 
 /// Why a result cannot be loaded as a job says. Each says what to change.
@@ -54,6 +55,22 @@ pub enum SchemaError {
         columns.join(", "), did_you_mean(key, columns)
     )]
     MissingKey { key: String, columns: Vec<String> },
+    #[error(
+        "the watermark's column {column:?} is not among those of the query ({}); correct watermark = ... in the job, or the SELECT{}",
+        returned.join(", "), did_you_mean(column, returned)
+    )]
+    MissingWatermark {
+        column: String,
+        returned: Vec<String>,
+    },
+    #[error(
+        "the watermark's column {column:?} has the Athena type {type_name}, and its parameter is of type {parameter_type}: date for a date, timestamp for a timestamp without a time zone, integer for a whole number, decimal for a decimal; correct the type, or CAST the column in the SELECT"
+    )]
+    WatermarkType {
+        column: String,
+        type_name: String,
+        parameter_type: ParameterType,
+    },
     #[error(
         "the name {name:?} {problem}; choose another (AS ... in the SELECT, or name = ... in the job)"
     )]

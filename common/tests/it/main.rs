@@ -74,6 +74,7 @@ fn task(run: &str, sql: &str) -> ExtractTask {
             name: "j".into(),
             target,
             columns: vec![],
+            watermark: None,
         }
         .into(),
         limits: Limits::default(),

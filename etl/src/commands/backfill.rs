@@ -138,7 +138,7 @@ pub fn plan(job: Job, arguments: &Arguments) -> Result<Plan, Failure> {
         let set = [arguments.set.clone(), bounds.values(window)].concat();
         Ok(Slot {
             window,
-            request: filled_in(&job, &set, None)?,
+            request: filled_in(&job, &set)?,
             attempt: 1,
             run: None,
         })

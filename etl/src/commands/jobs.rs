@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use comfy_table::Table;
+use common::job::Job;
 use serde::Serialize;
 
 use super::Command;
@@ -27,6 +28,8 @@ pub struct Listed {
     pub description: String,
     pub mode: Option<String>,
     pub target: Option<String>,
+    /// From where the next run reads on, in a job with a watermark.
+    pub watermark: Option<String>,
     /// Why the files make no job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -38,6 +41,7 @@ pub struct Listed {
 pub async fn plan(jobs: &Jobs, store: &Store) -> Result<Vec<Listed>, Failure> {
     let freshness = store.freshness().await?.into_iter();
     let mut freshness: BTreeMap<_, _> = freshness.map(|one| (one.job.clone(), one)).collect();
+    let mut watermarks = store.watermarks().await?;
     let names = jobs.names()?;
     let listed = names.into_iter().map(|name| {
         let last = freshness.remove(&name);
@@ -47,6 +51,7 @@ pub async fn plan(jobs: &Jobs, store: &Store) -> Result<Vec<Listed>, Failure> {
                 Listed {
                     target: Some(format!("{schema}.{table}")),
                     mode: Some(job.spec.target.mode.to_string()),
+                    watermark: watermark(&job, watermarks.remove(&name)),
                     description: job.description,
                     problem: None,
                     job: name,
@@ -58,6 +63,7 @@ pub async fn plan(jobs: &Jobs, store: &Store) -> Result<Vec<Listed>, Failure> {
                 description: String::new(),
                 mode: None,
                 target: None,
+                watermark: None,
                 problem: Some(failure.paragraph()),
                 last,
             },
@@ -97,11 +103,26 @@ fn list(jobs: &[Listed], width: Option<u16>) -> Table {
             last.map_or_else(|| "-".to_owned(), |last| last.run_id.clone()),
             state,
             loaded(last),
+            text(&job.watermark),
         ]
     });
-    let header = ["job", "mode", "target", "last run", "state", "loaded"];
+    let header = [
+        "job",
+        "mode",
+        "target",
+        "last run",
+        "state",
+        "loaded",
+        "watermark",
+    ];
     let rows: Vec<_> = rows.collect();
-    table_within(width, &header, 0..0, &rows, &[3, 1, 2])
+    table_within(width, &header, 0..0, &rows, &[3, 1, 2, 6])
+}
+
+/// The job's watermark: the ledger's, or the initial one.
+fn watermark(job: &Job, current: Option<String>) -> Option<String> {
+    let one = job.watermark()?;
+    current.or_else(|| one.initial().ok())
 }
 
 /// When rows were loaded last.
@@ -133,6 +154,7 @@ mod tests {
             description: String::new(),
             mode: Some("append".to_owned()).filter(|_| problem.is_none()),
             target: Some("public.clicks".to_owned()).filter(|_| problem.is_none()),
+            watermark: Some("2018-04-02".to_owned()).filter(|_| job == "clicks"),
             problem: problem.map(str::to_owned),
             last,
         };

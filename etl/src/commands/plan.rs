@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Command;
 use crate::Failure;
-use crate::jobs::{Jobs, checkable, filled_in};
+use crate::jobs::{Jobs, checkable, reading_on};
 use crate::output::{self, Sheet, print, print_json, table};
 use crate::request::limits;
 use crate::store;
@@ -102,6 +102,13 @@ pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Res
     let examined = target::plan(store, &checkable(&request), &jobs.schemas).await?;
     let over_limit = store.over_monthly_limit(&job).await?;
     let conflict = store.conflicting_run(&job, &request, false).await?;
+    let reader = match &request.read_on {
+        Some(read_on) => match store.check_watermark(&job, read_on).await {
+            Err(ledger::Error::NotAllowed(why)) => Some(why),
+            checked => checked.map(|()| None)?,
+        },
+        None => None,
+    };
     let (schema, table) = job.spec.target.schema_and_table();
     Ok(Plan {
         target_table: format!("{schema}.{table}"),
@@ -114,7 +121,9 @@ pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Res
             .into_iter()
             .chain(examined.warnings)
             .collect(),
-        refused: over_limit.or(conflict.map(|conflict| conflict.sentence())),
+        refused: over_limit
+            .or(reader)
+            .or(conflict.map(|conflict| conflict.sentence())),
         job: job.spec.name,
         description: job.description,
         parameters: request.parameters,
@@ -202,8 +211,8 @@ impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let jobs = Jobs::load()?;
         let job = jobs.read(&self.job)?;
-        let request = filled_in(&job, &self.set, None)?;
         let store = store::open().await?;
+        let request = reading_on(&store, &job, &self.set, None).await?;
         let plan = plan(&store, &jobs, job, request).await?;
         if self.json {
             print_json(&plan)?;

@@ -326,7 +326,8 @@ fn job_now(subject: &Subject) -> Result<(Job, Arc<JobSpec>), Failure> {
     let job = Jobs::load()?.read(&subject.run.job)?;
     let spec = || -> anyhow::Result<JobSpec> {
         let request = job.request(&subject.run.parameters)?;
-        let spec = request.spec.with_requested_at(subject.requested_at);
+        let mut spec = request.spec.with_requested_at(subject.requested_at);
+        spec.watermark.clone_from(&subject.first_spec.watermark);
         transformer::check_job(&spec)?;
         Ok(spec)
     };

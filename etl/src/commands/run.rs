@@ -11,9 +11,9 @@ use serde_json::json;
 use super::Command;
 use crate::Failure;
 use crate::broker::Broker;
-use crate::jobs::{Jobs, checkable, filled_in};
+use crate::jobs::{Jobs, checkable, reading_on};
 use crate::output::run::follow;
-use crate::output::{note, notes, show};
+use crate::output::{note, notes, print_json, show};
 use crate::request::request;
 use crate::store;
 use crate::target;
@@ -84,7 +84,7 @@ pub async fn act(
     match request(store, broker, run, job, wanted, terms, look).await? {
         Requested::Known(known) => Ok(Some(known)),
         Requested::Conflicts(conflict) => Err(anyhow!(conflict.sentence()).into()),
-        Requested::New | Requested::LeftRows(_) => Ok(None),
+        Requested::New | Requested::LeftRows { .. } => Ok(None),
     }
 }
 
@@ -105,8 +105,14 @@ impl Command for Arguments {
             Some(run) => store.named(&[run.to_string()]).await?.remove(run.as_str()),
             None => None,
         };
-        let recorded = before.as_ref().map(|run| &run.parameters);
-        let request = filled_in(&job, &self.set, recorded)?;
+        let request = reading_on(&store, &job, &self.set, before.as_ref()).await?;
+        if let Some(nothing) = nothing_new(&job, &request).filter(|_| before.is_none()) {
+            note(&nothing);
+            if self.json {
+                print_json(&json!({ "run_id": null }))?;
+            }
+            return Ok(true);
+        }
         let run = self
             .run_id
             .clone()
@@ -149,6 +155,19 @@ impl Command for Arguments {
             None => Ok(true),
         }
     }
+}
+
+/// Why there is nothing to request: the range that a run would read is empty.
+fn nothing_new(job: &Job, request: &Request) -> Option<String> {
+    let read_on = request
+        .read_on
+        .as_ref()
+        .filter(|read_on| read_on.range.is_empty())?;
+    let (name, from) = (&job.spec.name, &read_on.watermark);
+    let to = read_on.range.to.as_deref().unwrap_or_default();
+    Some(format!(
+        "nothing is new yet: the watermark of the job {name} is {from}, and a run would read up to {to}; nothing was sent"
+    ))
 }
 
 fn tried_again(before: &Run, job: &Job) -> String {

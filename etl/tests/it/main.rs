@@ -31,3 +31,4 @@ mod telemetry;
 mod trace;
 mod types;
 mod watch;
+mod watermark;

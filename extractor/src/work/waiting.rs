@@ -207,6 +207,12 @@ fn begin(
 ) -> Result<Next, StepError> {
     let job = &task.job;
     resolve(&job.columns, &columns, &job.target.key)
+        .and_then(|_| {
+            job.watermark
+                .as_ref()
+                .map(|range| range.position(&columns))
+                .transpose()
+        })
         .map_err(|error| StepError::FailRun(error.to_string().into()))?;
     task.limits = fitted(task.limits, &columns);
     let found = location.result_id(id);

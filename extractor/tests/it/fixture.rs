@@ -166,6 +166,7 @@ pub(crate) fn task(run: &str, sql: &str) -> ExtractTask {
                 ..Target::default()
             },
             columns: vec![],
+            ..JobSpec::default()
         }),
         limits: Limits::default(),
         state: TaskState::Start { attempt: 1 },

@@ -177,7 +177,10 @@ async fn a_retry_is_a_new_attempt_of_the_same_run() {
         )
         .await;
         assert!(
-            matches!(retry(&store, "r").await, Ok(Requested::LeftRows(2))),
+            matches!(
+                retry(&store, "r").await,
+                Ok(Requested::LeftRows { rows: 2, .. })
+            ),
             "{state}"
         );
         assert_eq!(text(pool, "SELECT count(*) FROM etl.attempts").await, "0");

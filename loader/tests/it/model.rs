@@ -4,6 +4,8 @@
 //! act at the same time. At the end everything is delivered and settled, and the tables have to be what the ledger says.
 //! `ETL_MODEL_SEED` repeats one sequence, `ETL_MODEL_SEQUENCES` sets how many there are.
 
+mod source;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex};
@@ -11,14 +13,14 @@ use std::time::Duration;
 use std::{iter, thread};
 
 use common::Rows;
-use common::job::{Job, JobSpec};
+use common::job::{Job, JobSpec, Request};
 use common::message::{
     BatchId, ContentHash, EventKind, Limits, Reject, RejectedRow, RunEvent, RunId, ValidBatch,
 };
 use common::schema::{ResultColumn, TargetColumn};
 use ledger::{
     DeadLetterFilter, Dropped, DroppedBatch, NewDeadLetter, NewReplay, Requested, Rows as RowsLeft,
-    RunState, Seqs, Store, Terms,
+    Run, RunState, Seqs, Store, Terms,
 };
 use loader::errors::{LoadError, Verdict};
 use loader::load::Loader;
@@ -30,6 +32,7 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::support::{ledger_database, loader};
+use source::Source;
 
 /// The jobs: name, target, the settings of the target. Jobs share tables.
 const JOBS: [(&str, &str, &str); 6] = [
@@ -45,6 +48,9 @@ const JOBS: [(&str, &str, &str); 6] = [
     ("swap", "report", "mode = \"replace\""),
 ];
 
+/// How many jobs there are, with those that have a watermark.
+const ALL_JOBS: usize = JOBS.len() + source::JOBS.len();
+
 const BATCHES: u32 = 3;
 const ROWS: u64 = 4;
 const STEPS: usize = 45;
@@ -53,7 +59,7 @@ const STEPS: usize = 45;
 const DEFAULT_SEQUENCES: u64 = 50;
 const AT_A_TIME: usize = 4;
 
-/// The raw rows of a run: keys by batch. The value of a row is `run/ordinal`.
+/// The raw rows of a run: keys by batch, or numbers of events for a job with a watermark. The value of a row is `run/ordinal`.
 type Raw = Vec<Vec<i64>>;
 
 /// What is in a queue.
@@ -120,9 +126,16 @@ struct Known {
     job: usize,
     parameter: i64,
     first_generation: u32,
+    run_no: i64,
     raw: Raw,
     /// How many batches the extractor published before it failed, if it failed.
     fails_after: Option<u32>,
+}
+
+impl Known {
+    fn rows(&self) -> u64 {
+        self.raw.iter().map(|batch| batch.len() as u64).sum()
+    }
 }
 
 struct World {
@@ -132,6 +145,7 @@ struct World {
     runs: Vec<(String, Known)>,
     queue: Vec<Message>,
     random: StdRng,
+    source: Source,
     number: usize,
     pool: PgPool,
 }
@@ -148,8 +162,7 @@ impl World {
     }
 
     fn spec(&self, job: usize) -> Arc<JobSpec> {
-        let request = self.jobs[job].request(&BTreeMap::from([("p".into(), "0".into())]));
-        Arc::new(request.unwrap().spec)
+        Arc::new(self.jobs[job].example(&BTreeMap::new()).unwrap().spec)
     }
 
     fn batch(&self, message: &Message) -> Option<ValidBatch> {
@@ -163,15 +176,40 @@ impl World {
             return None;
         };
         let known = self.known(run, *generation);
-        Some(batch(
-            known.first_generation,
-            run,
-            *generation,
-            *seq,
-            &known.raw,
+        let result = result_id(run, known.first_generation);
+        let id = BatchId {
+            run: run.parse().unwrap(),
+            generation: *generation,
+            seq: *seq,
+        };
+        let before = known.raw[..*seq as usize]
+            .iter()
+            .map(Vec::len)
+            .sum::<usize>();
+        let raw = &known.raw[*seq as usize];
+        let keys: Vec<_> = raw.iter().map(|raw| self.key(known.job, *raw)).collect();
+        let mut valid = batch(
+            id,
+            result,
+            before as u64,
+            &keys,
             *rule,
             &self.spec(known.job),
-        ))
+        );
+        let is_watched = known.job >= JOBS.len() && valid.target.mode.has_key();
+        if is_watched {
+            valid.watermark = self.source.latest(raw);
+        }
+        Some(valid)
+    }
+
+    /// The key of a raw row in its table.
+    fn key(&self, job: usize, raw: i64) -> i64 {
+        if job < JOBS.len() {
+            return raw;
+        }
+        let is_keyed = self.jobs[job].spec.target.mode.has_key();
+        self.source.key(is_keyed, raw)
     }
 
     fn action(&mut self) -> Option<Action> {
@@ -188,7 +226,7 @@ impl World {
         };
         Some(match random.random_range(0..16) {
             0..=3 => Action::Request {
-                job: random.random_range(0..JOBS.len()),
+                job: random.random_range(0..ALL_JOBS),
                 parameter: random.random_range(0..2),
                 keys: keys(random),
                 fails_after: fails_after(random),
@@ -235,6 +273,7 @@ impl World {
                     job,
                     parameter,
                     first_generation: 0,
+                    run_no: 0,
                     raw: keys,
                     fails_after,
                 };
@@ -287,12 +326,43 @@ impl World {
         }
     }
 
-    /// What `etl run` does.
-    async fn request(&self, name: String, known: Known, retry: bool, takes_back: bool) -> Effect {
-        let run: RunId = name.parse().unwrap();
-        let set = BTreeMap::from([("p".to_owned(), known.parameter.to_string())]);
+    /// The request of an attempt: of a parameter, or of what is new. None where nothing is.
+    async fn wanted(&self, known: &mut Known, before: Option<&Run>) -> Option<Request> {
         let job = &self.jobs[known.job];
-        let request = job.request(&set).unwrap();
+        if known.job < JOBS.len() {
+            let set = BTreeMap::from([("p".to_owned(), known.parameter.to_string())]);
+            return Some(job.request(&set).unwrap());
+        }
+        let (set, now) = (BTreeMap::new(), self.source.now());
+        let mut values = job.resolve(&set, before.map(|run| &run.parameters), now);
+        let watermark = match before {
+            Some(run) => run.watermark_from.clone(),
+            None => self.store.watermark(&job.spec.name).await.unwrap(),
+        };
+        let watermark = watermark.as_deref();
+        let read_on = job.read_on(&set, &mut values, watermark, before.is_some(), now);
+        let read_on = read_on.unwrap().unwrap();
+        if read_on.range.is_empty() {
+            return None;
+        }
+        known.raw = self.source.select(&read_on.range);
+        Some(job.request(&values).unwrap().reading_on(Some(read_on)))
+    }
+
+    /// What `etl run` does.
+    async fn request(
+        &self,
+        name: String,
+        mut known: Known,
+        retry: bool,
+        takes_back: bool,
+    ) -> Effect {
+        let run: RunId = name.parse().unwrap();
+        let before = self.store.named(std::slice::from_ref(&name)).await.unwrap();
+        let Some(request) = self.wanted(&mut known, before.get(&name)).await else {
+            return Effect::default();
+        };
+        let job = &self.jobs[known.job];
         let terms = Terms {
             retry,
             ..Terms::default()
@@ -303,7 +373,7 @@ impl World {
             Ok(Requested::Conflicts(conflict)) if conflict.has_left_rows() && takes_back => {
                 Some(conflict.run_id.clone())
             }
-            Ok(Requested::LeftRows(_)) => Some(name.clone()),
+            Ok(Requested::LeftRows { run, .. }) => Some(run.to_string()),
             _ => None,
         };
         if let Some(other) = in_the_way {
@@ -314,6 +384,7 @@ impl World {
             return Effect::default();
         }
         let generation = self.store.settled(&run).await.unwrap().generation;
+        let moment = self.store.moment(&run, generation).await.unwrap();
         let published = known.fails_after.unwrap_or(BATCHES);
         let mut messages: Vec<_> = (0..published)
             .map(|seq| Message::Batch {
@@ -330,6 +401,7 @@ impl World {
         });
         let known = Known {
             first_generation: generation,
+            run_no: moment.run_no,
             ..known
         };
         Effect {
@@ -486,6 +558,7 @@ impl World {
         let delivery = self.take();
         let numbers = [self.number, self.number + 1];
         self.number += 2;
+        self.source.go_on(&mut self.random);
         let [one, other] = actions;
         let act = async |action: Option<Action>, number| match action {
             Some(action) => self.act(action, number).await,
@@ -571,7 +644,7 @@ impl World {
                 EventKind::Extracted {
                     result_id: result_id(run, self.known(run, *generation).first_generation),
                     batches: BATCHES,
-                    rows: u64::from(BATCHES) * ROWS,
+                    rows: self.known(run, *generation).rows(),
                     bytes_scanned: 1,
                     result_location: None,
                     columns: vec![],
@@ -684,6 +757,38 @@ impl World {
 }
 
 impl World {
+    /// The event of a row that a job with a watermark has loaded.
+    fn number_of(&self, row: &Row) -> i64 {
+        let (run, ordinal) = row.1.split_once('/').unwrap();
+        let run_no = ledger::BatchNo::run_of(row.2);
+        let is_of = |(name, known): &&(String, Known)| name == run && known.run_no == run_no;
+        let (_, known) = self.runs.iter().find(is_of).unwrap();
+        let mut numbers = known.raw.iter().flatten();
+        *numbers.nth(ordinal.parse().unwrap()).unwrap()
+    }
+
+    /// The last runs of the jobs with a watermark, once no event can appear late.
+    async fn catch_up(&mut self) {
+        for _ in 0..2 {
+            self.source.wait();
+            for job in JOBS.len()..ALL_JOBS {
+                let known = Known {
+                    job,
+                    parameter: 0,
+                    first_generation: 0,
+                    run_no: 0,
+                    raw: Vec::new(),
+                    fails_after: None,
+                };
+                self.number += 1;
+                let name = format!("r{}", self.number);
+                let effect = self.request(name, known, false, true).await;
+                self.apply(effect);
+                self.settle().await;
+            }
+        }
+    }
+
     /// Follows the advice to replay other runs.
     async fn follow(&mut self, advice: &str) {
         let named = advice.split("`etl replay ").skip(1);
@@ -719,14 +824,14 @@ fn result_id(run: &str, first_generation: u32) -> String {
 
 /// A batch as the transformer makes it. It rejects rows whose key is `rule`.
 fn batch(
-    first_generation: u32,
-    run: &str,
-    generation: u32,
-    seq: u32,
-    raw: &Raw,
+    id: BatchId,
+    result_id: String,
+    first_row: u64,
+    keys: &[i64],
     rule: i64,
     spec: &JobSpec,
 ) -> ValidBatch {
+    let run = &id.run;
     let columns: Vec<_> = [("k", "bigint"), ("v", "text")]
         .map(|(name, pg_type)| TargetColumn {
             name: name.into(),
@@ -739,10 +844,9 @@ fn batch(
         type_name: column.athena_type.clone(),
     });
     let source: Vec<_> = source.collect();
-    let first_row = u64::from(seq) * ROWS;
     let (mut all, mut rows) = (Rows::new(2), Rows::new(2));
     let (mut row_offsets, mut rejected) = (Vec::new(), Vec::new());
-    for (offset, key) in raw[seq as usize].iter().enumerate() {
+    for (offset, key) in keys.iter().enumerate() {
         let row = first_row + offset as u64;
         let values = [key.to_string(), format!("{run}/{row}")];
         let values = values.each_ref().map(|value| Some(value.as_str()));
@@ -764,13 +868,9 @@ fn batch(
         }
     }
     ValidBatch {
-        id: BatchId {
-            run: run.parse().unwrap(),
-            generation,
-            seq,
-        },
+        id,
         first_row,
-        result_id: result_id(run, first_generation),
+        result_id,
         content_hash: ContentHash::of(&source, &all),
         job: "job".into(),
         target: spec.target.clone(),
@@ -778,6 +878,7 @@ fn batch(
         row_offsets,
         rows,
         rejected,
+        watermark: None,
     }
 }
 
@@ -853,14 +954,14 @@ async fn check(world: &World, pool: &PgPool) {
         );
         let known = world.known(&entry.run_id, entry.generation.unsigned_abs());
         let mut rows = Vec::new();
-        for (offset, key) in known.raw[usize::try_from(entry.seq).unwrap()]
-            .iter()
-            .enumerate()
-        {
-            let row = i64::from(entry.seq) * ROWS.cast_signed() + i64::try_from(offset).unwrap();
+        let seq = usize::try_from(entry.seq).unwrap();
+        let first_row = known.raw[..seq].iter().map(Vec::len).sum::<usize>();
+        for (offset, raw) in known.raw[seq].iter().enumerate() {
+            let key = world.key(known.job, *raw);
+            let row = i64::try_from(first_row + offset).unwrap();
             if !entry.rejected.contains(&row) {
                 let batch_no = ledger::BatchNo::new(entry.run_no, entry.seq.cast_unsigned()).get();
-                rows.push((*key, format!("{}/{row}", entry.run_id), batch_no));
+                rows.push((key, format!("{}/{row}", entry.run_id), batch_no));
             }
         }
         if entry.is_there() {
@@ -877,6 +978,8 @@ async fn check(world: &World, pool: &PgPool) {
     check_events(world, pool, &accepted).await;
     check_latest(world, pool, &accepted).await;
     check_report(world, pool, &accepted).await;
+    let number_of = |row: &Row| world.number_of(row);
+    world.source.check(pool, number_of).await;
 }
 
 /// Every run has ended, and a completed one balances.
@@ -970,9 +1073,10 @@ async fn history(pool: &PgPool) -> String {
     for (table, columns) in [
         (
             "runs",
-            "run_id, run_no, job, state, first_generation, generation, commit, requested_at::time, committed_at::time, finished_at::time, held_because, decision",
+            "run_id, run_no, job, state, first_generation, generation, commit, watermark_from, watermark_to, requested_at::time, committed_at::time, finished_at::time, held_because, decision",
         ),
         ("attempts", "run_id, run_no, generation, state"),
+        ("watermarks", "id, job, value, run_id, run_no, reason"),
         (
             "replays",
             "run_id, generation, seqs, state_before, requested_at::time, sent_at::time, abandoned",
@@ -1029,7 +1133,24 @@ fn jobs() -> Vec<Job> {
         std::fs::write(folder.path().join(format!("{name}.toml")), toml).unwrap();
         Job::read(folder.path(), name).unwrap()
     };
-    JOBS.map(job).into()
+    let mut jobs: Vec<_> = JOBS.map(job).into();
+    jobs.extend(source::JOBS.map(|(name, rest)| {
+        let sql = "SELECT 1 WHERE :since IS NOT NULL";
+        let end = if rest.contains("until") {
+            " AND :until IS NOT NULL"
+        } else {
+            ""
+        };
+        std::fs::write(
+            folder.path().join(format!("{name}.sql")),
+            format!("{sql}{end}"),
+        )
+        .unwrap();
+        let toml = format!("[source]\ndatabase = \"d\"\nsql = \"{name}.sql\"\n{rest}");
+        std::fs::write(folder.path().join(format!("{name}.toml")), toml).unwrap();
+        Job::read(folder.path(), name).unwrap()
+    }));
+    jobs
 }
 
 async fn sequence(seed: u64) {
@@ -1042,6 +1163,7 @@ async fn sequence(seed: u64) {
         runs: Vec::new(),
         queue: Vec::new(),
         random: StdRng::seed_from_u64(seed),
+        source: Source::default(),
         number: 0,
         pool: database.pool.clone(),
     };
@@ -1049,6 +1171,7 @@ async fn sequence(seed: u64) {
         Box::pin(world.step()).await;
     }
     world.settle().await;
+    world.catch_up().await;
     check(&world, &database.pool).await;
 }
 

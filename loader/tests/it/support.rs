@@ -182,6 +182,7 @@ impl Shape {
             row_offsets: (0..u32::try_from(values.len()).unwrap()).collect(),
             rows,
             rejected: Vec::new(),
+            watermark: None,
         }
     }
 }

@@ -252,6 +252,7 @@ fn job_is_checked_before_its_query_has_run() {
             name: "j".into(),
             target: common::job::Target::default(),
             columns: columns.to_vec(),
+            watermark: None,
         })
     };
     assert_eq!(

@@ -37,6 +37,7 @@ fn job() -> JobSpec {
             ),
             column("day", None, "date", vec![Rule::Required(true)]),
         ],
+        ..JobSpec::default()
     }
 }
 

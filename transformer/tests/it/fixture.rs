@@ -100,6 +100,7 @@ pub(crate) fn batch(seq: u32, rows: &[[Option<&str>; 2]]) -> RawBatch {
             column("code", "char(2)", Rule::NotEmpty(true)),
             column("count", "bigint", Rule::Min("1".into())),
         ],
+        ..JobSpec::default()
     };
     let column = |name: &str, type_name: &str| ResultColumn {
         name: name.into(),

@@ -7,6 +7,10 @@ fn spec(parameter_type: ParameterType, default: Option<&str>) -> ParameterSpec {
     ParameterSpec {
         parameter_type,
         default: default.map(Scalar::from),
+        watermark: None,
+        initial: None,
+        lag: None,
+        end_of: None,
     }
 }
 

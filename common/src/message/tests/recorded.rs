@@ -214,6 +214,7 @@ fn valid() -> ValidBatch {
                 ("price".into(), Some(String::new())),
             ],
         }],
+        watermark: None,
     }
 }
 

@@ -211,7 +211,7 @@ impl Backfill<'_> {
             }
             // It has loaded, or loads, the window's rows.
             Requested::Conflicts(conflict) => conflict.run_id,
-            Requested::New | Requested::Known(_) | Requested::LeftRows(_) => run.to_string(),
+            Requested::New | Requested::Known(_) | Requested::LeftRows { .. } => run.to_string(),
         });
         Ok(())
     }

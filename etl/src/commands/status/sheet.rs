@@ -34,6 +34,7 @@ pub(super) fn lines(status: &Status) -> String {
         sheet.add("before", former(attempt));
     }
     sheet.add_if("replayed", replay(run));
+    sheet.add_if("watermark", watermark(run));
     sheet.add("query", format!("{query}{}", principal.unwrap_or_default()));
     sheet.add("batches", batches);
     sheet.add("rows", sums(run));
@@ -57,6 +58,16 @@ fn state(run: &Run) -> String {
         _ => String::new(),
     };
     format!("{}{}{what}", run.state, took(run))
+}
+
+/// What a run reads on from, and up to where.
+fn watermark(run: &Run) -> Option<String> {
+    let from = run.watermark_from.as_ref()?;
+    let to = run
+        .watermark_to
+        .as_ref()
+        .map(|to| format!(", the next run from {to}"));
+    Some(format!("from {from}{}", to.unwrap_or_default()))
 }
 
 /// A former attempt, and why it ended.

@@ -1,0 +1,341 @@
+//! Watermarks: where the next run of a job reads on. One run at a time reads on from it, and moves it in the transaction that
+//! completes the run. The history is kept; its latest entry counts.
+
+use std::collections::BTreeMap;
+
+use common::command::user;
+use common::job::{Job, ReadOn, WatermarkRange};
+use common::message::RunId;
+use serde::Serialize;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+
+use crate::database::{Store, lock, lock_key};
+use crate::error::Error;
+use crate::request::HAS_ROWS;
+use crate::run::LockedRun;
+use crate::state::RunState;
+
+/// A change of a job's watermark. Times are RFC 3339 in UTC.
+#[derive(Debug, Clone, FromRow, Serialize)]
+pub struct WatermarkChange {
+    /// None: the job's initial value.
+    pub value: Option<String>,
+    /// The run that was completed or undone.
+    pub run_id: Option<String>,
+    /// The person who set it.
+    pub set_by: Option<String>,
+    pub reason: String,
+    pub set_at: String,
+}
+
+/// A run that reads on from a watermark.
+#[derive(Debug, FromRow)]
+struct Reader {
+    job: String,
+    watermark_from: String,
+    #[sqlx(json)]
+    range: WatermarkRange,
+}
+
+const UNREADABLE: &str = "cannot read the watermark";
+
+impl Store {
+    /// From where the next run of a job reads; none where that is the job's initial value.
+    pub async fn watermark(&self, job: &str) -> Result<Option<String>, Error> {
+        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+            Ok(current(tx, job).await?)
+        })
+        .await
+    }
+
+    /// The watermarks that were moved or set, by job.
+    pub async fn watermarks(&self) -> Result<BTreeMap<String, String>, Error> {
+        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+            let all: Vec<(String, Option<String>)> = sqlx::query_as(
+                "SELECT DISTINCT ON (job) job, value FROM etl.watermarks ORDER BY job, id DESC",
+            )
+            .fetch_all(tx)
+            .await?;
+            let set = all
+                .into_iter()
+                .filter_map(|(job, value)| Some((job, value?)));
+            Ok(set.collect())
+        })
+        .await
+    }
+
+    /// The latest changes of a job's watermark, the newest first.
+    pub async fn watermark_changes(
+        &self,
+        job: &str,
+        limit: u32,
+    ) -> Result<Vec<WatermarkChange>, Error> {
+        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+            let changes = sqlx::query_as(
+                r#"SELECT value, run_id, set_by, reason, to_char(set_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS set_at
+                   FROM etl.watermarks WHERE job = $1 ORDER BY id DESC LIMIT $2"#,
+            );
+            let changes = changes.bind(job).bind(i64::from(limit));
+            Ok(changes.fetch_all(tx).await?)
+        })
+        .await
+    }
+
+    /// Sets a job's watermark, or resets it to the initial value. Refused while a run reads on from it.
+    pub async fn set_watermark(
+        &self,
+        job: &str,
+        value: Option<&str>,
+        why: &str,
+    ) -> Result<(), Error> {
+        let failure = format!("cannot set the watermark of the job {job}");
+        self.transaction(failure, async |tx: &mut PgConnection| {
+            lock(tx, lock_key("request", job)).await?;
+            check_no_reader(tx, job, None).await?;
+            sqlx::query(
+                "INSERT INTO etl.watermarks (job, value, set_by, reason) VALUES ($1, $2, $3, $4)",
+            )
+            .bind(job)
+            .bind(value)
+            .bind(user())
+            .bind(why)
+            .execute(tx)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+async fn current(tx: &mut PgConnection, job: &str) -> Result<Option<String>, sqlx::Error> {
+    let latest: Option<Option<String>> = sqlx::query_scalar(
+        "SELECT value FROM etl.watermarks WHERE job = $1 ORDER BY id DESC LIMIT 1",
+    )
+    .bind(job)
+    .fetch_optional(tx)
+    .await?;
+    Ok(latest.flatten())
+}
+
+/// Refuses a second run that reads on from the same watermark.
+async fn check_no_reader(
+    tx: &mut PgConnection,
+    job: &str,
+    run: Option<&RunId>,
+) -> Result<(), Error> {
+    let reader: Option<(String, String)> = sqlx::query_as(
+        "SELECT run_id, state FROM etl.runs WHERE job = $1 AND watermark_from IS NOT NULL AND run_id IS DISTINCT FROM $2
+             AND state IN ('requested', 'running', 'held') ORDER BY run_no DESC LIMIT 1",
+    )
+    .bind(job)
+    .bind(run.map(RunId::as_str))
+    .fetch_optional(tx)
+    .await?;
+    match reader {
+        None => Ok(()),
+        Some((reader, state)) => {
+            let remedy = if state == RunState::Held.name() {
+                format!("`etl approve {reader}` or `etl discard {reader} --why ...` ends it")
+            } else {
+                format!("wait for it, or end it with `etl cancel {reader}`")
+            };
+            Err(Error::NotAllowed(format!(
+                "the run {reader} of the job {job} reads on from the same watermark and is {state}; {remedy}"
+            )))
+        }
+    }
+}
+
+impl Store {
+    /// Refuses a request that does not begin at its job's watermark, or while another run reads on from it.
+    pub async fn check_watermark(&self, job: &Job, read_on: &ReadOn) -> Result<(), Error> {
+        self.read(UNREADABLE, async |tx: &mut PgConnection| {
+            check_watermark(
+                tx,
+                None,
+                &job.spec.name,
+                &read_on.watermark,
+                &read_on.watermark,
+            )
+            .await
+        })
+        .await
+    }
+}
+
+/// Refuses a request that does not begin at the job's watermark. The open runs first: one that is completed in between has moved
+/// the watermark, which is then seen.
+pub(crate) async fn check_watermark(
+    tx: &mut PgConnection,
+    run: Option<&RunId>,
+    job: &str,
+    from: &str,
+    initial: &str,
+) -> Result<(), Error> {
+    check_no_reader(tx, job, run).await?;
+    let current = current(tx, job).await?;
+    let current = current.as_deref().unwrap_or(initial);
+    if current == from {
+        return Ok(());
+    }
+    Err(Error::NotAllowed(format!(
+        "the watermark of the job {job} is {current}, and this request reads on from {from}: another run has moved it meanwhile; request a new run"
+    )))
+}
+
+/// A run that ended without being complete and whose rows in the target are in this range: another run would add them again.
+pub(crate) async fn left_in(
+    tx: &mut PgConnection,
+    job: &Job,
+    range: &WatermarkRange,
+) -> Result<Option<(String, i64)>, sqlx::Error> {
+    let select = format!(
+        "SELECT run_id, rows, job_spec -> 'watermark' FROM etl.runs r CROSS JOIN LATERAL (
+             SELECT coalesce(sum(rows_loaded), 0)::bigint AS rows FROM etl.batches b
+             WHERE b.run_id = r.run_id AND b.generation = r.generation) b
+         WHERE job = $1 AND watermark_from IS NOT NULL AND state IN ('failed', 'cancelled') AND {HAS_ROWS} ORDER BY run_no"
+    );
+    let left: Vec<(String, i64, Json<WatermarkRange>)> = sqlx::query_as(AssertSqlSafe(select))
+        .bind(&job.spec.name)
+        .fetch_all(tx)
+        .await?;
+    let mut left = left
+        .into_iter()
+        .filter(|(.., other)| other.0.overlaps(range));
+    Ok(left.next().map(|(run, rows, _)| (run, rows)))
+}
+
+impl LockedRun<'_> {
+    async fn reader(&mut self) -> Result<Option<Reader>, sqlx::Error> {
+        sqlx::query_as(
+            "SELECT job, watermark_from, job_spec -> 'watermark' AS range FROM etl.runs WHERE run_id = $1 AND watermark_from IS NOT NULL",
+        )
+        .bind(self.id.as_str())
+        .fetch_optional(&mut *self.tx)
+        .await
+    }
+
+    /// Whether the run was complete once, and its rows were not removed since.
+    async fn has_moved_watermark(&mut self) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar(
+            "SELECT coalesce((
+                 SELECT w.value = r.watermark_to FROM etl.watermarks w JOIN etl.runs r USING (run_no)
+                 WHERE run_no = $1 ORDER BY w.id DESC LIMIT 1), false)",
+        )
+        .bind(self.row.run_no)
+        .fetch_one(&mut *self.tx)
+        .await
+    }
+
+    /// The run is complete: the next one reads on from its end. A replay moves nothing.
+    pub(crate) async fn advance_watermark(&mut self) -> Result<(), Error> {
+        let Some(run) = self.reader().await? else {
+            return Ok(());
+        };
+        if self.has_moved_watermark().await? {
+            return Ok(());
+        }
+        let found = self.latest_value(&run.range).await?;
+        let next = run.range.next(&run.watermark_from, found.as_deref());
+        sqlx::query("UPDATE etl.runs SET watermark_to = $2 WHERE run_id = $1")
+            .bind(self.id.as_str())
+            .bind(&next)
+            .execute(&mut *self.tx)
+            .await?;
+        let now = current(self.tx, &run.job).await?;
+        let is_elsewhere = |now: &String| match run.range.to {
+            Some(_) => *now != run.watermark_from,
+            None => !run.range.is_before(now, &next),
+        };
+        if now.as_ref().is_some_and(is_elsewhere) {
+            return Ok(());
+        }
+        self.move_watermark(&run.job, &next, "the run is complete")
+            .await
+    }
+
+    /// The latest value of the column in the rows of the live generation.
+    async fn latest_value(
+        &mut self,
+        range: &WatermarkRange,
+    ) -> Result<Option<String>, sqlx::Error> {
+        let values: Vec<String> = sqlx::query_scalar(
+            "SELECT DISTINCT watermark FROM etl.batches WHERE run_id = $1 AND generation = $2 AND watermark IS NOT NULL",
+        )
+        .bind(self.id.as_str())
+        .bind(self.row.generation)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        Ok(range.latest(values))
+    }
+
+    async fn move_watermark(&mut self, job: &str, to: &str, reason: &str) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO etl.watermarks (job, value, run_id, run_no, reason) VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(job)
+        .bind(to)
+        .bind(self.id.as_str())
+        .bind(self.row.run_no)
+        .bind(reason)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Refuses to append the rows of a run that failed before it moved the watermark, once another run has read, or reads, its
+    /// range.
+    pub(crate) async fn check_reads_on(&mut self) -> Result<(), Error> {
+        if self.row.state != RunState::Failed || self.has_moved_watermark().await? {
+            return Ok(());
+        }
+        let Some(run) = self.reader().await?.filter(|run| run.range.to.is_some()) else {
+            return Ok(());
+        };
+        // Of a request at the same moment either this or that one sees the other.
+        lock(self.tx, lock_key("request", &run.job)).await?;
+        // Before the first change the watermark is the initial one, and so was this run's.
+        let from = run.watermark_from;
+        check_watermark(self.tx, Some(&self.id), &run.job, &from, &from).await
+    }
+
+    /// Refuses to remove the rows of a run whose range later runs have read on from.
+    pub(crate) async fn check_watermark_undo(&mut self) -> Result<(), Error> {
+        let Some(run) = self.reader().await?.filter(|run| run.range.to.is_some()) else {
+            return Ok(());
+        };
+        let later: Option<String> = sqlx::query_scalar(
+            "SELECT coalesce(run_id, set_by) FROM etl.watermarks WHERE job = $1 AND run_no IS DISTINCT FROM $2
+                 AND id > (SELECT max(id) FROM etl.watermarks WHERE run_no = $2) ORDER BY id DESC LIMIT 1",
+        )
+        .bind(&run.job)
+        .bind(self.row.run_no)
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        let id = &self.id;
+        later.map_or(Ok(()), |later| {
+            Err(Error::NotAllowed(format!(
+                "the watermark of the job {} was moved on by {later} since, and no later run would read the rows of the run {id} again; `etl replay {id}` loads them",
+                run.job
+            )))
+        })
+    }
+
+    /// The rows of the run were removed: the next run reads them again.
+    pub(crate) async fn move_watermark_back(&mut self) -> Result<(), Error> {
+        let Some(run) = self.reader().await? else {
+            return Ok(());
+        };
+        if !self.has_moved_watermark().await? {
+            return Ok(());
+        }
+        let now = current(self.tx, &run.job).await?;
+        let is_before = now.is_some_and(|now| run.range.is_before(&now, &run.watermark_from));
+        if is_before {
+            return Ok(());
+        }
+        self.move_watermark(&run.job, &run.watermark_from, "the run's rows were removed")
+            .await
+    }
+}
