@@ -1,4 +1,4 @@
-"""Loads one day of an Athena query into PostgreSQL, every day: an Airflow DAG around the command etl. Airflow 2.9 to 3.
+"""Loads one day of an Athena query into PostgreSQL, every day: an Airflow DAG around the command etl. Airflow 2 and 3.
 
 The worker needs `etl` in its PATH, ETL_DATABASE_URL, ETL_AMQP_URL and ETL_JOBS in its environment, and no access to AWS.
 

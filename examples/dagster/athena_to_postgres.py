@@ -1,6 +1,6 @@
 """Loads an Athena query into PostgreSQL, a day a partition: a Dagster asset around the command etl. Dagster 1.13.
 
-    dagster dev -f athena_to_postgres.py
+    dagster dev -f athena_to_postgres.py         # needs dagster-webserver
 
 The process needs `etl` in its PATH, and ETL_DATABASE_URL, ETL_AMQP_URL and ETL_JOBS in its environment; no access to AWS.
 

@@ -1,6 +1,6 @@
 -- The table has as many rows of a run as the ledger says: nobody deleted or added some afterwards. visits is replaced day by day,
 -- so this holds for the latest run of each day; in mode append it holds for every completed run, without the distinct on. In the
--- modes upsert and insert_only, rows of other runs overwrite them or stay.
+-- modes upsert and insert_only, rows of other runs overwrite them or stay. It reads the whole table.
 with latest as (
     select distinct on (target_window) run_no
     from {{ source('etl', 'runs') }}
