@@ -1,7 +1,7 @@
 # The commands of this project. They install, start and write everything below .local/ (LOCAL_DIR moves it), except missing
 # packages, which they install by apt.
 
-.PHONY: help demo stop clean-local test test-all test-pooler check test-notebook test-compose dist test-dist soak bench
+.PHONY: help demo stop clean-local test test-all test-pooler check test-notebook test-examples test-compose dist test-dist soak bench
 
 help:
 	@echo 'make demo         the whole pipeline on this machine, on sample data, without an AWS account'
@@ -12,6 +12,7 @@ help:
 	@echo 'make test-all     make test, and what takes longer: all tests behind a pooler and without an archive, 3 GiB for a locked target, a cluster of brokers, the soak'
 	@echo 'make test-pooler  the tests that use PostgreSQL, with a PgBouncer in session mode in front of it'
 	@echo 'make test-notebook  executes docs/confirm_load.ipynb in the demo'
+	@echo 'make test-examples   the examples, with Airflow, Dagster and dbt from PyPI'
 	@echo 'make test-compose   the containers of docker-compose.yml, under kills and restarts; needs Docker'
 	@echo 'make dist         the programs for any Linux, Debian packages, bills of materials and checksums (docs/packages.md)'
 	@echo 'make test-dist    installs the packages on a bare Debian below .local/, and runs them there; needs root'
@@ -62,6 +63,10 @@ test-pooler:
 # make test does the same in a demo of its own.
 test-notebook: demo
 	@deploy/local/test-notebook
+
+# In a demo of its own.
+test-examples:
+	@examples/test
 
 # Not a part of test, since it needs Docker, and compiles everything once more for the images.
 test-compose:
