@@ -17,7 +17,7 @@ fn events(rows: &[(&str, &str)]) -> ResultSet {
     ResultSet::table(&[("n", "bigint"), ("at", "timestamp(3)")], &rows)
 }
 
-async fn answer(pipeline: &Pipeline, job: &str, rows: &[(&str, &str)]) {
+fn answer(pipeline: &Pipeline, job: &str, rows: &[(&str, &str)]) {
     let part = format!("FROM {job}");
     pipeline
         .cloud
@@ -59,8 +59,7 @@ async fn an_append_reads_from_the_end_of_the_run_before() {
             ("1", "2018-04-01 00:00:00.000"),
             ("2", "2018-04-02 10:00:00.123"),
         ],
-    )
-    .await;
+    );
     let first = run(&pipeline, "events", &[]).await;
     assert_eq!(first["state"], "completed", "{first}");
     // The next watermark is the end of the range, whatever its rows are.
@@ -82,7 +81,7 @@ async fn an_append_reads_from_the_end_of_the_run_before() {
         .answer_once("FROM events", Answer::failed_by_user("no"));
     assert_eq!(run(&pipeline, "events", &[]).await["state"], "failed");
     assert_eq!(watermark(&pipeline, "events").await, "2018-05-01 00:00:00");
-    answer(&pipeline, "events", &[("3", "2018-05-01 00:00:00.000")]).await;
+    answer(&pipeline, "events", &[("3", "2018-05-01 00:00:00.000")]);
     let second = run(&pipeline, "events", &[]).await;
     assert_eq!(second["parameters"]["since"], "2018-05-01 00:00:00");
     assert_eq!(pipeline.number("SELECT count(*) FROM events").await, 3);
@@ -119,7 +118,7 @@ async fn a_row_outside_of_the_range_is_rejected() {
         ("2", "2018-04-02 00:00:00.000"),
         ("3", "2099-01-01 00:00:00.000"),
     ];
-    answer(&pipeline, "events", &rows).await;
+    answer(&pipeline, "events", &rows);
     let run = run(&pipeline, "events", &[]).await;
     let counts = (&run["rows_loaded"], &run["rows_rejected"]);
     assert_eq!(counts, (&1.into(), &2.into()), "{run}");
@@ -138,14 +137,14 @@ async fn with_a_key_a_run_reads_from_the_latest_value_on() {
         ("9", "2018-04-02 12:00:00.500"),
         ("2", "2018-04-02 11:00:00.000"),
     ];
-    answer(&pipeline, "latest", &rows).await;
+    answer(&pipeline, "latest", &rows);
     let first = run(&pipeline, "latest", &[]).await;
     assert_eq!(first["state"], "completed", "{first}");
     assert_eq!(
         watermark(&pipeline, "latest").await,
         "2018-04-02 12:00:00.5"
     );
-    answer(&pipeline, "latest", &[("1", "2018-04-02 12:00:00.500")]).await;
+    answer(&pipeline, "latest", &[("1", "2018-04-02 12:00:00.500")]);
     let second = run(&pipeline, "latest", &[]).await;
     assert_eq!(
         second["parameters"]["since"], "2018-04-02 09:00:00.5",
@@ -156,13 +155,13 @@ async fn with_a_key_a_run_reads_from_the_latest_value_on() {
         "2018-04-02 12:00:00.5"
     );
     // Nothing was new: it stays.
-    answer(&pipeline, "latest", &[]).await;
+    answer(&pipeline, "latest", &[]);
     run(&pipeline, "latest", &[]).await;
     assert_eq!(
         watermark(&pipeline, "latest").await,
         "2018-04-02 12:00:00.5"
     );
-    answer(&pipeline, "latest", &[("3", "2999-01-01 00:00:00.000")]).await;
+    answer(&pipeline, "latest", &[("3", "2999-01-01 00:00:00.000")]);
     let future = run(&pipeline, "latest", &[]).await;
     assert_eq!(future["state"], "completed", "{future}");
     assert!(
@@ -202,7 +201,7 @@ async fn one_run_at_a_time_reads_on_and_what_a_former_one_left_is_taken_back() {
     }
     assert_eq!(pipeline.etl(&["cancel", "first"]).await.code, Some(0));
     // As if it had been cancelled after it had loaded rows.
-    answer(&pipeline, "events", &[("1", "2018-04-01 00:00:00.000")]).await;
+    answer(&pipeline, "events", &[("1", "2018-04-01 00:00:00.000")]);
     let second = pipeline.run("events", "second").await;
     assert_eq!(second["rows_loaded"], 1);
     let undone = "DELETE FROM etl.watermarks; UPDATE etl.runs SET state = 'cancelled' WHERE run_id = 'second'";
@@ -217,8 +216,7 @@ async fn one_run_at_a_time_reads_on_and_what_a_former_one_left_is_taken_back() {
             ("1", "2018-04-01 00:00:00.000"),
             ("2", "2018-04-01 00:00:00.000"),
         ],
-    )
-    .await;
+    );
     let third = pipeline
         .etl(&["run", "events", "--run-id", "third", "--follow"])
         .await;

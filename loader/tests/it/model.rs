@@ -979,7 +979,32 @@ async fn check(world: &World, pool: &PgPool) {
     check_latest(world, pool, &accepted).await;
     check_report(world, pool, &accepted).await;
     let number_of = |row: &Row| world.number_of(row);
-    world.source.check(pool, number_of).await;
+    let left_out = left_out(world, &entries);
+    world.source.check(pool, &left_out, number_of).await;
+}
+
+/// The events that complete runs of each job have rejected, or that a person dropped of them.
+fn left_out(world: &World, entries: &[Entry]) -> BTreeMap<usize, Vec<i64>> {
+    let mut left_out: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for entry in entries
+        .iter()
+        .filter(|entry| entry.state == RunState::Completed)
+    {
+        let known = world.known(&entry.run_id, entry.generation.unsigned_abs());
+        let seq = usize::try_from(entry.seq).unwrap();
+        let first_row = known.raw[..seq].iter().map(Vec::len).sum::<usize>();
+        let is_left_out = |offset: usize| {
+            let row = i64::try_from(first_row + offset).unwrap();
+            entry.rows_dropped > 0 || entry.rejected.contains(&row)
+        };
+        let events = known.raw[seq].iter().enumerate();
+        let events = events.filter(|(offset, _)| is_left_out(*offset));
+        left_out
+            .entry(known.job)
+            .or_default()
+            .extend(events.map(|(_, event)| *event));
+    }
+    left_out
 }
 
 /// Every run has ended, and a completed one balances.
