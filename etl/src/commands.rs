@@ -179,6 +179,13 @@ mod tests {
     }
 
     #[test]
+    fn list_of_the_commands_fits_80_columns() {
+        for line in listed().lines() {
+            assert!(line.len() <= 80, "{} characters: {line}", line.len());
+        }
+    }
+
+    #[test]
     fn every_command_has_an_example_and_a_description() {
         let mut command = definition();
         command.build();

@@ -4,10 +4,11 @@
 use std::io::{IsTerminal, stdin};
 
 use anyhow::anyhow;
+use clap::ArgGroup;
 use common::message::RunId;
 
 use crate::Failure;
-use crate::output::{note, size};
+use crate::output::{counted, note, size};
 use ledger::{Run, RunFilter, RunState, Store};
 
 /// The most runs that a command changes at once.
@@ -47,7 +48,7 @@ impl State {
 
 /// Which runs.
 #[derive(Debug, Default, clap::Args)]
-#[group(id = "which", required = true, multiple = true, args = ["runs", "job", "state", "last"])]
+#[command(group = ArgGroup::new("which").required(true).multiple(true).args(["runs", "job", "state", "last"]))]
 pub struct Selection {
     /// The runs' whole names.
     #[arg(value_name = "RUN")]
@@ -126,17 +127,51 @@ fn agree(does: &str, runs: &[Run], yes: bool) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
-    let count = size(runs);
     if !stdin().is_terminal() {
-        return Err(Failure::usage(anyhow!(
-            "nothing was done: {count} runs were selected and not named; add --yes to {does} them"
-        )));
+        return Err(Failure::usage(anyhow!("{}", unasked(does, size(runs)))));
     }
-    note(&format!("{does} these {count} runs? [y/N]"));
+    note(&format!("{does} {}? [y/N]", counted(size(runs), "run")));
     let mut answer = String::new();
     let read = stdin().read_line(&mut answer);
     if read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
         return Ok(());
     }
     Err(anyhow!("nothing was done").into())
+}
+
+/// That nothing was done, since nobody can be asked.
+fn unasked(does: &str, count: i64) -> String {
+    let (was, them) = if count == 1 {
+        ("was", "it")
+    } else {
+        ("were", "them")
+    };
+    let runs = counted(count, "run");
+    format!("nothing was done: {runs} {was} selected and not named; add --yes to {does} {them}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusal_counts_the_runs() {
+        let one = unasked("discard", 1);
+        assert!(one.contains("1 run was selected") && one.ends_with("to discard it"));
+        let two = unasked("discard", 2);
+        assert!(two.contains("2 runs were selected") && two.ends_with("to discard them"));
+    }
+
+    #[test]
+    fn agreement_alone_selects_no_run() {
+        #[derive(Debug, clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            which: Selection,
+        }
+        let parsed = |words: &[&str]| <Command as clap::Parser>::try_parse_from(words);
+        assert!(parsed(&["etl", "--yes"]).is_err());
+        assert!(parsed(&["etl"]).is_err());
+        assert!(parsed(&["etl", "--last", "--yes"]).is_ok_and(|parsed| parsed.which.yes));
+    }
 }

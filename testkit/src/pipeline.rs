@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::TIMEOUT;
 use crate::cloud::{Answer, Cloud, ResultSet};
-use crate::process::{Finished, Process, Service};
+use crate::process::{Finished, Process, Service, path_of};
 use crate::servers::{Database, Vhost, database, vhost};
 use futures::future::join_all;
 use serde_json::Value;
@@ -90,6 +90,7 @@ impl Pipeline {
             // So that a few thousand rows are several batches.
             .env("ETL_BATCH_ROWS", "5000")
             .env("ETL_BATCH_BYTES", "262144")
+            .env("ETL_EXTRACTOR", &path_of("extractor"))
             .env(
                 "ETL_JOBS",
                 self.jobs

@@ -132,6 +132,11 @@ fn path() -> String {
     std::env::var("PATH").unwrap_or_default()
 }
 
+/// The path of the binary `name` of this workspace, as text.
+pub(crate) fn path_of(name: &str) -> String {
+    binary(name).display().to_string()
+}
+
 /// `target/debug/NAME`, found from the path of the running test.
 fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a process knows its own file");

@@ -27,9 +27,9 @@ use crate::output::{counted, note, notes, number, show, size, table};
 use crate::store;
 use ledger::{Run, RunState};
 
-/// Request a run for each window of a range of days, the last day not included.
+/// Request a run for each window of a range of days.
 ///
-/// The same command continues where it stopped: each window has one run, whose name follows from the job, the range and
+/// The last day is not included. The same command continues where it stopped: each window has one run, whose name follows from the job, the range and
 /// the window.
 #[derive(Debug, clap::Args)]
 #[expect(

@@ -15,7 +15,7 @@ use crate::select::{Selection, State, each};
 use crate::store;
 use ledger::{Ended, Removed, Rows, RunState, Store};
 
-/// Cancel runs: their queries are stopped, and their messages in the queues are not loaded.
+/// Cancel runs: stop their queries, and load no more of them.
 ///
 /// Rows that are in the target already stay there unless --undo removes them.
 #[derive(Debug, clap::Args)]

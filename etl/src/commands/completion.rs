@@ -8,7 +8,9 @@ use super::Command;
 use crate::Failure;
 use crate::output::print;
 
-/// Print what registers the completions with a shell: commands, options, and the names of jobs, parameters and runs.
+/// Print the script that registers the completions with a shell.
+///
+/// Completes commands, options, and the names of jobs, parameters and runs.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  etl completion bash > /etc/bash_completion.d/etl\n  source <(etl completion zsh)"

@@ -13,7 +13,7 @@ use crate::Failure;
 use crate::output::shortened;
 use ledger::{DeadLetter, DeadLetterFilter, DeadLetterSummary, Store};
 
-/// List, show, replay and drop dead letters: messages that no stage could handle.
+/// List, show, replay and drop what no service could process.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: etl dead list --run daily-2018-04-09")]
 pub struct Arguments {

@@ -10,7 +10,7 @@ use common::findings::Findings;
 use super::Command;
 use crate::{Failure, loss};
 
-/// Check the broker, the database, the queues and the jobs: a line each, with the remedy.
+/// Check broker, database, queues and jobs, with the remedies.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: etl doctor")]
 pub struct Arguments {

@@ -16,7 +16,7 @@ use crate::Failure;
 use crate::extractor::Extractor;
 use crate::output::show;
 
-/// Write a job file with comments, and, with --from-query, the columns that the query has.
+/// Write a job file with comments and, by --from-query, its columns.
 ///
 /// Loads nothing and overwrites nothing. --from-query runs the query with a LIMIT of 0, which scans nothing.
 #[derive(Debug, clap::Args)]

@@ -12,7 +12,9 @@ use crate::output::{brief, show, table_within, terminal_width};
 use crate::{Failure, store};
 use ledger::{Freshness, Store};
 
-/// List the jobs: mode, target, the latest run, and when rows were loaded last.
+/// List the jobs with their latest runs.
+///
+/// Shows the mode, the target, the latest run, and when rows were loaded last.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: etl jobs")]
 pub struct Arguments {

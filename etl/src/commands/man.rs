@@ -9,7 +9,9 @@ use super::{Command, definition};
 use crate::Failure;
 use crate::output::note;
 
-/// Write the manual pages into a folder: one for `etl` and one for each command.
+/// Write the manual pages into a folder.
+///
+/// One is for `etl`, and one for each command.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: etl man ~/.local/share/man/man1")]
 pub struct Arguments {

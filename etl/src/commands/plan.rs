@@ -19,7 +19,9 @@ use crate::store;
 use crate::target::{self, TargetPlan};
 use ledger::Store;
 
-/// Show what a run would do: the SQL, the columns, the target's DDL. Nothing is written or sent.
+/// Show what a run would do: the SQL, the columns, the DDL.
+///
+/// Writes nothing and sends nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: etl plan most_visited_url --set from=2018-04-02")]
 pub struct Arguments {

@@ -8,7 +8,9 @@ use crate::output::{counted, show};
 use crate::store;
 use ledger::{Prune, Pruned};
 
-/// Delete old rejected values and bodies of dead letters; runs and batches stay.
+/// Delete old rejected values and bodies of dead letters.
+///
+/// Runs and batches stay.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: etl prune --older-than 30d --dry-run")]
 pub struct Arguments {

@@ -9,7 +9,7 @@ use crate::output::{counted, note, number, print, print_json, size, table};
 use crate::{Failure, loss, store};
 use ledger::{Proven, Run, Seqs, Store};
 
-/// Prove that every row of a run is accounted for; all runs when none is named.
+/// Prove that every row of a run, or of all, is accounted for.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: etl reconcile daily-2018-04-09 && echo complete")]
 pub struct Arguments {

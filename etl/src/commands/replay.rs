@@ -33,7 +33,7 @@ use crate::store;
 use ledger::Seqs;
 use ledger::{NewReplay, RunState, SessionLock, Store, Subject};
 
-/// Replay batches of runs, with the job as it is now and without a query.
+/// Replay batches of runs with the job as it is now, without a query.
 #[derive(Debug, Default, clap::Args)]
 #[command(group = ArgGroup::new("which").required(true), after_help = "\
 Examples:

@@ -16,7 +16,7 @@ use ledger::{
 pub use price::Price;
 pub use sheet::waiting;
 
-/// Show a run: its progress and rate, the depths of the queues, its cost.
+/// Show runs: progress, rate, cost, and the depths of the queues.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: etl status most_visited_url-20180409 --watch")]
 pub struct Arguments {

@@ -9,7 +9,9 @@ use super::Command;
 use crate::Failure;
 use crate::output::print;
 
-/// Print RabbitMQ's definitions of the queues, for brokers where the services may not declare them (`ETL_DECLARE=skip`).
+/// Print the definitions of the queues, for an administrator.
+///
+/// For brokers where the services may not declare them (`ETL_DECLARE=skip`).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example: etl topology >etl.json && rabbitmqctl import_definitions etl.json

@@ -15,9 +15,9 @@ use crate::target::{self, Examined, TargetPlan};
 use crate::{Failure, store};
 use ledger::Store;
 
-/// Check job files: the files alone, or with --connected also the query, the permissions in AWS and the target.
+/// Check job files; --connected adds the query and the target.
 ///
-/// Loads nothing. --connected runs each query with a LIMIT of 0, which scans nothing.
+/// Loads nothing. --connected also checks the permissions in AWS. It runs each query with a LIMIT of 0, which scans nothing.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  etl validate\n  etl validate clicks --connected\n\nExit code 0: nothing is wrong. 1: something is. 2: usage error."

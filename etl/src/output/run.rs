@@ -173,10 +173,12 @@ pub fn choice(run: &Run) -> String {
     format!("`etl approve {id}` commits its rows, `etl discard {id} --why ...` discards {what}")
 }
 
-/// The state of a run for a table: a blocked run says so.
+/// The state of a run for a table: a run that is blocked or does not balance says so.
 pub fn state(run: &Run) -> String {
     if run.dead_letters > 0 {
         format!("{}, blocked", run.state)
+    } else if run.state == RunState::Completed && !run.balanced {
+        format!("{}, not balanced", run.state)
     } else {
         run.state.to_string()
     }
@@ -251,6 +253,16 @@ mod tests {
         assert!(sums(&run).ends_with(": balanced"));
         run.dead_letters = 1;
         assert!(sums(&run).contains("NOT BALANCED"));
+    }
+
+    #[test]
+    fn table_says_which_completed_run_does_not_balance() {
+        let mut run = samples::completed();
+        assert_eq!(state(&run), "completed");
+        run.balanced = false;
+        assert_eq!(state(&run), "completed, not balanced");
+        run.dead_letters = 1;
+        assert_eq!(state(&run), "completed, blocked");
     }
 
     #[test]
