@@ -47,7 +47,7 @@ async fn usage_errors_exit_with_2_and_change_nothing() {
     .await;
     refuses(
         &pipeline,
-        &["run", "clicks", "--set", "from=yesterday"],
+        &["run", "clicks", "--set", "from=noon"],
         2,
         &["yesterday", "2018-04-02"],
     )

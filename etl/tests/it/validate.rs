@@ -11,6 +11,8 @@ const TARGET: &str = "[target]\ntable = \"clicks\"\n";
 /// Writes the job `clicks`, and expects that it is wrong with all of these words, in lines and as JSON.
 async fn wrong(pipeline: &Pipeline, toml: &str, connected: &[&str], words: &[&str]) {
     pipeline.write_job("clicks", toml);
+    let sql = pipeline.jobs.path().join("clicks.sql");
+    fs::write(sql, "SELECT * FROM clicks").unwrap();
     let arguments = [&["validate", "clicks"], connected].concat();
     let found = pipeline.etl(&arguments).await;
     assert_eq!(
