@@ -24,10 +24,11 @@ pub mod trace;
 pub mod validate;
 pub mod watermark;
 
-use clap::{ArgMatches, Args};
+use clap::{Arg, ArgMatches, Args, ColorChoice, value_parser};
 use common::command::error_as_json;
 use futures::future::LocalBoxFuture;
 
+use crate::output::terminal;
 use crate::{Failure, complete};
 
 /// Every command by its purpose, in the order of `etl --help`.
@@ -148,9 +149,21 @@ pub fn definition() -> clap::Command {
         .after_help("Example: etl run most_visited_url --set from=2018-04-02 --follow")
         .help_template("{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}{options}\n\n{after-help}")
         .before_help(listed())
+        .arg(color())
         .subcommand_required(true)
         .arg_required_else_help(true);
     complete::with_values(etl.subcommands(entries().map(|entry| entry.command)))
+}
+
+/// `--color`, of every command.
+fn color() -> Arg {
+    Arg::new("color")
+        .long("color")
+        .value_name("WHEN")
+        .global(true)
+        .value_parser(value_parser!(ColorChoice))
+        .default_value("auto")
+        .help("Colours: on a terminal and without `NO_COLOR` (auto), always, or never")
 }
 
 /// Reads the command line: the command that it names. Help and usage errors of clap end the process.
@@ -164,6 +177,9 @@ pub fn parse() -> impl Future<Output = Result<bool, Failure>> {
         }
         error.exit()
     });
+    if let Some(choice) = matches.get_one("color") {
+        terminal::choose(*choice);
+    }
     let (name, arguments) = matches.subcommand().expect("a command is required");
     let entry = entries().find(|entry| entry.name == name);
     (entry.expect("clap accepts the commands of the list").run)(arguments)

@@ -1,18 +1,21 @@
 //! What every command prints with: tables and sheets for people, JSON for scripts, numbers, notes.
 
+pub mod phase;
 pub mod progress;
 pub mod run;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod terminal;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use indicatif::HumanCount;
 use serde::Serialize;
 
 pub use common::command::{print, print_json};
+pub use terminal::Terminal;
 
 use crate::Failure;
 
@@ -61,7 +64,7 @@ pub fn size<T>(items: &[T]) -> i64 {
 }
 
 /// A table without lines, whose columns in `numbers` are aligned to the right.
-pub fn table<R: IntoIterator<Item = String>>(
+pub fn table<R: IntoIterator<Item: Into<Cell>>>(
     header: &[&str],
     numbers: Range<usize>,
     rows: impl IntoIterator<Item = R>,
@@ -82,9 +85,9 @@ pub fn table<R: IntoIterator<Item = String>>(
     table
 }
 
-/// A table that breaks no value: where the lines are longer than the terminal, columns of `spare` are left out, the first first.
+/// A table that breaks no value, with the column `state` in colours: where the lines are longer than the terminal, columns of `spare` are left out, the first first.
 pub fn table_within(
-    width: Option<u16>,
+    terminal: Terminal,
     header: &[&str],
     numbers: Range<usize>,
     rows: &[Vec<String>],
@@ -99,28 +102,35 @@ pub fn table_within(
     let mut kept: Vec<_> = (0..header.len()).collect();
     for column in spare {
         let length: usize = kept.iter().map(|kept| longest(*kept)).sum();
-        if width.is_none_or(|width| length <= usize::from(width)) {
+        if terminal
+            .width
+            .is_none_or(|width| length <= usize::from(width))
+        {
             break;
         }
         kept.retain(|kept| kept != column);
     }
     let names: Vec<_> = kept.iter().map(|kept| header[*kept]).collect();
-    let rows = rows
-        .iter()
-        .map(|row| kept.iter().map(|kept| row[*kept].clone()));
+    let cell = |row: &Vec<String>, column: usize| {
+        let text = row[column].clone();
+        match header[column] {
+            "state" => terminal.state_cell(text),
+            _ => Cell::new(text),
+        }
+    };
+    let rows = rows.iter();
+    let rows = rows.map(|row| kept.iter().map(move |kept| cell(row, *kept)));
     let mut table = table(&names, 0..0, rows);
     table.set_content_arrangement(ContentArrangement::Disabled);
+    if terminal.has_colours {
+        table.enforce_styling();
+    }
     for (index, kept) in kept.iter().enumerate() {
         if let (true, Some(column)) = (numbers.contains(kept), table.column_mut(index)) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
     table
-}
-
-/// The width of the terminal; none where the output is none.
-pub fn terminal_width() -> Option<u16> {
-    Table::new().width()
 }
 
 /// A time in one unit: `5.5 s`, `12 min`, `3 h`, `5 d`.

@@ -11,9 +11,6 @@ use crate::Failure;
 use crate::output::{counted, note, size};
 use ledger::{Run, RunFilter, RunState, Store};
 
-/// The most runs that a command changes at once.
-const MAX_RUNS: u32 = 1_000;
-
 /// A state to filter by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum State {
@@ -46,11 +43,10 @@ impl State {
     }
 }
 
-/// Which runs.
+/// Which runs: by their names, or by job and state.
 #[derive(Debug, Default, clap::Args)]
-#[command(group = ArgGroup::new("which").required(true).multiple(true).args(["runs", "job", "state", "last"]))]
-pub struct Selection {
-    /// The runs' whole names.
+pub struct Which {
+    /// Whole names of runs. To look at a run, the beginning of its name is enough where only one run begins so.
     #[arg(value_name = "RUN")]
     pub runs: Vec<RunId>,
     /// Runs of this job.
@@ -62,6 +58,73 @@ pub struct Selection {
     /// Only the latest of them.
     #[arg(long, conflicts_with = "runs")]
     pub last: bool,
+}
+
+/// For a command that needs a choice of runs.
+pub fn required() -> ArgGroup {
+    let group = ArgGroup::new("which").required(true).multiple(true);
+    group.args(["runs", "job", "state", "last"])
+}
+
+impl Which {
+    /// Whether nothing is chosen.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.job.is_none() && self.state.is_none() && !self.last
+    }
+
+    /// Whether it chooses one run at most, however many there are.
+    pub fn is_one(&self) -> bool {
+        self.runs.len() == 1 || self.last
+    }
+
+    /// The runs by job and state, the oldest first. `among`: those that the command is for; a state that is given comes before
+    /// its states.
+    pub async fn chosen(&self, store: &Store, among: RunFilter<'_>) -> Result<Vec<Run>, Failure> {
+        let filter = RunFilter {
+            job: self.job.as_deref(),
+            states: self.state.map_or(among.states, |state| state.in_ledger()),
+            only_blocked: self.state == Some(State::Blocked),
+            limit: if self.last { 1 } else { among.limit },
+            ..among
+        };
+        let mut runs = store.latest(&filter).await?;
+        runs.reverse();
+        Ok(runs)
+    }
+
+    /// The runs to look at, by name or as they are chosen.
+    pub async fn found(&self, store: &Store, among: RunFilter<'_>) -> Result<Vec<Run>, Failure> {
+        if self.runs.is_empty() {
+            return self.chosen(store, among).await;
+        }
+        let mut runs = Vec::with_capacity(self.runs.len());
+        for name in &self.runs {
+            runs.push(store.find(name.as_str()).await?);
+        }
+        Ok(runs)
+    }
+}
+
+/// All open and held runs.
+pub fn open() -> RunFilter<'static> {
+    RunFilter {
+        states: State::Open.in_ledger(),
+        limit: u32::MAX,
+        ..RunFilter::default()
+    }
+}
+
+/// That no run was found.
+pub fn none() -> Failure {
+    Failure::Failed(anyhow!("there is no such run; `etl runs` lists the latest"))
+}
+
+/// Which runs a command changes.
+#[derive(Debug, Default, clap::Args)]
+#[command(group = required())]
+pub struct Selection {
+    #[command(flatten)]
+    pub which: Which,
     /// Do not ask before runs are changed that were not named.
     #[arg(long)]
     pub yes: bool,
@@ -76,25 +139,43 @@ impl Selection {
         does: &str,
         states: State,
     ) -> Result<Vec<RunId>, Failure> {
-        if !self.runs.is_empty() {
-            return Ok(self.runs.clone());
+        if !self.which.runs.is_empty() {
+            return Ok(self.which.runs.clone());
         }
-        let state = self.state.unwrap_or(states);
-        let filter = RunFilter {
-            job: self.job.as_deref(),
-            states: state.in_ledger(),
-            only_blocked: state == State::Blocked,
-            limit: if self.last { 1 } else { MAX_RUNS },
+        let among = RunFilter {
+            states: states.in_ledger(),
+            limit: u32::MAX,
+            ..RunFilter::default()
         };
-        let mut runs = store.latest(&filter).await?;
-        runs.reverse();
+        let runs = self.which.chosen(store, among).await?;
         if runs.is_empty() {
-            return Err(anyhow!("there is no such run; `etl runs` lists the latest").into());
+            return Err(none());
         }
-        agree(does, &runs, self.yes)?;
+        self.agree(does, &runs)?;
         let names = runs.into_iter().map(|run| run.run_id.parse());
         let names = names.collect::<Result<_, _>>();
         names.map_err(|error| anyhow!("the ledger has a run whose name is none: {error}").into())
+    }
+
+    /// Shows the runs that were not named, and asks.
+    pub fn agree(&self, does: &str, runs: &[Run]) -> Result<(), Failure> {
+        for run in runs {
+            let (id, table) = (&run.run_id, &run.target_table);
+            note(&format!("{does} {id} ({}, into {table})", run.state));
+        }
+        if self.yes {
+            return Ok(());
+        }
+        if !stdin().is_terminal() {
+            return Err(Failure::usage(anyhow!("{}", unasked(does, size(runs)))));
+        }
+        note(&format!("{does} {}? [y/N]", counted(size(runs), "run")));
+        let mut answer = String::new();
+        let read = stdin().read_line(&mut answer);
+        if read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+            return Ok(());
+        }
+        Err(anyhow!("nothing was done").into())
     }
 }
 
@@ -114,29 +195,6 @@ pub async fn each(
         });
     }
     Ok(is_true)
-}
-
-/// Shows the runs, and asks.
-fn agree(does: &str, runs: &[Run], yes: bool) -> Result<(), Failure> {
-    for run in runs {
-        note(&format!(
-            "{does} {} ({}, into {})",
-            run.run_id, run.state, run.target_table
-        ));
-    }
-    if yes {
-        return Ok(());
-    }
-    if !stdin().is_terminal() {
-        return Err(Failure::usage(anyhow!("{}", unasked(does, size(runs)))));
-    }
-    note(&format!("{does} {}? [y/N]", counted(size(runs), "run")));
-    let mut answer = String::new();
-    let read = stdin().read_line(&mut answer);
-    if read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
-        return Ok(());
-    }
-    Err(anyhow!("nothing was done").into())
 }
 
 /// That nothing was done, since nobody can be asked.
@@ -167,11 +225,11 @@ mod tests {
         #[derive(Debug, clap::Parser)]
         struct Command {
             #[command(flatten)]
-            which: Selection,
+            selection: Selection,
         }
         let parsed = |words: &[&str]| <Command as clap::Parser>::try_parse_from(words);
         assert!(parsed(&["etl", "--yes"]).is_err());
         assert!(parsed(&["etl"]).is_err());
-        assert!(parsed(&["etl", "--last", "--yes"]).is_ok_and(|parsed| parsed.which.yes));
+        assert!(parsed(&["etl", "--last", "--yes"]).is_ok_and(|parsed| parsed.selection.yes));
     }
 }

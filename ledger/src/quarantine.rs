@@ -123,19 +123,6 @@ pub(crate) fn storable(text: &str) -> Cow<'_, str> {
 const FILTER: &str = "run_id = $1 AND generation = $2 AND ($3::text IS NULL OR rule = $3) AND ($4::text IS NULL OR column_name = $4)";
 
 impl Store {
-    /// The runs of a job that have a rejected row, the oldest first.
-    pub async fn runs_with_rejects(&self, job: &str) -> Result<Vec<Generation>, Error> {
-        let failure = format!("cannot look for rejected rows of {job}");
-        self.read(failure, async |tx: &mut PgConnection| {
-            let query = sqlx::query_as(
-                "SELECT run_id, generation FROM etl.runs r WHERE job = $1 AND EXISTS (
-                     SELECT FROM etl.rejected_rows q WHERE q.run_id = r.run_id AND q.generation = r.generation) ORDER BY run_no",
-            );
-            Ok(query.bind(job).fetch_all(tx).await?)
-        })
-        .await
-    }
-
     /// How many rows of these runs break which rule, the most first.
     pub async fn reject_counts(
         &self,

@@ -217,29 +217,6 @@ impl Store {
             .await?;
         Ok(Seqs::from_ledger(seqs.into_iter().map(|seq| (seq, seq))))
     }
-
-    /// The names of a job's runs that were requested in a span of time, the oldest first.
-    pub async fn runs_between(
-        &self,
-        job: &str,
-        since: Timestamp,
-        until: Option<Timestamp>,
-    ) -> Result<Vec<String>, Error> {
-        let failure = format!("cannot look for the runs of {job}");
-        self.read(failure, async |tx: &mut PgConnection| {
-            let runs = sqlx::query_scalar(
-                "SELECT run_id FROM etl.runs WHERE job = $1 AND requested_at >= $2::text::timestamptz
-                     AND ($3::text IS NULL OR requested_at < $3::text::timestamptz) ORDER BY run_no",
-            )
-            .bind(job)
-            .bind(since.to_string())
-            .bind(until.map(|until| until.to_string()))
-            .fetch_all(tx)
-            .await?;
-            Ok(runs)
-        })
-        .await
-    }
 }
 
 fn parsed(name: &str) -> Result<RunId, Error> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
@@ -145,6 +146,12 @@ pub struct RunFilter<'a> {
     pub states: &'a [RunState],
     /// Only those that a dead letter blocks.
     pub only_blocked: bool,
+    /// Only those whose live generation has a rejected row.
+    pub only_with_rejects: bool,
+    /// Requested at this time or later.
+    pub since: Option<Timestamp>,
+    /// Requested before this time.
+    pub until: Option<Timestamp>,
     pub limit: u32,
 }
 
@@ -318,6 +325,9 @@ impl Store {
         let query = a_few(
             "SELECT run_id FROM etl.runs r WHERE ($1::text IS NULL OR job = $1) AND (cardinality($2::text[]) = 0 OR state = ANY ($2))
              AND (NOT $3 OR EXISTS (SELECT FROM etl.dead_letters d WHERE d.run_id = r.run_id AND d.resolved_at IS NULL))
+             AND (NOT $5 OR EXISTS (SELECT FROM etl.rejected_rows q WHERE q.run_id = r.run_id AND q.generation = r.generation))
+             AND ($6::text IS NULL OR requested_at >= $6::text::timestamptz)
+             AND ($7::text IS NULL OR requested_at < $7::text::timestamptz)
              ORDER BY run_no DESC LIMIT $4",
         );
         let states: Vec<_> = filter.states.iter().map(|state| state.name()).collect();
@@ -327,7 +337,10 @@ impl Store {
                 .bind(states);
             let query = query
                 .bind(filter.only_blocked)
-                .bind(i64::from(filter.limit));
+                .bind(i64::from(filter.limit))
+                .bind(filter.only_with_rejects)
+                .bind(filter.since.map(|since| since.to_string()))
+                .bind(filter.until.map(|until| until.to_string()));
             Ok(query.fetch_all(tx).await?)
         })
         .await

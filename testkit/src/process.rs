@@ -2,6 +2,7 @@
 //! measured. They log to a file, which is printed when the test fails.
 
 use std::fs::File;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -66,6 +67,27 @@ impl Service {
     pub fn envs(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         self.command.envs(variables);
         self
+    }
+
+    /// The same program on a terminal of 80 columns, by `script` of util-linux. All that it prints is standard output then, and
+    /// nobody types anything.
+    #[must_use]
+    pub fn on_a_terminal(self) -> Self {
+        let program = self.command.as_std();
+        let words = iter::once(program.get_program()).chain(program.get_args());
+        let words =
+            words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''")));
+        let line = format!("stty cols 80; exec {}", words.collect::<Vec<_>>().join(" "));
+        let mut command = Command::new("script");
+        command.arg("-qec").arg(line).arg("/dev/null").env_clear();
+        let variables = program.get_envs();
+        command.envs(variables.filter_map(|(name, value)| Some((name, value?))));
+        command.env("TERM", "xterm-256color").stdin(Stdio::null());
+        command.kill_on_drop(true);
+        Self {
+            name: self.name,
+            command,
+        }
     }
 
     /// Starts it without waiting.

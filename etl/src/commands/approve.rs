@@ -18,7 +18,7 @@ use ledger::Store;
 )]
 pub struct Arguments {
     #[command(flatten)]
-    pub which: Selection,
+    pub selection: Selection,
     /// The reason, for the ledger.
     #[arg(long, value_name = "WHY")]
     pub why: Option<String>,
@@ -38,7 +38,10 @@ pub async fn act(store: &Store, run: &RunId, why: Option<&str>) -> Result<(), Fa
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let store = store::open().await?;
-        let runs = self.which.agreed(&store, "approve", State::Held).await?;
+        let runs = self
+            .selection
+            .agreed(&store, "approve", State::Held)
+            .await?;
         let approve = async |run: &RunId| {
             act(&store, run, self.why.as_deref()).await?;
             if !self.follow {

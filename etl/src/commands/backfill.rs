@@ -222,7 +222,7 @@ fn show_event(progress: &mut Progress, windows: i64, event: &Event<'_>) {
         count(Run::has_failed),
         count(Run::waits_for_a_person)
     );
-    progress.show(done, windows, &text.clone(), text);
+    progress.show(done, Some(windows), &text, &text);
 }
 
 fn list(windows: &[WindowReport]) -> Table {

@@ -24,7 +24,7 @@ use ledger::{Ended, Removed, Rows, RunState, Store};
 )]
 pub struct Arguments {
     #[command(flatten)]
-    pub which: Selection,
+    pub selection: Selection,
     /// Also remove the rows of the runs that are in its target already.
     #[arg(long)]
     pub undo: bool,
@@ -97,7 +97,7 @@ pub async fn stop_query(store: &Store, run: &RunId, cancelled: &Ended) -> Result
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let store = store::open().await?;
-        let runs = self.which.agreed(&store, "cancel", State::Open).await?;
+        let runs = self.selection.agreed(&store, "cancel", State::Open).await?;
         let cancel = async |run: &RunId| {
             self.cancel(&store, run).await?;
             Ok(true)

@@ -17,7 +17,7 @@ use ledger::{Ended, Rows, Store};
 )]
 pub struct Arguments {
     #[command(flatten)]
-    pub which: Selection,
+    pub selection: Selection,
     /// The reason, for the ledger.
     #[arg(long, value_name = "WHY")]
     pub why: String,
@@ -33,9 +33,13 @@ pub async fn act(store: &Store, run: &RunId, why: &str) -> Result<Ended, Failure
 
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
-        let Self { which, why, json } = self;
+        let Self {
+            selection,
+            why,
+            json,
+        } = self;
         let store = store::open().await?;
-        let runs = which.agreed(&store, "discard", State::Held).await?;
+        let runs = selection.agreed(&store, "discard", State::Held).await?;
         let discard = async |run: &RunId| {
             let discarded = act(&store, run, &why).await?;
             show(json, &to_json(run, &discarded, 0), |_| {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Command;
 use crate::jobs::Jobs;
-use crate::output::{brief, show, table_within, terminal_width};
+use crate::output::{Terminal, brief, show, table_within};
 use crate::{Failure, store};
 use ledger::{Freshness, Store};
 
@@ -83,13 +83,13 @@ impl Command for Arguments {
                 let folder = jobs.folder.display();
                 return format!("no jobs in {folder} yet; `etl init` writes one");
             }
-            list(listed, terminal_width()).to_string()
+            list(listed, Terminal::of_stdout()).to_string()
         })?;
         Ok(true)
     }
 }
 
-fn list(jobs: &[Listed], width: Option<u16>) -> Table {
+fn list(jobs: &[Listed], terminal: Terminal) -> Table {
     let rows = jobs.iter().map(|job| {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         let last = job.last.as_ref();
@@ -118,7 +118,7 @@ fn list(jobs: &[Listed], width: Option<u16>) -> Table {
         "watermark",
     ];
     let rows: Vec<_> = rows.collect();
-    table_within(width, &header, 0..0, &rows, &[3, 1, 2, 6])
+    table_within(terminal, &header, 0..0, &rows, &[3, 1, 2, 6])
 }
 
 /// The job's watermark: the ledger's, or the initial one.
@@ -166,6 +166,15 @@ mod tests {
             listed("new", None, None),
             listed("wrong", Some("line 3"), None),
         ];
-        insta::assert_snapshot!(on_a_terminal(list(&jobs, Some(120)), 120));
+        insta::assert_snapshot!(on_a_terminal(
+            list(
+                &jobs,
+                Terminal {
+                    width: Some(120),
+                    ..Terminal::default()
+                }
+            ),
+            120
+        ));
     }
 }

@@ -1,33 +1,30 @@
-//! `etl rejects`: the rejected rows of a run, or of all runs of a job; counted and listed for people, exported for programs.
+//! `etl rejects`: the rejected rows of runs; counted and listed for people, exported for programs.
 
 mod csv;
 
 use std::io::{self, BufWriter, ErrorKind, Write, stdout};
 
 use anyhow::Context;
-use clap::ArgGroup;
 use comfy_table::Table;
 
 use super::Command;
 use crate::Failure;
 use crate::output::{note, number, print, shortened, size, table};
+use crate::select::{self, Which};
 use crate::store;
-use ledger::{Generation, QuarantinedRow, RejectCount, RejectFilter, Store};
+use ledger::{Generation, QuarantinedRow, RejectCount, RejectFilter, RunFilter, Store};
 
 /// Show the rows that were rejected, and why.
 #[derive(Debug, clap::Args)]
-#[command(group = ArgGroup::new("which").required(true), after_help = "\
+#[command(group = select::required(), after_help = "\
 Examples:
   etl rejects clicks-20180409 --limit 5
   etl rejects --job clicks --rule none_of
-  etl rejects clicks-20180409 --export csv > rejected.csv")]
+  etl rejects --job clicks --state held
+  etl rejects --job clicks --last --export csv > rejected.csv")]
 pub struct Arguments {
-    /// The run, or the beginning of its name where only one run begins so.
-    #[arg(group = "which")]
-    pub run: Option<String>,
-    /// All runs of this job.
-    #[arg(long, group = "which")]
-    pub job: Option<String>,
+    #[command(flatten)]
+    pub which: Which,
     /// Only rows that broke this rule.
     #[arg(long)]
     pub rule: Option<String>,
@@ -84,11 +81,13 @@ pub async fn plan(
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let store = store::open().await?;
-        let runs = match (&self.run, &self.job) {
-            (Some(run), _) => vec![Generation::from(&store.find(run).await?)],
-            (None, Some(job)) => store.runs_with_rejects(job).await?,
-            (None, None) => Vec::new(),
+        let among = RunFilter {
+            only_with_rejects: !self.which.last,
+            limit: u32::MAX,
+            ..RunFilter::default()
         };
+        let runs = self.which.found(&store, among).await?;
+        let runs: Vec<_> = runs.iter().map(Generation::from).collect();
         let filter = RejectFilter {
             rule: self.rule.as_deref(),
             column: self.column.as_deref(),
@@ -133,12 +132,12 @@ impl Arguments {
         counts: &[RejectCount],
         rows: &[QuarantinedRow],
     ) -> Result<(), Failure> {
-        let is_job = self.job.is_some();
+        let are_several = !self.which.is_one();
         if counts.is_empty() {
-            let whose = match (&self.job, runs) {
-                (Some(job), _) => format!("the job {job}"),
-                (None, [run]) => run.run_id.clone(),
-                (None, _) => String::new(),
+            let whose = match (runs, &self.which.job) {
+                ([run], _) => run.run_id.clone(),
+                (_, Some(job)) => format!("the job {job}"),
+                _ => "these runs".to_owned(),
             };
             let is_filtered = self.rule.is_some() || self.column.is_some();
             let by = if is_filtered {
@@ -148,9 +147,9 @@ impl Arguments {
             };
             return print(&format!("no row of {whose} was rejected{by}"));
         }
-        print(&summary(is_job, counts).to_string())?;
+        print(&summary(are_several, counts).to_string())?;
         if !rows.is_empty() {
-            print(&format!("\n{}", list(is_job, rows)))?;
+            print(&format!("\n{}", list(are_several, rows)))?;
         }
         let all: i64 = counts.iter().map(|count| count.rows).sum();
         if all > size(rows) {
@@ -164,9 +163,9 @@ impl Arguments {
     }
 }
 
-fn summary(is_job: bool, counts: &[RejectCount]) -> Table {
+fn summary(are_several: bool, counts: &[RejectCount]) -> Table {
     let header = ["column", "rule", "rows", "runs"];
-    let width = if is_job { 4 } else { 3 };
+    let width = if are_several { 4 } else { 3 };
     let rows = counts.iter().map(|count| {
         let row = [
             count.column_name.clone().unwrap_or_default(),
@@ -179,10 +178,10 @@ fn summary(is_job: bool, counts: &[RejectCount]) -> Table {
     table(&header[..width], 2..4, rows)
 }
 
-fn list(is_job: bool, rows: &[QuarantinedRow]) -> Table {
+fn list(are_several: bool, rows: &[QuarantinedRow]) -> Table {
     let header = ["run", "row", "column", "rule", "reason", "raw values"];
     // Of one run, its name is not repeated.
-    let first = usize::from(!is_job);
+    let first = usize::from(!are_several);
     let rows = rows.iter().map(|row| {
         let raw = row.raw.as_ref().map_or("pruned", |raw| raw.0.get());
         let row = [
@@ -307,9 +306,9 @@ mod tests {
             row(12_007, None, None),
         ];
         let mut shown = Vec::new();
-        for is_job in [false, true] {
-            shown.push(on_a_terminal(summary(is_job, &counts), 110));
-            shown.push(on_a_terminal(list(is_job, &rows), 110));
+        for are_several in [false, true] {
+            shown.push(on_a_terminal(summary(are_several, &counts), 110));
+            shown.push(on_a_terminal(list(are_several, &rows), 110));
         }
         insta::assert_snapshot!(shown.join("\n\n"));
     }

@@ -12,7 +12,6 @@ mod reread;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use clap::ArgGroup;
 use common::failpoint;
 use common::job::{Job, JobSpec, Source};
 use common::message::BatchId;
@@ -29,17 +28,19 @@ use crate::broker::Broker;
 use crate::jobs::Jobs;
 use crate::output::run::follow;
 use crate::output::{self, counted, note, print};
+use crate::select::Selection;
 use crate::store;
 use ledger::Seqs;
-use ledger::{NewReplay, RunState, SessionLock, Store, Subject};
+use ledger::{NewReplay, Run, RunFilter, RunState, SessionLock, Store, Subject};
 
 /// Replay batches of runs with the job as it is now, without a query.
 #[derive(Debug, Default, clap::Args)]
-#[command(group = ArgGroup::new("which").required(true), after_help = "\
+#[command(after_help = "\
 Examples:
   etl replay daily-2018-04-09 --follow        all of it, with the job as it is now
   etl replay daily-2018-04-09 --rejected-only only the batches that have a rejected row (append)
-  etl replay --job clicks --since 2018-04-01 --until 2018-05-01
+  etl replay --job clicks --since 2018-04-01 --until 2018-05-01 --yes
+  etl replay --job clicks --state held
   etl replay daily-2018-04-09 --missing       what a purged queue or a restored database lost
   etl replay daily-2018-04-09 --from-athena   when the archive no longer has it
 Where there is no archive (ETL_ARCHIVE=off, or a broker without streams), each replay is one with --from-athena.")]
@@ -48,21 +49,17 @@ Where there is no archive (ETL_ARCHIVE=off, or a broker without streams), each r
     reason = "each is a flag of the command line"
 )]
 pub struct Arguments {
-    /// The run's whole name.
-    #[arg(group = "which")]
-    pub run: Option<String>,
-    /// All runs of this job that were requested from --since on.
-    #[arg(long, group = "which", requires = "since")]
-    pub job: Option<String>,
-    /// A date or a time in UTC, such as 2018-04-02 or 2018-04-02T10:00:00Z.
-    #[arg(long, value_name = "TIME", requires = "job", value_parser = parse_time)]
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Only runs that were requested at this time or later: a date or a time in UTC, such as 2018-04-02 or 2018-04-02T10:00:00Z.
+    #[arg(long, value_name = "TIME", conflicts_with = "runs", value_parser = parse_time)]
     pub since: Option<Timestamp>,
-    /// The end of the time; runs that were requested at this time or later are left out.
-    #[arg(long, value_name = "TIME", requires = "job", value_parser = parse_time)]
+    /// Only runs that were requested before this time.
+    #[arg(long, value_name = "TIME", conflicts_with = "runs", value_parser = parse_time)]
     pub until: Option<Timestamp>,
     /// Only these batches, the last one included. Where batches depend on each other (every mode but append, and every
     /// run that is committed as a whole) the whole run is replayed, with a note.
-    #[arg(long, value_name = "A..B", conflicts_with_all = ["job", "rejected_only", "missing", "from_athena"])]
+    #[arg(long, value_name = "A..B", conflicts_with_all = ["job", "state", "rejected_only", "missing", "from_athena"])]
     pub seq: Option<Seqs>,
     /// Only the batches that have a rejected row, each of them whole.
     #[arg(long, conflicts_with_all = ["missing", "from_athena"])]
@@ -77,7 +74,7 @@ pub struct Arguments {
     pub from_athena: bool,
     /// Also replay a run that is not over, where no service works on it any more. What still comes of its older
     /// generation changes nothing.
-    #[arg(long, conflicts_with_all = ["missing", "job"])]
+    #[arg(long, conflicts_with_all = ["missing", "job", "state"])]
     pub force: bool,
     /// Wait until the run is over, and exit with 0 only if it is complete.
     #[arg(long)]
@@ -132,6 +129,8 @@ pub struct Sent {
 #[derive(Debug, Default)]
 pub struct Chosen {
     pub names: Vec<String>,
+    /// Those that were not named.
+    pub runs: Vec<Run>,
     /// On those that are left out: a run that never got a result has nothing to replay.
     pub notes: Vec<String>,
     /// Whether a failed run is among those: then a run that the arguments name is not replayed.
@@ -140,33 +139,44 @@ pub struct Chosen {
 
 /// The runs that the arguments name.
 pub async fn runs(store: &Store, arguments: &Arguments) -> Result<Chosen, Failure> {
+    let which = &arguments.selection.which;
     let mut chosen = Chosen {
-        names: Vec::from_iter(arguments.run.clone()),
+        names: which.runs.iter().map(ToString::to_string).collect(),
         ..Chosen::default()
     };
-    let (Some(job), Some(since)) = (&arguments.job, arguments.since) else {
+    if !chosen.names.is_empty() {
         return Ok(chosen);
-    };
-    if arguments.until.is_some_and(|until| until <= since) {
+    }
+    let (since, until) = (arguments.since, arguments.until);
+    if since
+        .zip(until)
+        .is_some_and(|(since, until)| until <= since)
+    {
         return Err(Failure::usage(anyhow!(
             "--until has to be later than --since"
         )));
     }
-    for name in store.runs_between(job, since, arguments.until).await? {
-        let run = store.exactly(&name).await?;
+    let among = RunFilter {
+        since,
+        until,
+        limit: u32::MAX,
+        ..RunFilter::default()
+    };
+    for run in which.chosen(store, among).await? {
         let has_nothing = match run.state {
             RunState::Cancelled | RunState::Superseded => true,
             RunState::Failed => run.batches_expected.is_none() && !arguments.from_athena,
             RunState::Requested | RunState::Running | RunState::Held | RunState::Completed => false,
         };
         if has_nothing {
-            let state = run.state;
+            let (name, state) = (&run.run_id, run.state);
             chosen.has_failed |= state == RunState::Failed;
             chosen
                 .notes
                 .push(format!("{name} is {state} and is left out"));
         } else {
-            chosen.names.push(name);
+            chosen.names.push(run.run_id.clone());
+            chosen.runs.push(run);
         }
     }
     Ok(chosen)
@@ -371,13 +381,14 @@ impl Command for Arguments {
         let store = store::open().await?;
         let Chosen {
             names,
+            runs,
             notes,
             has_failed,
         } = runs(&store, &self).await?;
         output::notes(&notes);
         if names.is_empty() {
             let nothing = if notes.is_empty() {
-                "no run of this job was requested in that time"
+                "there is no such run"
             } else {
                 "nothing to replay"
             };
@@ -388,6 +399,9 @@ impl Command for Arguments {
                 print(nothing)?;
             }
             return Ok(!has_failed);
+        }
+        if !runs.is_empty() {
+            self.selection.agree("replay", &runs)?;
         }
         let broker = Broker::open(note)
             .await

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::Command;
 use crate::Failure;
 use crate::output::run::state;
-use crate::output::{brief, number, show, table_within, terminal_width};
+use crate::output::{Terminal, brief, number, show, table_within};
 use crate::select::State;
 use crate::store;
 use ledger::{Run, RunFilter, Store};
@@ -36,6 +36,7 @@ pub async fn plan(store: &Store, arguments: &Arguments) -> Result<Vec<Run>, Fail
         states: arguments.state.map(State::in_ledger).unwrap_or_default(),
         only_blocked: arguments.state == Some(State::Blocked),
         limit: arguments.limit,
+        ..RunFilter::default()
     };
     Ok(store.latest(&filter).await?)
 }
@@ -48,14 +49,14 @@ impl Command for Arguments {
             match (runs.is_empty(), is_filtered) {
                 (true, true) => "no such runs".to_owned(),
                 (true, false) => "no runs yet; `etl run JOB` requests one".to_owned(),
-                (false, _) => list(runs, Timestamp::now(), terminal_width()).to_string(),
+                (false, _) => list(runs, Timestamp::now(), Terminal::of_stdout()).to_string(),
             }
         })?;
         Ok(true)
     }
 }
 
-fn list(runs: &[Run], now: Timestamp, width: Option<u16>) -> Table {
+fn list(runs: &[Run], now: Timestamp, terminal: Terminal) -> Table {
     let header = ["run", "job", "state", "rows", "rejected", "took", "age"];
     let rows = runs.iter().map(|run| {
         let requested: Option<Timestamp> = run.requested_at.parse().ok();
@@ -72,7 +73,7 @@ fn list(runs: &[Run], now: Timestamp, width: Option<u16>) -> Table {
     });
     // The job is most often the beginning of the run's name.
     let spare = [1, 5, 4];
-    table_within(width, &header, 3..7, &rows.collect::<Vec<_>>(), &spare)
+    table_within(terminal, &header, 3..7, &rows.collect::<Vec<_>>(), &spare)
 }
 
 #[cfg(test)]
@@ -82,11 +83,34 @@ mod tests {
 
     #[test]
     fn names_of_runs_are_whole_on_a_terminal_of_any_width() {
+        let mut runs = samples::runs();
+        runs.push(Run {
+            run_id: "most_visited_url-20261130t031500-0a1b2c3d".into(),
+            job: "most_visited_url".into(),
+            balanced: false,
+            rows_read: 123_456_789,
+            ..samples::completed()
+        });
         let now = "2018-04-09T14:00:00Z".parse().unwrap();
         for width in [120, 80] {
-            let listed = list(&samples::runs(), now, Some(width));
+            let terminal = Terminal {
+                width: Some(width),
+                ..Terminal::default()
+            };
+            let listed = list(&runs, now, terminal);
             let shown = on_a_terminal(listed, width);
             insta::assert_snapshot!(format!("runs_{width}"), shown);
         }
+    }
+
+    #[test]
+    fn states_are_coloured_and_keep_the_columns_in_line() {
+        let now = "2018-04-09T14:00:00Z".parse().unwrap();
+        let mut terminal = Terminal::default();
+        let plain = list(&samples::runs(), now, terminal).to_string();
+        terminal.has_colours = true;
+        let coloured = list(&samples::runs(), now, terminal).to_string();
+        assert!(coloured.contains("\x1b["), "{coloured}");
+        assert_eq!(anstream::adapter::strip_str(&coloured).to_string(), plain);
     }
 }

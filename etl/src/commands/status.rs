@@ -1,6 +1,7 @@
-//! `etl status`: a run with its rate, its cost and the queues, once or every second.
+//! `etl status`: runs with their rates, their cost and the queues, once or every second.
 
 mod price;
+mod several;
 mod sheet;
 mod watch;
 
@@ -8,27 +9,39 @@ use serde::Serialize;
 
 use super::{Command, runs};
 use crate::broker::{self, Depth};
-use crate::output::show;
+use crate::output::phase::accounted;
+use crate::output::{Terminal, show};
+use crate::select::{self, Which};
 use crate::{Failure, loss, store};
 use ledger::{
-    Attempt, DroppedRows, Generation, Parked, Query, RejectCount, RejectFilter, Run, Store,
+    Attempt, DroppedRows, Generation, Parked, Query, RejectCount, RejectFilter, Run, RunFilter,
+    Store,
 };
 pub use price::Price;
 pub use sheet::waiting;
 
 /// Show runs: progress, rate, cost, and the depths of the queues.
+///
+/// Without a choice it lists the latest runs; with --watch, it watches all open and held ones.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: etl status most_visited_url-20180409 --watch")]
+#[command(after_help = "\
+Examples:
+  etl status most_visited_url-20180409 --watch
+  etl status --last --job clicks
+  etl status --watch                    all runs that are open or held")]
 pub struct Arguments {
-    /// The run, or the beginning of its name where only one run begins so; without one, the latest runs.
-    pub run: Option<String>,
-    /// Show the run every second until it is over; the exit code is 0 only if it is complete then.
-    #[arg(long, requires = "run", conflicts_with = "json")]
+    #[command(flatten)]
+    pub which: Which,
+    /// Show the runs every second until all of them are over; the exit code is 0 only if all are complete then.
+    #[arg(long, conflicts_with = "json")]
     pub watch: bool,
-    /// Print JSON.
+    /// Print JSON: an object of one run, else an array.
     #[arg(long)]
     pub json: bool,
 }
+
+/// The most runs that are shown, the latest.
+const MAX_RUNS: u32 = 20;
 
 /// A run with everything around it.
 #[derive(Debug, Serialize)]
@@ -94,11 +107,6 @@ impl Status {
     }
 }
 
-/// Rows that are loaded, rejected or dropped.
-fn accounted(run: &Run) -> i64 {
-    run.rows_loaded + run.rows_rejected + run.rows_dropped
-}
-
 fn rate(rows: i64, seconds: Option<f64>) -> Option<f64> {
     let seconds = seconds.filter(|seconds| *seconds > 0.0)?;
     #[expect(clippy::cast_precision_loss, reason = "a rate, rounded when shown")]
@@ -107,7 +115,12 @@ fn rate(rows: i64, seconds: Option<f64>) -> Option<f64> {
 }
 
 /// The status of a run. A broker that is down does not keep the ledger from being shown.
-pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Status, Failure> {
+pub async fn plan(
+    store: &Store,
+    run: &str,
+    price: Option<Price>,
+    queues: Result<Vec<Depth>, String>,
+) -> Result<Status, Failure> {
     let run = store.exactly(run).await?;
     let asked = store.queries(&run.run_id).await?;
     let attempts = store.attempts(&run.run_id).await?;
@@ -117,7 +130,6 @@ pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Stat
         .await?;
     let drops = store.dropped_rows(&run).await?;
     let parked = store.parked(Some(&run.run_id)).await?;
-    let queues = broker::depths().await;
     let lost = match &queues {
         Ok(queues) => loss::remedy(store, &run, queues).await?,
         Err(_) => None,
@@ -129,22 +141,43 @@ pub async fn plan(store: &Store, run: &str, price: Option<Price>) -> Result<Stat
 
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
-        let Some(name) = &self.run else {
+        let price = Price::configured()?;
+        if self.watch {
+            return watch::watch(&store::open().await?, &self.which, price).await;
+        }
+        if self.which.is_empty() {
             let latest = runs::Arguments {
                 job: None,
                 state: None,
-                limit: 20,
+                limit: MAX_RUNS,
                 json: self.json,
             };
             return latest.run().await;
-        };
-        let price = Price::configured()?;
-        let store = store::open().await?;
-        let run = store.find(name).await?.run_id;
-        if self.watch {
-            return watch::watch(&store, &run, price).await;
         }
-        show(self.json, &plan(&store, &run, price).await?, sheet::lines)?;
+        let store = store::open().await?;
+        let among = RunFilter {
+            limit: MAX_RUNS,
+            ..RunFilter::default()
+        };
+        let found = self.which.found(&store, among).await?;
+        if found.is_empty() {
+            return Err(select::none());
+        }
+        let queues = broker::depths().await;
+        let mut statuses = Vec::with_capacity(found.len());
+        for run in found {
+            statuses.push(plan(&store, &run.run_id, price, queues.clone()).await?);
+        }
+        let lines = |status: &Status| sheet::lines(status, Terminal::of_stdout());
+        if self.which.is_one() {
+            show(self.json, &statuses[0], lines)?;
+        } else {
+            let all = |statuses: &Vec<Status>| {
+                let sheets = statuses.iter().map(lines);
+                sheets.collect::<Vec<_>>().join("\n\n")
+            };
+            show(self.json, &statuses, all)?;
+        }
         Ok(true)
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use tokio::time::Instant;
 
+use super::phase::{self, Pace, Phase, accounted};
 use super::progress::Progress;
 use super::{by, counted, note, number, show};
 use crate::Failure;
@@ -27,24 +28,16 @@ pub async fn follow(
     limit: Option<Duration>,
     json: bool,
 ) -> Result<End, Failure> {
-    let mut progress = Progress::default();
+    let (mut progress, mut pace) = (Progress::default(), Pace::default());
     let (started, mut is_warned) = (Instant::now(), false);
     let end = follow::to_the_end(store, run, limit, |seen| {
         let run = match seen {
             Seen::Run(run) => run,
             Seen::Note(note) => return progress.note(&note),
         };
-        let [extracted, loaded, rejected] =
-            [run.rows_read, run.rows_loaded, run.rows_rejected].map(number);
-        progress.show(
-            run.rows_loaded + run.rows_rejected,
-            run.rows_expected.unwrap_or(run.rows_read),
-            run.state.name(),
-            format!(
-                "{}: extracted {extracted}, loaded {loaded}, rejected {rejected}",
-                run.state
-            ),
-        );
+        let rows = accounted(run);
+        let text = phase::line(run, pace.seen(Instant::now(), rows));
+        progress.show(rows, run.rows_expected, Phase::of(run).name(), &text);
         if run.state == RunState::Requested && !is_warned && started.elapsed() > START_TIMEOUT {
             progress.note("the run has not started yet; check that an extractor and a loader run, on the same broker and database");
             is_warned = true;

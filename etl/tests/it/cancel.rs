@@ -253,7 +253,6 @@ async fn cancel_of_an_ended_or_unknown_run_is_refused() {
             "no run",
         ),
         (&["dead", "list", "--run", "absent"], 2, "no run"),
-        (&["status", "--watch"], 2, "RUN"),
         (&["runs", "--state", "sleeping"], 2, "sleeping"),
         (&["runs", "--limit", "0"], 2, "limit"),
         (&["prune"], 2, "--older-than"),

@@ -1,7 +1,9 @@
-//! `etl run --follow`: the run's name comes first, and the run goes on without the command.
+//! `etl run --follow`: the phases of a run in few lines where there is no terminal; the run's name comes first, and the run goes on without the command.
+
+use std::time::Duration;
 
 use testkit::TIMEOUT;
-use testkit::cloud::sample;
+use testkit::cloud::{Answer, sample};
 use testkit::pipeline::Pipeline;
 use testkit::process::Signal;
 use testkit::wait_until;
@@ -19,7 +21,7 @@ async fn interrupted_command_says_that_the_run_goes_on() {
         let mut follower = etl.arg("--run-id").arg("daily").arg("--follow").spawn();
         wait_until("the run to be followed", TIMEOUT, async || {
             assert!(follower.is_running(), "{}", follower.log());
-            follower.log().contains("running")
+            follower.log().contains("loading: ")
         })
         .await;
         follower.signal(signal);
@@ -45,4 +47,45 @@ async fn interrupted_command_says_that_the_run_goes_on() {
     let followed = pipeline.etl(&["status", "daily", "--watch"]).await;
     assert_eq!(followed.code, Some(0), "{}", followed.stdout);
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 5_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_phase_is_a_line_without_a_bar() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("clicks", JOB, sample::clicks(5_000));
+    let answer = Answer::rows(sample::clicks(5_000));
+    let answer = answer.after(Duration::from_secs(2));
+    pipeline.cloud.answer("FROM clicks", answer);
+    // Nothing takes the task, and then nothing takes the batches.
+    pipeline.services[1].signal(Signal::STOP);
+    pipeline.services[2].signal(Signal::STOP);
+    let etl = pipeline.service("etl").arg("run").arg("clicks");
+    let mut follower = etl.arg("--run-id").arg("daily").arg("--follow").spawn();
+    for (phase, service) in [("queued for ", 2), ("Athena running for ", 1)] {
+        wait_until(phase, TIMEOUT, async || {
+            assert!(follower.is_running(), "{}", follower.log());
+            follower.log().contains(phase)
+        })
+        .await;
+        pipeline.services[service].signal(Signal::CONT);
+    }
+    let code = follower.wait(TIMEOUT).await.code();
+    let log = follower.log();
+    assert_eq!(code, Some(0), "{log}");
+    let phases = [
+        "queued",
+        "Athena running",
+        "etl: completed: extracted 5,000",
+    ];
+    let places: Vec<_> = phases.iter().map(|phase| log.find(phase)).collect();
+    assert!(
+        places.iter().all(Option::is_some) && places.is_sorted(),
+        "{log}"
+    );
+    assert!(
+        !log.contains('\u{1b}') && !log.contains('\r'),
+        "no bar: {log}"
+    );
+    let repeated = log.matches("Athena running").count();
+    assert!(repeated < 4, "few lines: {log}");
 }

@@ -46,6 +46,9 @@ impl Transcript {
             (r"\b\d+ waiting, \d+ consumers?", "N waiting, N consumers"),
             (r#"("messages"|"consumers"): \d+"#, "$1: N"),
             (r"age +reason +body", "age  reason  body"),
+            (r", [\d.]+ (s|min) so far", ", N s so far"),
+            (r"took +age", "took  age"),
+            (r"\d+\.\d s +\d+\.\d s", "N s  N s"),
             (r"\b\d+ s +", "N s  "),
         ] {
             let pattern = Regex::new(pattern).unwrap();
@@ -66,10 +69,8 @@ fn quoted(argument: &str) -> String {
 
 /// Whether a line reports progress, which differs each time.
 fn is_progress(line: &str) -> bool {
-    ["requested", "running", "held", "completed"]
-        .iter()
-        .any(|state| line.starts_with(&format!("etl: {state}: extracted")))
-        || line.starts_with("etl: the run has not started yet")
+    let lines = "^etl: (queued for|Athena running for|extracting:|loading:|committing:|(held|completed): extracted|the run has not started yet)";
+    Regex::new(lines).unwrap().is_match(line)
 }
 
 macro_rules! assert_transcript {
@@ -142,7 +143,8 @@ async fn requests_rejects_replays_and_traces() {
                 "--since",
                 "2018-04-02",
                 "--until",
-                "2018-04-03"
+                "2018-04-03",
+                "--yes"
             ],
             &["replay", "absent"],
             &["status", "daily"],

@@ -149,3 +149,33 @@ async fn all_open_runs_of_a_job_are_cancelled() {
         ["(one,cancelled)", "(two,cancelled)"]
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replay_of_chosen_runs_is_shown_before_it_begins() {
+    let pipeline = three_held_runs().await;
+    // Without the rules, no row is rejected any more.
+    let lenient = HELD.replace("required = true", "required = false");
+    let lenient = lenient.replace("not_empty = true", "not_empty = false");
+    for job in ["clicks", "other"] {
+        pipeline.write_job(job, &lenient.replace("clicks", job));
+    }
+    let replay = ["replay", "--job", "clicks", "--state", "held", "--follow"];
+    let refused = pipeline.etl(&replay).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""));
+    for line in ["replay one (held, into public.clicks)", "replay two (held"] {
+        assert!(refused.stderr.contains(line), "{line}: {}", refused.stderr);
+    }
+    let none = "SELECT count(*) FROM etl.replays";
+    assert_eq!(pipeline.number(none).await, 0, "nothing was done");
+    let done = pipeline.etl(&[&replay[..], &["--yes"]].concat()).await;
+    assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
+    let replayed = ["(one,completed)", "(three,held)", "(two,completed)"];
+    assert_eq!(states(&pipeline).await, replayed);
+    // By name, nothing is asked; the latest of a job is one.
+    let named = pipeline.etl(&["replay", "one", "two", "--follow"]).await;
+    assert_eq!(named.code, Some(0), "{}{}", named.stdout, named.stderr);
+    let last = ["replay", "--last", "--yes", "--follow"];
+    let last = pipeline.etl(&last).await;
+    assert_eq!(last.code, Some(0), "{}{}", last.stdout, last.stderr);
+    assert!(last.stderr.contains("replay three ("), "{}", last.stderr);
+}

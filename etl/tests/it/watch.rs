@@ -44,6 +44,7 @@ async fn watched_run_is_shown_until_it_ends() {
     let log = watcher.log();
     for word in [
         "state  running",
+        "phase  loading: 0 of 5,000 rows",
         "0 of 3",
         "5,000 rows are extracted",
         "etl.raw",
@@ -132,7 +133,7 @@ async fn commands_that_wait_outlast_an_absent_database() {
         start(&["status", "daily", "--watch"]),
     ];
     wait_until("both to see the run", TIMEOUT, async || {
-        commands.iter().all(|one| one.log().contains("running"))
+        commands.iter().all(|one| one.log().contains("loading: "))
     })
     .await;
     relay.set(Mode::Cut);

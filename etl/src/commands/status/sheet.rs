@@ -4,12 +4,13 @@ use common::message::QueryEnd;
 use indicatif::HumanBytes;
 
 use super::Status;
+use crate::output::phase::{self, whole};
 use crate::output::run::{NO_REASON, by_whom, choice, sums, took};
-use crate::output::{self, Sheet, by, counted, number};
+use crate::output::{self, Sheet, Terminal, by, counted, number};
 use ledger::{Attempt, Parked, Query, Run, RunState};
 
 /// The status of a run, a line a fact.
-pub(super) fn lines(status: &Status) -> String {
+pub(super) fn lines(status: &Status, terminal: Terminal) -> String {
     let run = &status.run;
     let batches = match run.batches_expected {
         Some(expected) => format!("{} of {}", number(run.batches), number(expected.into())),
@@ -28,7 +29,10 @@ pub(super) fn lines(status: &Status) -> String {
     sheet.add("run", format!("{} {numbers}", run.run_id));
     sheet.add("job", output::job(&run.job, &run.parameters));
     sheet.add("target", format!("{} ({})", run.target_table, run.mode));
-    sheet.add("state", state(run));
+    sheet.add("state", state(run, terminal));
+    if matches!(run.state, RunState::Requested | RunState::Running) {
+        sheet.add("phase", phase::line(run, status.rows_per_second_now));
+    }
     sheet.add("requested", format!("{}{requested_by}", run.requested_at));
     for attempt in &status.attempts {
         sheet.add("before", former(attempt));
@@ -51,13 +55,14 @@ pub(super) fn lines(status: &Status) -> String {
     sheet.text()
 }
 
-fn state(run: &Run) -> String {
+fn state(run: &Run, terminal: Terminal) -> String {
     let what = match run.state {
         RunState::Cancelled => by_whom(run),
         RunState::Held => format!(": {}", run.held_because.as_deref().unwrap_or(NO_REASON)),
         _ => String::new(),
     };
-    format!("{}{}{what}", run.state, took(run))
+    let name = terminal.state(run.state.name());
+    format!("{name}{}{what}", took(run))
 }
 
 /// What a run reads on from, and up to where.
@@ -104,14 +109,7 @@ fn add_progress(sheet: &mut Sheet, status: &Status) {
         );
     }
     if let Some(rate) = status.rows_per_second.filter(|rate| *rate > 0.0) {
-        let now = status
-            .rows_per_second_now
-            .filter(|_| !status.run.state.is_over());
-        let now = now.map(|rate| format!(", {} now", whole(rate)));
-        sheet.add(
-            "rate",
-            format!("{} rows a second{}", whole(rate), now.unwrap_or_default()),
-        );
+        sheet.add("rate", format!("{} rows a second", whole(rate)));
     }
     if let Some(bytes) = status.run.bytes_scanned {
         let cost = status.cost.zip(status.price);
@@ -148,11 +146,6 @@ fn queries(queries: &[Query]) -> String {
         many.unwrap_or_default(),
         reused.unwrap_or_default()
     )
-}
-
-fn whole(rate: f64) -> String {
-    #[expect(clippy::cast_possible_truncation, reason = "for a person")]
-    number(rate.round() as i64)
 }
 
 /// With four digits below 1, so that a small amount does not read as nothing.
@@ -261,6 +254,11 @@ mod tests {
     use crate::output::samples;
     use ledger::{DroppedRows, RejectCount};
 
+    const PLAIN: Terminal = Terminal {
+        width: None,
+        has_colours: false,
+    };
+
     fn status_of(run: Run, queues: Result<Vec<Depth>, String>) -> Status {
         let rejects = vec![
             RejectCount {
@@ -305,7 +303,7 @@ mod tests {
     fn every_state_shows_its_own_lines() {
         let all: Vec<_> = samples::runs()
             .into_iter()
-            .map(|run| lines(&status_of(run, Ok(queues()))))
+            .map(|run| lines(&status_of(run, Ok(queues())), PLAIN))
             .collect();
         insta::assert_snapshot!(all.join("\n\n"));
     }
@@ -317,7 +315,7 @@ mod tests {
             Err("connecting to amqp://host/: connection refused".into()),
         );
         status.rows_per_second_now = rate(1_500, Some(1.0));
-        insta::assert_snapshot!(lines(&status));
+        insta::assert_snapshot!(lines(&status, PLAIN));
     }
 
     #[test]
@@ -329,15 +327,9 @@ mod tests {
         let shown: Vec<_> = [samples::replayed(), cancelled]
             .into_iter()
             .map(|run| {
-                lines(&Status::new(
-                    run,
-                    Vec::new(),
-                    Vec::new(),
-                    Vec::new(),
-                    Vec::new(),
-                    Ok(queues()),
-                    None,
-                ))
+                let none = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+                let status = Status::new(run, none.0, none.1, none.2, none.3, Ok(queues()), None);
+                lines(&status, PLAIN)
             })
             .collect();
         insta::assert_snapshot!(shown.join("\n\n"));
@@ -361,7 +353,7 @@ mod tests {
             Ok(queues()),
             None,
         );
-        let shown = lines(&status);
+        let shown = lines(&status, PLAIN);
         assert!(
             shown.ends_with("   dropped  1 row of 1 batch by ana: a test of Monday\n   dropped  83,760 rows of 39 batches by unknown user: no reason is recorded"),
             "{shown}"

@@ -240,7 +240,7 @@ async fn follow_reports_that_the_replay_was_cancelled() {
         .arg("--follow");
     let mut follower = follow.spawn();
     wait_until("the replay to be followed", TIMEOUT, async || {
-        follower.log().contains("running: extracted")
+        follower.log().contains("loading: ")
     })
     .await;
     assert_eq!(cancel(&pipeline, &[]).await.code, Some(0));

@@ -55,8 +55,8 @@ async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
 
     pipeline.write_job("clicks", "[target]\ntable = \"clicks\"\n");
     let job = ["replay", "--job", "clicks"];
-    let ask = |rest: &[&'static str]| [&job[..], rest].concat();
-    refuses(&pipeline, &ask(&[]), 2, &["--since"]).await;
+    let ask = |rest: &[&'static str]| [&job[..], rest, &["--yes"]].concat();
+    refuses(&pipeline, &job, 2, &["replay two (", "add --yes"]).await;
     refuses(
         &pipeline,
         &ask(&["--since", "yesterday"]),
@@ -80,7 +80,7 @@ async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
     .await;
     let none = succeeds(&pipeline, &ask(&["--since", "2019-01-01"])).await;
     assert!(
-        none.stdout.contains("no run of this job"),
+        none.stdout.contains("there is no such run"),
         "{}",
         none.stdout
     );
@@ -149,7 +149,7 @@ async fn replay_says_what_it_leaves_out() {
         .execute(&pipeline.database.pool)
         .await
         .unwrap();
-    let all = ["replay", "--job", "clicks", "--since"];
+    let all = ["replay", "--job", "clicks", "--yes", "--since"];
     let done = pipeline
         .etl(&[&all[..], &["2018-01-01", "--follow"]].concat())
         .await;
@@ -164,7 +164,7 @@ async fn replay_says_what_it_leaves_out() {
     let done = pipeline.etl(&[&all[..], &none].concat()).await;
     assert_eq!((done.code, &*done.stdout), (Some(0), ""));
     assert!(
-        done.stderr.contains("no run of this job was requested"),
+        done.stderr.contains("there is no such run"),
         "{}",
         done.stderr
     );
