@@ -47,10 +47,14 @@ impl Jobs {
     }
 }
 
-/// Fills in a job's parameters: the values that are set, and the defaults of the others. Refuses a job that the transformer
-/// refuses, its rules included.
-pub fn filled_in(job: &Job, set: &[(String, String)]) -> Result<Request, Failure> {
-    let values = job.resolve(&assignments(set)?, None, Timestamp::now());
+/// Fills in a job's parameters: the values that are set, and the defaults of the others. Relative ones are as `recorded` of a
+/// run that was requested before, or of now. Refuses a job that the transformer refuses, its rules included.
+pub fn filled_in(
+    job: &Job,
+    set: &[(String, String)],
+    recorded: Option<&BTreeMap<String, String>>,
+) -> Result<Request, Failure> {
+    let values = job.resolve(&assignments(set)?, recorded, Timestamp::now());
     checked(job, job.request(&values))
 }
 
@@ -62,7 +66,7 @@ pub async fn reading_on(
     set: &[(String, String)],
     before: Option<&Run>,
 ) -> Result<Request, Failure> {
-    let (set, now) = (assignments(set)?, Timestamp::now());
+    let (set, now) = (assignments(set)?, store.now().await?);
     let recorded = before.map(|run| &run.parameters);
     let mut values = job.resolve(&set, recorded, now);
     let watermark = match before.and_then(|run| run.watermark_from.clone()) {

@@ -87,7 +87,7 @@ async fn take_back(
         "removing {} that the run {run} has left in its target: they are loaded anew",
         counted(rows, "row")
     ));
-    let ended = store.cancel(run, true, Some("tried again")).await?;
+    let ended = store.take_back(run, "loaded anew").await?;
     if let Rows::Leave { removal, .. } = ended.rows {
         let removed = removed(store, run, removal).await?;
         removed.map_err(|why| anyhow!("the rows of the run {run} were not removed: {why}"))?;

@@ -214,7 +214,7 @@ COMMENT ON COLUMN etl.batches.drop_reason IS 'Why that user dropped them.';
 CREATE TABLE etl.watermarks (
     id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job    text NOT NULL,
-    value  text,
+    value  text NOT NULL,
     run_id text REFERENCES etl.runs (run_id),
     run_no bigint,
     set_by text,
@@ -227,7 +227,7 @@ CREATE INDEX watermarks_of_job ON etl.watermarks (job, id DESC);
 CREATE INDEX watermarks_of_run ON etl.watermarks (run_no) WHERE run_no IS NOT NULL;
 
 COMMENT ON TABLE etl.watermarks IS 'Each change of a job''s watermark; the latest one counts. A run changes it in the transaction that completes the run.';
-COMMENT ON COLUMN etl.watermarks.value IS 'From where the next run reads; NULL for the job''s initial value.';
+COMMENT ON COLUMN etl.watermarks.value IS 'From where the next run reads.';
 COMMENT ON COLUMN etl.watermarks.run_id IS 'The run that was completed, or whose rows were removed again.';
 COMMENT ON COLUMN etl.watermarks.run_no IS 'Its number then.';
 COMMENT ON COLUMN etl.watermarks.set_by IS 'The user who set it with etl watermark.';

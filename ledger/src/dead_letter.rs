@@ -13,6 +13,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 use crate::database::Store;
 use crate::error::Error;
 use crate::quarantine::storable;
+use crate::retry::resolve_former;
 
 pub use drop::{Dropped, ReplayDropped};
 
@@ -229,8 +230,9 @@ impl Store {
             .bind(&letter.headers)
             .bind(letter.body)
             .bind(&letter.dead_at)
-            .execute(tx)
+            .execute(&mut *tx)
             .await?;
+            resolve_former(tx, letter.run.as_deref()).await?;
             Ok(())
         })
         .await

@@ -9,6 +9,7 @@ use crate::conflict;
 use crate::database::Store;
 use crate::earlier::Earlier;
 use crate::error::Error;
+use crate::request::lock_requests;
 use crate::run::{LockedRun, RunRow};
 use crate::state::{RunState, Transition};
 
@@ -45,6 +46,9 @@ impl Store {
         self.transaction(
             format!("cannot cancel the run {run}"),
             async |tx: &mut PgConnection| {
+                if undo {
+                    lock_requests(tx, run).await?;
+                }
                 let run = LockedRun::lock_for_person(tx, run).await?;
                 let transition = if undo {
                     Transition::Undo
@@ -52,6 +56,28 @@ impl Store {
                     Transition::Cancel
                 };
                 run.end_by_person(transition, &decision("cancelled", why))
+                    .await
+            },
+        )
+        .await
+    }
+
+    /// Removes the rows of a run that has ended, as an undo does. Refused for one that was requested again meanwhile.
+    pub async fn take_back(&self, run: &RunId, why: &str) -> Result<Ended, Error> {
+        self.transaction(
+            format!("cannot remove the rows of the run {run}"),
+            async |tx: &mut PgConnection| {
+                lock_requests(tx, run).await?;
+                let run = LockedRun::lock_for_person(tx, run).await?;
+                let state = run.row.state;
+                if !state.is_over() {
+                    let why = format!(
+                        "the run {} is {state} now: somebody requested it again",
+                        run.id
+                    );
+                    return Err(Error::NotAllowed(why));
+                }
+                run.end_by_person(Transition::Undo, &decision("cancelled", Some(why)))
                     .await
             },
         )

@@ -6,6 +6,7 @@ use common::job::JobSpec;
 use common::message::BatchId;
 use sqlx::{FromRow, PgConnection};
 
+use crate::database::Store;
 use crate::error::Error;
 use crate::run::{LockedRun, RunRow, generation_no, integer};
 use crate::state::RunState;
@@ -89,9 +90,13 @@ async fn generations_in_target(
     Ok(in_target.map(|generation| generation.number).collect())
 }
 
-/// How many rows of a batch of the live generation the generations before have left in the target.
-pub async fn rows_of_batch(tx: &mut PgConnection, id: &BatchId) -> Result<i64, Error> {
+/// How many rows of a batch of the live generation the generations before have left in the target; none of a batch that is not
+/// of a replay.
+pub async fn rows_of_batch(tx: &mut PgConnection, id: &BatchId) -> Result<Option<i64>, Error> {
     let live = integer("the generation", id.generation)?;
+    if live == 0 || !is_replay(tx, id).await? {
+        return Ok(None);
+    }
     let generations = generations_in_target(tx, id.run.as_str(), live).await?;
     let rows: Option<i64> = sqlx::query_scalar(
         "SELECT rows_loaded FROM etl.batches WHERE run_id = $1 AND generation = ANY ($2) AND seq = $3 ORDER BY generation DESC LIMIT 1",
@@ -101,7 +106,28 @@ pub async fn rows_of_batch(tx: &mut PgConnection, id: &BatchId) -> Result<i64, E
     .bind(integer("the seq", id.seq)?)
     .fetch_optional(tx)
     .await?;
-    Ok(rows.unwrap_or(0))
+    Ok(Some(rows.unwrap_or(0)))
+}
+
+async fn is_replay(tx: &mut PgConnection, id: &BatchId) -> Result<bool, Error> {
+    let found: Option<bool> =
+        sqlx::query_scalar("SELECT $2 > first_generation FROM etl.runs WHERE run_id = $1")
+            .bind(id.run.as_str())
+            .bind(integer("the generation", id.generation)?)
+            .fetch_optional(tx)
+            .await?;
+    Ok(found == Some(true))
+}
+
+impl Store {
+    /// Whether a batch is of a replay, and so may have an earlier self in the target.
+    pub async fn is_replayed(&self, id: &BatchId) -> Result<bool, Error> {
+        let failure = "cannot look whether the batch is of a replay";
+        self.read(failure, async |tx: &mut PgConnection| {
+            is_replay(tx, id).await
+        })
+        .await
+    }
 }
 
 impl LockedRun<'_> {

@@ -24,6 +24,20 @@ const SELECT: &str = r#"
     WHERE r.run_id = $1"#;
 
 impl Store {
+    /// The time, by the ledger's clock.
+    pub async fn now(&self) -> Result<Timestamp, Error> {
+        let failure = "cannot read the time from the database";
+        self.read(failure, async |tx: &mut PgConnection| {
+            let select =
+                r#"SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
+            let now: String = sqlx::query_scalar(select).fetch_one(tx).await?;
+            now.parse().map_err(|_| {
+                Error::NotAllowed(format!("the database's time cannot be read: {now}"))
+            })
+        })
+        .await
+    }
+
     /// The moment of a generation of a run.
     pub async fn moment(&self, run: &RunId, generation: u32) -> Result<Moment, Error> {
         let failure = format!("cannot read the times of the run {run}");

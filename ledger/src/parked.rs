@@ -44,7 +44,7 @@ const WAITING: &str = "FROM etl.parked p JOIN etl.runs r USING (run_id)
 
 // The archive's batches come from no extractor.
 const IS_BEING_EXTRACTED: &str = "
-    SELECT CASE generation WHEN 0 THEN batches_expected IS NULL
+    SELECT CASE WHEN generation = first_generation THEN batches_expected IS NULL
            ELSE EXISTS (SELECT FROM etl.replays p WHERE (p.run_id, p.generation, p.source) = (r.run_id, r.generation, 'athena')) END
     FROM etl.runs r WHERE run_id = $1 AND generation = $2";
 
@@ -222,7 +222,7 @@ impl Store {
         self.read(failure, async |tx: &mut PgConnection| {
             let select = format!(
                 "SELECT p.target_table, count(*) FILTER (WHERE p.seq >= 0) AS batches, sum(p.bytes)::bigint AS bytes,
-                        count(*) FILTER (WHERE p.seq = {COMMIT}) AS commits, count(*) FILTER (WHERE p.seq = {EXTRACTION} AND (r.batches_expected IS NULL OR p.generation > 0)) AS paused,
+                        count(*) FILTER (WHERE p.seq = {COMMIT}) AS commits, count(*) FILTER (WHERE p.seq = {EXTRACTION} AND (r.batches_expected IS NULL OR p.generation > r.first_generation)) AS paused,
                         count(DISTINCT p.run_id) AS runs, min(p.parked_at)::text AS since, max(p.attempts) AS attempts,
                         (array_agg(p.reason ORDER BY p.seq = {EXTRACTION}, p.tried_at DESC))[1] AS reason
                  {WAITING} AND ($1::text IS NULL OR p.run_id = $1) GROUP BY p.target_table ORDER BY p.target_table"

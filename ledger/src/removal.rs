@@ -252,7 +252,7 @@ impl LockedRun<'_> {
     pub async fn to_remove(&mut self, removal: &Removal) -> Result<ToRemove, Error> {
         if let Some(batch) = &removal.batch {
             let id = self.batch_id(batch.seq);
-            let rows = earlier::rows_of_batch(self.tx, &id).await?;
+            let rows = earlier::rows_of_batch(self.tx, &id).await?.unwrap_or(0);
             return Ok(ToRemove {
                 most: rows,
                 fewest: rows,

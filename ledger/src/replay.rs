@@ -14,7 +14,7 @@ use sqlx::{FromRow, PgConnection};
 use crate::database::Store;
 use crate::error::Error;
 use crate::removal::check_no_removal;
-use crate::request::commit_of;
+use crate::request::{commit_of, lock_requests};
 use crate::run::{LockedRun, generation_no};
 use crate::seqs::Seqs;
 use crate::session_lock::SessionLock;
@@ -182,6 +182,7 @@ impl Store {
         let failure =
             format!("cannot write the replay of {name} into the ledger; nothing was sent");
         self.transaction(failure, async |tx: &mut PgConnection| {
+            lock_requests(tx, &id).await?;
             let run = LockedRun::lock_for_person(tx, &id).await?;
             run.begin_replay(subject, replay).await
         })

@@ -172,9 +172,10 @@ impl Store {
             }
             if let Some(read_on) = &request.read_on {
                 let initial = initial(job)?;
-                let (name, from) = (&job.spec.name, &read_on.watermark);
-                check_watermark(tx, Some(run), name, from, &initial).await?;
-                let left = left_in(tx, job, &read_on.range).await?;
+                let (schema, table) = job.spec.target.schema_and_table();
+                let (name, table) = (job.spec.name.as_str(), format!("{schema}.{table}"));
+                check_watermark(tx, Some(run), name, read_on, &initial).await?;
+                let left = left_in(tx, run, (name, &table), &read_on.range).await?;
                 if let Some((left, rows)) = left.filter(|_| job.spec.target.mode.adds()) {
                     let run = run_id(left)?;
                     return Ok(Requested::LeftRows { run, rows });
@@ -220,6 +221,10 @@ async fn known(
     let name = &known.job;
     let changes = if known.job != job.spec.name {
         vec![format!("it is a run of the job {name}")]
+    } else if known.watermark_from.is_some() && request.read_on.is_none() {
+        vec![format!(
+            "it reads on from a watermark, which the job {name} has no more"
+        )]
     } else if known.parameters != request.parameters {
         vec![other_values(&known.parameters, &request.parameters)]
     } else if known.job_hash != job.hash() && !(terms.retry && known.has_failed()) {
@@ -325,6 +330,18 @@ async fn conflicting(
 pub(crate) const HAS_ROWS: &str = "(state = 'completed' OR state IN ('failed', 'cancelled')
     AND NOT (state = 'failed' AND generation = first_generation AND commit = 'run')
     AND EXISTS (SELECT FROM etl.batches b WHERE b.run_id = r.run_id AND b.generation = r.generation AND b.rows_loaded > 0))";
+
+/// The lock that requests of a run's job take before that on the run: for a person's change that looks at other runs of the job.
+pub(crate) async fn lock_requests(tx: &mut PgConnection, run: &RunId) -> Result<(), sqlx::Error> {
+    let job: Option<String> = sqlx::query_scalar("SELECT job FROM etl.runs WHERE run_id = $1")
+        .bind(run.as_str())
+        .fetch_optional(&mut *tx)
+        .await?;
+    match job {
+        Some(job) => lock(tx, lock_key("request", &job)).await,
+        None => Ok(()),
+    }
+}
 
 impl LockedRun<'_> {
     /// Refuses to load a failed run after all where another run has loaded, or loads, the same.

@@ -68,7 +68,7 @@ impl LockedRun<'_> {
         self.drop_loaded(&user(), "requested again").await?;
         self.keep_attempt().await?;
         let (schema, table) = job.spec.target.schema_and_table();
-        let generation: i32 = sqlx::query_scalar(
+        sqlx::query(
             "UPDATE etl.runs SET run_no = DEFAULT, generation = generation + 1, first_generation = generation + 1, state = $2,
                  job_hash = $3, job_spec = $4, sql = $5, limits = $6, target_table = $7, mode = $8, commit = $9,
                  requested_by = $10, watermark_from = $11, watermark_to = $12, requested_at = now(), target_window = DEFAULT, ignored_messages = DEFAULT,
@@ -76,7 +76,7 @@ impl LockedRun<'_> {
                  result_id = NULL, result_location = NULL, result_columns = NULL, batches_expected = NULL, rows_expected = NULL,
                  failure = NULL, held_because = NULL, decided_by = NULL, decision = NULL, started_at = NULL, extracted_at = NULL,
                  approved_at = NULL, committed_at = NULL, finished_at = NULL
-             WHERE run_id = $1 RETURNING generation",
+             WHERE run_id = $1",
         )
         .bind(self.id.as_str())
         .bind(state.name())
@@ -90,9 +90,9 @@ impl LockedRun<'_> {
         .bind(user())
         .bind(watermarks(request).0)
         .bind(watermarks(request).1)
-        .fetch_one(&mut *self.tx)
+        .execute(&mut *self.tx)
         .await?;
-        self.resolve_former(generation).await?;
+        resolve_former(self.tx, Some(self.id.as_str())).await?;
         Ok(Requested::New)
     }
 
@@ -129,19 +129,21 @@ impl LockedRun<'_> {
         .await
         .map(drop)
     }
+}
 
-    /// Messages of former attempts are of no use any more. A message's id begins with its run and generation.
-    async fn resolve_former(&mut self, generation: i32) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            r"UPDATE etl.dead_letters SET resolved_at = now(), resolution = $3
-              WHERE run_id = $1 AND resolved_at IS NULL
-                  AND CASE WHEN message_id ~ '^[^/]+/\d{1,9}/' THEN split_part(message_id, '/', 2)::integer < $2 ELSE false END",
-        )
-        .bind(self.id.as_str())
-        .bind(generation)
-        .bind(format!("its run was requested again by {}", user()))
-        .execute(&mut *self.tx)
-        .await
-        .map(drop)
-    }
+/// Messages of a run's former attempts are of no use any more, whenever they arrive. A message's id begins with its run and
+/// generation.
+pub(crate) async fn resolve_former(
+    tx: &mut PgConnection,
+    run: Option<&str>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        r"UPDATE etl.dead_letters d SET resolved_at = now(), resolution = concat('its run was requested again by ', r.requested_by)
+          FROM etl.runs r WHERE r.run_id = $1 AND d.run_id = $1 AND d.resolved_at IS NULL AND r.first_generation > 0
+              AND CASE WHEN d.message_id ~ '^[^/]+/\d{1,9}/' THEN split_part(d.message_id, '/', 2)::integer < r.first_generation ELSE false END",
+    )
+    .bind(run)
+    .execute(tx)
+    .await
+    .map(drop)
 }

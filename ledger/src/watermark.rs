@@ -19,8 +19,7 @@ use crate::state::RunState;
 /// A change of a job's watermark. Times are RFC 3339 in UTC.
 #[derive(Debug, Clone, FromRow, Serialize)]
 pub struct WatermarkChange {
-    /// None: the job's initial value.
-    pub value: Option<String>,
+    pub value: String,
     /// The run that was completed or undone.
     pub run_id: Option<String>,
     /// The person who set it.
@@ -52,15 +51,12 @@ impl Store {
     /// The watermarks that were moved or set, by job.
     pub async fn watermarks(&self) -> Result<BTreeMap<String, String>, Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {
-            let all: Vec<(String, Option<String>)> = sqlx::query_as(
+            let all: Vec<(String, String)> = sqlx::query_as(
                 "SELECT DISTINCT ON (job) job, value FROM etl.watermarks ORDER BY job, id DESC",
             )
             .fetch_all(tx)
             .await?;
-            let set = all
-                .into_iter()
-                .filter_map(|(job, value)| Some((job, value?)));
-            Ok(set.collect())
+            Ok(all.into_iter().collect())
         })
         .await
     }
@@ -82,13 +78,8 @@ impl Store {
         .await
     }
 
-    /// Sets a job's watermark, or resets it to the initial value. Refused while a run reads on from it.
-    pub async fn set_watermark(
-        &self,
-        job: &str,
-        value: Option<&str>,
-        why: &str,
-    ) -> Result<(), Error> {
+    /// Sets a job's watermark. Refused while a run reads on from it.
+    pub async fn set_watermark(&self, job: &str, value: &str, why: &str) -> Result<(), Error> {
         let failure = format!("cannot set the watermark of the job {job}");
         self.transaction(failure, async |tx: &mut PgConnection| {
             lock(tx, lock_key("request", job)).await?;
@@ -109,13 +100,10 @@ impl Store {
 }
 
 async fn current(tx: &mut PgConnection, job: &str) -> Result<Option<String>, sqlx::Error> {
-    let latest: Option<Option<String>> = sqlx::query_scalar(
-        "SELECT value FROM etl.watermarks WHERE job = $1 ORDER BY id DESC LIMIT 1",
-    )
-    .bind(job)
-    .fetch_optional(tx)
-    .await?;
-    Ok(latest.flatten())
+    sqlx::query_scalar("SELECT value FROM etl.watermarks WHERE job = $1 ORDER BY id DESC LIMIT 1")
+        .bind(job)
+        .fetch_optional(tx)
+        .await
 }
 
 /// Refuses a second run that reads on from the same watermark.
@@ -151,53 +139,63 @@ impl Store {
     /// Refuses a request that does not begin at its job's watermark, or while another run reads on from it.
     pub async fn check_watermark(&self, job: &Job, read_on: &ReadOn) -> Result<(), Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {
-            check_watermark(
-                tx,
-                None,
-                &job.spec.name,
-                &read_on.watermark,
-                &read_on.watermark,
-            )
-            .await
+            check_watermark(tx, None, &job.spec.name, read_on, &read_on.watermark).await
         })
         .await
     }
 }
 
-/// Refuses a request that does not begin at the job's watermark. The open runs first: one that is completed in between has moved
-/// the watermark, which is then seen.
+/// Refuses a request that does not begin at the job's watermark, which is `initial` before the first run is complete. The open
+/// runs first: one that is completed in between has moved the watermark, which is then seen.
 pub(crate) async fn check_watermark(
     tx: &mut PgConnection,
     run: Option<&RunId>,
     job: &str,
-    from: &str,
+    read_on: &ReadOn,
     initial: &str,
 ) -> Result<(), Error> {
     check_no_reader(tx, job, run).await?;
-    let current = current(tx, job).await?;
-    let current = current.as_deref().unwrap_or(initial);
-    if current == from {
+    let latest: Option<(String, Option<String>)> = sqlx::query_as(
+        "SELECT value, run_id FROM etl.watermarks WHERE job = $1 ORDER BY id DESC LIMIT 1",
+    )
+    .bind(job)
+    .fetch_optional(tx)
+    .await?;
+    let (current, by) = latest.unwrap_or_else(|| (initial.to_owned(), None));
+    let from = &read_on.watermark;
+    if read_on.range.is_same(&current, from) {
         return Ok(());
     }
+    let why = match (run, by) {
+        (Some(run), Some(by)) if by == run.as_str() => format!(
+            "the run {run} was complete and moved it; `etl replay {run}` loads its rows again, and `etl cancel {run} --undo` removes them, so that it can be requested again"
+        ),
+        (_, Some(by)) => format!("the run {by} has moved it meanwhile; request a new run"),
+        (_, None) => "it was set meanwhile; request a new run".to_owned(),
+    };
     Err(Error::NotAllowed(format!(
-        "the watermark of the job {job} is {current}, and this request reads on from {from}: another run has moved it meanwhile; request a new run"
+        "the watermark of the job {job} is {current}, and this request reads on from {from}: {why}"
     )))
 }
 
-/// A run that ended without being complete and whose rows in the target are in this range: another run would add them again.
+/// Another run that ended without being complete and whose rows in the target are in this range: a run would add them again.
 pub(crate) async fn left_in(
     tx: &mut PgConnection,
-    job: &Job,
+    run: &RunId,
+    (job, table): (&str, &str),
     range: &WatermarkRange,
 ) -> Result<Option<(String, i64)>, sqlx::Error> {
     let select = format!(
         "SELECT run_id, rows, job_spec -> 'watermark' FROM etl.runs r CROSS JOIN LATERAL (
              SELECT coalesce(sum(rows_loaded), 0)::bigint AS rows FROM etl.batches b
              WHERE b.run_id = r.run_id AND b.generation = r.generation) b
-         WHERE job = $1 AND watermark_from IS NOT NULL AND state IN ('failed', 'cancelled') AND {HAS_ROWS} ORDER BY run_no"
+         WHERE job = $1 AND target_table = $2 AND run_id <> $3 AND watermark_from IS NOT NULL AND state IN ('failed', 'cancelled')
+             AND {HAS_ROWS} ORDER BY run_no"
     );
     let left: Vec<(String, i64, Json<WatermarkRange>)> = sqlx::query_as(AssertSqlSafe(select))
-        .bind(&job.spec.name)
+        .bind(job)
+        .bind(table)
+        .bind(run.as_str())
         .fetch_all(tx)
         .await?;
     let mut left = left
@@ -244,9 +242,11 @@ impl LockedRun<'_> {
             .execute(&mut *self.tx)
             .await?;
         let now = current(self.tx, &run.job).await?;
-        let is_elsewhere = |now: &String| match run.range.to {
-            Some(_) => *now != run.watermark_from,
-            None => !run.range.is_before(now, &next),
+        let range = &run.range;
+        let is_elsewhere = |now: &String| match range.to {
+            Some(_) => !range.is_same(now, &run.watermark_from),
+            // What it has read does not reach back to there.
+            None => range.is_before(now, &range.from) || !range.is_before(now, &next),
         };
         if now.as_ref().is_some_and(is_elsewhere) {
             return Ok(());
@@ -295,16 +295,37 @@ impl LockedRun<'_> {
         };
         // Of a request at the same moment either this or that one sees the other.
         lock(self.tx, lock_key("request", &run.job)).await?;
+        let read_on = ReadOn {
+            watermark: run.watermark_from,
+            range: run.range,
+        };
         // Before the first change the watermark is the initial one, and so was this run's.
-        let from = run.watermark_from;
-        check_watermark(self.tx, Some(&self.id), &run.job, &from, &from).await
+        let (id, initial) = (self.id.clone(), &read_on.watermark);
+        check_watermark(self.tx, Some(&id), &run.job, &read_on, initial).await?;
+        let place = (run.job.as_str(), self.row.target_table.as_str());
+        let left = left_in(self.tx, &id, place, &read_on.range).await?;
+        left.map_or(Ok(()), |(other, rows)| {
+            Err(Error::NotAllowed(format!(
+                "the run {other} of the job {} has read the same range and left {rows} rows of it in the target; remove them first with `etl cancel {other} --undo`",
+                run.job
+            )))
+        })
     }
 
     /// Refuses to remove the rows of a run whose range later runs have read on from.
     pub(crate) async fn check_watermark_undo(&mut self) -> Result<(), Error> {
-        let Some(run) = self.reader().await?.filter(|run| run.range.to.is_some()) else {
+        let Some(run) = self.reader().await? else {
             return Ok(());
         };
+        if !self.has_moved_watermark().await? {
+            return Ok(());
+        }
+        lock(self.tx, lock_key("request", &run.job)).await?;
+        let id = self.id.clone();
+        check_no_reader(self.tx, &run.job, Some(&id)).await?;
+        if run.range.to.is_none() {
+            return Ok(());
+        }
         let later: Option<String> = sqlx::query_scalar(
             "SELECT coalesce(run_id, set_by) FROM etl.watermarks WHERE job = $1 AND run_no IS DISTINCT FROM $2
                  AND id > (SELECT max(id) FROM etl.watermarks WHERE run_no = $2) ORDER BY id DESC LIMIT 1",
@@ -313,7 +334,6 @@ impl LockedRun<'_> {
         .bind(self.row.run_no)
         .fetch_optional(&mut *self.tx)
         .await?;
-        let id = &self.id;
         later.map_or(Ok(()), |later| {
             Err(Error::NotAllowed(format!(
                 "the watermark of the job {} was moved on by {later} since, and no later run would read the rows of the run {id} again; `etl replay {id}` loads them",

@@ -226,6 +226,10 @@ impl Targets {
         {
             return Ok(());
         }
+        // A retry writes its rows for the first time.
+        if !store.is_replayed(&batch.id).await? {
+            return Ok(());
+        }
         let name = TableName::of(target, &self.allowed_schemas).map_err(Refused::from)?;
         let indexed = self.indexes.ensure(store, &name).await;
         indexed.map_err(LoadError::of_target)

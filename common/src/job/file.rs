@@ -288,7 +288,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     let target = check_target(file.target, &file.columns, &file.parameters)?;
     let sql = statement::query(sql)?.to_owned();
     check_parameters(&file.parameters, &sql, &target, &file.columns)?;
-    watermark::check(&file.parameters, target.mode)?;
+    watermark::check(&file.parameters, target.mode, &file.columns)?;
     if sql.len() > SQL_BYTES {
         let length = sql.len();
         return Err(format!(

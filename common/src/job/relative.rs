@@ -30,7 +30,8 @@ pub(super) fn resolve(text: &str, now: &Zoned) -> Option<Zoned> {
 /// An amount of time without a sign: `2h 30m`, `1 month`.
 pub(super) fn span(amount: &str) -> Option<Span> {
     let begins_with_digit = amount.bytes().next().is_some_and(|b| b.is_ascii_digit());
-    amount.parse().ok().filter(|_| begins_with_digit)
+    let span: Span = amount.parse().ok().filter(|_| begins_with_digit)?;
+    (!span.is_negative()).then_some(span)
 }
 
 fn start(base: &str, now: &Zoned) -> Option<Zoned> {

@@ -5,16 +5,19 @@
 //! appears later with the same value is then neither lost nor there twice. With a key a range is closed and has no end: rows
 //! with the latest value are read again, and merged.
 
-use std::cmp::Ordering;
+mod check;
+mod point;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
 use serde::{Deserialize, Serialize};
 
-use super::{Job, Mode, ParameterSpec, ParameterType};
-use crate::canonical::Number;
+use super::{Job, ParameterSpec, ParameterType};
 use crate::schema::{AthenaType, ResultColumn, SchemaError};
+
+pub(super) use check::check;
+pub use point::Point;
 
 /// The rows that a run reads, for the stages that look at them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -54,66 +57,6 @@ pub struct Watermark<'a> {
     pub end: Option<&'a str>,
 }
 
-/// A value of a column with a watermark, in its order.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Point {
-    Moment(DateTime),
-    Number(Decimal),
-}
-
-/// A decimal of any length.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decimal {
-    negative: bool,
-    /// Without leading zeros.
-    integer: String,
-    /// Without zeros at its end.
-    fraction: String,
-}
-
-impl Ord for Decimal {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let size = |one: &Self, other: &Self| {
-            let length = one.integer.len().cmp(&other.integer.len());
-            let digits = || (&one.integer, &one.fraction).cmp(&(&other.integer, &other.fraction));
-            length.then_with(digits)
-        };
-        match (self.negative, other.negative) {
-            (false, false) => size(self, other),
-            (true, true) => size(other, self),
-            (negative, _) => negative.cmp(&false).reverse(),
-        }
-    }
-}
-
-impl PartialOrd for Decimal {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Point {
-    /// The value of a text: a parameter's, or Athena's. None for one that is not of the type, or beyond the calendar.
-    pub fn read(parameter_type: ParameterType, text: &str) -> Option<Self> {
-        match parameter_type {
-            ParameterType::Date => {
-                let date: jiff::civil::Date = text.parse().ok()?;
-                Some(Self::Moment(date.into()))
-            }
-            ParameterType::Timestamp => Some(Self::Moment(text.parse().ok()?)),
-            ParameterType::Integer | ParameterType::Decimal => {
-                let number = Number::read(text).filter(|number| number.exponent.is_none())?;
-                Some(Self::Number(Decimal {
-                    negative: number.negative && !number.is_zero(),
-                    integer: number.integer.trim_start_matches('0').to_owned(),
-                    fraction: number.fraction.trim_end_matches('0').to_owned(),
-                }))
-            }
-            ParameterType::Text | ParameterType::Boolean => None,
-        }
-    }
-}
-
 impl WatermarkRange {
     /// The position of the column in a result, which has to have it with a type whose values the parameter takes.
     pub fn position(&self, result: &[ResultColumn]) -> Result<usize, SchemaError> {
@@ -142,7 +85,7 @@ impl WatermarkRange {
         Err(SchemaError::WatermarkType {
             column: self.column.clone(),
             type_name: type_name.clone(),
-            parameter_type: self.parameter_type,
+            parameter: self.parameter_type.to_string(),
         })
     }
 
@@ -179,6 +122,12 @@ impl WatermarkRange {
         let read = |text: &String| Point::read(self.parameter_type, text);
         let values = values.into_iter().filter(|text| read(text).is_some());
         values.max_by_key(read)
+    }
+
+    /// Whether two texts are the same value.
+    pub fn is_same(&self, one: &str, other: &str) -> bool {
+        let read = |text| Point::read(self.parameter_type, text);
+        one == other || read(one).is_some_and(|one| read(other) == Some(one))
     }
 
     /// Whether a value comes before another one.
@@ -251,8 +200,18 @@ impl Job {
             return Ok(None);
         };
         let is_set = |name: &str| set.contains_key(name);
-        if is_set(one.parameter) || one.end.is_some_and(is_set) {
-            return Ok(None);
+        // Of a run that was requested before, a value can only be the same.
+        match (is_set(one.parameter), one.end.map(is_set)) {
+            _ if recorded => {}
+            (false, None | Some(false)) => {}
+            (true, None | Some(true)) => return Ok(None),
+            (..) => {
+                return Err(format!(
+                    "a range by hand needs both of its ends: set {} and {}, or none of them to read on from the watermark",
+                    one.parameter,
+                    one.end.unwrap_or_default()
+                ));
+            }
         }
         let parameter_type = one.spec.parameter_type;
         let initial = one.initial()?;
@@ -342,91 +301,6 @@ impl Watermark<'_> {
             "lag = {lag:?} of the parameter {:?} is not {such}",
             self.parameter
         )
-    }
-}
-
-/// Refuses settings of a watermark that contradict each other or the mode, with what to change.
-pub(super) fn check(declared: &BTreeMap<String, ParameterSpec>, mode: Mode) -> Result<(), String> {
-    let marked = declared.iter().filter(|(_, spec)| spec.watermark.is_some());
-    let marked: Vec<_> = marked.map(|(name, _)| name).collect();
-    if let [first, second, ..] = marked[..] {
-        return Err(format!(
-            "the parameters {first:?} and {second:?} both have a watermark, and a job has one"
-        ));
-    }
-    for (name, spec) in declared {
-        if let Some(of) = &spec.end_of
-            && !marked.contains(&of)
-        {
-            return Err(format!(
-                "the parameter {name:?} has end_of = {of:?}, which is no parameter with a watermark"
-            ));
-        }
-        let is_marked = spec.watermark.is_some();
-        if !is_marked && (spec.initial.is_some() || spec.lag.is_some()) {
-            return Err(format!(
-                "the parameter {name:?} has initial or lag, which belong to one with watermark = \"...\", the column of the result"
-            ));
-        }
-        if spec.default.is_some() && (is_marked || spec.end_of.is_some()) {
-            return Err(format!(
-                "the parameter {name:?} has a default, and its value comes from the watermark; remove the default"
-            ));
-        }
-    }
-    let Some(one) = watermark(declared) else {
-        return Ok(());
-    };
-    check_type(&one, mode)?;
-    let initial = one.initial()?;
-    let ends = declared.iter().filter(|(_, spec)| spec.end_of.is_some());
-    let ends: Vec<_> = ends.collect();
-    match (mode.adds(), &ends[..]) {
-        (true, []) => {
-            return Err(format!(
-                "in mode append a run reads from the watermark up to an end, so that no row is there twice; declare a parameter with end_of = {:?} and type = \"{}\", and compare with < in the SQL",
-                one.parameter, one.spec.parameter_type
-            ));
-        }
-        (true, [(name, spec)]) if spec.parameter_type != one.spec.parameter_type => {
-            return Err(format!(
-                "the parameter {name:?} is the end of {:?} and has another type",
-                one.parameter
-            ));
-        }
-        (true, [_]) | (false, []) => {}
-        (true, [_, (name, _), ..]) => {
-            return Err(format!(
-                "the parameter {name:?} is a second end; a range has one"
-            ));
-        }
-        (false, [(name, _), ..]) => {
-            return Err(format!(
-                "in mode {mode} a run reads from the watermark on without an end, since the rows of a key are merged; remove the parameter {name:?}"
-            ));
-        }
-    }
-    one.lagging(&initial, &initial).map(drop)
-}
-
-fn check_type(one: &Watermark<'_>, mode: Mode) -> Result<(), String> {
-    let (name, kind) = (one.parameter, one.spec.parameter_type);
-    if mode.replaces() {
-        return Err(format!(
-            "the parameter {name:?} has a watermark, and mode = \"replace\" replaces what was read before; use append, upsert or insert_only"
-        ));
-    }
-    match kind {
-        ParameterType::Date | ParameterType::Timestamp => Ok(()),
-        ParameterType::Integer | ParameterType::Decimal if !mode.adds() => Ok(()),
-        ParameterType::Integer | ParameterType::Decimal => Err(format!(
-            "in mode append a watermark is a date or a timestamp, since a range has to end before now; with {} {kind} use mode upsert or insert_only with a key",
-            kind.article()
-        )),
-        ParameterType::Text | ParameterType::Boolean => Err(format!(
-            "the parameter {name:?} has a watermark and is {} {kind}; only a date, a timestamp, an integer or a decimal grows",
-            kind.article()
-        )),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Why a job, a result and a target do not fit together.
 
 use super::postgres::{PgType, quoted};
-use crate::job::ParameterType;
 use crate::nearest::did_you_mean;
 
 /// Why a result cannot be loaded as a job says. Each says what to change.
@@ -64,12 +63,13 @@ pub enum SchemaError {
         returned: Vec<String>,
     },
     #[error(
-        "the watermark's column {column:?} has the Athena type {type_name}, and its parameter is of type {parameter_type}: date for a date, timestamp for a timestamp without a time zone, integer for a whole number, decimal for a decimal; correct the type, or CAST the column in the SELECT"
+        "the watermark's column {column:?} has the Athena type {type_name}, and its parameter is of type {parameter}: date for a date, timestamp for a timestamp without a time zone, integer for a whole number, decimal for a decimal; correct the type, or CAST the column in the SELECT"
     )]
     WatermarkType {
         column: String,
         type_name: String,
-        parameter_type: ParameterType,
+        /// The type of the parameter.
+        parameter: String,
     },
     #[error(
         "the name {name:?} {problem}; choose another (AS ... in the SELECT, or name = ... in the job)"

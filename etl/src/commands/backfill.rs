@@ -95,6 +95,8 @@ pub struct Plan {
 pub struct Slot {
     pub window: Window,
     pub request: Request,
+    /// The values that the command gives it.
+    set: Vec<(String, String)>,
     /// The number in the name of its run.
     attempt: u32,
     /// The run that loads the window, once there is one; it may be a run that was requested with another command.
@@ -138,7 +140,8 @@ pub fn plan(job: Job, arguments: &Arguments) -> Result<Plan, Failure> {
         let set = [arguments.set.clone(), bounds.values(window)].concat();
         Ok(Slot {
             window,
-            request: filled_in(&job, &set)?,
+            request: filled_in(&job, &set, None)?,
+            set,
             attempt: 1,
             run: None,
         })

@@ -76,25 +76,35 @@ pub async fn plan(store: &Store, job: &Job) -> Result<State, Failure> {
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let job = Jobs::load()?.read(&self.job)?;
-        let value = self.set.as_deref();
-        let value = value.map(|text| job.watermark_value(text, Timestamp::now()));
-        let value = value
-            .transpose()
-            .map_err(|why| Failure::usage(anyhow!(why)))?;
+        let usage = |why: String| Failure::usage(anyhow!(why));
+        let one = job.its_watermark().map_err(usage)?;
+        let value = match &self.set {
+            Some(text) => Some(job.watermark_value(text, Timestamp::now()).map_err(usage)?),
+            None if self.reset => Some(one.initial().map_err(usage)?),
+            None => None,
+        };
         let store = store::open().await?;
         let before = plan(&store, &job).await?;
-        if let (true, Some(why)) = (self.reset || value.is_some(), &self.why) {
-            store
-                .set_watermark(&before.job, value.as_deref(), why)
-                .await?;
-            let after = value.as_deref().unwrap_or("the initial value");
+        if let (Some(value), Some(why)) = (&value, &self.why) {
+            store.set_watermark(&before.job, value, why).await?;
             note(&format!(
-                "the watermark of the job {} was {} and is {after}",
-                before.job, before.watermark
+                "the watermark of the job {} was {} and is {value}{}",
+                before.job,
+                before.watermark,
+                beware(&job)
             ));
         }
         show(self.json, &plan(&store, &job).await?, lines)?;
         Ok(true)
+    }
+}
+
+/// In mode append nothing tells rows apart that were loaded before.
+fn beware(job: &Job) -> &'static str {
+    if job.spec.target.mode.adds() {
+        "; the next run adds the rows from there on, also those that the target has"
+    } else {
+        ""
     }
 }
 
@@ -114,7 +124,7 @@ fn lines(state: &State) -> String {
 }
 
 fn sentence(change: &WatermarkChange) -> String {
-    let value = change.value.as_deref().unwrap_or("initial");
+    let value = &change.value;
     let by = change.run_id.as_ref().or(change.set_by.as_ref());
     let by = by.map_or("", String::as_str);
     format!("{} to {value} by {by}: {}", change.set_at, change.reason)
@@ -126,8 +136,8 @@ mod tests {
 
     #[test]
     fn the_watermark_is_shown_with_its_changes() {
-        let change = |value: Option<&str>, run: Option<&str>, by: Option<&str>| WatermarkChange {
-            value: value.map(str::to_owned),
+        let change = |value: &str, run: Option<&str>, by: Option<&str>| WatermarkChange {
+            value: value.to_owned(),
             run_id: run.map(str::to_owned),
             set_by: by.map(str::to_owned),
             reason: "because".to_owned(),
@@ -140,8 +150,8 @@ mod tests {
             watermark: "2018-04-02 00:00:00".to_owned(),
             is_initial: false,
             changes: vec![
-                change(Some("2018-04-02 00:00:00"), Some("clicks-1"), None),
-                change(None, None, Some("ann")),
+                change("2018-04-02 00:00:00", Some("clicks-1"), None),
+                change("2018-04-01 00:00:00", None, Some("ann")),
             ],
         };
         insta::assert_snapshot!(lines(&state));

@@ -300,7 +300,7 @@ async fn repeated_request_of_a_failed_run_exits_with_1() {
     let again = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(again.code, Some(1), "{}", again.stderr);
     assert!(
-        again.stderr.contains("failed") && again.stderr.contains("--run-id"),
+        again.stderr.contains("failed") && again.stderr.contains("--retry"),
         "{}",
         again.stderr
     );

@@ -74,6 +74,8 @@ async fn an_append_reads_from_the_end_of_the_run_before() {
     ] {
         assert!(statements[0].contains(&literal), "{}", statements[0]);
     }
+    // Tried again with its values by hand, as an operator writes them, it still reads on.
+    retried_by_hand(&pipeline).await;
     // A run that fails moves nothing, and the next one reads its range again.
     set(&pipeline, "events", "2018-05-01 00:00:00").await;
     pipeline
@@ -105,6 +107,25 @@ async fn an_append_reads_from_the_end_of_the_run_before() {
         nothing.stderr
     );
     assert_eq!(pipeline.cloud.started().len(), queries);
+}
+
+async fn retried_by_hand(pipeline: &Pipeline) {
+    set(pipeline, "events", "2018-04-20 00:00:00").await;
+    pipeline
+        .cloud
+        .answer_once("FROM events", Answer::failed_by_user("no"));
+    let failed = run(pipeline, "events", &["--run-id", "by-hand"]).await;
+    let value = |name: &str| format!("{name}={}", failed["parameters"][name].as_str().unwrap());
+    let (since, until) = (value("since"), value("until"));
+    let values = [
+        "--run-id", "by-hand", "--retry", "--set", &since, "--set", &until,
+    ];
+    let done = run(pipeline, "events", &values).await;
+    assert_eq!(done["state"], "completed", "{done}");
+    assert_eq!(
+        done["parameters"]["until"],
+        watermark(pipeline, "events").await.as_str()
+    );
 }
 
 /// `BETWEEN` in the SQL would load the rows at the end of a range with this run and with the next.
@@ -235,7 +256,7 @@ async fn one_run_at_a_time_reads_on_and_what_a_former_one_left_is_taken_back() {
         .await;
     assert_eq!(retried.code, Some(1), "{}", retried.stdout);
     assert!(
-        retried.stderr.contains("another run has moved it"),
+        retried.stderr.contains("the run third has moved it"),
         "{}",
         retried.stderr
     );

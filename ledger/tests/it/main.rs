@@ -14,3 +14,4 @@ mod settings;
 mod support;
 mod tls;
 mod transitions;
+mod watermarks;

@@ -2,7 +2,9 @@
 
 use common::job::Job;
 use common::message::{EventKind, Limits, RunEvent, RunId};
-use ledger::{Moment, NewReplay, Requested, Rows, RunState, Seqs, Store, Terms, event};
+use ledger::{
+    Moment, NewDeadLetter, NewReplay, Requested, Rows, RunState, Seqs, Store, Terms, event,
+};
 
 use crate::support::{execute, job_into_t, ledger, loaded, run_in, state_of, text};
 
@@ -234,6 +236,38 @@ async fn a_retry_resolves_the_dead_letters_of_former_attempts_alone() {
     assert!(matches!(retry(&store, "r").await, Ok(Requested::New)));
     let left = "SELECT string_agg(message_id, ' ' ORDER BY id) FROM etl.dead_letters WHERE resolved_at IS NULL";
     assert_eq!(text(pool, left).await, "r/1/3 other/0/3");
+    // One of a former attempt that arrives later is of no use, either.
+    for id in ["r/0/9", "r/1/9"] {
+        let letter = NewDeadLetter {
+            message_id: id.into(),
+            stage: "transformer".into(),
+            reason: "x".into(),
+            attempts: 1,
+            run: Some("r".into()),
+            job: Some("job".into()),
+            kind: "raw-batch.v2".into(),
+            queue: "etl.raw".into(),
+            headers: serde_json::json!({}),
+            body: id.as_bytes(),
+            dead_at: None,
+        };
+        store.store_dead_letter(&letter).await.unwrap();
+    }
+    assert_eq!(text(pool, left).await, "r/1/3 other/0/3 r/1/9");
+}
+
+/// Of two that retry a run, the slower one does not end what the other has begun.
+#[tokio::test]
+async fn rows_are_not_taken_back_from_a_run_that_goes_on() {
+    let (database, store) = ledger().await;
+    let run = run_in(&database.pool, "r", RunState::Failed).await;
+    assert!(matches!(retry(&store, "r").await, Ok(Requested::New)));
+    let refused = store.take_back(&run, "again").await.unwrap_err();
+    assert!(
+        refused.to_string().contains("requested it again"),
+        "{refused}"
+    );
+    assert_eq!(state_of(&database.pool, &run).await, "requested");
 }
 
 /// A completed run is the same request unless its meaning has changed, and then it is said what has.

@@ -41,8 +41,7 @@ impl Append {
         batch: &ValidBatch,
         batch_no: i64,
     ) -> Result<Written, LoadError> {
-        if batch.id.generation > 0 {
-            let rows = earlier::rows_of_batch(tx, &batch.id).await?;
+        if let Some(rows) = earlier::rows_of_batch(tx, &batch.id).await? {
             let expected = Expected {
                 fewest: rows,
                 most: rows,

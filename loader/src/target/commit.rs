@@ -259,7 +259,7 @@ impl Commit<'_> {
     /// the staged rows. Returns the number of rows in the target by batch.
     async fn write(&self, run: &mut LockedRun<'_>) -> Result<BTreeMap<i64, i64>, Stop> {
         let mut void = Vec::new();
-        if run.row().generation > 0 {
+        if run.row().is_replay() {
             self.check_dependents(run).await?;
             self.delete_earlier(run).await?;
             void = run.void_conflicts().await?;

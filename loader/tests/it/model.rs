@@ -892,6 +892,8 @@ struct Entry {
     generation: i32,
     first_generation: i32,
     is_staged: bool,
+    /// The job's watermark is behind its range.
+    is_read: bool,
     seq: i32,
     rows_extracted: i64,
     rows_loaded: i64,
@@ -933,7 +935,9 @@ async fn rows_of(pool: &PgPool, table: &str) -> Vec<Row> {
 async fn check(world: &World, pool: &PgPool) {
     let entries: Vec<Entry> = sqlx::query_as(
         "SELECT r.run_id, r.run_no, r.state, r.generation, r.first_generation,
-                r.commit = 'run' OR r.mode <> 'append' AND r.generation > 0 AS is_staged, b.seq, b.rows_extracted, b.rows_loaded, b.rows_rejected, b.rows_dropped,
+                r.commit = 'run' OR r.mode <> 'append' AND r.generation > 0 AS is_staged,
+                coalesce((SELECT w.value = r.watermark_to FROM etl.watermarks w WHERE w.run_no = r.run_no ORDER BY w.id DESC LIMIT 1), false) AS is_read,
+                b.seq, b.rows_extracted, b.rows_loaded, b.rows_rejected, b.rows_dropped,
                 ARRAY(SELECT row_number FROM etl.rejected_rows j WHERE j.run_id = r.run_id AND j.generation = r.generation AND j.seq = b.seq) AS rejected
          FROM etl.runs r JOIN etl.batches b USING (run_id, generation) ORDER BY r.run_no, b.seq",
     )
@@ -983,13 +987,10 @@ async fn check(world: &World, pool: &PgPool) {
     world.source.check(pool, &left_out, number_of).await;
 }
 
-/// The events that complete runs of each job have rejected, or that a person dropped of them.
+/// The events that runs of each job have rejected, or that a person dropped of them, and that no other run reads again.
 fn left_out(world: &World, entries: &[Entry]) -> BTreeMap<usize, Vec<i64>> {
     let mut left_out: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for entry in entries
-        .iter()
-        .filter(|entry| entry.state == RunState::Completed)
-    {
+    for entry in entries.iter().filter(|entry| entry.is_read) {
         let known = world.known(&entry.run_id, entry.generation.unsigned_abs());
         let seq = usize::try_from(entry.seq).unwrap();
         let first_row = known.raw[..seq].iter().map(Vec::len).sum::<usize>();

@@ -200,6 +200,7 @@ fn job(parameters: &str, mode: &str) -> Result<Job, String> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn settings_that_contradict_each_other_are_refused_with_what_to_change() {
     let number = "since = { type = \"integer\", watermark = \"n\", initial = 0, lag = \"10\" }\n";
     assert!(job(&format!("{SINCE}{UNTIL}"), "").is_ok());
@@ -208,6 +209,17 @@ fn settings_that_contradict_each_other_are_refused_with_what_to_change() {
     let changed = |from: &str, to: &str| SINCE.replace(from, to);
     for (parameters, mode, part) in [
         (SINCE.to_owned(), "", "end_of = \"since\""),
+        (
+            format!("{}{UNTIL}", changed(", lag = \"3h\"", "")),
+            "",
+            "needs lag",
+        ),
+        (changed("\"3h\"", "\"3h ago\""), UPSERT, "lag = \"3h ago\""),
+        (
+            SINCE.to_owned(),
+            "mode = \"upsert\"\nkey = [\"k\"]\n[[columns]]\nsource = \"Seen\"\nmask = \"sha256\"\n",
+            "has a mask",
+        ),
         (format!("{SINCE}{UNTIL}"), UPSERT, "without an end"),
         (format!("{SINCE}{UNTIL}"), "mode = \"replace\"\n", "replace"),
         (
@@ -296,13 +308,17 @@ fn an_append_reads_from_the_watermark_up_to_now_less_the_lag() {
     let (values, next) = read_on(&job, &[], Some("2018-06-01 09:00:00"), None);
     assert_eq!(values["since"], "2018-06-01 09:00:00");
     assert!(!next.unwrap().range.is_empty());
-    // By hand.
-    for set in [("since", "2018-05-01"), ("until", "2018-05-01")] {
-        let (values, none) = read_on(&job, &[set], Some("2018-06-01 09:00:00"), None);
-        assert_eq!(
-            (values[set.0].as_str(), none),
-            ("2018-05-01 00:00:00", None)
-        );
+    // By hand: both of its ends.
+    let by_hand = [("since", "2018-05-01"), ("until", "2018-05-02")];
+    let (values, none) = read_on(&job, &by_hand, Some("2018-06-01 09:00:00"), None);
+    assert_eq!(
+        (values["until"].as_str(), none),
+        ("2018-05-02 00:00:00", None)
+    );
+    for (name, value) in by_hand {
+        let set = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        let half = job.read_on(&set, &mut set.clone(), None, false, NOW.parse().unwrap());
+        assert!(half.unwrap_err().contains("both of its ends"));
     }
     // Asked again.
     let recorded = [
@@ -315,6 +331,16 @@ fn an_append_reads_from_the_watermark_up_to_now_less_the_lag() {
         (recorded[0].1, recorded[1].1)
     );
     assert_eq!(again.unwrap().range.from, recorded[0].1);
+    let (_, again) = read_on(
+        &job,
+        &recorded,
+        Some("2018-04-05 00:00:00"),
+        Some(&recorded),
+    );
+    assert!(
+        again.is_some(),
+        "asked again with the same values, it still reads on"
+    );
 }
 
 #[test]

@@ -144,6 +144,13 @@ impl Bounds {
         };
         let first = names.first().map(typed).ok_or("--param-names is empty")??;
         let last = names.get(1).map(typed).transpose()?;
+        if let Some(end) = job.watermark().and_then(|one| one.end)
+            && last.as_ref().is_none_or(|(name, _)| name != end)
+        {
+            return Err(format!(
+                "the end of a window is the job's parameter {end:?}; name both with --param-names FROM,{end}"
+            ));
+        }
         match (&last, to_is) {
             (None, Some(_)) => Err(
                 "--to-is applies to the second parameter of --param-names, and there is only one"
@@ -157,16 +164,12 @@ impl Bounds {
                 "the parameter {name:?} is a timestamp, and no timestamp is the last of a day; use --to-is exclusive"
             )),
             (Some((name, kind)), to_is) => {
-                let default = match kind {
-                    ParameterType::Timestamp => Bound::Exclusive,
-                    _ => Bound::Inclusive,
-                };
                 if *name == first.0 {
                     return Err(format!("--param-names has {name:?} twice"));
                 }
                 Ok(Self {
                     first,
-                    last: Some((name.clone(), *kind, to_is.unwrap_or(default))),
+                    last: Some((name.clone(), *kind, bound(job, name, *kind, to_is)?)),
                 })
             }
         }
@@ -199,6 +202,28 @@ impl Bounds {
             Some((name, _, Bound::Inclusive)) => format!("{name} is a window's last day"),
             Some((name, _, Bound::Exclusive)) => format!("{name} is the day after a window"),
         }
+    }
+}
+
+/// How a job takes the end of a window, unless the command says it.
+fn bound(
+    job: &Job,
+    name: &str,
+    kind: ParameterType,
+    to_is: Option<Bound>,
+) -> Result<Bound, String> {
+    // The end of a watermark's range is the first value behind it.
+    let is_end = job
+        .parameters
+        .get(name)
+        .is_some_and(|spec| spec.end_of.is_some());
+    match to_is {
+        Some(Bound::Inclusive) if is_end => Err(format!(
+            "the parameter {name:?} is the end of a watermark's range, which it is not in; use --to-is exclusive"
+        )),
+        Some(bound) => Ok(bound),
+        None if is_end || kind == ParameterType::Timestamp => Ok(Bound::Exclusive),
+        None => Ok(Bound::Inclusive),
     }
 }
 
@@ -293,6 +318,29 @@ mod tests {
         for bad in ["", "1", "d", "0d", "1y", "-1d", "1 d", "1m"] {
             assert!(bad.parse::<Step>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_end_of_a_watermarks_range_is_the_day_after_a_window() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("new.sql"), "SELECT :since, :until").unwrap();
+        let toml = "[source]\ndatabase = \"d\"\nsql = \"new.sql\"\n[parameters]\nsince = { type = \"date\", watermark = \"day\", initial = \"2018-04-01\", lag = \"1d\" }\nuntil = { type = \"date\", end_of = \"since\" }\n[target]\ntable = \"t\"\n";
+        std::fs::write(folder.path().join("new.toml"), toml).unwrap();
+        let job = Job::read(folder.path(), "new").unwrap();
+        let bounds = |names: &[&str], to_is| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            Bounds::new(&job, &names, to_is, Step::Weeks(1))
+        };
+        let week = Window {
+            from: date(2018, 4, 2),
+            until: date(2018, 4, 9),
+        };
+        let values = bounds(&["since", "until"], None).unwrap().values(week);
+        assert_eq!(values[1].1, "2018-04-09");
+        let inclusive = bounds(&["since", "until"], Some(Bound::Inclusive)).unwrap_err();
+        assert!(inclusive.contains("--to-is exclusive"), "{inclusive}");
+        let half = bounds(&["since"], None).unwrap_err();
+        assert!(half.contains("--param-names FROM,until"), "{half}");
     }
 
     #[test]

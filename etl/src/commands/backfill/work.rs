@@ -11,7 +11,7 @@ use super::{Arguments, Plan, WindowReport, listed, moves};
 use crate::Failure;
 use crate::broker::Broker;
 use crate::follow::patiently;
-use crate::jobs::checkable;
+use crate::jobs::{checkable, filled_in};
 use crate::request::request;
 use crate::target;
 
@@ -122,6 +122,12 @@ impl Backfill<'_> {
             }
         }
         let runs = self.runs().await?;
+        // What is relative is as it was when the window was requested first.
+        for slot in &mut self.plan.slots {
+            if let Some(run) = slot.run.as_ref().and_then(|name| runs.get(name)) {
+                slot.request = filled_in(&self.plan.job, &slot.set, Some(&run.parameters))?;
+            }
+        }
         self.note_older(&runs, arguments);
         for index in 0..self.plan.slots.len() {
             let hash = self.plan.job.hash();

@@ -138,7 +138,7 @@ pub(super) async fn search(
 
 /// The batch in a message, if it is searched for. A batch that this version cannot read counts as absent.
 fn batch_of(run: &Run, message: RawDelivery, search: &Search) -> Option<RawBatch> {
-    let seq = seq_of(&run.run_id, message.id())?;
+    let seq = seq_of(run, message.id())?;
     if !search.wants(seq) {
         return None;
     }
@@ -159,18 +159,23 @@ fn batch_of(run: &Run, message: RawDelivery, search: &Search) -> Option<RawBatch
 }
 
 /// The seq of a batch of this run, from its identity `run/generation/seq`.
-fn seq_of(run: &str, id: &str) -> Option<u32> {
-    let (generation, seq) = id.strip_prefix(run)?.strip_prefix('/')?.split_once('/')?;
-    generation.parse::<u32>().ok()?;
-    seq.parse().ok()
+fn seq_of(run: &Run, id: &str) -> Option<u32> {
+    in_attempt(run, id)?.parse().ok()
+}
+
+/// What stands behind the generation in an identity of this run's last attempt: former ones have another result.
+fn in_attempt<'a>(run: &Run, id: &'a str) -> Option<&'a str> {
+    let id = id.strip_prefix(&run.run_id)?.strip_prefix('/')?;
+    let (generation, rest) = id.split_once('/')?;
+    let generation = generation.parse::<u32>().ok()?;
+    (generation >= run.first_generation.unsigned_abs()).then_some(rest)
 }
 
 /// The end of the run's result in the archive, for a ledger that does not have it.
 pub(super) async fn find_end(broker: &Broker, subject: &Subject) -> Result<Option<End>, Failure> {
     let mut found = None;
-    let prefix = format!("{}/", subject.id());
     let look = broker.read_archive(since(&subject.run)?, async |message| {
-        if is_end(message.kind(), message.id(), &prefix) {
+        if is_end(&subject.run, message.kind(), message.id()) {
             found = end_of(subject, message);
         }
         Ok(found.is_some())
@@ -182,8 +187,8 @@ pub(super) async fn find_end(broker: &Broker, subject: &Subject) -> Result<Optio
 
 /// Whether a message is the last event of a run's extraction, in any version that is read: the archive is older than a service
 /// that was upgraded.
-fn is_end(kind: &str, id: &str, prefix: &str) -> bool {
-    RunEvent::reads(kind) && id.starts_with(prefix) && id.ends_with("/extracted")
+fn is_end(run: &Run, kind: &str, id: &str) -> bool {
+    RunEvent::reads(kind) && in_attempt(run, id) == Some("extracted")
 }
 
 fn end_of(subject: &Subject, message: RawDelivery) -> Option<End> {
@@ -221,28 +226,43 @@ fn since(run: &Run) -> Result<SystemTime, Failure> {
 mod tests {
     use super::*;
 
+    fn run(first_generation: i32) -> Run {
+        Run {
+            run_id: "daily".to_owned(),
+            first_generation,
+            ..Run::default()
+        }
+    }
+
     #[test]
     fn end_is_recognised_in_both_versions() {
+        let of_run = |kind, id| is_end(&run(0), kind, id);
         for kind in ["run-event.v1", "run-event.v2"] {
-            assert!(is_end(kind, "daily/0/extracted", "daily/"));
+            assert!(of_run(kind, "daily/0/extracted"));
         }
-        assert!(!is_end("raw-batch.v2", "daily/0/extracted", "daily/"));
-        assert!(!is_end("run-event.v2", "daily/0/started", "daily/"));
-        assert!(!is_end("run-event.v2", "daily-2/0/extracted", "daily/"));
+        assert!(!of_run("raw-batch.v2", "daily/0/extracted"));
+        assert!(!of_run("run-event.v2", "daily/0/started"));
+        assert!(!of_run("run-event.v2", "daily-2/0/extracted"));
+        assert!(
+            !is_end(&run(1), "run-event.v2", "daily/0/extracted"),
+            "of a former attempt"
+        );
     }
 
     #[test]
     fn batch_is_recognised_by_its_run_and_its_seq() {
-        assert_eq!(seq_of("daily", "daily/0/7"), Some(7));
-        assert_eq!(seq_of("daily", "daily/3/7"), Some(7));
+        let found = |id| seq_of(&run(2), id);
+        assert_eq!(found("daily/2/7"), Some(7));
+        assert_eq!(found("daily/3/7"), Some(7));
         for other in [
-            "daily-2/0/7",
-            "daily/0/extracted",
+            "daily/1/7",
+            "daily-2/2/7",
+            "daily/2/extracted",
             "daily/7",
             "daily/x/7",
-            "marker/0/7",
+            "marker/2/7",
         ] {
-            assert_eq!(seq_of("daily", other), None, "{other}");
+            assert_eq!(found(other), None, "{other}");
         }
     }
 }

@@ -123,7 +123,10 @@ impl Source {
         let mut there: Vec<_> = fresh.iter().map(|row| row.0).chain(left_out(0)).collect();
         there.sort_unstable();
         let wanted: Vec<_> = (0..i64::try_from(self.events.len()).unwrap()).collect();
-        assert_eq!(there, wanted, "each event once");
+        if there != wanted {
+            let history = super::history(pool).await;
+            panic!("each event once: {there:?} of {}\n{history}", wanted.len());
+        }
         let mut latest: BTreeMap<i64, (i64, i64)> = BTreeMap::new();
         for (number, event) in (0..).zip(&self.events) {
             let found = latest.entry(event.key).or_insert((event.at, number));
