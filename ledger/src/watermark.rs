@@ -249,6 +249,12 @@ impl LockedRun<'_> {
             None => range.is_before(now, &range.from) || !range.is_before(now, &next),
         };
         if now.as_ref().is_some_and(is_elsewhere) {
+            let (job, run) = (&run.job, self.id.as_str());
+            tracing::warn!(
+                run.id = run,
+                job.name = job,
+                "the watermark stays: it is not where the run began to read"
+            );
             return Ok(());
         }
         self.move_watermark(&run.job, &next, "the run is complete")
