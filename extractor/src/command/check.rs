@@ -88,7 +88,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<bool, Failure> {
         if arguments.query {
             query::run(&mut check, &clients, &source, &sql).await?;
         } else {
-            let why = "it would start a query; --query starts one that scans nothing";
+            let why =
+                "it would start a query; `extractor check --query` starts one that scans nothing";
             (check.findings).add(Level::Unknown, query::ACTION, why);
         }
     }
