@@ -122,7 +122,18 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-impl Query<'_> {
+impl<'a> Query<'a> {
+    /// The only attempt of a query that belongs to no run, under a name of its own.
+    pub fn once(name: &'a RunId, sql: &'a str, source: &'a Source) -> Self {
+        Self {
+            run: name,
+            generation: 0,
+            sql,
+            source,
+            attempt: 1,
+        }
+    }
+
     /// The `ClientRequestToken`: the same for the same query of the same run, so that a second request
     /// finds the same execution and nothing is paid twice; different for every other query. It has 64
     /// characters; Athena accepts 32 to 128.

@@ -67,13 +67,7 @@ async fn to_the_end(
     what: &str,
 ) -> Result<(String, u64), Failure> {
     let run = fresh_name(what)?;
-    let query = Query {
-        run: &run,
-        generation: 0,
-        sql,
-        source,
-        attempt: 1,
-    };
+    let query = Query::once(&run, sql, source);
     let id = clients.athena.start(query).await.map_err(hinted)?;
     let ended = query::wait_to_the_end(&clients.athena, Started::now(&id, source));
     // An interrupt saves the cost of the rest.

@@ -24,13 +24,7 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     if check.may_try(ACTION) {
         let run = fresh_name("check")?;
-        let query = Query {
-            run: &run,
-            generation: 0,
-            sql,
-            source,
-            attempt: 1,
-        };
+        let query = Query::once(&run, sql, source);
         match clients.athena.start(query).await {
             Ok(id) => {
                 check.findings.fine(ACTION, format!("query {id}"));
