@@ -13,6 +13,7 @@ pub mod jobs;
 pub mod loss;
 pub mod management;
 pub mod output;
+pub mod query_columns;
 pub mod request;
 pub mod select;
 pub mod store;

@@ -93,11 +93,12 @@ pub async fn check(
     }
 }
 
-/// What will be refused later.
+/// What is no reason to refuse a run: what will be refused later, and columns that are loaded no longer.
 fn warnings(planned: &Planned) -> Vec<String> {
     let later = planned.later.iter();
-    let warnings = later.map(|one| format!("a replay or an undo of its runs will not work: {one}"));
-    warnings.collect()
+    let later = later.map(|one| format!("a replay or an undo of its runs will not work: {one}"));
+    let removed = planned.removed.iter().map(ToString::to_string);
+    later.chain(removed).collect()
 }
 
 /// A target, examined.

@@ -5,8 +5,7 @@ use sqlx::PgConnection;
 
 use crate::database::Store;
 use crate::error::{Error, Refused};
-use crate::run::{LockedRun, bigint, integer};
-use crate::state::Transition;
+use crate::run::{bigint, integer};
 
 /// The rows of a batch, as its ledger row counts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,23 +13,6 @@ pub struct Counts {
     pub loaded: i64,
     pub deduplicated: i64,
     pub rejected: i64,
-}
-
-/// Makes the batch's result the run's, if it has none yet. A transaction of its own: a loader that holds the row shared and
-/// wants to change it would deadlock with another that does the same.
-pub async fn pin_result(store: &Store, batch: &ValidBatch) -> Result<(), Error> {
-    let failure = "cannot record the run's result";
-    store
-        .transaction(failure, async |tx: &mut PgConnection| {
-            let run = LockedRun::lock(tx, &batch.id.run).await?;
-            let is_live = run.row.generation == integer("the generation", batch.id.generation)?;
-            // A run that has a result, or ended meanwhile, is looked at again by the batch.
-            if !is_live || run.row.result_id.is_some() || run.to(Transition::Start).is_err() {
-                return Ok(());
-            }
-            run.start(Some(&batch.result_id), None).await
-        })
-        .await
 }
 
 /// Claims a batch's place in the ledger. False when it is taken; waits for a transaction that is about to take it.

@@ -73,6 +73,19 @@ pub async fn candidates(store: &Store) -> Result<Vec<RunId>, Error> {
         .await
 }
 
+/// The tables, with their schemas, of the runs that completed in the last ten minutes.
+pub async fn recently_loaded(store: &Store) -> Result<Vec<String>, Error> {
+    let failure = "cannot look for runs that completed lately";
+    store
+        .transaction(failure, async |tx: &mut PgConnection| {
+            let tables = sqlx::query_scalar(
+                "SELECT DISTINCT target_table FROM etl.runs WHERE state = 'completed' AND finished_at > now() - interval '10 minutes'",
+            );
+            Ok(tables.fetch_all(tx).await?)
+        })
+        .await
+}
+
 impl LockedRun<'_> {
     /// The sums of the live generation; none while a batch is missing. Batch transactions hold the row shared, so that none is
     /// between its ledger row and its commit under this lock.

@@ -291,3 +291,11 @@ pub async fn lock(tx: &mut PgConnection, key: i64) -> Result<(), sqlx::Error> {
         .await
         .map(drop)
 }
+
+/// Takes an advisory lock until the transaction ends, unless another transaction has it.
+pub async fn try_lock(tx: &mut PgConnection, key: i64) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
+        .bind(key)
+        .fetch_one(tx)
+        .await
+}

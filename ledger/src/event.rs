@@ -77,6 +77,15 @@ impl LockedRun<'_> {
         if self.row.knows(kind) {
             return Ok(Noted::Noted);
         }
+        // The target refused the run before its result was read to its end. A replay needs to know how many batches it has.
+        if self.row.state == RunState::Failed
+            && self.row.batches_expected.is_none()
+            && matches!(kind, EventKind::Extracted { .. })
+        {
+            self.row.check_extracted(kind)?;
+            self.record_extraction(kind, RunState::Failed).await?;
+            return Ok(Noted::Noted);
+        }
         let EventKind::Started {
             query_execution_id, ..
         } = kind
@@ -145,6 +154,12 @@ impl LockedRun<'_> {
     }
 
     async fn extract(self, kind: &EventKind) -> Result<(), Error> {
+        self.row.check_extracted(kind)?;
+        let state = self.to(Transition::Extract)?;
+        self.record_extraction(kind, state).await
+    }
+
+    async fn record_extraction(self, kind: &EventKind, state: RunState) -> Result<(), Error> {
         let EventKind::Extracted {
             result_id,
             batches,
@@ -156,8 +171,6 @@ impl LockedRun<'_> {
         else {
             return Ok(());
         };
-        self.row.check_extracted(kind)?;
-        let state = self.to(Transition::Extract)?;
         sqlx::query(
             "UPDATE etl.runs SET state = $2, started_at = coalesce(started_at, now()), extracted_at = coalesce(extracted_at, now()),
                  result_id = $3, batches_expected = $4, rows_expected = $5, batches_extracted = $4, rows_extracted = $5,

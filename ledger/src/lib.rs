@@ -8,6 +8,7 @@
 mod address;
 pub mod batch;
 mod batch_no;
+pub mod beginning;
 pub mod completion;
 pub mod conflict;
 pub mod database;
@@ -51,6 +52,7 @@ mod watermark;
 pub use address::{Address, InvalidAddress};
 pub use batch::Counts;
 pub use batch_no::BatchNo;
+pub use beginning::{FormerRun, former_run};
 pub use database::Store;
 pub use dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterSummary, Dropped, NewDeadLetter, ReplayDropped,

@@ -73,7 +73,7 @@ impl LockedRun<'_> {
                  job_hash = $3, job_spec = $4, sql = $5, limits = $6, target_table = $7, mode = $8, commit = $9,
                  requested_by = $10, watermark_from = $11, watermark_to = $12, requested_at = now(), target_window = DEFAULT, ignored_messages = DEFAULT,
                  batches_extracted = DEFAULT, rows_extracted = DEFAULT, target_bounds = NULL, query_execution_id = NULL,
-                 result_id = NULL, result_location = NULL, result_columns = NULL, batches_expected = NULL, rows_expected = NULL,
+                 result_id = NULL, result_location = NULL, result_columns = NULL, target_columns = NULL, batches_expected = NULL, rows_expected = NULL,
                  failure = NULL, held_because = NULL, decided_by = NULL, decision = NULL, started_at = NULL, extracted_at = NULL,
                  approved_at = NULL, committed_at = NULL, finished_at = NULL
              WHERE run_id = $1",

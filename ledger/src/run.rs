@@ -9,7 +9,7 @@ use common::message::{RunId, ValidBatch};
 use sqlx::{FromRow, PgConnection};
 
 use crate::batch_no::BatchNo;
-use crate::database::lock_key;
+use crate::database::{lock_key, try_lock};
 use crate::error::{Error, Refused};
 use crate::state::{RunState, Transition};
 
@@ -33,6 +33,8 @@ pub struct RunRow {
     pub batches_expected: Option<i32>,
     pub rows_expected: Option<i64>,
     pub query_execution_id: Option<String>,
+    /// Its first batch recorded the columns that it loads.
+    pub has_begun: bool,
 }
 
 /// Where a batch or an event stands in its run.
@@ -126,7 +128,7 @@ macro_rules! select_run {
         concat!(
             "WITH turn AS MATERIALIZED (SELECT ", $lock, "($2)) \
             SELECT run_id, run_no, job, state, generation, first_generation, target_table, mode, commit, result_id, batches_expected, \
-                   rows_expected, query_execution_id \
+                   rows_expected, query_execution_id, target_columns IS NOT NULL AS has_begun \
             FROM turn, etl.runs WHERE run_id = $1 ", $for, " OF runs"
         )
     };
@@ -162,7 +164,7 @@ pub async fn share(tx: &mut PgConnection, run: &RunId) -> Result<RunRow, Error> 
 }
 
 /// A run whose row this transaction holds alone. Every change of a run's state is a method of it, in the file of what changes:
-/// `event`, `completion`, `decision`, `replay`, `removal`, `retry`, `dead_letter`.
+/// `beginning`, `event`, `completion`, `decision`, `replay`, `removal`, `retry`, `dead_letter`.
 pub struct LockedRun<'t> {
     pub(crate) tx: &'t mut PgConnection,
     pub(crate) id: RunId,
@@ -196,11 +198,7 @@ impl<'t> LockedRun<'t> {
 
     /// Locks the run unless another transaction holds it.
     pub async fn try_lock(tx: &'t mut PgConnection, run: &RunId) -> Result<Option<Self>, Error> {
-        let has_turn: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
-            .bind(turn_key(run))
-            .fetch_one(&mut *tx)
-            .await?;
-        if has_turn {
+        if try_lock(tx, turn_key(run)).await? {
             Self::lock(tx, run).await.map(Some)
         } else {
             Ok(None)
@@ -265,6 +263,7 @@ pub(crate) mod tests {
             batches_expected: Some(7),
             rows_expected: Some(70),
             query_execution_id: None,
+            has_begun: true,
         }
     }
 

@@ -17,7 +17,7 @@ pub use existing::{
     Access, Cascade, Catalog, ColumnType, ExistingColumn, ExistingTable, ForeignPartition,
     Generated, TableAccess, Unidentified,
 };
-pub use refusal::{Fault, Refusal, RowChange};
+pub use refusal::{Fault, Refusal, RemovedColumn, RowChange};
 
 /// The most columns that PostgreSQL lets a table have.
 pub(crate) const MAX_COLUMNS: usize = 1600;
@@ -129,10 +129,19 @@ pub fn create_table(
     }
     let table = name.sql();
     let comments = columns.iter().map(|column| comment_on(&table, column));
+    let tablespace = target.tablespace.as_ref();
+    let tablespace = tablespace.map(|name| format!(" TABLESPACE {}", quoted(name)));
+    let grants = if target.grants.is_empty() {
+        String::new()
+    } else {
+        format!("GRANT SELECT ON {table} TO {};\n", list(&target.grants))
+    };
+    let by_job = || format!("Loaded by the job {job}.");
     format!(
-        "CREATE TABLE {table} (\n{}\n);\nCOMMENT ON TABLE {table} IS {};\n{}COMMENT ON COLUMN {table}.{} IS {};\n",
+        "CREATE TABLE {table} (\n{}\n){};\n{grants}COMMENT ON TABLE {table} IS {};\n{}COMMENT ON COLUMN {table}.{} IS {};\n",
         lines.join(",\n"),
-        literal(&format!("Loaded by the job {job}.")),
+        tablespace.unwrap_or_default(),
+        literal(&target.comment.clone().unwrap_or_else(by_job)),
         comments.collect::<String>(),
         quoted(BATCH_COLUMN),
         literal(

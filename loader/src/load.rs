@@ -7,12 +7,15 @@ use common::backoff::Repetition;
 use common::failpoint;
 use common::message::{RunEvent, RunId, ValidBatch};
 use ledger::event::{self, Noted};
-use ledger::{Counts, RunState, Standing, Store, batch as entry, bigint, cause, quarantine};
+use ledger::{
+    Counts, RunState, Standing, Store, batch as entry, beginning, bigint, cause, quarantine,
+};
 use sqlx::PgConnection;
 use tokio::sync::Notify;
 
 use crate::completion;
-use crate::errors::{LoadError, Verdict};
+use crate::ddl::Fault;
+use crate::errors::{LoadError, Refused, Verdict};
 use crate::parking::Parking;
 use crate::target::{Prepared, Targets};
 
@@ -65,7 +68,8 @@ async fn attempt(
     let mut tries = 0;
     loop {
         tries += 1;
-        match load_once(store, prepared.as_deref(), batch).await? {
+        let step = load_once(store, prepared.as_deref(), batch).await?;
+        match step {
             Step::Settled(Outcome::Ignored) => {
                 entry::count_ignored(store, &batch.id.run).await?;
                 return Ok(Outcome::Ignored);
@@ -79,11 +83,38 @@ async fn attempt(
                 let failure = || format!("{} changes as fast as it is checked", batch.target.table);
                 return Err(LoadError::target(failure)(sqlx::Error::RowNotFound));
             }
-            Step::Prepare { has_result: false } => entry::pin_result(store, batch).await?,
-            Step::Prepare { has_result: true } => {}
+            Step::Prepare { .. } => {}
             Step::Changed => targets.forget(&batch.target),
         }
-        prepared = Some(targets.prepare(store, batch).await?);
+        let is_first = step == Step::Prepare { has_begun: false };
+        prepared = match targets.prepare(store, batch, is_first).await {
+            Ok(prepared) => Some(prepared),
+            Err(error) if fails_run(store, batch, &error).await? => {
+                completion::count(RunState::Failed);
+                entry::count_ignored(store, &batch.id.run).await?;
+                return Ok(Outcome::Ignored);
+            }
+            Err(error) => return Err(error),
+        };
+        if is_first {
+            beginning::begin(store, batch).await?;
+        }
+    }
+}
+
+/// Whether the run failed by the refusal of its first batch: the target does not take its rows, and a privilege for the role is
+/// no remedy.
+async fn fails_run(
+    store: &Store,
+    batch: &ValidBatch,
+    error: &LoadError,
+) -> Result<bool, LoadError> {
+    match error {
+        LoadError::Refused(Refused::Target(refusal)) if refusal.fault() != Fault::Role => {
+            let why = refusal.to_string();
+            Ok(beginning::fail_before_first_batch(store, batch, &why).await?)
+        }
+        _ => Ok(false),
     }
 }
 
@@ -92,12 +123,12 @@ async fn attempt(
 const TRIES: u32 = 3;
 
 /// The outcome of one transaction.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     Settled(Outcome),
-    /// The run has no result yet, or the target is not checked yet: nothing was written.
+    /// It is the run's first batch, or the target is not checked yet: nothing was written.
     Prepare {
-        has_result: bool,
+        has_begun: bool,
     },
     /// The target differs from the checked table: nothing was written.
     Changed,
@@ -167,9 +198,9 @@ async fn write(
         }
     }
     run.check_result(batch).map_err(ledger::Error::from)?;
-    let (Some(_), Some(prepared)) = (&run.result_id, prepared) else {
-        let has_result = run.result_id.is_some();
-        return Ok(Step::Prepare { has_result });
+    let (true, Some(prepared)) = (run.has_begun, prepared) else {
+        let has_begun = run.has_begun;
+        return Ok(Step::Prepare { has_begun });
     };
     if !entry::claim(tx, batch).await? {
         let recorded = entry::is_recorded(tx, batch).await?;

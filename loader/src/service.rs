@@ -25,10 +25,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::load::Loader;
-use crate::{completion, removal};
+use crate::{completion, removal, target};
 
 /// The interval of the sweep over open runs, and of the look for removals: an approved run waits for it.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The interval of the look for targets that need new statistics.
+const ANALYZE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The settings that only the loader has.
 #[derive(Debug, Clone, Deserialize)]
@@ -103,6 +106,7 @@ impl LoaderService {
             Box::pin(parked::probe(&deliveries)),
             Box::pin(sweep::sweep(&self.loader, &session.health, &session.stop)),
             Box::pin(remove(&self.loader, &session.stop)),
+            Box::pin(analyze(&self.loader, &session.stop)),
         );
         done.map(drop)
     }
@@ -188,6 +192,21 @@ fn connecting(address: &Address, error: &sqlx::Error) -> Fault {
         Class::Configuration => Fault::Configuration(why),
         Class::Conflict | Class::World | Class::Row | Class::Message => Fault::World(why),
     }
+}
+
+/// Collects statistics of targets, apart from everything else.
+async fn analyze(loader: &Loader, stop: &CancellationToken) -> Result<(), Fault> {
+    while timeout(ANALYZE_INTERVAL, stop.cancelled()).await.is_err() {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            done = target::analyze(&loader.store) => {
+                if let Err(error) = done {
+                    tracing::info!(error = error.sentence(), "a target is left to autovacuum");
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Executes removals, apart from the sweep: a large one takes long.

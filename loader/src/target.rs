@@ -4,6 +4,7 @@
 //! Each write method is a type with its SQL beside its binds: `append`, `merge`, `staged`, and `commit`, which
 //! moves staged rows to the target at the end of a run.
 
+mod analyze;
 mod append;
 pub mod catalog;
 pub(crate) mod commit;
@@ -34,6 +35,7 @@ use merge::Merge;
 use table::Checked;
 pub(crate) use table::lock_key;
 
+pub use analyze::analyze;
 pub(crate) use deletion::{Deletion, Expected};
 pub use staged::clean_up;
 
@@ -180,13 +182,15 @@ impl Targets {
         }
     }
 
-    /// The writer for a batch. The first batch creates or checks the target.
+    /// The writer for a batch. The first batch creates or checks the target. The first one of a run also compares its columns
+    /// with those of the run before.
     pub async fn prepare(
         &self,
         store: &Store,
         batch: &ValidBatch,
+        is_first: bool,
     ) -> Result<Arc<Prepared>, LoadError> {
-        if let Some(known) = self.known(batch) {
+        if !is_first && let Some(known) = self.known(batch) {
             return Ok(known);
         }
         let (target, columns) = (&batch.target, &batch.columns);
@@ -194,9 +198,7 @@ impl Targets {
         ddl::check_columns(&name, target, columns).map_err(Refused::from)?;
         let checked = store.transaction(
             format!("cannot create or check {}", name.sql()),
-            async |tx: &mut PgConnection| {
-                Ok(create_or_check(tx, &name, target, columns, &batch.job).await?)
-            },
+            async |tx: &mut PgConnection| Ok(create_or_check(tx, &name, batch, is_first).await?),
         );
         let checked = checked.await.map_err(LoadError::of_target)?;
         let (fingerprint, types) = checked.map_err(Refused::from)?;
@@ -265,15 +267,24 @@ impl Targets {
 async fn create_or_check(
     tx: &mut PgConnection,
     name: &TableName,
-    target: &Target,
-    columns: &[TargetColumn],
-    job: &str,
+    batch: &ValidBatch,
+    is_first: bool,
 ) -> Result<Result<(String, Vec<ColumnType>), Refusal>, sqlx::Error> {
+    let (target, columns, job) = (&batch.target, &batch.columns, &batch.job);
     // Another loader may be creating or altering the table. IF NOT EXISTS alone does not prevent the error of the
     // second one.
     database::lock(tx, database::lock_key("create", &name.sql())).await?;
-    let (examined, found) = catalog::examine(tx, name, target, columns, job).await?;
-    let change = match examined {
+    let former = if is_first {
+        catalog::former_run(tx, target, job, Some(&batch.id.run)).await?
+    } else {
+        None
+    };
+    let (examined, found) = catalog::examine(tx, name, target, columns, job, former).await?;
+    for removed in &examined.removed {
+        let (table, column) = (&removed.table, &removed.column);
+        tracing::warn!(run.id = %batch.id.run, job.name = job, target.table = table, target.column = column, "the query no longer has a column that the run before loaded");
+    }
+    let change = match examined.into_change() {
         Ok(change) => change,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -304,8 +315,8 @@ async fn create_or_check(
         was
     } else {
         // What speaks against a table can show only once it is there: a publication of all tables, for example.
-        let (examined, made) = catalog::examine(tx, name, target, columns, job).await?;
-        if let Err(refusal) = examined {
+        let (examined, made) = catalog::examine(tx, name, target, columns, job, None).await?;
+        if let Err(refusal) = examined.into_change() {
             return Ok(Err(refusal));
         }
         made.ok_or(sqlx::Error::RowNotFound)?

@@ -130,6 +130,17 @@ struct TargetTable {
     /// Rows are deleted and updated although a foreign key of another table cascades.
     #[serde(default)]
     allow_cascades: bool,
+    /// The roles that may read a table that the loader creates.
+    #[serde(default)]
+    grants: Vec<String>,
+    /// The comment of a table that the loader creates.
+    comment: Option<String>,
+    /// The tablespace of a table that the loader creates.
+    tablespace: Option<String>,
+    /// Refused with what to do instead.
+    #[serde(default, alias = "partition_by", alias = "partitions")]
+    #[schemars(skip)]
+    partitioned_by: Option<serde::de::IgnoredAny>,
 }
 
 /// The JSON Schema of a job file, for editors.
@@ -395,6 +406,7 @@ fn check_target(
 ) -> Result<Target, String> {
     let mode = target.mode;
     let is_replace = mode.replaces();
+    check_created(&target)?;
     let belongs = |setting: &str, to: &str| {
         Err(format!(
             "{setting} belongs to mode = {to}, and the mode is \"{mode}\"; remove it or set the mode"
@@ -445,7 +457,24 @@ fn check_target(
         allow_all_rejected: target.allow_all_rejected,
         duplicates: target.duplicates.unwrap_or_default(),
         allow_cascades: target.allow_cascades,
+        grants: target.grants,
+        comment: target.comment,
+        tablespace: target.tablespace,
     })
+}
+
+/// Refuses what a created table cannot have.
+fn check_created(target: &TargetTable) -> Result<(), String> {
+    if target.partitioned_by.is_some() {
+        return Err(format!(
+            "the loader creates no partitioned tables; create it yourself, with its partitions or a DEFAULT one: CREATE TABLE {} (...) PARTITION BY ..., and remove the setting: rows are loaded into it like into any other table",
+            target.table
+        ));
+    }
+    for name in target.grants.iter().chain(&target.tablespace) {
+        check_identifier(name).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 fn read_window(

@@ -41,6 +41,15 @@ pub struct Target {
     /// Whether rows may be deleted and updated although a foreign key of another table cascades: the other table changes, too.
     #[serde(default, skip_serializing_if = "is_default")]
     pub allow_cascades: bool,
+    /// The roles that may read a table that the loader creates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grants: Vec<String>,
+    /// The comment of a table that the loader creates; by default one that names the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    /// The tablespace of a table that the loader creates; by default that of the database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tablespace: Option<String>,
 }
 
 /// The default of `min_rows`: an empty result does not empty a table unless the job allows it.

@@ -6,14 +6,17 @@ use std::time::Duration;
 use comfy_table::Table;
 use common::command::assignment;
 use common::job::{ColumnSpec, Job, Request, Rule, Source, Target};
+use common::schema::TargetColumn;
 use indicatif::DecimalBytes;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::Command;
 use crate::Failure;
+use crate::extractor::Extractor;
 use crate::jobs::{Jobs, checkable, reading_on};
 use crate::output::{self, Sheet, print, print_json, table};
+use crate::query_columns::QueryColumns;
 use crate::request::limits;
 use crate::store;
 use crate::target::{self, TargetPlan};
@@ -23,13 +26,18 @@ use ledger::Store;
 ///
 /// Writes nothing and sends nothing.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: etl plan most_visited_url --set from=2018-04-02")]
+#[command(
+    after_help = "Examples:\n  etl plan most_visited_url --set from=2018-04-02\n  etl plan most_visited_url --connected"
+)]
 pub struct Arguments {
     /// The job: the name of a file in `ETL_JOBS`, without .toml.
     pub job: String,
     /// Set a parameter of the job; the others have their defaults.
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, String)>,
+    /// Also ask Athena for the query's columns; runs the query with a LIMIT of 0, which scans nothing.
+    #[arg(long)]
+    pub connected: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -50,7 +58,10 @@ pub struct Plan {
     pub target_table: String,
     /// The target's settings in the job, by name.
     pub settings: Vec<(String, String)>,
+    /// Those that the job names; all of them if Athena was asked.
     pub columns: Vec<PlannedColumn>,
+    /// Athena was asked for the query's columns.
+    pub connected: bool,
     pub target: TargetPlan,
     /// The roles of loaders that the target was examined for.
     pub roles: Vec<String>,
@@ -98,10 +109,21 @@ fn duration(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 
-/// What a run of this job would do. A setting that `etl run` refuses is an error.
-pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Result<Plan, Failure> {
+/// What a run of this job would do, with the columns of its query if Athena was asked. A setting that `etl run` refuses is an
+/// error.
+pub async fn plan(
+    store: &Store,
+    jobs: &Jobs,
+    job: Job,
+    request: Request,
+    asked: Option<&[TargetColumn]>,
+) -> Result<Plan, Failure> {
     limits()?;
-    let examined = target::plan(store, &checkable(&request), &jobs.schemas).await?;
+    let spec = checkable(&request);
+    let examined = match asked {
+        Some(all) => target::plan_all(store, &spec, all, &jobs.schemas).await?,
+        None => target::plan(store, &spec, &jobs.schemas).await?,
+    };
     let over_limit = store.over_monthly_limit(&job).await?;
     let conflict = store.conflicting_run(&job, &request, false).await?;
     let reader = match &request.read_on {
@@ -115,7 +137,8 @@ pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Res
     Ok(Plan {
         target_table: format!("{schema}.{table}"),
         settings: settings(&request.spec.target),
-        columns: request.spec.columns.iter().map(column).collect(),
+        columns: columns_of(&request.spec.columns, asked.unwrap_or_default()),
+        connected: asked.is_some(),
         target: examined.plan,
         roles: examined.roles,
         warnings: examined
@@ -133,6 +156,25 @@ pub async fn plan(store: &Store, jobs: &Jobs, job: Job, request: Request) -> Res
         source: job.source,
         max_scanned_per_month: job.max_scanned_per_month,
     })
+}
+
+/// The columns that the job names, and the others of the query.
+fn columns_of(named: &[ColumnSpec], asked: &[TargetColumn]) -> Vec<PlannedColumn> {
+    let mut columns: Vec<_> = named.iter().map(column).collect();
+    for found in asked {
+        let pg_type = Some(found.pg_type.to_string());
+        match columns.iter_mut().find(|column| column.name == found.name) {
+            Some(column) => column.pg_type = pg_type,
+            None => columns.push(PlannedColumn {
+                source: found.name.clone(),
+                name: found.name.clone(),
+                pg_type,
+                changes: Vec::new(),
+                rules: Vec::new(),
+            }),
+        }
+    }
+    columns
 }
 
 fn column(spec: &ColumnSpec) -> PlannedColumn {
@@ -215,7 +257,14 @@ impl Command for Arguments {
         let job = jobs.read(&self.job)?;
         let store = store::open().await?;
         let request = reading_on(&store, &job, &self.set, None).await?;
-        let plan = plan(&store, &jobs, job, request).await?;
+        let asked = if self.connected {
+            let (extractor, spec) = (Extractor::find()?, checkable(&request));
+            let columns = QueryColumns::ask(&extractor, &jobs, &job, &request.parameters, &spec);
+            Some(columns.await?.target)
+        } else {
+            None
+        };
+        let plan = plan(&store, &jobs, job, request, asked.as_deref()).await?;
         if self.json {
             print_json(&plan)?;
         } else {
@@ -310,6 +359,9 @@ fn tail(plan: &Plan) -> String {
         format!(" {which} keeps its name and gets the type of its Athena type."),
         String::new(),
     ];
+    if plan.connected {
+        lines.clear();
+    }
     let types_are_open =
         plan.columns.is_empty() || plan.columns.iter().any(|column| column.pg_type.is_none());
     match &plan.target {
@@ -326,8 +378,9 @@ fn tail(plan: &Plan) -> String {
             lines.push(format!("    {with}"));
         }
         TargetPlan::Creates { statements, .. } => {
+            let others = if plan.connected { "" } else { ", with the other columns of the query" };
             lines.push(format!(
-                "{table} does not exist; the first batch creates it, with the other columns of the query:"
+                "{table} does not exist; the first batch creates it{others}:"
             ));
             lines.extend(indented(statements));
         }
@@ -383,6 +436,7 @@ mod tests {
                 ("mode".into(), "upsert".into()),
                 ("key".into(), "country_code, date".into()),
             ],
+            connected: false,
             columns: vec![
                 PlannedColumn {
                     source: "server_request_country_code".into(),

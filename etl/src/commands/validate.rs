@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
 use common::command::{assignment, assignments};
 use common::findings::Findings;
-use common::job::{Job, resolve};
-use common::schema::{ResultColumn, TargetColumn};
 
 use super::Command;
 use crate::extractor::Extractor;
 use crate::jobs::{Jobs, checkable, example};
+use crate::query_columns::QueryColumns;
 use crate::target::{self, Examined, TargetPlan};
 use crate::{Failure, store};
 use ledger::Store;
@@ -89,30 +87,10 @@ async fn check(
     if is_wrong {
         return Ok(());
     }
-    let columns = columns(extractor, jobs, &job, &set).await?;
-    let cannot = "the query does not fit the job";
-    let resolved = resolve(&spec.columns, &columns, &spec.target.key).context(cannot)?;
-    transformer::Plan::new(&spec, &columns).context(cannot)?;
-    let resolved: Vec<TargetColumn> = resolved.into_iter().map(|column| column.target).collect();
-    let examined = target::plan_all(store, &spec, &resolved, &jobs.schemas).await?;
-    report(name, columns.len(), &examined, findings);
+    let columns = QueryColumns::ask(extractor, jobs, &job, &set, &spec).await?;
+    let examined = target::plan_all(store, &spec, &columns.target, &jobs.schemas).await?;
+    report(name, columns.result.len(), &examined, findings);
     Ok(())
-}
-
-/// The columns of a job's query.
-async fn columns(
-    extractor: &Extractor,
-    jobs: &Jobs,
-    job: &Job,
-    set: &BTreeMap<String, String>,
-) -> Result<Vec<ResultColumn>, Failure> {
-    let set = set
-        .iter()
-        .map(|(name, value)| format!("--set={name}={value}"));
-    let set: Vec<_> = set.collect();
-    let arguments = ["columns", &job.spec.name].into_iter();
-    let arguments: Vec<_> = arguments.chain(set.iter().map(String::as_str)).collect();
-    extractor.ask(&jobs.folder, &arguments).await
 }
 
 fn report(name: &str, columns: usize, examined: &Examined, findings: &mut Findings) {

@@ -7,6 +7,8 @@ use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
+use crate::dead::{DROPS_ROWS, EVOLVING};
+
 const STRICT: &str = "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"country\"\nrules = [{ required = true }, { not_empty = true }]\n";
 const LENIENT: &str = "[target]\ntable = \"clicks\"\n";
 
@@ -170,12 +172,12 @@ async fn requests_rejects_replays_and_traces() {
 #[expect(clippy::too_many_lines, reason = "a table of commands")]
 async fn dead_letters_and_decisions() {
     let mut pipeline = Pipeline::start().await;
-    pipeline.job("clicks", LENIENT, sample::clicks(1_000));
-    // Before the first row, another program creates a table that does not fit.
+    pipeline.job("clicks", EVOLVING, sample::clicks(1_000));
+    // Before the first row, another program creates a table that drops rows.
     pipeline.services[0].kill9().await;
     let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let made = sqlx::query("CREATE TABLE public.clicks (other_column text)");
+    let made = sqlx::raw_sql(DROPS_ROWS);
     made.execute(&pipeline.database.pool).await.unwrap();
     pipeline.services[0] = pipeline.service("loader").start().await;
     let dead_letters = async |pipeline: &Pipeline, wanted: i64| {

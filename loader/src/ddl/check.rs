@@ -57,6 +57,23 @@ pub(crate) fn check_table(
     refusals
 }
 
+/// What speaks against creating the table as the job wants it.
+pub(super) fn check_created(name: &TableName, target: &Target, access: &Access) -> Vec<Refusal> {
+    let tablespace = target.tablespace.iter().filter(|_| !access.uses_tablespace);
+    let refused = tablespace.map(|tablespace| Refusal::MayNotUseTablespace {
+        tablespace: tablespace.clone(),
+        role: access.role.clone(),
+    });
+    let unknown = access
+        .unknown_roles
+        .iter()
+        .map(|role| Refusal::UnknownRole {
+            table: name.sql(),
+            role: role.clone(),
+        });
+    refused.chain(unknown).collect()
+}
+
 /// Rows are loaded into tables only.
 fn check_kind(name: &TableName, found: &ExistingTable) -> Result<(), Refusal> {
     let (article, word) = match found.kind.as_str() {
@@ -236,6 +253,7 @@ fn check_column(
     let Some(one) = found.columns.iter().find(|one| one.name == column) else {
         return Err(Refusal::MissingColumn {
             table,
+            evolves: column != BATCH_COLUMN,
             column,
             type_name: wanted_name,
         });

@@ -4,11 +4,12 @@ use common::job::{SchemaContract, Target};
 use common::schema::{BATCH_COLUMN, PgType, TargetColumn, quoted};
 
 use super::check::{
-    check_access, check_deletes, check_room, check_schema, check_surroundings, other_type,
+    check_access, check_created, check_deletes, check_room, check_schema, check_surroundings,
+    other_type,
 };
 use super::{
-    Access, Catalog, ExistingColumn, ExistingTable, Fault, Refusal, TableName, check_table,
-    check_width, comment_on, create_table, list,
+    Access, Catalog, ExistingColumn, ExistingTable, Fault, Refusal, RemovedColumn, TableName,
+    check_table, check_width, comment_on, create_table, list,
 };
 
 /// The change that a target needs.
@@ -41,6 +42,8 @@ pub struct Examined {
     pub refusals: Vec<Refusal>,
     /// Why rows could not be deleted, where only a replay and an undo do that.
     pub later: Vec<Refusal>,
+    /// The columns that the job no longer loads, where its contract allows that.
+    pub removed: Vec<RemovedColumn>,
 }
 
 impl Examined {
@@ -67,6 +70,16 @@ pub fn examine(
         None => missing_table(name, target, columns, known, job, catalog),
         Some(found) => existing_table(name, target, columns, known, found, &catalog.access),
     };
+    let removed = removed_columns(name, columns, known, catalog);
+    match target.schema {
+        SchemaContract::Create => {
+            let refused = removed.into_iter().map(Refusal::RemovedColumn);
+            examined.refusals.extend(refused);
+        }
+        SchemaContract::Evolve => examined.removed = removed,
+        // Any column that the job does not fill is refused.
+        SchemaContract::Freeze => {}
+    }
     let Examined {
         refusals, later, ..
     } = &mut examined;
@@ -109,12 +122,36 @@ fn missing_table(
                 by_hand: by_hand.clone(),
             });
         }
+        refusals.extend(check_created(name, target, access));
     }
     Examined {
         change: Change::Create { ddl, by_hand },
         refusals,
         later: Vec::new(),
+        removed: Vec::new(),
     }
+}
+
+/// The columns of the table that the job's last run loaded, and that the job loads no longer.
+fn removed_columns(
+    name: &TableName,
+    columns: &[TargetColumn],
+    known: Known,
+    catalog: &Catalog,
+) -> Vec<RemovedColumn> {
+    let (Some(table), Some(former), Known::All) = (&catalog.table, &catalog.former, known) else {
+        return Vec::new();
+    };
+    let is_there = |column: &&String| table.columns.iter().any(|one| one.name == **column);
+    let is_loaded = |column: &&String| columns.iter().any(|one| one.name == **column);
+    let removed = former.columns.iter().filter(is_there);
+    let removed = removed.filter(|column| !is_loaded(column));
+    let removed = removed.map(|column| RemovedColumn {
+        table: name.sql(),
+        column: column.clone(),
+        run: former.run_id.clone(),
+    });
+    removed.collect()
 }
 
 fn existing_table(
@@ -150,6 +187,7 @@ fn existing_table(
         change,
         refusals,
         later,
+        removed: Vec::new(),
     }
 }
 
@@ -289,6 +327,7 @@ mod tests {
     use super::super::TableAccess;
     use super::*;
     use common::job::Mode;
+    use ledger::FormerRun;
 
     fn column(name: &str, pg_type: &str) -> TargetColumn {
         TargetColumn {
@@ -326,12 +365,14 @@ mod tests {
         Catalog {
             has_schema: true,
             table: found.cloned(),
+            former: None,
             access: Access {
                 role: "role".into(),
                 uses_schema: true,
                 creates_in_schema: true,
                 makes_temporary: true,
                 stages: true,
+                uses_tablespace: true,
                 table: found.map(|_| rights),
                 ..Access::default()
             },
@@ -468,5 +509,55 @@ mod tests {
                 Ok(Change::Nothing)
             );
         }
+    }
+
+    #[test]
+    fn column_that_the_query_no_longer_has_is_refused_unless_the_target_evolves() {
+        let found = table(&[
+            ("a", "text", false),
+            ("b", "text", false),
+            ("own", "text", false),
+            ("_batch", "bigint", true),
+        ]);
+        let former = FormerRun {
+            run_id: "monday".into(),
+            columns: vec!["a".into(), "b".into(), "gone".into()],
+        };
+        let catalog = Catalog {
+            former: Some(former),
+            ..catalog(Some(&found))
+        };
+        let look = |schema, known| {
+            let target = Target {
+                table: "t".into(),
+                schema,
+                ..Target::default()
+            };
+            let name = TableName::of(&target, &["public".into()]).unwrap();
+            examine(
+                &name,
+                &target,
+                &[column("a", "text")],
+                known,
+                "job",
+                &catalog,
+            )
+        };
+        let refused = look(SchemaContract::Create, Known::All).refusals;
+        let said: Vec<_> = refused.iter().map(ToString::to_string).collect();
+        let expected = "the query no longer has the column \"b\", which the run monday loaded into \"public\".\"t\": new rows would have its default there, or NULL; add it to the query or, if it is meant to go, set schema = \"evolve\", or run: ALTER TABLE \"public\".\"t\" DROP COLUMN \"b\"";
+        assert_eq!(said, [expected]);
+        let evolves = look(SchemaContract::Evolve, Known::All);
+        assert_eq!((evolves.refusals, evolves.removed.len()), (vec![], 1));
+        let frozen = look(SchemaContract::Freeze, Known::All).refusals;
+        assert!(matches!(
+            frozen[..],
+            [Refusal::FrozenColumn { .. }, Refusal::FrozenColumn { .. }]
+        ));
+        // Before the query it is not known what it returns.
+        assert_eq!(
+            look(SchemaContract::Create, Known::Declared).refusals,
+            vec![]
+        );
     }
 }

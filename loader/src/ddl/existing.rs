@@ -1,6 +1,7 @@
 //! What the catalog says about a target and about the role that writes to it. Plain data.
 
 use common::schema::PgType;
+use ledger::FormerRun;
 
 /// A target, as one role finds it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -8,6 +9,8 @@ pub struct Catalog {
     pub has_schema: bool,
     /// None when the table is missing.
     pub table: Option<ExistingTable>,
+    /// None when the job has loaded nothing into the table yet, and once a run has begun.
+    pub former: Option<FormerRun>,
     pub access: Access,
 }
 
@@ -23,6 +26,10 @@ pub struct Access {
     pub makes_temporary: bool,
     /// Makes tables in the schema of the staging tables.
     pub stages: bool,
+    /// Makes tables in the tablespace of the target, which exists.
+    pub uses_tablespace: bool,
+    /// The roles that are to be granted the target and do not exist.
+    pub unknown_roles: Vec<String>,
     /// None when the table is missing.
     pub table: Option<TableAccess>,
 }

@@ -34,6 +34,17 @@ pub enum Refusal {
         by_hand: String,
     },
     #[error(
+        "the role {role} may not create tables in the tablespace {tablespace:?}, or there is none of that name; remove tablespace from the job's target, or run: GRANT CREATE ON TABLESPACE {} TO {}",
+        quoted(tablespace),
+        quoted(role)
+    )]
+    MayNotUseTablespace { tablespace: String, role: String },
+    #[error(
+        "the job grants {table} to the role {role:?}, which does not exist; take it out of grants, or run: CREATE ROLE {}",
+        quoted(role)
+    )]
+    UnknownRole { table: String, role: String },
+    #[error(
         "the role {role} lacks privileges on {table} that the job needs; run: GRANT {privileges} ON {table} TO {}",
         quoted(role)
     )]
@@ -120,6 +131,12 @@ pub enum Refusal {
         quoted(column)
     )]
     FrozenColumn { table: String, column: String },
+    #[error(
+        "{0}; add it to the query or, if it is meant to go, set schema = \"evolve\", or run: ALTER TABLE {table} DROP COLUMN {column}",
+        table = .0.table,
+        column = quoted(&.0.column)
+    )]
+    RemovedColumn(RemovedColumn),
     #[error("the target cannot be used: {0}")]
     Name(#[from] SchemaError),
     #[error("the target {table} has no columns")]
@@ -153,13 +170,16 @@ pub enum Refusal {
     )]
     Unlogged { tables: Vec<String> },
     #[error(
-        "{table} has no column {column:?}; run: ALTER TABLE {table} ADD COLUMN {} {type_name}",
+        "{table} has no column {column:?}; {}run: ALTER TABLE {table} ADD COLUMN {} {type_name}",
+        if *evolves { "set schema = \"evolve\" in the job's target, or " } else { "" },
         quoted(column)
     )]
     MissingColumn {
         table: String,
         column: String,
         type_name: String,
+        /// The loader would add it with `schema = "evolve"`.
+        evolves: bool,
     },
     #[error(
         "the column {column:?} of {table} is {found}, and the job makes it {wanted}{because}; {}run: ALTER TABLE {table} ALTER COLUMN {} TYPE {wanted} USING {}{}::{wanted}",
@@ -221,6 +241,17 @@ pub enum Refusal {
     },
     #[error("the key column {column:?} of {table} is not among the columns of the batch")]
     KeyMissing { table: String, column: String },
+}
+
+/// A column of the target that the job's last run loaded and the query no longer has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the query no longer has the column {column:?}, which the run {run} loaded into {table}: new rows would have its default there, or NULL"
+)]
+pub struct RemovedColumn {
+    pub table: String,
+    pub column: String,
+    pub run: String,
 }
 
 /// A change of rows, as the statement is called.
@@ -286,6 +317,8 @@ impl Refusal {
             | Self::Rule { .. }
             | Self::FrozenMissing { .. }
             | Self::FrozenColumn { .. }
+            | Self::RemovedColumn(_)
+            | Self::UnknownRole { .. }
             | Self::TableTooWide { .. }
             | Self::NotATable { .. }
             | Self::Unlogged { .. }
@@ -297,6 +330,7 @@ impl Refusal {
             | Self::NoUniqueKey { .. } => Fault::Table,
             Self::MayNotUseSchema { .. }
             | Self::MayNotCreate { .. }
+            | Self::MayNotUseTablespace { .. }
             | Self::MayNotWrite { .. }
             | Self::MayNotUseSequence { .. }
             | Self::MayNotMakeTemporary { .. }

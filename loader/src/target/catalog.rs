@@ -5,11 +5,14 @@ mod access;
 mod relation;
 
 use common::job::Target;
+use common::message::RunId;
 use common::schema::TargetColumn;
-use ledger::{LoaderRoles, Store};
+use ledger::{FormerRun, LoaderRoles, Store};
 use sqlx::PgConnection;
 
-use crate::ddl::{self, Catalog, Change, ColumnType, Known, Refusal, TableName};
+use crate::ddl::{
+    self, Catalog, Change, ColumnType, Examined, Known, Refusal, RemovedColumn, TableName,
+};
 use access::{AccessRow, access};
 use relation::look_up;
 pub(super) use relation::{Found, cascade_of_deletes};
@@ -23,6 +26,8 @@ pub struct Planned {
     pub change: Result<Change, Vec<Refusal>>,
     /// What a replay or an undo of a run would be refused for.
     pub later: Vec<Refusal>,
+    /// The columns that the job no longer loads, where its contract allows that.
+    pub removed: Vec<RemovedColumn>,
 }
 
 /// Examines a target for the roles that loaders work as. Changes nothing. `columns` are all of the query, or those that the
@@ -45,15 +50,18 @@ pub async fn plan(
                     roles,
                     change: Err(vec![refusal]),
                     later: Vec::new(),
+                    removed: Vec::new(),
                 });
             }
         };
         let found = look_up(tx, &name).await?;
+        let former = former_run(tx, target, job, None).await?;
         let (mut change, mut refusals, mut later) = (Change::Nothing, Vec::new(), Vec::new());
-        for access in access(tx, &name, found.as_ref(), roles.names()).await? {
-            let catalog = catalog(found.as_ref(), access);
+        let mut removed = Vec::new();
+        for access in access(tx, &name, target, found.as_ref(), roles.names()).await? {
+            let catalog = catalog(found.as_ref(), former.clone(), access);
             let one = ddl::examine(&name, target, columns, known, job, &catalog);
-            change = one.change;
+            (change, removed) = (one.change, one.removed);
             add_new(&mut refusals, one.refusals);
             add_new(&mut later, one.later);
         }
@@ -66,6 +74,7 @@ pub async fn plan(
             roles,
             change,
             later,
+            removed,
         })
     };
     store.read(failure, work).await
@@ -80,6 +89,17 @@ fn add_new(all: &mut Vec<Refusal>, more: Vec<Refusal>) {
     }
 }
 
+/// The run of the job that loaded the target last, before `run` if there is one.
+pub(super) async fn former_run(
+    tx: &mut PgConnection,
+    target: &Target,
+    job: &str,
+    run: Option<&RunId>,
+) -> Result<Option<FormerRun>, sqlx::Error> {
+    let (schema, table) = target.schema_and_table();
+    ledger::former_run(tx, job, &format!("{schema}.{table}"), run).await
+}
+
 /// Examines a target for this connection's role.
 pub(super) async fn examine(
     tx: &mut PgConnection,
@@ -87,12 +107,14 @@ pub(super) async fn examine(
     target: &Target,
     columns: &[TargetColumn],
     job: &str,
-) -> Result<(Result<Change, Refusal>, Option<Found>), sqlx::Error> {
+    former: Option<FormerRun>,
+) -> Result<(Examined, Option<Found>), sqlx::Error> {
     let found = look_up(tx, name).await?;
-    let access = access(tx, name, found.as_ref(), None).await?.pop();
-    let catalog = catalog(found.as_ref(), access.ok_or(sqlx::Error::RowNotFound)?);
+    let access = access(tx, name, target, found.as_ref(), None).await?.pop();
+    let access = access.ok_or(sqlx::Error::RowNotFound)?;
+    let catalog = catalog(found.as_ref(), former, access);
     let examined = ddl::examine(name, target, columns, Known::All, job, &catalog);
-    Ok((examined.into_change(), found))
+    Ok((examined, found))
 }
 
 /// Checks a table against the columns again, in the transaction that will write to it.
@@ -110,10 +132,11 @@ pub(crate) async fn check_again(
     })
 }
 
-fn catalog(found: Option<&Found>, access: AccessRow) -> Catalog {
+fn catalog(found: Option<&Found>, former: Option<FormerRun>, access: AccessRow) -> Catalog {
     Catalog {
         has_schema: access.has_schema,
         table: found.map(|found| found.table.clone()),
+        former,
         access: access.into(),
     }
 }

@@ -4,11 +4,14 @@ use common::job::{Mode, SchemaContract};
 use common::message::ValidBatch;
 use ledger::Store;
 use loader::ddl::{Change, Known};
-use loader::errors::{LoadError, Refused};
+use loader::errors::LoadError;
+use loader::load::{Loader, Outcome};
 use loader::target;
 use sqlx::PgPool;
 
-use crate::support::{Shape, address, execute, ledger_database, loader, request, shape, text};
+use crate::support::{
+    Shape, address, execute, extracted, ledger_database, loader, request, request_for, shape, text,
+};
 
 fn evolving(columns: &[&str]) -> Shape {
     let mut shape = shape("t", columns, &[]);
@@ -102,12 +105,104 @@ async fn refusal(ddl: &str, shape: &Shape) -> String {
     request(&database.pool, "r").await;
     let values: Vec<_> = shape.columns.iter().map(|_| Some("1")).collect();
     let batch = shape.batch("r", 0, 0, &[values]);
-    let refused = loader(&database).handle(&batch).await.unwrap_err();
-    assert!(
-        matches!(refused, LoadError::Refused(Refused::Target(_))),
-        "{refused:?}"
+    crate::support::refusal(&database, &batch).await
+}
+
+/// A run of one row, in a transaction of its own where it commits as a whole.
+async fn run(loader: &Loader, pool: &PgPool, run: &str, shape: &Shape) -> String {
+    request_for(pool, run, &shape.target).await;
+    let values: Vec<_> = shape.columns.iter().map(|_| Some("1")).collect();
+    let batch = shape.batch(run, 0, 0, &[values]);
+    loader.handle_event(&extracted(run, 1, 1)).await.unwrap();
+    loader.handle(&batch).await.unwrap();
+    let state = format!(
+        "SELECT state || coalesce(': ' || failure, '') FROM etl.runs WHERE run_id = '{run}'"
     );
-    refused.to_string()
+    text(pool, &state).await
+}
+
+/// Both ways to accept it, and the way back.
+#[tokio::test]
+async fn column_that_the_query_no_longer_has_fails_the_run_before_its_first_batch() {
+    for mode in [Mode::Append, Mode::Upsert, Mode::Replace] {
+        let database = ledger_database().await;
+        let (pool, loader) = (&database.pool, loader(&database));
+        let of = |columns: &[&str], schema| {
+            let mut shape = shape("public.t", columns, &["a"]);
+            shape.target.mode = mode;
+            shape.target.schema = schema;
+            if !mode.has_key() {
+                shape.target.key.clear();
+            }
+            shape
+        };
+        let create = SchemaContract::Create;
+        assert_eq!(
+            run(&loader, pool, "all", &of(&["a text", "b text"], create)).await,
+            "completed"
+        );
+        // Other jobs and other tables have other columns.
+        let failed = run(&loader, pool, "less", &of(&["a text"], create)).await;
+        assert!(failed.starts_with("failed: the query no longer has the column \"b\", which the run all loaded into \"public\".\"t\""), "{failed}");
+        let nothing = "SELECT count(*) FROM etl.batches WHERE run_id = 'less'";
+        assert_eq!(text(pool, nothing).await, "0");
+        assert_eq!(
+            run(
+                &loader,
+                pool,
+                "evolved",
+                &of(&["a text"], SchemaContract::Evolve)
+            )
+            .await,
+            "completed"
+        );
+        assert_eq!(
+            run(&loader, pool, "after", &of(&["a text"], create)).await,
+            "completed"
+        );
+        assert_eq!(
+            run(&loader, pool, "more", &of(&["a text", "b text"], create)).await,
+            "completed"
+        );
+        execute(pool, "ALTER TABLE t DROP COLUMN \"b\"").await;
+        assert_eq!(
+            run(&loader, pool, "dropped", &of(&["a text"], create)).await,
+            "completed"
+        );
+    }
+}
+
+/// A column of the table that the job never loaded is somebody else's.
+#[tokio::test]
+async fn column_of_another_job_is_not_missed() {
+    let database = ledger_database().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let (wide, narrow) = (
+        shape("public.t", &["a text", "b text"], &[]),
+        shape("public.t", &["a text"], &[]),
+    );
+    assert_eq!(run(&loader, pool, "wide", &wide).await, "completed");
+    execute(pool, "UPDATE etl.runs SET job = 'other'").await;
+    assert_eq!(run(&loader, pool, "narrow", &narrow).await, "completed");
+}
+
+/// The batches of a run that failed so are of no further use; the end of its result is, for a replay.
+#[tokio::test]
+async fn run_that_its_table_refuses_can_be_replayed_once_the_table_fits() {
+    let database = ledger_database().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    execute(pool, "CREATE TABLE t (a text, _batch bigint)").await;
+    let shape = shape("public.t", &["a text", "b text"], &[]);
+    request_for(pool, "r", &shape.target).await;
+    let batch = |seq: u32| shape.batch("r", seq, u64::from(seq), &[vec![Some("1"), Some("2")]]);
+    assert_eq!(loader.handle(&batch(1)).await.unwrap(), Outcome::Ignored);
+    assert_eq!(loader.handle(&batch(0)).await.unwrap(), Outcome::Ignored);
+    loader.handle_event(&extracted("r", 2, 2)).await.unwrap();
+    let known = "SELECT concat_ws(' ', state, batches_expected, rows_expected, ignored_messages) FROM etl.runs";
+    assert_eq!(text(pool, known).await, "failed 2 2 2");
+    let other = loader.handle_event(&extracted("r", 3, 2)).await;
+    assert!(other.is_ok(), "{other:?}");
+    assert_eq!(text(pool, known).await, "failed 2 2 3");
 }
 
 #[tokio::test]
@@ -182,7 +277,7 @@ async fn target_of_another_owner_is_refused_before_the_request() {
         &format!(
             "CREATE TABLE t (a text, _batch bigint); CREATE TABLE mine (a text, _batch bigint);
              CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT SELECT, INSERT, UPDATE ON mine TO {role};
-             GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT ON etl.loaders TO {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+             GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT ON etl.loaders, etl.runs TO {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
         ),
     )
     .await;

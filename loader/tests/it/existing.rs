@@ -11,16 +11,12 @@ async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
     request(&database.pool, "r").await;
     let batch =
         shape(table, &["a text", "n bigint"], key).batch("r", 0, 0, &[vec![Some("x"), Some("1")]]);
-    let refused = loader(&database).handle(&batch).await.unwrap_err();
-    assert!(
-        matches!(refused, LoadError::Refused(Refused::Target(_))),
-        "{refused:?}"
-    );
+    let refused = crate::support::refusal(&database, &batch).await;
     assert_eq!(
         text(&database.pool, "SELECT count(*) FROM etl.batches").await,
         "0"
     );
-    refused.to_string()
+    refused
 }
 
 #[tokio::test]

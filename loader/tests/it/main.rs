@@ -12,6 +12,7 @@ mod completion;
 mod connecting;
 
 mod contracts;
+mod created;
 mod deletions;
 mod existing;
 mod failures;

@@ -468,12 +468,13 @@ async fn unfit_table_does_not_delay_other_tables() {
     let world = World::start().await;
     execute(&world.database.pool, "CREATE TABLE narrow (n bigint)").await;
     request(&world.database.pool, "r").await;
-    let narrow = shape("narrow", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
+    request(&world.database.pool, "unfit").await;
+    let narrow = shape("narrow", &["n bigint"], &[]).batch("unfit", 0, 0, &[vec![Some("1")]]);
     world.publish(&[sent(&narrow), sent(&batch(0))]).await;
     world
         .until("the other batch", "SELECT count(*) FROM etl.batches", "1")
         .await;
-    world.until("the dead letter", "SELECT count(*) FROM etl.dead_letters WHERE reason LIKE '%ADD COLUMN \"_batch\" bigint'", "1").await;
+    world.until("the failure of its run", "SELECT count(*) FROM etl.runs WHERE run_id = 'unfit' AND failure LIKE '%ADD COLUMN \"_batch\" bigint;%'", "1").await;
 }
 
 #[tokio::test]

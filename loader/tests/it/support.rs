@@ -6,7 +6,8 @@ use common::schema::{ResultColumn, TargetColumn};
 use common::settings::SecretUrl;
 use common::{Rows, service};
 use ledger::Address;
-use loader::load::Loader;
+use loader::errors::{LoadError, Refused};
+use loader::load::{Loader, Outcome};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 use testkit::servers::{Database, database};
@@ -77,6 +78,21 @@ pub(crate) async fn text(pool: &PgPool, sql: &str) -> String {
         .await
         .unwrap_or_else(|e| panic!("{sql}: {e}"));
     found.unwrap_or_default()
+}
+
+/// Why a target does not take a batch: the failure of its run, or the reason to try again where a privilege is missing.
+pub(crate) async fn refusal(database: &Database, batch: &ValidBatch) -> String {
+    match loader(database).handle(batch).await {
+        Ok(outcome) => {
+            assert_eq!(outcome, Outcome::Ignored);
+            let run = &batch.id.run;
+            let failure =
+                format!("SELECT failure FROM etl.runs WHERE run_id = '{run}' AND state = 'failed'");
+            text(&database.pool, &failure).await
+        }
+        Err(LoadError::Refused(Refused::Target(refusal))) => refusal.to_string(),
+        Err(error) => panic!("{error:?}"),
+    }
 }
 
 /// The balance of a run: state, expected and extracted rows, loaded, deduplicated, rejected, balanced.

@@ -5,6 +5,8 @@ use testkit::cloud::sample;
 use testkit::pipeline::Pipeline;
 use testkit::wait_until;
 
+use super::{DROPS_ROWS, EVOLVING};
+
 /// Waits until the run is complete and reconciled.
 async fn completes(pipeline: &Pipeline, run: &str) {
     wait_until("the run to complete", TIMEOUT, async || {
@@ -13,18 +15,14 @@ async fn completes(pipeline: &Pipeline, run: &str) {
     .await;
 }
 
-/// The run `daily` of three batches, none of them loaded: another program has created a table that does not fit.
-async fn blocked_by_an_unfit_table() -> Pipeline {
+/// The run `daily` of three batches, none of them loaded: another program has created a table that drops rows.
+async fn blocked_by_a_trigger() -> Pipeline {
     let mut pipeline = Pipeline::start().await;
-    pipeline.job(
-        "clicks",
-        "[target]\ntable = \"clicks\"\n",
-        sample::clicks(5_000),
-    );
+    pipeline.job("clicks", EVOLVING, sample::clicks(5_000));
     pipeline.services[0].kill9().await;
     let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
-    let made = sqlx::query("CREATE TABLE public.clicks (other_column text)");
+    let made = sqlx::raw_sql(DROPS_ROWS);
     made.execute(&pipeline.database.pool).await.unwrap();
     pipeline.services[0] = pipeline.service("loader").start().await;
     pipeline
@@ -33,7 +31,7 @@ async fn blocked_by_an_unfit_table() -> Pipeline {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn dropped_batch_is_counted_and_its_run_completes() {
-    let pipeline = blocked_by_an_unfit_table().await;
+    let pipeline = blocked_by_a_trigger().await;
     let dead_letters = "SELECT count(*) FROM etl.dead_letters WHERE resolved_at IS NULL";
     wait_until("all batches to be dead letters", TIMEOUT, async || {
         pipeline.number(dead_letters).await == 3
@@ -174,7 +172,7 @@ async fn drop_of_an_undecodable_message_resolves_only_the_dead_letter() {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn all_dead_letters_of_a_run_are_dropped_despite_one_refusal() {
-    let pipeline = blocked_by_an_unfit_table().await;
+    let pipeline = blocked_by_a_trigger().await;
     pipeline
         .vhost
         .publish("etl.raw", b"\xff\x00 not a message")

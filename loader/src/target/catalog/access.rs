@@ -1,5 +1,6 @@
 //! What roles may do with a target, by PostgreSQL's own functions.
 
+use common::job::Target;
 use sqlx::{FromRow, PgConnection};
 
 use super::relation::Found;
@@ -9,6 +10,7 @@ use crate::ddl::{Access, TableAccess, TableName};
 pub(super) async fn access(
     tx: &mut PgConnection,
     name: &TableName,
+    target: &Target,
     found: Option<&Found>,
     roles: Option<&[String]>,
 ) -> Result<Vec<AccessRow>, sqlx::Error> {
@@ -16,11 +18,14 @@ pub(super) async fn access(
         .bind(&name.schema)
         .bind(found.map(|found| found.oid))
         .bind(roles)
+        .bind(&target.grants)
+        .bind(&target.tablespace)
         .fetch_all(tx)
         .await
 }
 
-/// $1: the schema; $2: the table, or NULL; $3: the roles, or NULL for this connection's.
+/// $1: the schema; $2: the table, or NULL; $3: the roles, or NULL for this connection's; $4: the roles that
+/// are to read the table; $5: its tablespace, or NULL.
 ///
 /// No role inherits the attributes SUPERUSER and BYPASSRLS of another; privileges and ownership are as PostgreSQL says, a
 /// superuser's and inherited ones included. Row level security spares the owner unless it is forced.
@@ -30,6 +35,11 @@ const ACCESS: &str = "SELECT r.rolname::text AS role, current_database()::text A
          has_database_privilege(r.oid, current_database(), 'TEMPORARY') AS makes_temporary,
          coalesce((SELECT has_schema_privilege(r.oid, s.oid, 'USAGE') AND has_schema_privilege(r.oid, s.oid, 'CREATE')
                    FROM pg_namespace s WHERE s.nspname = 'etl_staging'), true) AS stages,
+         $5::text IS NULL OR coalesce((SELECT has_tablespace_privilege(r.oid, t.oid, 'CREATE') FROM pg_tablespace t WHERE t.spcname = $5), false)
+             AS uses_tablespace,
+         -- PUBLIC is no role, and every role is in it.
+         ARRAY(SELECT name FROM unnest($4::text[]) AS g (name) WHERE name <> 'public' AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name))
+             AS unknown_roles,
          c.oid IS NOT NULL AS has_table, coalesce(pg_has_role(r.oid, c.relowner, 'USAGE'), false) AS owns,
          coalesce(c.relrowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls
                   AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE')), false) AS has_policies,
@@ -60,6 +70,8 @@ pub(super) struct AccessRow {
     creates_in_schema: bool,
     makes_temporary: bool,
     stages: bool,
+    uses_tablespace: bool,
+    unknown_roles: Vec<String>,
     has_table: bool,
     owns: bool,
     has_policies: bool,
@@ -82,6 +94,8 @@ impl From<AccessRow> for Access {
             creates_in_schema: row.creates_in_schema,
             makes_temporary: row.makes_temporary,
             stages: row.stages,
+            uses_tablespace: row.uses_tablespace,
+            unknown_roles: row.unknown_roles,
             table: row.has_table.then(|| TableAccess {
                 owns: row.owns,
                 has_policies: row.has_policies,

@@ -1,0 +1,108 @@
+//! The beginning of a run in its target: what its first batch records, and a run that ends before it.
+
+use common::message::{RunId, ValidBatch};
+use sqlx::{FromRow, PgConnection};
+
+use crate::database::Store;
+use crate::error::Error;
+use crate::run::{LockedRun, integer};
+use crate::state::Transition;
+
+/// The run of a job that loaded a table before.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct FormerRun {
+    pub run_id: String,
+    /// The columns of the table that it loaded.
+    #[sqlx(rename = "target_columns")]
+    pub columns: Vec<String>,
+}
+
+/// The latest completed run of a job that loaded the table (with its schema), before `run` if there is one.
+pub async fn former_run(
+    tx: &mut PgConnection,
+    job: &str,
+    table: &str,
+    run: Option<&RunId>,
+) -> Result<Option<FormerRun>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT run_id, target_columns FROM etl.runs
+         WHERE job = $1 AND target_table = $2 AND state = 'completed' AND target_columns IS NOT NULL
+             AND ($3::text IS NULL OR run_no < (SELECT run_no FROM etl.runs WHERE run_id = $3))
+         ORDER BY run_no DESC LIMIT 1",
+    )
+    .bind(job)
+    .bind(table)
+    .bind(run.map(RunId::as_str))
+    .fetch_optional(tx)
+    .await
+}
+
+/// Makes the batch's result and columns those of the run, if it has none yet. A transaction of its own: a loader that holds the
+/// row shared and wants to change it would deadlock with another that does the same.
+pub async fn begin(store: &Store, batch: &ValidBatch) -> Result<(), Error> {
+    let failure = "cannot record the run's result";
+    store
+        .transaction(failure, async |tx: &mut PgConnection| {
+            LockedRun::lock(tx, &batch.id.run).await?.begin(batch).await
+        })
+        .await
+}
+
+/// Fails the run of a batch that its target does not take, if that is the first of the run: each of the others would be refused,
+/// too. False where the run has a batch in the ledger already, or is replayed: then this batch alone is at fault.
+pub async fn fail_before_first_batch(
+    store: &Store,
+    batch: &ValidBatch,
+    why: &str,
+) -> Result<bool, Error> {
+    let failure = "cannot record that the run failed";
+    store
+        .transaction(failure, async |tx: &mut PgConnection| {
+            let run = LockedRun::lock(tx, &batch.id.run).await?;
+            run.fail_before_first_batch(batch, why).await
+        })
+        .await
+}
+
+impl LockedRun<'_> {
+    async fn begin(self, batch: &ValidBatch) -> Result<(), Error> {
+        let is_live = self.row.generation == integer("the generation", batch.id.generation)?;
+        // A run that has begun, or ended meanwhile, is looked at again by the batch.
+        if !is_live || self.row.has_begun || self.to(Transition::Start).is_err() {
+            return Ok(());
+        }
+        self.row.check_pinned(&batch.result_id)?;
+        let columns = batch.columns.iter().map(|column| column.name.as_str());
+        sqlx::query("UPDATE etl.runs SET target_columns = $2 WHERE run_id = $1")
+            .bind(self.id.as_str())
+            .bind(columns.collect::<Vec<_>>())
+            .execute(&mut *self.tx)
+            .await?;
+        self.start(Some(&batch.result_id), None).await
+    }
+
+    async fn fail_before_first_batch(self, batch: &ValidBatch, why: &str) -> Result<bool, Error> {
+        let row = &self.row;
+        let is_live = row.generation == integer("the generation", batch.id.generation)?;
+        if !is_live || row.is_replay() || !row.state.takes_batches() {
+            return Ok(false);
+        }
+        row.check_pinned(&batch.result_id)?;
+        let has_batch: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM etl.batches WHERE run_id = $1 AND generation = $2)",
+        )
+        .bind(self.id.as_str())
+        .bind(row.generation)
+        .fetch_one(&mut *self.tx)
+        .await?;
+        if has_batch {
+            return Ok(false);
+        }
+        let (run, job) = (&self.id, &row.job);
+        let failure = format!(
+            "{why}; nothing of the run was loaded. Then `etl replay {run}` loads what Athena returned, and `etl run {job} --run-id {run} --retry` asks Athena again"
+        );
+        self.fail(&failure).await?;
+        Ok(true)
+    }
+}
