@@ -53,7 +53,7 @@ impl LockedRun<'_> {
         self.note_query(event).await?;
         match standing {
             // What a query cost does not depend on what became of its run.
-            _ if matches!(event.kind, EventKind::QueryEnded { .. }) => Ok(Noted::Noted),
+            _ if is_of_query(&event.kind) => Ok(Noted::Noted),
             Standing::Stale => Ok(Noted::Stale),
             Standing::Ended => self.note_after_the_end(&event.kind).await,
             // The result was read to its end and every batch of it was published; the failure is of another delivery of the
@@ -100,7 +100,7 @@ impl LockedRun<'_> {
             EventKind::Started {
                 query_execution_id, ..
             } => self.start(None, Some(query_execution_id)).await?,
-            EventKind::QueryEnded { .. } => {}
+            EventKind::Scanned { .. } | EventKind::QueryEnded { .. } => {}
             EventKind::Progress { batches, rows } => self.progress(*batches, *rows).await?,
             EventKind::Extracted { .. } => self.extract(kind).await?,
             EventKind::Failed { reason } => {
@@ -185,6 +185,14 @@ impl LockedRun<'_> {
     }
 }
 
+/// Whether an event is about the query alone.
+fn is_of_query(kind: &EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Scanned { .. } | EventKind::QueryEnded { .. }
+    )
+}
+
 impl RunRow {
     /// Whether the ledger of a run that has ended says the same already: then it is a second delivery.
     fn knows(&self, kind: &EventKind) -> bool {
@@ -192,7 +200,7 @@ impl RunRow {
             EventKind::Started {
                 query_execution_id, ..
             } => self.query_execution_id.as_ref() == Some(query_execution_id),
-            EventKind::QueryEnded { .. } => true,
+            EventKind::Scanned { .. } | EventKind::QueryEnded { .. } => true,
             EventKind::Progress { batches, .. } => self
                 .batches_expected
                 .is_some_and(|expected| i64::from(*batches) <= i64::from(expected)),
