@@ -20,6 +20,7 @@ pub mod event;
 mod freshness;
 mod grant;
 mod hosts;
+mod lineage;
 mod loaders;
 pub mod migrate;
 mod moment;
@@ -61,6 +62,7 @@ pub use error::{Class, Error, Refused, cause, classify, is_denied, remedy, words
 pub use freshness::Freshness;
 pub use grant::{Part, grant};
 pub use hosts::{Role, unreachable};
+pub use lineage::{Lineage, Occurrence, RowCounts};
 pub use loaders::{LoaderRoles, loader_roles};
 pub use moment::Moment;
 pub use origin::Origin;

@@ -9,6 +9,7 @@ pub mod completion;
 pub mod copy;
 pub mod ddl;
 pub mod errors;
+pub mod lineage;
 pub mod load;
 mod parking;
 pub mod removal;
