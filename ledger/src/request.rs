@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
+use crate::job::record;
 use crate::query::over_monthly_limit;
 use crate::removal::check_no_removal;
 use crate::run::{LockedRun, generation_no, run_id};
@@ -188,14 +189,17 @@ impl Store {
             let (schema, table) = job.spec.target.schema_and_table();
             check_no_removal(tx, &format!("{schema}.{table}")).await?;
             if is_retry {
-                let run = LockedRun::lock_for_person(tx, run).await?;
-                return run.retry(job, request, limits).await;
+                let locked = LockedRun::lock_for_person(tx, run).await?;
+                let requested = locked.retry(job, request, limits).await?;
+                record(tx, job).await?;
+                return Ok(requested);
             }
             if !insert(tx, run, job, request, limits).await? {
                 // Another job's run of this name came in between.
                 let known = known(tx, run, job, request, terms).await?;
                 return Ok(Requested::Known(Box::new(known)));
             }
+            record(tx, job).await?;
             Ok(Requested::New)
         })
         .await

@@ -207,6 +207,8 @@ const CONNECTIONS: u32 = 12;
 pub struct Loader {
     pub store: Store,
     pub targets: Targets,
+    /// The channels that it has settings for.
+    pub channels: Vec<String>,
     /// Which failures of removals are logged.
     repetition: Mutex<Repetition>,
     /// Rows of a run are staged completely: the sweep commits them.
@@ -220,6 +222,7 @@ impl Loader {
         Self {
             store: Store::new(address, "etl loader", CONNECTIONS),
             targets: Targets::new(schemas),
+            channels: Vec::new(),
             repetition: Mutex::default(),
             staged: Notify::new(),
             parking: Parking::default(),
@@ -258,7 +261,7 @@ impl Loader {
         let noted = event::note(&self.store, event).await?;
         match noted {
             Noted::Ignored => entry::count_ignored(&self.store, &event.run).await?,
-            Noted::Failed => completion::count(RunState::Failed),
+            Noted::Failed => completion::count(&event.job, RunState::Failed),
             Noted::Noted | Noted::Stale => {}
         }
         self.ask(&event.run).await?;

@@ -6,10 +6,11 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use common::queue::QueueName;
 use common::reason::paragraph;
-use common::service::{Service, install_tls, run};
+use common::service::{Service, install_tls, run_beside};
 use common::{settings, telemetry};
 use ledger::{Address, Part};
 use loader::service::{LOCAL_DATABASE, LoaderService, LoaderSettings};
+use loader::{background, channel};
 
 /// Loads batches into PostgreSQL and keeps the ledger. Without a command: the service.
 ///
@@ -70,8 +71,12 @@ async fn main() -> ExitCode {
     if let Some(Command::Migrate(roles)) = command {
         return migrate(&address, roles).await;
     }
-    let service = LoaderService::new(settings, address);
-    run(
+    let channels = match channel::load() {
+        Ok(channels) => channels,
+        Err(error) => return failed(&error.into()),
+    };
+    let service = LoaderService::new(settings, address.clone(), &channels);
+    run_beside(
         Service {
             name: "loader",
             http_port: 9103,
@@ -84,6 +89,7 @@ async fn main() -> ExitCode {
             ],
         },
         async |session| service.session(session).await,
+        |stop| background::work(address, channels, stop),
     )
     .await
 }
