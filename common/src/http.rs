@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::body::Bytes;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{HeaderName, HeaderValue, Method, Request};
+pub use axum::http::header::AUTHORIZATION;
+use axum::http::header::CONTENT_TYPE;
+pub use axum::http::{HeaderName, HeaderValue};
+use axum::http::{Method, Request};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt, Full, Limited};

@@ -22,8 +22,11 @@ CREATE TABLE etl.runs (
     job                text NOT NULL,
     job_hash           text NOT NULL,
     job_spec           jsonb NOT NULL,
+    description        text,
     parameters         jsonb NOT NULL DEFAULT '{}',
     sql                text NOT NULL,
+    catalog            text,
+    database           text,
     limits             jsonb,
     target_table       text NOT NULL,
     mode               text NOT NULL,
@@ -83,6 +86,9 @@ COMMENT ON COLUMN etl.runs.job_hash IS 'Hash of the job at the time of the reque
 COMMENT ON COLUMN etl.runs.job_spec IS 'The job at the time of the request.';
 COMMENT ON COLUMN etl.runs.parameters IS 'The parameters and their values, as text.';
 COMMENT ON COLUMN etl.runs.sql IS 'The SQL that Athena receives, parameters filled in.';
+COMMENT ON COLUMN etl.runs.description IS 'The job''s description at the time of the request.';
+COMMENT ON COLUMN etl.runs.catalog IS 'The data catalog that names in the SQL are of; NULL for Athena''s own, AwsDataCatalog.';
+COMMENT ON COLUMN etl.runs.database IS 'The database that names in the SQL are of.';
 COMMENT ON COLUMN etl.runs.limits IS 'The bounds of the run''s batches: a second reading of the result has to cut the same batches.';
 COMMENT ON COLUMN etl.runs.target_table IS 'The table that the rows go to, with its schema.';
 COMMENT ON COLUMN etl.runs.mode IS 'What the rows do to the target: append, upsert, insert_only or replace.';
@@ -444,10 +450,10 @@ CREATE INDEX outbox_by_channel ON etl.outbox (channel, created_at);
 COMMENT ON TABLE etl.outbox IS 'What is still to be sent to somebody outside: written in the transaction that makes it true, sent by a loader, and deleted once the receiver has taken it. A receiver may get a message twice.';
 COMMENT ON COLUMN etl.outbox.id IS 'Identifies the message: a receiver that gets it twice gets the same id.';
 COMMENT ON COLUMN etl.outbox.channel IS 'Where it goes: the name of a channel, whose URL or command is a setting of the loaders.';
-COMMENT ON COLUMN etl.outbox.event IS 'What happened: failed, held, rejected or late.';
+COMMENT ON COLUMN etl.outbox.event IS 'What happened: failed, held, rejected or late; to OpenLineage start, complete, fail or abort.';
 COMMENT ON COLUMN etl.outbox.job IS 'The job that it is about.';
 COMMENT ON COLUMN etl.outbox.run_id IS 'The run that it is about, if it is about one.';
-COMMENT ON COLUMN etl.outbox.body IS 'What is sent, as JSON. It has no value of a row.';
+COMMENT ON COLUMN etl.outbox.body IS 'What is sent, as JSON, or for OpenLineage what the event is made of. It has no value of a row.';
 COMMENT ON COLUMN etl.outbox.created_at IS 'When it happened.';
 COMMENT ON COLUMN etl.outbox.attempts IS 'How often a loader has tried to send it.';
 COMMENT ON COLUMN etl.outbox.next_attempt_at IS 'When it is tried next; while a loader sends it, when another one may.';

@@ -156,6 +156,7 @@ impl LockedRun<'_> {
             .execute(&mut *self.tx)
             .await?;
         self.tell(end).await?;
+        self.tell_end(state).await?;
         Ok(state)
     }
 

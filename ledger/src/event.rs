@@ -113,7 +113,7 @@ impl LockedRun<'_> {
 
     /// The run is under way, with the result or the query that became known by it.
     pub(crate) async fn start(
-        self,
+        mut self,
         result_id: Option<&str>,
         query_execution_id: Option<&str>,
     ) -> Result<(), Error> {
@@ -127,9 +127,9 @@ impl LockedRun<'_> {
         .bind(state.name())
         .bind(result_id)
         .bind(query_execution_id.map(storable))
-        .execute(self.tx)
+        .execute(&mut *self.tx)
         .await?;
-        Ok(())
+        Ok(self.tell_start().await?)
     }
 
     async fn progress(self, batches: u32, rows: u64) -> Result<(), Error> {
@@ -144,7 +144,7 @@ impl LockedRun<'_> {
         Ok(())
     }
 
-    async fn extract(self, kind: &EventKind) -> Result<(), Error> {
+    async fn extract(mut self, kind: &EventKind) -> Result<(), Error> {
         let EventKind::Extracted {
             result_id,
             batches,
@@ -171,9 +171,9 @@ impl LockedRun<'_> {
         .bind(bigint("the number of rows", *rows)?)
         .bind(result_location.as_deref().map(storable))
         .bind((!columns.is_empty()).then_some(Json(columns)))
-        .execute(self.tx)
+        .execute(&mut *self.tx)
         .await?;
-        Ok(())
+        Ok(self.tell_start().await?)
     }
 
     /// The run cannot be completed.

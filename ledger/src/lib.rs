@@ -66,7 +66,7 @@ pub use freshness::Freshness;
 pub use grant::{Part, grant};
 pub use hosts::{Role, unreachable};
 pub use job::KnownJob;
-pub use lineage::{Lineage, Occurrence, RowCounts};
+pub use lineage::{CHANNEL as LINEAGE_CHANNEL, Lineage, Occurrence, RowCounts};
 pub use loaders::{LoaderRoles, loader_roles};
 pub use moment::Moment;
 pub use origin::Origin;

@@ -12,6 +12,7 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::database::Store;
 use crate::error::Error;
+use crate::lineage::CHANNEL;
 use crate::quarantine::storable;
 
 /// A message to be sent.
@@ -50,6 +51,16 @@ pub struct Waiting {
     pub attempts: i32,
     /// Why the latest attempt failed.
     pub last_error: Option<String>,
+}
+
+impl Waiting {
+    /// The setting of the loaders that has where they are sent.
+    pub fn setting(&self) -> String {
+        match self.channel.as_str() {
+            CHANNEL => "OPENLINEAGE_URL".to_owned(),
+            name => format!("ETL_NOTIFY_{}_URL", name.to_uppercase()),
+        }
+    }
 }
 
 /// Writes a message to each of these channels, to be sent once the transaction is committed.

@@ -410,8 +410,8 @@ async fn insert(
     let (schema, table) = job.spec.target.schema_and_table();
     let written = sqlx::query(
         "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, commit, requested_by, limits,
-                               watermark_from, watermark_to)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (run_id) DO NOTHING",
+                               watermark_from, watermark_to, description, catalog, database)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, nullif($14, ''), $15, $16) ON CONFLICT (run_id) DO NOTHING",
     )
     .bind(run.as_str())
     .bind(&job.spec.name)
@@ -426,6 +426,9 @@ async fn insert(
     .bind(Json(limits))
     .bind(watermarks(request).0)
     .bind(watermarks(request).1)
+    .bind(&job.description)
+    .bind(&job.source.catalog)
+    .bind(&job.source.database)
     .execute(tx)
     .await?;
     Ok(written.rows_affected() == 1)

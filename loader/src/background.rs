@@ -97,7 +97,7 @@ impl<'a> Watch<'a> {
         for one in waiting {
             let is_unknown = !self.channels.contains(one.channel.as_str());
             if is_unknown && self.unknown.insert(one.channel.clone()) {
-                let variable = format!("ETL_NOTIFY_{}_URL", one.channel.to_uppercase());
+                let variable = one.setting();
                 tracing::warn!(
                     channel = one.channel,
                     "this loader has no setting for a channel that notifications wait for; set {variable}"

@@ -11,8 +11,11 @@ use common::job::ChannelName;
 use common::secret::SecretUrl;
 use common::settings::{self, SettingsError, invalid};
 use common::shell;
+use ledger::LINEAGE_CHANNEL;
 use ledger::outbox::Claimed;
 use serde_json::{Value, json};
+
+use crate::lineage::Server;
 
 /// The host whose webhooks take the shape of Slack alone.
 const SLACK: &str = "hooks.slack.com";
@@ -36,6 +39,8 @@ enum Destination {
     File(PathBuf),
     /// It gets the message on its standard input.
     Command(String),
+    /// It gets events of lineage.
+    OpenLineage(Server),
 }
 
 /// What a receiver gets.
@@ -93,11 +98,21 @@ fn address(text: &str) -> Result<SecretUrl, String> {
 }
 
 impl Channel {
+    /// What tells OpenLineage, which no job names.
+    pub fn of_lineage(server: Server) -> Self {
+        Self {
+            name: LINEAGE_CHANNEL.to_owned(),
+            to: Destination::OpenLineage(server),
+            shape: None,
+        }
+    }
+
     /// Sends a message, and returns when the receiver has taken it.
     pub async fn send(&self, message: &Claimed, limit: Duration) -> anyhow::Result<()> {
         let url = match &self.to {
             Destination::Url(url) => url.clone(),
             Destination::File(file) => read(file, limit).await?,
+            Destination::OpenLineage(server) => return server.send(&message.body, limit).await,
             Destination::Command(command) => {
                 let shape = self.shape.unwrap_or(Shape::Json);
                 let input = format!("{}\n", shape.of(message));

@@ -9,8 +9,10 @@ use common::reason::paragraph;
 use common::service::{Service, install_tls, run_beside};
 use common::{settings, telemetry};
 use ledger::{Address, Part};
+use loader::background;
+use loader::channel::{self, Channel};
+use loader::lineage::Server;
 use loader::service::{LOCAL_DATABASE, LoaderService, LoaderSettings};
-use loader::{background, channel};
 
 /// Loads batches into PostgreSQL and keeps the ledger. Without a command: the service.
 ///
@@ -71,9 +73,9 @@ async fn main() -> ExitCode {
     if let Some(Command::Migrate(roles)) = command {
         return migrate(&address, roles).await;
     }
-    let channels = match channel::load() {
+    let channels = match channels(&address) {
         Ok(channels) => channels,
-        Err(error) => return failed(&error.into()),
+        Err(error) => return failed(&error),
     };
     let service = LoaderService::new(settings, address.clone(), &channels);
     run_beside(
@@ -92,6 +94,12 @@ async fn main() -> ExitCode {
         |stop| background::work(address, channels, stop),
     )
     .await
+}
+
+fn channels(address: &Address) -> anyhow::Result<Vec<Channel>> {
+    let mut channels = channel::load()?;
+    channels.extend(Server::load(address)?.map(Channel::of_lineage));
+    Ok(channels)
 }
 
 fn load() -> anyhow::Result<(LoaderSettings, Address)> {

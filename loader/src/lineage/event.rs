@@ -204,17 +204,12 @@ fn columns(lineage: &Lineage) -> Vec<ResolvedColumn> {
     resolve(&spec.columns, &lineage.result_columns, &spec.target.key).unwrap_or_default()
 }
 
+/// Without their positions: those of a table that was there before are its own.
 fn fields(columns: &[ResolvedColumn]) -> Value {
-    let fields = columns
-        .iter()
-        .zip(1..)
-        .map(|(column, position): (_, usize)| {
-            json!({
-                "name": column.target.name,
-                "type": column.target.pg_type.to_string(),
-                "ordinal_position": position,
-            })
-        });
+    let fields = columns.iter().map(|column| {
+        let (name, pg_type) = (&column.target.name, column.target.pg_type.to_string());
+        json!({ "name": name, "type": pg_type })
+    });
     json!({ "fields": fields.collect::<Vec<_>>() })
 }
 

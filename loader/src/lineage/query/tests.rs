@@ -11,9 +11,11 @@ const PLACE: Place<'_> = Place {
 fn tables(sql: &str) -> Vec<String> {
     let reads = read(sql, PLACE).unwrap_or_else(|error| panic!("{sql}: {error}"));
     let tables = reads.tables.into_iter();
-    tables
+    let mut tables: Vec<_> = tables
         .map(|table| table.replace("AwsDataCatalog.netflix.", ""))
-        .collect()
+        .collect();
+    tables.sort();
+    tables
 }
 
 #[test]
