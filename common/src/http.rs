@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::body::Bytes;
-use axum::http::Request;
-use axum::http::header::AUTHORIZATION;
+pub use axum::http::header::AUTHORIZATION;
+use axum::http::header::CONTENT_TYPE;
+pub use axum::http::{HeaderName, HeaderValue};
+use axum::http::{Method, Request};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt, Full, Limited};
@@ -48,19 +50,67 @@ pub fn client(scheme: &str) -> anyhow::Result<HttpsClient> {
 /// What is at a path below a URL, whose user and password are sent. Its errors have neither.
 pub async fn get_json<T: DeserializeOwned>(base: &SecretUrl, path: &[&str]) -> anyhow::Result<T> {
     let mut url = base.expose().clone();
-    let credentials = credentials(&url);
     if let Ok(mut segments) = url.path_segments_mut() {
         segments.pop_if_empty().extend(path);
     }
+    let what = || format!("to GET {}", path.join("/"));
+    let request = request(Method::GET, url, &[], Bytes::new());
+    let body = answer(base, request, ANSWER_TIMEOUT)
+        .await
+        .with_context(what)?;
+    serde_json::from_slice(&body)
+        .with_context(|| format!("{} answered something else than expected", base.origin()))
+}
+
+/// Posts JSON to a URL, with its user and password and with these headers, and returns when the receiver has taken it. Its errors
+/// have nothing of the URL but the origin, and nothing of the answer but the status: a receiver may quote the path, which may be
+/// a secret.
+pub async fn post_json(
+    url: &SecretUrl,
+    headers: &[(HeaderName, HeaderValue)],
+    body: &serde_json::Value,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let json = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let headers = [&[json], headers].concat();
+    let body = Bytes::from(body.to_string());
+    let request = request(Method::POST, url.expose().clone(), &headers, body);
+    answer(url, request, limit).await.map(drop)
+}
+
+/// A request to a URL, whose user and password become a header.
+fn request(
+    method: Method,
+    mut url: Url,
+    headers: &[(HeaderName, HeaderValue)],
+    body: Bytes,
+) -> anyhow::Result<Request<Full<Bytes>>> {
+    let mut request = Request::builder().method(method);
+    if !url.username().is_empty() || url.password().is_some() {
+        request = request.header(AUTHORIZATION, credentials(&url));
+    }
     let cleared = url.set_username("").and_then(|()| url.set_password(None));
     if cleared.is_err() {
-        bail!("{} has no host", base.origin());
+        bail!("the URL has no host");
     }
-    let request = Request::get(url.as_str())
-        .header(AUTHORIZATION, credentials)
-        .body(Full::default())
-        .context("the URL cannot be sent as a request")?;
-    let client = client(url.scheme())?;
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    request
+        .uri(url.as_str())
+        .body(Full::new(body))
+        .context("the URL cannot be sent as a request")
+}
+
+/// The body of the answer, if it is a success.
+async fn answer(
+    base: &SecretUrl,
+    request: anyhow::Result<Request<Full<Bytes>>>,
+    limit: Duration,
+) -> anyhow::Result<Bytes> {
+    let origin = base.origin();
+    let request = request.with_context(|| format!("{origin} cannot be asked"))?;
+    let client = client(base.expose().scheme())?;
     let answered = async {
         let answer = client.request(request).await?;
         let status = answer.status();
@@ -68,18 +118,14 @@ pub async fn get_json<T: DeserializeOwned>(base: &SecretUrl, path: &[&str]) -> a
         let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
         anyhow::Ok((status, body))
     };
-    let what = || format!("no answer of {} to GET {}", base.origin(), path.join("/"));
-    let answered = timeout(ANSWER_TIMEOUT, answered).await;
-    let (status, body) = answered.with_context(what)?.with_context(what)?;
+    let answered = timeout(limit, answered).await;
+    let answered = answered
+        .with_context(|| format!("no answer of {origin} within {} s", limit.as_secs_f32()))?;
+    let (status, body) = answered.with_context(|| format!("no answer of {origin}"))?;
     if !status.is_success() {
-        bail!(
-            "{} answered {status} to GET {}",
-            base.origin(),
-            path.join("/")
-        );
+        bail!("{origin} answered {status}");
     }
-    serde_json::from_slice(&body)
-        .with_context(|| format!("{} answered something else than expected", base.origin()))
+    Ok(body)
 }
 
 /// The user and the password of a URL, as HTTP's basic authentication has them.

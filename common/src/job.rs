@@ -5,6 +5,7 @@
 
 mod column;
 mod file;
+mod notify;
 mod parameter;
 mod relative;
 mod resolve;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use column::{Case, ColumnSpec, EpochUnit, Mask, Unfit};
 pub use file::{Job, JobError, schema};
+pub use notify::{ChannelName, Notify};
 pub use parameter::{ParameterError, ParameterSpec, ParameterType, Request, parameters_of};
 pub use resolve::{Origin, ResolvedColumn, resolve};
 pub use rule::{Rule, Scalar};

@@ -4,11 +4,12 @@ use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
 /// The modules, the lowest first. Each names only modules before it.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "backoff",
     "secret",
     "http",
     "reason",
+    "shell",
     "nearest",
     "schema",
     "canonical",

@@ -4,7 +4,7 @@
 //! (the test in `layers.rs` fails otherwise):
 //!
 //! 1. The job and its types: [`schema`], [`canonical`], [`rows`], [`job`]; below them [`secret`], [`http`],
-//!    [`reason`], [`mod@nearest`] and [`mod@backoff`].
+//!    [`reason`], [`mod@nearest`], [`shell`] and [`mod@backoff`].
 //! 2. The messages: [`message`], each bound to its queue.
 //! 3. RabbitMQ: [`queue`].
 //! 4. A program's runtime: [`settings`], [`stack`], [`telemetry`], [`lifecycle`], [`failpoint`], [`service`], [`command`],
@@ -29,6 +29,7 @@ pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod settings;
+pub mod shell;
 pub mod stack;
 pub mod telemetry;
 

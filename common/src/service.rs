@@ -150,11 +150,21 @@ pub async fn run(
     service: Service,
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
 ) -> ExitCode {
+    run_beside(service, session, |_| std::future::ready(())).await
+}
+
+/// [`run`], with work that goes on between the sessions, while the broker is away. It has a task of its own, from when logs and
+/// metrics are set up until the token is cancelled.
+pub async fn run_beside<B: Future<Output = ()> + Send + 'static>(
+    service: Service,
+    session: impl AsyncFn(&Session) -> Result<(), Fault>,
+    beside: impl FnOnce(CancellationToken) -> B,
+) -> ExitCode {
     stack::deepen();
     let started = telemetry::start(service.name);
     let ended = match started {
         Ok(traces) => {
-            let ended = run_until_stopped(service, session).await;
+            let ended = run_until_stopped(service, session, beside).await;
             traces.finish().await;
             ended
         }
@@ -169,9 +179,10 @@ pub async fn run(
     }
 }
 
-async fn run_until_stopped(
+async fn run_until_stopped<B: Future<Output = ()> + Send + 'static>(
     service: Service,
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
+    beside: impl FnOnce(CancellationToken) -> B,
 ) -> anyhow::Result<()> {
     let settings: ServiceSettings = settings::load()?;
     let metrics = telemetry::start_metrics(service.name, service.consumes)?;
@@ -184,10 +195,16 @@ async fn run_until_stopped(
     // Until the process ends, so that health and metrics show how the service stops.
     let http = tracker.spawn(serve_http(address, port, health.clone(), metrics));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), broker = %settings.amqp_url, "{} starts", service.name);
-    tokio::select! {
+    let beside = tracker.spawn(beside(stop.clone()));
+    let ended = tokio::select! {
         ended = supervise(service, &settings, &health, &stop, session) => ended,
-        served = http => served.context("the HTTP server crashed")?,
-    }
+        served = http => served.context("the HTTP server crashed").and_then(|served| served),
+    };
+    stop.cancel();
+    beside
+        .await
+        .context("the work beside the sessions crashed")?;
+    ended
 }
 
 /// Installs ring as the TLS provider of the process, since lapin's connector would choose one itself.

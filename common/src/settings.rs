@@ -7,6 +7,7 @@
 //!
 //! No error quotes a value, a line of the file or a text that cannot be read: each may be a password.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use config::ConfigError;
@@ -38,6 +39,9 @@ const KNOWN: &[&str] = &[
     "shutdown_deadline",
     "tasks",
 ];
+
+/// Settings of which there are as many as there are names: how they begin, and how they end.
+const FAMILIES: &[(&str, &[&str])] = &[("notify_", &["_url", "_url_file", "_command", "_format"])];
 
 /// Settings that only the environment has.
 const ENVIRONMENT_ONLY: &[&str] = &["ETL_LOG"];
@@ -85,6 +89,15 @@ pub enum SettingsError {
     Syntax { file: String, line: usize },
     #[error("{file} has the key {key:?}, which is not a setting; the settings are {}{}", KNOWN.join(", "), did_you_mean(key, KNOWN))]
     UnknownKey { file: String, key: String },
+}
+
+/// A setting with a value that cannot be used.
+pub fn invalid(setting: &str, problem: String) -> SettingsError {
+    SettingsError::Invalid {
+        setting: setting.to_owned(),
+        variable: format!("ETL_{}", setting.to_uppercase()),
+        problem,
+    }
 }
 
 fn describe(setting: &str, problem: &str) -> String {
@@ -176,13 +189,32 @@ fn read_file(file: String) -> Result<toml::Table, SettingsError> {
             return Err(SettingsError::Syntax { file, line });
         }
     };
-    match table.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+    let is_known = |key: &str| KNOWN.contains(&key) || is_of_a_family(key);
+    match table.keys().find(|key| !is_known(key)) {
         Some(key) => Err(SettingsError::UnknownKey {
             key: key.clone(),
             file,
         }),
         None => Ok(table),
     }
+}
+
+/// Whether a key is a setting with a name in its middle.
+fn is_of_a_family(key: &str) -> bool {
+    FAMILIES.iter().any(|(begin, ends)| {
+        let rest = key.strip_prefix(begin);
+        let has_name =
+            |rest: &str, end| rest.strip_suffix(end).is_some_and(|name| !name.is_empty());
+        rest.is_some_and(|rest| ends.iter().any(|end| has_name(rest, *end)))
+    })
+}
+
+/// The settings of a family by what follows its beginning, such as `oncall_url` for `notify_`.
+pub fn family(begin: &str) -> Result<BTreeMap<String, String>, SettingsError> {
+    let all: BTreeMap<String, String> = load()?;
+    let all = all.into_iter().filter(|(key, _)| is_of_a_family(key));
+    let rest = all.filter_map(|(key, value)| Some((key.strip_prefix(begin)?.to_owned(), value)));
+    Ok(rest.collect())
 }
 
 /// The names in a setting that separates them by commas.
@@ -222,6 +254,9 @@ fn unknown(mut names: Vec<String>) -> Vec<String> {
         .collect();
     let is_known = |name: &str| {
         settings.iter().any(|setting| setting == name)
+            || name
+                .strip_prefix("ETL_")
+                .is_some_and(|key| is_of_a_family(&key.to_lowercase()))
             || FOREIGN_PREFIXES.iter().any(|other| name.starts_with(other))
             || services
                 .iter()
@@ -244,8 +279,12 @@ fn setting_names() -> Vec<String> {
     let known = KNOWN
         .iter()
         .map(|key| format!("ETL_{}", key.to_uppercase()));
+    let families = FAMILIES.iter().flat_map(|(begin, ends)| {
+        ends.iter()
+            .map(move |end| format!("ETL_{begin}name{end}").to_uppercase())
+    });
     let others = ENVIRONMENT_ONLY.iter().map(|name| (*name).to_owned());
-    known.chain(others).collect()
+    known.chain(families).chain(others).collect()
 }
 
 #[cfg(test)]
@@ -317,7 +356,13 @@ mod tests {
             assert!(said[0].contains(name), "{said:?}");
             assert!(said[0].ends_with(&format!("is {meant} meant?")), "{said:?}");
         }
-        for name in ["ETL_PASSWORD", "ETL_PORT", "ETL_"] {
+        for name in [
+            "ETL_PASSWORD",
+            "ETL_PORT",
+            "ETL_",
+            "ETL_NOTIFY_ONCALL",
+            "ETL_NOTIFY__URL",
+        ] {
             let said = warned(&[name]);
             assert!(
                 said[0].ends_with(&format!("{name} is no setting and has no effect")),
@@ -340,6 +385,8 @@ mod tests {
             "ETL_LOADER_SERVICE_PORT_HTTP",
             "ETL_LOADER_PORT",
             "ETL_LOADER_PORT_9103_TCP_ADDR",
+            "ETL_NOTIFY_ONCALL_URL",
+            "ETL_NOTIFY_ONCALL_URL_FILE",
         ];
         assert_eq!(warned(&names), Vec::<String>::new());
         assert_eq!(warned(&["ETL_LOADER_PORT"]).len(), 1);

@@ -24,7 +24,7 @@ pub mod trace;
 pub mod validate;
 pub mod watermark;
 
-use clap::{Arg, ArgMatches, Args, ColorChoice, value_parser};
+use clap::{Arg, ArgMatches, Args, ColorChoice, ValueEnum as _, value_parser};
 use common::command::error_as_json;
 use futures::future::LocalBoxFuture;
 
@@ -166,9 +166,25 @@ fn color() -> Arg {
         .help("Colours: on a terminal and without `NO_COLOR` (auto), always, or never")
 }
 
+/// What `--color` says, for clap's own help and errors: it has not read the command line when it prints them.
+fn color_in(arguments: impl Iterator<Item = String>) -> ColorChoice {
+    let mut words = arguments.take_while(|word| word != "--");
+    let mut value = None;
+    while let Some(word) = words.next() {
+        match word.strip_prefix("--color") {
+            Some("") => value = words.next(),
+            Some(rest) => value = rest.strip_prefix('=').map(str::to_owned).or(value),
+            None => {}
+        }
+    }
+    let choice = value.and_then(|value| ColorChoice::from_str(&value, false).ok());
+    choice.unwrap_or_default()
+}
+
 /// Reads the command line: the command that it names. Help and usage errors of clap end the process.
 pub fn parse() -> impl Future<Output = Result<bool, Failure>> {
-    let matches = definition().try_get_matches();
+    let color = color_in(std::env::args().skip(1));
+    let matches = definition().color(color).try_get_matches();
     let matches = matches.unwrap_or_else(|error| {
         if error.exit_code() != 0 {
             let text = error.to_string();
@@ -208,6 +224,21 @@ mod tests {
         let mut names = Vec::new();
         walk(&command, "etl", &mut names);
         assert!(names.len() > 15, "{names:?}");
+    }
+
+    #[test]
+    fn help_and_errors_have_the_colours_that_the_command_line_asks_for() {
+        let color = |line: &str| color_in(line.split_whitespace().map(str::to_owned));
+        for (line, expected) in [
+            ("runs --help", ColorChoice::Auto),
+            ("--color never runs", ColorChoice::Never),
+            ("runs --color=always --help", ColorChoice::Always),
+            ("runs --color", ColorChoice::Auto),
+            ("runs --color green", ColorChoice::Auto),
+            ("status -- --color=never", ColorChoice::Auto),
+        ] {
+            assert_eq!(color(line), expected, "{line}");
+        }
     }
 
     fn walk(command: &clap::Command, path: &str, names: &mut Vec<String>) {

@@ -85,34 +85,54 @@ pub fn table<R: IntoIterator<Item: Into<Cell>>>(
     table
 }
 
-/// A table that breaks no value, with the column `state` in colours: where the lines are longer than the terminal, columns of `spare` are left out, the first first.
+/// How a table becomes narrower where its lines are longer than the terminal. First there is one space between columns.
+pub struct Narrow<'a> {
+    /// Then this column is cut, down to [`MIN_CUT`] characters.
+    pub cut: Option<usize>,
+    /// Then these are left out, the first first.
+    pub spare: &'a [usize],
+}
+
+/// What is left of a column that is cut, at least.
+const MIN_CUT: usize = 6;
+
+/// A table that breaks no value, with the column `state` in colours.
 pub fn table_within(
     terminal: Terminal,
     header: &[&str],
     numbers: Range<usize>,
     rows: &[Vec<String>],
-    spare: &[usize],
+    narrow: &Narrow<'_>,
 ) -> Table {
     let longest = |column: usize| {
         let values = rows.iter().map(|row| row[column].as_str());
         let lengths = values.chain([header[column]]).map(|it| it.chars().count());
-        // With a space on either side.
-        lengths.max().unwrap_or_default() + 2
+        lengths.max().unwrap_or_default()
     };
+    let mut widths: Vec<_> = (0..header.len()).map(longest).collect();
     let mut kept: Vec<_> = (0..header.len()).collect();
-    for column in spare {
-        let length: usize = kept.iter().map(|kept| longest(*kept)).sum();
-        if terminal
-            .width
-            .is_none_or(|width| length <= usize::from(width))
-        {
+    let width = terminal.width.map_or(usize::MAX, usize::from);
+    let over = |kept: &[usize], widths: &[usize], spaces: usize| {
+        let length: usize = kept.iter().map(|kept| widths[*kept] + spaces).sum();
+        length.saturating_sub(width)
+    };
+    let is_tight = over(&kept, &widths, 2) > 0;
+    let spaces = if is_tight { 1 } else { 2 };
+    for column in narrow.spare.iter().map(Some).chain([None]) {
+        let too_long = over(&kept, &widths, spaces);
+        let longest = narrow.cut.map_or(0, longest);
+        let cut = longest.saturating_sub(too_long).max(MIN_CUT.min(longest));
+        if longest - cut >= too_long || column.is_none() {
+            if let Some(column) = narrow.cut {
+                widths[column] = cut;
+            }
             break;
         }
-        kept.retain(|kept| kept != column);
+        kept.retain(|kept| Some(kept) != column);
     }
     let names: Vec<_> = kept.iter().map(|kept| header[*kept]).collect();
     let cell = |row: &Vec<String>, column: usize| {
-        let text = row[column].clone();
+        let text = cut_to(&row[column], widths[column]);
         match header[column] {
             "state" => terminal.state_cell(text),
             _ => Cell::new(text),
@@ -126,11 +146,25 @@ pub fn table_within(
         table.enforce_styling();
     }
     for (index, kept) in kept.iter().enumerate() {
-        if let (true, Some(column)) = (numbers.contains(kept), table.column_mut(index)) {
+        let Some(column) = table.column_mut(index) else {
+            continue;
+        };
+        if numbers.contains(kept) {
             column.set_cell_alignment(CellAlignment::Right);
+        }
+        if is_tight {
+            column.set_padding((0, 1));
         }
     }
     table
+}
+
+/// A text of at most so many characters, with an ellipsis for what is cut.
+fn cut_to(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
+        None => text.to_owned(),
+    }
 }
 
 /// A time in one unit: `5.5 s`, `12 min`, `3 h`, `5 d`.

@@ -143,7 +143,7 @@ impl<'a> Started<'a> {
     }
 
     /// The time since the start of this attempt.
-    fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         Duration::try_from(Timestamp::now().duration_since(self.since)).unwrap_or_default()
     }
 }

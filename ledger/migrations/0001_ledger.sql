@@ -22,8 +22,11 @@ CREATE TABLE etl.runs (
     job                text NOT NULL,
     job_hash           text NOT NULL,
     job_spec           jsonb NOT NULL,
+    description        text,
     parameters         jsonb NOT NULL DEFAULT '{}',
     sql                text NOT NULL,
+    catalog            text,
+    database           text,
     limits             jsonb,
     target_table       text NOT NULL,
     mode               text NOT NULL,
@@ -85,6 +88,9 @@ COMMENT ON COLUMN etl.runs.job_hash IS 'Hash of the job at the time of the reque
 COMMENT ON COLUMN etl.runs.job_spec IS 'The job at the time of the request.';
 COMMENT ON COLUMN etl.runs.parameters IS 'The parameters and their values, as text.';
 COMMENT ON COLUMN etl.runs.sql IS 'The SQL that Athena receives, parameters filled in.';
+COMMENT ON COLUMN etl.runs.description IS 'The job''s description at the time of the request.';
+COMMENT ON COLUMN etl.runs.catalog IS 'The data catalog that names in the SQL are of; NULL for Athena''s own, AwsDataCatalog.';
+COMMENT ON COLUMN etl.runs.database IS 'The database that names in the SQL are of.';
 COMMENT ON COLUMN etl.runs.limits IS 'The bounds of the run''s batches: a second reading of the result has to cut the same batches.';
 COMMENT ON COLUMN etl.runs.target_table IS 'The table that the rows go to, with its schema.';
 COMMENT ON COLUMN etl.runs.mode IS 'What the rows do to the target: append, upsert, insert_only or replace.';
@@ -410,13 +416,61 @@ COMMENT ON COLUMN etl.removals.outcome IS 'removed, or why nothing was removed.'
 COMMENT ON COLUMN etl.removals.failure IS 'Why the last attempt failed; a loader tries again after a minute.';
 COMMENT ON COLUMN etl.removals.failed_at IS 'When the last attempt failed.';
 
+CREATE TABLE etl.jobs (
+    job            text PRIMARY KEY,
+    notify         text[] NOT NULL DEFAULT '{}',
+    warn_rejected  text NOT NULL,
+    expected_every interval CHECK (expected_every > interval '0'),
+    expected_since timestamptz NOT NULL DEFAULT now(),
+    told_late_of   timestamptz,
+    requested_at   timestamptz NOT NULL DEFAULT now()
+);
+
+COMMENT ON TABLE etl.jobs IS 'What each job said at its latest request about being told and about when it is expected: the loader has no job files. A row that is deleted comes back with the job''s next request.';
+COMMENT ON COLUMN etl.jobs.job IS 'The job''s name.';
+COMMENT ON COLUMN etl.jobs.notify IS 'The channels that are told when a run fails, is held or has many rejected rows, and when the job is late.';
+COMMENT ON COLUMN etl.jobs.warn_rejected IS 'What many rejected rows are: a number, or a share such as 5%.';
+COMMENT ON COLUMN etl.jobs.expected_every IS 'The longest time between two completed runs, but for a tenth; NULL for a job that is never late.';
+COMMENT ON COLUMN etl.jobs.expected_since IS 'When the job began to be expected so often: it is not late for what was before.';
+COMMENT ON COLUMN etl.jobs.told_late_of IS 'The end of the run since which the job was last told to be late: it is told once.';
+COMMENT ON COLUMN etl.jobs.requested_at IS 'When a run of the job was requested last.';
+
+CREATE TABLE etl.outbox (
+    id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    channel         text NOT NULL,
+    event           text NOT NULL,
+    job             text NOT NULL,
+    run_id          text,
+    body            jsonb NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    attempts        integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    last_error      text
+);
+
+CREATE INDEX outbox_by_channel ON etl.outbox (channel, created_at);
+
+COMMENT ON TABLE etl.outbox IS 'What is still to be sent to somebody outside: written in the transaction that makes it true, sent by a loader, and deleted once the receiver has taken it. A receiver may get a message twice.';
+COMMENT ON COLUMN etl.outbox.id IS 'Identifies the message: a receiver that gets it twice gets the same id.';
+COMMENT ON COLUMN etl.outbox.channel IS 'Where it goes: the name of a channel, whose URL or command is a setting of the loaders.';
+COMMENT ON COLUMN etl.outbox.event IS 'What happened: failed, held, rejected or late; to OpenLineage start, complete, fail or abort.';
+COMMENT ON COLUMN etl.outbox.job IS 'The job that it is about.';
+COMMENT ON COLUMN etl.outbox.run_id IS 'The run that it is about, if it is about one.';
+COMMENT ON COLUMN etl.outbox.body IS 'What is sent, as JSON, or for OpenLineage what the event is made of. It has no value of a row.';
+COMMENT ON COLUMN etl.outbox.created_at IS 'When it happened.';
+COMMENT ON COLUMN etl.outbox.attempts IS 'How often a loader has tried to send it.';
+COMMENT ON COLUMN etl.outbox.next_attempt_at IS 'When it is tried next; while a loader sends it, when another one may.';
+COMMENT ON COLUMN etl.outbox.last_error IS 'Why the last attempt failed. It has no part of the channel''s URL but the host.';
+
 CREATE TABLE etl.loaders (
     role_name text PRIMARY KEY,
+    channels  text[] NOT NULL DEFAULT '{}',
     seen_at   timestamptz NOT NULL DEFAULT now()
 );
 
 COMMENT ON TABLE etl.loaders IS 'The roles that loaders work as. etl plan, etl run and etl doctor check a target for them.';
 COMMENT ON COLUMN etl.loaders.role_name IS 'The role whose privileges count: current_user of a loader''s sessions.';
+COMMENT ON COLUMN etl.loaders.channels IS 'The channels that a loader of this role has settings for, ETL_NOTIFY_...: what is told to another one waits in etl.outbox.';
 COMMENT ON COLUMN etl.loaders.seen_at IS 'When a loader recorded it last; it does so once a minute.';
 
 -- What etl status and etl reconcile read: the sums of each run in its live generation.

@@ -97,6 +97,17 @@ impl Address {
         }
     }
 
+    /// The host and the port of the first server, and the database, as other tools name them.
+    pub fn first(&self) -> (String, u16, String) {
+        let first = &self.hosts[0];
+        let database = first.get_database().unwrap_or_else(|| first.get_username());
+        (
+            first.get_host().to_owned(),
+            first.get_port(),
+            database.to_owned(),
+        )
+    }
+
     /// Each server, and how the connection to it is protected.
     pub async fn encryption(&self) -> Vec<(String, Encryption)> {
         let each = self

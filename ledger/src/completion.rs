@@ -139,8 +139,8 @@ impl LockedRun<'_> {
         }))
     }
 
-    /// Ends the run, or holds it. An approval of a run that is held again is void. A replay that fails is abandoned: the ledger
-    /// says again what is in the target.
+    /// Ends the run, or holds it, and writes the messages about it. An approval of a run that is held again is void. A replay
+    /// that fails is abandoned: the ledger says again what is in the target.
     pub async fn end(mut self, end: &End) -> Result<RunState, Error> {
         let (transition, reason) = match end {
             End::Completed => (Transition::Complete, None),
@@ -166,8 +166,10 @@ impl LockedRun<'_> {
             .bind(self.id.as_str())
             .bind(state.name())
             .bind(reason)
-            .execute(self.tx)
+            .execute(&mut *self.tx)
             .await?;
+        self.tell(end).await?;
+        self.tell_end(state).await?;
         Ok(state)
     }
 

@@ -301,8 +301,8 @@ impl LockedRun<'_> {
             .bind(by)
             .bind(decision)
             .execute(&mut *self.tx)
-            .await
-            .map(drop)
+            .await?;
+        self.tell_end(state).await
     }
 
     /// What the ledger of the live generation calls loaded.
@@ -372,7 +372,7 @@ impl LockedRun<'_> {
         .bind(format!("its replay was {reason}"))
         .execute(&mut *self.tx)
         .await?;
-        Ok(())
+        Ok(self.tell_abandoned().await?)
     }
 
     /// The rows of the live generation that the ledger calls loaded are dropped, by name.

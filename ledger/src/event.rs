@@ -53,7 +53,7 @@ impl LockedRun<'_> {
         self.note_query(event).await?;
         match standing {
             // What a query cost does not depend on what became of its run.
-            _ if matches!(event.kind, EventKind::QueryEnded { .. }) => Ok(Noted::Noted),
+            _ if is_of_query(&event.kind) => Ok(Noted::Noted),
             Standing::Stale => Ok(Noted::Stale),
             Standing::Ended => self.note_after_the_end(&event.kind).await,
             // The result was read to its end and every batch of it was published; the failure is of another delivery of the
@@ -69,7 +69,7 @@ impl LockedRun<'_> {
         }
     }
 
-    async fn note_after_the_end(self, kind: &EventKind) -> Result<Noted, Error> {
+    async fn note_after_the_end(mut self, kind: &EventKind) -> Result<Noted, Error> {
         // Another count of a run that is complete by the first one is an error, not a late duplicate.
         if self.row.state.has_all_batches() {
             self.row.check_extracted(kind)?;
@@ -109,7 +109,7 @@ impl LockedRun<'_> {
             EventKind::Started {
                 query_execution_id, ..
             } => self.start(None, Some(query_execution_id)).await?,
-            EventKind::QueryEnded { .. } => {}
+            EventKind::Scanned { .. } | EventKind::QueryEnded { .. } => {}
             EventKind::Progress { batches, rows } => self.progress(*batches, *rows).await?,
             EventKind::Extracted { .. } => self.extract(kind).await?,
             EventKind::Failed { reason } => {
@@ -122,7 +122,7 @@ impl LockedRun<'_> {
 
     /// The run is under way, with the result or the query that became known by it.
     pub(crate) async fn start(
-        self,
+        mut self,
         result_id: Option<&str>,
         query_execution_id: Option<&str>,
     ) -> Result<(), Error> {
@@ -136,9 +136,9 @@ impl LockedRun<'_> {
         .bind(state.name())
         .bind(result_id)
         .bind(query_execution_id.map(storable))
-        .execute(self.tx)
+        .execute(&mut *self.tx)
         .await?;
-        Ok(())
+        Ok(self.tell_start().await?)
     }
 
     async fn progress(self, batches: u32, rows: u64) -> Result<(), Error> {
@@ -153,13 +153,14 @@ impl LockedRun<'_> {
         Ok(())
     }
 
-    async fn extract(self, kind: &EventKind) -> Result<(), Error> {
+    async fn extract(mut self, kind: &EventKind) -> Result<(), Error> {
         self.row.check_extracted(kind)?;
         let state = self.to(Transition::Extract)?;
-        self.record_extraction(kind, state).await
+        self.record_extraction(kind, state).await?;
+        Ok(self.tell_start().await?)
     }
 
-    async fn record_extraction(self, kind: &EventKind, state: RunState) -> Result<(), Error> {
+    async fn record_extraction(&mut self, kind: &EventKind, state: RunState) -> Result<(), Error> {
         let EventKind::Extracted {
             result_id,
             batches,
@@ -184,7 +185,7 @@ impl LockedRun<'_> {
         .bind(bigint("the number of rows", *rows)?)
         .bind(result_location.as_deref().map(storable))
         .bind((!columns.is_empty()).then_some(Json(columns)))
-        .execute(self.tx)
+        .execute(&mut *self.tx)
         .await?;
         Ok(())
     }
@@ -198,6 +199,14 @@ impl LockedRun<'_> {
     }
 }
 
+/// Whether an event is about the query alone.
+fn is_of_query(kind: &EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Scanned { .. } | EventKind::QueryEnded { .. }
+    )
+}
+
 impl RunRow {
     /// Whether the ledger of a run that has ended says the same already: then it is a second delivery.
     fn knows(&self, kind: &EventKind) -> bool {
@@ -205,7 +214,7 @@ impl RunRow {
             EventKind::Started {
                 query_execution_id, ..
             } => self.query_execution_id.as_ref() == Some(query_execution_id),
-            EventKind::QueryEnded { .. } => true,
+            EventKind::Scanned { .. } | EventKind::QueryEnded { .. } => true,
             EventKind::Progress { batches, .. } => self
                 .batches_expected
                 .is_some_and(|expected| i64::from(*batches) <= i64::from(expected)),

@@ -32,13 +32,13 @@ const READS: Privileges = &[
 const LOADER: Privileges = &[
     (
         "INSERT, UPDATE",
-        "etl.queries, etl.batches, etl.conflicts, etl.dead_letters, etl.staging, etl.parked, etl.loaders",
+        "etl.queries, etl.batches, etl.conflicts, etl.dead_letters, etl.staging, etl.parked, etl.loaders, etl.outbox",
     ),
     ("INSERT", "etl.rejected_rows, etl.watermarks"),
-    ("UPDATE", "etl.runs, etl.replays, etl.removals"),
+    ("UPDATE", "etl.runs, etl.replays, etl.removals, etl.jobs"),
     (
         "DELETE",
-        "etl.batches, etl.conflicts, etl.rejected_rows, etl.staging, etl.parked",
+        "etl.batches, etl.conflicts, etl.rejected_rows, etl.staging, etl.parked, etl.outbox",
     ),
     // A run that is committed as a whole waits in a table of its own.
     ("USAGE, CREATE", "SCHEMA etl_staging"),
@@ -47,12 +47,12 @@ const LOADER: Privileges = &[
 const COMMAND: Privileges = &[
     (
         "INSERT, UPDATE",
-        "etl.runs, etl.batches, etl.replays, etl.removals",
+        "etl.runs, etl.batches, etl.replays, etl.removals, etl.jobs",
     ),
-    ("INSERT", "etl.attempts, etl.watermarks"),
+    ("INSERT", "etl.attempts, etl.watermarks, etl.outbox"),
     ("UPDATE", "etl.rejected_rows, etl.dead_letters"),
-    // Of a replay that is abandoned.
-    ("DELETE", "etl.batches, etl.rejected_rows"),
+    // Of a replay that is abandoned, and of what is pruned.
+    ("DELETE", "etl.batches, etl.rejected_rows, etl.outbox"),
 ];
 
 impl Part {

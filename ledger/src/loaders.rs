@@ -64,12 +64,14 @@ impl Store {
         .await
     }
 
-    /// Records the role that the connections of a loader work as. It may be another one than they log in as.
-    pub async fn record_loader(&self) -> Result<(), Error> {
+    /// Records the role that the connections of a loader work as, and the channels that it has settings for. It may be another
+    /// role than they log in as.
+    pub async fn record_loader(&self, channels: &[String]) -> Result<(), Error> {
         let failure = "cannot record the role of this loader in etl.loaders";
         self.transaction(failure, async |tx: &mut PgConnection| {
-            let record = "INSERT INTO etl.loaders (role_name) VALUES (current_user) ON CONFLICT (role_name) DO UPDATE SET seen_at = now()";
-            sqlx::query(record).execute(tx).await?;
+            let record = "INSERT INTO etl.loaders (role_name, channels) VALUES (current_user, $1)
+                ON CONFLICT (role_name) DO UPDATE SET channels = excluded.channels, seen_at = now()";
+            sqlx::query(record).bind(channels).execute(tx).await?;
             Ok(())
         })
         .await

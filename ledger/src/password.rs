@@ -3,15 +3,13 @@
 //! the command wrote to standard output, or the command itself.
 
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use common::shell::{self, ShellError};
 use sqlx::postgres::PgConnectOptions;
 use tokio::fs::File;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, Command};
+use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 const FILE: &str = "ETL_DATABASE_PASSWORD_FILE";
@@ -20,11 +18,8 @@ const COMMAND: &str = "ETL_DATABASE_PASSWORD_COMMAND";
 /// The longest that a command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most that is read of a file or of a command: an IAM token has some two thousand bytes.
+/// The most that is read of a file: an IAM token has some two thousand bytes.
 const MAX_BYTES: u64 = 64 << 10;
-
-/// How much of what a command wrote to standard error an error has.
-const MAX_SAID: usize = 300;
 
 /// Where the password comes from.
 #[derive(Clone, Default)]
@@ -150,123 +145,39 @@ fn first_line(bytes: Vec<u8>) -> Result<String, &'static str> {
     }
 }
 
-/// The group of a command's processes, which are killed when this is dropped.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // It may have ended at this moment.
-            kill_process_group(group, Signal::KILL).ok();
-        }
-    }
-}
-
 async fn run(
     command: &str,
     server: &PgConnectOptions,
     limit: Duration,
 ) -> Result<String, sqlx::Error> {
-    let mut shell = Command::new("/bin/sh");
-    shell
-        .args(["-c", command])
-        .env("PGHOST", server.get_host())
-        .env("PGPORT", server.get_port().to_string())
-        .env("PGUSER", server.get_username())
-        .envs(server.get_database().map(|name| ("PGDATABASE", name)))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
-    let mut child = shell
-        .spawn()
-        .map_err(|error| wrong(format!("cannot start /bin/sh for {COMMAND}: {error}")))?;
-    let pid = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
-    let mut group = Group(pid);
-    let ended = timeout(limit, ended(&mut child)).await;
-    let (status, printed, said) = match ended {
-        Ok(ended) => {
-            // Its number may be another process's from now on.
-            group.0 = None;
-            ended.map_err(|error| {
-                for_now(format!(
-                    "cannot read what the command of {COMMAND} prints: {error}"
-                ))
-            })?
+    let place = [
+        ("PGHOST", server.get_host().to_owned()),
+        ("PGPORT", server.get_port().to_string()),
+        ("PGUSER", server.get_username().to_owned()),
+    ];
+    let database = server
+        .get_database()
+        .map(|name| ("PGDATABASE", name.to_owned()));
+    let printed = shell::run(command, place.into_iter().chain(database), &[], limit).await;
+    let printed = printed.map_err(|error| {
+        let sentence = format!("the command of {COMMAND} {error}");
+        match error {
+            // By the shell: not executable, not found.
+            ShellError::Start(_)
+            | ShellError::Failed {
+                code: Some(126 | 127),
+                ..
+            } => wrong(sentence),
+            ShellError::Read(_) | ShellError::Timeout(_) | ShellError::Failed { .. } => {
+                for_now(sentence)
+            }
         }
-        Err(_) => {
-            return Err(for_now(format!(
-                "the command of {COMMAND} did not end within {} s, and was killed; run it in a shell, as the same user, to see why",
-                limit.as_secs_f32()
-            )));
-        }
-    };
-    if !status.success() {
-        return Err(failed(status, &said, command));
-    }
+    })?;
     first_line(printed).map_err(|problem| {
         for_now(format!(
             "the first line that the command of {COMMAND} printed {problem}; it has to be the password"
         ))
     })
-}
-
-/// How a command ended, what it printed, and the end of what it wrote to standard error.
-async fn ended(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let printed = async {
-        let mut bytes = Vec::new();
-        if let Some(stdout) = stdout {
-            stdout.take(MAX_BYTES).read_to_end(&mut bytes).await?;
-        }
-        Ok(bytes)
-    };
-    let said = async {
-        match stderr {
-            Some(stderr) => end_of(stderr).await,
-            None => Ok(Vec::new()),
-        }
-    };
-    let (printed, said, status) = tokio::try_join!(printed, said, child.wait())?;
-    Ok((status, printed, said))
-}
-
-async fn end_of(mut stderr: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
-    let (mut end, mut buffer) = (Vec::new(), [0; 1024]);
-    loop {
-        let length = stderr.read(&mut buffer).await?;
-        if length == 0 {
-            return Ok(end);
-        }
-        end.extend_from_slice(&buffer[..length]);
-        end.drain(..end.len().saturating_sub(MAX_SAID));
-    }
-}
-
-fn failed(status: ExitStatus, said: &[u8], command: &str) -> sqlx::Error {
-    let said = String::from_utf8_lossy(said);
-    // A shell may quote a line that it cannot parse, and a line may have a token in it.
-    let mut lines = command.lines().map(str::trim);
-    let quotes = lines.any(|line| !line.is_empty() && said.contains(line));
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    let said = if quotes {
-        "what it wrote to standard error quotes the command, and is left out".to_owned()
-    } else if said.is_empty() {
-        "it wrote nothing to standard error".to_owned()
-    } else {
-        format!("its last words: {said}")
-    };
-    match status.code() {
-        // By the shell: not executable, not found.
-        Some(code @ (126 | 127)) => wrong(format!(
-            "the command of {COMMAND} ended with exit code {code}; {said}"
-        )),
-        Some(code) => for_now(format!(
-            "the command of {COMMAND} ended with exit code {code}; {said}"
-        )),
-        None => for_now(format!("a signal ended the command of {COMMAND}; {said}")),
-    }
 }
 
 #[cfg(test)]
@@ -302,7 +213,7 @@ mod tests {
             (many, "exit code 3; its last words: ", Class::World),
             (
                 "echo secret; echo 'no such role' >&2; kill -9 $$",
-                "a signal ended",
+                "was ended by a signal",
                 Class::World,
             ),
             (

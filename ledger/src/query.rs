@@ -110,6 +110,10 @@ impl LockedRun<'_> {
                 .await?;
                 Ok(())
             }
+            EventKind::Scanned {
+                query_execution_id,
+                bytes_scanned,
+            } => self.scanned(query_execution_id, *bytes_scanned).await,
             EventKind::QueryEnded {
                 query_execution_id,
                 end,
@@ -136,6 +140,20 @@ impl LockedRun<'_> {
         }
     }
 
+    /// What a query has scanned so far. One that comes late, or before the ledger has the query, changes nothing.
+    async fn scanned(&mut self, query: &str, scanned: u64) -> Result<(), Error> {
+        sqlx::query(
+            "UPDATE etl.queries SET bytes_scanned = greatest(bytes_scanned, $3)
+             WHERE run_id = $1 AND query_execution_id = $2 AND state = 'started'",
+        )
+        .bind(self.id.as_str())
+        .bind(storable(query))
+        .bind(bigint("the bytes scanned", scanned)?)
+        .execute(&mut *self.tx)
+        .await?;
+        self.sum_scanned().await
+    }
+
     async fn end_query(
         &mut self,
         event: &RunEvent,
@@ -158,6 +176,10 @@ impl LockedRun<'_> {
         .bind(integer("the generation", event.generation)?)
         .execute(&mut *self.tx)
         .await?;
+        self.sum_scanned().await
+    }
+
+    async fn sum_scanned(&mut self) -> Result<(), Error> {
         sqlx::query(
             "UPDATE etl.runs SET bytes_scanned = (SELECT sum(bytes_scanned) FROM etl.queries WHERE run_id = $1) WHERE run_id = $1",
         )

@@ -13,6 +13,7 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::database::Store;
 use crate::error::Error;
+use crate::lineage::Occurrence;
 use crate::removal::check_no_removal;
 use crate::request::{commit_of, lock_requests};
 use crate::run::{LockedRun, generation_no};
@@ -240,6 +241,7 @@ impl LockedRun<'_> {
         self.check_reads_on().await?;
         let state = self.to(Transition::Replay)?;
         let generation = self.row.generation + 1;
+        self.tell_abandoned().await?;
         if replay.partial {
             sqlx::query(
                 "UPDATE etl.batches SET generation = $3 WHERE run_id = $1 AND generation = $2 AND NOT $4::text::int4multirange @> seq",
@@ -264,6 +266,7 @@ impl LockedRun<'_> {
         .execute(&mut *self.tx)
         .await?;
         self.resolve_replayed(replay, generation).await?;
+        self.tell_lineage(Occurrence::Start).await?;
         Ok(generation_no(generation))
     }
 

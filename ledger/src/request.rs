@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
+use crate::job::record;
 use crate::query::over_monthly_limit;
 use crate::removal::check_no_removal;
 use crate::run::{LockedRun, generation_no, run_id};
@@ -188,14 +189,17 @@ impl Store {
             let (schema, table) = job.spec.target.schema_and_table();
             check_no_removal(tx, &format!("{schema}.{table}")).await?;
             if is_retry {
-                let run = LockedRun::lock_for_person(tx, run).await?;
-                return run.retry(job, request, limits).await;
+                let locked = LockedRun::lock_for_person(tx, run).await?;
+                let requested = locked.retry(job, request, limits).await?;
+                record(tx, job).await?;
+                return Ok(requested);
             }
             if !insert(tx, run, job, request, limits).await? {
                 // Another job's run of this name came in between.
                 let known = known(tx, run, job, request, terms).await?;
                 return Ok(Requested::Known(Box::new(known)));
             }
+            record(tx, job).await?;
             Ok(Requested::New)
         })
         .await
@@ -406,8 +410,8 @@ async fn insert(
     let (schema, table) = job.spec.target.schema_and_table();
     let written = sqlx::query(
         "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, parameters, sql, target_table, mode, commit, requested_by, limits,
-                               watermark_from, watermark_to)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (run_id) DO NOTHING",
+                               watermark_from, watermark_to, description, catalog, database)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, nullif($14, ''), $15, $16) ON CONFLICT (run_id) DO NOTHING",
     )
     .bind(run.as_str())
     .bind(&job.spec.name)
@@ -422,6 +426,9 @@ async fn insert(
     .bind(Json(limits))
     .bind(watermarks(request).0)
     .bind(watermarks(request).1)
+    .bind(&job.description)
+    .bind(&job.source.catalog)
+    .bind(&job.source.database)
     .execute(tx)
     .await?;
     Ok(written.rows_affected() == 1)

@@ -71,7 +71,8 @@ impl LockedRun<'_> {
         sqlx::query(
             "UPDATE etl.runs SET run_no = DEFAULT, generation = generation + 1, first_generation = generation + 1, state = $2,
                  job_hash = $3, job_spec = $4, sql = $5, limits = $6, target_table = $7, mode = $8, commit = $9,
-                 requested_by = $10, watermark_from = $11, watermark_to = $12, requested_at = now(), target_window = DEFAULT, ignored_messages = DEFAULT,
+                 requested_by = $10, watermark_from = $11, watermark_to = $12,
+                 description = nullif($13, ''), catalog = $14, database = $15, requested_at = now(), target_window = DEFAULT, ignored_messages = DEFAULT,
                  batches_extracted = DEFAULT, rows_extracted = DEFAULT, target_bounds = NULL, query_execution_id = NULL,
                  result_id = NULL, result_location = NULL, result_columns = NULL, target_columns = NULL, batches_expected = NULL, rows_expected = NULL,
                  failure = NULL, held_because = NULL, decided_by = NULL, decision = NULL, started_at = NULL, extracted_at = NULL,
@@ -90,6 +91,9 @@ impl LockedRun<'_> {
         .bind(user())
         .bind(watermarks(request).0)
         .bind(watermarks(request).1)
+        .bind(&job.description)
+        .bind(&job.source.catalog)
+        .bind(&job.source.database)
         .execute(&mut *self.tx)
         .await?;
         resolve_former(self.tx, Some(self.id.as_str())).await?;

@@ -24,7 +24,7 @@ enum Found {
     Open,
     /// Its rows are staged, and the sweep commits them.
     Staged,
-    Ended(RunState, End),
+    Ended(String, RunState, End),
 }
 
 /// Like [`try_complete`], for a loader that holds a delivery: it commits no staged rows, which may take long, and a conflict
@@ -43,7 +43,7 @@ pub async fn ask(store: &Store, run: &RunId) -> Result<bool, LoadError> {
 /// changed. The first terminal state stays.
 pub async fn try_complete(store: &Store, run: &RunId) -> Result<Option<RunState>, LoadError> {
     Ok(match conclude(store, run, true).await? {
-        Found::Ended(state, _) => Some(state),
+        Found::Ended(_, state, _) => Some(state),
         Found::Open | Found::Staged => None,
     })
 }
@@ -56,11 +56,11 @@ async fn conclude(store: &Store, run: &RunId, commits: bool) -> Result<Found, Lo
     let work = async |tx: &mut PgConnection| complete(tx, run, commits).await;
     let found = store.transaction_within(COMMIT_TIMEOUT, failure, work);
     let found = found.await.map_err(LoadError::completion)?;
-    let Found::Ended(state, end) = &found else {
+    let Found::Ended(job, state, end) = &found else {
         return Ok(found);
     };
     failpoint::reach("after_run_commit").await;
-    count(*state);
+    count(job, *state);
     match end {
         End::Completed => tracing::info!(run.id = %run, "run completed"),
         End::Failed(error) => {
@@ -76,19 +76,24 @@ async fn conclude(store: &Store, run: &RunId, commits: bool) -> Result<Found, Lo
 }
 
 /// Counts a run that ended, or is held.
-pub(crate) fn count(state: RunState) {
-    metrics::counter!("etl_runs_total", "state" => state.name()).increment(1);
+pub(crate) fn count(job: &str, state: RunState) {
+    add(job, state, 1);
 }
 
-/// Shows the counters of runs before the first of them is counted: a rate needs a zero to begin from.
-pub(crate) fn show_counters() {
+fn add(job: &str, state: RunState, runs: u64) {
+    metrics::counter!("etl_runs_total", "job" => job.to_owned(), "state" => state.name())
+        .increment(runs);
+}
+
+/// Shows the counters of a job's runs before the first of them is counted: a rate needs a zero to begin from.
+pub(crate) fn show_counters(job: &str) {
     for state in [
         RunState::Completed,
         RunState::Failed,
         RunState::Held,
         RunState::Superseded,
     ] {
-        metrics::counter!("etl_runs_total", "state" => state.name()).increment(0);
+        add(job, state, 0);
     }
 }
 
@@ -125,7 +130,8 @@ async fn complete(
     } else {
         End::Completed
     };
+    let job = run.row().job.clone();
     let state = run.end(&end).await?;
     failpoint::reach("mid_run_commit").await;
-    Ok(Found::Ended(state, end))
+    Ok(Found::Ended(job, state, end))
 }

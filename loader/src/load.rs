@@ -90,7 +90,7 @@ async fn attempt(
         prepared = match targets.prepare(store, batch, is_first).await {
             Ok(prepared) => Some(prepared),
             Err(error) if fails_run(store, batch, &error).await? => {
-                completion::count(RunState::Failed);
+                completion::count(&batch.job, RunState::Failed);
                 entry::count_ignored(store, &batch.id.run).await?;
                 return Ok(Outcome::Ignored);
             }
@@ -238,6 +238,8 @@ const CONNECTIONS: u32 = 12;
 pub struct Loader {
     pub store: Store,
     pub targets: Targets,
+    /// The channels that it has settings for.
+    pub channels: Vec<String>,
     /// Which failures of removals are logged.
     repetition: Mutex<Repetition>,
     /// Rows of a run are staged completely: the sweep commits them.
@@ -251,6 +253,7 @@ impl Loader {
         Self {
             store: Store::new(address, "etl loader", CONNECTIONS),
             targets: Targets::new(schemas),
+            channels: Vec::new(),
             repetition: Mutex::default(),
             staged: Notify::new(),
             parking: Parking::default(),
@@ -289,7 +292,7 @@ impl Loader {
         let noted = event::note(&self.store, event).await?;
         match noted {
             Noted::Ignored => entry::count_ignored(&self.store, &event.run).await?,
-            Noted::Failed => completion::count(RunState::Failed),
+            Noted::Failed => completion::count(&event.job, RunState::Failed),
             Noted::Noted | Noted::Stale => {}
         }
         self.ask(&event.run).await?;

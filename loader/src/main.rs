@@ -6,9 +6,12 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use common::queue::QueueName;
 use common::reason::paragraph;
-use common::service::{Service, install_tls, run};
+use common::service::{Service, install_tls, run_beside};
 use common::{settings, telemetry};
 use ledger::{Address, Part};
+use loader::background;
+use loader::channel::{self, Channel};
+use loader::lineage::Server;
 use loader::service::{LOCAL_DATABASE, LoaderService, LoaderSettings};
 
 /// Loads batches into PostgreSQL and keeps the ledger. Without a command: the service.
@@ -70,8 +73,12 @@ async fn main() -> ExitCode {
     if let Some(Command::Migrate(roles)) = command {
         return migrate(&address, roles).await;
     }
-    let service = LoaderService::new(settings, address);
-    run(
+    let channels = match channels(&address) {
+        Ok(channels) => channels,
+        Err(error) => return failed(&error),
+    };
+    let service = LoaderService::new(settings, address.clone(), &channels);
+    run_beside(
         Service {
             name: "loader",
             http_port: 9103,
@@ -84,8 +91,15 @@ async fn main() -> ExitCode {
             ],
         },
         async |session| service.session(session).await,
+        |stop| background::work(address, channels, stop),
     )
     .await
+}
+
+fn channels(address: &Address) -> anyhow::Result<Vec<Channel>> {
+    let mut channels = channel::load()?;
+    channels.extend(Server::load(address)?.map(Channel::of_lineage));
+    Ok(channels)
 }
 
 fn load() -> anyhow::Result<(LoaderSettings, Address)> {

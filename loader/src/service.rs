@@ -24,8 +24,9 @@ use sqlx::Connection as _;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::channel::Channel;
 use crate::load::Loader;
-use crate::{completion, removal, target};
+use crate::{removal, target};
 
 /// The interval of the sweep over open runs, and of the look for removals: an approved run waits for it.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
@@ -69,8 +70,9 @@ pub struct LoaderService {
 }
 
 impl LoaderService {
-    pub fn new(settings: LoaderSettings, address: Address) -> Self {
-        let loader = Loader::new(&address, settings::names(&settings.schemas));
+    pub fn new(settings: LoaderSettings, address: Address, channels: &[Channel]) -> Self {
+        let mut loader = Loader::new(&address, settings::names(&settings.schemas));
+        loader.channels = channels.iter().map(|one| one.name.clone()).collect();
         Self {
             settings,
             address,
@@ -85,7 +87,6 @@ impl LoaderService {
     pub async fn session(&self, session: &Session) -> Result<(), Fault> {
         session.health.not_ready("database", "connecting");
         session.begins();
-        completion::show_counters();
         self.warning.call_once(|| self.address.warn_of_encryption());
         self.prepare(&session.health, &session.stop).await?;
         if session.stop.is_cancelled() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -10,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::notify::{Notify, OneOrMore};
 use super::parameter::{self, render};
 use super::source::SourceTable;
 use super::{
@@ -39,6 +41,8 @@ pub struct Job {
     pub timezone: TimeZone,
     /// The SQL, with `:name` for parameters.
     pub sql: String,
+    /// Not a part of [`Job::hash`], either.
+    pub notify: Notify,
 }
 
 /// Why a job cannot be used. Each error names the file and the remedy.
@@ -90,6 +94,16 @@ struct JobFile {
     source: SourceTable,
     /// The time zone of relative dates and times, such as `Europe/Amsterdam`; by default UTC.
     timezone: Option<String>,
+    /// Who is told when a run fails, is held or has many rejected rows, and when the job is late: the name of a channel, or
+    /// several. Its URL or command is a setting of the loader, `ETL_NOTIFY_NAME_URL`.
+    #[serde(default)]
+    notify: OneOrMore,
+    /// The channels are told of a run with more rejected rows: a number, or a share; by default `5%`.
+    warn_rejected: Option<MaxRejected>,
+    /// The job is late when no run has completed for so long and a tenth longer: `1d`, `15m`.
+    #[serde(default, with = "humantime_serde")]
+    #[schemars(with = "Option<String>")]
+    expected_every: Option<Duration>,
     /// What a run can set: `:name` in the SQL, in `replace_where` and in columns.
     #[serde(default)]
     parameters: BTreeMap<String, ParameterSpec>,
@@ -296,6 +310,7 @@ fn there(known: &[String]) -> String {
 
 fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
     check_names(&file)?;
+    let notify = Notify::new(file.notify, file.warn_rejected, file.expected_every)?;
     let target = check_target(file.target, &file.columns, &file.parameters)?;
     let sql = statement::query(sql)?.to_owned();
     check_parameters(&file.parameters, &sql, &target, &file.columns)?;
@@ -329,6 +344,7 @@ fn check(name: &str, file: JobFile, sql: &str) -> Result<Job, String> {
         parameters: file.parameters,
         timezone,
         sql,
+        notify,
     })
 }
 

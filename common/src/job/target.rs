@@ -221,7 +221,7 @@ pub enum Duplicates {
     Reject,
 }
 
-/// How many rejected rows a run may have: a number, or a share of the rows that Athena returned.
+/// A number of rejected rows, or a share of the rows that Athena returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "NumberOrText", into = "NumberOrText")]
 pub enum MaxRejected {
@@ -267,7 +267,7 @@ impl FromStr for MaxRejected {
     fn from_str(text: &str) -> Result<Self, String> {
         let problem = || {
             format!(
-                "max_rejected is {text:?}, which is neither a number of rows such as 100 nor a share such as \"1%\" or \"0.05%\" (at most four digits after the point)"
+                "{text:?} is neither a number of rows such as 100 nor a share such as \"1%\" or \"0.05%\" (at most four digits after the point)"
             )
         };
         let Some(share) = text.trim().strip_suffix('%') else {

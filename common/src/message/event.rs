@@ -31,6 +31,11 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         region: Option<String>,
     },
+    /// What the query has scanned so far, for display.
+    Scanned {
+        query_execution_id: String,
+        bytes_scanned: u64,
+    },
     /// The query ended, in whatever way: what it cost.
     QueryEnded {
         query_execution_id: String,
@@ -95,6 +100,7 @@ impl Message for RunEvent {
         let what = match &self.kind {
             EventKind::Started { attempt: 1, .. } => "started".to_owned(),
             EventKind::Started { attempt, .. } => format!("started-{attempt}"),
+            EventKind::Scanned { bytes_scanned, .. } => format!("scanned-{bytes_scanned}"),
             EventKind::QueryEnded {
                 query_execution_id, ..
             } => format!("query-ended-{query_execution_id}"),
@@ -126,6 +132,7 @@ impl Message for RunEvent {
                 Err(format!("a result of {rows} rows in {batches} batches"))
             }
             EventKind::Started { .. }
+            | EventKind::Scanned { .. }
             | EventKind::QueryEnded { .. }
             | EventKind::Progress { .. }
             | EventKind::Extracted { .. }

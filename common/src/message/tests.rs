@@ -274,6 +274,10 @@ fn event() -> impl Strategy<Value = RunEvent> {
             principal: (attempt > 1).then(|| "arn:aws:iam::1:role/r".into()),
             region: None,
         }),
+        any::<u64>().prop_map(|bytes_scanned| EventKind::Scanned {
+            query_execution_id: "q".into(),
+            bytes_scanned,
+        }),
         any::<bool>().prop_map(|reused| EventKind::QueryEnded {
             query_execution_id: "q".into(),
             end: QueryEnd::Stopped,

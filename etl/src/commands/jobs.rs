@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Command;
 use crate::jobs::Jobs;
-use crate::output::{Terminal, brief, show, table_within};
+use crate::output::{Narrow, Terminal, brief, show, table_within};
 use crate::{Failure, store};
 use ledger::{Freshness, Store};
 
@@ -118,7 +118,11 @@ fn list(jobs: &[Listed], terminal: Terminal) -> Table {
         "watermark",
     ];
     let rows: Vec<_> = rows.collect();
-    table_within(terminal, &header, 0..0, &rows, &[3, 1, 2, 6])
+    let narrow = Narrow {
+        cut: None,
+        spare: &[3, 1, 2, 6],
+    };
+    table_within(terminal, &header, 0..0, &rows, &narrow)
 }
 
 /// The job's watermark: the ledger's, or the initial one.

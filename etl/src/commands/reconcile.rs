@@ -15,7 +15,7 @@ use ledger::{Proven, Run, Seqs, Store};
 pub struct Arguments {
     /// The run's whole name.
     pub run: Option<String>,
-    /// Print JSON.
+    /// Print JSON: an object of one run, else an array.
     #[arg(long)]
     pub json: bool,
 }
@@ -26,11 +26,12 @@ const MAX_LINES: i64 = 100;
 /// What the ledger proves of a run.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
+    #[serde(flatten)]
     pub run: Run,
     /// The ranges of batches that the ledger lacks.
     pub missing: Vec<(i32, i32)>,
     /// False for a contradiction; of a run that is proven alone, for every run that is not complete.
-    #[serde(rename = "balanced")]
+    #[serde(rename = "ok")]
     pub is_true: bool,
     #[serde(rename = "verdict")]
     pub text: String,
@@ -182,7 +183,10 @@ impl Command for Arguments {
             ));
         }
         if self.json {
-            print_json(&proof.verdicts)?;
+            match (&self.run, proof.verdicts.as_slice()) {
+                (Some(_), [one]) => print_json(one)?,
+                (_, all) => print_json(&all)?,
+            }
         } else if has_runs {
             if !proof.verdicts.is_empty() {
                 print(&list(&proof.verdicts).to_string())?;

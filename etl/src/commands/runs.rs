@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::Command;
 use crate::Failure;
 use crate::output::run::state;
-use crate::output::{Terminal, brief, number, show, table_within};
+use crate::output::{Narrow, Terminal, brief, number, show, table_within};
 use crate::select::State;
 use crate::store;
 use ledger::{Run, RunFilter, Store};
@@ -71,9 +71,12 @@ fn list(runs: &[Run], now: Timestamp, terminal: Terminal) -> Table {
             age.map(brief).unwrap_or_default(),
         ]
     });
-    // The job is most often the beginning of the run's name.
-    let spare = [1, 5, 4];
-    table_within(terminal, &header, 3..7, &rows.collect::<Vec<_>>(), &spare)
+    let narrow = Narrow {
+        // The job is most often the beginning of the run's name.
+        cut: Some(1),
+        spare: &[5, 4],
+    };
+    table_within(terminal, &header, 3..7, &rows.collect::<Vec<_>>(), &narrow)
 }
 
 #[cfg(test)]
@@ -100,7 +103,24 @@ mod tests {
             let listed = list(&runs, now, terminal);
             let shown = on_a_terminal(listed, width);
             insta::assert_snapshot!(format!("runs_{width}"), shown);
+            let lines = shown.lines().map(|line| line.chars().count());
+            assert!(lines.max() <= Some(width.into()), "{shown}");
         }
+    }
+
+    #[test]
+    fn names_that_a_run_gets_by_itself_leave_room_for_every_column_at_80() {
+        let run = Run {
+            run_id: "clicks-20261130t031500-0a1b2c3d".into(),
+            ..samples::completed()
+        };
+        let terminal = Terminal {
+            width: Some(80),
+            ..Terminal::default()
+        };
+        let now = "2018-04-09T14:00:00Z".parse().unwrap();
+        let shown = on_a_terminal(list(&[run], now, terminal), 80);
+        insta::assert_snapshot!(shown);
     }
 
     #[test]

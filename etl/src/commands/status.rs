@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{Command, runs};
 use crate::broker::{self, Depth};
 use crate::output::phase::accounted;
-use crate::output::{Terminal, show};
+use crate::output::{Terminal, note, number, show};
 use crate::select::{self, Which};
 use crate::{Failure, loss, store};
 use ledger::{
@@ -35,13 +35,13 @@ pub struct Arguments {
     /// Show the runs every second until all of them are over; the exit code is 0 only if all are complete then.
     #[arg(long, conflicts_with = "json")]
     pub watch: bool,
+    /// The most runs to show, the latest.
+    #[arg(long, value_name = "N", default_value = "20", conflicts_with_all = ["watch", "runs", "last"], value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
     /// Print JSON: an object of one run, else an array.
     #[arg(long)]
     pub json: bool,
 }
-
-/// The most runs that are shown, the latest.
-const MAX_RUNS: u32 = 20;
 
 /// A run with everything around it.
 #[derive(Debug, Serialize)]
@@ -139,6 +139,29 @@ pub async fn plan(
     Ok(status)
 }
 
+impl Arguments {
+    /// The runs to show, the oldest first. Says so where there are more.
+    async fn found(&self, store: &Store) -> Result<Vec<Run>, Failure> {
+        let among = RunFilter {
+            limit: self.limit.saturating_add(1),
+            ..RunFilter::default()
+        };
+        let mut found = self.which.found(store, among).await?;
+        if found.is_empty() {
+            return Err(select::none());
+        }
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        if self.which.runs.is_empty() && found.len() > limit {
+            found.remove(0);
+            let shown = number(self.limit.into());
+            note(&format!(
+                "these are the latest {shown} of more runs; --limit shows more, and `etl runs` has a line for each"
+            ));
+        }
+        Ok(found)
+    }
+}
+
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let price = Price::configured()?;
@@ -149,20 +172,13 @@ impl Command for Arguments {
             let latest = runs::Arguments {
                 job: None,
                 state: None,
-                limit: MAX_RUNS,
+                limit: self.limit,
                 json: self.json,
             };
             return latest.run().await;
         }
         let store = store::open().await?;
-        let among = RunFilter {
-            limit: MAX_RUNS,
-            ..RunFilter::default()
-        };
-        let found = self.which.found(&store, among).await?;
-        if found.is_empty() {
-            return Err(select::none());
-        }
+        let found = self.found(&store).await?;
         let queues = broker::depths().await;
         let mut statuses = Vec::with_capacity(found.len());
         for run in found {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use indicatif::HumanBytes;
 use tokio::time::Instant;
 
 use super::{brief, number};
@@ -65,7 +66,13 @@ pub fn line(run: &Run, rate: Option<f64>) -> String {
     let rows = format!("extracted {read}, loaded {loaded}, rejected {rejected}");
     match phase {
         Phase::Queued => format!("{name} for {elapsed}"),
-        Phase::Querying => format!("{name} for {}", since_start.unwrap_or(elapsed)),
+        Phase::Querying => {
+            let time = since_start.unwrap_or(elapsed);
+            let bytes = run.bytes_scanned.filter(|bytes| *bytes > 0);
+            let bytes =
+                bytes.map(|bytes| format!(", {} scanned", HumanBytes(bytes.unsigned_abs())));
+            format!("{name} for {time}{}", bytes.unwrap_or_default())
+        }
         Phase::Extracting => format!("{name}: {rows}{rates}, {elapsed} so far"),
         Phase::Loading => {
             let (done, left) = (number(accounted(run)), left(run, rate));

@@ -89,3 +89,37 @@ async fn every_phase_is_a_line_without_a_bar() {
     let repeated = log.matches("Athena running").count();
     assert!(repeated < 4, "few lines: {log}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_scanned_grow_while_the_query_runs() {
+    const TOTAL: i64 = 4 << 30;
+    let pipeline = Pipeline::start().await;
+    pipeline.write_job("clicks", JOB);
+    let answer = Answer::rows(sample::clicks(10));
+    let answer = answer.after(Duration::from_secs(7)).scanned(4 << 30);
+    pipeline.cloud.answer("FROM clicks", answer.scanning());
+    let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    let scanned = "SELECT coalesce((SELECT bytes_scanned FROM etl.runs), 0)";
+    let mut seen = vec![0];
+    wait_until("two figures before the end", TIMEOUT, async || {
+        let bytes = pipeline.number(scanned).await;
+        if bytes > seen[seen.len() - 1] {
+            seen.push(bytes);
+        }
+        seen.len() > 2
+    })
+    .await;
+    assert!(seen[2] < TOTAL, "{seen:?}");
+    let status = pipeline.etl(&["status", "daily"]).await.stdout;
+    let line = status
+        .lines()
+        .find(|line| line.contains("Athena running for "));
+    assert!(
+        line.is_some_and(|line| line.contains(" GiB scanned")),
+        "{status}"
+    );
+    let done = pipeline.etl(&["status", "daily", "--watch"]).await;
+    assert_eq!(done.code, Some(0), "{}", done.stdout);
+    assert_eq!(pipeline.number(scanned).await, TOTAL);
+}

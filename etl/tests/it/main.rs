@@ -14,6 +14,7 @@ mod first_job;
 mod follow;
 mod held;
 mod jobs;
+mod lineage;
 mod looking;
 mod many;
 mod modes;

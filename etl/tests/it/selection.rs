@@ -179,3 +179,28 @@ async fn replay_of_chosen_runs_is_shown_before_it_begins() {
     assert_eq!(last.code, Some(0), "{}{}", last.stdout, last.stderr);
     assert!(last.stderr.contains("replay three ("), "{}", last.stderr);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_says_that_it_shows_not_all() {
+    let pipeline = three_held_runs().await;
+    let held = ["status", "--state", "held"];
+    let all = pipeline.etl(&held).await;
+    assert_eq!((all.code, all.stderr.as_str()), (Some(0), ""));
+    let two = pipeline.etl(&[&held[..], &["--limit", "2"]].concat()).await;
+    assert!(
+        two.stderr.contains("the latest 2 of more runs; --limit"),
+        "{}",
+        two.stderr
+    );
+    let shown = |name: &str| two.stdout.contains(&format!("run  {name} ("));
+    assert!(
+        !shown("one") && shown("two") && shown("three"),
+        "{}",
+        two.stdout
+    );
+    let json = pipeline
+        .etl(&[&held[..], &["--limit", "2", "--json"]].concat())
+        .await;
+    let runs: Vec<serde_json::Value> = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(runs.len(), 2, "{}", json.stdout);
+}

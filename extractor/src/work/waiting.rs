@@ -12,15 +12,18 @@ use common::schema::ResultColumn;
 use common::telemetry::retried;
 use common::telemetry::trace::{self, KeyValue};
 use jiff::Timestamp;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{CHECKPOINT_INTERVAL, Next, Worker};
-use crate::athena::{Execution, ExecutionState, Query};
+use crate::athena::{Athena, Execution, ExecutionState, Query};
 use crate::batching::fitted;
 use crate::clients::Clients;
 use crate::error_policy::StepError;
 use crate::query::{self, MAX_ATTEMPTS, Started, Waited};
 use crate::results::{Choice, choose};
+
+/// The shortest interval at which the bytes that a query has scanned are told. It grows with the age of the query.
+const SCANNED_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Worker<'_, '_> {
     pub(super) fn query(task: &ExtractTask, attempt: u32) -> Query<'_> {
@@ -74,8 +77,7 @@ impl Worker<'_, '_> {
             since,
         };
         let athena = self.replica.clients(&task.source).await.athena;
-        let waited = query::wait(&athena, started, self.checkpoint_interval()).await?;
-        let (waited, execution) = waited;
+        let (waited, execution) = self.wait_and_tell(task, &athena, started).await?;
         if waited != Waited::Running {
             self.tell_end(task, id, &execution).await?;
         }
@@ -107,6 +109,33 @@ impl Worker<'_, '_> {
                 Ok(again(task, attempt, id, &reason).await)
             }
             Waited::Cancelled(reason) | Waited::Failed(reason) => Err(StepError::FailRun(reason)),
+        }
+    }
+
+    /// Waits as [`query::wait`] does, and tells meanwhile what the query has scanned.
+    async fn wait_and_tell(
+        &mut self,
+        task: &ExtractTask,
+        athena: &Athena,
+        query: Started<'_>,
+    ) -> Result<(Waited, Execution), StepError> {
+        let until = Instant::now() + self.checkpoint_interval();
+        let mut told = 0;
+        loop {
+            let left = until.duration_since(Instant::now());
+            let pause = query.age().div_f64(10.0).max(SCANNED_INTERVAL);
+            let (waited, execution) = query::wait(athena, query, left.min(pause)).await?;
+            if waited == Waited::Running && execution.bytes_scanned > told {
+                told = execution.bytes_scanned;
+                let scanned = EventKind::Scanned {
+                    query_execution_id: query.id.to_owned(),
+                    bytes_scanned: told,
+                };
+                self.tell(task, scanned).await?;
+            }
+            if waited != Waited::Running || Instant::now() >= until {
+                return Ok((waited, execution));
+            }
         }
     }
 

@@ -177,7 +177,7 @@ impl LockedRun<'_> {
             .bind(state.name())
             .execute(&mut *self.tx)
             .await?;
-        Ok(())
+        Ok(self.tell_start().await?)
     }
 
     async fn drop_replay(

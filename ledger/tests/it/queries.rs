@@ -80,6 +80,33 @@ async fn every_query_of_a_run_counts_in_any_order_and_after_its_end() {
     }
 }
 
+#[tokio::test]
+async fn bytes_scanned_so_far_only_grow_until_the_query_ends() {
+    let (database, store) = ledger().await;
+    let pool = &database.pool;
+    run_in(pool, "r", RunState::Running).await;
+    let scanned = |bytes_scanned| EventKind::Scanned {
+        query_execution_id: "q".into(),
+        bytes_scanned,
+    };
+    for (event, total) in [
+        // The ledger does not know the query yet.
+        (scanned(1), ""),
+        (started("q", 1), ""),
+        (scanned(5), "5"),
+        (scanned(3), "5"),
+        (scanned(7), "7"),
+        (ended("q", QueryEnd::Succeeded, 9), "9"),
+        (scanned(11), "9"),
+    ] {
+        note(&store, "r", event.clone()).await;
+        let seen = text(pool, "SELECT bytes_scanned FROM etl.runs").await;
+        assert_eq!(seen, total, "{event:?}");
+    }
+    let ignored = text(pool, "SELECT ignored_messages FROM etl.runs").await;
+    assert_eq!(ignored, "0");
+}
+
 /// The job `job` with a limit of so many bytes.
 fn limited(most: u64) -> Job {
     Job {

@@ -8,7 +8,11 @@ use sqlx::{PgConnection, PgPool};
 use crate::support::{execute, ledger, loaded, run_in, state_of, text};
 
 /// Executes a transition like the programs do.
-async fn carry_out(store: &Store, transition: Transition, run: &RunId) -> Result<(), Error> {
+pub(crate) async fn carry_out(
+    store: &Store,
+    transition: Transition,
+    run: &RunId,
+) -> Result<(), Error> {
     match transition {
         Transition::Start => {
             let query_execution_id = "q".to_owned();
@@ -102,7 +106,7 @@ fn batch() -> DroppedBatch {
 }
 
 /// The count of the result, which some transitions require.
-async fn prepare(pool: &PgPool, run: &RunId, transition: Transition) {
+pub(crate) async fn prepare(pool: &PgPool, run: &RunId, transition: Transition) {
     if matches!(
         transition,
         Transition::Complete | Transition::Hold | Transition::Supersede

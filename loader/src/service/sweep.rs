@@ -118,7 +118,7 @@ pub(super) async fn sweep(
 
 /// Records the role whose privileges `etl run` checks. Without it, `etl run` checks its own and says so.
 async fn record_role(loader: &Loader) {
-    if let Err(error) = loader.store.record_loader().await {
+    if let Err(error) = loader.store.record_loader(&loader.channels).await {
         let error = LoadError::from(error);
         if loader.is_news(&error.sentence()) {
             tracing::warn!(error = error.sentence(), "the role is not recorded");

@@ -58,6 +58,7 @@ pub struct Answer {
     pub(crate) polls: Vec<QueryState>,
     pub(crate) end: End,
     pub(crate) scanned: u64,
+    pub(crate) grows: bool,
     pub(crate) at_least: Duration,
     pub(crate) header: bool,
     pub(crate) empty_last_page: bool,
@@ -72,6 +73,7 @@ impl Answer {
             polls: vec![QueryState::Queued, QueryState::Running],
             end: End::Succeeded,
             scanned: 1_234_567,
+            grows: false,
             at_least: Duration::ZERO,
             header: true,
             empty_last_page: false,
@@ -162,6 +164,13 @@ impl Answer {
     #[must_use]
     pub fn scanned(mut self, bytes: u64) -> Self {
         self.scanned = bytes;
+        self
+    }
+
+    /// While it is RUNNING, what was scanned grows with the time of [`Self::after`].
+    #[must_use]
+    pub fn scanning(mut self) -> Self {
+        self.grows = true;
         self
     }
 

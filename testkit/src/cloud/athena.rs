@@ -235,11 +235,6 @@ fn describe(execution: &Execution) -> Value {
         .elapsed()
         .max(Duration::from_millis(1))
         .as_millis();
-    let scanned = if execution.was_running || execution.state.is_final() {
-        execution.answer.scanned
-    } else {
-        0
-    };
     json!({
         "QueryExecutionId": execution.id,
         "Query": execution.request["QueryString"],
@@ -252,7 +247,7 @@ fn describe(execution: &Execution) -> Value {
         "ManagedQueryResultsConfiguration": { "Enabled": execution.workgroup.managed_results },
         "Status": status,
         "Statistics": {
-            "DataScannedInBytes": scanned,
+            "DataScannedInBytes": execution.scanned(),
             "EngineExecutionTimeInMillis": took,
             "TotalExecutionTimeInMillis": took,
             "QueryQueueTimeInMillis": 1,

@@ -226,6 +226,25 @@ impl Execution {
         }
     }
 
+    /// The bytes scanned so far.
+    pub(crate) fn scanned(&self) -> u64 {
+        let Answer {
+            scanned,
+            grows,
+            at_least,
+            ..
+        } = self.answer;
+        match self.state {
+            _ if self.state.is_final() => scanned,
+            _ if !self.was_running => 0,
+            _ if grows => {
+                let part = self.started.elapsed().as_millis() * 1_000 / at_least.as_millis().max(1);
+                scanned / 1_000 * u64::try_from(part.min(999)).expect("fits")
+            }
+            _ => scanned,
+        }
+    }
+
     /// A large result's object is written while the query runs, and the query runs until it is written.
     fn is_writing(&self) -> bool {
         self.output.is_some() && self.writes_ahead() && !self.answer.result.is_spooled()

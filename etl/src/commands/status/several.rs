@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::follow::is_complete;
 use crate::output::phase::{Pace, Phase, accounted, left, whole};
 use crate::output::run::state;
-use crate::output::{Terminal, brief, number, table_within};
+use crate::output::{Narrow, Terminal, brief, number, table_within};
 use ledger::Run;
 
 /// The runs as they were seen last, by number, and the pace of each.
@@ -60,8 +60,12 @@ impl Several {
             "run", "job", "state", "phase", "rows", "rejected", "rows/s", "left", "time",
         ];
         let rows: Vec<_> = self.0.values().map(Watched::row).collect();
-        // The job is most often the beginning of the run's name.
-        table_within(terminal, &header, 4..9, &rows, &[1, 5, 6, 8]).to_string()
+        let narrow = Narrow {
+            // The job is most often the beginning of the run's name.
+            cut: Some(1),
+            spare: &[5, 6, 8, 1],
+        };
+        table_within(terminal, &header, 4..9, &rows, &narrow).to_string()
     }
 }
 
