@@ -10,6 +10,7 @@ mod connecting;
 mod cost;
 mod dead;
 mod doctor;
+mod drift;
 mod first_job;
 mod follow;
 mod held;
