@@ -28,6 +28,9 @@ pub async fn work(address: Address, channels: Vec<Channel>, stop: CancellationTo
             return;
         }
     }
+    for channel in &channels {
+        outbox::show_counters(&channel.name);
+    }
     let mut watch = Watch::new(&store, &channels);
     futures::join!(
         outbox::send_all(&store, &channels, &stop),

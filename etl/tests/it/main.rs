@@ -17,6 +17,7 @@ mod jobs;
 mod looking;
 mod many;
 mod modes;
+mod notify;
 mod operators;
 mod outputs;
 mod permissions;

@@ -5,6 +5,7 @@
     reason = "a test's helper fails the test by panicking"
 )]
 
+mod outbox;
 mod poolers;
 mod queries;
 mod removals;
