@@ -157,7 +157,7 @@ mod tests {
         let late = Freshness {
             state: RunState::Failed,
             seconds_late: Some(3_600.0),
-            ..last(Some(97_000.0))
+            ..last(Some(11_000.0))
         };
         let listed = |job: &str, problem: Option<&str>, last| Listed {
             job: job.to_owned(),

@@ -109,6 +109,12 @@ async fn late_job_and_channel_without_a_setting_are_said() {
         doctor.contains("DELETE FROM etl.jobs WHERE job = 'clicks'"),
         "{doctor}"
     );
+    let expect_no_more = "DELETE FROM etl.jobs";
+    sqlx::query(expect_no_more).execute(pool).await.unwrap();
+    wait_until("the metric to be zero", TIMEOUT, async || {
+        loader.metric("etl_job_late_seconds").await == Some(0.0)
+    })
+    .await;
     let older = "UPDATE etl.outbox SET created_at = now() - interval '2 days'";
     sqlx::query(older).execute(pool).await.unwrap();
     let pruned = says(&pipeline, &["prune", "--older-than", "1d", "--unsent"])
