@@ -10,7 +10,7 @@ use crate::extractor::Extractor;
 use crate::jobs::{Jobs, checkable, example};
 use crate::query_columns::QueryColumns;
 use crate::target::{self, Examined, TargetPlan};
-use crate::{Failure, store};
+use crate::{Failure, channels, store};
 use ledger::Store;
 
 /// Check job files; --connected adds the query and the target.
@@ -88,7 +88,10 @@ async fn check(
         return Ok(());
     }
     let columns = QueryColumns::ask(extractor, jobs, &job, &set, &spec).await?;
-    let examined = target::plan_all(store, &spec, &columns.target, &jobs.schemas).await?;
+    let mut examined = target::plan_all(store, &spec, &columns.target, &jobs.schemas).await?;
+    let loaders = store.loader_roles().await?;
+    let missing = channels::missing(&job, loaders.channels());
+    examined.warnings.extend(missing);
     report(name, columns.result.len(), &examined, findings);
     Ok(())
 }

@@ -19,6 +19,7 @@ mod lineage;
 mod looking;
 mod many;
 mod modes;
+mod notify;
 mod operators;
 mod outputs;
 mod permissions;
