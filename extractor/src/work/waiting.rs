@@ -14,7 +14,7 @@ use common::telemetry::trace::{self, KeyValue};
 use jiff::Timestamp;
 use tokio::time::sleep;
 
-use super::{CHECKPOINT_INTERVAL, Next, Worker};
+use super::{CHECKPOINT_INTERVAL, Next, WAIT_INTERVAL, Worker};
 use crate::athena::{Execution, ExecutionState, Query};
 use crate::batching::fitted;
 use crate::clients::Clients;
@@ -74,7 +74,8 @@ impl Worker<'_, '_> {
             since,
         };
         let athena = self.replica.clients(&task.source).await.athena;
-        let waited = query::wait(&athena, started, self.checkpoint_interval()).await?;
+        let at_most = self.checkpoint_interval().min(WAIT_INTERVAL);
+        let waited = query::wait(&athena, started, at_most).await?;
         let (waited, execution) = waited;
         if waited != Waited::Running {
             self.tell_end(task, id, &execution).await?;
