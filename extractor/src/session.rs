@@ -33,9 +33,11 @@ const PREFETCH: Prefetch = Prefetch {
     alone: Duration::ZERO,
 };
 
-/// Tasks that wait for a query or read the beginning of a result, for each one that reads a long result on. They are short, and
-/// the next ones wait behind them.
-const SHORT_TASKS: u32 = 4;
+/// How many tasks wait for a query or read the beginning of a result beside so many long results that are read: more, since the
+/// next ones wait behind them. Only where one long result is read at a time, it is one.
+fn short_tasks(tasks: u32) -> u32 {
+    (tasks - 1).saturating_mul(4).saturating_add(1)
+}
 
 /// Works on tasks until the session ends. Tasks that are in hand then are redelivered.
 pub async fn run(session: &Session) -> Result<(), Fault> {
@@ -67,7 +69,7 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
     };
     let tasks = settings.tasks.get();
     let queues = [
-        workers(QueueName::Extract, tasks.saturating_mul(SHORT_TASKS)),
+        workers(QueueName::Extract, short_tasks(tasks)),
         workers(QueueName::ExtractBulk, tasks),
     ];
     let consume = session.consume(PREFETCH, queues);
