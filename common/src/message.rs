@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 
 /// A message type, its queue and its version.
 pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// Its queue.
+    /// Its queue, or that of its first messages where long runs have [another one](Self::queue).
     const QUEUE: QueueName;
     /// Its name and version, the AMQP property `type`. Readers refuse every version but this one and the one before.
     const KIND: &'static str;
@@ -32,6 +32,11 @@ pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Whether this version reads messages of this `type`.
     fn reads(kind: &str) -> bool {
         kind == Self::KIND || Some(kind) == Self::KIND_BEFORE
+    }
+
+    /// The queue of this message.
+    fn queue(&self) -> QueueName {
+        Self::QUEUE
     }
 
     /// The AMQP `message_id`, the same for every copy of a message.

@@ -32,7 +32,7 @@ pub use definitions::definitions;
 pub use error::QueueError;
 pub use kind::{Kind, pretended};
 pub use outgoing::{Outgoing, Unsendable};
-pub use policy::{Handler, Intake, Prefetch, Stage, consume, over_limit};
+pub use policy::{Handler, Intake, Prefetch, Stage, Workers, consume, over_limit};
 pub use publisher::Publisher;
 pub use retention::{limit_age, pad};
 pub use stream::{Begin, StreamReader};

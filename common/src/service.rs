@@ -6,6 +6,7 @@ mod watch;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,8 +19,8 @@ use crate::backoff::{Repetition, backoff};
 use crate::lifecycle::{Health, serve_http, shutdown_on_signal};
 use crate::message::{Message, QueueName};
 use crate::queue::{
-    self, Archive, Archived, Connection, Declare, Handler, Prefetch, Publisher, QueueError, Stage,
-    Topology,
+    self, Archive, Archived, Connection, Declare, Handler, Intake, Prefetch, Publisher, QueueError,
+    Stage, Topology, Workers,
 };
 use crate::reason::paragraph;
 use crate::secret::SecretUrl;
@@ -27,7 +28,7 @@ use crate::settings;
 use crate::stack;
 use crate::telemetry;
 use unreceivable::expel;
-use watch::{measure, wait_for_room, watch};
+use watch::{measure, watch};
 
 /// The name of a service, and its defaults.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +112,8 @@ pub struct Session {
     /// Whether the user may look at queues. One that declares none may be refused, which ends the session.
     pub may_look: bool,
     pub health: Health,
+    /// Those who wait for room in a full queue.
+    waiting: AtomicU32,
     /// Cancelled when the process must stop or a connection is lost: take no new delivery, settle those
     /// in hand, return.
     pub stop: CancellationToken,
@@ -125,12 +128,11 @@ impl Session {
         }
     }
 
-    /// Consumes the queue of `M` until the session ends, with one worker a handler, and [begins](Self::begins) with the
-    /// first of them.
+    /// Consumes queues of messages `M` until the session ends, and [begins](Self::begins) with the first worker.
     pub async fn consume<M: Message, H: Handler<M, Fault = Fault>>(
         &self,
         prefetch: Prefetch,
-        handlers: impl IntoIterator<Item = H>,
+        queues: impl IntoIterator<Item = Workers<H>>,
     ) -> Result<(), Fault> {
         let stage = Stage {
             name: self.name,
@@ -138,7 +140,23 @@ impl Session {
             publishing: &self.publishing,
             stop: &self.stop,
         };
-        queue::consume(&stage, prefetch, handlers, || self.begins()).await
+        queue::consume(&stage, prefetch, queues, || self.begins()).await
+    }
+
+    /// After a publish that failed. Where the queue is full, the worker waits for room with no delivery in hand, and the others
+    /// go on; else it is the error.
+    pub async fn wait_for_room<M: Message>(
+        &self,
+        intake: &mut Intake<'_, M>,
+        failed: QueueError,
+    ) -> Result<(), Fault> {
+        match failed {
+            QueueError::Full { queue, messages } => {
+                intake.release().await;
+                self.until_room(queue, messages).await
+            }
+            error => Err(error.into()),
+        }
     }
 }
 
@@ -291,6 +309,7 @@ async fn attempt(
         archived,
         may_look: settings.declare == Declare::Create,
         health: health.clone(),
+        waiting: AtomicU32::default(),
         stop: stop.child_token(),
     };
     let measured = if state.may_look {
@@ -315,7 +334,8 @@ async fn attempt(
     if let Err(Fault::World(error)) = &outcome
         && let Some(QueueError::Full { queue, messages }) = error.downcast_ref()
     {
-        outcome = wait_for_room(&state, stop, queue, *messages).await;
+        state.consuming.close().await;
+        outcome = state.until_room(queue, *messages).await;
     }
     futures::join!(state.consuming.close(), state.publishing.close());
     if let Err(Fault::World(error)) = &outcome

@@ -64,9 +64,18 @@ pub async fn depths() -> Result<Vec<Depth>, String> {
 }
 
 async fn depths_on(connection: &Connection) -> Result<Vec<Depth>, QueueError> {
-    use QueueName::{Dead, Events, Extract, Raw, Valid};
+    use QueueName::{Dead, Events, Extract, ExtractBulk, Raw, RawBulk, Valid, ValidBulk};
     let mut depths = Vec::new();
-    for queue in [Extract, Raw, Valid, Events, Dead] {
+    for queue in [
+        Extract,
+        ExtractBulk,
+        Raw,
+        RawBulk,
+        Valid,
+        ValidBulk,
+        Events,
+        Dead,
+    ] {
         if let Some(state) = inspect::look(connection, queue).await? {
             depths.push(Depth {
                 queue: queue.name(),

@@ -28,7 +28,7 @@ async fn main() -> ExitCode {
             name: "extractor",
             http_port: 9101,
             publishes: true,
-            consumes: &[QueueName::Extract],
+            consumes: &[QueueName::Extract, QueueName::ExtractBulk],
         },
         extractor::session::run,
     )

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use common::message::{Cursor, RawBatch};
+use common::message::{BatchId, Cursor, RawBatch};
 use common::queue::{Outgoing, Unsendable};
 use common::telemetry::trace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -115,7 +115,8 @@ impl Outbox {
 }
 
 impl Inbox {
-    /// The waiting batches, up to a window; waits for the first one. None when the reader has ended,
+    /// The waiting batches, up to a window or to where bulk begins: these go to another queue, which may be full. Waits for the
+    /// first one. None when the reader has ended,
     /// with or without an error.
     pub async fn next(&mut self) -> Option<Window> {
         let mut window = Window::default();
@@ -128,7 +129,7 @@ impl Inbox {
             window.messages.extend(batch.messages);
             window.permits.push(batch.permit);
             window.spans.push(batch.span);
-            ready = (bytes < WINDOW_BYTES)
+            ready = (bytes < WINDOW_BYTES && window.next.seq != BatchId::BULK_FROM)
                 .then(|| self.0.try_recv().ok())
                 .flatten();
         }

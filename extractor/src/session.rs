@@ -7,7 +7,8 @@ use common::backoff::Repetition;
 use common::failpoint;
 use common::message::{Command, ExtractTask};
 use common::queue::{
-    self, ControlReader, Delivery, Handler, Intake, Prefetch, Publisher, QueueError,
+    self, ControlReader, Delivery, Handler, Intake, Prefetch, Publisher, QueueError, QueueName,
+    Workers,
 };
 use common::service::{Fault, Session};
 use common::settings;
@@ -32,6 +33,12 @@ const PREFETCH: Prefetch = Prefetch {
     alone: Duration::ZERO,
 };
 
+/// How many tasks wait for a query or read the beginning of a result beside so many long results that are read: more, since the
+/// next ones wait behind them. Only where one long result is read at a time, it is one.
+fn short_tasks(tasks: u32) -> u32 {
+    (tasks - 1).saturating_mul(4).saturating_add(1)
+}
+
 /// Works on tasks until the session ends. Tasks that are in hand then are redelivered.
 pub async fn run(session: &Session) -> Result<(), Fault> {
     let settings: Settings =
@@ -48,13 +55,24 @@ pub async fn run(session: &Session) -> Result<(), Fault> {
         () = session.stop.cancelled() => return Ok(()),
         opened = ControlReader::open(&session.consuming, &session.publishing, apply) => opened?,
     };
-    let handlers = (0..settings.tasks.get()).map(|_| Tasks {
-        session,
-        replica: &replica,
-        controls: &controls,
-        repetition: Repetition::default(),
-    });
-    let consume = session.consume(PREFETCH, handlers);
+    let workers = |queue, count: u32| {
+        let tasks = |_| Tasks {
+            session,
+            replica: &replica,
+            controls: &controls,
+            repetition: Repetition::default(),
+        };
+        Workers {
+            queue,
+            handlers: (0..count).map(tasks).collect(),
+        }
+    };
+    let tasks = settings.tasks.get();
+    let queues = [
+        workers(QueueName::Extract, short_tasks(tasks)),
+        workers(QueueName::ExtractBulk, tasks),
+    ];
+    let consume = session.consume(PREFETCH, queues);
     let follow = follow(session, reader, &controls);
     try_join3(
         Box::pin(follow),
@@ -166,8 +184,8 @@ impl Handler<ExtractTask> for Tasks<'_> {
             match outcome {
                 Outcome::Settled => delivery.ack().await?,
                 Outcome::Full(full) => {
-                    delivery.ack().await?;
-                    return Err(full.into());
+                    intake.ack_and_release(delivery).await?;
+                    Box::pin(self.session.wait_for_room(intake, full)).await?;
                 }
                 Outcome::Pause(time) => {
                     intake.ack_and_release(delivery).await?;

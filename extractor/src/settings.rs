@@ -7,7 +7,7 @@ use serde::Deserialize;
 /// The extractor's settings, beside those of every service.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Settings {
-    /// Tasks that run at the same time (`ETL_TASKS`).
+    /// Long results that are read at the same time (`ETL_TASKS`).
     #[serde(default = "two")]
     pub tasks: NonZeroU32,
     /// Whether S3 requests use `http://host/bucket/key` (`ETL_S3_PATH_STYLE`). The default is true where

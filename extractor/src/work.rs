@@ -25,8 +25,10 @@ use crate::query;
 use crate::replica::Replica;
 use crate::setbacks::Setbacks;
 
-/// How long one delivery waits for a query, or reads, before a checkpoint.
+/// How long one delivery reads before a checkpoint.
 pub(crate) const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long one delivery waits for a query before a checkpoint: other tasks wait behind it.
+pub(crate) const WAIT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long one delivery waits for AWS or for the first batch before a checkpoint.
 const OUTAGE_TIMEOUT: Duration = Duration::from_mins(5);
 
@@ -50,7 +52,7 @@ enum Next {
 pub(crate) enum Outcome {
     /// The next delivery.
     Settled,
-    /// A queue is full: the session ends.
+    /// A queue is full: this worker waits until it has room.
     Full(QueueError),
     /// This worker takes nothing for so long: AWS denied it what the task needs, and another one may take the task; or no queue
     /// has room for a paused task.

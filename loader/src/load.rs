@@ -232,7 +232,7 @@ async fn write(
 
 /// The most connections of a loader. It handles batches, events, dead letters, commits of runs and removals at the same
 /// time.
-const CONNECTIONS: u32 = 12;
+const CONNECTIONS: u32 = 15;
 
 /// The ledger and the checked targets: the state for loading.
 pub struct Loader {

@@ -85,6 +85,7 @@ async fn main() -> ExitCode {
             publishes: false,
             consumes: &[
                 QueueName::Valid,
+                QueueName::ValidBulk,
                 QueueName::Events,
                 QueueName::Dead,
                 QueueName::Parked,

@@ -19,7 +19,7 @@ async fn main() -> ExitCode {
         name: "transformer",
         http_port: 9102,
         publishes: true,
-        consumes: &[QueueName::Raw],
+        consumes: &[QueueName::Raw, QueueName::RawBulk],
     };
     service::run(service, transformer::session::run).await
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::failpoint;
 use common::message::RawBatch;
-use common::queue::{Delivery, Handler, Intake, Prefetch};
+use common::queue::{Delivery, Handler, Intake, Prefetch, QueueName, Workers};
 use common::service::{Fault, Session};
 
 use crate::answer::answer;
@@ -21,22 +21,30 @@ const PREFETCH: Prefetch = Prefetch {
     alone: Duration::from_secs(5),
 };
 
-/// Workers side by side: one computes while the other waits for its confirms.
+/// Workers of a queue: one computes while the other waits for its confirms.
 const WORKERS: usize = 2;
 
 /// Transforms batches until the session ends.
 pub async fn run(session: &Session) -> Result<(), Fault> {
-    let workers = (0..WORKERS).map(|_| Worker {
-        plans: Plans::default(),
+    let queues = [QueueName::Raw, QueueName::RawBulk].map(|queue| {
+        let worker = |_| Worker {
+            session,
+            plans: Plans::default(),
+        };
+        Workers {
+            queue,
+            handlers: (0..WORKERS).map(worker).collect(),
+        }
     });
-    session.consume(PREFETCH, workers).await
+    session.consume(PREFETCH, queues).await
 }
 
-struct Worker {
+struct Worker<'a> {
+    session: &'a Session,
     plans: Plans,
 }
 
-impl Handler<RawBatch> for Worker {
+impl Handler<RawBatch> for Worker<'_> {
     type Fault = Fault;
 
     /// Answers every delivery, and acks them once all answers are confirmed.
@@ -53,7 +61,9 @@ impl Handler<RawBatch> for Worker {
             outgoing.push(answer);
             counts.push(counted);
         }
-        intake.publisher.publish(&outgoing).await?;
+        if let Err(error) = intake.publisher.publish(&outgoing).await {
+            return self.session.wait_for_room(intake, error).await;
+        }
         failpoint::reach("after_confirm").await;
         for (delivery, counts) in window.into_iter().zip(counts) {
             delivery.ack().await?;

@@ -226,6 +226,14 @@ impl Message for RawBatch {
     /// All JSON.
     const KIND_BEFORE: Option<&'static str> = Some("raw-batch.v1");
 
+    fn queue(&self) -> QueueName {
+        if self.id.is_bulk() {
+            QueueName::RawBulk
+        } else {
+            QueueName::Raw
+        }
+    }
+
     fn id(&self) -> String {
         self.id.to_string()
     }
@@ -258,6 +266,14 @@ impl Message for ValidBatch {
     const KIND: &'static str = "valid-batch.v2";
     /// All JSON.
     const KIND_BEFORE: Option<&'static str> = Some("valid-batch.v1");
+
+    fn queue(&self) -> QueueName {
+        if self.id.is_bulk() {
+            QueueName::ValidBulk
+        } else {
+            QueueName::Valid
+        }
+    }
 
     fn id(&self) -> String {
         self.id.to_string()

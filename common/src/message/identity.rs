@@ -75,6 +75,15 @@ pub struct BatchId {
 impl BatchId {
     /// The first seq that a run cannot have: `_batch` has 24 bits for it.
     pub const MAX_SEQ: u32 = 1 << 24;
+
+    /// From this seq on a run is bulk: its tasks and batches wait in queues of their own, with workers of their own, so that a
+    /// short run waits for no long one. Nothing else decides about it, so that every copy of a message takes the same way.
+    pub const BULK_FROM: u32 = 4;
+
+    /// Whether the batch is one of the later ones of a long result.
+    pub fn is_bulk(&self) -> bool {
+        self.seq >= Self::BULK_FROM
+    }
 }
 
 impl fmt::Display for BatchId {

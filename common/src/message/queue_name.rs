@@ -3,12 +3,18 @@
 /// The queues of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueName {
-    /// Tasks for extractors.
+    /// Tasks for extractors: queries, and the beginnings of results.
     Extract,
-    /// Batches as Athena gave them, for transformers.
+    /// Tasks that read a long result on.
+    ExtractBulk,
+    /// Batches as Athena gave them, for transformers: the first ones of each run.
     Raw,
-    /// Batches for loaders.
+    /// The later batches of long results.
+    RawBulk,
+    /// Batches for loaders: the first ones of each run.
     Valid,
+    /// The later batches of long results.
+    ValidBulk,
     /// Batches whose target cannot take them now, for loaders.
     Parked,
     /// Events of runs, for loaders.
@@ -26,14 +32,17 @@ pub enum QueueName {
 impl QueueName {
     /// In the order of their declaration. A queue follows the one that it dead-letters to: the broker deletes a
     /// message that it dead-letters to a queue that does not exist.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Unreadable,
         Self::Dead,
         Self::Archive,
         Self::Control,
         Self::Extract,
+        Self::ExtractBulk,
         Self::Raw,
+        Self::RawBulk,
         Self::Valid,
+        Self::ValidBulk,
         Self::Parked,
         Self::Events,
     ];
@@ -44,8 +53,11 @@ impl QueueName {
         match self {
             Self::Control => "etl.control",
             Self::Extract
+            | Self::ExtractBulk
             | Self::Raw
+            | Self::RawBulk
             | Self::Valid
+            | Self::ValidBulk
             | Self::Parked
             | Self::Events
             | Self::Archive
@@ -58,8 +70,11 @@ impl QueueName {
     pub fn name(self) -> &'static str {
         match self {
             Self::Extract => "etl.extract",
+            Self::ExtractBulk => "etl.extract.bulk",
             Self::Raw => "etl.raw",
+            Self::RawBulk => "etl.raw.bulk",
             Self::Valid => "etl.valid",
+            Self::ValidBulk => "etl.valid.bulk",
             Self::Parked => "etl.parked",
             Self::Events => "etl.events",
             Self::Archive => "etl.archive",

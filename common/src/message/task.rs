@@ -180,6 +180,11 @@ impl ExtractTask {
     pub fn is_replay(&self) -> bool {
         self.generation > self.first_generation
     }
+
+    /// Whether it reads a long result on.
+    pub fn is_bulk(&self) -> bool {
+        matches!(&self.state, TaskState::Reading { cursor, .. } if cursor.seq >= BatchId::BULK_FROM)
+    }
 }
 
 #[expect(
@@ -195,6 +200,14 @@ impl Message for ExtractTask {
     /// Version 1 had fewer settings of the source, which its readers would pass over.
     const KIND: &'static str = "extract-task.v2";
     const KIND_BEFORE: Option<&'static str> = Some("extract-task.v1");
+
+    fn queue(&self) -> QueueName {
+        if self.is_bulk() {
+            QueueName::ExtractBulk
+        } else {
+            QueueName::Extract
+        }
+    }
 
     fn id(&self) -> String {
         let point = match &self.state {

@@ -92,9 +92,18 @@ pub struct Death {
 }
 
 impl<M: Message> Consumer<M> {
-    /// Starts consuming with at most `prefetch` deliveries in hand.
+    /// Starts consuming the queue of `M` with at most `prefetch` deliveries in hand.
     pub async fn open(connection: &Connection, prefetch: u16) -> Result<Self, QueueError> {
-        Self::open_queue(connection, M::QUEUE, prefetch, FieldTable::default()).await
+        Self::open_from(connection, M::QUEUE, prefetch).await
+    }
+
+    /// The same of one of its queues.
+    pub(super) async fn open_from(
+        connection: &Connection,
+        queue: QueueName,
+        prefetch: u16,
+    ) -> Result<Self, QueueError> {
+        Self::open_queue(connection, queue, prefetch, FieldTable::default()).await
     }
 
     /// Waits for the next delivery. A stream that ends is an error. Dropping the future loses nothing.

@@ -58,7 +58,7 @@ impl Outgoing {
     /// The AMQP `type` of a marker.
     pub(super) const MARKER: &'static str = "marker.v1";
 
-    /// A message to its type's queue.
+    /// A message to its queue.
     pub fn of<M: Message>(message: &M) -> Result<Self, Unsendable> {
         let (kind, id) = (M::KIND, message.id());
         if let Err(problem) = message.check() {
@@ -87,9 +87,10 @@ impl Outgoing {
         if let Some(encoding) = body.content_encoding {
             properties = properties.with_content_encoding(encoding.into());
         }
+        let queue = message.queue();
         Ok(Self {
-            exchange: M::QUEUE.exchange(),
-            ..Self::new(M::QUEUE, id, body.bytes, properties)
+            exchange: queue.exchange(),
+            ..Self::new(queue, id, body.bytes, properties)
         })
     }
 

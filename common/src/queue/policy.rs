@@ -10,6 +10,8 @@
 //! - From its third delivery on, a message is handled alone, and its success widens nothing.
 //! - At its eighth delivery, it is dead-lettered unprocessed.
 //! - No delivery is returned to narrow the prefetch again: the broker counts a return as a delivery.
+//! - Bulk has a queue and workers of its own, so that it keeps no short run waiting. They begin in the same way, after the
+//!   first worker of the queue before.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +22,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{Connection, Consumer, Delivery, Outgoing, Publisher, QueueError, RawDelivery};
-use crate::message::Message;
+use crate::message::{Message, QueueName};
 use crate::reason::Reason;
 
 /// From this delivery on, a message is handled alone.
@@ -31,6 +33,10 @@ pub(super) const DELIVERY_LIMIT: u32 = 8;
 
 /// How often the other workers look whether the first one still handles a message that came back.
 const ISOLATION_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long the first worker of a queue is alone at most before the workers of the next queue begin: an empty queue keeps no
+/// other waiting.
+const QUEUE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How much a worker takes.
 #[derive(Debug, Clone, Copy)]
@@ -76,47 +82,62 @@ pub struct Stage<'a> {
     pub stop: &'a CancellationToken,
 }
 
-/// Consumes the queue of `M` until the stage stops, with one worker a handler. Calls `begun` once the first worker
-/// consumes. Ends with the first fault.
+/// The workers of one queue.
+pub struct Workers<H> {
+    pub queue: QueueName,
+    /// One a worker.
+    pub handlers: Vec<H>,
+}
+
+/// Consumes queues of messages `M` until the stage stops. Calls `begun` once the first worker consumes. Ends with the first
+/// fault.
 pub async fn consume<M: Message, H: Handler<M>>(
     stage: &Stage<'_>,
     prefetch: Prefetch,
-    handlers: impl IntoIterator<Item = H>,
+    queues: impl IntoIterator<Item = Workers<H>>,
     begun: impl Fn(),
 ) -> Result<(), H::Fault> {
     let mut workers = Vec::new();
-    for handler in handlers {
-        let intake = Intake {
-            stage,
-            // All of them before the first delivery: an alarm may block the connection later, and opens no channel then.
-            publisher: Publisher::open(stage.publishing).await?,
-            prefetch,
-            consumers: None,
-            waiting: VecDeque::new(),
-        };
-        workers.push((intake, handler));
+    for (place, Workers { queue, handlers }) in queues.into_iter().enumerate() {
+        for (index, handler) in handlers.into_iter().enumerate() {
+            let intake = Intake {
+                stage,
+                queue,
+                // All of them before the first delivery: an alarm may block the connection later, and opens no channel then.
+                publisher: Publisher::open(stage.publishing).await?,
+                prefetch,
+                consumers: None,
+                waiting: VecDeque::new(),
+            };
+            workers.push((place, index, intake, handler));
+        }
     }
-    let first = First::default();
-    let workers = workers.into_iter().enumerate();
-    let workers = workers.map(async |(index, (mut intake, handler))| {
-        if index > 0 {
-            tokio::select! {
-                biased;
-                () = stage.stop.cancelled() => return Ok(()),
-                () = first.proven.cancelled() => {}
-                () = first.was_alone_for(prefetch.alone) => {}
-            }
+    let firsts: Vec<_> = workers.iter().map(|_| First::default()).collect();
+    let begins = async |place: usize, index: usize| match (place, index) {
+        (0, 0) => {}
+        (place, 0) => {
+            let alone = prefetch.alone.min(QUEUE_INTERVAL);
+            firsts[place - 1].has_gone_ahead(alone).await;
+        }
+        (place, _) => firsts[place].has_gone_ahead(prefetch.alone).await,
+    };
+    let workers = workers.into_iter();
+    let workers = workers.map(async |(place, index, mut intake, handler)| {
+        tokio::select! {
+            biased;
+            () = stage.stop.cancelled() => return Ok(()),
+            () = begins(place, index) => {}
         }
         intake.open().await?;
-        if index == 0 {
+        if (place, index) == (0, 0) {
             begun();
         }
-        work(intake, handler, &first).await
+        work(intake, handler, &firsts[place]).await
     });
     try_join_all(workers.map(Box::pin)).await.map(drop)
 }
 
-/// What the other workers know of the first one.
+/// What the others know of the first worker of a queue.
 #[derive(Default)]
 struct First {
     /// It succeeded.
@@ -126,6 +147,15 @@ struct First {
 }
 
 impl First {
+    /// Waits until it has succeeded, or was alone for so long.
+    async fn has_gone_ahead(&self, alone: Duration) {
+        tokio::select! {
+            biased;
+            () = self.proven.cancelled() => {}
+            () = self.was_alone_for(alone) => {}
+        }
+    }
+
     async fn was_alone_for(&self, time: Duration) {
         if time.is_zero() {
             return;
@@ -201,6 +231,7 @@ pub fn over_limit(delivery: &RawDelivery) -> Reason {
 /// The channels of one worker.
 pub struct Intake<'a, M> {
     stage: &'a Stage<'a>,
+    queue: QueueName,
     pub publisher: Publisher<'a>,
     prefetch: Prefetch,
     /// The first has one delivery in hand, the second the rest of the prefetch. None once released.
@@ -211,8 +242,12 @@ pub struct Intake<'a, M> {
 
 impl<'a, M: Message> Intake<'a, M> {
     async fn open(&mut self) -> Result<(), QueueError> {
-        self.consumers = Some((Consumer::open(self.stage.consuming, 1).await?, None));
+        self.consumers = Some((self.consumer(1).await?, None));
         Ok(())
+    }
+
+    async fn consumer(&self, prefetch: u16) -> Result<Consumer<M>, QueueError> {
+        Consumer::open_from(self.stage.consuming, self.queue, prefetch).await
     }
 
     fn is_open(&self) -> bool {
@@ -298,7 +333,7 @@ impl<'a, M: Message> Intake<'a, M> {
     /// Puts a delivery off: publishes it again at the tail of its queue, and acks it once that is confirmed, so that it does
     /// not count as delivered. A queue without room gets it back, and everything else that the worker has in hand.
     pub async fn put_off(&mut self, delivery: Delivery<M>) -> Result<(), QueueError> {
-        let again = Outgoing::again_to(&delivery, M::QUEUE);
+        let again = Outgoing::again_to(&delivery, self.queue);
         if self.publisher.try_publish(&again).await? {
             delivery.ack().await
         } else {
@@ -309,10 +344,11 @@ impl<'a, M: Message> Intake<'a, M> {
 
     async fn widen(&mut self) -> Result<(), QueueError> {
         let rest = self.prefetch.deliveries.saturating_sub(1);
-        if let Some((_, more @ None)) = &mut self.consumers
-            && rest > 0
-        {
-            *more = Some(Consumer::open(self.stage.consuming, rest).await?);
+        if rest > 0 && matches!(self.consumers, Some((_, None))) {
+            let added = self.consumer(rest).await?;
+            if let Some((_, more)) = &mut self.consumers {
+                *more = Some(added);
+            }
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use super::kind::{Kind, has_kind};
 use super::{Connection, QueueError, amqp_code, inspect, within};
 use crate::message::QueueName;
 
-/// The limit of `etl.raw` and of `etl.valid`, in bytes each: a stage that does not run stops the stages
+/// The limit of each queue of batches, in bytes: a stage that does not run stops the stages
 /// before it long before a disk is full.
 const WORK_QUEUE_BYTES: i64 = 1 << 30;
 
@@ -87,8 +87,11 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
         }
         QueueName::Dead
         | QueueName::Extract
+        | QueueName::ExtractBulk
         | QueueName::Raw
+        | QueueName::RawBulk
         | QueueName::Valid
+        | QueueName::ValidBulk
         | QueueName::Parked
         | QueueName::Events => {
             let (limit, next) = if queue == QueueName::Dead {
@@ -105,7 +108,9 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
         }
     }
     let bytes = match queue {
-        QueueName::Raw | QueueName::Valid => WORK_QUEUE_BYTES,
+        QueueName::Raw | QueueName::RawBulk | QueueName::Valid | QueueName::ValidBulk => {
+            WORK_QUEUE_BYTES
+        }
         QueueName::Parked => PARKED_QUEUE_BYTES,
         _ => return table,
     };

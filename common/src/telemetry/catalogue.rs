@@ -263,7 +263,9 @@ pub(super) fn describe(service: &str, consumes: &[QueueName]) {
         metrics::counter!("etl_redeliveries_total", "queue" => queue.name()).increment(0);
         let fills = match queue {
             QueueName::Extract => QueueName::Raw,
+            QueueName::ExtractBulk => QueueName::RawBulk,
             QueueName::Raw => QueueName::Valid,
+            QueueName::RawBulk => QueueName::ValidBulk,
             _ => QueueName::Dead,
         };
         metrics::counter!("etl_publishes_refused_total", "queue" => fills.name()).increment(0);

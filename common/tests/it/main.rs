@@ -11,7 +11,8 @@ use common::message::{
 };
 use common::queue::{
     self, Connection, ConnectionEvent, Consumer, ControlReader, Delivery, Handler, Intake,
-    Outgoing, Prefetch, Publisher, QueueError, QueueName, Stage, Topology, Unreadable, inspect,
+    Outgoing, Prefetch, Publisher, QueueError, QueueName, Stage, Topology, Unreadable, Workers,
+    inspect,
 };
 use common::settings::SecretUrl;
 use futures::StreamExt;
@@ -471,7 +472,11 @@ async fn redelivered_message_is_isolated_and_dead_lettered_at_the_limit() {
             publishing: &connection,
             stop: &stop,
         };
-        let consumed = queue::consume(&stage, prefetch, [&mut recorder], || {});
+        let workers = Workers {
+            queue: QueueName::Events,
+            handlers: vec![&mut recorder],
+        };
+        let consumed = queue::consume(&stage, prefetch, [workers], || {});
         tokio::time::timeout(TIMEOUT, consumed)
             .await
             .expect("every message comes")

@@ -131,8 +131,11 @@ async fn assert_run(pipeline: &Pipeline, run: &str) {
 async fn assert_nothing_dead(pipeline: &Pipeline) {
     for queue in [
         "etl.extract",
+        "etl.extract.bulk",
         "etl.raw",
+        "etl.raw.bulk",
         "etl.valid",
+        "etl.valid.bulk",
         "etl.events",
         "etl.dead",
         "etl.unreadable",

@@ -11,10 +11,13 @@ use testkit::pipeline::Pipeline;
 use testkit::servers::{Cluster, private_cluster};
 
 /// The queues that the work passes, and the archive.
-const QUEUES: [&str; 5] = [
+const QUEUES: [&str; 8] = [
     "etl.extract",
+    "etl.extract.bulk",
     "etl.raw",
+    "etl.raw.bulk",
     "etl.valid",
+    "etl.valid.bulk",
     "etl.events",
     "etl.archive",
 ];

@@ -9,7 +9,7 @@ use super::{assert_members, await_all_ready, running_pipeline};
 async fn killed_leaders_lose_nothing() {
     let (cluster, mut pipeline) = running_pipeline().await;
     during(&pipeline, async {
-        for queue in ["etl.valid", "etl.raw", "etl.archive"] {
+        for queue in ["etl.valid.bulk", "etl.raw.bulk", "etl.archive"] {
             let leader = cluster.leader(0, &pipeline.vhost, queue).await;
             cluster.nodes[leader].kill9().await;
             await_progress(&pipeline).await;
@@ -25,7 +25,7 @@ async fn killed_leaders_lose_nothing() {
 async fn node_cut_off_and_healed_loses_nothing() {
     let (cluster, mut pipeline) = running_pipeline().await;
     during(&pipeline, async {
-        let leader = cluster.leader(0, &pipeline.vhost, "etl.valid").await;
+        let leader = cluster.leader(0, &pipeline.vhost, "etl.valid.bulk").await;
         cluster.cut_off(leader).await;
         await_progress(&pipeline).await;
         cluster.heal(leader).await;
@@ -40,7 +40,7 @@ async fn node_cut_off_and_healed_loses_nothing() {
 async fn node_that_hangs_and_goes_on_loses_nothing() {
     let (cluster, mut pipeline) = running_pipeline().await;
     during(&pipeline, async {
-        let leader = cluster.leader(0, &pipeline.vhost, "etl.raw").await;
+        let leader = cluster.leader(0, &pipeline.vhost, "etl.raw.bulk").await;
         let node = &cluster.nodes[leader];
         node.signal(Signal::STOP);
         cluster.await_away(leader).await;

@@ -8,6 +8,7 @@
 mod away;
 mod blocked;
 mod commands;
+mod fair;
 mod full;
 mod lacking;
 mod operator;
@@ -29,6 +30,17 @@ const JOB: &str = "[target]\ntable = \"clicks\"\n";
 
 /// Enough rows for a run to be in progress when the fault occurs.
 const MANY: u64 = 600_000;
+
+/// The queues with a consumer.
+const QUEUES: [&str; 7] = [
+    "etl.extract",
+    "etl.extract.bulk",
+    "etl.raw",
+    "etl.raw.bulk",
+    "etl.valid",
+    "etl.valid.bulk",
+    "etl.events",
+];
 
 /// In the order of a pipeline's services.
 const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
@@ -79,7 +91,7 @@ impl Run {
         pipeline.assert_reconciled(self.id).await;
         assert_every_row_once(pipeline, self.id, self.rows).await;
         assert_nothing_dead(pipeline).await;
-        for queue in ["etl.extract", "etl.raw", "etl.valid", "etl.events"] {
+        for queue in QUEUES {
             wait_until(&format!("{queue} to be empty"), TIMEOUT, async || {
                 pipeline.vhost.ready(queue).await == 0
             })

@@ -64,10 +64,10 @@ async fn lost_batches_are_refused_with_the_command_that_reads_them_again() {
     let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     wait_until("every batch to wait for a loader", TIMEOUT, async || {
-        pipeline.vhost.ready("etl.valid").await == 9
+        pipeline.vhost.ready_with_bulk("etl.valid").await == 9
     })
     .await;
-    pipeline.vhost.purge("etl.valid").await;
+    pipeline.vhost.purge_with_bulk("etl.valid").await;
     pipeline.services[0] = pipeline.service("loader").start().await;
     let known = "SELECT count(*) FROM etl.runs WHERE batches_expected = 9";
     wait_until("the number of batches", TIMEOUT, async || {

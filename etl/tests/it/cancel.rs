@@ -110,9 +110,11 @@ async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
         "the transformed batches to be loaded",
         TIMEOUT,
         async || {
-            pipeline.vhost.depth("etl.valid").await.unacked
-                + pipeline.vhost.ready("etl.valid").await
-                == 0
+            let mut unacked = 0;
+            for queue in ["etl.valid", "etl.valid.bulk"] {
+                unacked += pipeline.vhost.depth(queue).await.unacked;
+            }
+            unacked + pipeline.vhost.ready_with_bulk("etl.valid").await == 0
         },
     )
     .await;
@@ -145,7 +147,7 @@ async fn cancel_removes_loaded_rows_and_later_batches_are_ignored() {
         TIMEOUT,
         async || {
             let mut left = 0;
-            for queue in ["etl.raw", "etl.valid"] {
+            for queue in ["etl.raw", "etl.raw.bulk", "etl.valid", "etl.valid.bulk"] {
                 let depth = pipeline.vhost.depth(queue).await;
                 left += depth.ready + depth.unacked;
             }

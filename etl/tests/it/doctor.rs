@@ -12,7 +12,14 @@ async fn healthy_pipeline_passes_every_check() {
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(1),
     );
-    for queue in ["etl.extract", "etl.raw", "etl.valid"] {
+    for queue in [
+        "etl.extract",
+        "etl.extract.bulk",
+        "etl.raw",
+        "etl.raw.bulk",
+        "etl.valid",
+        "etl.valid.bulk",
+    ] {
         wait_until(&format!("a consumer of {queue}"), TIMEOUT, async || {
             pipeline.vhost.consumers(queue).await > 0
         })

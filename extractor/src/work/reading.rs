@@ -20,13 +20,13 @@ const CHECKPOINT_BYTES: u64 = 64 << 20;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Worker<'_, '_> {
-    /// Reads and publishes until the result's end or until a checkpoint is due. The task's cursor
-    /// advances with each confirmed window.
+    /// Reads and publishes until the result's end or until a checkpoint is due: after some time or bytes, and where bulk
+    /// begins. The task's cursor advances with each confirmed window.
     pub(super) async fn read(&mut self, task: &mut ExtractTask) -> Result<Next, StepError> {
         if self.controls.is_paused(task) {
             return Ok(Next::Pause);
         }
-        let begun = Instant::now();
+        let (begun, was_bulk) = (Instant::now(), task.is_bulk());
         let (mut told, mut bytes) = (begun, 0);
         let Some((mut reader, mut inbox)) = self.open(task).await else {
             return Ok(Next::Step);
@@ -43,6 +43,9 @@ impl Worker<'_, '_> {
                 return Ok(Next::Checkpoint);
             };
             let Some(mut window) = window else { break };
+            if task.is_bulk() && !was_bulk {
+                return Ok(Next::Checkpoint);
+            }
             let next = window.next.clone();
             if told.elapsed() >= PROGRESS_INTERVAL {
                 told = Instant::now();

@@ -12,9 +12,9 @@ use common::schema::ResultColumn;
 use common::telemetry::retried;
 use common::telemetry::trace::{self, KeyValue};
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-use super::{CHECKPOINT_INTERVAL, Next, Worker};
+use super::{CHECKPOINT_INTERVAL, Next, WAIT_INTERVAL, Worker};
 use crate::athena::{Athena, Execution, ExecutionState, Query};
 use crate::batching::fitted;
 use crate::clients::Clients;
@@ -22,8 +22,12 @@ use crate::error_policy::StepError;
 use crate::query::{self, MAX_ATTEMPTS, Started, Waited};
 use crate::results::{Choice, choose};
 
-/// The shortest interval at which the bytes that a query has scanned are told. It grows with the age of the query.
-const SCANNED_INTERVAL: Duration = Duration::from_secs(2);
+/// Whether something passed one of the ages that are a tenth apart: what it does is told then, first each second, and after an
+/// hour every six minutes.
+fn is_tenth_older(before: Duration, now: Duration) -> bool {
+    let tenths = |age: Duration| age.as_secs_f64().max(1.0).log(1.1).floor();
+    tenths(before) < tenths(now)
+}
 
 impl Worker<'_, '_> {
     pub(super) fn query(task: &ExtractTask, attempt: u32) -> Query<'_> {
@@ -112,31 +116,24 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Waits as [`query::wait`] does, and tells meanwhile what the query has scanned.
+    /// Waits as [`query::wait`] does, for a moment, and tells now and then what the query has scanned.
     async fn wait_and_tell(
         &mut self,
         task: &ExtractTask,
         athena: &Athena,
         query: Started<'_>,
     ) -> Result<(Waited, Execution), StepError> {
-        let until = Instant::now() + self.checkpoint_interval();
-        let mut told = 0;
-        loop {
-            let left = until.duration_since(Instant::now());
-            let pause = query.age().div_f64(10.0).max(SCANNED_INTERVAL);
-            let (waited, execution) = query::wait(athena, query, left.min(pause)).await?;
-            if waited == Waited::Running && execution.bytes_scanned > told {
-                told = execution.bytes_scanned;
-                let scanned = EventKind::Scanned {
-                    query_execution_id: query.id.to_owned(),
-                    bytes_scanned: told,
-                };
-                self.tell(task, scanned).await?;
-            }
-            if waited != Waited::Running || Instant::now() >= until {
-                return Ok((waited, execution));
-            }
+        let (before, at_most) = (query.age(), self.checkpoint_interval().min(WAIT_INTERVAL));
+        let (waited, execution) = query::wait(athena, query, at_most).await?;
+        let bytes_scanned = execution.bytes_scanned;
+        if waited == Waited::Running && bytes_scanned > 0 && is_tenth_older(before, query.age()) {
+            let scanned = EventKind::Scanned {
+                query_execution_id: query.id.to_owned(),
+                bytes_scanned,
+            };
+            self.tell(task, scanned).await?;
         }
+        Ok((waited, execution))
     }
 
     /// Finds the result that a replay names, without another query. An object that the ledger knows is read without Athena,

@@ -127,7 +127,7 @@ async fn cancel_interrupts_reading() {
     fixture.send(&long).await;
     let extractor = fixture.extractor().env("ETL_TASKS", "1").start().await;
     wait_until("some batches", TIMEOUT, async || {
-        fixture.vhost.ready("etl.raw").await > 5
+        fixture.vhost.ready_with_bulk("etl.raw").await > 5
     })
     .await;
     // From here on no page arrives: only the cancellation can end the read.
@@ -143,7 +143,7 @@ async fn cancel_interrupts_reading() {
     )
     .await;
     fixture.cloud.always(Op::GetQueryResults, Fault::Pass);
-    fixture.vhost.take_all("etl.raw").await;
+    fixture.batches().await;
     fixture.send(&short).await;
     assert!(matches!(
         fixture.end_of("short").await,

@@ -8,8 +8,10 @@ use common::message::{
     Cursor, EventKind, ExtractTask, Message as _, RawBatch, ResultLocation, S3Object, TaskState,
 };
 use common::schema::ResultColumn;
+use serde_json::Value;
 use testkit::TIMEOUT;
 use testkit::cloud::{Answer, Fault, Op, ResultSet, sample};
+use testkit::http::Method;
 use testkit::wait_until;
 
 use crate::fixture::{Fixture, rows_of, task};
@@ -128,6 +130,37 @@ async fn any_checkpoint_publishes_the_same_batches() {
     }
 }
 
+/// A result of four batches is short, and its task waits for no extraction of a long one.
+#[tokio::test]
+async fn bulk_begins_with_the_fifth_batch() {
+    let (fixture, _extractor) = Fixture::started().await;
+    fixture
+        .cloud
+        .otherwise(Answer::rows(sample::clicks(500)).at_once());
+    for (run, batch_rows, bulk) in [("short", 125, 0), ("long", 100, 1)] {
+        let mut task = task(run, &format!("SELECT {run}"));
+        task.limits.batch_rows = batch_rows;
+        fixture.send(&task).await;
+        let end = fixture.end_of(run).await;
+        assert!(matches!(end, EventKind::Extracted { rows: 500, .. }));
+        let sent = (
+            fixture.vhost.ready("etl.raw").await,
+            fixture.vhost.ready("etl.raw.bulk").await,
+        );
+        assert_eq!(sent, (4, bulk), "{run}");
+        fixture.vhost.purge_with_bulk("etl.raw").await;
+    }
+    let path = format!("queues/{}/etl.extract.bulk", fixture.vhost.name);
+    let mut tasks = None;
+    wait_until("the broker to count the task", TIMEOUT, async || {
+        let asked = fixture.vhost.broker.call(Method::GET, &path, Value::Null);
+        tasks = asked.await.1["message_stats"]["publish"].as_u64();
+        tasks.is_some()
+    })
+    .await;
+    assert_eq!(tasks, Some(1), "of the long result alone");
+}
+
 /// With an object of another size, and with one of the same size.
 #[tokio::test]
 async fn replaced_object_fails_the_run() {
@@ -184,14 +217,14 @@ async fn killed_and_stopped_extractors_lose_nothing() {
     fixture.send(&task).await;
     let mut first = fixture.extractor().start().await;
     wait_until("some batches", TIMEOUT, async || {
-        fixture.vhost.ready("etl.raw").await > 10
+        fixture.vhost.ready_with_bulk("etl.raw").await > 10
     })
     .await;
     first.kill9().await;
-    let after_first = fixture.vhost.ready("etl.raw").await;
+    let after_first = fixture.vhost.ready_with_bulk("etl.raw").await;
     let mut second = fixture.extractor().start().await;
     wait_until("some more batches", TIMEOUT, async || {
-        fixture.vhost.ready("etl.raw").await > after_first + 10
+        fixture.vhost.ready_with_bulk("etl.raw").await > after_first + 10
     })
     .await;
     assert_eq!(second.terminate(TIMEOUT).await, Some(0));

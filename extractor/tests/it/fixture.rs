@@ -118,9 +118,10 @@ impl Fixture {
         }
     }
 
-    /// Takes all batches off `etl.raw`, in order of their seq.
+    /// Takes all batches off their queues, in order of their seq.
     pub(crate) async fn batches(&self) -> Vec<RawBatch> {
         let mut batches: Vec<RawBatch> = self.take("etl.raw").await;
+        batches.extend(self.take("etl.raw.bulk").await);
         batches.sort_by_key(|batch| batch.id.clone());
         batches
     }
@@ -131,10 +132,12 @@ impl Fixture {
             ready: 0,
             unacked: 0,
         };
-        wait_until("etl.extract to be empty", TIMEOUT, async || {
-            self.vhost.depth("etl.extract").await == nothing
-        })
-        .await;
+        for queue in ["etl.extract", "etl.extract.bulk"] {
+            wait_until(&format!("{queue} to be empty"), TIMEOUT, async || {
+                self.vhost.depth(queue).await == nothing
+            })
+            .await;
+        }
     }
 }
 

@@ -179,7 +179,7 @@ async fn denial_and_refused_key_fail_no_run_that_is_being_read() {
     read.limits.batch_rows = 1_000;
     fixture.send(&read).await;
     wait_until("some batches", TIMEOUT, async || {
-        fixture.vhost.ready("etl.raw").await > 5
+        fixture.vhost.ready_with_bulk("etl.raw").await > 5
     })
     .await;
     fixture
@@ -190,9 +190,9 @@ async fn denial_and_refused_key_fail_no_run_that_is_being_read() {
     })
     .await;
     fixture.cloud.always(Op::GetQueryResults, slow);
-    let before = fixture.vhost.ready("etl.raw").await;
+    let before = fixture.vhost.ready_with_bulk("etl.raw").await;
     wait_until("more batches", TIMEOUT, async || {
-        fixture.vhost.ready("etl.raw").await > before
+        fixture.vhost.ready_with_bulk("etl.raw").await > before
     })
     .await;
     fixture.cloud.on_key("AKIATESTKIT", Fault::ExpiredToken);

@@ -92,10 +92,10 @@ async fn million_rows_take_little_memory_from_object_and_pages() {
             panic!()
         };
         assert_eq!(
-            (rows, fixture.vhost.ready("etl.raw").await),
+            (rows, fixture.vhost.ready_with_bulk("etl.raw").await),
             (ROWS, u64::from(batches))
         );
-        fixture.vhost.purge("etl.raw").await;
+        fixture.vhost.purge_with_bulk("etl.raw").await;
         let peak = extractor.peak_memory();
         assert!(peak < 48 << 10, "{peak} KiB after {results:?}");
     }
@@ -220,7 +220,7 @@ async fn auto_keeps_its_decision_across_checkpoints_and_crashes() {
     fixture.send(&task("kept", "SELECT 1")).await;
     let mut first = fixture.extractor().start().await;
     wait_until("some batches", TIMEOUT, async || {
-        fixture.vhost.ready("etl.raw").await > 10
+        fixture.vhost.ready_with_bulk("etl.raw").await > 10
     })
     .await;
     first.kill9().await;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use common::failpoint;
 use common::message::{RunEvent, ValidBatch};
 use common::queue::{
-    Consumer, Delivery, Handler, Intake, Outgoing, Prefetch, Publisher, QueueError, RawDelivery,
+    Consumer, Delivery, Handler, Intake, Outgoing, Prefetch, Publisher, QueueError, QueueName,
+    RawDelivery, Workers,
 };
 use common::service::{Fault, Session};
 use common::telemetry::{stage_label, trace};
@@ -31,9 +32,18 @@ const PREFETCH: Prefetch = Prefetch {
     alone: Duration::from_secs(5),
 };
 
-/// The lanes that load batches in parallel, each on its own database connection. Each reports its health under its
-/// name.
-const LANES: [&str; 3] = ["batches", "batches, second lane", "batches, third lane"];
+/// The lanes of each queue that load batches in parallel, each on its own database connection. Each reports its health under
+/// its name.
+const LANES: [(QueueName, [&str; 3]); 2] = [
+    (
+        QueueName::Valid,
+        ["batches", "batches, second lane", "batches, third lane"],
+    ),
+    (
+        QueueName::ValidBulk,
+        ["bulk", "bulk, second lane", "bulk, third lane"],
+    ),
+];
 
 /// The pause of a lane when neither a target nor the queue for parked batches takes a batch.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
@@ -151,16 +161,26 @@ impl Lane<'_, '_> {
 }
 
 impl Deliveries<'_> {
-    /// Loads batches until the session ends, on this number of connections in parallel.
+    /// Loads batches until the session ends, in all lanes.
     pub(super) async fn batches(&self) -> Result<(), Fault> {
-        let lanes = LANES.map(|name| Lane { shared: self, name });
-        self.session.consume::<ValidBatch, _>(PREFETCH, lanes).await
+        let queues = LANES.map(|(queue, names)| Workers {
+            queue,
+            handlers: names.map(|name| Lane { shared: self, name }).into(),
+        });
+        self.session
+            .consume::<ValidBatch, _>(PREFETCH, queues)
+            .await
     }
 
     /// Applies events until the session ends.
     pub(super) async fn events(&self) -> Result<(), Fault> {
-        let lane = Events::new(self);
-        self.session.consume::<RunEvent, _>(PREFETCH, [lane]).await
+        let events = Workers {
+            queue: QueueName::Events,
+            handlers: vec![Events::new(self)],
+        };
+        self.session
+            .consume::<RunEvent, _>(PREFETCH, [events])
+            .await
     }
 
     /// Stores dead letters until the session ends. A dead letter is retried without a limit.

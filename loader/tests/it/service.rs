@@ -75,7 +75,7 @@ impl World {
         .await;
         wait_until("the loader's queues to be empty", TIMEOUT, async || {
             let (valid, events) = (
-                self.vhost.ready("etl.valid").await,
+                self.vhost.ready_with_bulk("etl.valid").await,
                 self.vhost.ready("etl.events").await,
             );
             valid + events + self.vhost.ready("etl.dead").await == 0
@@ -428,11 +428,12 @@ async fn loader_continues_after_postgres_was_away_and_dead_letters_nothing() {
         "every message to be back in its queue",
         TIMEOUT,
         async || {
-            let (valid, events) = (
-                world.vhost.depth("etl.valid").await,
-                world.vhost.depth("etl.events").await,
-            );
-            (valid.ready, valid.unacked, events.ready, events.unacked) == (11, 0, 1, 0)
+            let (mut ready, mut unacked) = (0, 0);
+            for queue in ["etl.valid", "etl.valid.bulk", "etl.events"] {
+                let depth = world.vhost.depth(queue).await;
+                (ready, unacked) = (ready + depth.ready, unacked + depth.unacked);
+            }
+            (ready, unacked) == (12, 0)
         },
     )
     .await;

@@ -176,6 +176,11 @@ impl Vhost {
         .await
     }
 
+    /// The same for a queue and the one of long runs beside it.
+    pub async fn ready_with_bulk(&self, queue: &str) -> u64 {
+        self.ready(queue).await + self.ready(&format!("{queue}.bulk")).await
+    }
+
     /// Makes a durable quorum queue without further arguments.
     pub async fn declare(&self, queue: &str) {
         let mut arguments = FieldTable::default();
@@ -199,6 +204,12 @@ impl Vhost {
             .await;
         purged.unwrap_or_else(|e| panic!("purging {queue}: {e}"));
         channel.close(200, "done".into()).await.ok();
+    }
+
+    /// The same for a queue and the one of long runs beside it.
+    pub async fn purge_with_bulk(&self, queue: &str) {
+        self.purge(queue).await;
+        self.purge(&format!("{queue}.bulk")).await;
     }
 
     /// Deletes the queue with what is in it.

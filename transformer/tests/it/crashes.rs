@@ -39,7 +39,7 @@ async fn batch_that_crashes_transformers_is_dead_lettered_alone() {
     // Each time the first batch of the queue.
     for _ in 0..7 {
         wait_until("all batches to be ready again", TIMEOUT, async || {
-            fixture.vhost.ready(QueueName::Raw.name()).await == 5
+            fixture.vhost.ready_with_bulk("etl.raw").await == 5
         })
         .await;
         let mut crashing = fixture

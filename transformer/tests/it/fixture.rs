@@ -57,22 +57,29 @@ impl Fixture {
 
     /// Waits for `count` `ValidBatch`es, and takes them.
     pub(crate) async fn take_valid(&self, count: u64) -> Vec<ValidBatch> {
-        let taken = self.take(QueueName::Valid, count).await;
+        let what = format!("{count} valid batches");
+        wait_until(&what, TIMEOUT, async || {
+            self.vhost.ready_with_bulk("etl.valid").await >= count
+        })
+        .await;
+        let mut taken = self.vhost.take_all("etl.valid").await;
+        taken.extend(self.vhost.take_all("etl.valid.bulk").await);
+        assert_eq!(taken.len() as u64, count);
         taken
             .iter()
             .map(|message| ValidBatch::read(ValidBatch::KIND, &message.body).unwrap())
             .collect()
     }
 
-    /// Stops a transformer in order, and checks that `etl.raw` is empty.
+    /// Stops a transformer in order, and checks that its queues are empty.
     pub(crate) async fn end(&self, mut transformer: Process) {
         assert_eq!(transformer.terminate(TIMEOUT).await, Some(0));
         let log = transformer.log();
         assert!(!log.contains("lapin"), "an orderly stop is no error: {log}");
         assert_eq!(
-            self.vhost.ready(QueueName::Raw.name()).await,
+            self.vhost.ready_with_bulk("etl.raw").await,
             0,
-            "left in etl.raw"
+            "left in its queues"
         );
     }
 }

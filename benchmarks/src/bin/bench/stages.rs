@@ -88,7 +88,10 @@ async fn alone(
     // Unacknowledged deliveries would be counted again in the next round, and a job cannot be requested while a run of it is
     // open.
     match stage {
-        "extractor" => environment.queue_is_settled("etl.extract").await,
+        "extractor" => {
+            environment.queue_is_settled("etl.extract").await;
+            environment.queue_is_settled("etl.extract.bulk").await;
+        }
         "loader" => environment.all_runs_are_over().await,
         _ => {}
     }

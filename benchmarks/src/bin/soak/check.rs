@@ -112,8 +112,11 @@ async fn left_in_queues(soak: &Soak) -> Vec<String> {
         let mut left = Vec::new();
         for queue in [
             "etl.extract",
+            "etl.extract.bulk",
             "etl.raw",
+            "etl.raw.bulk",
             "etl.valid",
+            "etl.valid.bulk",
             "etl.events",
             "etl.dead",
         ] {

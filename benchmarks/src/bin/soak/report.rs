@@ -79,7 +79,15 @@ fn write_all(
     }
     let redelivered = count(counters, "etl_redeliveries_total", "");
     writeln!(text, "| redeliveries | {redelivered} |")?;
-    for queue in ["etl.extract", "etl.raw", "etl.valid", "etl.events"] {
+    for queue in [
+        "etl.extract",
+        "etl.extract.bulk",
+        "etl.raw",
+        "etl.raw.bulk",
+        "etl.valid",
+        "etl.valid.bulk",
+        "etl.events",
+    ] {
         let redelivered = count(counters, "etl_redeliveries_total", &format!("\"{queue}\""));
         writeln!(text, "| ... of them: `{queue}` | {redelivered} |")?;
     }

@@ -196,8 +196,11 @@ async fn unreadable(
 async fn consumers(connection: &Connection, findings: &mut Findings) -> Result<(), QueueError> {
     for (queue, service) in [
         (QueueName::Extract, "extractor"),
+        (QueueName::ExtractBulk, "extractor"),
         (QueueName::Raw, "transformer"),
+        (QueueName::RawBulk, "transformer"),
         (QueueName::Valid, "loader"),
+        (QueueName::ValidBulk, "loader"),
     ] {
         let Some(state) = inspect::look(connection, queue).await? else {
             continue;

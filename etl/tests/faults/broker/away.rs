@@ -21,8 +21,8 @@ async fn private_pipeline() -> Pipeline {
 async fn killed_broker_under_load_loses_nothing() {
     let mut pipeline = private_pipeline().await;
     // Keeps all stages busy for a similar time.
-    bound(&pipeline, "etl.raw", 10).await;
-    bound(&pipeline, "etl.valid", 10).await;
+    bound(&pipeline, "etl.raw.bulk", 10).await;
+    bound(&pipeline, "etl.valid.bulk", 10).await;
     let run = Run::start(&pipeline, "killed", MANY);
     for batches in [10, 30] {
         run.until_loaded(&pipeline, batches).await;

@@ -31,8 +31,8 @@ async fn alarm_blocks_publishers_and_lets_the_loader_drain_the_queue() {
         ),
     ];
     // Keeps the extractor from finishing long before the loader.
-    bound(&pipeline, "etl.raw", 10).await;
-    bound(&pipeline, "etl.valid", 10).await;
+    bound(&pipeline, "etl.raw.bulk", 10).await;
+    bound(&pipeline, "etl.valid.bulk", 10).await;
     let run = Run::start(&pipeline, "alarmed", MANY);
     for (alarm, (resource, raise, end)) in alarms.into_iter().enumerate() {
         run.until_loaded(&pipeline, 10 + 20 * i64::try_from(alarm).unwrap())
@@ -43,8 +43,8 @@ async fn alarm_blocks_publishers_and_lets_the_loader_drain_the_queue() {
         };
         slowly(loader, async {
             wait_until("full queues between them", TIMEOUT, async || {
-                pipeline.vhost.ready("etl.raw").await >= 10
-                    && pipeline.vhost.ready("etl.valid").await >= 10
+                pipeline.vhost.ready("etl.raw.bulk").await >= 10
+                    && pipeline.vhost.ready("etl.valid.bulk").await >= 10
             })
             .await;
             broker.rabbitmqctl(&raise).await;
@@ -63,8 +63,8 @@ async fn alarm_blocks_publishers_and_lets_the_loader_drain_the_queue() {
             !log.contains("connected to"),
             "it consumes messages that it cannot publish: {log}"
         );
-        wait_until("etl.valid to be drained", TIMEOUT, async || {
-            pipeline.vhost.ready("etl.valid").await == 0
+        wait_until("etl.valid.bulk to be drained", TIMEOUT, async || {
+            pipeline.vhost.ready("etl.valid.bulk").await == 0
         })
         .await;
         run.assert_open(&pipeline).await;

@@ -11,10 +11,9 @@ use testkit::servers::{Message, Vhost, private_broker};
 use testkit::{wait_for, wait_until};
 
 use super::{
-    MANY, Run, SERVICES, TIMEOUT, await_all_ready, await_not_ready, bound, service, slowly, state,
+    MANY, QUEUES, Run, SERVICES, TIMEOUT, await_all_ready, await_not_ready, bound, service, slowly,
+    state,
 };
-
-const QUEUES: [&str; 4] = ["etl.extract", "etl.raw", "etl.valid", "etl.events"];
 
 /// A connection in the management API. It closes connections by name, which is made of addresses and ports: a new
 /// connection can have the name of a closed one, but not its start.
@@ -58,8 +57,8 @@ async fn close(vhost: &Vhost, connection: &Connection) -> bool {
 async fn connections_closed_by_an_operator_are_reopened() {
     let mut pipeline = Pipeline::start().await;
     // Keeps all stages busy for a similar time.
-    bound(&pipeline, "etl.raw", 10).await;
-    bound(&pipeline, "etl.valid", 10).await;
+    bound(&pipeline, "etl.raw.bulk", 10).await;
+    bound(&pipeline, "etl.valid.bulk", 10).await;
     let run = Run::start(&pipeline, "closed", MANY);
     let mut closed = Vec::new();
     for batches in [2, 20, 40] {
@@ -122,7 +121,7 @@ async fn deleted_queues_are_declared_and_consumed_again() {
     }
     await_all_ready(&mut pipeline).await;
     // The archive has no consumer. A publish detects that it is missing, so the extractor must not be done yet.
-    bound(&pipeline, "etl.raw", 10).await;
+    bound(&pipeline, "etl.raw.bulk", 10).await;
     let run = Run::start(&pipeline, "unarchived", MANY);
     run.until_loaded(&pipeline, 2).await;
     pipeline.vhost.delete_queue("etl.archive").await;
@@ -165,7 +164,10 @@ async fn archived(pipeline: &Pipeline, batches: usize) -> Vec<Message> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn run_with_deleted_batches_stays_open_until_they_are_replayed() {
-    for (stage, queue) in [("transformer", "etl.raw"), ("loader", "etl.valid")] {
+    for (stage, queue) in [
+        ("transformer", "etl.raw.bulk"),
+        ("loader", "etl.valid.bulk"),
+    ] {
         let mut pipeline = Pipeline::archiving().await;
         // The consumer of the queue is paused, so that there are messages to delete.
         service(&mut pipeline, stage).signal(Signal::STOP);

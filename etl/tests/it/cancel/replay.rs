@@ -40,7 +40,7 @@ async fn half_replayed(target: &str) -> Pipeline {
         .run()
         .await;
     assert_eq!(replay.code, Some(99), "{}", replay.stderr);
-    let sent = i64::try_from(pipeline.vhost.ready("etl.raw").await).unwrap();
+    let sent = i64::try_from(pipeline.vhost.ready_with_bulk("etl.raw").await).unwrap();
     assert!(0 < sent && sent < batches(&pipeline).await, "{sent}");
     pipeline.services[1] = pipeline.service("transformer").start().await;
     let replayed = "SELECT count(*) FROM etl.batches WHERE generation = 1";

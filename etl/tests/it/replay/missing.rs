@@ -48,10 +48,10 @@ async fn purged_batches_are_replayed_from_the_archive() {
     let asked = pipeline.etl(&["run", "clicks", "--run-id", "daily"]).await;
     assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     wait_until("every batch to wait for a loader", TIMEOUT, async || {
-        pipeline.vhost.ready("etl.valid").await == batches
+        pipeline.vhost.ready_with_bulk("etl.valid").await == batches
     })
     .await;
-    pipeline.vhost.purge("etl.valid").await;
+    pipeline.vhost.purge_with_bulk("etl.valid").await;
     pipeline.services[0] = pipeline.service("loader").start().await;
     wait_until(
         "the ledger to have the number of batches",
@@ -179,10 +179,10 @@ async fn lost_batches_of_a_replay_are_sent_again_with_the_replays_job() {
     assert_eq!(pipeline.services[0].terminate(TIMEOUT).await, Some(0));
     succeeds(&pipeline, &["replay", "daily"]).await;
     wait_until("every batch to wait for a loader", TIMEOUT, async || {
-        pipeline.vhost.ready("etl.valid").await == 9
+        pipeline.vhost.ready_with_bulk("etl.valid").await == 9
     })
     .await;
-    pipeline.vhost.purge("etl.valid").await;
+    pipeline.vhost.purge_with_bulk("etl.valid").await;
     pipeline.services[0] = pipeline.service("loader").start().await;
     // A generation keeps its job, whatever the current job is.
     pipeline.write_job("clicks", strict);
