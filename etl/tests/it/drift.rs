@@ -38,6 +38,7 @@ async fn done(pipeline: &Pipeline, command: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn changed_columns_are_found_before_a_run_and_fail_it_before_its_first_row() {
     let pipeline = Pipeline::archiving().await;
     let execute = async |sql: &'static str| {

@@ -65,7 +65,7 @@ async fn two_loaders_add_a_new_column_once_and_both_continue() {
 }
 
 async fn load_all(
-    loader: &loader::load::Loader,
+    loader: &Loader,
     batches: Vec<ValidBatch>,
 ) -> Result<(), LoadError> {
     for batch in batches {
@@ -92,7 +92,7 @@ async fn column_missing_from_staged_rows_is_null() {
         .await
         .unwrap();
     loader
-        .handle_event(&crate::support::extracted("old", 1, 1))
+        .handle_event(&extracted("old", 1, 1))
         .await
         .unwrap();
     let rows = "SELECT string_agg(a || coalesce(b::text, ' NULL'), ' ' ORDER BY a) FROM t";
