@@ -251,7 +251,7 @@ async fn late_job_is_told_once_for_each_time() {
     // Another time, and the replay of an older run is no newer one.
     execute(
         pool,
-        "UPDATE etl.runs SET finished_at = now() - interval '2 hours' WHERE run_id = 'works'",
+        "UPDATE etl.jobs SET expected_since = now() - interval '3 hours'; UPDATE etl.runs SET finished_at = now() - interval '2 hours' WHERE run_id = 'works'",
     )
     .await;
     execute(
