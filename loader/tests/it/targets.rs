@@ -51,7 +51,7 @@ impl Guest {
                  GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA etl TO $role; GRANT USAGE, CREATE ON SCHEMA etl_staging TO $role",
             )
             .await;
-        guest.loader.store.record_loader().await.unwrap();
+        guest.loader.store.record_loader(&[]).await.unwrap();
         guest
     }
 
@@ -358,7 +358,7 @@ async fn role_is_that_of_the_sessions_of_loaders() {
         &Guest::address(&guest.database, &role),
         vec!["public".into()],
     );
-    loader.store.record_loader().await.unwrap();
+    loader.store.record_loader(&[]).await.unwrap();
     let roles = guest.asker.loader_roles().await.unwrap();
     assert_eq!(roles.checked(), [role.clone(), writer.clone()]);
     let note = roles.note().unwrap();
