@@ -1,6 +1,6 @@
 //! The channels that jobs name and loaders have, and what waits for one.
 
-use common::job::Job;
+use common::job::{ChannelName, Job};
 use common::nearest::did_you_mean;
 use ledger::outbox::Waiting;
 

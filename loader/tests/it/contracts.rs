@@ -64,10 +64,7 @@ async fn two_loaders_add_a_new_column_once_and_both_continue() {
     }
 }
 
-async fn load_all(
-    loader: &Loader,
-    batches: Vec<ValidBatch>,
-) -> Result<(), LoadError> {
+async fn load_all(loader: &Loader, batches: Vec<ValidBatch>) -> Result<(), LoadError> {
     for batch in batches {
         loader.handle(&batch).await?;
     }
@@ -91,10 +88,7 @@ async fn column_missing_from_staged_rows_is_null() {
         .handle(&new.batch("new", 0, 0, &[vec![Some("y"), Some("1")]]))
         .await
         .unwrap();
-    loader
-        .handle_event(&extracted("old", 1, 1))
-        .await
-        .unwrap();
+    loader.handle_event(&extracted("old", 1, 1)).await.unwrap();
     let rows = "SELECT string_agg(a || coalesce(b::text, ' NULL'), ' ' ORDER BY a) FROM t";
     assert_eq!(text(pool, rows).await, "x NULL y1");
 }
