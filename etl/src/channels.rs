@@ -1,6 +1,6 @@
 //! The channels that jobs name and loaders have, and what waits for one.
 
-use common::job::Job;
+use common::job::{ChannelName, Job};
 use common::nearest::did_you_mean;
 use ledger::outbox::Waiting;
 
@@ -11,7 +11,7 @@ pub fn missing(job: &Job, known: Option<&[String]>) -> Vec<String> {
     let Some(known) = known else {
         return Vec::new();
     };
-    let named = job.notify.channels.iter().map(|channel| channel.as_str());
+    let named = job.notify.channels.iter().map(ChannelName::as_str);
     let missing = named.filter(|name| !known.iter().any(|one| one == name));
     missing.map(|name| unknown(name, known)).collect()
 }
