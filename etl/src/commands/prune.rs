@@ -12,6 +12,10 @@ use ledger::{Prune, Pruned};
 ///
 /// Runs and batches stay.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 #[command(after_help = "Example: etl prune --older-than 30d --dry-run")]
 #[expect(
     clippy::struct_excessive_bools,

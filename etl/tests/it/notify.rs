@@ -26,6 +26,7 @@ async fn says(pipeline: &Pipeline, arguments: &[&str]) -> Finished {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn late_job_and_channel_without_a_setting_are_said() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("told");
