@@ -107,15 +107,21 @@ pub(super) fn arguments(queue: QueueName) -> FieldTable {
             set("x-overflow", text("reject-publish"));
         }
     }
-    let bytes = match queue {
-        QueueName::Raw | QueueName::RawBulk | QueueName::Valid | QueueName::ValidBulk => {
-            WORK_QUEUE_BYTES
-        }
-        QueueName::Parked => PARKED_QUEUE_BYTES,
-        _ => return table,
-    };
-    set("x-max-length-bytes", number(bytes));
+    if let Some(bytes) = max_bytes(queue) {
+        set("x-max-length-bytes", number(bytes));
+    }
     table
+}
+
+/// The limit of a queue in bytes, where it has one.
+fn max_bytes(queue: QueueName) -> Option<i64> {
+    match queue {
+        QueueName::Raw | QueueName::RawBulk | QueueName::Valid | QueueName::ValidBulk => {
+            Some(WORK_QUEUE_BYTES)
+        }
+        QueueName::Parked => Some(PARKED_QUEUE_BYTES),
+        _ => None,
+    }
 }
 
 /// Whether batches are kept for replays (`ETL_ARCHIVE`).
