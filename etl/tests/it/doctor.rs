@@ -13,16 +13,10 @@ async fn healthy_pipeline_passes_every_check() {
         "[target]\ntable = \"clicks\"\n",
         sample::clicks(1),
     );
-    for queue in [
-        "etl.extract",
-        "etl.extract.bulk",
-        "etl.raw",
-        "etl.raw.bulk",
-        "etl.valid",
-        "etl.valid.bulk",
-    ] {
-        wait_until(&format!("a consumer of {queue}"), TIMEOUT, async || {
-            pipeline.vhost.consumers(queue).await > 0
+    for queue in ["etl.extract", "etl.raw", "etl.valid"] {
+        let (vhost, bulk) = (&pipeline.vhost, format!("{queue}.bulk"));
+        wait_until(&format!("consumers of {queue}"), TIMEOUT, async || {
+            vhost.consumers(queue).await > 0 && vhost.consumers(&bulk).await > 0
         })
         .await;
     }
