@@ -14,7 +14,6 @@ use sqlx::PgConnection;
 use tokio::sync::Notify;
 
 use crate::completion;
-use crate::ddl::Fault;
 use crate::errors::{LoadError, Refused, Verdict};
 use crate::parking::Parking;
 use crate::target::{Prepared, Targets};
@@ -102,15 +101,14 @@ async fn attempt(
     }
 }
 
-/// Whether the run failed by the refusal of its first batch: the target does not take its rows, and a privilege for the role is
-/// no remedy.
+/// Whether the run failed by the refusal of its first batch: no loader could load its rows.
 async fn fails_run(
     store: &Store,
     batch: &ValidBatch,
     error: &LoadError,
 ) -> Result<bool, LoadError> {
     match error {
-        LoadError::Refused(Refused::Target(refusal)) if refusal.fault() != Fault::Role => {
+        LoadError::Refused(Refused::Target(refusal)) if refusal.is_of_every_loader() => {
             let why = refusal.to_string();
             Ok(beginning::fail_before_first_batch(store, batch, &why).await?)
         }

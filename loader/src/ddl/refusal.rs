@@ -299,6 +299,15 @@ pub enum Fault {
 }
 
 impl Refusal {
+    /// Whether every loader refuses the target, whatever its role and its settings.
+    pub fn is_of_every_loader(&self) -> bool {
+        match self.fault() {
+            Fault::Job => !matches!(self, Self::SchemaNotAllowed { .. }),
+            Fault::Table => true,
+            Fault::Role => false,
+        }
+    }
+
     pub fn fault(&self) -> Fault {
         match self {
             Self::SchemaNotAllowed { .. }
