@@ -118,9 +118,9 @@ async fn answer(
         let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
         anyhow::Ok((status, body))
     };
-    let answered = timeout(limit, answered).await;
-    let answered = answered
-        .with_context(|| format!("no answer of {origin} within {} s", limit.as_secs_f32()))?;
+    let Ok(answered) = timeout(limit, answered).await else {
+        bail!("no answer of {origin} within {} s", limit.as_secs_f32());
+    };
     let (status, body) = answered.with_context(|| format!("no answer of {origin}"))?;
     if !status.is_success() {
         bail!("{origin} answered {status}");

@@ -211,10 +211,13 @@ fn is_of_a_family(key: &str) -> bool {
 
 /// The settings of a family by what follows its beginning, such as `oncall_url` for `notify_`.
 pub fn family(begin: &str) -> Result<BTreeMap<String, String>, SettingsError> {
-    let all: BTreeMap<String, String> = load()?;
+    Ok(of_family(begin, load()?))
+}
+
+fn of_family(begin: &str, all: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let all = all.into_iter().filter(|(key, _)| is_of_a_family(key));
     let rest = all.filter_map(|(key, value)| Some((key.strip_prefix(begin)?.to_owned(), value)));
-    Ok(rest.collect())
+    rest.collect()
 }
 
 /// The names in a setting that separates them by commas.
@@ -330,6 +333,28 @@ mod tests {
             .to_string();
         assert!(error.contains("amqp_ulr"), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn settings_with_a_name_are_read_beside_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("etl.toml");
+        std::fs::write(
+            &file,
+            "tasks = 3\nmigrate = true\nnotify_data_command = \"cat\"\n",
+        )
+        .unwrap();
+        let path = Some(file.to_str().unwrap().to_owned());
+        let variables = environment(&[("ETL_NOTIFY_ONCALL_URL", "https://h/"), ("ETL_JOBS", "x")]);
+        let found = of_family("notify_", load_from(path.clone(), variables).unwrap());
+        let found: Vec<_> = found
+            .into_iter()
+            .map(|(key, value)| key + " " + &value)
+            .collect();
+        assert_eq!(found, ["data_command cat", "oncall_url https://h/"]);
+        std::fs::write(&file, "notify_data = \"cat\"").unwrap();
+        let error = load_from::<Sample>(path, environment(&[])).unwrap_err();
+        assert!(error.to_string().contains("notify_data"), "{error}");
     }
 
     #[test]

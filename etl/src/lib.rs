@@ -1,10 +1,11 @@
 //! The operator's command `etl`: requests runs, follows them, repairs them and proves them.
 //!
 //! A file in [`commands`] is a command: its arguments, `plan` and `act` (plain data in and out, no terminal, for any other
-//! front end), and what it prints. References point one way: commands -> loss -> output -> request, follow,
+//! front end), and what it prints. References point one way: commands -> loss, channels -> output -> request, follow,
 //! jobs, broker, extractor, target -> store.
 
 pub mod broker;
+pub mod channels;
 pub mod commands;
 pub mod complete;
 pub mod extractor;

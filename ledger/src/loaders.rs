@@ -12,12 +12,19 @@ pub struct LoaderRoles {
     seen: Vec<String>,
     /// The role of the connection that asked.
     own: String,
+    /// The channels that they have settings for.
+    channels: Vec<String>,
 }
 
 impl LoaderRoles {
     /// Their names; none where no loader has recorded its role yet.
     pub fn names(&self) -> Option<&[String]> {
         Some(&self.seen[..]).filter(|seen| !seen.is_empty())
+    }
+
+    /// The channels that they have settings for; none where no loader has recorded any yet.
+    pub fn channels(&self) -> Option<&[String]> {
+        self.names().map(|_| &self.channels[..])
     }
 
     /// The names of those whose privileges count.
@@ -44,14 +51,19 @@ impl LoaderRoles {
 /// The roles that loaders were seen with: those of the ten minutes before the latest one, so that loaders which are stopped
 /// count and a role that no loader uses any more does not. A role that was dropped is none.
 pub async fn loader_roles(tx: &mut PgConnection) -> Result<LoaderRoles, sqlx::Error> {
-    let (seen, own) = sqlx::query_as(
-        "WITH seen AS (SELECT l.role_name, l.seen_at FROM etl.loaders l JOIN pg_roles r ON r.rolname = l.role_name)
-         SELECT ARRAY(SELECT role_name FROM seen WHERE seen_at > (SELECT max(seen_at) FROM seen) - interval '10 minutes' ORDER BY 1),
-             current_user::text",
+    let (seen, own, channels) = sqlx::query_as(
+        "WITH known AS (SELECT l.* FROM etl.loaders l JOIN pg_roles r ON r.rolname = l.role_name),
+              seen AS (SELECT * FROM known WHERE seen_at > (SELECT max(seen_at) FROM known) - interval '10 minutes')
+         SELECT ARRAY(SELECT role_name FROM seen ORDER BY 1), current_user::text,
+             ARRAY(SELECT DISTINCT unnest(channels) FROM seen ORDER BY 1)",
     )
     .fetch_one(tx)
     .await?;
-    Ok(LoaderRoles { seen, own })
+    Ok(LoaderRoles {
+        seen,
+        own,
+        channels,
+    })
 }
 
 impl Store {

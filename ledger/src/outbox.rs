@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
+use sqlx::postgres::types::PgInterval;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 
@@ -130,6 +131,20 @@ impl Store {
             .execute(tx)
             .await?;
             Ok(())
+        })
+        .await
+    }
+
+    /// Gives messages of this age up, or counts them: nobody is told any more.
+    pub(crate) async fn prune_outbox(&self, age: PgInterval, dry_run: bool) -> Result<i64, Error> {
+        let failure = "cannot prune the messages that were not sent";
+        self.transaction(failure, async |tx: &mut PgConnection| {
+            let statement = if dry_run {
+                "SELECT count(*) FROM etl.outbox WHERE created_at < now() - $1"
+            } else {
+                "WITH gone AS (DELETE FROM etl.outbox WHERE created_at < now() - $1 RETURNING 1) SELECT count(*) FROM gone"
+            };
+            Ok(sqlx::query_scalar(statement).bind(age).fetch_one(tx).await?)
         })
         .await
     }

@@ -23,6 +23,8 @@ pub struct Prune {
     pub older_than: Duration,
     /// Bodies of unresolved dead letters, too.
     pub unresolved: bool,
+    /// Messages that were never sent, too.
+    pub unsent: bool,
     /// Counts only.
     pub dry_run: bool,
 }
@@ -32,6 +34,7 @@ pub struct Prune {
 pub struct Pruned {
     pub rejected_values: i64,
     pub dead_letter_bodies: i64,
+    pub unsent: i64,
 }
 
 // A run that has not ended may still be decided about, or replayed by what its rejected rows show.
@@ -80,6 +83,9 @@ impl Store {
                 Ok(query.bind(age).bind(what.unresolved).fetch_one(tx).await?)
             })
             .await?;
+        if what.unsent {
+            pruned.unsent = self.prune_outbox(age, what.dry_run).await?;
+        }
         Ok(pruned)
     }
 }

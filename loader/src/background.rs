@@ -28,6 +28,9 @@ pub async fn work(address: Address, channels: Vec<Channel>, stop: CancellationTo
             return;
         }
     }
+    for channel in &channels {
+        outbox::show_counters(&channel.name);
+    }
     let mut watch = Watch::new(&store, &channels);
     futures::join!(
         outbox::send_all(&store, &channels, &stop),
@@ -42,7 +45,8 @@ struct Watch<'a> {
     channels: HashSet<&'a str>,
     /// Channels of messages for which this loader has no setting, and that it has warned of.
     unknown: HashSet<String>,
-    /// Channels that have had messages waiting.
+    /// Jobs and channels whose gauges are shown: each is set to zero when there is nothing of it any more.
+    jobs: HashSet<String>,
     shown: HashSet<String>,
     repetition: Repetition,
 }
@@ -53,6 +57,7 @@ impl<'a> Watch<'a> {
             store,
             channels: channels.iter().map(|one| one.name.as_str()).collect(),
             unknown: HashSet::new(),
+            jobs: HashSet::new(),
             shown: channels.iter().map(|one| one.name.clone()).collect(),
             repetition: Repetition::default(),
         }
@@ -79,12 +84,21 @@ impl<'a> Watch<'a> {
     }
 
     async fn look(&mut self) -> Result<(), ledger::Error> {
-        for known in self.store.known_jobs().await? {
-            completion::show_counters(&known.job);
-            let late = known.seconds_late.unwrap_or_default();
-            metrics::gauge!("etl_job_late_seconds", "job" => known.job).set(late);
+        let known = self.store.known_jobs().await?;
+        self.jobs.extend(known.iter().map(|one| one.job.clone()));
+        for job in &self.jobs {
+            completion::show_counters(job);
+            let of_it = known.iter().find(|one| one.job == *job);
+            let late = of_it.and_then(|one| one.seconds_late);
+            metrics::gauge!("etl_job_late_seconds", "job" => job.clone())
+                .set(late.unwrap_or_default());
         }
         self.store.tell_late().await?;
+        self.show_outbox().await
+    }
+
+    /// Shows what waits, and warns once of what this loader cannot send.
+    async fn show_outbox(&mut self) -> Result<(), ledger::Error> {
         let waiting = self.store.outbox(None).await?;
         self.shown
             .extend(waiting.iter().map(|one| one.channel.clone()));

@@ -57,7 +57,8 @@ pub fn load() -> Result<Vec<Channel>, SettingsError> {
     parse(settings::family(PREFIX)?)
 }
 
-fn parse(mut settings: BTreeMap<String, String>) -> Result<Vec<Channel>, SettingsError> {
+/// The channels of settings without their beginning: `oncall_url`, and so on.
+pub fn parse(mut settings: BTreeMap<String, String>) -> Result<Vec<Channel>, SettingsError> {
     let mut channels = Vec::new();
     while let Some(key) = settings.keys().next().cloned() {
         let ends = ["_url_file", "_url", "_command", "_format"];

@@ -9,7 +9,6 @@ use common::failpoint;
 use common::reason::paragraph;
 use futures::future::join_all;
 use ledger::Store;
-use ledger::outbox::Claimed;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -77,7 +76,8 @@ impl Sender<'_> {
         };
         let sent = self.channel.send(&message, SEND_TIMEOUT).await;
         failpoint::reach("after_send").await;
-        count(&message, if sent.is_ok() { "sent" } else { "failed" });
+        let result = if sent.is_ok() { "sent" } else { "failed" };
+        add(&message.channel, result, 1);
         let Err(error) = sent else {
             self.store.sent(&message).await?;
             (self.failures, self.repetition) = (0, Repetition::default());
@@ -106,7 +106,14 @@ impl Sender<'_> {
     }
 }
 
-fn count(message: &Claimed, result: &'static str) {
-    metrics::counter!("etl_outbox_attempts_total", "channel" => message.channel.clone(), "result" => result)
-        .increment(1);
+fn add(channel: &str, result: &'static str, attempts: u64) {
+    metrics::counter!("etl_outbox_attempts_total", "channel" => channel.to_owned(), "result" => result)
+        .increment(attempts);
+}
+
+/// Shows the counters of a channel before the first attempt is counted: a rate needs a zero to begin from.
+pub(crate) fn show_counters(channel: &str) {
+    for result in ["sent", "failed"] {
+        add(channel, result, 0);
+    }
 }

@@ -160,9 +160,29 @@ pub const METRICS: &[Metric] = &[
     ),
     counter(
         "etl_runs_total",
-        &["state"],
+        &["job", "state"],
         LOADER,
         "Runs and replays by the state that a loader gave them; decisions of a person are not counted.",
+    ),
+    gauge(
+        "etl_job_late_seconds",
+        Unit::Seconds,
+        &["job"],
+        LOADER,
+        "Time since a job with expected_every should have completed, by the ledger: each loader says the same. 0 while it is in time.",
+    ),
+    counter(
+        "etl_outbox_attempts_total",
+        &["channel", "result"],
+        LOADER,
+        "Attempts to send a message to a channel, by result: sent or failed.",
+    ),
+    gauge(
+        "etl_outbox_waiting",
+        Unit::Count,
+        &["channel"],
+        LOADER,
+        "Messages that wait for a channel, by the ledger: each loader says the same.",
     ),
     counter(
         "etl_dead_letters_total",

@@ -14,7 +14,7 @@ use ledger::{Freshness, Store};
 
 /// List the jobs with their latest runs.
 ///
-/// Shows the mode, the target, the latest run, and when rows were loaded last.
+/// Shows the mode, the target, the latest run, when rows were loaded last, and which jobs are late.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: etl jobs")]
 pub struct Arguments {
@@ -96,6 +96,7 @@ fn list(jobs: &[Listed], terminal: Terminal) -> Table {
         let state = match (&job.problem, last) {
             (Some(_), _) => "wrong: `etl validate` says why".to_owned(),
             (None, None) => "never run".to_owned(),
+            (None, Some(last)) if last.seconds_late.is_some() => format!("{}, late", last.state),
             (None, Some(last)) => last.state.to_string(),
         };
         vec![
@@ -154,6 +155,13 @@ mod tests {
             requested_at: "2026-11-30T03:15:00.000Z".to_owned(),
             completed_at: None,
             seconds_since,
+            expected_seconds: None,
+            seconds_late: None,
+        };
+        let late = Freshness {
+            state: RunState::Failed,
+            seconds_late: Some(3_600.0),
+            ..last(Some(11_000.0))
         };
         let listed = |job: &str, problem: Option<&str>, last| Listed {
             job: job.to_owned(),
@@ -167,6 +175,7 @@ mod tests {
         let jobs = [
             listed("clicks", None, Some(last(Some(11_000.0)))),
             listed("failing", None, Some(last(None))),
+            listed("late", None, Some(late)),
             listed("new", None, None),
             listed("wrong", Some("line 3"), None),
         ];

@@ -1,4 +1,4 @@
-//! `etl prune`: deletes old rejected values and bodies of dead letters.
+//! `etl prune`: deletes old rejected values, bodies of dead letters, and messages that cannot be sent.
 
 use std::time::Duration;
 
@@ -12,6 +12,10 @@ use ledger::{Prune, Pruned};
 ///
 /// Runs and batches stay.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 #[command(after_help = "Example: etl prune --older-than 30d --dry-run")]
 pub struct Arguments {
     /// Delete values that are older than this, such as 30d; at least a day.
@@ -20,6 +24,9 @@ pub struct Arguments {
     /// Also delete the bodies of unresolved dead letters whose run is over or not in the ledger.
     #[arg(long)]
     pub unresolved: bool,
+    /// Also give up the messages to channels that were not sent for so long.
+    #[arg(long)]
+    pub unsent: bool,
     /// Count what would be deleted, and change nothing.
     #[arg(long)]
     pub dry_run: bool,
@@ -33,6 +40,7 @@ impl Command for Arguments {
         let what = Prune {
             older_than: self.older_than,
             unresolved: self.unresolved,
+            unsent: self.unsent,
             dry_run: self.dry_run,
         };
         let pruned = store::open().await?.prune(what).await?;
@@ -42,8 +50,12 @@ impl Command for Arguments {
 }
 
 fn sentence(pruned: Pruned, dry_run: bool) -> String {
+    let unsent = match pruned.unsent {
+        0 => String::new(),
+        unsent => format!(", and {} that nobody was told", counted(unsent, "message")),
+    };
     format!(
-        "{} the values of {} and the bodies of {}",
+        "{} the values of {} and the bodies of {}{unsent}",
         if dry_run { "would delete" } else { "deleted" },
         counted(pruned.rejected_values, "rejected row"),
         counted(pruned.dead_letter_bodies, "dead letter")
@@ -82,11 +94,17 @@ mod tests {
         let pruned = Pruned {
             rejected_values: 12_345,
             dead_letter_bodies: 2,
+            unsent: 0,
+        };
+        let unsent = Pruned {
+            unsent: 3,
+            ..pruned
         };
         insta::assert_snapshot!(format!(
-            "{}\n{}\n{}",
+            "{}\n{}\n{}\n{}",
             sentence(pruned, false),
             sentence(pruned, true),
+            sentence(unsent, false),
             serde_json::to_string_pretty(&pruned).unwrap()
         ));
     }

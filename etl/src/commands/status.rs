@@ -13,6 +13,7 @@ use crate::output::phase::accounted;
 use crate::output::{Terminal, note, number, show};
 use crate::select::{self, Which};
 use crate::{Failure, loss, store};
+use ledger::outbox::Waiting;
 use ledger::{
     Attempt, DroppedRows, Generation, Parked, Query, RejectCount, RejectFilter, Run, RunFilter,
     Store,
@@ -67,6 +68,9 @@ pub struct Status {
     pub drops: Vec<DroppedRows>,
     /// What waits for the target.
     pub parked: Vec<Parked>,
+    /// What channels have not been told of it yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unsent: Vec<Waiting>,
     /// None when the broker cannot be asked.
     pub queues: Option<Vec<Depth>>,
     /// Why the broker cannot be asked.
@@ -99,6 +103,7 @@ impl Status {
             rejects,
             drops,
             parked,
+            unsent: Vec::new(),
             broker: queues.as_ref().err().cloned(),
             queues: queues.ok(),
             lost: None,
@@ -136,6 +141,7 @@ pub async fn plan(
     };
     let mut status = Status::new(run, asked, rejects, drops, parked, queues, price);
     (status.lost, status.attempts) = (lost, attempts);
+    status.unsent = store.outbox(Some(&status.run.run_id)).await?;
     Ok(status)
 }
 

@@ -12,7 +12,7 @@ use super::Command;
 use crate::extractor::Extractor;
 use crate::jobs::{Jobs, checkable, example};
 use crate::target::{self, Examined, TargetPlan};
-use crate::{Failure, store};
+use crate::{Failure, channels, store};
 use ledger::Store;
 
 /// Check job files; --connected adds the query and the target.
@@ -94,7 +94,10 @@ async fn check(
     let resolved = resolve(&spec.columns, &columns, &spec.target.key).context(cannot)?;
     transformer::Plan::new(&spec, &columns).context(cannot)?;
     let resolved: Vec<TargetColumn> = resolved.into_iter().map(|column| column.target).collect();
-    let examined = target::plan_all(store, &spec, &resolved, &jobs.schemas).await?;
+    let mut examined = target::plan_all(store, &spec, &resolved, &jobs.schemas).await?;
+    let loaders = store.loader_roles().await?;
+    let missing = channels::missing(&job, loaders.channels());
+    examined.warnings.extend(missing);
     report(name, columns.len(), &examined, findings);
     Ok(())
 }

@@ -221,7 +221,7 @@ async fn prune_deletes_old_values_and_keeps_those_still_needed() {
     let json: serde_json::Value = serde_json::from_str(&pruned.stdout).unwrap();
     assert_eq!(
         json,
-        serde_json::json!({ "rejected_values": 1, "dead_letter_bodies": 1 })
+        serde_json::json!({ "rejected_values": 1, "dead_letter_bodies": 1, "unsent": 0 })
     );
     assert_eq!(
         kept().await,

@@ -18,6 +18,7 @@ mod lineage;
 mod looking;
 mod many;
 mod modes;
+mod notify;
 mod operators;
 mod outputs;
 mod permissions;

@@ -6,6 +6,7 @@
 )]
 
 mod lineage;
+mod outbox;
 mod poolers;
 mod queries;
 mod removals;

@@ -22,6 +22,7 @@ mod loading;
 mod model;
 mod modes;
 mod neighbours;
+mod outbox;
 mod refused;
 mod removal;
 mod run_commit;

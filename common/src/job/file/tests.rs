@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::ChannelName;
 use super::*;
 use crate::schema::PgType;
 
@@ -479,4 +480,59 @@ fn unknown_job_lists_known_jobs() {
         Job::read(Path::new("/"), "../etc/passwd"),
         Err(JobError::Unknown { .. })
     ));
+}
+
+#[test]
+fn channels_and_expectations_are_read_and_change_no_run() {
+    let job = read(&format!(
+        "notify = [\"oncall\", \"data_2\"]\nwarn_rejected = \"0.5%\"\nexpected_every = \"1d\"{CLICKS}"
+    ))
+    .unwrap();
+    let channels: Vec<_> = job
+        .notify
+        .channels
+        .iter()
+        .map(ChannelName::as_str)
+        .collect();
+    assert_eq!(channels, ["oncall", "data_2"]);
+    assert_eq!(
+        job.notify.warn_rejected,
+        MaxRejected::PartsPerMillion(5_000)
+    );
+    assert_eq!(job.notify.expected_every, Some(Duration::from_hours(24)));
+    assert_eq!(job.hash(), CLICKS_HASH);
+    let one = read(&format!("notify = \"oncall\"{CLICKS}"))
+        .unwrap()
+        .notify;
+    assert_eq!(one.channels.len(), 1);
+    assert_eq!(one.warn_rejected.to_string(), "5%");
+    let none = read(CLICKS).unwrap().notify;
+    assert_eq!((none.channels.len(), none.expected_every), (0, None));
+}
+
+#[test]
+fn channels_and_expectations_without_effect_are_refused_with_remedy() {
+    for (setting, wanted) in [
+        ("notify = \"on-call\"", "lower-case letters"),
+        (
+            "notify = [\"https://hooks.example/x\"]",
+            "setting of the loader",
+        ),
+        ("notify = \"\"", "lower-case letters"),
+        ("notify = [\"a\", \"b\", \"a\"]", "notify has \"a\" twice"),
+        ("warn_rejected = \"1%\"", "add notify"),
+        (
+            "notify = \"a\"\nwarn_rejected = \"much\"",
+            "nor a share such as \"1%\"",
+        ),
+        (
+            "expected_every = \"0s\"",
+            "expected_every is shorter than a second",
+        ),
+        ("expected_every = \"daily\"", "expected_every"),
+        ("expect_every = \"1d\"", "expected_every"),
+    ] {
+        let error = read(&format!("{setting}{CLICKS}")).unwrap_err();
+        assert!(error.contains(wanted), "{setting}: {error}");
+    }
 }

@@ -4,10 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::findings::Findings;
 
-use crate::Failure;
 use crate::commands::status::waiting;
 use crate::jobs::Jobs;
 use crate::store;
+use crate::{Failure, channels};
 use ledger::{Address, Encryption, Role, Server, Store, unreachable};
 
 /// The oldest PostgreSQL that has the SQL of the ledger (multiranges).
@@ -34,8 +34,31 @@ pub(super) async fn examine(findings: &mut Findings) -> Result<Option<Store>, Fa
         for parked in store.parked(None).await? {
             findings.warning("parked", waiting(&parked));
         }
+        examine_outbox(&store, findings).await?;
     }
     Ok(is_readable.then_some(store))
+}
+
+/// What nobody could be told.
+async fn examine_outbox(store: &Store, findings: &mut Findings) -> anyhow::Result<()> {
+    let loaders = store.loader_roles().await?;
+    let known = loaders.channels().unwrap_or_default();
+    for waiting in store.outbox(None).await? {
+        let is_known = known.contains(&waiting.channel);
+        if is_known && !channels::waits_long(&waiting) {
+            continue;
+        }
+        let remedy = if is_known {
+            "the loaders try again by themselves; `etl prune --unsent` gives messages up".to_owned()
+        } else {
+            channels::unknown(&waiting.channel, known)
+        };
+        findings.warning(
+            "notify",
+            format!("{}; {remedy}", channels::waiting(&waiting)),
+        );
+    }
+    Ok(())
 }
 
 /// Whether the connections are encrypted and the servers verified.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use common::findings::Findings;
 
-use crate::Failure;
 use crate::jobs::{Jobs, checkable, example};
+use crate::output::brief;
 use crate::target::{self, Examined, TargetPlan};
+use crate::{Failure, channels};
 use ledger::Store;
 
 pub(super) async fn examine(store: Option<&Store>, findings: &mut Findings) -> Result<(), Failure> {
@@ -18,6 +19,9 @@ pub(super) async fn examine(store: Option<&Store>, findings: &mut Findings) -> R
             "jobs",
             format!("{folder} has no jobs; set ETL_JOBS to the folder of your jobs"),
         );
+    }
+    if let Some(store) = store {
+        examine_lateness(&jobs, store, &names, findings).await?;
     }
     let mut role_note = None;
     for name in names {
@@ -39,6 +43,38 @@ pub(super) async fn examine(store: Option<&Store>, findings: &mut Findings) -> R
     }
     if let Some(note) = role_note {
         findings.warning("loader", note);
+    }
+    Ok(())
+}
+
+/// A line for each job that is late.
+async fn examine_lateness(
+    jobs: &Jobs,
+    store: &Store,
+    names: &[String],
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    for last in store.freshness().await? {
+        let (Some(late), Some(every)) = (last.seconds_late, last.expected_seconds) else {
+            continue;
+        };
+        let (job, run, state) = (&last.job, &last.run_id, last.state);
+        let remedy = if names.contains(job) {
+            format!("`etl runs --job {job}` shows its runs")
+        } else {
+            let folder = jobs.folder.display();
+            format!(
+                "{folder} does not have it; where it is to run no more: DELETE FROM etl.jobs WHERE job = '{job}'"
+            )
+        };
+        findings.warning(
+            "late",
+            format!(
+                "{job} is expected every {} and is late by {}; its latest run {run} is {state}; {remedy}",
+                brief(every),
+                brief(late)
+            ),
+        );
     }
     Ok(())
 }
@@ -69,5 +105,9 @@ async fn one(jobs: &Jobs, store: Option<&Store>, name: &str) -> Result<Option<Ex
     };
     let request = example(&job, &BTreeMap::new())?;
     let spec = checkable(&request);
-    target::plan(store, &spec, &jobs.schemas).await.map(Some)
+    let mut examined = target::plan(store, &spec, &jobs.schemas).await?;
+    let loaders = store.loader_roles().await?;
+    let missing = channels::missing(&job, loaders.channels());
+    examined.warnings.extend(missing);
+    Ok(Some(examined))
 }

@@ -4,6 +4,7 @@ use common::message::QueryEnd;
 use indicatif::HumanBytes;
 
 use super::Status;
+use crate::channels;
 use crate::output::phase::{self, whole};
 use crate::output::run::{NO_REASON, by_whom, choice, sums, took};
 use crate::output::{self, Sheet, Terminal, by, counted, number};
@@ -47,6 +48,9 @@ pub(super) fn lines(status: &Status, terminal: Terminal) -> String {
     add_rejects_and_drops(&mut sheet, status);
     for parked in &status.parked {
         sheet.add("parked", waiting(parked));
+    }
+    for unsent in &status.unsent {
+        sheet.add("notify", channels::waiting(unsent));
     }
     if !run.state.is_over() {
         sheet.add_if("blocked", status.lost.as_ref());
