@@ -13,7 +13,7 @@ use testkit::wait_until;
 /// In a row that is loaded, in one that is rejected, and in an error of Athena.
 const MARKER: &str = "a-value-of-a-row";
 
-const JOB: &str = "description = \"Visits\"\n[target]\ntable = \"visits\"\n[[columns]]\nsource = \"n\"\nname = \"number\"\nrules = [{ max = 1 }]\n";
+const JOB: &str = "description = \"Visits\"\n[source]\ndatabase = \"d\"\nsql = \"visits.sql\"\n[target]\ntable = \"visits\"\n[[columns]]\nsource = \"n\"\nname = \"number\"\nrules = [{ max = 1 }]\n";
 
 /// A server that fails at first, and a pipeline whose loader tells it.
 async fn pipeline() -> (Endpoint, Pipeline) {
