@@ -42,7 +42,7 @@ test:
 	@deploy/local/setup
 	$(MAKE) check
 	deploy/local/test-deploy
-	deploy/local/test-demo
+	DEMO_BUILD='cargo test --quiet --workspace --no-run' deploy/local/test-demo
 	ETL_TEST_ARCHIVE=off deploy/local/with-servers cargo test --workspace --test it --test faults -- archive cancel replay broker::operator operators:: stopping
 	deploy/local/with-servers cargo test --workspace
 

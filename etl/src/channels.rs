@@ -2,6 +2,7 @@
 
 use common::job::{ChannelName, Job};
 use common::nearest::did_you_mean;
+use ledger::LINEAGE_CHANNEL;
 use ledger::outbox::Waiting;
 
 use crate::output::{brief, counted};
@@ -18,6 +19,9 @@ pub fn missing(job: &Job, known: Option<&[String]>) -> Vec<String> {
 
 /// Why nothing is sent to a channel that no loader has.
 pub fn unknown(name: &str, known: &[String]) -> String {
+    if name == LINEAGE_CHANNEL {
+        return "no loader has OPENLINEAGE_URL any more, and events of lineage wait; set it for the loaders, or `etl prune --unsent` gives them up".to_owned();
+    }
     let variable = format!("ETL_NOTIFY_{}", name.to_uppercase());
     format!(
         "the channel \"{name}\" is in no loader's settings, and what it is to be told waits; set {variable}_URL or {variable}_COMMAND for the loaders{}",

@@ -90,12 +90,9 @@ async fn types(server: &Endpoint, pipeline: &Pipeline) -> Vec<String> {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn each_run_begins_and_ends_at_the_server() {
-    let (server, pipeline) = pipeline().await;
-    pipeline.run("visits", "daily").await;
-    assert_eq!(types(&server, &pipeline).await, ["START", "COMPLETE"]);
-    for (asked, event) in taken(&server) {
+/// What the server has taken of a run that was completed.
+fn check_complete(server: &Endpoint) {
+    for (asked, event) in taken(server) {
         assert_eq!(
             (asked.method.as_str(), asked.path.as_str()),
             ("POST", "/api/v1/lineage")
@@ -113,7 +110,7 @@ async fn each_run_begins_and_ends_at_the_server() {
             "awsathena://athena.eu-central-1.amazonaws.com"
         );
     }
-    let (_, complete) = taken(&server)
+    let (_, complete) = taken(server)
         .into_iter()
         .find(|(_, event)| event["eventType"] == "COMPLETE")
         .unwrap();
@@ -130,7 +127,14 @@ async fn each_run_begins_and_ends_at_the_server() {
     );
     assert_eq!(output["outputFacets"]["outputStatistics"]["rowCount"], 1);
     assert_eq!(complete["run"]["facets"]["etl_ledger"]["rowsRejected"], 1);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn each_run_begins_and_ends_at_the_server() {
+    let (server, pipeline) = pipeline().await;
+    pipeline.run("visits", "daily").await;
+    assert_eq!(types(&server, &pipeline).await, ["START", "COMPLETE"]);
+    check_complete(&server);
     // A replay, a failure, its retry, and a run that is cancelled are runs of their own.
     let replayed = pipeline.etl(&["replay", "daily", "--follow"]).await;
     assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);

@@ -47,9 +47,7 @@ async fn every_generation_begins_once_and_ends_once() {
             (Running, Cancel | Undo | Supersede) | (Held, Discard) => "abort 0",
             (Running | Held, Replay) => "abort 0, start 1",
             (Requested | Completed | Failed, Replay) => "start 1",
-            (Cancelled | Superseded, _) | (Requested | Running | Held | Completed | Failed, _) => {
-                ""
-            }
+            (Cancelled | Superseded | Requested | Running | Held | Completed | Failed, _) => "",
         };
         assert_eq!(told, expected, "{transition:?} of a run that is {state}");
     })
