@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use common::message::{BatchId, Cursor, RawBatch};
+use common::message::{BatchId, Cursor, RawBatch, RunId};
 use common::queue::{Outgoing, Unsendable};
 use common::telemetry::trace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -23,14 +23,19 @@ const WINDOW_BYTES: usize = 2 << 20;
 pub struct Outbox {
     template: RawBatch,
     archives: bool,
-    trace: Option<String>,
     capacity: Arc<Semaphore>,
     sender: mpsc::UnboundedSender<Ready>,
 }
 
 /// The publisher's end.
-#[derive(Debug)]
-pub struct Inbox(mpsc::UnboundedReceiver<Ready>);
+pub struct Inbox {
+    run: RunId,
+    /// The parent of the spans.
+    trace: Option<String>,
+    receiver: mpsc::UnboundedReceiver<Ready>,
+    /// What was received and not taken yet.
+    first: Option<Ready>,
+}
 
 /// Why a batch could not be put into the outbox.
 #[derive(Debug, thiserror::Error)]
@@ -44,12 +49,13 @@ pub enum PutError {
 
 /// A batch as the messages that carry it.
 struct Ready {
+    seq: u32,
+    rows: usize,
     messages: Vec<Outgoing>,
     bytes: usize,
     text_bytes: u64,
     next: Cursor,
     permit: OwnedSemaphorePermit,
-    span: Span,
 }
 
 /// Batches that are published together. Dropping a window frees its capacity and ends its spans.
@@ -70,23 +76,25 @@ pub fn channel(template: RawBatch, archives: bool, trace: Option<String>) -> (Ou
     // The semaphore bounds it.
     let (sender, receiver) = mpsc::unbounded_channel();
     let capacity = Arc::new(Semaphore::new(CAPACITY_BYTES));
+    let inbox = Inbox {
+        run: template.id.run.clone(),
+        trace,
+        receiver,
+        first: None,
+    };
     let outbox = Outbox {
         template,
         archives,
-        trace,
         capacity,
         sender,
     };
-    (outbox, Inbox(receiver))
+    (outbox, inbox)
 }
 
 impl Outbox {
     /// Puts a batch in, once there is capacity for it.
     pub async fn put(&self, batch: Batch, next: Cursor) -> Result<(), PutError> {
-        let run = &self.template.id.run;
-        let rows = i64::try_from(batch.rows.len()).unwrap_or(i64::MAX);
-        let span = tracing::info_span!(target: trace::TARGET, "publish", run.id = %run, batch.seq = i64::from(batch.seq), batch.rows = rows);
-        let traceparent = trace::join(&span, self.trace.as_deref());
+        let rows = batch.rows.len();
         let text_bytes = batch.rows.text_bytes() as u64;
         let mut full = RawBatch {
             first_row: batch.first_row,
@@ -94,7 +102,7 @@ impl Outbox {
             ..self.template.clone()
         };
         full.id.seq = batch.seq;
-        let raw = Outgoing::of(&full)?.traced(traceparent.as_deref());
+        let raw = Outgoing::of(&full)?;
         drop(full);
         // The archive first, so that a batch that was loaded can be replayed.
         let archived = self.archives.then(|| raw.archived());
@@ -103,36 +111,60 @@ impl Outbox {
         let permits = u32::try_from(bytes.min(CAPACITY_BYTES)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.capacity).acquire_many_owned(permits).await;
         let ready = Ready {
+            seq: batch.seq,
+            rows,
             messages,
             bytes,
             text_bytes,
             next,
             permit: permit.map_err(|_| PutError::Closed)?,
-            span,
         };
         self.sender.send(ready).map_err(|_| PutError::Closed)
     }
 }
 
 impl Inbox {
+    /// Whether another batch follows. Waits for it, or for the reader's end.
+    pub async fn has_more(&mut self) -> bool {
+        if self.first.is_none() {
+            self.first = self.receiver.recv().await;
+        }
+        self.first.is_some()
+    }
+
     /// The waiting batches, up to a window or to where bulk begins: these go to another queue, which may be full. Waits for the
-    /// first one. None when the reader has ended,
-    /// with or without an error.
+    /// first one. None when the reader has ended, with or without an error.
     pub async fn next(&mut self) -> Option<Window> {
         let mut window = Window::default();
         let mut bytes = 0;
-        let mut ready = Some(self.0.recv().await?);
+        let first = if self.has_more().await {
+            self.first.take()
+        } else {
+            None
+        };
+        let mut ready = Some(first?);
         while let Some(batch) = ready {
             bytes += batch.bytes;
             window.text_bytes += batch.text_bytes;
             window.next = batch.next;
-            window.messages.extend(batch.messages);
+            let (span, traceparent) = self.span(batch.seq, batch.rows);
+            let messages = batch.messages.into_iter();
+            let traced = messages.map(|message| message.traced(traceparent.as_deref()));
+            window.messages.extend(traced);
             window.permits.push(batch.permit);
-            window.spans.push(batch.span);
+            window.spans.push(span);
             ready = (bytes < WINDOW_BYTES && window.next.seq != BatchId::BULK_FROM)
-                .then(|| self.0.try_recv().ok())
+                .then(|| self.receiver.try_recv().ok())
                 .flatten();
         }
         Some(window)
+    }
+
+    /// The span of a batch, which begins when it is taken: one that is read and not taken has none.
+    fn span(&self, seq: u32, rows: usize) -> (Span, Option<String>) {
+        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+        let span = tracing::info_span!(target: trace::TARGET, "publish", run.id = %self.run, batch.seq = i64::from(seq), batch.rows = rows);
+        let traceparent = trace::join(&span, self.trace.as_deref());
+        (span, traceparent)
     }
 }

@@ -17,10 +17,6 @@ use ledger::{Prune, Pruned};
     reason = "each is a flag of the command line"
 )]
 #[command(after_help = "Example: etl prune --older-than 30d --dry-run")]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a flag of the command"
-)]
 pub struct Arguments {
     /// Delete values that are older than this, such as 30d; at least a day.
     #[arg(long, value_name = "AGE", value_parser = parse_age)]

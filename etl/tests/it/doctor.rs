@@ -5,7 +5,6 @@ use testkit::pipeline::Pipeline;
 use testkit::{TIMEOUT, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn healthy_pipeline_passes_every_check() {
     let pipeline = Pipeline::start().await;
     pipeline.job(

@@ -39,13 +39,15 @@ impl Worker<'_, '_> {
             } else {
                 OUTAGE_TIMEOUT
             };
-            let Ok(window) = timeout_at(begun + interval, inbox.next()).await else {
+            let Ok(has_more) = timeout_at(begun + interval, inbox.has_more()).await else {
                 return Ok(Next::Checkpoint);
             };
-            let Some(mut window) = window else { break };
-            if task.is_bulk() && !was_bulk {
+            if has_more && task.is_bulk() && !was_bulk {
                 return Ok(Next::Checkpoint);
             }
+            let Some(mut window) = inbox.next().await else {
+                break;
+            };
             let next = window.next.clone();
             if told.elapsed() >= PROGRESS_INTERVAL {
                 told = Instant::now();

@@ -26,7 +26,13 @@ pub(super) fn lines(status: &Status, terminal: Terminal) -> String {
         .rev()
         .find_map(|query| query.principal.as_deref());
     let principal = principal.map(|principal| format!(" as {principal}"));
-    let mut sheet = Sheet::new(10);
+    let queues = if run.state.is_over() {
+        None
+    } else {
+        status.queues.as_ref()
+    };
+    let longest = queues.into_iter().flatten().map(|depth| depth.queue.len());
+    let mut sheet = Sheet::new(longest.max().unwrap_or_default().max(10));
     sheet.add("run", format!("{} {numbers}", run.run_id));
     sheet.add("job", output::job(&run.job, &run.parameters));
     sheet.add("target", format!("{} ({})", run.target_table, run.mode));

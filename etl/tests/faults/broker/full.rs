@@ -32,9 +32,9 @@ async fn absent_loader_makes_every_stage_wait_and_dead_letters_nothing() {
         consumers(&pipeline).await == 0
     })
     .await;
-    // A loader that starts and stops makes the transformer continue and wait again.
+    // A loader that starts and stops makes the transformer continue and wait again. The run's first batches are no bulk.
     let brief = pipeline.service("loader");
-    let mut brief = brief.env("ETL_FAILPOINT", "after_commit@4=exit").spawn();
+    let mut brief = brief.env("ETL_FAILPOINT", "after_commit@8=exit").spawn();
     assert_eq!(brief.wait(TIMEOUT).await.code(), Some(99));
     wait_until("the transformer to continue", TIMEOUT, async || {
         consumers(&pipeline).await > 0
