@@ -6,7 +6,7 @@ use common::message::ValidBatch;
 use sqlx::PgPool;
 
 use crate::support::{
-    Shape, execute, extracted, ledger_database, loader, request_for, shape, text,
+    Shape, execute, extracted, ledger_database, loader, refusal, request_for, shape, text,
 };
 
 const TYPES: &str = "CREATE EXTENSION citext SCHEMA public; CREATE TYPE mood AS ENUM ('sad', 'it''s fine'); CREATE SCHEMA \"Far\";
@@ -152,7 +152,7 @@ async fn other_column_is_refused_with_remedies_that_work() {
             request_for(pool, "r", &shape.target).await;
             let batch = shape.batch("r", 0, 0, &[vec![Some("1"), Some(value)]]);
             let loader = loader(&database);
-            let refused = loader.handle(&batch).await.unwrap_err().sentence();
+            let refused = refusal(&loader, pool, &batch).await;
             let (said, statement) = refused.split_once("run: ").unwrap();
             let offered = said.split_once("declare it as \"").map(|(_, end)| end);
             let offered = offered
@@ -187,16 +187,12 @@ async fn column_that_compares_otherwise_finds_no_rows() {
             let run = shape.target.mode.name();
             request_for(pool, run, &shape.target).await;
             let batch = shape.batch(run, 0, 0, &[vec![Some("sad"), Some("x")]]);
-            let refused = loader(&database)
-                .handle(&batch)
-                .await
-                .unwrap_err()
-                .sentence();
+            let refused = refusal(&loader(&database), pool, &batch).await;
             assert!(refused.contains("rows are found by it"), "{refused}");
         }
         let refused = loader(&database);
         let batch = upsert.batch("upsert", 0, 0, &[vec![Some("sad"), Some("x")]]);
-        let sentence = refused.handle(&batch).await.unwrap_err().sentence();
+        let sentence = refusal(&refused, pool, &batch).await;
         execute(pool, sentence.split_once("run: ").unwrap().1).await;
         refused.handle(&batch).await.unwrap();
     }

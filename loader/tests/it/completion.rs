@@ -210,7 +210,7 @@ async fn first_terminal_state_stays() {
     );
     assert_eq!(
         loader.handle_event(&extracted("r", 1, 1)).await.unwrap(),
-        Noted::Ignored
+        Noted::Noted
     );
     loader
         .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
@@ -228,7 +228,7 @@ async fn first_terminal_state_stays() {
             "SELECT state || ' ' || failure || ' ' || ignored_messages FROM etl.runs"
         )
         .await,
-        "failed no\u{2400} table 2"
+        "failed no\u{2400} table 1"
     );
 }
 

@@ -10,7 +10,8 @@ use loader::target;
 use sqlx::PgPool;
 
 use crate::support::{
-    Shape, address, execute, extracted, ledger_database, loader, request, request_for, shape, text,
+    Shape, address, execute, extracted, ledger_database, loader, refusal as refusal_of, request,
+    request_for, shape, text,
 };
 
 fn evolving(columns: &[&str]) -> Shape {
@@ -99,7 +100,7 @@ async fn refusal(ddl: &str, shape: &Shape) -> String {
     request(&database.pool, "r").await;
     let values: Vec<_> = shape.columns.iter().map(|_| Some("1")).collect();
     let batch = shape.batch("r", 0, 0, &[values]);
-    crate::support::refusal(&database, &batch).await
+    refusal_of(&loader(&database), &database.pool, &batch).await
 }
 
 /// A run of one row, in a transaction of its own where it commits as a whole.

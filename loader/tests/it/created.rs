@@ -23,7 +23,8 @@ async fn created_table_has_its_grants_comment_and_tablespace() {
     };
     let load = async |shape: &Shape, run: &str| {
         request(pool, run).await;
-        refusal(&database, &shape.batch(run, 0, 0, &[vec![Some("x")]])).await
+        let batch = shape.batch(run, 0, 0, &[vec![Some("x")]]);
+        refusal(&loader(&database), pool, &batch).await
     };
     let refused = load(&t, "no-tablespace-yet").await;
     assert!(

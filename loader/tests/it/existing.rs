@@ -2,7 +2,9 @@
 
 use loader::errors::{LoadError, Refused};
 
-use crate::support::{address, execute, ledger_database, loader, request, shape, text};
+use crate::support::{
+    address, execute, ledger_database, loader, refusal as refusal_of, request, shape, text,
+};
 
 /// The refusal of a batch for table `t (a text, n bigint)`.
 async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
@@ -11,7 +13,7 @@ async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
     request(&database.pool, "r").await;
     let batch =
         shape(table, &["a text", "n bigint"], key).batch("r", 0, 0, &[vec![Some("x"), Some("1")]]);
-    let refused = crate::support::refusal(&database, &batch).await;
+    let refused = refusal_of(&loader(&database), &database.pool, &batch).await;
     assert_eq!(
         text(&database.pool, "SELECT count(*) FROM etl.batches").await,
         "0"
@@ -28,7 +30,7 @@ async fn table_without_the_batch_column_is_refused_with_the_statement_to_run() {
         loader(&database),
         shape("t", &["a text", "n bigint"], &[]).batch("r", 0, 0, &[vec![Some("x"), Some("1")]]),
     );
-    let sentence = loader.handle(&batch).await.unwrap_err().to_string();
+    let sentence = refusal_of(&loader, &database.pool, &batch).await;
     let (_, alter) = sentence.split_once("run: ").unwrap();
     execute(&database.pool, alter).await;
     loader.handle(&batch).await.unwrap();

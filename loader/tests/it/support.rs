@@ -6,7 +6,6 @@ use common::schema::{ResultColumn, TargetColumn};
 use common::settings::SecretUrl;
 use common::{Rows, service};
 use ledger::Address;
-use loader::errors::{LoadError, Refused};
 use loader::load::{Loader, Outcome};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -80,19 +79,29 @@ pub(crate) async fn text(pool: &PgPool, sql: &str) -> String {
     found.unwrap_or_default()
 }
 
-/// Why a target does not take a batch: the failure of its run, or the reason to try again where a privilege is missing.
-pub(crate) async fn refusal(database: &Database, batch: &ValidBatch) -> String {
-    match loader(database).handle(batch).await {
-        Ok(outcome) => {
-            assert_eq!(outcome, Outcome::Ignored);
-            let run = &batch.id.run;
-            let failure =
-                format!("SELECT failure FROM etl.runs WHERE run_id = '{run}' AND state = 'failed'");
-            text(&database.pool, &failure).await
+/// Loads a batch, or says why its target does not take it. A run that failed by that is requested again, as by a retry.
+pub(crate) async fn load_or_refusal(
+    loader: &Loader,
+    pool: &PgPool,
+    batch: &ValidBatch,
+) -> Result<(), String> {
+    match loader.handle(batch).await {
+        Ok(Outcome::Ignored) => {
+            let again = "UPDATE etl.runs r SET state = 'requested', failure = NULL, finished_at = NULL
+                 FROM etl.runs old WHERE r.run_id = old.run_id AND r.run_id = $1 AND r.state = 'failed' RETURNING old.failure";
+            let again = sqlx::query_scalar(again).bind(batch.id.run.as_str());
+            let failure: String = again.fetch_one(pool).await.unwrap();
+            let (why, _) = failure.split_once("; nothing of the run was").unwrap();
+            Err(why.to_owned())
         }
-        Err(LoadError::Refused(Refused::Target(refusal))) => refusal.to_string(),
-        Err(error) => panic!("{error:?}"),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.sentence()),
     }
+}
+
+/// Why a target does not take a batch.
+pub(crate) async fn refusal(loader: &Loader, pool: &PgPool, batch: &ValidBatch) -> String {
+    load_or_refusal(loader, pool, batch).await.unwrap_err()
 }
 
 /// The balance of a run: state, expected and extracted rows, loaded, deduplicated, rejected, balanced.

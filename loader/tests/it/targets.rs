@@ -11,7 +11,8 @@ use sqlx::PgPool;
 use testkit::servers::Database;
 
 use crate::support::{
-    Shape, address, execute, extracted, ledger_database, request_for, shape, text,
+    Shape, address, execute, extracted, ledger_database, load_or_refusal, refusal, request_for,
+    shape, text,
 };
 
 /// A database whose loader works as a role that has privileges on the ledger alone.
@@ -98,8 +99,7 @@ impl Guest {
     async fn load(&self, shape: &Shape, run: &str) -> Result<(), String> {
         request_for(self.pool(), run, &shape.target).await;
         let batch = shape.batch(run, 0, 0, &[vec![Some("1"), Some("x")]]);
-        let done = self.loader.handle(&batch).await;
-        done.map_err(|error| error.sentence())?;
+        load_or_refusal(&self.loader, self.pool(), &batch).await?;
         let end = extracted(run, 1, 1);
         self.loader.handle_event(&end).await.unwrap();
         let state = format!(
@@ -401,10 +401,7 @@ async fn table_that_is_published_as_it_is_created_is_refused_before_its_rows() {
     shape.target.commit = Commit::Run;
     request_for(pool, "r", &shape.target).await;
     let batch = shape.batch("r", 0, 0, &[vec![Some("1")]]);
-    let Err(refused) = loader.handle(&batch).await else {
-        panic!("its rows cannot be deleted")
-    };
-    let sentence = refused.sentence();
+    let sentence = refusal(&loader, pool, &batch).await;
     assert!(sentence.contains("REPLICA IDENTITY"), "{sentence}");
     // The statement of the sentence.
     execute(pool, "ALTER TABLE public.made REPLICA IDENTITY FULL").await;
