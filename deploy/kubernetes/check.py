@@ -238,7 +238,7 @@ def check_keda(where: str, found: dict, deployments: set[str], authentications: 
         complain(where, f"it scales {spec['scaleTargetRef']}, which is not the Deployment of its name")
     if not 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]:
         complain(where, "its minimum or maximum number of replicas is wrong")
-    queues = set(re.findall(r'=> "(etl\.\w+)"', read("common/src/message/queue_name.rs")))
+    queues = set(re.findall(r'=> "(etl\.[\w.]+)"', read("common/src/message/queue_name.rs")))
     for trigger in spec["triggers"]:
         metadata = trigger["metadata"]
         if trigger["type"] != "rabbitmq" or set(metadata) != TRIGGER:

@@ -87,7 +87,7 @@ pub fn table<R: IntoIterator<Item: Into<Cell>>>(
 
 /// How a table becomes narrower where its lines are longer than the terminal. First there is one space between columns.
 pub struct Narrow<'a> {
-    /// Then this column is cut, down to [`MIN_CUT`] characters.
+    /// Then this column is cut, down to `MIN_CUT` characters.
     pub cut: Option<usize>,
     /// Then these are left out, the first first.
     pub spare: &'a [usize],
