@@ -46,7 +46,7 @@ impl Failure {
     }
 
     /// The exit code.
-    fn number(&self) -> u8 {
+    pub fn number(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,

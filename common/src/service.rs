@@ -197,6 +197,9 @@ pub async fn run_beside<B: Future<Output = ()> + Send + 'static>(
     }
 }
 
+/// How much longer than the sessions the work beside them may take to stop.
+const BESIDE_GRACE: Duration = Duration::from_secs(5);
+
 async fn run_until_stopped<B: Future<Output = ()> + Send + 'static>(
     service: Service,
     session: impl AsyncFn(&Session) -> Result<(), Fault>,
@@ -213,15 +216,23 @@ async fn run_until_stopped<B: Future<Output = ()> + Send + 'static>(
     // Until the process ends, so that health and metrics show how the service stops.
     let http = tracker.spawn(serve_http(address, port, health.clone(), metrics));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), broker = %settings.amqp_url, "{} starts", service.name);
-    let beside = tracker.spawn(beside(stop.clone()));
+    let mut beside = tracker.spawn(beside(stop.clone()));
+    let crashed = "the work beside the sessions crashed";
     let ended = tokio::select! {
         ended = supervise(service, &settings, &health, &stop, session) => ended,
         served = http => served.context("the HTTP server crashed").and_then(|served| served),
+        Err(error) = &mut beside => return Err(error).context(crashed),
     };
     stop.cancel();
-    beside
-        .await
-        .context("the work beside the sessions crashed")?;
+    if beside.is_finished() {
+        return ended;
+    }
+    // It began to stop with the sessions.
+    match timeout(BESIDE_GRACE, beside).await {
+        Ok(stopped) => stopped.context(crashed)?,
+        // A statement to a server that does not answer, which changes nothing that is not committed.
+        Err(_) => tracing::warn!("the work beside the sessions did not stop in time"),
+    }
     ended
 }
 

@@ -32,6 +32,19 @@ pub enum ShellError {
     Failed { code: Option<i32>, said: String },
 }
 
+impl ShellError {
+    /// The error without the command's last words, for a command whose words may have a secret.
+    pub fn without_words(&self) -> String {
+        match self {
+            Self::Failed { code, .. } => format!(
+                "{}; its words are left out, since they may have a secret: run it in a shell, as the same user, to see them",
+                how(*code)
+            ),
+            other => other.to_string(),
+        }
+    }
+}
+
 fn how(code: Option<i32>) -> String {
     code.map_or_else(
         || "was ended by a signal".to_owned(),

@@ -307,7 +307,7 @@ def check_daily(objects: list[dict]) -> None:
             asked = ran.stdout.split("\n")[:-1]
             day = day or asked[3].removeprefix("from=")
             wanted = ["run", "most_visited_url", "--set", f"from={day}", "--set", f"to={day}"]
-            wanted += ["--run-id", f"most_visited_url-{day}", "--follow"]
+            wanted += ["--run-id", f"most_visited_url-{day}", "--retry", "--follow"]
             if ran.returncode or asked != wanted or not re.fullmatch(r"20[0-9-]{8}", day):
                 complain("CronJob etl-daily", f"as {job} it requests {asked} {ran.stderr}")
 

@@ -1,4 +1,4 @@
-//! The columns of a job's query, by asking Athena.
+//! The columns of a job's query, by asking Athena or as the ledger has them.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,11 @@ impl QueryColumns {
         let set: Vec<_> = set.collect();
         let arguments = ["columns", &job.spec.name].into_iter();
         let arguments: Vec<_> = arguments.chain(set.iter().map(String::as_str)).collect();
-        let result: Vec<ResultColumn> = extractor.ask(&jobs.folder, &arguments).await?;
+        Self::of(extractor.ask(&jobs.folder, &arguments).await?, spec)
+    }
+
+    /// Of a query with these columns.
+    pub fn of(result: Vec<ResultColumn>, spec: &JobSpec) -> Result<Self, Failure> {
         let cannot = "the query does not fit the job";
         let resolved = resolve(&spec.columns, &result, &spec.target.key).context(cannot)?;
         transformer::Plan::new(spec, &result).context(cannot)?;

@@ -5,11 +5,12 @@ use std::io::{IsTerminal, stdin};
 
 use anyhow::anyhow;
 use clap::ArgGroup;
+use common::command::error_as_json;
 use common::message::RunId;
 
 use crate::Failure;
 use crate::output::{counted, note, size};
-use ledger::{Run, RunFilter, RunState, Store};
+use ledger::{Meant, Run, RunFilter, RunState, Store};
 
 /// A state to filter by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -58,6 +59,12 @@ pub struct Which {
     /// Only the latest of them.
     #[arg(long, conflicts_with = "runs")]
     pub last: bool,
+}
+
+/// Runs as a person was shown them: what was requested or replayed again since is not meant.
+pub fn shown(runs: &[Run]) -> Result<Vec<Meant>, Failure> {
+    let meant = runs.iter().map(Meant::try_from).collect::<Result<_, _>>();
+    meant.map_err(|error| anyhow!("the ledger has a run whose name is none: {error}").into())
 }
 
 /// For a command that needs a choice of runs.
@@ -131,16 +138,16 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The names of the runs, the oldest first where they were not named. `states`: those that the command is for, unless a
+    /// The runs, the oldest first where they were not named. `states`: those that the command is for, unless a
     /// state is given. Asks before a command `does` something to runs that were not named.
     pub async fn agreed(
         &self,
         store: &Store,
         does: &str,
         states: State,
-    ) -> Result<Vec<RunId>, Failure> {
+    ) -> Result<Vec<Meant>, Failure> {
         if !self.which.runs.is_empty() {
-            return Ok(self.which.runs.clone());
+            return Ok(self.which.runs.iter().map(Meant::from).collect());
         }
         let among = RunFilter {
             states: states.in_ledger(),
@@ -152,9 +159,7 @@ impl Selection {
             return Err(none());
         }
         self.agree(does, &runs)?;
-        let names = runs.into_iter().map(|run| run.run_id.parse());
-        let names = names.collect::<Result<_, _>>();
-        names.map_err(|error| anyhow!("the ledger has a run whose name is none: {error}").into())
+        shown(&runs)
     }
 
     /// Shows the runs that were not named, and asks.
@@ -179,10 +184,11 @@ impl Selection {
     }
 }
 
-/// Does something to each run. One that fails keeps no other from its turn; false where one did, or was not complete.
+/// Does something to each run. One that fails keeps no other from its turn, and is said as an error of the command is; false where
+/// one did, or was not complete.
 pub async fn each(
-    runs: &[RunId],
-    mut act: impl AsyncFnMut(&RunId) -> Result<bool, Failure>,
+    runs: &[Meant],
+    mut act: impl AsyncFnMut(&Meant) -> Result<bool, Failure>,
 ) -> Result<bool, Failure> {
     if let [run] = runs {
         return act(run).await;
@@ -190,7 +196,9 @@ pub async fn each(
     let mut is_true = true;
     for run in runs {
         is_true &= act(run).await.unwrap_or_else(|failure| {
-            note(&failure.paragraph());
+            let why = failure.paragraph();
+            note(&why);
+            error_as_json(&why, failure.number());
             false
         });
     }

@@ -2,6 +2,7 @@
 
 use anyhow::anyhow;
 use common::job::{JobSpec, Target};
+use common::message::RunId;
 use common::schema::TargetColumn;
 use ledger::Store;
 use loader::ddl::{self, Change, Fault, Known, Refusal};
@@ -69,22 +70,22 @@ fn statements(ddl: &str) -> Vec<String> {
 }
 
 /// Refuses a job whose rows could not be loaded, as far as that can be known before the query runs. Returns what else a person
-/// has to know.
+/// has to know. `asked`: all columns of the query, where they are known. `run`: the run that
+/// is replayed, which is compared with itself.
 pub async fn check(
     store: &Store,
     spec: &JobSpec,
+    asked: Option<&[TargetColumn]>,
+    run: Option<&RunId>,
     schemas: &[String],
 ) -> Result<Vec<String>, Failure> {
-    let columns = declared(spec);
-    let planned = catalog::plan(
-        store,
-        &spec.target,
-        &columns,
-        Known::Declared,
-        schemas,
-        &spec.name,
-    )
-    .await?;
+    let declared = declared(spec);
+    let (columns, known) = match asked {
+        Some(all) => (all, Known::All),
+        None => (&*declared, Known::Declared),
+    };
+    let target = &spec.target;
+    let planned = catalog::plan(store, target, columns, known, schemas, (&spec.name, run)).await?;
     let notes = planned.roles.note().into_iter().chain(warnings(&planned));
     let notes = notes.collect();
     match planned.change {
@@ -135,7 +136,7 @@ async fn examine(
     schemas: &[String],
 ) -> Result<Examined, Failure> {
     let target = &spec.target;
-    let planned = catalog::plan(store, target, columns, known, schemas, &spec.name).await?;
+    let planned = catalog::plan(store, target, columns, known, schemas, (&spec.name, None)).await?;
     let (warnings, roles) = (warnings(&planned), planned.roles);
     let plan = match planned.change {
         Ok(Change::Nothing) => TargetPlan::Fits,

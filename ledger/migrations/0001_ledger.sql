@@ -58,6 +58,7 @@ CREATE TABLE etl.runs (
     started_at         timestamptz,
     extracted_at       timestamptz,
     approved_at        timestamptz,
+    completed_at       timestamptz,
     committed_at       timestamptz,
     finished_at        timestamptz,
     CONSTRAINT runs_first_generation_is_one CHECK (first_generation <= generation),
@@ -229,6 +230,9 @@ CREATE TABLE etl.watermarks (
     set_by text,
     reason text NOT NULL,
     set_at timestamptz NOT NULL DEFAULT now(),
+    -- Rows before the value are in this table, up to it (append) or with it (a key).
+    target_table text NOT NULL,
+    mode   text NOT NULL,
     CONSTRAINT watermarks_by_a_run_or_a_person CHECK ((run_no IS NULL) = (run_id IS NULL) AND (set_by IS NULL) = (run_id IS NOT NULL))
 );
 
@@ -377,6 +381,7 @@ CREATE TABLE etl.replays (
     requested_at timestamptz NOT NULL DEFAULT now(),
     sent_at      timestamptz,
     abandoned    text,
+    target_columns text[],
     UNIQUE (run_id, generation)
 );
 
@@ -384,6 +389,7 @@ COMMENT ON TABLE etl.replays IS 'Each replay of a run. Written, and the run''s g
 COMMENT ON COLUMN etl.replays.seqs IS 'The batches that are replayed; the others were carried forward.';
 COMMENT ON COLUMN etl.replays.job_spec IS 'The job at the time of the replay.';
 COMMENT ON COLUMN etl.replays.state_before IS 'The run''s state at the time of the replay.';
+COMMENT ON COLUMN etl.replays.target_columns IS 'As etl.runs.target_columns, recorded with the first batch of the replay. They count unless it was abandoned.';
 COMMENT ON COLUMN etl.replays.sent_at IS 'When the last message of it was sent; NULL while it is unfinished.';
 COMMENT ON COLUMN etl.replays.abandoned IS 'Why it was abandoned: the batches that it had not replaced keep what an earlier generation made of them.';
 
@@ -437,6 +443,7 @@ COMMENT ON COLUMN etl.jobs.requested_at IS 'When a run of the job was requested 
 
 CREATE TABLE etl.outbox (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    position        bigint GENERATED ALWAYS AS IDENTITY,
     channel         text NOT NULL,
     event           text NOT NULL,
     job             text NOT NULL,
@@ -448,10 +455,11 @@ CREATE TABLE etl.outbox (
     last_error      text
 );
 
-CREATE INDEX outbox_by_channel ON etl.outbox (channel, created_at);
+CREATE INDEX outbox_by_channel ON etl.outbox (channel, position);
 
 COMMENT ON TABLE etl.outbox IS 'What is still to be sent to somebody outside: written in the transaction that makes it true, sent by a loader, and deleted once the receiver has taken it. A receiver may get a message twice.';
 COMMENT ON COLUMN etl.outbox.id IS 'Identifies the message: a receiver that gets it twice gets the same id.';
+COMMENT ON COLUMN etl.outbox.position IS 'The order in which messages are sent.';
 COMMENT ON COLUMN etl.outbox.channel IS 'Where it goes: the name of a channel, whose URL or command is a setting of the loaders.';
 COMMENT ON COLUMN etl.outbox.event IS 'What happened: failed, held, rejected or late; to OpenLineage start, complete, fail or abort.';
 COMMENT ON COLUMN etl.outbox.job IS 'The job that it is about.';
@@ -463,9 +471,10 @@ COMMENT ON COLUMN etl.outbox.next_attempt_at IS 'When it is tried next; while a 
 COMMENT ON COLUMN etl.outbox.last_error IS 'Why the last attempt failed. It has no part of the channel''s URL but the host.';
 
 CREATE TABLE etl.loaders (
-    role_name text PRIMARY KEY,
+    role_name text NOT NULL,
     channels  text[] NOT NULL DEFAULT '{}',
-    seen_at   timestamptz NOT NULL DEFAULT now()
+    seen_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (role_name, channels)
 );
 
 COMMENT ON TABLE etl.loaders IS 'The roles that loaders work as. etl plan, etl run and etl doctor check a target for them.';

@@ -5,6 +5,7 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::database::Store;
 use crate::error::Error;
+use crate::parked::EXTRACTION;
 use crate::run::{LockedRun, integer};
 use crate::state::Transition;
 
@@ -17,7 +18,8 @@ pub struct FormerRun {
     pub columns: Vec<String>,
 }
 
-/// The latest completed run of a job that loaded the table (with its schema), before `run` if there is one.
+/// The latest run of a job that loaded the table (with its schema); not after `run`, if there is one. A run that is replayed has
+/// loaded it: it is compared with itself. What an abandoned replay had begun to load does not count.
 pub async fn former_run(
     tx: &mut PgConnection,
     job: &str,
@@ -25,10 +27,15 @@ pub async fn former_run(
     run: Option<&RunId>,
 ) -> Result<Option<FormerRun>, sqlx::Error> {
     sqlx::query_as(
-        "SELECT run_id, target_columns FROM etl.runs
-         WHERE job = $1 AND target_table = $2 AND state = 'completed' AND target_columns IS NOT NULL
-             AND ($3::text IS NULL OR run_no < (SELECT run_no FROM etl.runs WHERE run_id = $3))
-         ORDER BY run_no DESC LIMIT 1",
+        "SELECT run_id, columns AS target_columns FROM (
+             SELECT run_id, run_no, coalesce(
+                 (SELECT p.target_columns FROM etl.replays p
+                  WHERE p.run_id = r.run_id AND p.generation > r.first_generation AND p.abandoned IS NULL AND p.target_columns IS NOT NULL
+                  ORDER BY p.generation DESC LIMIT 1), r.target_columns) AS columns
+             FROM etl.runs r
+             WHERE job = $1 AND target_table = $2 AND (state = 'completed' OR generation > first_generation)
+                 AND ($3::text IS NULL OR run_no <= (SELECT run_no FROM etl.runs WHERE run_id = $3))) loaded
+         WHERE columns IS NOT NULL ORDER BY run_no DESC LIMIT 1",
     )
     .bind(job)
     .bind(table)
@@ -73,8 +80,14 @@ impl LockedRun<'_> {
         }
         self.row.check_pinned(&batch.result_id)?;
         let columns = batch.columns.iter().map(|column| column.name.as_str());
-        sqlx::query("UPDATE etl.runs SET target_columns = $2 WHERE run_id = $1")
+        let record = if self.row.is_replay() {
+            "UPDATE etl.replays SET target_columns = $3 WHERE run_id = $1 AND generation = $2"
+        } else {
+            "UPDATE etl.runs SET target_columns = $3 WHERE run_id = $1 AND generation = $2"
+        };
+        sqlx::query(record)
             .bind(self.id.as_str())
+            .bind(self.row.generation)
             .bind(columns.collect::<Vec<_>>())
             .execute(&mut *self.tx)
             .await?;
@@ -98,10 +111,22 @@ impl LockedRun<'_> {
         if has_batch {
             return Ok(false);
         }
+        // Of a result that is not read to its end there is nothing to replay.
+        let is_paused: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM etl.parked WHERE run_id = $1 AND seq = $2)",
+        )
+        .bind(self.id.as_str())
+        .bind(EXTRACTION)
+        .fetch_one(&mut *self.tx)
+        .await?;
         let (run, job) = (&self.id, &row.job);
-        let failure = format!(
-            "{why}; nothing of the run was loaded. Then `etl replay {run}` loads what Athena returned, and `etl run {job} --run-id {run} --retry` asks Athena again"
-        );
+        let retry = format!("`etl run {job} --run-id {run} --retry` asks Athena again");
+        let then = if is_paused {
+            retry
+        } else {
+            format!("`etl replay {run}` loads what Athena returned, and {retry}")
+        };
+        let failure = format!("{why}; nothing of the run was loaded. Then {then}");
         self.fail(&failure).await?;
         Ok(true)
     }

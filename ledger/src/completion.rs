@@ -158,7 +158,11 @@ impl LockedRun<'_> {
             End::Held(_) => {
                 "UPDATE etl.runs SET state = $2, failure = NULL, held_because = $3, approved_at = NULL WHERE run_id = $1"
             }
-            End::Completed | End::Failed(_) | End::Superseded(_) => {
+            // A replay does not make it newer.
+            End::Completed => {
+                "UPDATE etl.runs SET state = $2, failure = $3, finished_at = now(), completed_at = coalesce(completed_at, now()) WHERE run_id = $1"
+            }
+            End::Failed(_) | End::Superseded(_) => {
                 "UPDATE etl.runs SET state = $2, failure = $3, finished_at = now() WHERE run_id = $1"
             }
         };

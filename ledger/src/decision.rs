@@ -10,7 +10,7 @@ use crate::database::Store;
 use crate::earlier::Earlier;
 use crate::error::Error;
 use crate::request::lock_requests;
-use crate::run::{LockedRun, RunRow};
+use crate::run::{LockedRun, Meant, RunRow};
 use crate::state::{RunState, Transition};
 
 /// What became of the rows of a run that a person ended.
@@ -42,14 +42,20 @@ pub struct Ended {
 
 impl Store {
     /// Ends a run. `undo`: its rows leave the target, too.
-    pub async fn cancel(&self, run: &RunId, undo: bool, why: Option<&str>) -> Result<Ended, Error> {
+    pub async fn cancel(
+        &self,
+        run: impl Into<Meant>,
+        undo: bool,
+        why: Option<&str>,
+    ) -> Result<Ended, Error> {
+        let meant = run.into();
         self.transaction(
-            format!("cannot cancel the run {run}"),
+            format!("cannot cancel the run {}", meant.run),
             async |tx: &mut PgConnection| {
                 if undo {
-                    lock_requests(tx, run).await?;
+                    lock_requests(tx, &meant.run).await?;
                 }
-                let run = LockedRun::lock_for_person(tx, run).await?;
+                let run = LockedRun::lock_meant(tx, &meant).await?;
                 let transition = if undo {
                     Transition::Undo
                 } else {
@@ -85,11 +91,12 @@ impl Store {
     }
 
     /// Lets a held run be committed, whatever it was held for; the loader's sweep does it.
-    pub async fn approve(&self, run: &RunId, why: Option<&str>) -> Result<(), Error> {
+    pub async fn approve(&self, run: impl Into<Meant>, why: Option<&str>) -> Result<(), Error> {
+        let meant = run.into();
         self.transaction(
-            format!("cannot approve the run {run}"),
+            format!("cannot approve the run {}", meant.run),
             async |tx: &mut PgConnection| {
-                let run = LockedRun::lock_for_person(tx, run).await?;
+                let run = LockedRun::lock_meant(tx, &meant).await?;
                 run.approve(&decision("approved", why)).await
             },
         )
@@ -98,11 +105,12 @@ impl Store {
 
     /// Ends a held run: what the ledger has of it is dropped, and never was in the target. A held replay is abandoned, and the run
     /// is what it was before.
-    pub async fn discard(&self, run: &RunId, why: &str) -> Result<Ended, Error> {
+    pub async fn discard(&self, run: impl Into<Meant>, why: &str) -> Result<Ended, Error> {
+        let meant = run.into();
         self.transaction(
-            format!("cannot discard the run {run}"),
+            format!("cannot discard the run {}", meant.run),
             async |tx: &mut PgConnection| {
-                let run = LockedRun::lock_for_person(tx, run).await?;
+                let run = LockedRun::lock_meant(tx, &meant).await?;
                 run.end_by_person(Transition::Discard, &decision("discarded", Some(why)))
                     .await
             },

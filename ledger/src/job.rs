@@ -79,12 +79,13 @@ pub(crate) async fn record(tx: &mut PgConnection, job: &Job) -> Result<(), sqlx:
 }
 
 /// The jobs `j`, and since when each has no completed run: `seconds_late` is NULL while it is in time. No run takes as long as
-/// another, so that a tenth of the time is added. A replay is no newer run.
+/// another, so that a tenth of the time is added. A replay is no newer run, and while one is under way the run counts as before.
 pub(crate) const LATENESS: &str = "
     SELECT j.*, s.since, CASE WHEN now() > s.since + j.expected_every * 1.1
         THEN extract(epoch FROM now() - s.since - j.expected_every)::float8 END AS seconds_late
     FROM etl.jobs j CROSS JOIN LATERAL (
-        SELECT greatest(j.expected_since, (SELECT r.finished_at FROM etl.runs r WHERE r.job = j.job AND r.state = 'completed'
+        SELECT greatest(j.expected_since, (SELECT r.completed_at FROM etl.runs r
+                                           WHERE r.job = j.job AND r.completed_at IS NOT NULL AND r.state NOT IN ('failed', 'cancelled')
                                            ORDER BY r.run_no DESC LIMIT 1)) AS since) s";
 
 const TELL: &str = r#"
@@ -106,6 +107,17 @@ impl Store {
                     .await?)
             },
         )
+        .await
+    }
+
+    /// Expects no more runs of a job, until it is requested again. Returns whether any were expected.
+    pub async fn retire(&self, job: &str) -> Result<bool, Error> {
+        let failure = format!("cannot write that the job {job} is expected no more");
+        self.transaction(failure, async |tx: &mut PgConnection| {
+            let retire = "UPDATE etl.jobs SET expected_every = NULL WHERE job = $1 AND expected_every IS NOT NULL";
+            let retired = sqlx::query(retire).bind(job).execute(tx).await?;
+            Ok(retired.rows_affected() == 1)
+        })
         .await
     }
 

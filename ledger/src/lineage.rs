@@ -133,7 +133,9 @@ impl LockedRun<'_> {
                                               'dropped', b.rows_dropped))
                FROM etl.runs r JOIN etl.run_balance b USING (run_id)
                LEFT JOIN etl.replays p ON p.run_id = r.run_id AND p.generation = r.generation
-               WHERE r.run_id = $1 AND EXISTS (SELECT FROM etl.loaders WHERE $3 = ANY (channels))"#,
+               WHERE r.run_id = $1 AND EXISTS (
+                   SELECT FROM etl.loaders WHERE $3 = ANY (channels)
+                       AND seen_at > (SELECT max(seen_at) FROM etl.loaders) - interval '10 minutes')"#,
         )
         .bind(self.id.as_str())
         .bind(occurrence.name())

@@ -54,7 +54,7 @@ pub async fn loader_roles(tx: &mut PgConnection) -> Result<LoaderRoles, sqlx::Er
     let (seen, own, channels) = sqlx::query_as(
         "WITH known AS (SELECT l.* FROM etl.loaders l JOIN pg_roles r ON r.rolname = l.role_name),
               seen AS (SELECT * FROM known WHERE seen_at > (SELECT max(seen_at) FROM known) - interval '10 minutes')
-         SELECT ARRAY(SELECT role_name FROM seen ORDER BY 1), current_user::text,
+         SELECT ARRAY(SELECT DISTINCT role_name FROM seen ORDER BY 1), current_user::text,
              ARRAY(SELECT DISTINCT unnest(channels) FROM seen ORDER BY 1)",
     )
     .fetch_one(tx)
@@ -76,13 +76,14 @@ impl Store {
         .await
     }
 
-    /// Records the role that the connections of a loader work as, and the channels that it has settings for. It may be another
+    /// Records the role that the connections of a loader work as, and the channels that it has settings for: loaders with others
+    /// have rows of their own. It may be another
     /// role than they log in as.
     pub async fn record_loader(&self, channels: &[String]) -> Result<(), Error> {
         let failure = "cannot record the role of this loader in etl.loaders";
         self.transaction(failure, async |tx: &mut PgConnection| {
             let record = "INSERT INTO etl.loaders (role_name, channels) VALUES (current_user, $1)
-                ON CONFLICT (role_name) DO UPDATE SET channels = excluded.channels, seen_at = now()";
+                ON CONFLICT (role_name, channels) DO UPDATE SET seen_at = now()";
             sqlx::query(record).bind(channels).execute(tx).await?;
             Ok(())
         })

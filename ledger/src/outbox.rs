@@ -84,17 +84,20 @@ pub async fn post(
 }
 
 impl Store {
-    /// The oldest message of a channel that is due. No other loader gets it before the lease is over.
+    /// The oldest message of a channel that is due; to OpenLineage none before an earlier one of the same run was taken, so that no
+    /// run begins after its end. No other loader gets it before the lease is over.
     pub async fn claim(&self, channel: &str, lease: Duration) -> Result<Option<Claimed>, Error> {
         let failure = "cannot look for messages to be sent";
         self.transaction(failure, async |tx: &mut PgConnection| {
             let claim = sqlx::query_as(
                 "UPDATE etl.outbox SET attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
-                 WHERE id = (SELECT id FROM etl.outbox WHERE channel = $1 AND next_attempt_at <= now()
-                             ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+                 WHERE id = (SELECT id FROM etl.outbox o WHERE channel = $1 AND next_attempt_at <= now()
+                                 AND ($1 <> $3 OR NOT EXISTS (SELECT FROM etl.outbox e
+                                     WHERE e.channel = o.channel AND e.run_id = o.run_id AND e.position < o.position))
+                             ORDER BY position LIMIT 1 FOR UPDATE SKIP LOCKED)
                  RETURNING id::text, channel, event, job, run_id, body, attempts",
             );
-            let claim = claim.bind(channel).bind(lease.as_secs_f64());
+            let claim = claim.bind(channel).bind(lease.as_secs_f64()).bind(CHANNEL);
             Ok(claim.fetch_optional(tx).await?)
         })
         .await

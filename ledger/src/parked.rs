@@ -52,7 +52,7 @@ const IS_BEING_EXTRACTED: &str = "
 const COMMIT: i64 = -1;
 
 /// Stands for the extraction of a run.
-const EXTRACTION: i64 = -2;
+pub(crate) const EXTRACTION: i64 = -2;
 
 /// About what a batch writes: a disk that is full has room for a row.
 const PROBE_KIB: i32 = 256;

@@ -256,7 +256,7 @@ impl LockedRun<'_> {
         self.write_replay(replay, generation).await?;
         // What a person decided was about the generation before.
         sqlx::query(
-            "UPDATE etl.runs SET generation = $2, state = $3, finished_at = NULL, failure = NULL, commit = $4, target_columns = NULL,
+            "UPDATE etl.runs SET generation = $2, state = $3, finished_at = NULL, failure = NULL, commit = $4,
                  held_because = NULL, approved_at = NULL, decided_by = NULL, decision = NULL WHERE run_id = $1",
         )
         .bind(self.id.as_str())

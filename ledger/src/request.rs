@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::command::user;
-use common::job::{Commit, Job, JobSpec, Mode, Request, Target, is_same_sql};
+use common::job::{Commit, Job, JobSpec, Request, Target, is_same_sql};
 use common::message::{Limits, RunId};
 use jiff::Timestamp;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+use sqlx::PgConnection;
 
 use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
@@ -15,9 +15,10 @@ use crate::job::record;
 use crate::query::over_monthly_limit;
 use crate::removal::check_no_removal;
 use crate::run::{LockedRun, generation_no, run_id};
+use crate::same_rows::{ConflictingRun, conflicting, left_in};
 use crate::state::RunState;
 use crate::summary::{Run, find_run};
-use crate::watermark::{check_watermark, left_in};
+use crate::watermark::{Place, check_watermark};
 
 /// What became of a request.
 #[derive(Debug)]
@@ -33,59 +34,6 @@ pub enum Requested {
         run: RunId,
         rows: i64,
     },
-}
-
-/// A run of the same job with the same parameters that speaks against another one.
-#[derive(Debug, Clone, FromRow)]
-pub struct ConflictingRun {
-    pub run_id: String,
-    #[sqlx(try_from = "String")]
-    pub state: RunState,
-    /// Whether the job was another version of itself.
-    pub is_of_older_job: bool,
-}
-
-impl ConflictingRun {
-    /// Whether it ended without being complete, and rows of it are in the target.
-    pub fn has_left_rows(&self) -> bool {
-        matches!(self.state, RunState::Failed | RunState::Cancelled)
-    }
-
-    /// Whether the rows in the target are of another version of the job.
-    pub fn has_loaded_otherwise(&self) -> bool {
-        self.state == RunState::Completed && self.is_of_older_job
-    }
-
-    /// Why it is in the way, and what to do.
-    pub fn sentence(&self) -> String {
-        let Self {
-            run_id,
-            state,
-            is_of_older_job,
-        } = self;
-        match state {
-            RunState::Requested | RunState::Running | RunState::Held | RunState::Superseded => {
-                return format!(
-                    "the run {run_id} of the same job with the same parameters is {state}; wait for it, or end it with `etl cancel {run_id}`; nothing was sent"
-                );
-            }
-            RunState::Failed | RunState::Cancelled => {
-                return format!(
-                    "the run {run_id} of the same job with the same parameters is {state} and has left rows in the target, and in mode append another run adds its rows to them; `etl run ... --run-id {run_id} --retry` takes them back and loads them anew, or request it with --again if both are what you want; nothing was sent"
-                );
-            }
-            RunState::Completed => {}
-        }
-        let (older, replay) = if *is_of_older_job {
-            let replay = format!("`etl replay {run_id}` loads them by the job as it is now; ");
-            (" by an older version of the job", replay)
-        } else {
-            ("", String::new())
-        };
-        format!(
-            "the run {run_id} has loaded the same{older}, and in mode append another run adds its rows again; {replay}request it with --again if that is what you want; nothing was sent"
-        )
-    }
 }
 
 /// What a request may do where something like it was requested before.
@@ -133,20 +81,6 @@ impl Store {
         })
     }
 
-    /// The run that speaks against a request, if there is one.
-    pub async fn conflicting_run(
-        &self,
-        job: &Job,
-        request: &Request,
-        again: bool,
-    ) -> Result<Option<ConflictingRun>, Error> {
-        let failure = "cannot look for runs of the same job with the same parameters";
-        self.read(failure, async |tx: &mut PgConnection| {
-            Ok(conflicting(tx, None, job, request, again).await?)
-        })
-        .await
-    }
-
     /// Writes the row of a run. Of two requests of the same job at the same moment one waits here for the other, and sees what
     /// that one wrote.
     pub async fn request(
@@ -173,10 +107,9 @@ impl Store {
             }
             if let Some(read_on) = &request.read_on {
                 let initial = initial(job)?;
-                let (schema, table) = job.spec.target.schema_and_table();
-                let (name, table) = (job.spec.name.as_str(), format!("{schema}.{table}"));
-                check_watermark(tx, Some(run), name, read_on, &initial).await?;
-                let left = left_in(tx, run, (name, &table), &read_on.range).await?;
+                let (name, place) = (job.spec.name.as_str(), Place::of(job));
+                check_watermark(tx, Some(run), name, &place, read_on, &initial).await?;
+                let left = left_in(tx, run, (name, &place.table), &read_on.range).await?;
                 if let Some((left, rows)) = left.filter(|_| job.spec.target.mode.adds()) {
                     let run = run_id(left)?;
                     return Ok(Requested::LeftRows { run, rows });
@@ -303,38 +236,6 @@ async fn changes(
     })
 }
 
-/// Another run of the same job and parameters that is under way or, in mode append, has rows in the target.
-async fn conflicting(
-    tx: &mut PgConnection,
-    run: Option<&RunId>,
-    job: &Job,
-    request: &Request,
-    again: bool,
-) -> Result<Option<ConflictingRun>, sqlx::Error> {
-    let (schema, table) = job.spec.target.schema_and_table();
-    let has_rows = HAS_ROWS;
-    let select = format!(
-        "SELECT run_id, state, job_hash <> $3 AS is_of_older_job FROM etl.runs r
-         WHERE job = $1 AND parameters = $2 AND run_id IS DISTINCT FROM $6
-           AND (state IN ('requested', 'running', 'held') OR $4 AND target_table = $5 AND {has_rows})
-         ORDER BY state = 'completed', run_no DESC LIMIT 1"
-    );
-    sqlx::query_as(AssertSqlSafe(select))
-        .bind(&job.spec.name)
-        .bind(Json(&request.parameters))
-        .bind(job.hash())
-        .bind(job.spec.target.mode.adds() && !again)
-        .bind(format!("{schema}.{table}"))
-        .bind(run.map(RunId::as_str))
-        .fetch_optional(tx)
-        .await
-}
-
-/// Whether a run `r` that is over has rows in its target. Of a failed one that was only staged nothing got there.
-pub(crate) const HAS_ROWS: &str = "(state = 'completed' OR state IN ('failed', 'cancelled')
-    AND NOT (state = 'failed' AND generation = first_generation AND commit = 'run')
-    AND EXISTS (SELECT FROM etl.batches b WHERE b.run_id = r.run_id AND b.generation = r.generation AND b.rows_loaded > 0))";
-
 /// The lock that requests of a run's job take before that on the run: for a person's change that looks at other runs of the job.
 pub(crate) async fn lock_requests(tx: &mut PgConnection, run: &RunId) -> Result<(), sqlx::Error> {
     let job: Option<String> = sqlx::query_scalar("SELECT job FROM etl.runs WHERE run_id = $1")
@@ -344,33 +245,6 @@ pub(crate) async fn lock_requests(tx: &mut PgConnection, run: &RunId) -> Result<
     match job {
         Some(job) => lock(tx, lock_key("request", &job)).await,
         None => Ok(()),
-    }
-}
-
-impl LockedRun<'_> {
-    /// Refuses to load a failed run after all where another run has loaded, or loads, the same.
-    pub(crate) async fn check_no_other(&mut self, mode: Mode) -> Result<(), Error> {
-        if self.row.state != RunState::Failed || !mode.adds() {
-            return Ok(());
-        }
-        // Of a request at the same moment either this or that one sees the other.
-        lock(self.tx, lock_key("request", &self.row.job)).await?;
-        let other: Option<(String, String)> = sqlx::query_as(AssertSqlSafe(format!(
-            "SELECT run_id, state FROM etl.runs r
-             WHERE (job, parameters, target_table) = (SELECT job, parameters, target_table FROM etl.runs WHERE run_id = $1)
-                 AND run_id <> $1 AND run_no > $2 AND (state IN ('requested', 'running', 'held') OR {HAS_ROWS})
-             ORDER BY run_no DESC LIMIT 1"
-        )))
-        .bind(self.id.as_str())
-        .bind(self.row.run_no)
-        .fetch_optional(&mut *self.tx)
-        .await?;
-        let run = &self.id;
-        other.map_or(Ok(()), |(other, state)| {
-            Err(Error::NotAllowed(format!(
-                "the run {other}, which was requested after {run} with the same parameters, is {state}, and in mode append the rows of {run} would be added to its rows; `etl cancel {run} --undo` removes what is left of {run}"
-            )))
-        })
     }
 }
 

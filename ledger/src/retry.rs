@@ -76,7 +76,7 @@ impl LockedRun<'_> {
                  batches_extracted = DEFAULT, rows_extracted = DEFAULT, target_bounds = NULL, query_execution_id = NULL,
                  result_id = NULL, result_location = NULL, result_columns = NULL, target_columns = NULL, batches_expected = NULL, rows_expected = NULL,
                  failure = NULL, held_because = NULL, decided_by = NULL, decision = NULL, started_at = NULL, extracted_at = NULL,
-                 approved_at = NULL, committed_at = NULL, finished_at = NULL
+                 approved_at = NULL, committed_at = NULL, completed_at = NULL, finished_at = NULL
              WHERE run_id = $1",
         )
         .bind(self.id.as_str())

@@ -5,13 +5,14 @@ use std::cmp::Ordering;
 use std::ops::Range;
 
 use common::job::{Commit, Mode};
-use common::message::{RunId, ValidBatch};
+use common::message::{InvalidRunId, RunId, ValidBatch};
 use sqlx::{FromRow, PgConnection};
 
 use crate::batch_no::BatchNo;
 use crate::database::{lock_key, try_lock};
 use crate::error::{Error, Refused};
 use crate::state::{RunState, Transition};
+use crate::summary::Run;
 
 /// What decides about the messages of a run.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
@@ -33,7 +34,7 @@ pub struct RunRow {
     pub batches_expected: Option<i32>,
     pub rows_expected: Option<i64>,
     pub query_execution_id: Option<String>,
-    /// Its first batch recorded the columns that it loads.
+    /// The first batch of the live generation recorded the columns that it loads.
     pub has_begun: bool,
 }
 
@@ -128,7 +129,10 @@ macro_rules! select_run {
         concat!(
             "WITH turn AS MATERIALIZED (SELECT ", $lock, "($2)) \
             SELECT run_id, run_no, job, state, generation, first_generation, target_table, mode, commit, result_id, batches_expected, \
-                   rows_expected, query_execution_id, target_columns IS NOT NULL AS has_begun \
+                   rows_expected, query_execution_id, \
+                   CASE WHEN generation > first_generation \
+                       THEN EXISTS (SELECT FROM etl.replays p WHERE p.run_id = runs.run_id AND p.generation = runs.generation AND p.target_columns IS NOT NULL) \
+                       ELSE target_columns IS NOT NULL END AS has_begun \
             FROM turn, etl.runs WHERE run_id = $1 ", $for, " OF runs"
         )
     };
@@ -163,6 +167,47 @@ pub async fn share(tx: &mut PgConnection, run: &RunId) -> Result<RunRow, Error> 
     find(tx, run, SHARED).await
 }
 
+/// A run that a person means: by its name alone or, where it was shown and chosen, as it was then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meant {
+    pub run: RunId,
+    /// Its number and generation.
+    shown: Option<(i64, i32)>,
+}
+
+impl From<&RunId> for Meant {
+    fn from(run: &RunId) -> Self {
+        Self {
+            run: run.clone(),
+            shown: None,
+        }
+    }
+}
+
+impl TryFrom<&Run> for Meant {
+    type Error = InvalidRunId;
+
+    fn try_from(run: &Run) -> Result<Self, Self::Error> {
+        Ok(Self {
+            run: run.run_id.parse()?,
+            shown: Some((run.run_no, run.generation)),
+        })
+    }
+}
+
+impl Meant {
+    /// Refuses the run as it is now where it was requested or replayed again since it was shown.
+    pub fn check(&self, run_no: i64, generation: i32) -> Result<(), Error> {
+        if self.shown.is_none_or(|shown| shown == (run_no, generation)) {
+            return Ok(());
+        }
+        Err(Error::NotAllowed(format!(
+            "the run {} was requested or replayed again since it was shown; repeat the command",
+            self.run
+        )))
+    }
+}
+
 /// A run whose row this transaction holds alone. Every change of a run's state is a method of it, in the file of what changes:
 /// `beginning`, `event`, `completion`, `decision`, `replay`, `removal`, `retry`, `dead_letter`.
 pub struct LockedRun<'t> {
@@ -194,6 +239,13 @@ impl<'t> LockedRun<'t> {
             Err(Error::Refused(Refused::UnknownRun { run })) => Err(no_such_run(&run)),
             locked => locked,
         }
+    }
+
+    /// Locks the run that a person means. Refused once another attempt or generation of it is there than the person was shown.
+    pub(crate) async fn lock_meant(tx: &'t mut PgConnection, meant: &Meant) -> Result<Self, Error> {
+        let locked = Self::lock_for_person(tx, &meant.run).await?;
+        meant.check(locked.row.run_no, locked.row.generation)?;
+        Ok(locked)
     }
 
     /// Locks the run unless another transaction holds it.

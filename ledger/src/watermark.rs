@@ -4,16 +4,15 @@
 use std::collections::BTreeMap;
 
 use common::command::user;
-use common::job::{Job, ReadOn, WatermarkRange};
+use common::job::{Job, Mode, ReadOn, WatermarkRange};
 use common::message::RunId;
 use serde::Serialize;
-use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection};
 
 use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
-use crate::request::HAS_ROWS;
 use crate::run::LockedRun;
+use crate::same_rows::left_in;
 use crate::state::RunState;
 
 /// A change of a job's watermark. Times are RFC 3339 in UTC.
@@ -37,13 +36,47 @@ struct Reader {
     range: WatermarkRange,
 }
 
+/// What a watermark speaks of: rows before it are in this table.
+#[derive(Debug, Clone, FromRow)]
+pub(crate) struct Place {
+    #[sqlx(rename = "target_table")]
+    pub(crate) table: String,
+    #[sqlx(try_from = "String")]
+    mode: Mode,
+}
+
+impl Place {
+    pub(crate) fn of(job: &Job) -> Self {
+        let (schema, table) = job.spec.target.schema_and_table();
+        Self {
+            table: format!("{schema}.{table}"),
+            mode: job.spec.target.mode,
+        }
+    }
+
+    /// Whether a watermark of the other place is one of this place, too. With a key it is the latest value that was read, and in
+    /// mode append the first that was not.
+    fn is_of(&self, other: &Self) -> bool {
+        self.table == other.table && self.mode.adds() == other.mode.adds()
+    }
+}
+
+/// A job's latest watermark, and which run moved it there.
+#[derive(Debug, FromRow)]
+struct Latest {
+    value: String,
+    run_id: Option<String>,
+    #[sqlx(flatten)]
+    place: Place,
+}
+
 const UNREADABLE: &str = "cannot read the watermark";
 
 impl Store {
     /// From where the next run of a job reads; none where that is the job's initial value.
     pub async fn watermark(&self, job: &str) -> Result<Option<String>, Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {
-            Ok(current(tx, job).await?)
+            Ok(latest(tx, job).await?.map(|latest| latest.value))
         })
         .await
     }
@@ -79,18 +112,21 @@ impl Store {
     }
 
     /// Sets a job's watermark. Refused while a run reads on from it.
-    pub async fn set_watermark(&self, job: &str, value: &str, why: &str) -> Result<(), Error> {
+    pub async fn set_watermark(&self, job: &Job, value: &str, why: &str) -> Result<(), Error> {
+        let (place, job) = (Place::of(job), &job.spec.name);
         let failure = format!("cannot set the watermark of the job {job}");
         self.transaction(failure, async |tx: &mut PgConnection| {
             lock(tx, lock_key("request", job)).await?;
             check_no_reader(tx, job, None).await?;
             sqlx::query(
-                "INSERT INTO etl.watermarks (job, value, set_by, reason) VALUES ($1, $2, $3, $4)",
+                "INSERT INTO etl.watermarks (job, value, set_by, reason, target_table, mode) VALUES ($1, $2, $3, $4, $5, $6)",
             )
             .bind(job)
             .bind(value)
             .bind(user())
             .bind(why)
+            .bind(&place.table)
+            .bind(place.mode.name())
             .execute(tx)
             .await?;
             Ok(())
@@ -99,11 +135,13 @@ impl Store {
     }
 }
 
-async fn current(tx: &mut PgConnection, job: &str) -> Result<Option<String>, sqlx::Error> {
-    sqlx::query_scalar("SELECT value FROM etl.watermarks WHERE job = $1 ORDER BY id DESC LIMIT 1")
-        .bind(job)
-        .fetch_optional(tx)
-        .await
+async fn latest(tx: &mut PgConnection, job: &str) -> Result<Option<Latest>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT value, run_id, target_table, mode FROM etl.watermarks WHERE job = $1 ORDER BY id DESC LIMIT 1",
+    )
+    .bind(job)
+    .fetch_optional(tx)
+    .await
 }
 
 /// Refuses a second run that reads on from the same watermark.
@@ -139,28 +177,34 @@ impl Store {
     /// Refuses a request that does not begin at its job's watermark, or while another run reads on from it.
     pub async fn check_watermark(&self, job: &Job, read_on: &ReadOn) -> Result<(), Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {
-            check_watermark(tx, None, &job.spec.name, read_on, &read_on.watermark).await
+            let (name, place) = (&job.spec.name, Place::of(job));
+            check_watermark(tx, None, name, &place, read_on, &read_on.watermark).await
         })
         .await
     }
 }
 
-/// Refuses a request that does not begin at the job's watermark, which is `initial` before the first run is complete. The open
-/// runs first: one that is completed in between has moved the watermark, which is then seen.
+/// Refuses a request that does not begin at the job's watermark, which is `initial` before the first run is complete, and one
+/// whose target is another one than the watermark speaks of. The open runs first: one that is completed in between has moved the
+/// watermark, which is then seen.
 pub(crate) async fn check_watermark(
     tx: &mut PgConnection,
     run: Option<&RunId>,
     job: &str,
+    place: &Place,
     read_on: &ReadOn,
     initial: &str,
 ) -> Result<(), Error> {
     check_no_reader(tx, job, run).await?;
-    let latest: Option<(String, Option<String>)> = sqlx::query_as(
-        "SELECT value, run_id FROM etl.watermarks WHERE job = $1 ORDER BY id DESC LIMIT 1",
-    )
-    .bind(job)
-    .fetch_optional(tx)
-    .await?;
+    let latest = latest(tx, job).await?;
+    if let Some(latest) = latest.as_ref().filter(|latest| !latest.place.is_of(place)) {
+        let (Place { table, mode }, value) = (&latest.place, &latest.value);
+        return Err(Error::NotAllowed(format!(
+            "the watermark {value} of the job {job} says what is in {table} (mode {mode}), and the target is {} (mode {}) now; say from where to read for it: `etl watermark {job} --reset --why ...` for all rows, or `--set VALUE --why ...`",
+            place.table, place.mode
+        )));
+    }
+    let latest = latest.map(|latest| (latest.value, latest.run_id));
     let (current, by) = latest.unwrap_or_else(|| (initial.to_owned(), None));
     let from = &read_on.watermark;
     if read_on.range.is_same(&current, from) {
@@ -176,32 +220,6 @@ pub(crate) async fn check_watermark(
     Err(Error::NotAllowed(format!(
         "the watermark of the job {job} is {current}, and this request reads on from {from}: {why}"
     )))
-}
-
-/// Another run that ended without being complete and whose rows in the target are in this range: a run would add them again.
-pub(crate) async fn left_in(
-    tx: &mut PgConnection,
-    run: &RunId,
-    (job, table): (&str, &str),
-    range: &WatermarkRange,
-) -> Result<Option<(String, i64)>, sqlx::Error> {
-    let select = format!(
-        "SELECT run_id, rows, job_spec -> 'watermark' FROM etl.runs r CROSS JOIN LATERAL (
-             SELECT coalesce(sum(rows_loaded), 0)::bigint AS rows FROM etl.batches b
-             WHERE b.run_id = r.run_id AND b.generation = r.generation) b
-         WHERE job = $1 AND target_table = $2 AND run_id <> $3 AND watermark_from IS NOT NULL AND state IN ('failed', 'cancelled')
-             AND {HAS_ROWS} ORDER BY run_no"
-    );
-    let left: Vec<(String, i64, Json<WatermarkRange>)> = sqlx::query_as(AssertSqlSafe(select))
-        .bind(job)
-        .bind(table)
-        .bind(run.as_str())
-        .fetch_all(tx)
-        .await?;
-    let mut left = left
-        .into_iter()
-        .filter(|(.., other)| other.0.overlaps(range));
-    Ok(left.next().map(|(run, rows, _)| (run, rows)))
 }
 
 impl LockedRun<'_> {
@@ -241,12 +259,13 @@ impl LockedRun<'_> {
             .bind(&next)
             .execute(&mut *self.tx)
             .await?;
-        let now = current(self.tx, &run.job).await?;
-        let range = &run.range;
-        let is_elsewhere = |now: &String| match range.to {
-            Some(_) => !range.is_same(now, &run.watermark_from),
+        let now = latest(self.tx, &run.job).await?;
+        let (range, place) = (&run.range, self.place());
+        let is_elsewhere = |now: &Latest| match range.to {
+            _ if !now.place.is_of(&place) => true,
+            Some(_) => !range.is_same(&now.value, &run.watermark_from),
             // What it has read does not reach back to there.
-            None => range.is_before(now, &range.from) || !range.is_before(now, &next),
+            None => range.is_before(&now.value, &range.from) || !range.is_before(&now.value, &next),
         };
         if now.as_ref().is_some_and(is_elsewhere) {
             let (job, run) = (&run.job, self.id.as_str());
@@ -276,15 +295,24 @@ impl LockedRun<'_> {
         Ok(range.latest(values))
     }
 
+    fn place(&self) -> Place {
+        Place {
+            table: self.row.target_table.clone(),
+            mode: self.row.mode,
+        }
+    }
+
     async fn move_watermark(&mut self, job: &str, to: &str, reason: &str) -> Result<(), Error> {
         sqlx::query(
-            "INSERT INTO etl.watermarks (job, value, run_id, run_no, reason) VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO etl.watermarks (job, value, run_id, run_no, reason, target_table, mode) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(job)
         .bind(to)
         .bind(self.id.as_str())
         .bind(self.row.run_no)
         .bind(reason)
+        .bind(&self.row.target_table)
+        .bind(self.row.mode.name())
         .execute(&mut *self.tx)
         .await?;
         Ok(())
@@ -307,9 +335,9 @@ impl LockedRun<'_> {
         };
         // Before the first change the watermark is the initial one, and so was this run's.
         let (id, initial) = (self.id.clone(), &read_on.watermark);
-        check_watermark(self.tx, Some(&id), &run.job, &read_on, initial).await?;
-        let place = (run.job.as_str(), self.row.target_table.as_str());
-        let left = left_in(self.tx, &id, place, &read_on.range).await?;
+        let place = self.place();
+        check_watermark(self.tx, Some(&id), &run.job, &place, &read_on, initial).await?;
+        let left = left_in(self.tx, &id, (&run.job, &place.table), &read_on.range).await?;
         left.map_or(Ok(()), |(other, rows)| {
             Err(Error::NotAllowed(format!(
                 "the run {other} of the job {} has read the same range and left {rows} rows of it in the target; remove them first with `etl cancel {other} --undo`",
@@ -356,9 +384,11 @@ impl LockedRun<'_> {
         if !self.has_moved_watermark().await? {
             return Ok(());
         }
-        let now = current(self.tx, &run.job).await?;
-        let is_before = now.is_some_and(|now| run.range.is_before(&now, &run.watermark_from));
-        if is_before {
+        let (now, place) = (latest(self.tx, &run.job).await?, self.place());
+        let is_elsewhere = |now: Latest| {
+            !now.place.is_of(&place) || run.range.is_before(&now.value, &run.watermark_from)
+        };
+        if now.is_some_and(is_elsewhere) {
             return Ok(());
         }
         self.move_watermark(&run.job, &run.watermark_from, "the run's rows were removed")

@@ -118,9 +118,9 @@ impl Channel {
                 let shape = self.shape.unwrap_or(Shape::Json);
                 let input = format!("{}\n", shape.of(message));
                 let ran = shell::run(command, [], input.as_bytes(), limit).await;
-                return ran
-                    .map(drop)
-                    .map_err(|error| anyhow!("the command of the channel {error}"));
+                return ran.map(drop).map_err(|error| {
+                    anyhow!("the command of the channel {}", error.without_words())
+                });
             }
         };
         let of_host = match url.expose().host_str() {

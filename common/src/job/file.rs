@@ -207,6 +207,7 @@ impl Job {
         let mut spec = self.spec.clone();
         let window = spec.target.replace_where.as_ref();
         spec.target.replace_where = window.map(|window| window.filled(&parameters));
+        spec.watermark = self.range(&parameters);
         for column in &mut spec.columns {
             if let Some(name) = &column.parameter
                 && let (Some(value), Some(declared)) =

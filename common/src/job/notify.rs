@@ -2,6 +2,7 @@
 //! a webhook is a secret, so that the loader's settings have it.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -25,6 +26,10 @@ pub struct Notify {
     /// The job is late when no run has completed for longer.
     pub expected_every: Option<Duration>,
 }
+
+/// PostgreSQL cannot add any time to any other.
+const EXPECTED_EVERY: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(24 * 3_660);
 
 impl Notify {
     /// Refuses what has no effect.
@@ -50,9 +55,9 @@ impl Notify {
                     .to_owned(),
             );
         }
-        if expected_every.is_some_and(|every| every < Duration::from_secs(1)) {
+        if expected_every.is_some_and(|every| !EXPECTED_EVERY.contains(&every)) {
             return Err(
-                "expected_every is shorter than a second; write a time such as \"1d\" or \"15m\""
+                "expected_every is shorter than a second or longer than ten years; write a time such as \"1d\" or \"15m\""
                     .to_owned(),
             );
         }

@@ -74,7 +74,9 @@ impl Request {
     /// The request that reads on from a watermark, so that the run advances it.
     #[must_use]
     pub fn reading_on(mut self, read_on: Option<ReadOn>) -> Self {
-        self.spec.watermark = read_on.as_ref().map(|read_on| read_on.range.clone());
+        if let Some(read_on) = &read_on {
+            self.spec.watermark = Some(read_on.range.clone());
+        }
         self.read_on = read_on;
         self
     }

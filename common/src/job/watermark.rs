@@ -25,6 +25,9 @@ pub use point::Point;
 pub struct WatermarkRange {
     /// The column of the result.
     pub column: String,
+    /// The parameters that take the bounds. The other ones of a run say which of the rows in the range it reads.
+    #[serde(default)]
+    pub parameters: Vec<String>,
     #[serde(rename = "type")]
     pub parameter_type: ParameterType,
     /// The first value of the range, in its canonical text.
@@ -233,16 +236,20 @@ impl Job {
             };
             values.insert(one.parameter.to_owned(), from);
         }
-        let value = |name: &str| values.get(name).cloned();
-        let is_moment = parameter_type.is_moment();
+        let at_most =
+            (one.end.is_none() && parameter_type.is_moment()).then(|| parameter_type.moment(&now));
         let range = WatermarkRange {
-            column: one.column.to_owned(),
-            parameter_type,
-            from: value(one.parameter).unwrap_or_else(|| watermark.clone()),
-            to: one.end.and_then(value),
-            at_most: (one.end.is_none() && is_moment).then(|| parameter_type.moment(&now)),
+            at_most,
+            ..one.range(values)
         };
         Ok(Some(ReadOn { watermark, range }))
+    }
+
+    /// Mode `append`: the range that these values are, whether a run reads on from the watermark or a person set them. None for a
+    /// job without a watermark, and for one with a key: it merges what it reads again.
+    pub(super) fn range(&self, values: &BTreeMap<String, String>) -> Option<WatermarkRange> {
+        let one = self.watermark().filter(|one| one.end.is_some())?;
+        Some(one.range(values))
     }
 }
 
@@ -261,6 +268,20 @@ pub(super) fn watermark(declared: &BTreeMap<String, ParameterSpec>) -> Option<Wa
 }
 
 impl Watermark<'_> {
+    /// The range of these values, in their canonical text.
+    fn range(&self, values: &BTreeMap<String, String>) -> WatermarkRange {
+        let value = |name: &str| values.get(name).cloned();
+        let names = [Some(self.parameter), self.end].into_iter().flatten();
+        WatermarkRange {
+            column: self.column.to_owned(),
+            parameters: names.map(str::to_owned).collect(),
+            parameter_type: self.spec.parameter_type,
+            from: value(self.parameter).unwrap_or_default(),
+            to: self.end.and_then(value),
+            at_most: None,
+        }
+    }
+
     /// The watermark before the first run is complete.
     pub fn initial(&self) -> Result<String, String> {
         let name = self.parameter;

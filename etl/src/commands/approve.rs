@@ -1,6 +1,5 @@
 //! `etl approve`: lets a held run be committed.
 
-use common::message::RunId;
 use serde_json::json;
 
 use super::Command;
@@ -9,7 +8,7 @@ use crate::output::run::follow;
 use crate::output::show;
 use crate::select::{Selection, State, each};
 use crate::store;
-use ledger::Store;
+use ledger::{Meant, Store};
 
 /// Commit held runs in spite of the reasons that they are held for.
 #[derive(Debug, clap::Args)]
@@ -31,8 +30,8 @@ pub struct Arguments {
 }
 
 /// Approves the run in the ledger; a loader commits it.
-pub async fn act(store: &Store, run: &RunId, why: Option<&str>) -> Result<(), Failure> {
-    Ok(store.approve(run, why).await?)
+pub async fn act(store: &Store, run: &Meant, why: Option<&str>) -> Result<(), Failure> {
+    Ok(store.approve(run.clone(), why).await?)
 }
 
 impl Command for Arguments {
@@ -42,8 +41,9 @@ impl Command for Arguments {
             .selection
             .agreed(&store, "approve", State::Held)
             .await?;
-        let approve = async |run: &RunId| {
-            act(&store, run, self.why.as_deref()).await?;
+        let approve = async |meant: &Meant| {
+            act(&store, meant, self.why.as_deref()).await?;
+            let run = &meant.run;
             if !self.follow {
                 show(
                     self.json,
@@ -61,8 +61,8 @@ impl Command for Arguments {
         if !self.follow {
             return Ok(are_approved);
         }
-        let follow = async |run: &RunId| {
-            let end = follow(&store, run.as_str(), None, self.json).await?;
+        let follow = async |meant: &Meant| {
+            let end = follow(&store, meant.run.as_str(), None, self.json).await?;
             Ok(end.is_complete())
         };
         Ok(each(&runs, follow).await? && are_approved)

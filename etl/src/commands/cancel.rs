@@ -13,7 +13,7 @@ use crate::broker::Broker;
 use crate::output::{counted, note, number, show};
 use crate::select::{Selection, State, each};
 use crate::store;
-use ledger::{Ended, Removed, Rows, RunState, Store};
+use ledger::{Ended, Meant, Removed, Rows, RunState, Store};
 
 /// Cancel runs: stop their queries, and load no more of them.
 ///
@@ -42,11 +42,11 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_mins(5);
 /// Cancels the run in the ledger. Its rows, with `undo`, are still to be removed then: [`removed`] waits for that.
 pub async fn act(
     store: &Store,
-    run: &RunId,
+    run: &Meant,
     undo: bool,
     why: Option<&str>,
 ) -> Result<Ended, Failure> {
-    Ok(store.cancel(run, undo, why).await?)
+    Ok(store.cancel(run.clone(), undo, why).await?)
 }
 
 /// Waits until a loader has removed rows of the run from its target. Only loaders write to targets. Returns how many rows
@@ -98,8 +98,8 @@ impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let store = store::open().await?;
         let runs = self.selection.agreed(&store, "cancel", State::Open).await?;
-        let cancel = async |run: &RunId| {
-            self.cancel(&store, run).await?;
+        let cancel = async |meant: &Meant| {
+            self.cancel(&store, meant).await?;
             Ok(true)
         };
         each(&runs, cancel).await
@@ -107,8 +107,9 @@ impl Command for Arguments {
 }
 
 impl Arguments {
-    async fn cancel(&self, store: &Store, run: &RunId) -> Result<(), Failure> {
-        let cancelled = act(store, run, self.undo, self.why.as_deref()).await?;
+    async fn cancel(&self, store: &Store, meant: &Meant) -> Result<(), Failure> {
+        let cancelled = act(store, meant, self.undo, self.why.as_deref()).await?;
+        let run = &meant.run;
         // The query first: it costs money while rows are removed. A broker that is down keeps no row from being removed.
         let stopped = stop_query(store, run, &cancelled).await;
         let rows = match cancelled.rows {

@@ -8,7 +8,7 @@ use crate::Failure;
 use crate::output::{number, show};
 use crate::select::{Selection, State, each};
 use crate::store;
-use ledger::{Ended, Rows, Store};
+use ledger::{Ended, Meant, Rows, Store};
 
 /// Discard held runs: none of their rows reaches the target.
 #[derive(Debug, clap::Args)]
@@ -27,8 +27,8 @@ pub struct Arguments {
 }
 
 /// Discards the run in the ledger.
-pub async fn act(store: &Store, run: &RunId, why: &str) -> Result<Ended, Failure> {
-    Ok(store.discard(run, why).await?)
+pub async fn act(store: &Store, run: &Meant, why: &str) -> Result<Ended, Failure> {
+    Ok(store.discard(run.clone(), why).await?)
 }
 
 impl Command for Arguments {
@@ -40,8 +40,9 @@ impl Command for Arguments {
         } = self;
         let store = store::open().await?;
         let runs = selection.agreed(&store, "discard", State::Held).await?;
-        let discard = async |run: &RunId| {
-            let discarded = act(&store, run, &why).await?;
+        let discard = async |meant: &Meant| {
+            let discarded = act(&store, meant, &why).await?;
+            let run = &meant.run;
             show(json, &to_json(run, &discarded, 0), |_| {
                 sentence(run, &discarded)
             })?;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::anyhow;
 use comfy_table::Table;
 use common::job::Job;
 use serde::Serialize;
+use serde_json::json;
 
 use super::Command;
 use crate::jobs::Jobs;
@@ -16,8 +18,11 @@ use ledger::{Freshness, Store};
 ///
 /// Shows the mode, the target, the latest run, when rows were loaded last, and which jobs are late.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: etl jobs")]
+#[command(after_help = "Examples:\n  etl jobs\n  etl jobs --retire clicks")]
 pub struct Arguments {
+    /// Expect no more runs of this job, which was late or will be, until it is requested again.
+    #[arg(long, value_name = "JOB")]
+    pub retire: Option<String>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -76,14 +81,33 @@ pub async fn plan(jobs: &Jobs, store: &Store) -> Result<Vec<Listed>, Failure> {
 
 impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
+        let store = store::open().await?;
+        if let Some(job) = &self.retire {
+            return self.retire(&store, job).await;
+        }
         let jobs = Jobs::load()?;
-        let listed = plan(&jobs, &store::open().await?).await?;
+        let listed = plan(&jobs, &store).await?;
         show(self.json, &listed, |listed| {
             if listed.is_empty() {
                 let folder = jobs.folder.display();
                 return format!("no jobs in {folder} yet; `etl init` writes one");
             }
             list(listed, Terminal::of_stdout()).to_string()
+        })?;
+        Ok(true)
+    }
+}
+
+impl Arguments {
+    async fn retire(&self, store: &Store, job: &str) -> Result<bool, Failure> {
+        if !store.retire(job).await? {
+            return Err(anyhow!(
+                "no runs of a job {job:?} are expected; `etl jobs` shows which jobs are late"
+            )
+            .into());
+        }
+        show(self.json, &json!({ "job": job, "retired": true }), |_| {
+            format!("no more runs of the job {job} are expected, until it is requested again")
         })?;
         Ok(true)
     }

@@ -28,10 +28,12 @@ use crate::broker::Broker;
 use crate::jobs::Jobs;
 use crate::output::run::follow;
 use crate::output::{self, counted, note, print};
-use crate::select::Selection;
+use crate::query_columns::QueryColumns;
+use crate::select::{Selection, shown};
 use crate::store;
+use crate::target;
 use ledger::Seqs;
-use ledger::{NewReplay, Run, RunFilter, RunState, SessionLock, Store, Subject};
+use ledger::{Meant, NewReplay, Run, RunFilter, RunState, SessionLock, Store, Subject};
 
 /// Replay batches of runs with the job as it is now, without a query.
 #[derive(Debug, Default, clap::Args)]
@@ -128,7 +130,7 @@ pub struct Sent {
 /// The runs that the arguments name.
 #[derive(Debug, Default)]
 pub struct Chosen {
-    pub names: Vec<String>,
+    pub named: Vec<Meant>,
     /// Those that were not named.
     pub runs: Vec<Run>,
     /// On those that are left out: a run that never got a result has nothing to replay.
@@ -141,10 +143,10 @@ pub struct Chosen {
 pub async fn runs(store: &Store, arguments: &Arguments) -> Result<Chosen, Failure> {
     let which = &arguments.selection.which;
     let mut chosen = Chosen {
-        names: which.runs.iter().map(ToString::to_string).collect(),
+        named: which.runs.iter().map(Meant::from).collect(),
         ..Chosen::default()
     };
-    if !chosen.names.is_empty() {
+    if !chosen.named.is_empty() {
         return Ok(chosen);
     }
     let (since, until) = (arguments.since, arguments.until);
@@ -175,7 +177,6 @@ pub async fn runs(store: &Store, arguments: &Arguments) -> Result<Chosen, Failur
                 .notes
                 .push(format!("{name} is {state} and is left out"));
         } else {
-            chosen.names.push(run.run_id.clone());
             chosen.runs.push(run);
         }
     }
@@ -186,18 +187,20 @@ pub async fn runs(store: &Store, arguments: &Arguments) -> Result<Chosen, Failur
 pub async fn plan(
     store: &Store,
     broker: &Broker,
-    names: &[String],
+    meant: &[Meant],
     arguments: &Arguments,
 ) -> Result<Plan, Failure> {
     let mut plan = Plan {
-        replays: Vec::with_capacity(names.len()),
+        replays: Vec::with_capacity(meant.len()),
         nothing: Vec::new(),
         notes: Vec::new(),
         claims: store.session_lock().await?,
     };
-    for name in names {
+    for one in meant {
+        let name = one.run.as_str();
         plan.claims.take_replay(name).await?;
         let subject = store.subject(name).await?;
+        one.check(subject.run.run_no, subject.run.generation)?;
         subject.check_state(arguments.force)?;
         if subject.run.dead_letters > 0 {
             plan.notes.push(format!(
@@ -215,15 +218,33 @@ pub async fn plan(
         };
         match replay {
             Some(replay) => {
+                plan.notes.extend(check_target(store, &replay).await?);
                 if replay.athena.is_none() {
                     archive::prove(broker, &replay).await?;
                 }
                 plan.replays.push(replay);
             }
-            None => plan.nothing.push(name.clone()),
+            None => plan.nothing.push(name.to_owned()),
         }
     }
     Ok(plan)
+}
+
+/// Refuses a replay whose rows the target would not take: each of its batches would be a dead letter. Returns what else a person
+/// has to know.
+async fn check_target(store: &Store, replay: &Replay) -> Result<Vec<String>, Failure> {
+    let (subject, spec) = (&replay.subject, &replay.new.spec);
+    if replay.resumes || subject.result_columns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let cannot = || format!("cannot replay {} with the job as it is now", subject.id());
+    let columns = QueryColumns::of(subject.result_columns.clone(), spec);
+    let columns = columns.map_err(|failure| failure.context(cannot()))?;
+    let run = subject.id().parse().ok();
+    let schemas = Jobs::load()?.schemas;
+    target::check(store, spec, Some(&columns.target), run.as_ref(), &schemas)
+        .await
+        .map_err(|failure| failure.context(cannot()))
 }
 
 /// The result in S3 instead of the archive. None when `--rejected-only` finds no batch.
@@ -380,13 +401,18 @@ impl Command for Arguments {
     async fn run(self) -> Result<bool, Failure> {
         let store = store::open().await?;
         let Chosen {
-            names,
+            named,
             runs,
             notes,
             has_failed,
         } = runs(&store, &self).await?;
         output::notes(&notes);
-        if names.is_empty() {
+        let meant = if runs.is_empty() {
+            named
+        } else {
+            shown(&runs)?
+        };
+        if meant.is_empty() {
             let nothing = if notes.is_empty() {
                 "there is no such run"
             } else {
@@ -407,11 +433,11 @@ impl Command for Arguments {
             .await
             .map_err(|failure| failure.context("no run is replayed"))?;
         if self.missing {
-            for name in &names {
-                self.print(&act_missing(&store, &broker, name).await?)?;
+            for one in &meant {
+                self.print(&act_missing(&store, &broker, one).await?)?;
             }
         } else {
-            let plan = Box::pin(plan(&store, &broker, &names, &self)).await?;
+            let plan = Box::pin(plan(&store, &broker, &meant, &self)).await?;
             output::notes(&plan.notes);
             for name in &plan.nothing {
                 let (run_id, batches) = (name.clone(), Some(0));
@@ -427,8 +453,8 @@ impl Command for Arguments {
         }
         broker.close().await;
         let mut are_complete = !has_failed;
-        for name in names.iter().filter(|_| self.follow) {
-            let end = follow(&store, name, None, self.json).await?;
+        for one in meant.iter().filter(|_| self.follow) {
+            let end = follow(&store, one.run.as_str(), None, self.json).await?;
             // The run may be complete although its replay was cancelled: it is as it was before.
             let is_replayed = self.missing || end.run.replay_abandoned.is_none();
             are_complete &= end.is_complete() && is_replayed;

@@ -11,13 +11,15 @@ use serde_json::json;
 use super::Command;
 use crate::Failure;
 use crate::broker::Broker;
+use crate::extractor::Extractor;
 use crate::jobs::{Jobs, checkable, reading_on};
 use crate::output::run::follow;
 use crate::output::{note, notes, print_json, show};
+use crate::query_columns::QueryColumns;
 use crate::request::request;
 use crate::store;
 use crate::target;
-use ledger::{Requested, Run, Store, Terms};
+use ledger::{Requested, Run, RunState, Store, Terms};
 
 /// Request a run of a job.
 #[derive(Debug, clap::Args)]
@@ -45,6 +47,10 @@ pub struct Arguments {
     /// Request the run although a run of the same job and parameters has appended the same rows.
     #[arg(long)]
     pub again: bool,
+    /// Ask Athena for the query's columns first, and request nothing where they do not fit the job or its target. Runs the query
+    /// with a LIMIT of 0, which scans nothing; needs the extractor program.
+    #[arg(long)]
+    pub connected: bool,
     /// Wait until the run is over, and exit with 0 only if it is complete.
     #[arg(long)]
     pub follow: bool,
@@ -61,14 +67,23 @@ pub struct Arguments {
 pub async fn plan(
     store: &Store,
     jobs: &Jobs,
+    job: &Job,
     run: Option<&Run>,
     request: &Request,
-    retry: bool,
+    arguments: &Arguments,
 ) -> Result<Vec<String>, Failure> {
-    if run.is_some_and(|run| !(retry && run.has_failed())) {
+    if run.is_some_and(|run| !(arguments.retry && run.has_failed())) {
         return Ok(Vec::new());
     }
-    target::check(store, &checkable(request), &jobs.schemas).await
+    let spec = checkable(request);
+    let asked = if arguments.connected {
+        let extractor = Extractor::find()?;
+        Some(QueryColumns::ask(&extractor, jobs, job, &request.parameters, &spec).await?)
+    } else {
+        None
+    };
+    let asked = asked.as_ref().map(|asked| &*asked.target);
+    target::check(store, &spec, asked, None, &jobs.schemas).await
 }
 
 /// Requests the run. Returns the run when its name is known already; a conflicting run is an error.
@@ -117,7 +132,7 @@ impl Command for Arguments {
             .run_id
             .clone()
             .unwrap_or_else(|| new_run_id(&job.spec.name));
-        notes(&plan(&store, &jobs, before.as_ref(), &request, self.retry).await?);
+        notes(&plan(&store, &jobs, &job, before.as_ref(), &request, &self).await?);
         let broker = Broker::open(note)
             .await
             .map_err(|failure| failure.context(format!("the run {run} was not requested now")))?;
@@ -138,7 +153,11 @@ impl Command for Arguments {
             let end = follow(&store, run.as_str(), self.wait_timeout, self.json).await?;
             return Ok(end.is_complete());
         }
-        show(self.json, &json!({ "run_id": run }), |_| run.to_string())?;
+        let state = known
+            .as_ref()
+            .map_or(RunState::Requested, |known| known.state);
+        let said = json!({ "run_id": run, "state": state });
+        show(self.json, &said, |_| run.to_string())?;
         match known.filter(|known| known.state.is_over() && !known.is_complete()) {
             Some(known) => {
                 let remedy = if known.has_failed() {

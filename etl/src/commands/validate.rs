@@ -1,9 +1,11 @@
 //! `etl validate`: whether job files can be run, for editors and continuous integration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::anyhow;
 use common::command::{assignment, assignments};
 use common::findings::Findings;
+use common::job::ParameterError;
 
 use super::Command;
 use crate::extractor::Extractor;
@@ -49,6 +51,7 @@ pub async fn plan(arguments: &Arguments) -> Result<Findings, Failure> {
         named => named.to_vec(),
     };
     let set = assignments(&arguments.set)?;
+    check_names(&jobs, &names, &set)?;
     let connected = if arguments.connected {
         let (extractor, store) = (Extractor::find()?, store::open().await?);
         Some(Connected { store, extractor })
@@ -64,6 +67,26 @@ pub async fn plan(arguments: &Arguments) -> Result<Findings, Failure> {
         }
     }
     Ok(findings)
+}
+
+/// Refuses a value for a parameter that none of the jobs has. What is wrong with a job itself is a finding.
+fn check_names(
+    jobs: &Jobs,
+    names: &[String],
+    set: &BTreeMap<String, String>,
+) -> Result<(), Failure> {
+    let read = names.iter().map(|name| jobs.read(name).ok());
+    let Some(read) = read.collect::<Option<Vec<_>>>() else {
+        return Ok(());
+    };
+    let known: BTreeSet<_> = read.iter().flat_map(|job| job.parameters.keys()).collect();
+    match set.keys().find(|name| !known.contains(name)) {
+        None => Ok(()),
+        Some(name) => Err(Failure::usage(anyhow!(ParameterError::Unknown {
+            name: name.clone(),
+            known: known.into_iter().cloned().collect(),
+        }))),
+    }
 }
 
 async fn check(

@@ -86,7 +86,7 @@ impl Command for Arguments {
         let store = store::open().await?;
         let before = plan(&store, &job).await?;
         if let (Some(value), Some(why)) = (&value, &self.why) {
-            store.set_watermark(&before.job, value, why).await?;
+            store.set_watermark(&job, value, why).await?;
             note(&format!(
                 "the watermark of the job {} was {} and is {value}{}",
                 before.job,
@@ -102,7 +102,7 @@ impl Command for Arguments {
 /// In mode append nothing tells rows apart that were loaded before.
 fn beware(job: &Job) -> &'static str {
     if job.spec.target.mode.adds() {
-        "; the next run adds the rows from there on, also those that the target has"
+        "; rows from there on that runs have loaded are in the way of the next run, which adds them again only with --again"
     } else {
         ""
     }

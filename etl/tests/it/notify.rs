@@ -106,12 +106,11 @@ async fn late_job_and_channel_without_a_setting_are_said() {
 
     std::fs::remove_file(pipeline.jobs.path().join("clicks.toml")).unwrap();
     let doctor = says(&pipeline, &["doctor"]).await.stdout;
-    assert!(
-        doctor.contains("DELETE FROM etl.jobs WHERE job = 'clicks'"),
-        "{doctor}"
-    );
-    let expect_no_more = "DELETE FROM etl.jobs";
-    sqlx::query(expect_no_more).execute(pool).await.unwrap();
+    assert!(doctor.contains("`etl jobs --retire clicks`"), "{doctor}");
+    let retired = says(&pipeline, &["jobs", "--retire", "clicks"]).await;
+    assert_eq!(retired.code, Some(0), "{}", retired.stderr);
+    let again = says(&pipeline, &["jobs", "--retire", "clicks"]).await;
+    assert_eq!(again.code, Some(1), "{}", again.stdout);
     wait_until("the metric to be zero", TIMEOUT, async || {
         loader.metric("etl_job_late_seconds").await == Some(0.0)
     })

@@ -81,10 +81,19 @@ async fn an_append_reads_from_the_end_of_the_run_before() {
     pipeline
         .cloud
         .answer_once("FROM events", Answer::failed_by_user("no"));
-    assert_eq!(run(&pipeline, "events", &[]).await["state"], "failed");
+    let failed = run(&pipeline, "events", &["--again"]).await;
+    assert_eq!(failed["state"], "failed", "{failed}");
     assert_eq!(watermark(&pipeline, "events").await, "2018-05-01 00:00:00");
     answer(&pipeline, "events", &[("3", "2018-05-01 00:00:00.000")]);
-    let second = run(&pipeline, "events", &[]).await;
+    // The first run has read there: without --again its rows would be there twice.
+    let refused = pipeline.etl(&["run", "events"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(
+        refused.stderr.contains("has loaded at from"),
+        "{}",
+        refused.stderr
+    );
+    let second = run(&pipeline, "events", &["--again"]).await;
     assert_eq!(second["parameters"]["since"], "2018-05-01 00:00:00");
     assert_eq!(pipeline.number("SELECT count(*) FROM events").await, 3);
     // A range that is given by hand moves nothing.
@@ -114,11 +123,11 @@ async fn retried_by_hand(pipeline: &Pipeline) {
     pipeline
         .cloud
         .answer_once("FROM events", Answer::failed_by_user("no"));
-    let failed = run(pipeline, "events", &["--run-id", "by-hand"]).await;
+    let failed = run(pipeline, "events", &["--run-id", "by-hand", "--again"]).await;
     let value = |name: &str| format!("{name}={}", failed["parameters"][name].as_str().unwrap());
     let (since, until) = (value("since"), value("until"));
     let values = [
-        "--run-id", "by-hand", "--retry", "--set", &since, "--set", &until,
+        "--run-id", "by-hand", "--retry", "--again", "--set", &since, "--set", &until,
     ];
     let done = run(pipeline, "events", &values).await;
     assert_eq!(done["state"], "completed", "{done}");

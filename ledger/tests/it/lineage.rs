@@ -63,3 +63,26 @@ async fn nothing_is_written_where_no_loader_sends_lineage() {
     })
     .await;
 }
+
+/// Loaders of one role with other settings, and one that was stopped long ago.
+#[tokio::test]
+async fn lineage_is_written_while_one_of_the_loaders_sends_it() {
+    let (database, store) = ledger().await;
+    let pool = &database.pool;
+    let (lineage, oncall) = ([LINEAGE_CHANNEL.to_owned()], ["oncall".to_owned()]);
+    store.record_loader(&lineage).await.unwrap();
+    store.record_loader(&oncall).await.unwrap();
+    let known = store.loader_roles().await.unwrap();
+    assert_eq!(known.checked().len(), 1);
+    assert_eq!(known.channels().unwrap(), [LINEAGE_CHANNEL, "oncall"]);
+    let one = run_in(pool, "one", RunState::Requested).await;
+    carry_out(&store, Transition::Start, &one).await.unwrap();
+    assert_eq!(told(pool).await, "start 0");
+    let stopped = format!(
+        "UPDATE etl.loaders SET seen_at = now() - interval '11 minutes' WHERE '{LINEAGE_CHANNEL}' = ANY (channels)"
+    );
+    execute(pool, &stopped).await;
+    let other = run_in(pool, "other", RunState::Requested).await;
+    carry_out(&store, Transition::Start, &other).await.unwrap();
+    assert_eq!(told(pool).await, "");
+}

@@ -6,11 +6,12 @@ use common::job::Job;
 use common::message::{EventKind, Limits, RunEvent, RunId};
 use ledger::completion::End;
 use ledger::outbox::{Claimed, NewMessage, post};
-use ledger::{LockedRun, Prune, RunState, Store, Terms, event};
+use ledger::{LINEAGE_CHANNEL, LockedRun, Prune, RunState, Store, Terms, Transition, event};
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 
 use crate::support::{execute, ledger, loaded, run_in, text};
+use crate::transitions::carry_out;
 
 /// Stands for a value of a row.
 const MARKER: &str = "m4rker";
@@ -248,15 +249,26 @@ async fn late_job_is_told_once_for_each_time() {
     assert_eq!((late().await.is_some(), tell().await.as_str()), (true, "1"));
     run_in(pool, "works", RunState::Completed).await;
     assert_eq!((late().await, tell().await.as_str()), (None, "1"));
+    // A replay of the newest run makes the job neither late nor less late.
+    execute(
+        pool,
+        "UPDATE etl.jobs SET expected_since = now() - interval '3 hours'; UPDATE etl.runs SET completed_at = now() - interval '30 minutes' WHERE run_id = 'works'",
+    )
+    .await;
+    let works: RunId = "works".parse().unwrap();
+    carry_out(&store, Transition::Replay, &works).await.unwrap();
+    assert_eq!((late().await, tell().await.as_str()), (None, "1"));
+    execute(
+        pool,
+        "UPDATE etl.runs SET completed_at = now() - interval '2 hours' WHERE run_id = 'works'",
+    )
+    .await;
+    end(&store, &works, End::Completed).await;
+    assert!(late().await.is_some());
     // Another time, and the replay of an older run is no newer one.
     execute(
         pool,
-        "UPDATE etl.jobs SET expected_since = now() - interval '3 hours'; UPDATE etl.runs SET finished_at = now() - interval '2 hours' WHERE run_id = 'works'",
-    )
-    .await;
-    execute(
-        pool,
-        "UPDATE etl.runs SET state = 'completed', failure = NULL, batches_expected = 1, rows_expected = 2, finished_at = now() WHERE run_id = 'fails'",
+        "UPDATE etl.runs SET state = 'completed', failure = NULL, batches_expected = 1, rows_expected = 2, finished_at = now(), completed_at = now() WHERE run_id = 'fails'",
     )
     .await;
     assert_eq!(tell().await, "2");
@@ -312,4 +324,33 @@ async fn request_records_what_the_job_says() {
         request("expected_every = \"15m\"").await,
         "{} 5% 00:15:00 t"
     );
+}
+
+/// To OpenLineage a run must not begin after its end.
+#[tokio::test]
+async fn lineage_of_a_run_is_claimed_in_order() {
+    let (database, store) = ledger().await;
+    let pool = &database.pool;
+    execute(
+        pool,
+        &format!("INSERT INTO etl.outbox (channel, event, job, run_id, body) SELECT '{LINEAGE_CHANNEL}', event, 'job', run, '{{}}'
+                  FROM (VALUES ('start', 'one'), ('complete', 'one'), ('start', 'other')) AS m (event, run)"),
+    )
+    .await;
+    let claim = async || {
+        let claimed = store.claim(LINEAGE_CHANNEL, Duration::from_mins(1)).await;
+        claimed.unwrap()
+    };
+    let said =
+        |claimed: &Claimed| format!("{} {}", claimed.event, claimed.run_id.as_ref().unwrap());
+    let first = claim().await.unwrap();
+    assert_eq!(said(&first), "start one");
+    assert_eq!(said(&claim().await.unwrap()), "start other");
+    // While the first is being sent, or after it was refused.
+    assert!(claim().await.is_none());
+    let pause = Duration::from_mins(1);
+    store.not_sent(&first, "503", pause).await.unwrap();
+    assert!(claim().await.is_none());
+    store.sent(&first).await.unwrap();
+    assert_eq!(said(&claim().await.unwrap()), "complete one");
 }

@@ -19,6 +19,11 @@ pub(crate) async fn ledger() -> (Database, Store) {
 /// Returns its id.
 pub(crate) async fn run_in(pool: &PgPool, name: &str, state: RunState) -> RunId {
     let finished = if state.is_over() { "now()" } else { "NULL" };
+    let completed = if state == RunState::Completed {
+        "now()"
+    } else {
+        "NULL"
+    };
     let expected = if state.has_all_batches() {
         "1, 2"
     } else {
@@ -28,10 +33,10 @@ pub(crate) async fn run_in(pool: &PgPool, name: &str, state: RunState) -> RunId 
     execute(
         pool,
         &format!(
-            "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode, state, finished_at, failure, held_because,
+            "INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode, state, finished_at, completed_at, failure, held_because,
                                    batches_expected, rows_expected)
              VALUES ('{name}', 'job', 'hash', '{{\"name\": \"job\", \"target\": {{\"table\": \"t\"}}}}', 'SELECT 1', 'public.t', 'append',
-                     '{state}', {finished}, 'because', 'because', {expected})"
+                     '{state}', {finished}, {completed}, 'because', 'because', {expected})"
         ),
     )
     .await;

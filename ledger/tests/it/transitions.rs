@@ -2,7 +2,9 @@
 
 use common::message::{EventKind, RunEvent, RunId};
 use ledger::completion::End;
-use ledger::{DroppedBatch, Error, LockedRun, NewReplay, RunState, Seqs, Store, Transition, event};
+use ledger::{
+    DroppedBatch, Error, LockedRun, Meant, NewReplay, RunState, Seqs, Store, Transition, event,
+};
 use sqlx::{PgConnection, PgPool};
 
 use crate::support::{execute, ledger, loaded, run_in, state_of, text};
@@ -170,6 +172,27 @@ async fn unknown_run_is_refused_by_name() {
         assert!(matches!(error, Error::NotFound(_)), "{error:?}");
         assert!(error.to_string().contains("\"nothing\""), "{error}");
     }
+}
+
+/// Between a list of runs and the answer of a person, another one may have acted.
+#[tokio::test]
+async fn run_that_was_replayed_since_it_was_shown_is_not_meant() {
+    let (database, store) = ledger().await;
+    let run = run_in(&database.pool, "r", RunState::Held).await;
+    let shown = Meant::try_from(&store.find("r").await.unwrap()).unwrap();
+    carry_out(&store, Transition::Replay, &run).await.unwrap();
+    carry_out(&store, Transition::Hold, &run).await.unwrap();
+    for refused in [
+        store.approve(shown.clone(), None).await,
+        store.discard(shown.clone(), "because").await.map(drop),
+        store.cancel(shown.clone(), false, None).await.map(drop),
+    ] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("since it was shown"), "{error}");
+    }
+    assert_eq!(state_of(&database.pool, &run).await, "held");
+    let shown = Meant::try_from(&store.find("r").await.unwrap()).unwrap();
+    store.approve(shown, None).await.unwrap();
 }
 
 #[tokio::test]

@@ -42,12 +42,48 @@ async fn ask(store: &Store, job: &Job, run: &str, day: &str) -> Result<Requested
     asked.await.map_err(|error| error.to_string())
 }
 
+/// Requests a run with a range that a person sets.
+async fn by_hand(
+    store: &Store,
+    job: &Job,
+    run: &str,
+    set: &[(&str, &str)],
+    again: bool,
+) -> Requested {
+    let set = set
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let now = "2018-04-20T00:00:00Z".parse().unwrap();
+    let values = job.resolve(&set.collect(), None, now);
+    let request = job.request(&values).unwrap();
+    let terms = Terms {
+        again,
+        retry: false,
+    };
+    let run = run.parse().unwrap();
+    let asked = store.request(&run, job, &request, Limits::default(), terms);
+    asked.await.unwrap()
+}
+
+/// The run that is in the way, and why.
+fn conflict(requested: Requested) -> (String, String) {
+    match requested {
+        Requested::Conflicts(conflict) => (conflict.run_id.clone(), conflict.sentence()),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// A run that is requested, and has its only batch in the ledger.
 async fn begun(store: &Store, pool: &PgPool, job: &Job, run: &str, day: &str) -> RunId {
     assert!(
         matches!(ask(store, job, run, day).await, Ok(Requested::New)),
         "{run}"
     );
+    has_loaded(pool, run).await
+}
+
+/// A run of which the only batch is in the ledger.
+async fn has_loaded(pool: &PgPool, run: &str) -> RunId {
     let run: RunId = run.parse().unwrap();
     loaded(pool, &run).await;
     let counted = format!(
@@ -110,7 +146,7 @@ async fn a_complete_run_moves_the_watermark_once_and_a_failed_one_does_not() {
     // Its range was read: a replay of the failed run would add its rows to them.
     let refused = replay(&store, &failed).await.unwrap_err();
     assert!(
-        refused.contains("the watermark of the job new is 2018-04-06"),
+        refused.contains("the run next, which was requested after failed and reads the same rows"),
         "{refused}"
     );
     // A replay of the complete one moves nothing.
@@ -177,13 +213,13 @@ async fn a_run_of_before_a_reset_moves_nothing() {
     )
     .await;
     let refused = store
-        .set_watermark("new", "2018-04-01", "emptied")
+        .set_watermark(&job, "2018-04-01", "emptied")
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("the run second"), "{refused}");
     end(&store, &second, &End::Failed("because".into())).await;
     store
-        .set_watermark("new", "2018-04-01", "emptied")
+        .set_watermark(&job, "2018-04-01", "emptied")
         .await
         .unwrap();
     assert_eq!(replay(&store, &second).await, Ok(1));
@@ -194,4 +230,120 @@ async fn a_run_of_before_a_reset_moves_nothing() {
     .await;
     end(&store, &second, &End::Completed).await;
     assert_eq!(watermark(&store).await.as_deref(), Some("2018-04-01"));
+}
+
+/// Nothing in the target tells rows apart that two runs append.
+#[tokio::test]
+async fn a_range_that_overlaps_with_an_appended_one_is_refused() {
+    let (database, store) = ledger().await;
+    let region = "region = { type = \"text\", default = \"eu\" }\n";
+    let (pool, job) = (&database.pool, job(&format!("{region}{APPEND}")));
+    let range = |since, until| [("since", since), ("until", until)];
+    let first = range("2018-04-03", "2018-04-05");
+    assert!(matches!(
+        by_hand(&store, &job, "first", &first, false).await,
+        Requested::New
+    ));
+    for (since, until) in [
+        ("2018-04-01", "2018-04-04"),
+        ("2018-04-04", "2018-04-06"),
+        ("2018-04-01", "2018-04-09"),
+    ] {
+        let asked = by_hand(&store, &job, "other", &range(since, until), false).await;
+        let (run, why) = conflict(asked);
+        assert_eq!(run, "first", "{since}");
+        assert!(why.contains("is requested; wait for it"), "{why}");
+    }
+    let first = has_loaded(pool, "first").await;
+    end(&store, &first, &End::Completed).await;
+    // So is a run that reads on from the watermark.
+    let (run, why) = conflict(ask(&store, &job, "other", "2018-04-10").await.unwrap());
+    assert_eq!(run, "first");
+    assert!(
+        why.contains("has loaded day from 2018-04-03 and before 2018-04-05"),
+        "{why}"
+    );
+    // Beside it, other rows of the same range, and whoever wants the rows twice.
+    let us = [
+        ("since", "2018-04-03"),
+        ("until", "2018-04-05"),
+        ("region", "us"),
+    ];
+    let beside = [
+        ("before", &range("2018-04-02", "2018-04-03")[..], false),
+        ("after", &range("2018-04-05", "2018-04-06"), false),
+        ("us", &us, false),
+        ("twice", &range("2018-04-04", "2018-04-05"), true),
+    ];
+    for (run, set, again) in beside {
+        let asked = by_hand(&store, &job, run, set, again).await;
+        assert!(matches!(asked, Requested::New), "{run}: {asked:?}");
+        let run = has_loaded(pool, run).await;
+        end(&store, &run, &End::Failed("because".into())).await;
+    }
+    // What a failed run has left is in the way, too, and a later range in that of its replay.
+    let asked = by_hand(
+        &store,
+        &job,
+        "other",
+        &range("2018-04-01", "2018-04-03"),
+        false,
+    )
+    .await;
+    let (run, why) = conflict(asked);
+    assert_eq!(run, "before");
+    assert!(
+        why.contains("`etl cancel before --undo` removes them"),
+        "{why}"
+    );
+    let asked = by_hand(
+        &store,
+        &job,
+        "wide",
+        &range("2018-04-05", "2018-04-09"),
+        true,
+    )
+    .await;
+    assert!(matches!(asked, Requested::New), "{asked:?}");
+    let refused = replay(&store, &"after".parse().unwrap()).await.unwrap_err();
+    assert!(refused.contains("the run wide, which was"), "{refused}");
+    assert_eq!(replay(&store, &"us".parse().unwrap()).await, Ok(1));
+}
+
+/// In an empty table nothing is what a watermark says to be there.
+#[tokio::test]
+async fn a_watermark_is_of_one_table() {
+    let (database, store) = ledger().await;
+    let (pool, append) = (&database.pool, job(APPEND));
+    let first = begun(&store, pool, &append, "first", "2018-04-05").await;
+    end(&store, &first, &End::Completed).await;
+    let elsewhere = job(&APPEND.replace("\"t\"", "\"elsewhere\""));
+    for (other, word) in [
+        (
+            &elsewhere,
+            "the target is public.elsewhere (mode append) now",
+        ),
+        (&job(UPSERT), "the target is public.t (mode upsert) now"),
+    ] {
+        let refused = ask(&store, other, "second", "2018-04-06")
+            .await
+            .unwrap_err();
+        assert!(refused.contains(word), "{refused}");
+        assert!(
+            refused.contains("says what is in public.t (mode append)"),
+            "{refused}"
+        );
+    }
+    // The advice.
+    let initial = "2018-04-01";
+    store
+        .set_watermark(&elsewhere, initial, "moved")
+        .await
+        .unwrap();
+    let second = begun(&store, pool, &elsewhere, "second", "2018-04-06").await;
+    // What becomes of a run of the former table is not of this one.
+    assert_eq!(replay(&store, &first).await, Ok(1));
+    end(&store, &second, &End::Failed("because".into())).await;
+    end(&store, &first, &End::Failed("because".into())).await;
+    assert_eq!(watermark(&store).await.as_deref(), Some(initial));
 }

@@ -22,7 +22,8 @@ const DUE: &str =
      WHERE s.schemaname || '.' || s.relname = ANY ($1) AND s.n_mod_since_analyze >= $2
          AND s.n_mod_since_analyze > greatest(c.reltuples, 0) / 10 AND pg_has_role(c.relowner, 'USAGE')";
 
-/// Analyzes the targets that need it, one after the other. Returns them.
+/// Analyzes the targets that need it, one after the other. Returns them. One that cannot be analyzed keeps no other from its
+/// turn, and is the error at the end.
 pub async fn analyze(store: &Store) -> Result<Vec<TableName>, LoadError> {
     let loaded = recently_loaded(store).await?;
     if loaded.is_empty() {
@@ -35,17 +36,16 @@ pub async fn analyze(store: &Store) -> Result<Vec<TableName>, LoadError> {
             Ok(due.fetch_all(tx).await?)
         })
         .await?;
-    let mut analyzed = Vec::new();
+    let (mut analyzed, mut failed) = (Vec::new(), None);
     for (schema, table) in due {
         let name = TableName { schema, table };
-        if analyze_one(store, &name)
-            .await
-            .map_err(LoadError::of_target)?
-        {
-            analyzed.push(name);
+        match analyze_one(store, &name).await {
+            Ok(true) => analyzed.push(name),
+            Ok(false) => {}
+            Err(error) => failed = Some(error),
         }
     }
-    Ok(analyzed)
+    failed.map_or(Ok(analyzed), |error| Err(LoadError::of_target(error)))
 }
 
 /// False when another loader analyzes the table.

@@ -31,14 +31,14 @@ pub struct Planned {
 }
 
 /// Examines a target for the roles that loaders work as. Changes nothing. `columns` are all of the query, or those that the
-/// job declares with a type, as `known` says.
+/// job declares with a type, as `known` says. `run`: the run that is replayed, which is compared with itself.
 pub async fn plan(
     store: &Store,
     target: &Target,
     columns: &[TargetColumn],
     known: Known,
     allowed_schemas: &[String],
-    job: &str,
+    (job, run): (&str, Option<&RunId>),
 ) -> Result<Planned, ledger::Error> {
     let failure = format!("cannot look at the target {}", target.table);
     let work = async |tx: &mut PgConnection| {
@@ -55,7 +55,7 @@ pub async fn plan(
             }
         };
         let found = look_up(tx, &name).await?;
-        let former = former_run(tx, target, job, None).await?;
+        let former = former_run(tx, target, job, run).await?;
         let (mut change, mut refusals, mut later) = (Change::Nothing, Vec::new(), Vec::new());
         let mut removed = Vec::new();
         for access in access(tx, &name, target, found.as_ref(), roles.names()).await? {
@@ -89,7 +89,7 @@ fn add_new(all: &mut Vec<Refusal>, more: Vec<Refusal>) {
     }
 }
 
-/// The run of the job that loaded the target last, before `run` if there is one.
+/// The run of the job that loaded the target last; not after `run`, if there is one.
 pub(super) async fn former_run(
     tx: &mut PgConnection,
     target: &Target,

@@ -10,8 +10,8 @@ use loader::target;
 use sqlx::PgPool;
 
 use crate::support::{
-    Shape, address, execute, extracted, ledger_database, loader, refusal as refusal_of, request,
-    request_for, shape, text,
+    Shape, address, execute, extracted, ledger_database, loader, refusal as refusal_of, replayed,
+    request, request_for, shape, text, with_generation,
 };
 
 fn evolving(columns: &[&str]) -> Shape {
@@ -167,6 +167,40 @@ async fn column_that_the_query_no_longer_has_fails_the_run_before_its_first_batc
     }
 }
 
+/// Neither while it is replayed nor after that was given up is it forgotten what it loaded, and it is compared with no other run.
+#[tokio::test]
+async fn run_that_is_replayed_is_compared_with_itself() {
+    let database = ledger_database().await;
+    let (pool, loader) = (&database.pool, loader(&database));
+    let of = |columns: &[&str], schema| {
+        let mut shape = shape("public.t", columns, &[]);
+        shape.target.schema = schema;
+        shape
+    };
+    let (create, evolve) = (SchemaContract::Create, SchemaContract::Evolve);
+    let (all, less) = (of(&["a text", "b text"], create), of(&["a text"], create));
+    assert_eq!(run(&loader, pool, "all", &all).await, "completed");
+    replayed(pool, "all").await;
+    let failed = run(&loader, pool, "during", &less).await;
+    assert!(failed.contains("which the run all loaded"), "{failed}");
+    // Its first batch arrives, and then it is given up.
+    let values = [Some("1"), Some("1")];
+    let batch = with_generation(&all.batch("all", 0, 0, &[values.to_vec()]), 1);
+    loader.handle(&batch).await.unwrap();
+    let id = "all".parse::<common::message::RunId>().unwrap();
+    loader.store.cancel(&id, false, None).await.unwrap();
+    let failed = run(&loader, pool, "after", &less).await;
+    assert!(failed.contains("which the run all loaded"), "{failed}");
+    assert_eq!(
+        run(&loader, pool, "evolved", &of(&["a text"], evolve)).await,
+        "completed"
+    );
+    replayed(pool, "evolved").await;
+    let batch = with_generation(&less.batch("evolved", 0, 0, &[vec![Some("2")]]), 1);
+    let replayed = loader.handle(&batch).await.unwrap();
+    assert_ne!(replayed, Outcome::Ignored);
+}
+
 /// A column of the table that the job never loaded is somebody else's.
 #[tokio::test]
 async fn column_of_another_job_is_not_missed() {
@@ -272,7 +306,7 @@ async fn target_of_another_owner_is_refused_before_the_request() {
         &format!(
             "CREATE TABLE t (a text, _batch bigint); CREATE TABLE mine (a text, _batch bigint);
              CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT SELECT, INSERT, UPDATE ON mine TO {role};
-             GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT ON etl.loaders, etl.runs TO {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+             GRANT USAGE ON SCHEMA etl TO {role}; GRANT SELECT ON etl.loaders, etl.runs, etl.replays TO {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
         ),
     )
     .await;
@@ -291,7 +325,7 @@ async fn target_of_another_owner_is_refused_before_the_request() {
             &shape.columns,
             Known::Declared,
             &schemas,
-            "job",
+            ("job", None),
         )
         .await;
         let change = answer.unwrap().change;

@@ -79,28 +79,36 @@ async fn target_is_analyzed_once_after_a_large_load() {
     let store = Store::new(&address(&database.url), "analyze", 2);
     execute(
         pool,
-        "CREATE TABLE large (n bigint) WITH (autovacuum_enabled = off);
+        "CREATE TABLE first (n bigint) WITH (autovacuum_enabled = off); CREATE TABLE large (n bigint) WITH (autovacuum_enabled = off);
          CREATE TABLE other (n bigint) WITH (autovacuum_enabled = off); CREATE TABLE small (n bigint)",
     )
     .await;
-    for table in ["large", "small"] {
+    for table in ["first", "large", "small"] {
         request(pool, table).await;
         execute(pool, &format!("UPDATE etl.runs SET target_table = 'public.{table}', state = 'completed', finished_at = now(), batches_expected = 1, rows_expected = 1 WHERE run_id = '{table}'")).await;
     }
     execute(
         pool,
-        "INSERT INTO large SELECT generate_series(1, 100000); INSERT INTO other SELECT generate_series(1, 100000);
+        "INSERT INTO first SELECT generate_series(1, 100000); INSERT INTO large SELECT generate_series(1, 100000); INSERT INTO other SELECT generate_series(1, 100000);
          INSERT INTO small VALUES (1); SELECT pg_stat_force_next_flush()",
     )
     .await;
     let counted = "SELECT count(*) FROM pg_stat_all_tables WHERE n_mod_since_analyze >= 100000";
     testkit::wait_until("the rows to be counted", testkit::TIMEOUT, async || {
-        text(pool, counted).await == "2"
+        text(pool, counted).await == "3"
     })
     .await;
+    // One that cannot be analyzed keeps no other from it.
+    let mut session = pool.begin().await.unwrap();
+    sqlx::query("LOCK first IN SHARE MODE")
+        .execute(&mut *session)
+        .await
+        .unwrap();
+    target::analyze(&store).await.unwrap_err();
+    session.rollback().await.unwrap();
     let analyzed = target::analyze(&store).await.unwrap();
     let names: Vec<_> = analyzed.iter().map(loader::ddl::TableName::sql).collect();
-    assert_eq!(names, ["\"public\".\"large\""]);
+    assert_eq!(names, ["\"public\".\"first\""]);
     let known = "SELECT reltuples FROM pg_class WHERE oid = 'public.large'::regclass";
     assert_eq!(text(pool, known).await, "100000");
     testkit::wait_until("nothing to be due", testkit::TIMEOUT, async || {

@@ -83,7 +83,7 @@ impl Guest {
             columns,
             Known::Declared,
             &schemas,
-            "job",
+            ("job", None),
         )
         .await;
         let planned = planned.unwrap();

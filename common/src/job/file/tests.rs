@@ -529,6 +529,7 @@ fn channels_and_expectations_without_effect_are_refused_with_remedy() {
             "expected_every = \"0s\"",
             "expected_every is shorter than a second",
         ),
+        ("expected_every = \"11y\"", "longer than ten years"),
         ("expected_every = \"daily\"", "expected_every"),
         ("expect_every = \"1d\"", "expected_every"),
     ] {

@@ -66,6 +66,7 @@ fn values_have_the_order_of_their_type() {
 fn range(from: &str, to: Option<&str>) -> WatermarkRange {
     WatermarkRange {
         column: "seen".to_owned(),
+        parameters: vec!["since".to_owned(), "until".to_owned()],
         parameter_type: ParameterType::Timestamp,
         from: from.to_owned(),
         to: to.map(str::to_owned),

@@ -42,7 +42,7 @@ pub async fn act(
         );
     }
     if let Some(slot) = plan.slots.first() {
-        for text in target::check(store, &checkable(&slot.request), schemas).await? {
+        for text in target::check(store, &checkable(&slot.request), None, None, schemas).await? {
             look(Event::Note(text));
         }
     }
@@ -210,13 +210,9 @@ impl Backfill<'_> {
             look,
         );
         slot.run = Some(match requested.await? {
-            Requested::Conflicts(conflict)
-                if conflict.has_left_rows() || conflict.has_loaded_otherwise() =>
-            {
-                return Err(anyhow!(conflict.sentence()));
-            }
             // It has loaded, or loads, the window's rows.
-            Requested::Conflicts(conflict) => conflict.run_id,
+            Requested::Conflicts(conflict) if conflict.loads_the_same() => conflict.run_id,
+            Requested::Conflicts(conflict) => return Err(anyhow!(conflict.sentence())),
             Requested::New | Requested::Known(_) | Requested::LeftRows { .. } => run.to_string(),
         });
         Ok(())

@@ -64,7 +64,7 @@ async fn examine_lateness(
         } else {
             let folder = jobs.folder.display();
             format!(
-                "{folder} does not have it; where it is to run no more: DELETE FROM etl.jobs WHERE job = '{job}'"
+                "{folder} does not have it; where it is to run no more: `etl jobs --retire {job}`"
             )
         };
         findings.warning(

@@ -11,14 +11,16 @@ use super::archive::{self, End};
 use super::pace::Pace;
 use crate::Failure;
 use crate::broker::Broker;
-use ledger::{RunState, Seqs, Store, Subject};
+use ledger::{Meant, RunState, Seqs, Store, Subject};
 
 /// Sends what the ledger of a run lacks, once the archive is known to have it. A batch that was loaded meanwhile is a
 /// duplicate to the loader.
-pub async fn act(store: &Store, broker: &Broker, name: &str) -> Result<Sent, Failure> {
+pub async fn act(store: &Store, broker: &Broker, meant: &Meant) -> Result<Sent, Failure> {
+    let name = meant.run.as_str();
     let mut claims = store.session_lock().await?;
     claims.take_replay(name).await?;
     let mut subject = store.subject(name).await?;
+    meant.check(subject.run.run_no, subject.run.generation)?;
     if let state @ (RunState::Failed | RunState::Cancelled) = subject.run.state {
         return Err(anyhow!(
             "the run {name} is {state} and takes no batches; nothing was sent: request a new run"
