@@ -6,8 +6,10 @@ use common::command::user;
 use common::job::{Commit, Job, JobSpec, Request, Target, is_same_sql};
 use common::message::{Limits, RunId};
 use jiff::Timestamp;
-use sqlx::types::Json;
+use serde::Serialize;
+use serde_json::Value;
 use sqlx::PgConnection;
+use sqlx::types::Json;
 
 use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
@@ -211,29 +213,53 @@ async fn changes(
     tx: &mut PgConnection,
     run: &RunId,
     request: &Request,
-) -> Result<Vec<&'static str>, sqlx::Error> {
+) -> Result<Vec<String>, sqlx::Error> {
     let (spec, sql): (Json<JobSpec>, String) =
         sqlx::query_as("SELECT job_spec, sql FROM etl.runs WHERE run_id = $1")
             .bind(run.as_str())
             .fetch_one(tx)
             .await?;
     let (before, now) = (&spec.0, &request.spec);
-    let parts = [
-        ("its SQL", !is_same_sql(&sql, &request.sql)),
-        ("[target]", before.target != now.target),
-        ("[[columns]]", before.columns != now.columns),
-    ];
-    let changed: Vec<_> = parts
-        .into_iter()
-        .filter(|(_, is)| *is)
-        .map(|(what, _)| what)
-        .collect();
-    // Nothing else is part of the hash.
-    Ok(if changed.is_empty() {
-        vec!["[source]"]
-    } else {
-        changed
-    })
+    let mut changed = Vec::new();
+    if !is_same_sql(&sql, &request.sql) {
+        changed.push("its SQL".to_owned());
+    }
+    let target = |spec: &JobSpec| fields(&spec.target);
+    let columns = |spec: &JobSpec| {
+        let columns = spec.columns.iter();
+        let named = columns.map(|one| (one.target_name().to_owned(), serde_json::json!(one)));
+        named.collect()
+    };
+    for (part, before, now) in [
+        ("[target]", target(before), target(now)),
+        ("[[columns]]", columns(before), columns(now)),
+    ] {
+        let names = before.keys().chain(now.keys()).collect::<BTreeSet<_>>();
+        let differ = names
+            .into_iter()
+            .filter(|name| before.get(*name) != now.get(*name));
+        let differ: Vec<_> = differ.map(String::as_str).collect();
+        if !differ.is_empty() {
+            changed.push(format!("{part} ({})", differ.join(", ")));
+        }
+    }
+    if changed.is_empty() {
+        // Nothing else is part of the hash.
+        let is_order = before.columns != now.columns;
+        let what = if is_order {
+            "the order of [[columns]]"
+        } else {
+            "[source]"
+        };
+        changed.push(what.to_owned());
+    }
+    Ok(changed)
+}
+
+/// The fields of a struct, as JSON has them.
+fn fields(value: &impl Serialize) -> BTreeMap<String, Value> {
+    let json = serde_json::to_value(value).unwrap_or_default();
+    serde_json::from_value(json).unwrap_or_default()
 }
 
 /// The lock that requests of a run's job take before that on the run: for a person's change that looks at other runs of the job.

@@ -210,6 +210,10 @@ impl Targets {
         } else {
             Prepared::new(&name, target, columns, types, fingerprint)
         };
+        if is_first {
+            // The table may be another one since the run before, which no transaction notices any more.
+            self.indexes.forget(&name);
+        }
         let prepared = Arc::new(prepared);
         let mut kept = self.prepared();
         if kept.len() >= KEPT {

@@ -104,9 +104,13 @@ async fn changed_columns_are_found_before_a_run_and_fail_it_before_its_first_row
     refused(
         &pipeline,
         "thursday",
-        "is integer, and the job makes it bigint",
+        "is integer, and the job makes it bigint; declare it as \"integer\" in the job, or run: ",
     )
     .await;
+    let declared = format!("{TARGET}[[columns]]\nsource = \"more\"\ntype = \"integer\"\n");
+    pipeline.job("visits", &declared, row(&[url, ("more", "bigint")]));
+    pipeline.run("visits", "declared").await;
+    pipeline.job("visits", TARGET, row(&[url, ("more", "bigint")]));
     execute("ALTER TABLE public.visits ALTER COLUMN more TYPE bigint USING more::bigint").await;
     done(
         &pipeline,
@@ -116,4 +120,19 @@ async fn changed_columns_are_found_before_a_run_and_fail_it_before_its_first_row
     )
     .await;
     assert_eq!(pipeline.table("url, n, more", "visits").await, ["(1,,1)"]);
+
+    // No declaration helps where a value may have a fraction.
+    let half = ResultSet::table(&[url, ("more", "double")], &[&[Some("1"), Some("1.5")]]);
+    pipeline.job("visits", TARGET, half);
+    refused(
+        &pipeline,
+        "friday",
+        "is bigint, and the job makes it double precision; CAST it in the SELECT to a type that fits, or run: ALTER TABLE \"public\".\"visits\" ALTER COLUMN \"more\" TYPE double precision USING \"more\"::double precision",
+    )
+    .await;
+    pipeline.job("visits", TARGET, row(&[url, ("more", "bigint")]));
+    pipeline.run("visits", "cast").await;
+    execute("ALTER TABLE \"public\".\"visits\" ALTER COLUMN \"more\" TYPE double precision USING \"more\"::double precision").await;
+    done(&pipeline, &["replay", "friday", "--follow"]).await;
+    assert_eq!(pipeline.table("url, more", "visits").await, ["(1,1.5)"]);
 }

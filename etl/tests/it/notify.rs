@@ -71,7 +71,7 @@ async fn late_job_and_channel_without_a_setting_are_said() {
 
     let day_ago = "UPDATE etl.jobs SET expected_since = now() - interval '3 days'";
     let ended =
-        "UPDATE etl.runs SET finished_at = now() - interval '30 hours' WHERE run_id = 'first'";
+        "UPDATE etl.runs SET completed_at = now() - interval '30 hours' WHERE run_id = 'first'";
     for statement in [day_ago, ended] {
         sqlx::query(statement).execute(pool).await.unwrap();
     }

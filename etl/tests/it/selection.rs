@@ -116,6 +116,16 @@ async fn run_that_cannot_be_decided_about_keeps_no_other_from_it() {
     assert!(discarded.stderr.contains("nothing"), "{}", discarded.stderr);
     let decided = ["(one,cancelled)", "(three,cancelled)", "(two,held)"];
     assert_eq!(states(&pipeline).await, decided);
+    // A program gets an answer for each, too.
+    let some = ["approve", "nothing", "two", "--json"];
+    let approved = pipeline.etl(&some).await;
+    assert_eq!(approved.code, Some(1), "{}", approved.stdout);
+    let answers = serde_json::Deserializer::from_str(&approved.stdout).into_iter();
+    let answers: Vec<serde_json::Value> = answers.collect::<Result<_, _>>().unwrap();
+    let why = answers[0]["error"].as_str().unwrap();
+    assert!(why.contains("nothing"), "{why}");
+    assert_eq!(answers[0]["exit_code"], 2);
+    assert_eq!(answers[1]["run_id"], "two");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -77,6 +77,30 @@ async fn mistakes_in_the_files_are_found_without_a_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn value_of_a_parameter_that_no_job_has_is_refused() {
+    let pipeline = Pipeline::without_services().await;
+    pipeline.write_job(
+        "daily",
+        &format!("[parameters]\nday = {{ type = \"date\" }}\n{TARGET}"),
+    );
+    let sql = pipeline.jobs.path().join("daily.sql");
+    fs::write(sql, "SELECT * FROM t WHERE dt = :day").unwrap();
+    pipeline.write_job("clicks", TARGET);
+    for (job, code) in [(&["daily"][..], 0), (&[], 0), (&["clicks"], 2)] {
+        let set = ["validate", "--set", "day=2018-04-02"];
+        let found = pipeline.etl(&[&set[..], job].concat()).await;
+        assert_eq!(found.code, Some(code), "{job:?} {}", found.stderr);
+    }
+    let found = pipeline.etl(&["validate", "--set", "dya=2018-04-02"]).await;
+    assert_eq!(found.code, Some(2), "{}", found.stdout);
+    assert!(
+        found.stderr.contains("did you mean \"day\"?"),
+        "{}",
+        found.stderr
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn misspelt_job_is_named_with_the_one_that_is_meant() {
     let pipeline = Pipeline::without_services().await;
     pipeline.write_job("clicks", TARGET);
@@ -132,6 +156,20 @@ async fn mistakes_about_the_query_are_found_by_asking_athena() {
         &["visits", "cannot have trim"],
     )
     .await;
+    // So it is before a run, where it is asked.
+    let queries = pipeline.cloud.statements();
+    let asked = pipeline.etl(&["run", "clicks", "--connected"]).await;
+    assert_eq!(asked.code, Some(1), "{}", asked.stdout);
+    assert!(
+        asked.stderr.contains("cannot have trim"),
+        "{}",
+        asked.stderr
+    );
+    let more = &pipeline.cloud.statements()[queries.len()..];
+    assert!(
+        more.iter().all(|sql| sql.contains("LIMIT 0")),
+        "no query of the job itself: {more:?}"
+    );
     // The same files are right as long as nobody asks Athena.
     let files = pipeline.etl(&["validate"]).await;
     assert_eq!(files.code, Some(0), "{}", files.stdout);

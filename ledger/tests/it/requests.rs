@@ -297,12 +297,12 @@ async fn a_changed_request_under_the_same_name_says_what_changed() {
         (
             job_of("SELECT 1 AS one", "mode = \"replace\"", ""),
             "1",
-            "[target]",
+            "[target] (mode",
         ),
         (
             job_of("SELECT 1 AS one", "", "[[columns]]\nsource = \"one\"\n"),
             "1",
-            "[[columns]]",
+            "[[columns]] (one)",
         ),
         (
             job_of("SELECT 1 AS one", "", "[source]\nworkgroup = \"etl\"\n"),

@@ -16,12 +16,14 @@ const UPSERT: &str = "since = { type = \"date\", watermark = \"day\", initial = 
 
 fn job(rest: &str) -> Job {
     let jobs = tempfile::tempdir().unwrap();
-    let end = if rest.contains("until") {
-        " AND :until IS NOT NULL"
-    } else {
-        ""
-    };
-    let sql = format!("SELECT 1 WHERE :since IS NOT NULL{end}");
+    let others = ["until", "region"]
+        .iter()
+        .filter(|name| rest.contains(**name));
+    let others = others.map(|name| format!(" AND :{name} IS NOT NULL"));
+    let sql = format!(
+        "SELECT 1 WHERE :since IS NOT NULL{}",
+        others.collect::<String>()
+    );
     std::fs::write(jobs.path().join("new.sql"), sql).unwrap();
     let toml = format!("[source]\ndatabase = \"d\"\nsql = \"new.sql\"\n[parameters]\n{rest}");
     std::fs::write(jobs.path().join("new.toml"), toml).unwrap();

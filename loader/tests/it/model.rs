@@ -62,6 +62,9 @@ const AT_A_TIME: usize = 4;
 /// The raw rows of a run: keys by batch, or numbers of events for a job with a watermark. The value of a row is `run/ordinal`.
 type Raw = Vec<Vec<i64>>;
 
+/// A range that an operator sets: its beginning and its end.
+type ByHand = (String, String);
+
 /// What is in a queue.
 #[derive(Debug, Clone)]
 enum Message {
@@ -87,6 +90,7 @@ enum Action {
     Request {
         job: usize,
         parameter: i64,
+        by_hand: Option<ByHand>,
         keys: Raw,
         fails_after: Option<u32>,
         /// What is left of another run is removed, and the request repeated.
@@ -125,6 +129,7 @@ struct Effect {
 struct Known {
     job: usize,
     parameter: i64,
+    by_hand: Option<ByHand>,
     first_generation: u32,
     run_no: i64,
     raw: Raw,
@@ -228,6 +233,7 @@ impl World {
             0..=3 => Action::Request {
                 job: random.random_range(0..ALL_JOBS),
                 parameter: random.random_range(0..2),
+                by_hand: self.source.by_hand(random),
                 keys: keys(random),
                 fails_after: fails_after(random),
                 takes_back: random.random_bool(0.5),
@@ -265,6 +271,7 @@ impl World {
             Action::Request {
                 job,
                 parameter,
+                by_hand,
                 keys,
                 fails_after,
                 takes_back,
@@ -272,6 +279,7 @@ impl World {
                 let known = Known {
                     job,
                     parameter,
+                    by_hand,
                     first_generation: 0,
                     run_no: 0,
                     raw: keys,
@@ -332,6 +340,17 @@ impl World {
         if known.job < JOBS.len() {
             let set = BTreeMap::from([("p".to_owned(), known.parameter.to_string())]);
             return Some(job.request(&set).unwrap());
+        }
+        if let Some((since, until)) = known
+            .by_hand
+            .as_ref()
+            .filter(|_| job.spec.target.mode.adds())
+        {
+            let set = [("since", since), ("until", until)];
+            let set = set.map(|(name, value)| (name.to_owned(), value.clone()));
+            let request = job.request(&BTreeMap::from(set)).unwrap();
+            known.raw = self.source.select(request.spec.watermark.as_ref()?);
+            return Some(request);
         }
         let (set, now) = (BTreeMap::new(), self.source.now());
         let mut values = job.resolve(&set, before.map(|run| &run.parameters), now);
@@ -772,21 +791,60 @@ impl World {
         for _ in 0..2 {
             self.source.wait();
             for job in JOBS.len()..ALL_JOBS {
-                let known = Known {
-                    job,
-                    parameter: 0,
-                    first_generation: 0,
-                    run_no: 0,
-                    raw: Vec::new(),
-                    fails_after: None,
-                };
-                self.number += 1;
-                let name = format!("r{}", self.number);
-                let effect = self.request(name, known, false, true).await;
-                self.apply(effect);
-                self.settle().await;
+                if self.jobs[job].spec.target.mode.adds() {
+                    self.pass_by_hand(job).await;
+                }
+                self.request_last(job, None).await;
             }
         }
+    }
+
+    async fn request_last(&mut self, job: usize, by_hand: Option<ByHand>) {
+        let known = Known {
+            job,
+            parameter: 0,
+            by_hand,
+            first_generation: 0,
+            run_no: 0,
+            raw: Vec::new(),
+            fails_after: None,
+        };
+        self.number += 1;
+        let name = format!("r{}", self.number);
+        let effect = self.request(name, known, false, true).await;
+        self.apply(effect);
+        self.settle().await;
+    }
+
+    /// What an operator does where ranges by hand are in the way of the run that reads on: loads what is before each, and sets the
+    /// watermark behind it.
+    async fn pass_by_hand(&mut self, job: usize) {
+        const LOADED: &str = "SELECT job_spec #>> '{watermark,from}', job_spec #>> '{watermark,to}' FROM etl.runs
+            WHERE job = $1 AND watermark_from IS NULL AND state = 'completed' AND job_spec #>> '{watermark,to}' > $2 ORDER BY 1 LIMIT 1";
+        let name = self.jobs[job].spec.name.clone();
+        for _ in 0..100 {
+            let watermark = self.store.watermark(&name).await.unwrap();
+            let watermark = watermark.unwrap_or_else(|| source::INITIAL.to_owned());
+            let next: Option<(String, String)> = sqlx::query_as(LOADED)
+                .bind(&name)
+                .bind(&watermark)
+                .fetch_optional(&self.pool)
+                .await
+                .unwrap();
+            let Some((from, to)) = next else {
+                return;
+            };
+            if watermark < from {
+                self.request_last(job, Some((watermark, from))).await;
+            } else {
+                let job = &self.jobs[job];
+                self.store.set_watermark(job, &to, "loaded").await.unwrap();
+            }
+        }
+        panic!(
+            "ranges by hand without an end\n{}",
+            history(&self.pool).await
+        );
     }
 
     /// Follows the advice to replay other runs.
@@ -892,7 +950,7 @@ struct Entry {
     generation: i32,
     first_generation: i32,
     is_staged: bool,
-    /// The job's watermark is behind its range.
+    /// The job's watermark is behind its range, or is moved there at the end.
     is_read: bool,
     seq: i32,
     rows_extracted: i64,
@@ -936,7 +994,8 @@ async fn check(world: &World, pool: &PgPool) {
     let entries: Vec<Entry> = sqlx::query_as(
         "SELECT r.run_id, r.run_no, r.state, r.generation, r.first_generation,
                 r.commit = 'run' OR r.mode <> 'append' AND r.generation > 0 AS is_staged,
-                coalesce((SELECT w.value = r.watermark_to FROM etl.watermarks w WHERE w.run_no = r.run_no ORDER BY w.id DESC LIMIT 1), false) AS is_read,
+                coalesce((SELECT w.value = r.watermark_to FROM etl.watermarks w WHERE w.run_no = r.run_no ORDER BY w.id DESC LIMIT 1),
+                    r.watermark_from IS NULL AND r.state = 'completed') AS is_read,
                 b.seq, b.rows_extracted, b.rows_loaded, b.rows_rejected, b.rows_dropped,
                 ARRAY(SELECT row_number FROM etl.rejected_rows j WHERE j.run_id = r.run_id AND j.generation = r.generation AND j.seq = b.seq) AS rejected
          FROM etl.runs r JOIN etl.batches b USING (run_id, generation) ORDER BY r.run_no, b.seq",

@@ -537,3 +537,14 @@ fn channels_and_expectations_without_effect_are_refused_with_remedy() {
         assert!(error.contains(wanted), "{setting}: {error}");
     }
 }
+
+#[test]
+fn partitions_are_left_to_the_owner_of_the_table() {
+    let table = "table = \"clicks\"";
+    let partitioned = format!("{table}\npartitioned_by = \"dt\"");
+    let error = read(&CLICKS.replace(table, &partitioned)).unwrap_err();
+    assert!(
+        error.contains("CREATE TABLE clicks (...) PARTITION BY"),
+        "{error}"
+    );
+}

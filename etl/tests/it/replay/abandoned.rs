@@ -69,6 +69,11 @@ async fn replay_with_every_batch_dropped_is_held() {
     let rows = pipeline.table(ROWS, "clicks").await;
     let other = format!("{upsert}[[columns]]\nsource = \"visits\"\ntype = \"text\"\n");
     pipeline.write_job("clicks", &other);
+    assert_output(&pipeline, &["replay", "daily"], 1, "the job makes it text").await;
+    // What the ledger does not know is not found before.
+    let unknown = "UPDATE etl.runs SET result_columns = NULL";
+    let pool = &pipeline.database.pool;
+    sqlx::query(unknown).execute(pool).await.unwrap();
     assert_output(&pipeline, &["replay", "daily"], 0, "sent again").await;
     let dead_letters = "SELECT count(*) FROM etl.dead_letters";
     wait_until("its batch to be dead-lettered", TIMEOUT, async || {

@@ -248,7 +248,7 @@ async fn replay_that_cannot_replace_the_runs_rows_is_refused() {
         &pipeline,
         &["replay", "daily"],
         1,
-        &["browser", "does not fit the result"],
+        &["browser", "which the query does not return"],
     )
     .await;
     pipeline.write_job("clicks", "[target]\ntabel = \"clicks\"\n");

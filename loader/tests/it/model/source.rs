@@ -9,10 +9,13 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use sqlx::PgPool;
 
-use super::{BATCHES, Raw, Row, rows_of};
+use super::{BATCHES, ByHand, Raw, Row, rows_of};
 
 /// Minutes that an event may appear late.
 const LAG: i64 = 60;
+
+/// Where the first run of the jobs begins.
+pub(super) const INITIAL: &str = "2020-01-01 00:00:00";
 
 /// The jobs: name and the rest of the file behind the target.
 pub(super) const JOBS: [(&str, &str); 2] = [
@@ -61,6 +64,13 @@ impl Source {
     /// No event appears any more that belongs to a range that ends now.
     pub(super) fn wait(&mut self) {
         self.clock += LAG + 1;
+    }
+
+    /// A range for a run by hand, now and then: of events that all have appeared.
+    pub(super) fn by_hand(&self, random: &mut StdRng) -> Option<ByHand> {
+        let until = self.clock - LAG - random.random_range(0..60);
+        let from = until - random.random_range(1..60);
+        random.random_bool(0.3).then(|| (text(from), text(until)))
     }
 
     pub(super) fn now(&self) -> Timestamp {
