@@ -228,10 +228,11 @@ async fn run_until_stopped<B: Future<Output = ()> + Send + 'static>(
         return ended;
     }
     // It began to stop with the sessions.
-    match timeout(BESIDE_GRACE, beside).await {
-        Ok(stopped) => stopped.context(crashed)?,
+    if let Ok(stopped) = timeout(BESIDE_GRACE, beside).await {
+        stopped.context(crashed)?;
+    } else {
         // A statement to a server that does not answer, which changes nothing that is not committed.
-        Err(_) => tracing::warn!("the work beside the sessions did not stop in time"),
+        tracing::warn!("the work beside the sessions did not stop in time");
     }
     ended
 }

@@ -413,17 +413,7 @@ impl Command for Arguments {
             shown(&runs)?
         };
         if meant.is_empty() {
-            let nothing = if notes.is_empty() {
-                "there is no such run"
-            } else {
-                "nothing to replay"
-            };
-            // JSON has a line a run, and this is none.
-            if self.json {
-                note(nothing);
-            } else {
-                print(nothing)?;
-            }
+            self.print_nothing(&notes)?;
             return Ok(!has_failed);
         }
         if !runs.is_empty() {
@@ -464,6 +454,21 @@ impl Command for Arguments {
 }
 
 impl Arguments {
+    /// That no run is replayed, where there are `notes` on those that are left out.
+    fn print_nothing(&self, notes: &[String]) -> Result<(), Failure> {
+        let nothing = if notes.is_empty() {
+            "there is no such run"
+        } else {
+            "nothing to replay"
+        };
+        // JSON has a line a run, and this is none.
+        if self.json {
+            note(nothing);
+            return Ok(());
+        }
+        print(nothing)
+    }
+
     fn print(&self, sent: &Sent) -> Result<(), Failure> {
         if self.json {
             print(&serde_json::to_string(sent).context("cannot write JSON")?)

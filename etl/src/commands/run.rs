@@ -19,7 +19,7 @@ use crate::query_columns::QueryColumns;
 use crate::request::request;
 use crate::store;
 use crate::target;
-use ledger::{Requested, Run, RunState, Store, Terms};
+use ledger::{Requested, Run, Store, Terms};
 
 /// Request a run of a job.
 #[derive(Debug, clap::Args)]
@@ -153,26 +153,28 @@ impl Command for Arguments {
             let end = follow(&store, run.as_str(), self.wait_timeout, self.json).await?;
             return Ok(end.is_complete());
         }
-        let state = known
-            .as_ref()
-            .map_or(RunState::Requested, |known| known.state);
-        let said = json!({ "run_id": run, "state": state });
+        self.answer(&run, known.as_deref())
+    }
+}
+
+impl Arguments {
+    /// Prints the name of the run, and why nothing was sent where it has ended without being complete.
+    fn answer(&self, run: &RunId, known: Option<&Run>) -> Result<bool, Failure> {
+        let ended = known.filter(|known| known.state.is_over() && !known.is_complete());
+        let Some(Run { state, .. }) = ended else {
+            show(self.json, &json!({ "run_id": run }), |_| run.to_string())?;
+            return Ok(true);
+        };
+        let remedy = if ended.is_some_and(Run::has_failed) {
+            "--retry requests it again"
+        } else {
+            "request another run with another --run-id"
+        };
+        let why = format!("the run {run} is {state} and nothing was sent; {remedy}");
+        let said = json!({ "run_id": run, "state": state, "error": why, "exit_code": 1 });
         show(self.json, &said, |_| run.to_string())?;
-        match known.filter(|known| known.state.is_over() && !known.is_complete()) {
-            Some(known) => {
-                let remedy = if known.has_failed() {
-                    "--retry requests it again"
-                } else {
-                    "request another run with another --run-id"
-                };
-                note(&format!(
-                    "the run {run} is {} and nothing was sent; {remedy}",
-                    known.state
-                ));
-                Ok(false)
-            }
-            None => Ok(true),
-        }
+        note(&why);
+        Ok(false)
     }
 }
 

@@ -121,18 +121,23 @@ async fn changed_columns_are_found_before_a_run_and_fail_it_before_its_first_row
     .await;
     assert_eq!(pipeline.table("url, n, more", "visits").await, ["(1,,1)"]);
 
-    // No declaration helps where a value may have a fraction.
-    let half = ResultSet::table(&[url, ("more", "double")], &[&[Some("1"), Some("1.5")]]);
-    pipeline.job("visits", TARGET, half);
-    refused(
-        &pipeline,
-        "friday",
-        "is bigint, and the job makes it double precision; CAST it in the SELECT to a type that fits, or run: ALTER TABLE \"public\".\"visits\" ALTER COLUMN \"more\" TYPE double precision USING \"more\"::double precision",
-    )
-    .await;
-    pipeline.job("visits", TARGET, row(&[url, ("more", "bigint")]));
-    pipeline.run("visits", "cast").await;
+    // No declaration helps where a value may have a fraction: the SELECT, or the table.
+    for run in ["friday", "saturday"] {
+        let half = ResultSet::table(&[url, ("more", "double")], &[&[Some("1"), Some("1.5")]]);
+        pipeline.job("visits", TARGET, half);
+        refused(
+            &pipeline,
+            run,
+            "is bigint, and the job makes it double precision; CAST it in the SELECT to a type that fits, or run: ALTER TABLE \"public\".\"visits\" ALTER COLUMN \"more\" TYPE double precision USING \"more\"::double precision",
+        )
+        .await;
+        if run == "friday" {
+            pipeline.job("visits", TARGET, row(&[url, ("more", "bigint")]));
+            let retry = ["run", "visits", "--run-id", run, "--retry", "--follow"];
+            done(&pipeline, &retry).await;
+        }
+    }
     execute("ALTER TABLE \"public\".\"visits\" ALTER COLUMN \"more\" TYPE double precision USING \"more\"::double precision").await;
-    done(&pipeline, &["replay", "friday", "--follow"]).await;
+    done(&pipeline, &["replay", "saturday", "--follow"]).await;
     assert_eq!(pipeline.table("url, more", "visits").await, ["(1,1.5)"]);
 }

@@ -109,7 +109,7 @@ async fn late_job_and_channel_without_a_setting_are_said() {
     assert!(doctor.contains("`etl jobs --retire clicks`"), "{doctor}");
     let retired = says(&pipeline, &["jobs", "--retire", "clicks"]).await;
     assert_eq!(retired.code, Some(0), "{}", retired.stderr);
-    let again = says(&pipeline, &["jobs", "--retire", "clicks"]).await;
+    let again = pipeline.etl(&["jobs", "--retire", "clicks"]).await;
     assert_eq!(again.code, Some(1), "{}", again.stdout);
     wait_until("the metric to be zero", TIMEOUT, async || {
         loader.metric("etl_job_late_seconds").await == Some(0.0)

@@ -41,6 +41,30 @@ async fn every_error_is_also_json_where_json_is_asked_for() {
         assert!(why.contains(word), "{arguments:?}: {why}");
         assert!(!failed.stderr.is_empty(), "{arguments:?}");
     }
+    pipeline
+        .cloud
+        .answer_once("FROM clicks", Answer::failed_by_user("no"));
+    let run = [
+        "run",
+        "clicks",
+        "--set",
+        "day=2018-04-02",
+        "--run-id",
+        "bad",
+        "--json",
+    ];
+    pipeline.etl(&[&run[..], &["--follow"]].concat()).await;
+    let failed = pipeline.etl(&run).await;
+    assert_eq!(failed.code, Some(1), "{}", failed.stderr);
+    let said: Value = serde_json::from_str(&failed.stdout).unwrap();
+    assert_eq!(
+        (&said["run_id"], &said["state"]),
+        (&"bad".into(), &"failed".into())
+    );
+    assert!(
+        said["error"].as_str().unwrap().contains("--retry"),
+        "{said}"
+    );
     let failed = pipeline.etl(&["status", "nothing"]).await;
     assert_eq!(failed.stdout, "", "a person reads standard error");
 }

@@ -297,7 +297,7 @@ async fn a_changed_request_under_the_same_name_says_what_changed() {
         (
             job_of("SELECT 1 AS one", "mode = \"replace\"", ""),
             "1",
-            "[target] (mode",
+            "[target] (commit, mode)",
         ),
         (
             job_of("SELECT 1 AS one", "", "[[columns]]\nsource = \"one\"\n"),
