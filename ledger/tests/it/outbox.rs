@@ -213,6 +213,7 @@ async fn only_old_messages_are_given_up_and_only_on_demand() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn late_job_is_told_once_for_each_time() {
     let (database, store) = ledger().await;
     let pool = &database.pool;

@@ -236,6 +236,7 @@ async fn a_run_of_before_a_reset_moves_nothing() {
 
 /// Nothing in the target tells rows apart that two runs append.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story from end to end")]
 async fn a_range_that_overlaps_with_an_appended_one_is_refused() {
     let (database, store) = ledger().await;
     let region = "region = { type = \"text\", default = \"eu\" }\n";
