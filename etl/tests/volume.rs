@@ -127,9 +127,7 @@ async fn jobs_beside_a_backfill_of_ten_gib_take_seconds() {
     let arguments =
         "backfill much --from 2018-04-01 --to 2018-04-05 --every 1d --parallel 4 --param-names day";
     let backfill = with_defaults(&pipeline, "etl");
-    let backfill = arguments
-        .split(' ')
-        .fold(backfill, |etl, word| etl.arg(word));
+    let backfill = arguments.split(' ').fold(backfill, Service::arg);
     let mut backfill = backfill.spawn();
     let batches =
         "SELECT count(*) FROM etl.batches JOIN etl.runs USING (run_id) WHERE job = 'much'";
