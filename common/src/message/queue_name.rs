@@ -47,6 +47,17 @@ impl QueueName {
         Self::Events,
     ];
 
+    /// Those that the services take their work from, in the order in which it passes them.
+    pub const WORK: [Self; 7] = [
+        Self::Extract,
+        Self::ExtractBulk,
+        Self::Raw,
+        Self::RawBulk,
+        Self::Valid,
+        Self::ValidBulk,
+        Self::Events,
+    ];
+
     /// The exchange that its messages are published to. Control messages reach each extractor that is
     /// connected, too.
     pub fn exchange(self) -> &'static str {

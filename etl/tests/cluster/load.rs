@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use common::message::QueueName;
 use futures::future::join_all;
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
@@ -129,17 +130,9 @@ async fn assert_run(pipeline: &Pipeline, run: &str) {
 
 /// No dead letter, and no message that nobody has handled.
 async fn assert_nothing_dead(pipeline: &Pipeline) {
-    for queue in [
-        "etl.extract",
-        "etl.extract.bulk",
-        "etl.raw",
-        "etl.raw.bulk",
-        "etl.valid",
-        "etl.valid.bulk",
-        "etl.events",
-        "etl.dead",
-        "etl.unreadable",
-    ] {
+    let dead = [QueueName::Dead, QueueName::Unreadable];
+    let all = QueueName::WORK.into_iter().chain(dead);
+    for queue in all.map(QueueName::name) {
         wait_until(&format!("{queue} to be empty"), TIMEOUT, async || {
             pipeline.vhost.ready(queue).await == 0
         })

@@ -7,20 +7,15 @@ mod load;
 mod majority;
 mod nodes;
 
+use common::message::QueueName;
 use testkit::pipeline::Pipeline;
 use testkit::servers::{Cluster, private_cluster};
 
 /// The queues that the work passes, and the archive.
-const QUEUES: [&str; 8] = [
-    "etl.extract",
-    "etl.extract.bulk",
-    "etl.raw",
-    "etl.raw.bulk",
-    "etl.valid",
-    "etl.valid.bulk",
-    "etl.events",
-    "etl.archive",
-];
+fn queues() -> impl Iterator<Item = &'static str> {
+    let work = QueueName::WORK.into_iter();
+    work.chain([QueueName::Archive]).map(QueueName::name)
+}
 
 /// A pipeline on a new cluster, without services.
 async fn pipeline() -> (Cluster, Pipeline) {
@@ -50,7 +45,7 @@ async fn running_pipeline() -> (Cluster, Pipeline) {
 /// Waits until each queue has all of its members online, and checks that these are three.
 async fn assert_members(cluster: &Cluster, pipeline: &Pipeline) {
     cluster.await_coordinated().await;
-    for queue in QUEUES {
+    for queue in queues() {
         let members = cluster.members(&pipeline.vhost, queue).await;
         assert_eq!(members, 3, "{queue}");
     }

@@ -17,6 +17,7 @@ mod stopping;
 
 use std::time::Duration;
 
+use common::message::QueueName;
 use serde_json::{Value, json};
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
@@ -32,15 +33,9 @@ const JOB: &str = "[target]\ntable = \"clicks\"\n";
 const MANY: u64 = 600_000;
 
 /// The queues with a consumer.
-const QUEUES: [&str; 7] = [
-    "etl.extract",
-    "etl.extract.bulk",
-    "etl.raw",
-    "etl.raw.bulk",
-    "etl.valid",
-    "etl.valid.bulk",
-    "etl.events",
-];
+fn queues() -> [&'static str; 7] {
+    QueueName::WORK.map(QueueName::name)
+}
 
 /// In the order of a pipeline's services.
 const SERVICES: [&str; 3] = ["loader", "transformer", "extractor"];
@@ -91,7 +86,7 @@ impl Run {
         pipeline.assert_reconciled(self.id).await;
         assert_every_row_once(pipeline, self.id, self.rows).await;
         assert_nothing_dead(pipeline).await;
-        for queue in QUEUES {
+        for queue in queues() {
             wait_until(&format!("{queue} to be empty"), TIMEOUT, async || {
                 pipeline.vhost.ready(queue).await == 0
             })

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::message::QueueName;
 use tokio::time::{Instant, sleep};
 
 use crate::Soak;
@@ -110,16 +111,8 @@ async fn left_in_queues(soak: &Soak) -> Vec<String> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let mut left = Vec::new();
-        for queue in [
-            "etl.extract",
-            "etl.extract.bulk",
-            "etl.raw",
-            "etl.raw.bulk",
-            "etl.valid",
-            "etl.valid.bulk",
-            "etl.events",
-            "etl.dead",
-        ] {
+        let all = QueueName::WORK.into_iter().chain([QueueName::Dead]);
+        for queue in all.map(QueueName::name) {
             let depth = soak.pipeline.vhost.depth(queue).await;
             if depth.ready + depth.unacked > 0 {
                 left.push(format!("{queue}: {depth:?}"));

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use common::message::QueueName;
+
 use crate::Soak;
 use crate::check::Check;
 use crate::kills::Killed;
@@ -79,15 +81,7 @@ fn write_all(
     }
     let redelivered = count(counters, "etl_redeliveries_total", "");
     writeln!(text, "| redeliveries | {redelivered} |")?;
-    for queue in [
-        "etl.extract",
-        "etl.extract.bulk",
-        "etl.raw",
-        "etl.raw.bulk",
-        "etl.valid",
-        "etl.valid.bulk",
-        "etl.events",
-    ] {
+    for queue in QueueName::WORK.map(QueueName::name) {
         let redelivered = count(counters, "etl_redeliveries_total", &format!("\"{queue}\""));
         writeln!(text, "| ... of them: `{queue}` | {redelivered} |")?;
     }

@@ -11,7 +11,7 @@ use testkit::servers::{Message, Vhost, private_broker};
 use testkit::{wait_for, wait_until};
 
 use super::{
-    MANY, QUEUES, Run, SERVICES, TIMEOUT, await_all_ready, await_not_ready, bound, service, slowly,
+    MANY, Run, SERVICES, TIMEOUT, await_all_ready, await_not_ready, bound, queues, service, slowly,
     state,
 };
 
@@ -109,14 +109,14 @@ async fn await_consumed(vhost: &Vhost, queue: &str) {
 async fn deleted_queues_are_declared_and_consumed_again() {
     let mut pipeline = Pipeline::archiving().await;
     // Each queue alone, with its consumers paused, and then all queues at once.
-    for queue in QUEUES.into_iter().chain(["etl.dead"]) {
+    for queue in queues().into_iter().chain(["etl.dead"]) {
         pipeline.vhost.delete_queue(queue).await;
         await_consumed(&pipeline.vhost, queue).await;
     }
-    for queue in QUEUES.into_iter().chain(["etl.dead", "etl.archive"]) {
+    for queue in queues().into_iter().chain(["etl.dead", "etl.archive"]) {
         pipeline.vhost.delete_queue(queue).await;
     }
-    for queue in QUEUES.into_iter().chain(["etl.dead"]) {
+    for queue in queues().into_iter().chain(["etl.dead"]) {
         await_consumed(&pipeline.vhost, queue).await;
     }
     await_all_ready(&mut pipeline).await;
@@ -131,11 +131,11 @@ async fn deleted_queues_are_declared_and_consumed_again() {
 
 /// Checks that no message moves and that the run does not count as complete.
 async fn assert_idle_and_open(pipeline: &Pipeline, run: &str) {
-    for queue in QUEUES {
+    for queue in queues() {
         await_consumed(&pipeline.vhost, queue).await;
     }
     wait_until("the pipeline to be idle", TIMEOUT, async || {
-        for queue in QUEUES {
+        for queue in queues() {
             let depth = pipeline.vhost.depth(queue).await;
             if depth.ready + depth.unacked + pipeline.vhost.ready(queue).await > 0 {
                 return false;
