@@ -189,7 +189,10 @@ pub fn parse() -> impl Future<Output = Result<bool, Failure>> {
         if error.exit_code() != 0 {
             let text = error.to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
-            error_as_json(text.lines().next().unwrap_or_default(), 2);
+            // What is wrong and what is meant, without the usage.
+            let (why, _) = text.split_once("\n\nUsage:").unwrap_or((text, ""));
+            let words: Vec<_> = why.split_whitespace().collect();
+            error_as_json(&words.join(" "), 2);
         }
         error.exit()
     });

@@ -76,7 +76,16 @@ pub async fn reading_on(
     let is_recorded = before.is_some_and(|run| run.watermark_from.is_some());
     let read_on = job.read_on(&set, &mut values, watermark.as_deref(), is_recorded, now);
     let read_on = read_on.map_err(|why| Failure::usage(anyhow!(why)))?;
-    Ok(checked(job, job.request(&values))?.reading_on(read_on))
+    let request = checked(job, job.request(&values))?.reading_on(read_on);
+    if let (None, Some(range)) = (&request.read_on, &request.spec.watermark)
+        && range.is_empty()
+    {
+        let (from, to) = (&range.from, range.to.as_deref().unwrap_or_default());
+        return Err(Failure::usage(anyhow!(
+            "the range from {from} up to, and not including, {to} has no value in it"
+        )));
+    }
+    Ok(request)
 }
 
 /// The same for a check: a parameter without a value gets an example of its type.

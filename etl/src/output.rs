@@ -192,7 +192,10 @@ impl Sheet {
 
     /// Adds a line.
     pub fn add(&mut self, name: &str, value: impl AsRef<str>) {
-        let line = format!("{name:>0$}  {1}", self.width, value.as_ref());
+        // The lines of a value stay behind its name.
+        let indent = format!("\n{}", " ".repeat(self.width + 2));
+        let value = value.as_ref().replace('\n', &indent);
+        let line = format!("{name:>0$}  {value}", self.width);
         self.lines.push(line.trim_end().to_owned());
     }
 

@@ -7,6 +7,7 @@ use anyhow::anyhow;
 use clap::ArgGroup;
 use common::command::error_as_json;
 use common::message::RunId;
+use common::nearest::did_you_mean;
 
 use crate::Failure;
 use crate::output::{counted, note, size};
@@ -99,10 +100,14 @@ impl Which {
         Ok(runs)
     }
 
-    /// The runs to look at, by name or as they are chosen.
+    /// The runs to look at, by name or as they are chosen. Refuses a job that never ran: its name may be another one.
     pub async fn found(&self, store: &Store, among: RunFilter<'_>) -> Result<Vec<Run>, Failure> {
         if self.runs.is_empty() {
-            return self.chosen(store, among).await;
+            let found = self.chosen(store, among).await?;
+            return match &self.job {
+                Some(job) if found.is_empty() => check_has_run(store, job).await.map(|()| found),
+                _ => Ok(found),
+            };
         }
         let mut runs = Vec::with_capacity(self.runs.len());
         for name in &self.runs {
@@ -110,6 +115,19 @@ impl Which {
         }
         Ok(runs)
     }
+}
+
+/// Refuses a job of which there is no run.
+async fn check_has_run(store: &Store, job: &str) -> Result<(), Failure> {
+    let all = store.freshness().await?.into_iter().map(|one| one.job);
+    let known: Vec<_> = all.collect();
+    if known.iter().any(|one| one == job) {
+        return Ok(());
+    }
+    let meant = did_you_mean(job, &known);
+    Err(Failure::usage(anyhow!(
+        "there is no run of a job {job:?}{meant}"
+    )))
 }
 
 /// All open and held runs.

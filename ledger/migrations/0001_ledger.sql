@@ -43,6 +43,7 @@ CREATE TABLE etl.runs (
     result_location    text,
     result_columns     jsonb,
     target_columns     text[],
+    removed_columns    text[] NOT NULL DEFAULT '{}',
     batches_extracted  integer NOT NULL DEFAULT 0 CHECK (batches_extracted >= 0),
     rows_extracted     bigint NOT NULL DEFAULT 0 CHECK (rows_extracted >= 0),
     batches_expected   integer CHECK (batches_expected > 0),
@@ -107,6 +108,7 @@ COMMENT ON COLUMN etl.runs.query_execution_id IS 'Athena''s id of the query.';
 COMMENT ON COLUMN etl.runs.result_id IS 'The result that the batches are of: the execution id with the object''s ETag, or with pages. Set by the first batch; a batch of another result is refused.';
 COMMENT ON COLUMN etl.runs.result_location IS 'The object in S3 that Athena wrote the result to, as s3://bucket/key; NULL for a result that was read as pages.';
 COMMENT ON COLUMN etl.runs.result_columns IS 'The names and types of the result''s columns. With them its object can be read again after Athena has forgotten the query.';
+COMMENT ON COLUMN etl.runs.removed_columns IS 'The columns that the run before loaded and this one does not: new rows have their default or NULL there.';
 COMMENT ON COLUMN etl.runs.target_columns IS 'The columns of the target that the run loads, recorded with its first batch. The job''s next run is compared with them.';
 COMMENT ON COLUMN etl.runs.batches_extracted IS 'Batches that the extractor has published so far, as it reports.';
 COMMENT ON COLUMN etl.runs.rows_extracted IS 'Rows that the extractor has published so far, as it reports.';

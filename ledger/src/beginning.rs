@@ -80,6 +80,16 @@ impl LockedRun<'_> {
         }
         self.row.check_pinned(&batch.result_id)?;
         let columns = batch.columns.iter().map(|column| column.name.as_str());
+        let columns: Vec<_> = columns.collect();
+        let (job, table) = (&self.row.job, &self.row.target_table);
+        let former = former_run(self.tx, job, table, Some(&self.id)).await?;
+        let mut removed = former.map(|former| former.columns).unwrap_or_default();
+        removed.retain(|name| !columns.contains(&name.as_str()));
+        sqlx::query("UPDATE etl.runs SET removed_columns = $2 WHERE run_id = $1")
+            .bind(self.id.as_str())
+            .bind(removed)
+            .execute(&mut *self.tx)
+            .await?;
         let record = if self.row.is_replay() {
             "UPDATE etl.replays SET target_columns = $3 WHERE run_id = $1 AND generation = $2"
         } else {
@@ -88,7 +98,7 @@ impl LockedRun<'_> {
         sqlx::query(record)
             .bind(self.id.as_str())
             .bind(self.row.generation)
-            .bind(columns.collect::<Vec<_>>())
+            .bind(columns)
             .execute(&mut *self.tx)
             .await?;
         self.start(Some(&batch.result_id), None).await

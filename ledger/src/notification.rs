@@ -47,7 +47,7 @@ impl LockedRun<'_> {
         let (run, job) = (self.id.as_str(), &self.row.job);
         let text = match event {
             "held" => format!(
-                "The run {run} of the job {job} is held, and none of its rows is in its target. `etl status {run}` says why; `etl approve {run}` commits it, `etl discard {run}` ends it."
+                "The run {run} of the job {job} is held, and none of its rows is in its target. `etl status {run}` says why; `etl approve {run}` commits it, `etl discard {run} --why ...` ends it."
             ),
             "rejected" => format!(
                 "The run {run} of the job {job} is completed, with {rejected} of {extracted} rows rejected. `etl rejects {run}` shows which and why."

@@ -20,7 +20,7 @@ use crate::run::{LockedRun, generation_no, run_id};
 use crate::same_rows::{ConflictingRun, conflicting, left_in};
 use crate::state::RunState;
 use crate::summary::{Run, find_run};
-use crate::watermark::{Place, check_watermark};
+use crate::watermark::{Place, check_same_values, check_watermark};
 
 /// What became of a request.
 #[derive(Debug)]
@@ -111,6 +111,7 @@ impl Store {
                 let initial = initial(job)?;
                 let (name, place) = (job.spec.name.as_str(), Place::of(job));
                 check_watermark(tx, Some(run), name, &place, read_on, &initial).await?;
+                check_same_values(tx, job, read_on, &request.parameters).await?;
                 let left = left_in(tx, run, (name, &place.table), &read_on.range).await?;
                 if let Some((left, rows)) = left.filter(|_| job.spec.target.mode.adds()) {
                     let run = run_id(left)?;

@@ -74,7 +74,7 @@ impl LockedRun<'_> {
                  requested_by = $10, watermark_from = $11, watermark_to = $12,
                  description = nullif($13, ''), catalog = $14, database = $15, requested_at = now(), target_window = DEFAULT, ignored_messages = DEFAULT,
                  batches_extracted = DEFAULT, rows_extracted = DEFAULT, target_bounds = NULL, query_execution_id = NULL,
-                 result_id = NULL, result_location = NULL, result_columns = NULL, target_columns = NULL, batches_expected = NULL, rows_expected = NULL,
+                 result_id = NULL, result_location = NULL, result_columns = NULL, target_columns = NULL, removed_columns = DEFAULT, batches_expected = NULL, rows_expected = NULL,
                  failure = NULL, held_because = NULL, decided_by = NULL, decision = NULL, started_at = NULL, extracted_at = NULL,
                  approved_at = NULL, committed_at = NULL, completed_at = NULL, finished_at = NULL
              WHERE run_id = $1",

@@ -27,6 +27,7 @@ pub struct ConflictingRun {
     is_of_older_job: bool,
     /// What it reads, where that is not the same as of the request, and overlaps.
     range: Option<WatermarkRange>,
+    job: String,
 }
 
 impl ConflictingRun {
@@ -56,7 +57,12 @@ impl ConflictingRun {
             None => "of the same job with the same parameters".to_owned(),
         };
         match state {
-            RunState::Requested | RunState::Running | RunState::Held | RunState::Superseded => {
+            RunState::Held => {
+                return format!(
+                    "the run {run_id} {which} is held; `etl approve {run_id}` commits its rows, `etl discard {run_id} --why ...` ends it; nothing was sent"
+                );
+            }
+            RunState::Requested | RunState::Running | RunState::Superseded => {
                 return format!(
                     "the run {run_id} {which} is {state}; wait for it, or end it with `etl cancel {run_id}`; nothing was sent"
                 );
@@ -76,8 +82,9 @@ impl ConflictingRun {
             RunState::Completed => {}
         }
         if let Some(range) = range {
+            let job = &self.job;
             return format!(
-                "the run {run_id} has loaded {range}, and in mode append another run adds the rows that are in both ranges again; choose a range without them, remove them with `etl cancel {run_id} --undo`, or request it with --again if that is what you want; nothing was sent"
+                "the run {run_id} has loaded {range}, and in mode append another run adds the rows that are in both ranges again; choose a range without them (`etl watermark {job} --set VALUE --why ...` for the runs that read on), or request it with --again if that is what you want; nothing was sent"
             );
         }
         let (older, replay) = if self.is_of_older_job {
@@ -101,20 +108,24 @@ struct Reads {
 }
 
 impl Reads {
-    /// Whether other values of the same job are a range that overlaps with this one.
+    /// Whether other values of the same job are a range that overlaps with this one. A parameter that only one of them has tells no
+    /// rows apart: the job did not have it once.
     fn overlaps(&self, other: &Self) -> bool {
         let (Some(one), Some(another)) = (&self.range, &other.range) else {
             return false;
         };
-        let (names, others) = (&one.parameters, &another.parameters);
-        let rest = |reads: &Self| {
-            let mut rest = reads.parameters.clone();
-            rest.retain(|name, _| !names.contains(name));
-            rest
-        };
         // A range without an end is of a job with a key.
         let have_ends = one.to.is_some() && another.to.is_some();
-        have_ends && names == others && rest(self) == rest(other) && one.overlaps(another)
+        let is_comparable = one.column.eq_ignore_ascii_case(&another.column)
+            && one.parameter_type == another.parameter_type;
+        let is_bound =
+            |name: &String| one.parameters.contains(name) || another.parameters.contains(name);
+        let mut others = self.parameters.iter().filter(|(name, _)| !is_bound(name));
+        let are_same = others.all(|(name, value)| {
+            let there = other.parameters.get(name);
+            there.is_none_or(|there| there == value)
+        });
+        have_ends && is_comparable && are_same && one.overlaps(another)
     }
 }
 
@@ -185,35 +196,64 @@ pub(crate) async fn conflicting(
             range: other.reads.range.filter(|_| !is_same).map(|range| range.0),
             run_id: other.run_id,
             state: other.state,
+            job: job.spec.name.clone(),
         })
     });
     Ok(found)
+}
+
+/// A run that read on from a watermark and ended without being complete, its rows in the target, and its range.
+type Left = (String, i64, Json<WatermarkRange>);
+
+async fn left(
+    tx: &mut PgConnection,
+    run: Option<&RunId>,
+    (job, table): (&str, &str),
+) -> Result<Vec<Left>, sqlx::Error> {
+    let select = format!(
+        "SELECT run_id, rows, job_spec -> 'watermark' FROM etl.runs r CROSS JOIN LATERAL (
+             SELECT coalesce(sum(rows_loaded), 0)::bigint AS rows FROM etl.batches b
+             WHERE b.run_id = r.run_id AND b.generation = r.generation) b
+         WHERE job = $1 AND target_table = $2 AND run_id IS DISTINCT FROM $3 AND watermark_from IS NOT NULL
+             AND mode = 'append' AND state IN ('failed', 'cancelled') AND {HAS_ROWS} ORDER BY run_no"
+    );
+    sqlx::query_as(AssertSqlSafe(select))
+        .bind(job)
+        .bind(table)
+        .bind(run.map(RunId::as_str))
+        .fetch_all(tx)
+        .await
 }
 
 /// Another run that ended without being complete and whose rows in the target are in this range: a run would add them again.
 pub(crate) async fn left_in(
     tx: &mut PgConnection,
     run: &RunId,
-    (job, table): (&str, &str),
+    place: (&str, &str),
     range: &WatermarkRange,
 ) -> Result<Option<(String, i64)>, sqlx::Error> {
-    let select = format!(
-        "SELECT run_id, rows, job_spec -> 'watermark' FROM etl.runs r CROSS JOIN LATERAL (
-             SELECT coalesce(sum(rows_loaded), 0)::bigint AS rows FROM etl.batches b
-             WHERE b.run_id = r.run_id AND b.generation = r.generation) b
-         WHERE job = $1 AND target_table = $2 AND run_id <> $3 AND watermark_from IS NOT NULL AND state IN ('failed', 'cancelled')
-             AND {HAS_ROWS} ORDER BY run_no"
-    );
-    let left: Vec<(String, i64, Json<WatermarkRange>)> = sqlx::query_as(AssertSqlSafe(select))
-        .bind(job)
-        .bind(table)
-        .bind(run.as_str())
-        .fetch_all(tx)
-        .await?;
+    let left = left(tx, Some(run), place).await?;
     let mut left = left
         .into_iter()
         .filter(|(.., other)| other.0.overlaps(range));
     Ok(left.next().map(|(run, rows, _)| (run, rows)))
+}
+
+/// Refuses a watermark behind rows that a run which failed or was cancelled has left: its next run would remove them, and read them
+/// no more.
+pub(crate) async fn check_none_left_before(
+    tx: &mut PgConnection,
+    (job, table): (&str, &str),
+    value: &str,
+) -> Result<(), Error> {
+    let left = left(tx, None, (job, table)).await?;
+    let is_before = |(.., range): &&Left| range.0.is_before(&range.0.from, value);
+    left.iter().find(is_before).map_or(Ok(()), |(run, rows, range)| {
+        Err(Error::NotAllowed(format!(
+            "the run {run} of the job {job} ended without being complete, and has left {rows} rows from {} on in the target; `etl cancel {run} --undo` removes them first",
+            range.0.from
+        )))
+    })
 }
 
 impl LockedRun<'_> {

@@ -65,6 +65,8 @@ pub struct Run {
     pub replayed_at: Option<String>,
     pub replayed_by: Option<String>,
     pub replay_abandoned: Option<String>,
+    /// The columns that the run before loaded and this one does not.
+    pub removed_columns: Vec<String>,
     /// The job allows a run that loads none of its rows.
     #[serde(skip)]
     pub allows_all_rejected: bool,
@@ -170,7 +172,7 @@ const COLUMNS: &str = r#"
            to_char(r.committed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS committed_at,
            to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS finished_at,
            to_char(p.requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS replayed_at,
-           p.requested_by AS replayed_by, p.abandoned AS replay_abandoned,
+           r.removed_columns, p.requested_by AS replayed_by, p.abandoned AS replay_abandoned,
            coalesce((r.job_spec->'target'->>'allow_all_rejected')::boolean, false) AS allows_all_rejected,
            m.removal_pending, m.removal_failure, m.removal_failed_at,
            extract(epoch FROM coalesce(r.finished_at, now()) - coalesce(p.requested_at, r.requested_at))::float8 AS seconds,

@@ -7,12 +7,13 @@ use common::command::user;
 use common::job::{Job, Mode, ReadOn, WatermarkRange};
 use common::message::RunId;
 use serde::Serialize;
+use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 
 use crate::database::{Store, lock, lock_key};
 use crate::error::Error;
 use crate::run::LockedRun;
-use crate::same_rows::left_in;
+use crate::same_rows::{check_none_left_before, left_in};
 use crate::state::RunState;
 
 /// A change of a job's watermark. Times are RFC 3339 in UTC.
@@ -118,6 +119,7 @@ impl Store {
         self.transaction(failure, async |tx: &mut PgConnection| {
             lock(tx, lock_key("request", job)).await?;
             check_no_reader(tx, job, None).await?;
+            check_none_left_before(tx, (job, &place.table), value).await?;
             sqlx::query(
                 "INSERT INTO etl.watermarks (job, value, set_by, reason, target_table, mode) VALUES ($1, $2, $3, $4, $5, $6)",
             )
@@ -175,13 +177,54 @@ async fn check_no_reader(
 
 impl Store {
     /// Refuses a request that does not begin at its job's watermark, or while another run reads on from it.
-    pub async fn check_watermark(&self, job: &Job, read_on: &ReadOn) -> Result<(), Error> {
+    pub async fn check_watermark(
+        &self,
+        job: &Job,
+        read_on: &ReadOn,
+        parameters: &BTreeMap<String, String>,
+    ) -> Result<(), Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {
             let (name, place) = (&job.spec.name, Place::of(job));
-            check_watermark(tx, None, name, &place, read_on, &read_on.watermark).await
+            check_watermark(tx, None, name, &place, read_on, &read_on.watermark).await?;
+            check_same_values(tx, job, read_on, parameters).await
         })
         .await
     }
+}
+
+/// Refuses a request that reads on with other values of the remaining parameters than the run that moved the watermark: rows before
+/// it that are not of these values were not read. Dates and times are other ones every day.
+pub(crate) async fn check_same_values(
+    tx: &mut PgConnection,
+    job: &Job,
+    read_on: &ReadOn,
+    parameters: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let name = &job.spec.name;
+    let Some(run) = latest(tx, name).await?.and_then(|latest| latest.run_id) else {
+        return Ok(());
+    };
+    let before: Json<BTreeMap<String, String>> =
+        sqlx::query_scalar("SELECT parameters FROM etl.runs WHERE run_id = $1")
+            .bind(&run)
+            .fetch_one(tx)
+            .await?;
+    let tells_apart = |parameter: &&String| {
+        let kind = job
+            .parameters
+            .get(*parameter)
+            .map(|spec| spec.parameter_type);
+        !read_on.range.parameters.contains(parameter) && kind.is_some_and(|kind| !kind.is_moment())
+    };
+    for parameter in parameters.keys().filter(tells_apart) {
+        let (was, is) = (before.0.get(parameter), &parameters[parameter]);
+        if let Some(was) = was.filter(|was| *was != is) {
+            return Err(Error::NotAllowed(format!(
+                "the watermark of the job {name} says what was read with {parameter} = {was:?}, by the run {run}, and this request has {is:?}: rows before the watermark would never be read; write a job for each value, set the range by hand, or say with `etl watermark {name} --set VALUE --why ...` from where to read with it"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a request that does not begin at the job's watermark, which is `initial` before the first run is complete, and one

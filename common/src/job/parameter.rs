@@ -175,7 +175,7 @@ impl ParameterType {
     }
 
     /// Whether its values are points in time, which may be relative.
-    pub(super) fn is_moment(self) -> bool {
+    pub fn is_moment(self) -> bool {
         match self {
             Self::Date | Self::Timestamp => true,
             Self::Text | Self::Integer | Self::Decimal | Self::Boolean => false,

@@ -120,7 +120,7 @@ impl Arguments {
         let mut parameters = parameters.collect::<String>();
         if !parameters.is_empty() {
             parameters = format!(
-                "[parameters]                     # :name in the SQL; a run sets them with --set, and without a default it must\n{parameters}\n"
+                "[parameters]                     # :name in the SQL; a run sets them with --set, and without a default it must\n# The defaults are the values of --set: remove one that each run has to give, or write one such as \"yesterday\".\n{parameters}\n"
             );
         }
         let workgroup = match &self.workgroup {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Command;
-use crate::jobs::Jobs;
+use crate::jobs::{Jobs, example};
 use crate::output::{Narrow, Terminal, brief, show, table_within};
 use crate::{Failure, store};
 use ledger::{Freshness, Store};
@@ -52,7 +52,10 @@ pub async fn plan(jobs: &Jobs, store: &Store) -> Result<Vec<Listed>, Failure> {
     let names = jobs.names()?;
     let listed = names.into_iter().map(|name| {
         let last = freshness.remove(&name);
-        match jobs.read(&name) {
+        let read = jobs.read(&name);
+        // As `etl validate` reads it.
+        let read = read.and_then(|job| example(&job, &BTreeMap::new()).map(|_| job));
+        match read {
             Ok(job) => {
                 let (schema, table) = job.spec.target.schema_and_table();
                 Listed {

@@ -128,7 +128,10 @@ pub async fn plan(
     let over_limit = store.over_monthly_limit(&job).await?;
     let conflict = store.conflicting_run(&job, &request, false).await?;
     let reader = match &request.read_on {
-        Some(read_on) => match store.check_watermark(&job, read_on).await {
+        Some(read_on) => match store
+            .check_watermark(&job, read_on, &request.parameters)
+            .await
+        {
             Err(ledger::Error::NotAllowed(why)) => Some(why),
             checked => checked.map(|()| None)?,
         },

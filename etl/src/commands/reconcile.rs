@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::Command;
 use crate::broker;
-use crate::output::{counted, note, number, print, print_json, size, table};
+use crate::output::{Terminal, counted, note, number, print, print_json, size, table};
 use crate::{Failure, loss, store};
 use ledger::{Proven, Run, Seqs, Store};
 
@@ -189,7 +189,7 @@ impl Command for Arguments {
             }
         } else if has_runs {
             if !proof.verdicts.is_empty() {
-                print(&list(&proof.verdicts).to_string())?;
+                print(&shown_within(&proof.verdicts, Terminal::of_stdout()))?;
             }
             if self.run.is_none() {
                 print(&summary(&proof))?;
@@ -216,33 +216,66 @@ fn summary(proof: &Proof) -> String {
     )
 }
 
+/// The least width of the sentences beside the counts.
+const MIN_TEXT: usize = 40;
+
+/// A table, or some lines for each run where the terminal is too narrow for one: a name that is cut cannot be copied.
+fn shown_within(verdicts: &[Verdict], terminal: Terminal) -> String {
+    let counts: Vec<_> = verdicts.iter().map(counts).collect();
+    let widths = HEADER.iter().enumerate().map(|(column, header)| {
+        let values = counts.iter().map(|row| row[column].chars().count());
+        values.chain([header.len()]).max().unwrap_or_default() + 2
+    });
+    let needed = widths.sum::<usize>() + MIN_TEXT;
+    if terminal
+        .width
+        .is_none_or(|width| usize::from(width) >= needed)
+    {
+        return list(verdicts).to_string();
+    }
+    let lines = counts.into_iter().zip(verdicts).map(|(counts, one)| {
+        let [run, state, extracted, loaded, rejected, dropped, batches] = counts;
+        format!(
+            "{run} {state}\n  {extracted} extracted, {loaded} loaded, {rejected} rejected, {dropped} dropped; {batches} batches\n  {}",
+            one.text
+        )
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The columns before the sentence.
+const HEADER: [&str; 7] = [
+    "run",
+    "state",
+    "extracted",
+    "loaded",
+    "rejected",
+    "dropped",
+    "batches",
+];
+
+fn counts(Verdict { run, .. }: &Verdict) -> [String; 7] {
+    let expected = run.batches_expected.map(|expected| number(expected.into()));
+    [
+        run.run_id.clone(),
+        run.state.to_string(),
+        number(run.rows_expected.unwrap_or(run.rows_read)),
+        number(run.rows_loaded),
+        number(run.rows_rejected),
+        number(run.rows_dropped),
+        format!(
+            "{} of {}",
+            number(run.batches),
+            expected.as_deref().unwrap_or("?")
+        ),
+    ]
+}
+
 fn list(verdicts: &[Verdict]) -> Table {
-    let header = [
-        "run",
-        "state",
-        "extracted",
-        "loaded",
-        "rejected",
-        "dropped",
-        "batches",
-        "verdict",
-    ];
-    let rows = verdicts.iter().map(|Verdict { run, text, .. }| {
-        let expected = run.batches_expected.map(|expected| number(expected.into()));
-        [
-            run.run_id.clone(),
-            run.state.to_string(),
-            number(run.rows_expected.unwrap_or(run.rows_read)),
-            number(run.rows_loaded),
-            number(run.rows_rejected),
-            number(run.rows_dropped),
-            format!(
-                "{} of {}",
-                number(run.batches),
-                expected.as_deref().unwrap_or("?")
-            ),
-            text.clone(),
-        ]
+    let header: Vec<_> = HEADER.into_iter().chain(["verdict"]).collect();
+    let rows = verdicts.iter().map(|one| {
+        let cells = counts(one).into_iter();
+        cells.chain([one.text.clone()]).collect::<Vec<_>>()
     });
     table(&header, 2..7, rows)
 }
@@ -283,6 +316,11 @@ mod tests {
             ..Proof::default()
         };
         let shown = on_a_terminal(list(&proof.verdicts), 150);
+        let narrow = Terminal {
+            width: Some(80),
+            ..Terminal::default()
+        };
+        insta::assert_snapshot!("narrow", shown_within(&proof.verdicts, narrow));
         insta::assert_snapshot!(format!("{shown}\n{}", summary(&proof)));
         let untrue = proof.verdicts.iter().filter(|one| !one.is_true);
         let untrue: Vec<_> = untrue.map(|one| one.run.run_id.as_str()).collect();

@@ -122,6 +122,11 @@ impl Command for Arguments {
         };
         let request = reading_on(&store, &job, &self.set, before.as_ref()).await?;
         if let Some(nothing) = nothing_new(&job, &request).filter(|_| before.is_none()) {
+            if let Some(read_on) = &request.read_on {
+                store
+                    .check_watermark(&job, read_on, &request.parameters)
+                    .await?;
+            }
             note(&nothing);
             if self.json {
                 print_json(&json!({ "run_id": null }))?;

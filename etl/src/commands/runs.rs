@@ -47,7 +47,7 @@ impl Command for Arguments {
         let is_filtered = self.job.is_some() || self.state.is_some();
         show(self.json, &runs, |runs| {
             match (runs.is_empty(), is_filtered) {
-                (true, true) => "no such runs".to_owned(),
+                (true, true) => "no such runs; `etl jobs` lists the jobs".to_owned(),
                 (true, false) => "no runs yet; `etl run JOB` requests one".to_owned(),
                 (false, _) => list(runs, Timestamp::now(), Terminal::of_stdout()).to_string(),
             }

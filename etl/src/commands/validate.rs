@@ -14,6 +14,7 @@ use crate::query_columns::QueryColumns;
 use crate::target::{self, Examined, TargetPlan};
 use crate::{Failure, channels, store};
 use ledger::Store;
+use loader::ddl::TableName;
 
 /// Check job files; --connected adds the query and the target.
 ///
@@ -101,6 +102,7 @@ async fn check(
     set.retain(|parameter, _| job.parameters.contains_key(parameter));
     let spec = checkable(&example(&job, &set)?);
     let Some(Connected { store, extractor }) = connected else {
+        TableName::of(&spec.target, &jobs.schemas).map_err(|refusal| anyhow!(refusal))?;
         findings.fine(name.to_owned(), "the files are right");
         return Ok(());
     };

@@ -1,7 +1,7 @@
 //! `etl watermark`: from where the next run of a job reads on, and how it came to that.
 
 use anyhow::anyhow;
-use common::job::Job;
+use common::job::{Job, Point};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -91,7 +91,7 @@ impl Command for Arguments {
                 "the watermark of the job {} was {} and is {value}{}",
                 before.job,
                 before.watermark,
-                beware(&job)
+                beware(&job, &before.watermark, value)
             ));
         }
         show(self.json, &plan(&store, &job).await?, lines)?;
@@ -99,13 +99,17 @@ impl Command for Arguments {
     }
 }
 
-/// In mode append nothing tells rows apart that were loaded before.
-fn beware(job: &Job) -> &'static str {
-    if job.spec.target.mode.adds() {
-        "; rows from there on that runs have loaded are in the way of the next run, which adds them again only with --again"
-    } else {
-        ""
+/// What becomes of the rows between two watermarks. In mode append nothing tells rows apart that were loaded before.
+fn beware(job: &Job, before: &str, now: &str) -> String {
+    let kind = job.watermark().map(|one| one.spec.parameter_type);
+    let point = |text| kind.and_then(|kind| Point::read(kind, text));
+    if point(before) < point(now) {
+        return "; what is between the two is read by no run, unless it is set back".to_owned();
     }
+    if job.spec.target.mode.adds() && point(now) < point(before) {
+        return "; rows from there on that runs have loaded are in the way of the next run, which adds them again only with --again".to_owned();
+    }
+    String::new()
 }
 
 fn lines(state: &State) -> String {

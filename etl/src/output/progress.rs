@@ -52,6 +52,13 @@ impl Progress {
         }
     }
 
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
     /// Leaves the bar as it is.
     pub fn close(&self) {
         if let Some(bar) = &self.bar {

@@ -49,6 +49,9 @@ pub async fn follow(
             anyhow!("interrupted; the run {run} goes on: `etl status {run} --watch` follows it, `etl cancel {run}` ends it").into()
         })),
     };
+    if end.is_err() {
+        progress.clear();
+    }
     progress.close();
     let end = end?;
     let run = &end.run;
@@ -95,8 +98,15 @@ fn notes(end: &End) -> Vec<String> {
             "the replay of the run {id} was not completed: {why}"
         ));
     }
+    notes.extend(removed_columns(run));
     if run.loaded_nothing() {
         notes.push(none_loaded(run));
+    }
+    let has_advice = |why: &String| why.contains("--retry");
+    if run.state == RunState::Failed && !run.failure.as_ref().is_some_and(has_advice) {
+        notes.push(format!(
+            "once the cause is mended, the same request with `--run-id {id} --retry` goes on under this name"
+        ));
     }
     if run.state == RunState::Completed && run.rows_rejected > 0 {
         let were = if run.rows_rejected == 1 {
@@ -110,6 +120,14 @@ fn notes(end: &End) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// That the query has columns less than that of the run before.
+pub fn removed_columns(run: &Run) -> Option<String> {
+    let names = run.removed_columns.join(", ");
+    (!names.is_empty()).then(|| {
+        format!("the query no longer has {names}, which the run before loaded: rows of this run have no value there")
+    })
 }
 
 /// That a run loaded nothing, and how a job allows it.

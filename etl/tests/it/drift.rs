@@ -75,13 +75,16 @@ async fn changed_columns_are_found_before_a_run_and_fail_it_before_its_first_row
         "{}",
         planned.stdout
     );
-    done(
-        &pipeline,
-        &[
+    let evolved = pipeline
+        .etl(&[
             "run", "visits", "--run-id", "tuesday", "--retry", "--follow",
-        ],
-    )
-    .await;
+        ])
+        .await;
+    assert_eq!(evolved.code, Some(0), "{}", evolved.stderr);
+    let less = "the query no longer has n, which the run before loaded";
+    assert!(evolved.stderr.contains(less), "{}", evolved.stderr);
+    let status = pipeline.etl(&["status", "tuesday"]).await;
+    assert!(status.stdout.contains(less), "{}", status.stdout);
 
     // A column more: the statement, and then the result that was read already.
     pipeline.job("visits", TARGET, row(&[url, ("more", "integer")]));

@@ -108,6 +108,43 @@ async fn an_append_reads_from_the_end_of_the_run_before() {
     nothing_is_new(&pipeline).await;
 }
 
+/// A job with another target has read nothing, however new its rows are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_with_another_target_is_refused_before_nothing_is_new() {
+    let pipeline = Pipeline::start().await;
+    pipeline.job("events", APPEND, events(&[]));
+    set(&pipeline, "events", "9999-01-01 00:00:00").await;
+    pipeline.write_job(
+        "events",
+        &APPEND.replace("table = \"events\"", "table = \"others\""),
+    );
+    let sql = "SELECT * FROM events WHERE at >= :since AND at < :until";
+    std::fs::write(pipeline.jobs.path().join("events.sql"), sql).unwrap();
+    let refused = pipeline.etl(&["run", "events"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(
+        refused.stderr.contains("is public.others"),
+        "{}",
+        refused.stderr
+    );
+    // A range by hand without a value in it is a mistake.
+    let swapped = [
+        "run",
+        "events",
+        "--set",
+        "since=2018-04-02",
+        "--set",
+        "until=2018-04-01",
+    ];
+    let refused = pipeline.etl(&swapped).await;
+    assert_eq!(refused.code, Some(2), "{}", refused.stdout);
+    assert!(
+        refused.stderr.contains("has no value in it"),
+        "{}",
+        refused.stderr
+    );
+}
+
 /// Before the range would have a second.
 async fn nothing_is_new(pipeline: &Pipeline) {
     set(pipeline, "events", "9999-01-01 00:00:00").await;

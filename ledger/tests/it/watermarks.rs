@@ -313,6 +313,70 @@ async fn a_range_that_overlaps_with_an_appended_one_is_refused() {
     assert_eq!(replay(&store, &"us".parse().unwrap()).await, Ok(1));
 }
 
+/// Neither a parameter that the job did not have once nor another name of a bound makes other rows of them.
+#[tokio::test]
+async fn a_range_overlaps_also_once_its_parameters_are_others() {
+    let (database, store) = ledger().await;
+    let (pool, append) = (&database.pool, job(APPEND));
+    let first = begun(&store, pool, &append, "first", "2018-04-05").await;
+    end(&store, &first, &End::Completed).await;
+    let region = format!("region = {{ type = \"text\", default = \"all\" }}\n{APPEND}");
+    let renamed = APPEND.replace("since", "begins").replace("until", "ends");
+    for (other, from, to) in [
+        (job(&region), "since", "until"),
+        (job(&renamed), "begins", "ends"),
+    ] {
+        let set = [(from, "2018-04-02"), (to, "2018-04-03")];
+        let (run, _) = conflict(by_hand(&store, &other, "other", &set, false).await);
+        assert_eq!(run, "first", "{from}");
+    }
+}
+
+/// Rows before the watermark that have another value of a parameter were not read.
+#[tokio::test]
+async fn a_run_with_other_values_does_not_read_on() {
+    let (database, store) = ledger().await;
+    let rest = format!("region = {{ type = \"text\", default = \"eu\" }}\n{APPEND}");
+    let (pool, eu) = (&database.pool, job(&rest));
+    let first = begun(&store, pool, &eu, "first", "2018-04-05").await;
+    end(&store, &first, &End::Completed).await;
+    let us = job(&rest.replace("\"eu\"", "\"us\""));
+    let refused = ask(&store, &us, "second", "2018-04-06").await.unwrap_err();
+    assert!(
+        refused.contains(
+            "was read with region = \"eu\", by the run first, and this request has \"us\""
+        ),
+        "{refused}"
+    );
+    // The advice.
+    store
+        .set_watermark(&us, "2018-04-05", "from here")
+        .await
+        .unwrap();
+    let asked = ask(&store, &us, "second", "2018-04-06").await;
+    assert!(matches!(asked, Ok(Requested::New)), "{asked:?}");
+}
+
+/// The next run would remove them, and read on behind them.
+#[tokio::test]
+async fn a_watermark_is_not_set_behind_what_a_run_has_left() {
+    let (database, store) = ledger().await;
+    let (pool, append) = (&database.pool, job(APPEND));
+    let left = begun(&store, pool, &append, "left", "2018-04-05").await;
+    end(&store, &left, &End::Failed("because".into())).await;
+    let refused = store.set_watermark(&append, "2018-04-03", "x").await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("`etl cancel left --undo` removes them"),
+        "{refused}"
+    );
+    store
+        .set_watermark(&append, "2018-03-01", "x")
+        .await
+        .unwrap();
+    store.cancel(&left, true, None).await.unwrap();
+}
+
 /// In an empty table nothing is what a watermark says to be there.
 #[tokio::test]
 async fn a_watermark_is_of_one_table() {

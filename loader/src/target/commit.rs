@@ -242,8 +242,9 @@ impl Commit<'_> {
             && most.is_exceeded(rejected, sums.rows_extracted.unsigned_abs())
         {
             return held(format!(
-                "{rejected} of its {} rows were rejected, and max_rejected is {most}",
-                sums.rows_extracted
+                "{rejected} of its {} rows {} rejected, and max_rejected is {most}",
+                sums.rows_extracted,
+                if rejected == 1 { "was" } else { "were" }
             ));
         }
         let fewest = self.target.fewest_rows();

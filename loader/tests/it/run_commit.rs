@@ -135,7 +135,7 @@ async fn too_many_rejected_rows_hold_a_run_until_it_is_approved() {
         loader.handle_event(&extracted(run, 1, 2)).await.unwrap();
         let found = state(pool, run).await;
         assert_eq!(
-            found.starts_with("held 1 of its 2 rows were rejected, and max_rejected is "),
+            found.starts_with("held 1 of its 2 rows was rejected, and max_rejected is "),
             is_held,
             "{found}"
         );

@@ -6,7 +6,7 @@ use indicatif::HumanBytes;
 use super::Status;
 use crate::channels;
 use crate::output::phase::{self, whole};
-use crate::output::run::{NO_REASON, by_whom, choice, sums, took};
+use crate::output::run::{NO_REASON, by_whom, choice, removed_columns, sums, took};
 use crate::output::{self, Sheet, Terminal, by, counted, number};
 use ledger::{Attempt, Parked, Query, Run, RunState};
 
@@ -81,6 +81,7 @@ fn watermark(run: &Run) -> Option<String> {
     let to = run
         .watermark_to
         .as_ref()
+        .filter(|_| !run.has_failed())
         .map(|to| format!(", the next run from {to}"));
     Some(format!("from {from}{}", to.unwrap_or_default()))
 }
@@ -168,6 +169,7 @@ fn money(amount: f64) -> String {
 fn add_remarks(sheet: &mut Sheet, run: &Run) {
     sheet.add_if("committed", run.committed_at.as_ref());
     sheet.add_if("failure", run.failure.as_ref());
+    sheet.add_if("columns", removed_columns(run));
     if run.dead_letters > 0 {
         let dead = counted(run.dead_letters, "dead letter");
         sheet.add("blocked", format!("by {dead} (`etl dead list`)"));
