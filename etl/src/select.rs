@@ -125,9 +125,7 @@ async fn check_has_run(store: &Store, job: &str) -> Result<(), Failure> {
         return Ok(());
     }
     let meant = did_you_mean(job, &known);
-    Err(Failure::usage(anyhow!(
-        "there is no run of a job {job:?}{meant}"
-    )))
+    Err(anyhow!("there is no such run, nor any of a job {job:?}{meant}").into())
 }
 
 /// All open and held runs.

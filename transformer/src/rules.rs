@@ -132,7 +132,7 @@ impl Checks {
 
 impl Test {
     fn broken_by_null(&self) -> Option<String> {
-        matches!(self, Self::Required).then(|| "the value is NULL, and one is required, by a rule or since the column is of the key".to_owned())
+        matches!(self, Self::Required).then(|| "the value is NULL, and one is required".to_owned())
     }
 
     fn broken_by(&self, pg_type: PgType, value: &str) -> Option<String> {

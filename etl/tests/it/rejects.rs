@@ -111,10 +111,12 @@ async fn rejected_rows_are_filtered_counted_and_exported_unchanged() {
         of_the_job.contains("runs") && of_the_job.contains(&empty.to_string()),
         "{of_the_job}"
     );
-    let of_absent = stdout(&pipeline, &["rejects", "--job", "absent"]).await;
+    let of_absent = pipeline.etl(&["rejects", "--job", "absent"]).await;
+    assert_eq!(of_absent.code, Some(1), "{}", of_absent.stdout);
     assert!(
-        of_absent.contains("no row of the job absent was rejected"),
-        "{of_absent}"
+        of_absent.stderr.contains("nor any of a job \"absent\""),
+        "{}",
+        of_absent.stderr
     );
     for usage_error in [
         &["rejects"][..],

@@ -16,14 +16,10 @@ const UPSERT: &str = "since = { type = \"date\", watermark = \"day\", initial = 
 
 fn job(rest: &str) -> Job {
     let jobs = tempfile::tempdir().unwrap();
-    let others = ["until", "region"]
-        .iter()
-        .filter(|name| rest.contains(**name));
-    let others = others.map(|name| format!(" AND :{name} IS NOT NULL"));
-    let sql = format!(
-        "SELECT 1 WHERE :since IS NOT NULL{}",
-        others.collect::<String>()
-    );
+    let names = ["since", "until", "begins", "ends", "region"].into_iter();
+    let used = names.filter(|name| rest.contains(&format!("{name} = ")));
+    let used: Vec<_> = used.map(|name| format!(":{name} IS NOT NULL")).collect();
+    let sql = format!("SELECT 1 WHERE {}", used.join(" AND "));
     std::fs::write(jobs.path().join("new.sql"), sql).unwrap();
     let toml = format!("[source]\ndatabase = \"d\"\nsql = \"new.sql\"\n[parameters]\n{rest}");
     std::fs::write(jobs.path().join("new.toml"), toml).unwrap();
