@@ -72,10 +72,11 @@ def balances(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Every row that Athena returned is loaded, rejected or dropped: of the partition's run, or by itself of all runs."""
     day = context.run.tags.get("dagster/partition")
     code, answer = etl(context, "reconcile", *([run_name(context, day)] if day else []))
+    proofs = answer if isinstance(answer, list) else [answer]
     # Without an answer, nothing is known: the database is away.
-    if not isinstance(answer, list):
-        raise dg.Failure(answer.get("error"))
-    metadata = {proof["run"]["run_id"]: proof["verdict"] for proof in answer if day or not proof["balanced"]}
+    if any("error" in proof for proof in proofs):
+        raise dg.Failure(proofs[0]["error"])
+    metadata = {proof["run_id"]: proof["verdict"] for proof in proofs if day or not proof["ok"]}
     return dg.AssetCheckResult(passed=code == 0, metadata=metadata)
 
 
