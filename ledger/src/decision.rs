@@ -366,7 +366,7 @@ impl LockedRun<'_> {
     pub(crate) async fn restore(&mut self, reason: &str) -> Result<(), Error> {
         let state = self.to(Transition::Restore)?;
         self.advance_watermark().await?;
-        sqlx::query("UPDATE etl.runs SET state = $2, finished_at = now(), held_because = NULL WHERE run_id = $1")
+        sqlx::query("UPDATE etl.runs SET state = $2, finished_at = now(), completed_at = coalesce(completed_at, now()), held_because = NULL WHERE run_id = $1")
             .bind(self.id.as_str())
             .bind(state.name())
             .execute(&mut *self.tx)

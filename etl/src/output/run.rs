@@ -105,7 +105,7 @@ fn notes(end: &End) -> Vec<String> {
     let has_advice = |why: &String| why.contains("--retry");
     if run.state == RunState::Failed && !run.failure.as_ref().is_some_and(has_advice) {
         notes.push(format!(
-            "once the cause is mended, the same request with `--run-id {id} --retry` goes on under this name"
+            "once the cause is corrected, the same request with `--run-id {id} --retry` goes on under this name"
         ));
     }
     if run.state == RunState::Completed && run.rows_rejected > 0 {

@@ -262,7 +262,7 @@ async fn a_range_that_overlaps_with_an_appended_one_is_refused() {
         why.contains("has loaded day from 2018-04-03 and before 2018-04-05"),
         "{why}"
     );
-    // Beside it, other rows of the same range, and whoever wants the rows twice.
+    // Ranges beside it, other rows of the same range, and a request for the rows twice.
     let us = [
         ("since", "2018-04-03"),
         ("until", "2018-04-05"),

@@ -167,7 +167,7 @@ async fn column_that_the_query_no_longer_has_fails_the_run_before_its_first_batc
     }
 }
 
-/// Neither while it is replayed nor after that was given up is it forgotten what it loaded, and it is compared with no other run.
+/// What it loaded stays known while it is replayed and after the replay was abandoned, and it is compared with no other run.
 #[tokio::test]
 async fn run_that_is_replayed_is_compared_with_itself() {
     let database = ledger_database().await;
