@@ -58,7 +58,7 @@ pub async fn latest(store: &Store) -> Result<Vec<(String, String)>, Failure> {
 /// The task of a query that works is in hand for most of the time, and nothing is noted meanwhile.
 fn most_idle_seconds(run: &Run) -> i64 {
     let is_queried =
-        run.state == RunState::Running && run.batches_expected.is_none() && run.batches == 0;
+        run.state == RunState::Running && run.rows_expected.is_none() && run.batches == 0;
     if is_queried {
         IDLE_QUERY_SECONDS
     } else {
@@ -68,7 +68,7 @@ fn most_idle_seconds(run: &Run) -> i64 {
 
 fn command(run: &Run) -> String {
     let (id, job) = (&run.run_id, &run.job);
-    if run.batches_expected.is_some() {
+    if run.rows_expected.is_some() {
         format!("`etl replay {id} --missing` sends what the ledger lacks")
     } else if run.state == RunState::Requested {
         format!(

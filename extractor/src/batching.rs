@@ -19,7 +19,8 @@ const MAX_ROW_JSON_BYTES: usize = 12 << 20;
 /// Rows that belong together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    pub seq: u32,
+    /// The batches of the result before it.
+    pub before: u32,
     /// The ordinal of the first row, from 0.
     pub first_row: u64,
     pub rows: Rows,
@@ -36,7 +37,7 @@ impl Batch {
         Cursor {
             offset,
             row: self.end(),
-            seq: self.seq + 1,
+            batches: self.before + 1,
             page,
         }
     }
@@ -77,10 +78,10 @@ pub fn fitted(limits: Limits, columns: &[ResultColumn]) -> Limits {
 }
 
 impl Batcher {
-    /// Begins with row `row`, the first of batch `seq`. The limits are [`fitted`].
-    pub fn new(limits: Limits, width: usize, seq: u32, row: u64) -> Self {
+    /// Begins with row `row`, behind `before` batches. The limits are [`fitted`].
+    pub fn new(limits: Limits, width: usize, before: u32, row: u64) -> Self {
         let batch = Batch {
-            seq,
+            before,
             first_row: row,
             rows: Rows::new(width),
         };
@@ -114,7 +115,7 @@ impl Batcher {
     /// The end of the result: the last batch. A result without rows is one empty batch, so that
     /// every run has one.
     pub fn finish(mut self) -> Option<Batch> {
-        (!self.batch.rows.is_empty() || self.batch.seq == 0).then(|| self.next())
+        (!self.batch.rows.is_empty() || self.batch.before == 0).then(|| self.next())
     }
 
     /// The ordinal of the row that is pushed next.
@@ -124,7 +125,7 @@ impl Batcher {
 
     fn next(&mut self) -> Batch {
         let next = Batch {
-            seq: self.batch.seq + 1,
+            before: self.batch.before + 1,
             first_row: self.batch.end(),
             // The next batch will be about as large.
             rows: Rows::with_room_of(self.width, &self.batch.rows),
@@ -179,8 +180,8 @@ mod tests {
         vec![column; count]
     }
 
-    fn cut(limits: Limits, rows: &[Vec<Option<String>>], seq: u32, from: u64) -> Vec<Batch> {
-        let mut batcher = Batcher::new(limits, 2, seq, from);
+    fn cut(limits: Limits, rows: &[Vec<Option<String>>], before: u32, from: u64) -> Vec<Batch> {
+        let mut batcher = Batcher::new(limits, 2, before, from);
         let mut all = Vec::new();
         for row in &rows[usize::try_from(from).unwrap()..] {
             all.extend(batcher.push(row.iter().map(Option::as_deref)).unwrap());
@@ -272,10 +273,10 @@ mod tests {
             let sum: usize = lengths(&all).iter().sum();
             prop_assert_eq!(sum, rows.len());
             for (index, batch) in all.iter().enumerate() {
-                prop_assert_eq!(batch.seq as usize, index);
-                let rest = cut(limits, &rows, batch.seq, batch.first_row);
+                prop_assert_eq!(batch.before as usize, index);
+                let rest = cut(limits, &rows, batch.before, batch.first_row);
                 prop_assert_eq!(&rest[..], &all[index..]);
-                let behind = cut(limits, &rows, batch.seq + 1, batch.end());
+                let behind = cut(limits, &rows, batch.before + 1, batch.end());
                 prop_assert_eq!(&behind[..], &all[index + 1..]);
                 prop_assert!(batch.rows.len() <= batch_rows as usize);
                 prop_assert!(batch.rows.len() == 1 || batch.rows.text_bytes() <= batch_bytes as usize);

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use common::message::{BatchId, Cursor, RawBatch, RunId};
+use common::message::{Cursor, RawBatch, RunId};
 use common::queue::{Outgoing, Unsendable};
 use common::telemetry::trace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -49,7 +49,7 @@ pub enum PutError {
 
 /// A batch as the messages that carry it.
 struct Ready {
-    seq: u32,
+    first_row: u64,
     rows: usize,
     messages: Vec<Outgoing>,
     bytes: usize,
@@ -97,11 +97,11 @@ impl Outbox {
         let rows = batch.rows.len();
         let text_bytes = batch.rows.text_bytes() as u64;
         let mut full = RawBatch {
-            first_row: batch.first_row,
+            is_bulk: batch.before >= Cursor::BULK_FROM,
             rows: batch.rows,
             ..self.template.clone()
         };
-        full.id.seq = batch.seq;
+        full.id.first_row = batch.first_row;
         let raw = Outgoing::of(&full)?;
         drop(full);
         // The archive first, so that a batch that was loaded can be replayed.
@@ -111,7 +111,7 @@ impl Outbox {
         let permits = u32::try_from(bytes.min(CAPACITY_BYTES)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.capacity).acquire_many_owned(permits).await;
         let ready = Ready {
-            seq: batch.seq,
+            first_row: batch.first_row,
             rows,
             messages,
             bytes,
@@ -147,13 +147,13 @@ impl Inbox {
             bytes += batch.bytes;
             window.text_bytes += batch.text_bytes;
             window.next = batch.next;
-            let (span, traceparent) = self.span(batch.seq, batch.rows);
+            let (span, traceparent) = self.span(batch.first_row, batch.rows);
             let messages = batch.messages.into_iter();
             let traced = messages.map(|message| message.traced(traceparent.as_deref()));
             window.messages.extend(traced);
             window.permits.push(batch.permit);
             window.spans.push(span);
-            ready = (bytes < WINDOW_BYTES && window.next.seq != BatchId::BULK_FROM)
+            ready = (bytes < WINDOW_BYTES && window.next.batches != Cursor::BULK_FROM)
                 .then(|| self.receiver.try_recv().ok())
                 .flatten();
         }
@@ -161,9 +161,9 @@ impl Inbox {
     }
 
     /// The span of a batch, which begins when it is taken: one that is read and not taken has none.
-    fn span(&self, seq: u32, rows: usize) -> (Span, Option<String>) {
+    fn span(&self, first_row: u64, rows: usize) -> (Span, Option<String>) {
         let rows = i64::try_from(rows).unwrap_or(i64::MAX);
-        let span = tracing::info_span!(target: trace::TARGET, "publish", run.id = %self.run, batch.seq = i64::from(seq), batch.rows = rows);
+        let span = tracing::info_span!(target: trace::TARGET, "publish", run.id = %self.run, batch.first_row = first_row.cast_signed(), batch.rows = rows);
         let traceparent = trace::join(&span, self.trace.as_deref());
         (span, traceparent)
     }

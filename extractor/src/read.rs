@@ -55,8 +55,8 @@ pub enum ReadError {
 
 impl Reading {
     fn batcher(&self) -> Batcher {
-        let Cursor { seq, row, .. } = self.cursor;
-        Batcher::new(self.limits, self.columns.len(), seq, row)
+        let Cursor { batches, row, .. } = self.cursor;
+        Batcher::new(self.limits, self.columns.len(), batches, row)
     }
 
     /// The first record must be the column names. A result without a header (`SHOW`, `DESCRIBE`)

@@ -87,7 +87,7 @@ impl Setbacks {
     /// had the permission, and waits for it.
     pub(crate) fn are_final(&self, task: &ExtractTask) -> bool {
         let is_being_read =
-            matches!(&task.state, TaskState::Reading { cursor, .. } if cursor.seq > 0);
+            matches!(&task.state, TaskState::Reading { cursor, .. } if cursor.batches > 0);
         !is_being_read && (self.denied.len() > 1 || self.denials >= MAX_DENIALS)
     }
 
@@ -143,14 +143,14 @@ mod tests {
         }
     }
 
-    fn reading(seq: u32) -> ExtractTask {
+    fn reading(batches: u32) -> ExtractTask {
         task(TaskState::Reading {
             query_execution_id: "q".into(),
             bytes_scanned: 1,
             location: ResultLocation::Pages,
             columns: Arc::default(),
             cursor: Cursor {
-                seq,
+                batches,
                 ..Cursor::default()
             },
         })

@@ -2,23 +2,23 @@
 --
 -- Runs and batches are never pruned: a replay of a forgotten batch would load it twice.
 
--- What a row of a target carries in its column _batch: the run's number and the batch's place in the run. These functions
+-- What a row of a target carries in its column _batch: the run's number and the first row of the batch. These functions
 -- and the type BatchNo of the crate are the only places that know the layout.
-CREATE FUNCTION etl.batch_no(run_no bigint, seq bigint) RETURNS bigint
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN run_no << 24 | seq;
+CREATE FUNCTION etl.batch_no(run_no bigint, first_row bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN run_no << 36 | first_row;
 CREATE FUNCTION etl.run_no(batch_no bigint) RETURNS bigint
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN batch_no >> 24;
-CREATE FUNCTION etl.seq(batch_no bigint) RETURNS integer
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN (batch_no & 16777215)::integer;
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN batch_no >> 36;
+CREATE FUNCTION etl.first_row(batch_no bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN batch_no & 68719476735;
 
 COMMENT ON FUNCTION etl.batch_no IS 'The value of _batch in the rows of a batch.';
 COMMENT ON FUNCTION etl.run_no IS 'The number of the run that a row came with, from its _batch: etl.runs.run_no.';
-COMMENT ON FUNCTION etl.seq IS 'The batch that a row came with, from its _batch: etl.batches.seq.';
+COMMENT ON FUNCTION etl.first_row IS 'The first row of the batch that a row came with, from its _batch: etl.batches.first_row.';
 
 CREATE TABLE etl.runs (
     run_id             text PRIMARY KEY CHECK (run_id ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'),
-    -- 39 bits: `_batch` keeps 24 of a bigint's 63 for the batch's place in the run.
-    run_no             bigint GENERATED ALWAYS AS IDENTITY UNIQUE CHECK (run_no > 0 AND run_no < 549755813888),
+    -- 27 bits: `_batch` keeps 36 of a bigint's 63 for the first row of the batch.
+    run_no             bigint GENERATED ALWAYS AS IDENTITY UNIQUE CHECK (run_no > 0 AND run_no < 134217728),
     job                text NOT NULL,
     job_hash           text NOT NULL,
     job_spec           jsonb NOT NULL,
@@ -70,8 +70,7 @@ CREATE TABLE etl.runs (
     CONSTRAINT runs_finished_when_terminal CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled', 'superseded'))),
     CONSTRAINT runs_failure_has_a_reason CHECK (state <> 'failed' OR failure IS NOT NULL),
     CONSTRAINT runs_held_has_a_reason CHECK (state <> 'held' OR held_because IS NOT NULL),
-    CONSTRAINT runs_expected_together CHECK ((batches_expected IS NULL) = (rows_expected IS NULL)),
-    CONSTRAINT runs_completed_is_measured CHECK (state NOT IN ('held', 'completed', 'superseded') OR batches_expected IS NOT NULL)
+    CONSTRAINT runs_completed_is_measured CHECK (state NOT IN ('held', 'completed', 'superseded') OR rows_expected IS NOT NULL)
 );
 
 CREATE INDEX runs_open ON etl.runs (requested_at) WHERE state IN ('requested', 'running');
@@ -188,10 +187,9 @@ COMMENT ON COLUMN etl.queries.ended_at IS 'When the loader learned of its end.';
 CREATE TABLE etl.batches (
     run_id            text NOT NULL REFERENCES etl.runs (run_id),
     generation        integer NOT NULL CHECK (generation >= 0),
-    seq               integer NOT NULL CHECK (seq >= 0 AND seq < 16777216),
+    first_row         bigint NOT NULL CHECK (first_row >= 0 AND first_row < 68719476736),
     content_hash      text NOT NULL,
     result_id         text NOT NULL,
-    first_row         bigint NOT NULL CHECK (first_row >= 0),
     rows_extracted    bigint NOT NULL CHECK (rows_extracted >= 0),
     rows_loaded       bigint NOT NULL CHECK (rows_loaded >= 0),
     rows_deduplicated bigint NOT NULL DEFAULT 0 CHECK (rows_deduplicated >= 0),
@@ -201,7 +199,7 @@ CREATE TABLE etl.batches (
     loaded_at         timestamptz NOT NULL DEFAULT now(),
     dropped_by        text,
     drop_reason       text,
-    PRIMARY KEY (run_id, generation, seq),
+    PRIMARY KEY (run_id, generation, first_row),
     CONSTRAINT batches_balance CHECK (rows_extracted = rows_loaded + rows_rejected + rows_dropped),
     CONSTRAINT batches_deduplicated_were_loaded CHECK (rows_deduplicated <= rows_loaded)
 );
@@ -209,10 +207,9 @@ CREATE TABLE etl.batches (
 COMMENT ON TABLE etl.batches IS 'One row a batch, written in the transaction that writes the batch''s rows. A batch that is here is in the target, and is never loaded again.';
 COMMENT ON COLUMN etl.batches.run_id IS 'The run.';
 COMMENT ON COLUMN etl.batches.generation IS 'The generation of the run that the batch was delivered in.';
-COMMENT ON COLUMN etl.batches.seq IS 'The batch''s place in the run, from 0: etl.seq(_batch) of the target''s rows.';
 COMMENT ON COLUMN etl.batches.content_hash IS 'SHA-256 of the raw columns and rows, in hex. Another hash under the same identity is refused.';
 COMMENT ON COLUMN etl.batches.result_id IS 'The result that the rows are of.';
-COMMENT ON COLUMN etl.batches.first_row IS 'The ordinal of the first row in the result, from 0.';
+COMMENT ON COLUMN etl.batches.first_row IS 'The ordinal of the first row in the result, from 0, by which the batch is known: etl.first_row(_batch) of the target''s rows.';
 COMMENT ON COLUMN etl.batches.rows_extracted IS 'Rows that Athena returned in this batch: rows_loaded + rows_rejected + rows_dropped.';
 COMMENT ON COLUMN etl.batches.rows_loaded IS 'Rows accepted by the target, deduplicated ones included.';
 COMMENT ON COLUMN etl.batches.rows_deduplicated IS 'Accepted rows that lost to another row of the same key: of this batch, or of an earlier batch of this run that this one overwrote. Summed over a run, loaded - deduplicated is the number of its distinct keys that no later run has overwritten.';
@@ -222,6 +219,12 @@ COMMENT ON COLUMN etl.batches.watermark IS 'The latest value of the column with 
 COMMENT ON COLUMN etl.batches.loaded_at IS 'When the transaction began that loaded it.';
 COMMENT ON COLUMN etl.batches.dropped_by IS 'The user who dropped rows of this batch.';
 COMMENT ON COLUMN etl.batches.drop_reason IS 'Why that user dropped them.';
+
+CREATE FUNCTION etl.last_row_end(of_run text, of_generation integer) RETURNS bigint
+    LANGUAGE sql STABLE PARALLEL SAFE RETURN (
+        SELECT first_row + rows_extracted FROM etl.batches WHERE run_id = of_run AND generation = of_generation
+        ORDER BY first_row DESC LIMIT 1);
+COMMENT ON FUNCTION etl.last_row_end IS 'The row behind the last batch that the ledger has of a run; NULL without a batch.';
 
 CREATE TABLE etl.watermarks (
     id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -265,7 +268,7 @@ COMMENT ON COLUMN etl.conflicts.rows IS 'How many rows, at most.';
 CREATE TABLE etl.rejected_rows (
     run_id      text NOT NULL,
     generation  integer NOT NULL,
-    seq         integer NOT NULL,
+    first_row   bigint NOT NULL,
     row_number  bigint NOT NULL CHECK (row_number >= 0),
     column_name text,
     rule        text NOT NULL,
@@ -274,16 +277,16 @@ CREATE TABLE etl.rejected_rows (
     rejected_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (run_id, generation, row_number),
     -- A partial replay carries the batches that it does not touch forward into the new generation.
-    CONSTRAINT rejected_rows_of_a_batch FOREIGN KEY (run_id, generation, seq)
-        REFERENCES etl.batches (run_id, generation, seq) ON UPDATE CASCADE
+    CONSTRAINT rejected_rows_of_a_batch FOREIGN KEY (run_id, generation, first_row)
+        REFERENCES etl.batches (run_id, generation, first_row) ON UPDATE CASCADE
 );
 
-CREATE INDEX rejected_rows_of_batch ON etl.rejected_rows (run_id, generation, seq);
+CREATE INDEX rejected_rows_of_batch ON etl.rejected_rows (run_id, generation, first_row);
 
 COMMENT ON TABLE etl.rejected_rows IS 'The quarantine: rows that were not loaded, each with its reason.';
 COMMENT ON COLUMN etl.rejected_rows.run_id IS 'The run.';
 COMMENT ON COLUMN etl.rejected_rows.generation IS 'The generation of the batch that it was in.';
-COMMENT ON COLUMN etl.rejected_rows.seq IS 'The batch that it was in.';
+COMMENT ON COLUMN etl.rejected_rows.first_row IS 'The first row of the batch that it was in.';
 COMMENT ON COLUMN etl.rejected_rows.row_number IS 'The row''s ordinal in the result, from 0.';
 COMMENT ON COLUMN etl.rejected_rows.column_name IS 'The column to blame, where there is one.';
 COMMENT ON COLUMN etl.rejected_rows.rule IS 'The rule that the row breaks: one of the job''s, type when a value is not one of its column''s type, postgres when Postgres refused the row.';
@@ -315,7 +318,7 @@ CREATE INDEX dead_letters_unresolved ON etl.dead_letters (run_id, id) WHERE reso
 
 COMMENT ON TABLE etl.dead_letters IS 'Messages that no stage could process, drained from the queue etl.dead so that looking at them costs no delivery. A run with an unresolved one is blocked until a person acts.';
 COMMENT ON COLUMN etl.dead_letters.digest IS 'SHA-256 over what was dead-lettered, where, why and when: a second delivery of the same dead letter is not a second one.';
-COMMENT ON COLUMN etl.dead_letters.message_id IS 'The AMQP message_id: run/generation/seq of a batch.';
+COMMENT ON COLUMN etl.dead_letters.message_id IS 'The AMQP message_id: run/generation/first row of a batch.';
 COMMENT ON COLUMN etl.dead_letters.stage IS 'The stage that dead-lettered it: extractor, transformer, loader, or broker when the delivery limit was reached.';
 COMMENT ON COLUMN etl.dead_letters.reason IS 'Why, for a person.';
 COMMENT ON COLUMN etl.dead_letters.attempts IS 'How often it was tried.';
@@ -350,19 +353,19 @@ COMMENT ON COLUMN etl.staging.columns IS 'The columns as the batches of this gen
 CREATE TABLE etl.parked (
     run_id       text NOT NULL,
     generation   integer NOT NULL CHECK (generation >= 0),
-    seq          integer NOT NULL CHECK (seq >= -2),
+    first_row    bigint NOT NULL CHECK (first_row >= -2),
     target_table text NOT NULL,
     bytes        bigint NOT NULL DEFAULT 0 CHECK (bytes >= 0),
     reason       text NOT NULL,
     attempts     integer NOT NULL DEFAULT 1,
     parked_at    timestamptz NOT NULL DEFAULT now(),
     tried_at     timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (run_id, generation, seq)
+    PRIMARY KEY (run_id, generation, first_row)
 );
 
 COMMENT ON TABLE etl.parked IS 'Batches that wait in the queue etl.parked until their target takes them, commits that wait for it, and extractions that are paused. A row is removed when its batch is loaded; one that is left over counts no more.';
 COMMENT ON COLUMN etl.parked.run_id IS 'The run. No foreign key: its check would wait for a run that is being committed.';
-COMMENT ON COLUMN etl.parked.seq IS 'The batch; -1 for the commit of the run, -2 for its extraction.';
+COMMENT ON COLUMN etl.parked.first_row IS 'The first row of the batch; -1 for the commit of the run, -2 for its extraction.';
 COMMENT ON COLUMN etl.parked.target_table IS 'The target.';
 COMMENT ON COLUMN etl.parked.bytes IS 'The length of its message.';
 COMMENT ON COLUMN etl.parked.reason IS 'Why the latest attempt failed.';
@@ -375,7 +378,7 @@ CREATE TABLE etl.replays (
     run_id       text NOT NULL REFERENCES etl.runs (run_id),
     generation   integer NOT NULL CHECK (generation > 0),
     source       text NOT NULL CHECK (source IN ('archive', 'athena')),
-    seqs         int4multirange NOT NULL,
+    rows         int8multirange NOT NULL,
     job_hash     text NOT NULL,
     job_spec     jsonb NOT NULL,
     state_before text NOT NULL,
@@ -388,7 +391,7 @@ CREATE TABLE etl.replays (
 );
 
 COMMENT ON TABLE etl.replays IS 'Each replay of a run. Written, and the run''s generation raised, before the first message is sent; one that was not sent to its end is resumed.';
-COMMENT ON COLUMN etl.replays.seqs IS 'The batches that are replayed; the others were carried forward.';
+COMMENT ON COLUMN etl.replays.rows IS 'The rows of the result whose batches are replayed; the others were carried forward.';
 COMMENT ON COLUMN etl.replays.job_spec IS 'The job at the time of the replay.';
 COMMENT ON COLUMN etl.replays.state_before IS 'The run''s state at the time of the replay.';
 COMMENT ON COLUMN etl.replays.target_columns IS 'As etl.runs.target_columns, recorded with the first batch of the replay. They count unless it was abandoned.';
@@ -502,27 +505,27 @@ SELECT r.run_id,
        b.rows_rejected,
        b.rows_dropped,
        d.dead_letters,
-       (r.batches_expected IS NOT NULL
-        AND b.batches = r.batches_expected
-        AND b.last_seq = r.batches_expected - 1
+       (b.is_whole
         AND b.rows_extracted = r.rows_expected
-        AND b.rows_extracted = b.rows_loaded + b.rows_rejected + b.rows_dropped) AS balanced
+        AND b.rows_extracted = b.rows_loaded + b.rows_rejected + b.rows_dropped) IS TRUE AS balanced
 FROM etl.runs r
 CROSS JOIN LATERAL (
     SELECT count(*) AS batches,
-           max(seq) AS last_seq,
+           -- Each batch begins where those before it end: no row is missing or there twice.
+           bool_and(first_row = rows_before) AS is_whole,
            coalesce(sum(rows_extracted), 0)::bigint AS rows_extracted,
            coalesce(sum(rows_loaded), 0)::bigint AS rows_loaded,
            coalesce(sum(rows_deduplicated), 0)::bigint AS rows_deduplicated,
            coalesce(sum(rows_rejected), 0)::bigint AS rows_rejected,
            coalesce(sum(rows_dropped), 0)::bigint AS rows_dropped
-    FROM etl.batches WHERE run_id = r.run_id AND generation = r.generation
+    FROM (SELECT *, sum(rows_extracted) OVER (ORDER BY first_row) - rows_extracted AS rows_before
+          FROM etl.batches WHERE run_id = r.run_id AND generation = r.generation) placed
 ) b
 CROSS JOIN LATERAL (
     SELECT count(*) AS dead_letters FROM etl.dead_letters WHERE run_id = r.run_id AND resolved_at IS NULL
 ) d;
 
-COMMENT ON VIEW etl.run_balance IS 'The sums of each run in its live generation. balanced: every batch of the result is in the ledger and every row is loaded, rejected or dropped.';
+COMMENT ON VIEW etl.run_balance IS 'The sums of each run in its live generation. balanced: the batches have every row of the result once, and every row is loaded, rejected or dropped.';
 
 -- The search_path for a statement that fires triggers: as the session has it by itself, and the schema of the table.
 CREATE FUNCTION etl.path_of_triggers(target_schema text) RETURNS text

@@ -19,15 +19,14 @@ pub struct Counts {
 pub async fn claim(tx: &mut PgConnection, batch: &ValidBatch) -> Result<bool, Error> {
     let (loaded, rejected) = (batch.rows.len() as u64, batch.rejected.len() as u64);
     let claimed = sqlx::query(
-        "INSERT INTO etl.batches (run_id, generation, seq, content_hash, result_id, first_row, rows_extracted, rows_loaded, rows_rejected, watermark)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (run_id, generation, seq) DO NOTHING",
+        "INSERT INTO etl.batches (run_id, generation, first_row, content_hash, result_id, rows_extracted, rows_loaded, rows_rejected, watermark)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (run_id, generation, first_row) DO NOTHING",
     )
     .bind(batch.id.run.as_str())
     .bind(integer("the generation", batch.id.generation)?)
-    .bind(integer("the seq", batch.id.seq)?)
+    .bind(bigint("the first row", batch.id.first_row)?)
     .bind(batch.content_hash.as_str())
     .bind(&batch.result_id)
-    .bind(bigint("the first row", batch.first_row)?)
     .bind(bigint("the number of rows", loaded + rejected)?)
     .bind(bigint("the number of rows", loaded)?)
     .bind(bigint("the number of rows", rejected)?)
@@ -37,29 +36,31 @@ pub async fn claim(tx: &mut PgConnection, batch: &ValidBatch) -> Result<bool, Er
     Ok(claimed.rows_affected() == 1)
 }
 
-/// Refuses a batch that does not begin where the one before it ends, or end where the next begins. Neighbours that are not in
-/// the ledger yet look at this one when they arrive; of two that are being loaded at the same time neither may see the other,
-/// and the completion of the run does.
-pub async fn check_neighbours(
-    tx: &mut PgConnection,
-    id: &BatchId,
-    first_row: u64,
-    rows: u64,
-) -> Result<(), Error> {
-    let neighbours: Vec<(i32, i64, i64)> = sqlx::query_as(
-        "SELECT seq, first_row, first_row + rows_extracted FROM etl.batches WHERE run_id = $1 AND generation = $2 AND seq IN ($3 - 1, $3 + 1)",
+/// Refuses a batch that has rows of another one. Those that are not in the ledger yet look at this one when they arrive; of two
+/// that are being loaded at the same time neither may see the other, and the completion of the run does.
+pub async fn check_neighbours(tx: &mut PgConnection, id: &BatchId, rows: u64) -> Result<(), Error> {
+    let neighbours: Vec<(i64, i64)> = sqlx::query_as(
+        "(SELECT first_row, first_row + rows_extracted FROM etl.batches
+          WHERE run_id = $1 AND generation = $2 AND first_row < $3 ORDER BY first_row DESC LIMIT 1)
+         UNION ALL
+         (SELECT first_row, first_row + rows_extracted FROM etl.batches
+          WHERE run_id = $1 AND generation = $2 AND first_row > $3 ORDER BY first_row LIMIT 1)",
     )
     .bind(id.run.as_str())
     .bind(integer("the generation", id.generation)?)
-    .bind(integer("the seq", id.seq)?)
+    .bind(bigint("the first row", id.first_row)?)
     .fetch_all(tx)
     .await?;
-    let end = first_row + rows;
-    match contradiction(id.seq, first_row, end, &neighbours) {
+    let end = id.first_row + rows;
+    let (from, to) = (
+        bigint("the first row", id.first_row)?,
+        bigint("the row behind the last one", end)?,
+    );
+    match contradiction(from, to, &neighbours) {
         None => Ok(()),
         Some(contradiction) => Err(Refused::OutOfLine {
             id: id.to_string(),
-            first_row,
+            first_row: id.first_row,
             end,
             contradiction,
         }
@@ -67,26 +68,17 @@ pub async fn check_neighbours(
     }
 }
 
-/// What speaks against a batch with these rows. `neighbours`: seq, first row, end.
-fn contradiction(
-    seq: u32,
-    first_row: u64,
-    end: u64,
-    neighbours: &[(i32, i64, i64)],
-) -> Option<String> {
-    if seq == 0 && first_row != 0 {
-        return Some("cannot be for the first batch".to_owned());
+/// What speaks against a batch of the rows from `first_row` to before `end`. `neighbours` have the same.
+fn contradiction(first_row: i64, end: i64, neighbours: &[(i64, i64)]) -> Option<String> {
+    if first_row == end && first_row != 0 {
+        return Some("are none, and only an empty result has a batch without a row".to_owned());
     }
-    neighbours.iter().find_map(|&(other, begins, ends)| {
-        let is_before = i64::from(other) < i64::from(seq);
-        if is_before && u64::try_from(ends) != Ok(first_row) {
-            return Some(format!(
-                "does not follow batch {other}, which ends at {ends}"
-            ));
-        }
-        (!is_before && u64::try_from(begins) != Ok(end))
-            .then(|| format!("does not lead to batch {other}, which begins at {begins}"))
-    })
+    neighbours
+        .iter()
+        .find(|(begins, ends)| *begins < end && first_row < *ends)
+        .map(|(begins, ends)| {
+            format!("overlap those from {begins} to {ends} (excluded), which are loaded")
+        })
 }
 
 /// One of these values of `_batch` that no batch in the ledger has written.
@@ -99,7 +91,7 @@ pub async fn first_unknown(
     }
     sqlx::query_scalar(
         "SELECT no FROM unnest($1::bigint[]) AS n (no) WHERE NOT EXISTS (
-             SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE r.run_no = etl.run_no(no) AND b.seq = etl.seq(no)) LIMIT 1",
+             SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE r.run_no = etl.run_no(no) AND b.first_row = etl.first_row(no)) LIMIT 1",
     )
     .bind(batch_nos)
     .fetch_optional(tx)
@@ -108,10 +100,10 @@ pub async fn first_unknown(
 
 /// Corrects a claimed row once it is known what became of the rows.
 pub async fn settle(tx: &mut PgConnection, id: &BatchId, counts: Counts) -> Result<(), Error> {
-    sqlx::query("UPDATE etl.batches SET rows_loaded = $4, rows_deduplicated = $5, rows_rejected = $6 WHERE run_id = $1 AND generation = $2 AND seq = $3")
+    sqlx::query("UPDATE etl.batches SET rows_loaded = $4, rows_deduplicated = $5, rows_rejected = $6 WHERE run_id = $1 AND generation = $2 AND first_row = $3")
         .bind(id.run.as_str())
         .bind(integer("the generation", id.generation)?)
-        .bind(integer("the seq", id.seq)?)
+        .bind(bigint("the first row", id.first_row)?)
         .bind(counts.loaded)
         .bind(counts.deduplicated)
         .bind(counts.rejected)
@@ -123,11 +115,11 @@ pub async fn settle(tx: &mut PgConnection, id: &BatchId, counts: Counts) -> Resu
 /// Whether the ledger has this batch. Other contents under the same identity are refused.
 pub async fn is_recorded(tx: &mut PgConnection, batch: &ValidBatch) -> Result<bool, Error> {
     let found: Option<String> = sqlx::query_scalar(
-        "SELECT content_hash FROM etl.batches WHERE run_id = $1 AND generation = $2 AND seq = $3",
+        "SELECT content_hash FROM etl.batches WHERE run_id = $1 AND generation = $2 AND first_row = $3",
     )
     .bind(batch.id.run.as_str())
     .bind(integer("the generation", batch.id.generation)?)
-    .bind(integer("the seq", batch.id.seq)?)
+    .bind(bigint("the first row", batch.id.first_row)?)
     .fetch_optional(tx)
     .await?;
     match found {
@@ -163,19 +155,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_begins_where_the_one_before_ends_and_ends_where_the_next_begins() {
-        assert_eq!(contradiction(0, 0, 5, &[(1, 5, 9)]), None);
-        assert_eq!(contradiction(1, 5, 9, &[(0, 0, 5), (2, 9, 9)]), None);
-        assert_eq!(contradiction(7, 70, 80, &[]), None);
-        for (seq, neighbours) in [
-            (0, &[][..]),
-            (3, &[(2, 0, 4)]),
-            (3, &[(2, 0, 6)]),
-            (3, &[(2, 0, 5), (4, 8, 12)]),
-            (3, &[(4, 10, 12)]),
-        ] {
-            let found = contradiction(seq, 5, 9, neighbours);
-            assert!(found.is_some(), "{seq} {neighbours:?}");
+    fn batches_do_not_overlap() {
+        assert_eq!(contradiction(0, 5, &[(5, 9)]), None);
+        assert_eq!(contradiction(5, 9, &[(0, 5), (9, 12)]), None);
+        assert_eq!(contradiction(5, 9, &[(0, 3), (11, 12)]), None);
+        assert_eq!(contradiction(0, 0, &[]), None);
+        assert!(contradiction(7, 7, &[]).is_some());
+        for neighbours in [&[(0, 6)][..], &[(0, 5), (8, 12)], &[(0, 20)]] {
+            assert!(contradiction(5, 9, neighbours).is_some(), "{neighbours:?}");
         }
     }
 }

@@ -123,7 +123,7 @@ impl LockedRun<'_> {
         }
         // Of a result that is not read to its end there is nothing to replay.
         let is_paused: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT FROM etl.parked WHERE run_id = $1 AND seq = $2)",
+            "SELECT EXISTS (SELECT FROM etl.parked WHERE run_id = $1 AND first_row = $2)",
         )
         .bind(self.id.as_str())
         .bind(EXTRACTION)

@@ -35,17 +35,15 @@ pub enum End {
     Superseded(String),
 }
 
-/// Whether the run may be complete: its count is known, and so is the batch that comes last. A cheap question, so that a big
+/// Whether the run may be complete: the number of its rows is known, and the batch with the last one is in the ledger. A cheap question, so that a big
 /// run is counted at its end only, not after each of its batches.
 pub async fn may_be_complete(store: &Store, run: &RunId) -> Result<bool, Error> {
     let failure = "cannot look whether the run is complete";
     store
         .transaction(failure, async |tx: &mut PgConnection| {
             let may_be = sqlx::query_scalar(
-                "SELECT EXISTS (
-                     SELECT FROM etl.runs r JOIN etl.batches b
-                         ON b.run_id = r.run_id AND b.generation = r.generation AND b.seq >= r.batches_expected - 1
-                     WHERE r.run_id = $1 AND r.state IN ('requested', 'running') AND r.batches_expected IS NOT NULL)",
+                "SELECT EXISTS (SELECT FROM etl.runs r WHERE run_id = $1 AND state IN ('requested', 'running')
+                     AND rows_expected <= etl.last_row_end(run_id, generation))",
             )
             .bind(run.as_str())
             .fetch_one(tx)
@@ -55,15 +53,14 @@ pub async fn may_be_complete(store: &Store, run: &RunId) -> Result<bool, Error> 
         .await
 }
 
-/// Open runs that may be complete: the number of batches is known, and the last one is in the ledger.
+/// Open runs that may be complete: the number of their rows is known, and the batch with the last one is in the ledger.
 pub async fn candidates(store: &Store) -> Result<Vec<RunId>, Error> {
     let failure = "cannot look for runs that are complete";
     store
         .transaction(failure, async |tx: &mut PgConnection| {
             let found: Vec<String> = sqlx::query_scalar(
-                "SELECT run_id FROM etl.runs r WHERE state IN ('requested', 'running') AND batches_expected IS NOT NULL
-                     AND EXISTS (SELECT FROM etl.batches b
-                         WHERE b.run_id = r.run_id AND b.generation = r.generation AND b.seq >= r.batches_expected - 1)
+                "SELECT run_id FROM etl.runs WHERE state IN ('requested', 'running')
+                     AND rows_expected <= etl.last_row_end(run_id, generation)
                  ORDER BY run_no",
             )
             .fetch_all(tx)
@@ -90,28 +87,26 @@ impl LockedRun<'_> {
     /// The sums of the live generation; none while a batch is missing. Batch transactions hold the row shared, so that none is
     /// between its ledger row and its commit under this lock.
     pub async fn sums(&mut self) -> Result<Option<Sums>, Error> {
-        // The key makes seqs distinct: n of them, the last being n - 1, are 0 to n - 1. The sum of the rows says nothing of
-        // where they were cut, which the first rows do.
+        // The batches have each row of the result once when each begins where those before it end. The sum of the rows says
+        // nothing of where they were cut.
         let found = sqlx::query_as(
             "WITH placed AS (
-                 SELECT r.batches_expected, r.rows_expected, b.seq, b.rows_extracted, b.rows_loaded, b.rows_rejected,
-                        b.first_row <> sum(b.rows_extracted) OVER (ORDER BY b.seq) - b.rows_extracted AS is_misplaced
+                 SELECT r.rows_expected, b.first_row, b.rows_extracted, b.rows_loaded, b.rows_rejected,
+                        b.first_row <> sum(b.rows_extracted) OVER (ORDER BY b.first_row) - b.rows_extracted AS is_misplaced
                  FROM etl.runs r JOIN etl.batches b ON b.run_id = r.run_id AND b.generation = r.generation
                  WHERE r.run_id = $1),
              ledger AS (
-                 SELECT batches_expected, rows_expected, count(*) AS batches, max(seq) AS last_seq,
+                 SELECT rows_expected, max(first_row + rows_extracted) AS last_end,
                         sum(rows_extracted)::bigint AS rows_extracted, sum(rows_loaded)::bigint AS rows_loaded,
-                        sum(rows_rejected)::bigint AS rows_rejected, min(seq) FILTER (WHERE is_misplaced) AS misplaced
-                 FROM placed GROUP BY batches_expected, rows_expected)
+                        sum(rows_rejected)::bigint AS rows_rejected, min(first_row) FILTER (WHERE is_misplaced) AS misplaced
+                 FROM placed GROUP BY rows_expected)
              SELECT rows_extracted, rows_loaded, rows_rejected,
-                    CASE WHEN last_seq >= batches_expected
-                         THEN format('batch %s is in the ledger, and the result has %s batches', last_seq, batches_expected)
-                         WHEN rows_extracted <> rows_expected
-                         THEN format('its batches have %s rows, and the result has %s', rows_extracted, rows_expected)
+                    CASE WHEN last_end > rows_expected
+                         THEN format('row %s is in the ledger, and the result has %s rows', last_end - 1, rows_expected)
                          WHEN misplaced IS NOT NULL
-                         THEN format('batch %s does not begin where the batches before it end: rows were loaded twice or not at all', misplaced)
+                         THEN format('the batch from row %s on does not begin where the batches before it end: rows were loaded twice or not at all', misplaced)
                     END AS contradiction
-             FROM ledger WHERE batches >= batches_expected OR last_seq >= batches_expected",
+             FROM ledger WHERE rows_extracted >= rows_expected OR last_end > rows_expected",
         )
         .bind(self.id.as_str())
         .fetch_optional(&mut *self.tx)
@@ -216,10 +211,10 @@ impl LockedRun<'_> {
         let (numbers, counts): (Vec<i64>, Vec<i64>) = written.iter().map(|(b, n)| (*b, *n)).unzip();
         sqlx::query(
             "UPDATE etl.batches b SET rows_deduplicated = b.rows_loaded - w.written
-             FROM (SELECT l.seq, coalesce(n.written, 0) AS written FROM etl.batches l
-                   LEFT JOIN unnest($3::bigint[], $4::bigint[]) AS n (no, written) ON etl.seq(n.no) = l.seq
+             FROM (SELECT l.first_row, coalesce(n.written, 0) AS written FROM etl.batches l
+                   LEFT JOIN unnest($3::bigint[], $4::bigint[]) AS n (no, written) ON etl.first_row(n.no) = l.first_row
                    WHERE l.run_id = $1 AND l.generation = $2) w
-             WHERE b.run_id = $1 AND b.generation = $2 AND b.seq = w.seq AND b.rows_deduplicated <> b.rows_loaded - w.written",
+             WHERE b.run_id = $1 AND b.generation = $2 AND b.first_row = w.first_row AND b.rows_deduplicated <> b.rows_loaded - w.written",
         )
         .bind(self.id.as_str())
         .bind(self.row.generation)

@@ -8,7 +8,7 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::database::Store;
 use crate::error::Error;
-use crate::run::{LockedRun, RunRow, generation_no, integer};
+use crate::run::{LockedRun, RunRow, bigint, generation_no, integer};
 use crate::state::RunState;
 
 /// What of a run is in its target, of the generations before the live one.
@@ -54,9 +54,9 @@ impl Earlier {
         let generations = generations_in_target(tx, &run.run_id, run.generation).await?;
         let (batches, rows) = sqlx::query_as(
             "SELECT count(*), coalesce(sum(rows_loaded), 0)::bigint FROM (
-                 SELECT DISTINCT ON (seq) seq, rows_loaded FROM etl.batches WHERE run_id = $1 AND generation = ANY ($2)
-                 ORDER BY seq, generation DESC) f
-             WHERE $4 OR NOT EXISTS (SELECT FROM etl.batches n WHERE n.run_id = $1 AND n.generation = $3 AND n.seq = f.seq)",
+                 SELECT DISTINCT ON (first_row) first_row, rows_loaded FROM etl.batches WHERE run_id = $1 AND generation = ANY ($2)
+                 ORDER BY first_row, generation DESC) f
+             WHERE $4 OR NOT EXISTS (SELECT FROM etl.batches n WHERE n.run_id = $1 AND n.generation = $3 AND n.first_row = f.first_row)",
         )
         .bind(&run.run_id)
         .bind(&generations)
@@ -99,11 +99,11 @@ pub async fn rows_of_batch(tx: &mut PgConnection, id: &BatchId) -> Result<Option
     }
     let generations = generations_in_target(tx, id.run.as_str(), live).await?;
     let rows: Option<i64> = sqlx::query_scalar(
-        "SELECT rows_loaded FROM etl.batches WHERE run_id = $1 AND generation = ANY ($2) AND seq = $3 ORDER BY generation DESC LIMIT 1",
+        "SELECT rows_loaded FROM etl.batches WHERE run_id = $1 AND generation = ANY ($2) AND first_row = $3 ORDER BY generation DESC LIMIT 1",
     )
     .bind(id.run.as_str())
     .bind(&generations)
-    .bind(integer("the seq", id.seq)?)
+    .bind(bigint("the first row", id.first_row)?)
     .fetch_optional(tx)
     .await?;
     Ok(Some(rows.unwrap_or(0)))
@@ -154,7 +154,7 @@ impl LockedRun<'_> {
         }
         let replaced = sqlx::query_scalar(
             "SELECT count(*) FROM etl.batches b JOIN etl.replays p USING (run_id, generation)
-             WHERE run_id = $1 AND generation = $2 AND p.seqs @> b.seq",
+             WHERE run_id = $1 AND generation = $2 AND p.rows @> b.first_row",
         )
         .bind(&run.run_id)
         .bind(run.generation)
@@ -163,10 +163,10 @@ impl LockedRun<'_> {
         // Rejected rows go with their batch.
         sqlx::query(
             "UPDATE etl.batches b SET generation = $3
-             FROM (SELECT DISTINCT ON (seq) seq, generation FROM etl.batches WHERE run_id = $1 AND generation = ANY ($2)
-                   ORDER BY seq, generation DESC) f
-             WHERE b.run_id = $1 AND b.generation = f.generation AND b.seq = f.seq AND NOT EXISTS (
-                 SELECT FROM etl.batches n WHERE n.run_id = $1 AND n.generation = $3 AND n.seq = b.seq)",
+             FROM (SELECT DISTINCT ON (first_row) first_row, generation FROM etl.batches WHERE run_id = $1 AND generation = ANY ($2)
+                   ORDER BY first_row, generation DESC) f
+             WHERE b.run_id = $1 AND b.generation = f.generation AND b.first_row = f.first_row AND NOT EXISTS (
+                 SELECT FROM etl.batches n WHERE n.run_id = $1 AND n.generation = $3 AND n.first_row = b.first_row)",
         )
         .bind(&run.run_id)
         .bind(&generations)

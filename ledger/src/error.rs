@@ -100,9 +100,13 @@ pub enum Refused {
     )]
     OtherResult { found: String, pinned: String },
     #[error(
-        "the batch has seq {seq}, and the run's result has {expected} batches; it was not loaded"
+        "the batch has the rows from {first_row} to {end} (excluded), and the run's result has {expected} rows; it was not loaded"
     )]
-    BeyondResult { seq: u32, expected: i32 },
+    BeyondResult {
+        first_row: u64,
+        end: u64,
+        expected: i64,
+    },
     #[error(
         "the event says that the result has {batches} batches and {rows} rows; another one said {known_batches} and {known_rows}"
     )]
@@ -113,7 +117,7 @@ pub enum Refused {
         known_rows: i64,
     },
     #[error(
-        "the batch {id} has the rows from {first_row} to {end} (excluded) of the result, which {contradiction}; the result was cut into batches in two ways, and rows would be loaded twice or not at all; it was not loaded"
+        "the batch {id} has the rows from {first_row} to {end} (excluded) of the result, and these {contradiction}; the result was cut into batches in two ways, and rows would be loaded twice or not at all; it was not loaded"
     )]
     OutOfLine {
         id: String,

@@ -59,8 +59,7 @@ impl LockedRun<'_> {
             // The result was read to its end and every batch of it was published; the failure is of another delivery of the
             // task, and what it would have done is done.
             Standing::Live
-                if matches!(event.kind, EventKind::Failed { .. })
-                    && self.row.batches_expected.is_some() =>
+                if matches!(event.kind, EventKind::Failed { .. }) && self.row.is_extracted =>
             {
                 tracing::warn!(run.id = %event.run, "a failure after the whole result was published changes nothing");
                 Ok(Noted::Ignored)
@@ -79,7 +78,7 @@ impl LockedRun<'_> {
         }
         // The target refused the run before its result was read to its end. A replay needs to know how many batches it has.
         if self.row.state == RunState::Failed
-            && self.row.batches_expected.is_none()
+            && !self.row.is_extracted
             && matches!(kind, EventKind::Extracted { .. })
         {
             self.row.check_extracted(kind)?;
@@ -218,9 +217,7 @@ impl RunRow {
             EventKind::Progress { batches, .. } => self
                 .batches_expected
                 .is_some_and(|expected| i64::from(*batches) <= i64::from(expected)),
-            EventKind::Extracted { .. } => {
-                self.batches_expected.is_some() && self.check_extracted(kind).is_ok()
-            }
+            EventKind::Extracted { .. } => self.is_extracted && self.check_extracted(kind).is_ok(),
             EventKind::Failed { .. } => self.state == RunState::Failed,
         }
     }

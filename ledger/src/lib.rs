@@ -2,7 +2,7 @@
 //! The loader, `etl` and what else reads or changes the ledger do it through here, and begin their transactions here
 //! ([`Store`]), those on target tables included.
 //!
-//! Pure: [`RunState`] and [`Transition`], [`BatchNo`], [`Seqs`], [`Verdict`], and what an error means ([`classify`]). A
+//! Pure: [`RunState`] and [`Transition`], [`BatchNo`], [`RowRanges`], [`Verdict`], and what an error means ([`classify`]). A
 //! [`LockedRun`] is a run whose row is locked: every change of a run's state is a method of it.
 
 mod address;
@@ -41,11 +41,11 @@ mod replay;
 mod request;
 mod results;
 mod retry;
+mod row_ranges;
 mod rows;
 mod run;
 mod same_rows;
 pub mod search_path;
-mod seqs;
 mod server;
 mod session_lock;
 pub mod staging;
@@ -82,10 +82,10 @@ pub use replay::{NewReplay, Replay, Subject};
 pub use request::{Requested, Settled, Terms};
 pub use results::Results;
 pub use retry::Attempt;
+pub use row_ranges::{NotARange, RowRanges, Search};
 pub use rows::{RefusedRow, write_rows};
 pub use run::{LockedRun, Meant, RunRow, Standing, bigint, share};
 pub use same_rows::ConflictingRun;
-pub use seqs::{NotARange, Search, Seqs};
 pub use server::Server;
 pub use session_lock::SessionLock;
 pub use state::{RunState, Transition};

@@ -15,7 +15,7 @@ use sqlx::{Connection as _, FromRow, PgConnection};
 use crate::database::{BEGIN, Store};
 use crate::error::{Error, Refused};
 use crate::moment::{Moment, moment};
-use crate::run::integer;
+use crate::run::{bigint, integer};
 
 /// What waits for a target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
@@ -40,11 +40,11 @@ pub struct Parked {
 // A batch of a run that has ended, or of a superseded generation, waits for nothing: it is dropped when its turn comes.
 const WAITING: &str = "FROM etl.parked p JOIN etl.runs r USING (run_id)
     WHERE r.state IN ('requested', 'running') AND r.generation = p.generation
-      AND NOT EXISTS (SELECT FROM etl.batches b WHERE (b.run_id, b.generation, b.seq) = (p.run_id, p.generation, p.seq))";
+      AND NOT EXISTS (SELECT FROM etl.batches b WHERE (b.run_id, b.generation, b.first_row) = (p.run_id, p.generation, p.first_row))";
 
 // The archive's batches come from no extractor.
 const IS_BEING_EXTRACTED: &str = "
-    SELECT CASE WHEN generation = first_generation THEN batches_expected IS NULL
+    SELECT CASE WHEN generation = first_generation THEN extracted_at IS NULL
            ELSE EXISTS (SELECT FROM etl.replays p WHERE (p.run_id, p.generation, p.source) = (r.run_id, r.generation, 'athena')) END
     FROM etl.runs r WHERE run_id = $1 AND generation = $2";
 
@@ -140,7 +140,7 @@ impl Store {
             } else {
                 Paused::Resumed(moment(tx, &task.run, task.generation).await?.now)
             };
-            let delete = "DELETE FROM etl.parked WHERE run_id = $1 AND seq = $2";
+            let delete = "DELETE FROM etl.parked WHERE run_id = $1 AND first_row = $2";
             let delete = sqlx::query(delete).bind(task.run.as_str()).bind(EXTRACTION);
             delete.execute(tx).await?;
             Ok(paused)
@@ -182,11 +182,11 @@ impl Store {
         let failure = "cannot record that a batch waits no longer";
         self.transaction(failure, async |tx: &mut PgConnection| {
             sqlx::query(
-                "DELETE FROM etl.parked WHERE run_id = $1 AND generation = $2 AND seq = $3",
+                "DELETE FROM etl.parked WHERE run_id = $1 AND generation = $2 AND first_row = $3",
             )
             .bind(id.run.as_str())
             .bind(integer("the generation", id.generation)?)
-            .bind(integer("the seq", id.seq)?)
+            .bind(bigint("the first row", id.first_row)?)
             .execute(tx)
             .await?;
             Ok(())
@@ -221,10 +221,10 @@ impl Store {
         let failure = "cannot read which batches wait for their target";
         self.read(failure, async |tx: &mut PgConnection| {
             let select = format!(
-                "SELECT p.target_table, count(*) FILTER (WHERE p.seq >= 0) AS batches, sum(p.bytes)::bigint AS bytes,
-                        count(*) FILTER (WHERE p.seq = {COMMIT}) AS commits, count(*) FILTER (WHERE p.seq = {EXTRACTION} AND (r.batches_expected IS NULL OR p.generation > r.first_generation)) AS paused,
+                "SELECT p.target_table, count(*) FILTER (WHERE p.first_row >= 0) AS batches, sum(p.bytes)::bigint AS bytes,
+                        count(*) FILTER (WHERE p.first_row = {COMMIT}) AS commits, count(*) FILTER (WHERE p.first_row = {EXTRACTION} AND (r.extracted_at IS NULL OR p.generation > r.first_generation)) AS paused,
                         count(DISTINCT p.run_id) AS runs, min(p.parked_at)::text AS since, max(p.attempts) AS attempts,
-                        (array_agg(p.reason ORDER BY p.seq = {EXTRACTION}, p.tried_at DESC))[1] AS reason
+                        (array_agg(p.reason ORDER BY p.first_row = {EXTRACTION}, p.tried_at DESC))[1] AS reason
                  {WAITING} AND ($1::text IS NULL OR p.run_id = $1) GROUP BY p.target_table ORDER BY p.target_table"
             );
             let select = sqlx::query_as(sqlx::AssertSqlSafe(select)).bind(run);
@@ -244,23 +244,23 @@ async fn waiting_bytes(tx: &mut PgConnection, target: &str) -> Result<u64, Error
 }
 
 fn place(id: &BatchId) -> (&RunId, i64, i64) {
-    (&id.run, id.generation.into(), id.seq.into())
+    (&id.run, id.generation.into(), id.first_row.cast_signed())
 }
 
 async fn park(
     tx: &mut PgConnection,
-    (run, generation, seq): (&RunId, i64, i64),
+    (run, generation, first_row): (&RunId, i64, i64),
     target: &str,
     bytes: usize,
     reason: &str,
 ) -> Result<(), Error> {
     sqlx::query(
-        "INSERT INTO etl.parked AS p (run_id, generation, seq, target_table, bytes, reason) VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT (run_id, generation, seq) DO UPDATE SET reason = excluded.reason, attempts = p.attempts + 1, tried_at = now()",
+        "INSERT INTO etl.parked AS p (run_id, generation, first_row, target_table, bytes, reason) VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (run_id, generation, first_row) DO UPDATE SET reason = excluded.reason, attempts = p.attempts + 1, tried_at = now()",
     )
     .bind(run.as_str())
     .bind(generation)
-    .bind(seq)
+    .bind(first_row)
     .bind(target)
     .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
     .bind(reason)

@@ -30,7 +30,8 @@ pub struct RejectCount {
 pub struct QuarantinedRow {
     pub run_id: String,
     pub generation: i32,
-    pub seq: i32,
+    /// The first row of its batch.
+    pub first_row: i64,
     pub row_number: i64,
     pub column_name: Option<String>,
     pub rule: String,
@@ -85,13 +86,13 @@ pub async fn quarantine(
         .collect();
     let values: Vec<String> = rows.iter().map(|row| json_object(&row.raw)).collect();
     sqlx::query(
-        "INSERT INTO etl.rejected_rows (run_id, generation, seq, row_number, column_name, rule, reason, raw)
+        "INSERT INTO etl.rejected_rows (run_id, generation, first_row, row_number, column_name, rule, reason, raw)
          SELECT $1, $2, $3, r.row_number, r.column_name, r.rule, r.reason, r.raw::json
          FROM unnest($4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[]) AS r (row_number, column_name, rule, reason, raw)",
     )
     .bind(batch.id.run.as_str())
     .bind(integer("the generation", batch.id.generation)?)
-    .bind(integer("the seq", batch.id.seq)?)
+    .bind(bigint("the first row", batch.id.first_row)?)
     .bind(numbers)
     .bind(columns)
     .bind(rules)
@@ -160,7 +161,7 @@ impl Store {
     ) -> Result<(), Error> {
         let failed = || Error::postgres(format!("cannot read the rejected rows of {}", run.run_id));
         let query = format!(
-            "SELECT run_id, generation, seq, row_number, column_name, rule, reason, raw FROM etl.rejected_rows
+            "SELECT run_id, generation, first_row, row_number, column_name, rule, reason, raw FROM etl.rejected_rows
              WHERE {FILTER} ORDER BY row_number LIMIT $5"
         );
         let mut connection = self.acquire().await.map_err(failed())?;

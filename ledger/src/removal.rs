@@ -24,7 +24,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedBatch {
     pub generation: i32,
-    pub seq: u32,
     pub content_hash: String,
     pub result_id: String,
     pub first_row: u64,
@@ -163,7 +162,7 @@ impl Removal {
         match &self.batch {
             None => BatchNo::of_run(run_no),
             Some(batch) => {
-                let no = BatchNo::new(run_no, batch.seq).get();
+                let no = BatchNo::new(run_no, batch.first_row).get();
                 no..no + 1
             }
         }
@@ -251,7 +250,7 @@ impl LockedRun<'_> {
     /// What the ledger says of the rows that the removal deletes.
     pub async fn to_remove(&mut self, removal: &Removal) -> Result<ToRemove, Error> {
         if let Some(batch) = &removal.batch {
-            let id = self.batch_id(batch.seq);
+            let id = self.batch_id(batch.first_row);
             let rows = earlier::rows_of_batch(self.tx, &id).await?.unwrap_or(0);
             return Ok(ToRemove {
                 most: rows,
@@ -320,11 +319,11 @@ impl LockedRun<'_> {
     }
 
     /// What `etl.batches` calls the batch: for a statement on one batch of this run's live generation.
-    pub(crate) fn batch_id(&self, seq: u32) -> BatchId {
+    pub(crate) fn batch_id(&self, first_row: u64) -> BatchId {
         BatchId {
             run: self.id.clone(),
             generation: self.row.generation_no(),
-            seq,
+            first_row,
         }
     }
 }

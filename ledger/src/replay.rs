@@ -16,8 +16,8 @@ use crate::error::Error;
 use crate::lineage::Occurrence;
 use crate::removal::check_no_removal;
 use crate::request::{commit_of, lock_requests};
+use crate::row_ranges::RowRanges;
 use crate::run::{LockedRun, generation_no};
-use crate::seqs::Seqs;
 use crate::session_lock::SessionLock;
 use crate::state::Transition;
 use crate::summary::{Run, find_run};
@@ -42,8 +42,8 @@ pub struct Subject {
 #[derive(FromRow)]
 pub struct Replay {
     pub source: String,
-    #[sqlx(try_from = "Json<Vec<(i32, i32)>>")]
-    pub seqs: Seqs,
+    #[sqlx(try_from = "Json<Vec<(i64, i64)>>")]
+    pub rows: RowRanges,
     pub job_hash: String,
     #[sqlx(json, rename = "job_spec")]
     pub spec: Arc<JobSpec>,
@@ -51,8 +51,8 @@ pub struct Replay {
     pub sent: bool,
 }
 
-impl From<Json<Vec<(i32, i32)>>> for Seqs {
-    fn from(ranges: Json<Vec<(i32, i32)>>) -> Self {
+impl From<Json<Vec<(i64, i64)>>> for RowRanges {
+    fn from(ranges: Json<Vec<(i64, i64)>>) -> Self {
         Self::from_ledger(ranges.0)
     }
 }
@@ -68,11 +68,9 @@ impl Subject {
         generation_no(self.run.generation)
     }
 
-    /// How many batches the result has, once that is known.
-    pub fn batches(&self) -> Option<u32> {
-        self.run
-            .batches_expected
-            .and_then(|batches| u32::try_from(batches).ok())
+    /// How many rows the result has, once it was read to its end.
+    pub fn rows(&self) -> Option<u64> {
+        self.run.rows_expected.map(i64::unsigned_abs)
     }
 
     /// The replay of the live generation, if it was not sent to its end and may still be needed.
@@ -109,7 +107,7 @@ impl Subject {
 pub struct NewReplay {
     /// `archive` or `athena`.
     pub source: &'static str,
-    pub seqs: Seqs,
+    pub rows: RowRanges,
     /// Whether the other batches are carried forward.
     pub partial: bool,
     pub job_hash: String,
@@ -152,7 +150,7 @@ impl Store {
                         .await?;
                 let replay = sqlx::query_as(
                     "SELECT source, job_hash, job_spec, requested_by, sent_at IS NOT NULL AS sent,
-                            to_json(ARRAY(SELECT json_build_array(lower(r), upper(r) - 1) FROM unnest(seqs) AS r)) AS seqs
+                            to_json(ARRAY(SELECT json_build_array(lower(r), upper(r) - 1) FROM unnest(rows) AS r)) AS rows
                      FROM etl.replays WHERE run_id = $1 AND generation = $2",
                 )
                 .bind(name)
@@ -206,18 +204,34 @@ impl Store {
         .await
     }
 
-    /// The batches of the live generation that have a rejected row.
-    pub async fn batches_with_rejects(&self, run: &Run) -> Result<Seqs, Error> {
-        let failure = format!("cannot look for the rejected rows of {}", run.run_id);
-        let seqs: Vec<i32> = self
+    /// The rows of the batches of the live generation that have one of these rows.
+    pub async fn batches_with(&self, run: &Run, rows: &RowRanges) -> Result<RowRanges, Error> {
+        let failure = format!("cannot look for the batches of {}", run.run_id);
+        let found: Vec<(i64, i64)> = self
             .read(failure, async |tx: &mut PgConnection| {
-                let query = sqlx::query_scalar(
-                    "SELECT seq FROM etl.batches WHERE run_id = $1 AND generation = $2 AND rows_rejected > 0 ORDER BY seq",
+                let query = sqlx::query_as(
+                    "SELECT first_row, first_row + rows_extracted - 1 FROM etl.batches
+                     WHERE run_id = $1 AND generation = $2 AND int8range(first_row, first_row + rows_extracted) && $3::text::int8multirange",
+                );
+                let query = query.bind(&run.run_id).bind(run.generation).bind(rows.multirange());
+                Ok(query.fetch_all(tx).await?)
+            })
+            .await?;
+        Ok(RowRanges::from_ledger(found))
+    }
+
+    /// The rows of the batches of the live generation that have a rejected row.
+    pub async fn batches_with_rejects(&self, run: &Run) -> Result<RowRanges, Error> {
+        let failure = format!("cannot look for the rejected rows of {}", run.run_id);
+        let rows: Vec<(i64, i64)> = self
+            .read(failure, async |tx: &mut PgConnection| {
+                let query = sqlx::query_as(
+                    "SELECT first_row, first_row + rows_extracted - 1 FROM etl.batches WHERE run_id = $1 AND generation = $2 AND rows_rejected > 0",
                 );
                 Ok(query.bind(&run.run_id).bind(run.generation).fetch_all(tx).await?)
             })
             .await?;
-        Ok(Seqs::from_ledger(seqs.into_iter().map(|seq| (seq, seq))))
+        Ok(RowRanges::from_ledger(rows))
     }
 }
 
@@ -244,12 +258,12 @@ impl LockedRun<'_> {
         self.tell_abandoned().await?;
         if replay.partial {
             sqlx::query(
-                "UPDATE etl.batches SET generation = $3 WHERE run_id = $1 AND generation = $2 AND NOT $4::text::int4multirange @> seq",
+                "UPDATE etl.batches SET generation = $3 WHERE run_id = $1 AND generation = $2 AND NOT $4::text::int8multirange @> first_row",
             )
             .bind(self.id.as_str())
             .bind(self.row.generation)
             .bind(generation)
-            .bind(replay.seqs.multirange())
+            .bind(replay.rows.multirange())
             .execute(&mut *self.tx)
             .await?;
         }
@@ -276,13 +290,13 @@ impl LockedRun<'_> {
         generation: i32,
     ) -> Result<(), sqlx::Error> {
         sqlx::query(
-            "INSERT INTO etl.replays (run_id, generation, source, seqs, job_hash, job_spec, state_before, requested_by)
-             VALUES ($1, $2, $3, $4::text::int4multirange, $5, $6, $7, $8)",
+            "INSERT INTO etl.replays (run_id, generation, source, rows, job_hash, job_spec, state_before, requested_by)
+             VALUES ($1, $2, $3, $4::text::int8multirange, $5, $6, $7, $8)",
         )
         .bind(self.id.as_str())
         .bind(generation)
         .bind(replay.source)
-        .bind(replay.seqs.multirange())
+        .bind(replay.rows.multirange())
         .bind(&replay.job_hash)
         .bind(Json(&replay.spec))
         .bind(self.row.state.name())
@@ -301,14 +315,14 @@ impl LockedRun<'_> {
         sqlx::query(
             r"UPDATE etl.dead_letters SET resolved_at = now(), resolution = $5
               WHERE run_id = $1 AND resolved_at IS NULL AND (kind LIKE 'raw-batch.%' OR kind LIKE 'valid-batch.%')
-                  AND CASE WHEN message_id ~ '^[^/]+/\d{1,9}/\d{1,9}$' AND split_part(message_id, '/', 1) = $1
-                      THEN split_part(message_id, '/', 2)::integer < $2 AND (NOT $3 OR $4::text::int4multirange @> split_part(message_id, '/', 3)::integer)
+                  AND CASE WHEN message_id ~ '^[^/]+/\d{1,9}/\d{1,11}$' AND split_part(message_id, '/', 1) = $1
+                      THEN split_part(message_id, '/', 2)::integer < $2 AND (NOT $3 OR $4::text::int8multirange @> split_part(message_id, '/', 3)::bigint)
                       ELSE false END",
         )
         .bind(self.id.as_str())
         .bind(generation)
         .bind(replay.partial)
-        .bind(replay.seqs.multirange())
+        .bind(replay.rows.multirange())
         .bind(format!("superseded by replay {generation} of {}", user()))
         .execute(&mut *self.tx)
         .await

@@ -33,6 +33,8 @@ pub struct RunRow {
     pub result_id: Option<String>,
     pub batches_expected: Option<i32>,
     pub rows_expected: Option<i64>,
+    /// Its result was read to its end, and every batch of it was published.
+    pub is_extracted: bool,
     pub query_execution_id: Option<String>,
     /// The first batch of the live generation recorded the columns that it loads.
     pub has_begun: bool,
@@ -66,10 +68,12 @@ impl RunRow {
     /// Refuses a batch that is not part of the run's result.
     pub fn check_result(&self, batch: &ValidBatch) -> Result<(), Refused> {
         self.check_pinned(&batch.result_id)?;
-        match self.batches_expected {
-            Some(expected) if i64::from(batch.id.seq) >= i64::from(expected) => {
+        let (first_row, rows) = (batch.id.first_row, batch.rows_extracted() as u64);
+        match self.rows_expected {
+            Some(expected) if first_row + rows > expected.unsigned_abs() => {
                 Err(Refused::BeyondResult {
-                    seq: batch.id.seq,
+                    first_row,
+                    end: first_row + rows,
                     expected,
                 })
             }
@@ -129,7 +133,7 @@ macro_rules! select_run {
         concat!(
             "WITH turn AS MATERIALIZED (SELECT ", $lock, "($2)) \
             SELECT run_id, run_no, job, state, generation, first_generation, target_table, mode, commit, result_id, batches_expected, \
-                   rows_expected, query_execution_id, \
+                   rows_expected, extracted_at IS NOT NULL AS is_extracted, query_execution_id, \
                    CASE WHEN generation > first_generation \
                        THEN EXISTS (SELECT FROM etl.replays p WHERE p.run_id = runs.run_id AND p.generation = runs.generation AND p.target_columns IS NOT NULL) \
                        ELSE target_columns IS NOT NULL END AS has_begun \
@@ -314,6 +318,7 @@ pub(crate) mod tests {
             result_id: Some("q:pages".into()),
             batches_expected: Some(7),
             rows_expected: Some(70),
+            is_extracted: true,
             query_execution_id: None,
             has_begun: true,
         }

@@ -202,10 +202,11 @@ fn a_few(chosen: &str) -> String {
 fn all_of_them() -> String {
     format!(
         "WITH ledger AS (
-             SELECT run_id, generation, count(*) AS batches, max(seq) AS last_seq, sum(rows_loaded)::bigint AS rows_loaded,
+             SELECT run_id, generation, count(*) AS batches, bool_and(first_row = rows_before) AS is_whole, sum(rows_loaded)::bigint AS rows_loaded,
                     sum(rows_deduplicated)::bigint AS rows_deduplicated, sum(rows_rejected)::bigint AS rows_rejected,
                     sum(rows_dropped)::bigint AS rows_dropped, sum(rows_extracted)::bigint AS rows_extracted
-             FROM etl.batches GROUP BY run_id, generation),
+             FROM (SELECT *, sum(rows_extracted) OVER (PARTITION BY run_id, generation ORDER BY first_row) - rows_extracted AS rows_before
+                   FROM etl.batches) b GROUP BY run_id, generation),
          quarantine AS (SELECT run_id, generation, count(*) AS rows FROM etl.rejected_rows GROUP BY run_id, generation),
          letters AS (SELECT run_id, count(*) AS letters FROM etl.dead_letters WHERE resolved_at IS NULL GROUP BY run_id)
          {COLUMNS} FROM etl.runs r
@@ -217,8 +218,7 @@ fn all_of_them() -> String {
                     coalesce(ledger.rows_loaded, 0) AS rows_loaded, coalesce(ledger.rows_deduplicated, 0) AS rows_deduplicated,
                     coalesce(ledger.rows_rejected, 0) AS rows_rejected, coalesce(ledger.rows_dropped, 0) AS rows_dropped,
                     coalesce(letters.letters, 0) AS dead_letters,
-                    (r.batches_expected IS NOT NULL AND ledger.batches = r.batches_expected
-                     AND ledger.last_seq = r.batches_expected - 1 AND ledger.rows_extracted = r.rows_expected
+                    (ledger.is_whole AND ledger.rows_extracted = r.rows_expected
                      AND ledger.rows_extracted = ledger.rows_loaded + ledger.rows_rejected + ledger.rows_dropped) IS TRUE AS balanced
          ) b ORDER BY r.run_no"
     )
@@ -276,12 +276,12 @@ impl Store {
     }
 
     /// Whether the ledger has this batch of the run's live generation.
-    pub async fn has_batch(&self, run: &Run, seq: i32) -> Result<bool, Error> {
+    pub async fn has_batch(&self, run: &Run, first_row: i64) -> Result<bool, Error> {
         self.read(UNREADABLE, async |tx: &mut PgConnection| {
             let query = sqlx::query_scalar(
-                "SELECT EXISTS (SELECT FROM etl.batches WHERE run_id = $1 AND generation = $2 AND seq = $3)",
+                "SELECT EXISTS (SELECT FROM etl.batches WHERE run_id = $1 AND generation = $2 AND first_row = $3)",
             );
-            let query = query.bind(&run.run_id).bind(run.generation).bind(seq);
+            let query = query.bind(&run.run_id).bind(run.generation).bind(first_row);
             Ok(query.fetch_one(tx).await?)
         })
         .await
@@ -387,20 +387,22 @@ impl Store {
         .await
     }
 
-    /// The seqs of a run that the ledger lacks, as inclusive ranges; none while the extractor has not said how many there are.
-    pub async fn missing(&self, run: &Run) -> Result<Vec<(i32, i32)>, Error> {
+    /// The rows of a run that the ledger lacks, as inclusive ranges; none while the extractor has not said how many there are.
+    /// The batch of an empty result stands for one row.
+    pub async fn missing(&self, run: &Run) -> Result<Vec<(i64, i64)>, Error> {
         let failure = "cannot look for missing batches";
         self.read(failure, async |tx: &mut PgConnection| {
             let ranges = sqlx::query_as(
-                "SELECT min(seq), max(seq) FROM (
-                     SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island
-                     FROM generate_series(0, $3::integer - 1) AS seq
-                     WHERE NOT EXISTS (SELECT FROM etl.batches b WHERE b.run_id = $1 AND b.generation = $2 AND b.seq = seq.seq)
-                 ) AS gaps GROUP BY island ORDER BY 1",
+                "SELECT ends, begins - 1 FROM (
+                     SELECT first_row AS begins, coalesce(max(first_row + greatest(rows_extracted, 1)) OVER (
+                                ORDER BY first_row ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS ends
+                     FROM (SELECT first_row, rows_extracted FROM etl.batches WHERE run_id = $1 AND generation = $2
+                           UNION ALL SELECT greatest($3, 1), 0) b
+                 ) gaps WHERE begins > ends AND $3 IS NOT NULL ORDER BY 1",
             )
             .bind(&run.run_id)
             .bind(run.generation)
-            .bind(run.batches_expected.unwrap_or(0))
+            .bind(run.rows_expected)
             .fetch_all(tx)
             .await?;
             Ok(ranges)

@@ -3,15 +3,15 @@
 use crate::state::RunState;
 use crate::summary::Run;
 
-/// Seqs as inclusive ranges.
-pub type Ranges = Vec<(i32, i32)>;
+/// Rows of a result as inclusive ranges.
+pub type Ranges = Vec<(i64, i64)>;
 
 /// What the ledger proves of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Every row that Athena returned is loaded, rejected or dropped.
     Complete,
-    /// It has not ended; these batches have not arrived, where their number is known.
+    /// It has not ended; these rows have not arrived, where their number is known.
     NotOver { missing: Ranges },
     /// A person has to decide.
     Held,
@@ -32,7 +32,7 @@ pub enum Verdict {
 }
 
 impl Run {
-    /// The verdict, given the batches that the ledger lacks ([`crate::Store::missing`]); of a balanced run there is none.
+    /// The verdict, given the rows that the ledger lacks ([`crate::Store::missing`]); of a balanced run there is none.
     pub fn verdict(&self, missing: Ranges) -> Verdict {
         match self.state {
             RunState::Completed if self.is_complete() => Verdict::Complete,

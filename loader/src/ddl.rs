@@ -145,7 +145,7 @@ pub fn create_table(
         comments.collect::<String>(),
         quoted(BATCH_COLUMN),
         literal(
-            "The batch that the row came with: etl.run_no(_batch) of etl.runs, etl.seq(_batch) of etl.batches."
+            "The batch that the row came with: etl.run_no(_batch) of etl.runs, etl.first_row(_batch) of etl.batches."
         ),
     )
 }

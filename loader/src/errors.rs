@@ -80,11 +80,11 @@ pub enum Refused {
         known: i64,
     },
     #[error(
-        "rows of {table} came with a batch that this ledger does not know (_batch is {number}) and would win over rows of this one, as if they were newer; the table or the schema etl was copied, restored or made anew; run: UPDATE {table} SET _batch = 0 WHERE NOT EXISTS (SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE etl.batch_no(r.run_no, b.seq) = _batch), then replay this batch; it was not loaded"
+        "rows of {table} came with a batch that this ledger does not know (_batch is {number}) and would win over rows of this one, as if they were newer; the table or the schema etl was copied, restored or made anew; run: UPDATE {table} SET _batch = 0 WHERE NOT EXISTS (SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE etl.batch_no(r.run_no, b.first_row) = _batch), then replay this batch; it was not loaded"
     )]
     UnknownWinner { table: String, number: i64 },
     #[error(
-        "rows of {table} came with a batch that this ledger does not know (_batch is {number}) and count as newer than this run's; the table or the schema etl was copied, restored or made anew; run: UPDATE {table} SET _batch = 0 WHERE NOT EXISTS (SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE etl.batch_no(r.run_no, b.seq) = _batch), then approve the run"
+        "rows of {table} came with a batch that this ledger does not know (_batch is {number}) and count as newer than this run's; the table or the schema etl was copied, restored or made anew; run: UPDATE {table} SET _batch = 0 WHERE NOT EXISTS (SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE etl.batch_no(r.run_no, b.first_row) = _batch), then approve the run"
     )]
     UnknownNewer { table: String, number: i64 },
     #[error(

@@ -151,7 +151,7 @@ async fn load_once(
         Ok(()) => connection.give_back(),
         Err(error) => {
             drop(connection);
-            tracing::warn!(run.id = %batch.id.run, batch.seq = batch.id.seq, error = cause(&error), "commit without an answer; looking into the ledger");
+            tracing::warn!(run.id = %batch.id.run, batch.first_row = batch.id.first_row, error = cause(&error), "commit without an answer; looking into the ledger");
             if !look_up(store, batch).await? {
                 return Err(ledger::Error::postgres("cannot commit a batch")(error).into());
             }
@@ -208,7 +208,7 @@ async fn write(
             .ok_or_else(vanished);
     }
     let extracted = batch.rows_extracted() as u64;
-    entry::check_neighbours(tx, &batch.id, batch.first_row, extracted).await?;
+    entry::check_neighbours(tx, &batch.id, extracted).await?;
     if !prepared.is_unchanged(tx).await? {
         return Ok(Step::Changed);
     }

@@ -221,14 +221,14 @@ mod tests {
         unproven: Duration::ZERO,
     };
 
-    fn batch(seq: u32) -> ValidBatch {
+    fn batch(first_row: u64) -> ValidBatch {
         ValidBatch {
             id: BatchId {
                 run: "r".parse().unwrap(),
                 generation: 0,
-                seq,
+                first_row,
             },
-            first_row: 0,
+            is_bulk: false,
             result_id: "q:pages".into(),
             content_hash: ContentHash::of(&[], &Rows::new(1)),
             job: "job".into(),
@@ -278,16 +278,16 @@ mod tests {
         let why = parking.enter("a", NONE).await.err();
         assert_eq!(why.as_deref(), Some("locked"));
         assert!(parking.due().is_empty(), "the first probe comes later");
-        for seq in 8..10 {
+        for first_row in 8..10 {
             let mut due = Vec::new();
             wait_until("the probe", TIMEOUT, async || {
                 due = parking.due();
                 !due.is_empty()
             })
             .await;
-            assert_eq!((due[0].0.as_str(), due[0].1.id.seq), ("a", 7));
+            assert_eq!((due[0].0.as_str(), due[0].1.id.first_row), ("a", 7));
             assert!(parking.due().is_empty(), "one probe at a time");
-            parking.failed("a", &batch(seq), "still locked");
+            parking.failed("a", &batch(first_row), "still locked");
         }
         assert!(parking.works("a") && !parking.works("a"));
         assert!(parking.enter("a", NONE).await.is_ok());

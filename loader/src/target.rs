@@ -110,7 +110,7 @@ impl Prepared {
         batch: &ValidBatch,
         run_no: i64,
     ) -> Result<Written, LoadError> {
-        let batch_no = ledger::BatchNo::new(run_no, batch.id.seq).get();
+        let batch_no = ledger::BatchNo::new(run_no, batch.id.first_row).get();
         match &self.writer {
             Writer::Append(append) => append.write(tx, batch, batch_no).await,
             Writer::Merge(merge) => merge.write(tx, batch, run_no).await,

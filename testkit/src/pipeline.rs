@@ -1,6 +1,7 @@
 //! The whole pipeline for a test: an emulator of AWS, a virtual host, a database, the three services, and a folder of jobs.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use crate::TIMEOUT;
@@ -184,9 +185,27 @@ impl Pipeline {
             .expect("the table can be read")
     }
 
+    /// The rows of the batches at these places in a run, as `etl replay --rows` takes them.
+    pub async fn rows_of_batches(&self, run: &str, places: RangeInclusive<usize>) -> String {
+        let sql = format!(
+            "SELECT min(first_row) || '..' || max(first_row + rows_extracted) - 1 FROM (
+                 SELECT DISTINCT first_row, rows_extracted, dense_rank() OVER (ORDER BY first_row) - 1 AS place
+                 FROM etl.batches WHERE run_id = '{run}') b
+             WHERE place BETWEEN {} AND {}",
+            places.start(),
+            places.end()
+        );
+        let query = sqlx::query_scalar(sqlx::AssertSqlSafe(sql));
+        let rows: Option<String> = query
+            .fetch_one(&self.database.pool)
+            .await
+            .expect("the ledger can be read");
+        rows.expect("the run has these batches")
+    }
+
     /// The ledger, without values that depend on the time of day.
     pub async fn ledger(&self) -> Vec<String> {
-        let batches = "run_id, generation, seq, content_hash, rows_extracted, rows_loaded, rows_deduplicated, rows_rejected, loaded_at";
+        let batches = "run_id, generation, first_row, content_hash, rows_extracted, rows_loaded, rows_deduplicated, rows_rejected, loaded_at";
         let mut ledger = self
             .table(
                 "run_id, state, generation, rows_expected, finished_at",

@@ -32,9 +32,9 @@ fn batch(columns: &str) -> RawBatch {
         id: BatchId {
             run: "bench".parse().expect("a plain name"),
             generation: 0,
-            seq: 0,
+            first_row: 0,
         },
-        first_row: 0,
+        is_bulk: false,
         result_id: "q:pages".into(),
         job: Arc::new(job),
         columns: Arc::new(sample::columns().iter().map(column).collect()),

@@ -57,7 +57,7 @@ fn transformed(
     delivery: &Delivery<RawBatch>,
 ) -> Result<(Outgoing, Counts), Failure> {
     let raw = delivery.read()?;
-    let span = tracing::info_span!(target: trace::TARGET, "transform", run.id = %raw.id.run, batch.seq = i64::from(raw.id.seq));
+    let span = tracing::info_span!(target: trace::TARGET, "transform", run.id = %raw.id.run, batch.first_row = raw.id.first_row.cast_signed());
     let traceparent = trace::join(&span, delivery.traceparent().as_deref());
     span.in_scope(|| {
         let plan = plans.plan(&raw)?;

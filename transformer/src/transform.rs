@@ -103,7 +103,7 @@ pub fn transform(plan: &Plan, batch: RawBatch) -> ValidBatch {
             Err(reject) => {
                 valid.copy();
                 rejected.push(RejectedRow {
-                    row: batch.first_row + u64::from(offset),
+                    row: batch.id.first_row + u64::from(offset),
                     reject,
                     raw: plan.raw(&batch, row),
                 });
@@ -115,7 +115,7 @@ pub fn transform(plan: &Plan, batch: RawBatch) -> ValidBatch {
     let watermark = latest.text();
     ValidBatch {
         id: batch.id,
-        first_row: batch.first_row,
+        is_bulk: batch.is_bulk,
         result_id: batch.result_id,
         content_hash,
         job: batch.job.name.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::body::{read_batch, read_json};
+use super::body::read_batch;
 use super::{BatchId, Body, Message, QueueName, RunId};
 use crate::job::{JobSpec, Target};
 use crate::rows::Rows;
@@ -18,8 +18,10 @@ use crate::schema::{ResultColumn, TargetColumn};
 #[serde(deny_unknown_fields)]
 pub struct RawBatch {
     pub id: BatchId,
-    /// The ordinal of the first row in the result, from 0.
-    pub first_row: u64,
+    /// Whether it is one of the later batches of a long result. These wait in a queue of their own, with workers of their own,
+    /// so that a short run waits for no long one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_bulk: bool,
     /// The result of these rows: the execution id with the object's `ETag`, or with `pages`.
     pub result_id: String,
     pub job: Arc<JobSpec>,
@@ -33,7 +35,8 @@ pub struct RawBatch {
 #[serde(deny_unknown_fields)]
 pub struct ValidBatch {
     pub id: BatchId,
-    pub first_row: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_bulk: bool,
     pub result_id: String,
     /// The hash of the raw columns and rows.
     pub content_hash: ContentHash,
@@ -43,7 +46,7 @@ pub struct ValidBatch {
     /// The target's columns, without the loader's own.
     pub columns: Vec<TargetColumn>,
     pub rows: Rows,
-    /// The ordinal in the result of each of `rows`, as an offset from `first_row`, ascending. Empty when no row is
+    /// The ordinal in the result of each of `rows`, as an offset from the batch's first row, ascending. Empty when no row is
     /// rejected: then the offsets are 0, 1, 2 and so on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub row_offsets: Vec<u32>,
@@ -130,10 +133,10 @@ impl fmt::Display for ContentHash {
 
 impl RawBatch {
     /// The batch without its rows.
-    fn head(&self) -> Self {
+    pub(super) fn head(&self) -> Self {
         Self {
             id: self.id.clone(),
-            first_row: self.first_row,
+            is_bulk: self.is_bulk,
             result_id: self.result_id.clone(),
             job: Arc::clone(&self.job),
             columns: Arc::clone(&self.columns),
@@ -144,10 +147,10 @@ impl RawBatch {
 
 impl ValidBatch {
     /// The batch without its rows.
-    fn head(&self) -> Self {
+    pub(super) fn head(&self) -> Self {
         Self {
             id: self.id.clone(),
-            first_row: self.first_row,
+            is_bulk: self.is_bulk,
             result_id: self.result_id.clone(),
             content_hash: self.content_hash.clone(),
             job: self.job.clone(),
@@ -169,7 +172,7 @@ impl ValidBatch {
             [] => index as u64,
             offsets => offsets[index].into(),
         };
-        self.first_row + offset
+        self.id.first_row + offset
     }
 
     /// The number of rows of the raw batch: the valid and the rejected ones.
@@ -179,21 +182,15 @@ impl ValidBatch {
 }
 
 /// Checks what is the same in both kinds of batches; `extracted` counts the rows of the raw batch.
-fn check_batch(
-    id: &BatchId,
-    first_row: u64,
-    extracted: usize,
-    rows: &Rows,
-    columns: usize,
-) -> Result<(), String> {
-    let (seq, most) = (id.seq, BatchId::MAX_SEQ);
-    if seq >= most {
-        return Err(format!("seq {seq} is beyond the {most} batches of a run"));
-    }
-    // The ledger stores row numbers as Postgres' `bigint`, and readers add to `first_row` without overflow.
-    let end = first_row.checked_add(extracted as u64);
-    if end.is_none_or(|end| i64::try_from(end).is_err()) {
-        return Err(format!("{extracted} rows from row {first_row} on"));
+fn check_batch(id: &BatchId, extracted: usize, rows: &Rows, columns: usize) -> Result<(), String> {
+    // Readers add to the first row without overflow.
+    let end = id.first_row.checked_add(extracted as u64);
+    if id.first_row >= BatchId::MAX_ROWS || end.is_none_or(|end| end > BatchId::MAX_ROWS) {
+        return Err(format!(
+            "{extracted} rows from row {} on; a run has at most {} rows",
+            id.first_row,
+            BatchId::MAX_ROWS
+        ));
     }
     let width = rows.width();
     if !rows.is_empty() && width != columns {
@@ -202,15 +199,8 @@ fn check_batch(
     Ok(())
 }
 
-/// Decodes a batch of the version `kind`: a head and the rows behind it, or the version before, which is all JSON.
-fn read_version<T: Message>(
-    kind: &str,
-    body: &[u8],
-    rows_of: fn(&mut T) -> &mut Rows,
-) -> Result<T, String> {
-    if kind != T::KIND {
-        return read_json(body);
-    }
+/// Decodes a batch: a head and the rows behind it.
+fn read_with_rows<T: Message>(body: &[u8], rows_of: fn(&mut T) -> &mut Rows) -> Result<T, String> {
     let (mut batch, rows) = read_batch::<T>(body)?;
     let place = rows_of(&mut batch);
     if !place.is_empty() {
@@ -222,12 +212,10 @@ fn read_version<T: Message>(
 
 impl Message for RawBatch {
     const QUEUE: QueueName = QueueName::Raw;
-    const KIND: &'static str = "raw-batch.v2";
-    /// All JSON.
-    const KIND_BEFORE: Option<&'static str> = Some("raw-batch.v1");
+    const KIND: &'static str = "raw-batch.v3";
 
     fn queue(&self) -> QueueName {
-        if self.id.is_bulk() {
+        if self.is_bulk {
             QueueName::RawBulk
         } else {
             QueueName::Raw
@@ -248,7 +236,7 @@ impl Message for RawBatch {
 
     fn check(&self) -> Result<(), String> {
         let (rows, columns) = (&self.rows, self.columns.len());
-        check_batch(&self.id, self.first_row, rows.len(), rows, columns)?;
+        check_batch(&self.id, rows.len(), rows, columns)?;
         self.job.check()
     }
 
@@ -256,19 +244,17 @@ impl Message for RawBatch {
         Body::batch(&self.head(), &self.rows)
     }
 
-    fn read(kind: &str, body: &[u8]) -> Result<Self, String> {
-        read_version(kind, body, |batch| &mut batch.rows)
+    fn read(_kind: &str, body: &[u8]) -> Result<Self, String> {
+        read_with_rows(body, |batch| &mut batch.rows)
     }
 }
 
 impl Message for ValidBatch {
     const QUEUE: QueueName = QueueName::Valid;
-    const KIND: &'static str = "valid-batch.v2";
-    /// All JSON.
-    const KIND_BEFORE: Option<&'static str> = Some("valid-batch.v1");
+    const KIND: &'static str = "valid-batch.v3";
 
     fn queue(&self) -> QueueName {
-        if self.id.is_bulk() {
+        if self.is_bulk {
             QueueName::ValidBulk
         } else {
             QueueName::Valid
@@ -289,7 +275,7 @@ impl Message for ValidBatch {
 
     fn check(&self) -> Result<(), String> {
         let (extracted, columns) = (self.rows_extracted(), self.columns.len());
-        check_batch(&self.id, self.first_row, extracted, &self.rows, columns)?;
+        check_batch(&self.id, extracted, &self.rows, columns)?;
         self.target.check()?;
         if self.row_offsets.is_empty() && self.rejected.is_empty() {
             return Ok(());
@@ -301,16 +287,17 @@ impl Message for ValidBatch {
                 self.rows.len()
             ));
         }
-        let last = self.first_row + self.rows_extracted() as u64;
+        let first = self.id.first_row;
+        let last = first + self.rows_extracted() as u64;
         let offsets = self
             .row_offsets
             .iter()
-            .map(|offset| self.first_row + u64::from(*offset));
+            .map(|offset| first + u64::from(*offset));
         let mut seen: Vec<u64> = offsets
             .chain(self.rejected.iter().map(|row| row.row))
             .collect();
         seen.sort_unstable();
-        if seen.iter().copied().eq(self.first_row..last) {
+        if seen.iter().copied().eq(first..last) {
             Ok(())
         } else {
             Err("its valid and rejected rows are not each row of the batch once".to_owned())
@@ -321,8 +308,8 @@ impl Message for ValidBatch {
         Body::batch(&self.head(), &self.rows)
     }
 
-    fn read(kind: &str, body: &[u8]) -> Result<Self, String> {
-        read_version(kind, body, |batch| &mut batch.rows)
+    fn read(_kind: &str, body: &[u8]) -> Result<Self, String> {
+        read_with_rows(body, |batch| &mut batch.rows)
     }
 }
 
@@ -373,9 +360,9 @@ mod tests {
             id: BatchId {
                 run,
                 generation: 0,
-                seq: 0,
+                first_row: 10,
             },
-            first_row: 10,
+            is_bulk: false,
             result_id: "q:pages".into(),
             content_hash: hash(&[], 1),
             job: "j".into(),

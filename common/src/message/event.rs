@@ -125,9 +125,7 @@ impl Message for RunEvent {
                 Err("a result without a batch; an empty result is one empty batch".to_owned())
             }
             EventKind::Extracted { batches, rows, .. }
-                if *batches > BatchId::MAX_SEQ
-                    || i64::try_from(*rows).is_err()
-                    || (*batches > 1 && u64::from(*batches) > *rows) =>
+                if *rows > BatchId::MAX_ROWS || (*batches > 1 && u64::from(*batches) > *rows) =>
             {
                 Err(format!("a result of {rows} rows in {batches} batches"))
             }

@@ -62,33 +62,25 @@ impl fmt::Display for RunId {
     }
 }
 
-/// The identity of a batch, the same in every delivery.
+/// The identity of a batch, the same in every delivery: the batches of a run are ranges of its result's rows, and each is
+/// named after its first row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BatchId {
     pub run: RunId,
     /// 0 for the first attempt; each replay adds 1.
     pub generation: u32,
-    /// The position of the batch in the run, from 0.
-    pub seq: u32,
+    /// The ordinal of the first row in the result, from 0.
+    pub first_row: u64,
 }
 
 impl BatchId {
-    /// The first seq that a run cannot have: `_batch` has 24 bits for it.
-    pub const MAX_SEQ: u32 = 1 << 24;
-
-    /// From this seq on a run is bulk: its tasks and batches wait in queues of their own, with workers of their own, so that a
-    /// short run waits for no long one. Nothing else decides about it, so that every copy of a message takes the same way.
-    pub const BULK_FROM: u32 = 4;
-
-    /// Whether the batch is one of the later ones of a long result.
-    pub fn is_bulk(&self) -> bool {
-        self.seq >= Self::BULK_FROM
-    }
+    /// The most rows of a run: `_batch` has 36 bits for the first row of a batch.
+    pub const MAX_ROWS: u64 = 1 << 36;
 }
 
 impl fmt::Display for BatchId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.run, self.generation, self.seq)
+        write!(f, "{}/{}/{}", self.run, self.generation, self.first_row)
     }
 }
 

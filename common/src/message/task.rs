@@ -133,11 +133,22 @@ pub struct Cursor {
     pub offset: u64,
     /// The ordinal of the next row, from 0.
     pub row: u64,
-    /// The next batch, from 0.
-    pub seq: u32,
+    /// The batches of the result before it.
+    pub batches: u32,
     /// The token of a page and the ordinal of its first row: a shortcut to `row` that nothing relies on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<(String, u64)>,
+}
+
+impl Cursor {
+    /// From so many batches on a run is bulk: its tasks and batches wait in queues of their own, with workers of their own, so
+    /// that a short run waits for no long one. Nothing else decides about it, so that every copy of a message takes the same way.
+    pub const BULK_FROM: u32 = 4;
+
+    /// Whether the next batch is one of the later ones of a long result.
+    pub fn is_bulk(&self) -> bool {
+        self.batches >= Self::BULK_FROM
+    }
 }
 
 impl ResultLocation {
@@ -183,7 +194,7 @@ impl ExtractTask {
 
     /// Whether it reads a long result on.
     pub fn is_bulk(&self) -> bool {
-        matches!(&self.state, TaskState::Reading { cursor, .. } if cursor.seq >= BatchId::BULK_FROM)
+        matches!(&self.state, TaskState::Reading { cursor, .. } if cursor.is_bulk())
     }
 }
 
@@ -197,9 +208,7 @@ fn is_zero(generation: &u32) -> bool {
 
 impl Message for ExtractTask {
     const QUEUE: QueueName = QueueName::Extract;
-    /// Version 1 had fewer settings of the source, which its readers would pass over.
-    const KIND: &'static str = "extract-task.v2";
-    const KIND_BEFORE: Option<&'static str> = Some("extract-task.v1");
+    const KIND: &'static str = "extract-task.v3";
 
     fn queue(&self) -> QueueName {
         if self.is_bulk() {
@@ -214,7 +223,7 @@ impl Message for ExtractTask {
             TaskState::Start { attempt } => format!("start-{attempt}"),
             TaskState::Waiting { attempt, .. } => format!("wait-{attempt}"),
             TaskState::Reread { .. } => "reread".to_owned(),
-            TaskState::Reading { cursor, .. } => format!("read-{}", cursor.seq),
+            TaskState::Reading { cursor, .. } => format!("read-{}", cursor.row),
         };
         format!("{}/{}/{point}", self.run, self.generation)
     }
@@ -242,11 +251,11 @@ impl Message for ExtractTask {
             ));
         }
         match &self.state {
-            TaskState::Reading { cursor, .. }
-                if cursor.seq > BatchId::MAX_SEQ || i64::try_from(cursor.row).is_err() =>
-            {
-                Err(format!("batch {} from row {} on", cursor.seq, cursor.row))
-            }
+            TaskState::Reading { cursor, .. } if cursor.row > BatchId::MAX_ROWS => Err(format!(
+                "rows from {} on; a run has at most {} rows",
+                cursor.row,
+                BatchId::MAX_ROWS
+            )),
             TaskState::Reread { .. } if !self.is_replay() => Err(format!(
                 "a task that reads a result again in its first generation, {}",
                 self.generation

@@ -184,12 +184,12 @@ mod tests {
             job: Some("clicks".into()),
             run_id: Some("daily-2018-04-02".into()),
             queue: Some("etl.valid".into()),
-            kind: Some("valid-batch.v1".into()),
+            kind: Some("valid-batch.v3".into()),
             received_at: "2018-04-03T02:00:11Z".into(),
             age_seconds: 260,
             resolution: None,
             body_bytes: Some(195_203),
-            body_start: r#"{"id":{"run":"daily-2018-04-02","generation":0,"seq":3},"first_row":6588,"result_id":"4bcb4933"#.into(),
+            body_start: r#"{"id":{"run":"daily-2018-04-02","generation":0,"first_row":6588},"result_id":"4bcb4933"#.into(),
         };
         let junk = DeadLetterSummary {
             id: 18,

@@ -7,7 +7,7 @@ use super::Command;
 use crate::broker;
 use crate::output::{Terminal, counted, note, number, print, print_json, size, table};
 use crate::{Failure, loss, store};
-use ledger::{Proven, Run, Seqs, Store};
+use ledger::{Proven, RowRanges, Run, Store};
 
 /// Prove that every row of a run, or of all, is accounted for.
 #[derive(Debug, clap::Args)]
@@ -29,7 +29,7 @@ pub struct Verdict {
     #[serde(flatten)]
     pub run: Run,
     /// The ranges of batches that the ledger lacks.
-    pub missing: Vec<(i32, i32)>,
+    pub missing: Vec<(i64, i64)>,
     /// False for a contradiction; of a run that is proven alone, for every run that is not complete.
     #[serde(rename = "ok")]
     pub is_true: bool,
@@ -87,7 +87,7 @@ pub async fn plan(store: &Store, run: Option<&str>, few: Option<i64>) -> Result<
 impl Verdict {
     /// The verdict on a run; of one that is proven `alone`, whether it is complete. `lost`: why nothing of it moves, and what
     /// repairs it.
-    pub fn new(run: Run, missing: Vec<(i32, i32)>, lost: Option<String>, alone: bool) -> Self {
+    pub fn new(run: Run, missing: Vec<(i64, i64)>, lost: Option<String>, alone: bool) -> Self {
         let verdict = run.verdict(missing.clone());
         let lost = lost.map(|why| format!("; {why}")).unwrap_or_default();
         Self {
@@ -108,7 +108,7 @@ fn sentence(run: &Run, verdict: &ledger::Verdict) -> String {
         ledger::Verdict::Complete => "extracted = loaded + rejected".to_owned(),
         ledger::Verdict::NotOver { missing } if missing.is_empty() => "not over yet".to_owned(),
         ledger::Verdict::NotOver { missing } => {
-            format!("not over yet, the batches {} are pending", shown(missing))
+            format!("not over yet, the rows {} are pending", shown(missing))
         }
         ledger::Verdict::Held => {
             let why = run.held_because.as_deref();
@@ -138,11 +138,11 @@ fn sentence(run: &Run, verdict: &ledger::Verdict) -> String {
     }
 }
 
-fn shown(ranges: &[(i32, i32)]) -> String {
-    Seqs::from_ledger(ranges.iter().copied()).to_string()
+fn shown(ranges: &[(i64, i64)]) -> String {
+    RowRanges::from_ledger(ranges.iter().copied()).to_string()
 }
 
-fn contradiction(run: &Run, missing: &[(i32, i32)]) -> String {
+fn contradiction(run: &Run, missing: &[(i64, i64)]) -> String {
     let mut problems = Vec::new();
     if run.dead_letters > 0 {
         let dead = counted(run.dead_letters, "dead letter");
@@ -155,7 +155,7 @@ fn contradiction(run: &Run, missing: &[(i32, i32)]) -> String {
         } else {
             format!("; `etl replay {} --missing` sends them again", run.run_id)
         };
-        problems.push(format!("missing batches {}{remedy}", shown(missing)));
+        problems.push(format!("missing rows {}{remedy}", shown(missing)));
     }
     if !run.balanced && missing.is_empty() {
         problems.push("the rows do not add up".to_owned());
@@ -303,9 +303,9 @@ mod tests {
             ..samples::completed()
         };
         let verdicts = samples::runs().into_iter().chain([gone, stays]).map(|run| {
-            let has_gap = run.batches_expected.is_some() && !run.balanced && run.state.is_over();
+            let has_gap = run.rows_expected.is_some() && !run.balanced && run.state.is_over();
             let missing = if has_gap {
-                vec![(3, 3), (36, 37)]
+                vec![(6_588, 8_783), (79_056, 83_447)]
             } else {
                 Vec::new()
             };

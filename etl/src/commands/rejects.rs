@@ -265,7 +265,7 @@ mod tests {
         QuarantinedRow {
             run_id: "daily-2018-04-02".into(),
             generation: 0,
-            seq: 3,
+            first_row: 6_588,
             row_number: number,
             column_name: column.map(Into::into),
             rule: if column.is_some() {

@@ -32,7 +32,7 @@ use crate::query_columns::QueryColumns;
 use crate::select::{Selection, shown};
 use crate::store;
 use crate::target;
-use ledger::Seqs;
+use ledger::RowRanges;
 use ledger::{Meant, NewReplay, Run, RunFilter, RunState, SessionLock, Store, Subject};
 
 /// Replay batches of runs with the job as it is now, without a query.
@@ -59,10 +59,10 @@ pub struct Arguments {
     /// Only runs that were requested before this time.
     #[arg(long, value_name = "TIME", conflicts_with = "runs", value_parser = parse_time)]
     pub until: Option<Timestamp>,
-    /// Only these batches, the last one included. Where batches depend on each other (every mode but append, and every
+    /// Only the batches that have these rows of the result, the last one included; each of them whole. Where batches depend on each other (every mode but append, and every
     /// run that is committed as a whole) the whole run is replayed, with a note.
     #[arg(long, value_name = "A..B", conflicts_with_all = ["job", "state", "rejected_only", "missing", "from_athena"])]
-    pub seq: Option<Seqs>,
+    pub rows: Option<RowRanges>,
     /// Only the batches that have a rejected row, each of them whole.
     #[arg(long, conflicts_with_all = ["missing", "from_athena"])]
     pub rejected_only: bool,
@@ -167,7 +167,7 @@ pub async fn runs(store: &Store, arguments: &Arguments) -> Result<Chosen, Failur
     for run in which.chosen(store, among).await? {
         let has_nothing = match run.state {
             RunState::Cancelled | RunState::Superseded => true,
-            RunState::Failed => run.batches_expected.is_none() && !arguments.from_athena,
+            RunState::Failed => run.rows_expected.is_none() && !arguments.from_athena,
             RunState::Requested | RunState::Running | RunState::Held | RunState::Completed => false,
         };
         if has_nothing {
@@ -264,7 +264,7 @@ async fn without_archive(
     if let Some(why) = no_archive
         && !arguments.from_athena
     {
-        let whole = if arguments.rejected_only || arguments.seq.is_some() {
+        let whole = if arguments.rejected_only || arguments.rows.is_some() {
             ", all of it"
         } else {
             ""
@@ -282,7 +282,7 @@ fn from_athena(subject: Subject) -> Result<Replay, Failure> {
     let (job, spec) = job_now(&subject)?;
     let new = NewReplay {
         source: "athena",
-        seqs: Seqs::first(subject.batches().unwrap_or(BatchId::MAX_SEQ)),
+        rows: RowRanges::first(subject.rows().unwrap_or(BatchId::MAX_ROWS)),
         partial: false,
         job_hash: job.hash(),
         spec,
@@ -302,13 +302,14 @@ async fn from_archive(
     arguments: &Arguments,
     notes: &mut Vec<String>,
 ) -> Result<Option<Replay>, Failure> {
-    let batches = checks::extracted(&subject)?;
+    let all = checks::extracted(&subject)?;
     let (job, spec) = job_now(&subject)?;
-    let whole = Seqs::first(batches);
-    let wanted = match &arguments.seq {
-        Some(seqs) => {
-            checks::within(&subject, seqs, batches)?;
-            seqs.clone()
+    let whole = RowRanges::first(all);
+    let wanted = match &arguments.rows {
+        Some(rows) => {
+            checks::within(&subject, rows, all)?;
+            let batches = store.batches_with(&subject.run, rows).await?;
+            rows.clone().with(batches)
         }
         None if arguments.rejected_only => store.batches_with_rejects(&subject.run).await?,
         None => whole.clone(),
@@ -317,15 +318,15 @@ async fn from_archive(
         return Ok(None);
     }
     let may_be_partial = checks::supersedes_by_batch(&subject, &spec);
-    let seqs = if may_be_partial && subject.unfinished().is_some() {
+    let rows = if may_be_partial && subject.unfinished().is_some() {
         wanted
     } else if may_be_partial {
         // What the ledger lacks was sent in a generation that ends now.
-        wanted.with(Seqs::from_ledger(store.missing(&subject.run).await?))
+        wanted.with(RowRanges::from_ledger(store.missing(&subject.run).await?))
     } else {
         whole.clone()
     };
-    if !may_be_partial && (arguments.seq.is_some() || arguments.rejected_only) {
+    if !may_be_partial && (arguments.rows.is_some() || arguments.rejected_only) {
         let as_a_whole = if spec.target.is_staged(0) {
             ", committed as a whole,"
         } else {
@@ -338,8 +339,8 @@ async fn from_archive(
     }
     let new = NewReplay {
         source: "archive",
-        partial: seqs != whole,
-        seqs,
+        partial: rows != whole,
+        rows,
         job_hash: job.hash(),
         spec,
     };
@@ -378,11 +379,15 @@ pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent
         store.begin_replay(subject, &replay.new).await?
     };
     failpoint::reach("replay_recorded").await;
-    match &replay.athena {
-        Some(source) => reread::send(store, broker, replay, source.clone(), generation).await,
-        None => archive::send(store, broker, replay, generation).await,
-    }
-    .with_context(|| {
+    let sent = match &replay.athena {
+        Some(source) => reread::send(store, broker, replay, source.clone(), generation)
+            .await
+            .map(|()| None),
+        None => archive::send(store, broker, replay, generation)
+            .await
+            .map(Some),
+    };
+    let batches = sent.with_context(|| {
         format!(
             "the replay of {} is in the ledger and not wholly sent; the same command resumes it",
             subject.id()
@@ -392,7 +397,7 @@ pub async fn act(store: &Store, broker: &Broker, replay: &Replay) -> Result<Sent
     store.replay_sent(subject.id(), generation).await?;
     Ok(Sent {
         run_id: subject.id().to_owned(),
-        batches: replay.athena.is_none().then(|| replay.new.seqs.count()),
+        batches,
         generation: Some(generation),
     })
 }

@@ -56,7 +56,7 @@ impl Trace {
             let mut known = self
                 .origins
                 .iter()
-                .filter(|origin| origin.first_row.is_some());
+                .filter(|origin| origin.rows_extracted.is_some());
             known.any(|origin| Some(origin.batch) == batch)
         };
         !self.rows.is_empty() && self.rows.iter().all(|row| in_ledger(row.batch))
@@ -164,17 +164,17 @@ impl Command for Arguments {
 
 fn described(origin: &Origin, rows: &[&TracedRow]) -> String {
     let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
-    let batch = match (origin.first_row, origin.rows_extracted) {
-        (Some(first), Some(count)) => format!(
-            "{} of the run: rows {} to {} of the result, loaded {}",
-            origin.seq,
+    let first = origin.first_row;
+    let batch = match origin.rows_extracted {
+        Some(count) => format!(
+            "rows {} to {} of the result, loaded {}",
             number(first),
             number(first + count - 1),
             or_unknown(&origin.loaded_at)
         ),
-        _ => format!(
-            "{} of the run, and not in its ledger: a replay is under way, or the row was not written by the loader",
-            origin.seq
+        None => format!(
+            "from row {} of the result on, and not in the ledger of the run: a replay is under way, or the row was not written by the loader",
+            number(first)
         ),
     };
     let mut sheet = Sheet::new(10);
@@ -217,26 +217,25 @@ mod tests {
     use super::*;
 
     fn rows() -> Vec<TracedRow> {
-        let raw = r#"{"url":"https://example.org/","country_code":"CH","_batch":117440515}"#;
+        let raw = r#"{"url":"https://example.org/","country_code":"CH","_batch":481036343740}"#;
         let raw = serde_json::value::RawValue::from_string(raw.to_owned()).unwrap();
         vec![TracedRow {
-            batch: Some(117_440_515),
+            batch: Some(481_036_343_740),
             row: Json(raw),
         }]
     }
 
     fn origin() -> Origin {
         Origin {
-            batch: 117_440_515,
+            batch: 481_036_343_740,
             run_id: "daily-2018-04-02".into(),
             run_no: 7,
-            seq: 3,
             generation: 1,
             job: "clicks".into(),
             state: RunState::Completed,
             requested_by: Some("ana".into()),
             requested_at: "2018-04-03T02:00:00.000Z".into(),
-            first_row: Some(6_588),
+            first_row: 6_588,
             rows_extracted: Some(2_196),
             loaded_at: Some("2018-04-03T02:00:09.120Z".into()),
             query_execution_id: Some("4bcb4933-3458-4a18-8ecc-9a59b114d0c5".into()),
@@ -254,7 +253,6 @@ mod tests {
         let (rows, origin) = (rows(), origin());
         // While a replay is under way, and of a run that was read as pages.
         let unproven = Origin {
-            first_row: None,
             rows_extracted: None,
             loaded_at: None,
             requested_by: None,

@@ -18,9 +18,9 @@ pub enum Phase {
     Querying,
     /// The result is read, and its end is not known yet.
     Extracting,
-    /// Every batch is known, and some are not in the ledger yet.
+    /// The number of rows is known, and some are not in the ledger yet.
     Loading,
-    /// Every batch is in the ledger.
+    /// Every row is in the ledger.
     Committing,
     /// It is over, or waits for a person.
     Settled(RunState),
@@ -28,11 +28,11 @@ pub enum Phase {
 
 impl Phase {
     pub fn of(run: &Run) -> Self {
-        match (run.state, run.batches_expected) {
+        match (run.state, run.rows_expected) {
             (RunState::Requested, _) => Self::Queued,
             (RunState::Running, None) if run.rows_read == 0 => Self::Querying,
             (RunState::Running, None) => Self::Extracting,
-            (RunState::Running, Some(all)) if run.batches < i64::from(all) => Self::Loading,
+            (RunState::Running, Some(all)) if accounted(run) < all => Self::Loading,
             (RunState::Running, Some(_)) => Self::Committing,
             (state, _) => Self::Settled(state),
         }
@@ -154,6 +154,7 @@ mod tests {
         };
         let committing = Run {
             batches: 39,
+            rows_loaded: 83_760 - loading.rows_rejected - loading.rows_dropped,
             ..loading.clone()
         };
         let runs = [querying, running, loading, committing];

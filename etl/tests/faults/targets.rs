@@ -196,7 +196,7 @@ async fn assert_all_complete(pipeline: &Pipeline, round: &str) {
         .await;
         let rows = pipeline
             .number(&format!(
-                "SELECT count(*) FROM public.{job} WHERE _batch >> 24 = (SELECT run_no FROM etl.runs WHERE run_id = '{run}')"
+                "SELECT count(*) FROM public.{job} WHERE etl.run_no(_batch) = (SELECT run_no FROM etl.runs WHERE run_id = '{run}')"
             ))
             .await;
         assert_eq!(rows, i64::try_from(ROWS).unwrap(), "{run}");
@@ -206,14 +206,14 @@ async fn assert_all_complete(pipeline: &Pipeline, round: &str) {
 async fn assert_nothing_is_left(pipeline: &Pipeline) {
     pipeline.assert_reconciled("bad_locked").await;
     let cancelled = pipeline.number(
-        "SELECT count(*) FROM public.bad_cancelled WHERE _batch >> 24 = (SELECT run_no FROM etl.runs WHERE run_id = 'bad_cancelled')",
+        "SELECT count(*) FROM public.bad_cancelled WHERE etl.run_no(_batch) = (SELECT run_no FROM etl.runs WHERE run_id = 'bad_cancelled')",
     );
     assert_eq!(cancelled.await, 0);
     wait_until("etl.parked to be empty", TIMEOUT, async || {
         pipeline.vhost.ready("etl.parked").await == 0
     })
     .await;
-    for none in ["etl.dead_letters", "etl.parked WHERE seq >= 0"] {
+    for none in ["etl.dead_letters", "etl.parked WHERE first_row >= 0"] {
         let count: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {none}")))
             .fetch_one(&pipeline.database.pool)
             .await
@@ -287,6 +287,6 @@ async fn extraction_for_a_target_that_takes_nothing_is_paused_and_resumed() {
         pipeline.vhost.ready("etl.parked").await == 0
     })
     .await;
-    let nothing = "SELECT (SELECT count(*) FROM etl.dead_letters) + (SELECT count(*) FROM etl.parked WHERE seq = -2)";
+    let nothing = "SELECT (SELECT count(*) FROM etl.dead_letters) + (SELECT count(*) FROM etl.parked WHERE first_row = -2)";
     assert_eq!(pipeline.number(nothing).await, 0);
 }

@@ -180,9 +180,9 @@ async fn prune_deletes_old_values_and_keeps_those_still_needed() {
         INSERT INTO etl.runs (run_id, job, job_hash, job_spec, sql, target_table, mode, state, batches_expected, rows_expected, requested_at, finished_at)
         SELECT name, 'clicks', 'h', '{}', 'SELECT 1', 'public.clicks', 'append', state, 1, 1, now() - age, CASE WHEN state = 'completed' THEN now() - age END
         FROM (VALUES ('old', 'completed', interval '40 days'), ('new', 'completed', '2 days'), ('open', 'running', '40 days')) AS r (name, state, age);
-        INSERT INTO etl.batches (run_id, generation, seq, content_hash, result_id, first_row, rows_extracted, rows_loaded, rows_rejected)
-        SELECT run_id, 0, 0, 'h', 'q', 0, 1, 0, 1 FROM etl.runs;
-        INSERT INTO etl.rejected_rows (run_id, generation, seq, row_number, rule, reason, raw, rejected_at)
+        INSERT INTO etl.batches (run_id, generation, first_row, content_hash, result_id, rows_extracted, rows_loaded, rows_rejected)
+        SELECT run_id, 0, 0, 'h', 'q', 1, 0, 1 FROM etl.runs;
+        INSERT INTO etl.rejected_rows (run_id, generation, first_row, row_number, rule, reason, raw, rejected_at)
         SELECT run_id, 0, 0, 0, 'required', 'why', '{}', requested_at FROM etl.runs;
         INSERT INTO etl.dead_letters (digest, stage, reason, run_id, body, received_at, resolved_at, resolution)
         VALUES ('a', 'loader', 'resolved long ago', 'old', 'x', now() - interval '50 days', now() - interval '40 days', 'replayed'),

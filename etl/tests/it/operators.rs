@@ -136,7 +136,7 @@ impl World {
             9 => format!("discard {run} --why because"),
             10 | 11 => {
                 let bad = random.random_range(0..10);
-                let how = ["", " --force", " --seq 0..1", " --rejected-only"];
+                let how = ["", " --force", " --rows 0..1", " --rejected-only"];
                 let how = how[random.random_range(0..how.len())];
                 self.write(job, bad);
                 format!("replay {run}{how}")
@@ -183,7 +183,7 @@ impl World {
         let mut headers = FieldTable::default();
         headers.insert("run".into(), AMQPValue::LongString(run.into()));
         let properties = BasicProperties::default()
-            .with_type("raw-batch.v2".into())
+            .with_type("raw-batch.v3".into())
             .with_message_id(format!("{run}/0/0").into())
             .with_headers(headers);
         let vhost = &self.pipeline.vhost;
@@ -306,7 +306,7 @@ struct Entry {
     state: String,
     commit: String,
     generation: i32,
-    seq: i32,
+    first_row: i64,
     batch_no: i64,
     rows_loaded: i64,
     rejected: Vec<i64>,
@@ -326,7 +326,7 @@ impl Entry {
         let day = DAYS.iter().position(|day| *day == self.day).unwrap();
         let result = keys(self.job(), day).into_iter().enumerate();
         let batch = result
-            .skip(usize::try_from(self.seq).unwrap() * BATCH_ROWS)
+            .skip(usize::try_from(self.first_row).unwrap())
             .take(BATCH_ROWS);
         let accepted = batch.filter(|(n, _)| !self.rejected.contains(&i64::try_from(*n).unwrap()));
         let rows: Vec<_> = accepted
@@ -349,10 +349,10 @@ impl Entry {
 }
 
 const ENTRIES: &str = "
-    SELECT r.job, r.parameters ->> 'from' AS day, r.run_no, r.state, r.commit, r.generation, b.seq,
-           r.run_no << 24 | b.seq AS batch_no, b.rows_loaded,
-           ARRAY(SELECT row_number FROM etl.rejected_rows j WHERE (j.run_id, j.generation, j.seq) = (r.run_id, r.generation, b.seq)) AS rejected
-    FROM etl.runs r JOIN etl.batches b USING (run_id, generation) ORDER BY r.run_no, b.seq";
+    SELECT r.job, r.parameters ->> 'from' AS day, r.run_no, r.state, r.commit, r.generation, b.first_row,
+           r.run_no << 36 | b.first_row AS batch_no, b.rows_loaded,
+           ARRAY(SELECT row_number FROM etl.rejected_rows j WHERE (j.run_id, j.generation, j.first_row) = (r.run_id, r.generation, b.first_row)) AS rejected
+    FROM etl.runs r JOIN etl.batches b USING (run_id, generation) ORDER BY r.run_no, b.first_row";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_are_what_the_ledger_says_whatever_operators_and_crashes_do() {

@@ -14,7 +14,7 @@ async fn stdout(pipeline: &Pipeline, arguments: &[&str]) -> String {
 
 /// The CSV that Postgres writes: NULL and the empty string, quotes, commas and line ends.
 async fn copied(pipeline: &Pipeline, csv: &str) -> Vec<String> {
-    let columns = "run_id, generation, seq, row_number, column_name, rule, reason, dt, country, url, visits, seconds, seen_at";
+    let columns = "run_id, generation, first_row, row_number, column_name, rule, reason, dt, country, url, visits, seconds, seen_at";
     let table = columns
         .split(", ")
         .map(|name| format!("{name} text"))

@@ -46,7 +46,7 @@ async fn refuses(pipeline: &Pipeline, arguments: &[&str], code: i32, words: &[&s
 async fn replays(pipeline: &Pipeline) -> Vec<String> {
     pipeline
         .table(
-            "run_id, generation, source, seqs, requested_by, sent_at IS NOT NULL",
+            "run_id, generation, source, rows, requested_by, sent_at IS NOT NULL",
             "etl.replays",
         )
         .await

@@ -243,7 +243,7 @@ async fn one_trace_leads_from_the_request_to_each_commit() {
     .await;
     let run = of("run")[0].span.clone();
     assert_eq!(run.parent_span_id, [0_u8; 0]);
-    let keys = "delivery.count, batch.result, batch.seq, run.id";
+    let keys = "delivery.count, batch.first_row, batch.result, run.id";
     for (name, service, above, keys) in [
         ("run", "etl", None, "run.id"),
         (
@@ -256,13 +256,13 @@ async fn one_trace_leads_from_the_request_to_each_commit() {
             "publish",
             "extractor",
             Some("run"),
-            "run.id, batch.seq, batch.rows",
+            "run.id, batch.first_row, batch.rows",
         ),
         (
             "transform",
             "transformer",
             Some("publish"),
-            "run.id, batch.seq",
+            "run.id, batch.first_row",
         ),
         ("load", "loader", Some("transform"), keys),
     ] {

@@ -25,7 +25,7 @@ async fn row_leads_to_its_batch_run_query_and_object() {
         "s3://",
         "SELECT * FROM clicks",
         "from=2018-04-02",
-        "1 of the run",
+        "rows 2,252 to 4,506 of the result",
     ] {
         assert!(shown.stdout.contains(word), "no {word:?}: {}", shown.stdout);
     }

@@ -1,11 +1,11 @@
--- Each row with the run that loaded it. The column _batch has the number of the run and the place of the batch in it.
+-- Each row with the run that loaded it. The column _batch has the number of the run and the first row of the batch.
 select
     visits.country_code,
     visits.date,
     visits.visits,
     runs.run_id,
     runs.run_no,
-    etl.seq(visits._batch) as batch_seq,
+    etl.first_row(visits._batch) as batch_first_row,
     runs.query_execution_id,
     runs.requested_at,
     runs.finished_at as loaded_at

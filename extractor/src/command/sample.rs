@@ -153,9 +153,9 @@ fn transformed(
         id: BatchId {
             run: fresh_name("sample")?,
             generation: 0,
-            seq: 0,
+            first_row: 0,
         },
-        first_row: 0,
+        is_bulk: false,
         result_id: query_execution_id.clone(),
         job: Arc::new(job.spec),
         columns: Arc::new(columns),

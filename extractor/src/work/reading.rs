@@ -51,7 +51,7 @@ impl Worker<'_, '_> {
             let next = window.next.clone();
             if told.elapsed() >= PROGRESS_INTERVAL {
                 told = Instant::now();
-                let (batches, rows) = (next.seq, next.row);
+                let (batches, rows) = (next.batches, next.row);
                 let progress = run_event(task, EventKind::Progress { batches, rows });
                 let progress = outgoing(&progress).traced(self.trace.as_deref());
                 window.messages.push(progress);
@@ -59,7 +59,7 @@ impl Worker<'_, '_> {
             self.publisher.publish(&window.messages).await?;
             failpoint::reach("after_window").await;
             if let TaskState::Reading { cursor, .. } = &mut task.state {
-                let (rows, batches) = (next.row - cursor.row, next.seq - cursor.seq);
+                let (rows, batches) = (next.row - cursor.row, next.batches - cursor.batches);
                 count(&task.job.name, rows, batches, window.text_bytes);
                 *cursor = next;
             }
@@ -97,9 +97,9 @@ impl Worker<'_, '_> {
             id: BatchId {
                 run: task.run.clone(),
                 generation: task.generation,
-                seq: 0,
+                first_row: 0,
             },
-            first_row: 0,
+            is_bulk: false,
             result_id,
             job: Arc::clone(&task.job),
             rows: Rows::new(columns.len()),
@@ -141,7 +141,7 @@ impl Worker<'_, '_> {
         else {
             return Ok(Next::Step);
         };
-        let (batches, rows) = (cursor.seq, cursor.row);
+        let (batches, rows) = (cursor.batches, cursor.row);
         let event = run_event(
             task,
             EventKind::Extracted {

@@ -89,7 +89,7 @@ async fn any_checkpoint_publishes_the_same_batches() {
                 .iter()
                 .map(|batch| batch.rows.len() as u64)
                 .sum();
-            let (offset, seq) = (offset_of(&result, row), u32::try_from(from).unwrap());
+            let (offset, before) = (offset_of(&result, row), u32::try_from(from).unwrap());
             let object_etag = (results == Results::S3).then_some(etag);
             for page in [
                 None,
@@ -101,7 +101,7 @@ async fn any_checkpoint_publishes_the_same_batches() {
                 let cursor = Cursor {
                     offset,
                     row,
-                    seq,
+                    batches: before,
                     page,
                 };
                 fixture
@@ -186,7 +186,7 @@ async fn replaced_object_fails_the_run() {
         let cursor = Cursor {
             offset: offset_of(&result, 50),
             row: 50,
-            seq: 1,
+            batches: 1,
             page: None,
         };
         fixture.batches().await;

@@ -122,7 +122,7 @@ async fn unreadable_task_is_dead_lettered() {
         dead[0]
             .header("x-etl-reason")
             .unwrap()
-            .contains("extract-task.v2")
+            .contains("extract-task.v3")
     );
     fixture.settled().await;
 }

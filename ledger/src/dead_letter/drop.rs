@@ -8,7 +8,7 @@ use crate::batch;
 use crate::database::Store;
 use crate::error::Error;
 use crate::removal::DroppedBatch;
-use crate::run::{LockedRun, bigint, integer};
+use crate::run::{LockedRun, bigint};
 use crate::state::{RunState, Transition};
 
 /// What became of a batch that a person drops.
@@ -108,18 +108,16 @@ impl LockedRun<'_> {
         if batch.generation != row.generation {
             return Ok(Some("a replay has superseded it"));
         }
-        let is_beyond = |expected: i32| i64::from(batch.seq) >= i64::from(expected);
-        if row.check_pinned(&batch.result_id).is_err()
-            || row.batches_expected.is_some_and(is_beyond)
-        {
+        let is_beyond = |expected: i64| batch.first_row + batch.rows > expected.unsigned_abs();
+        if row.check_pinned(&batch.result_id).is_err() || row.rows_expected.is_some_and(is_beyond) {
             return Ok(Some("it is not part of the run's result"));
         }
         let is_there: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT FROM etl.batches WHERE run_id = $1 AND generation = $2 AND seq = $3)",
+            "SELECT EXISTS (SELECT FROM etl.batches WHERE run_id = $1 AND generation = $2 AND first_row = $3)",
         )
         .bind(self.id.as_str())
         .bind(batch.generation)
-        .bind(integer("the seq", batch.seq)?)
+        .bind(bigint("the first row", batch.first_row)?)
         .fetch_one(&mut *self.tx)
         .await?;
         Ok(is_there.then_some("it was loaded after all"))
@@ -154,22 +152,21 @@ impl LockedRun<'_> {
     ) -> Result<(), Error> {
         let state = self.to(Transition::DropBatch)?;
         sqlx::query(
-            "INSERT INTO etl.batches (run_id, generation, seq, content_hash, result_id, first_row, rows_extracted, rows_loaded, rows_dropped, dropped_by, drop_reason)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $7, $8, $9)",
+            "INSERT INTO etl.batches (run_id, generation, first_row, content_hash, result_id, rows_extracted, rows_loaded, rows_dropped, dropped_by, drop_reason)
+             VALUES ($1, $2, $3, $4, $5, $6, 0, $6, $7, $8)",
         )
         .bind(self.id.as_str())
         .bind(self.row.generation)
-        .bind(integer("the seq", batch.seq)?)
+        .bind(bigint("the first row", batch.first_row)?)
         .bind(&batch.content_hash)
         .bind(&batch.result_id)
-        .bind(bigint("the first row", batch.first_row)?)
         .bind(bigint("the number of rows", batch.rows)?)
         .bind(by)
         .bind(why)
         .execute(&mut *self.tx)
         .await?;
-        let id = self.batch_id(batch.seq);
-        batch::check_neighbours(self.tx, &id, batch.first_row, batch.rows).await?;
+        let id = self.batch_id(batch.first_row);
+        batch::check_neighbours(self.tx, &id, batch.rows).await?;
         // The run may have no result yet: this batch is of it, like the first one that is loaded.
         sqlx::query("UPDATE etl.runs SET result_id = coalesce(result_id, $2), state = $3, started_at = coalesce(started_at, now()) WHERE run_id = $1")
             .bind(self.id.as_str())

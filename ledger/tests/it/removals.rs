@@ -140,7 +140,7 @@ async fn run_with_a_pending_removal_is_not_replayed() {
     let subject = store.subject("r").await.unwrap();
     let replay = ledger::NewReplay {
         source: "archive",
-        seqs: ledger::Seqs::first(1),
+        rows: ledger::RowRanges::first(1),
         partial: false,
         job_hash: "hash".into(),
         spec: subject.live_spec(),

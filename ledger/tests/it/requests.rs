@@ -3,7 +3,7 @@
 use common::job::Job;
 use common::message::{EventKind, Limits, RunEvent, RunId};
 use ledger::{
-    Moment, NewDeadLetter, NewReplay, Requested, Rows, RunState, Seqs, Store, Terms, event,
+    Moment, NewDeadLetter, NewReplay, Requested, RowRanges, Rows, RunState, Store, Terms, event,
 };
 
 use crate::support::{execute, job_into_t, ledger, loaded, run_in, state_of, text};
@@ -245,7 +245,7 @@ async fn a_retry_resolves_the_dead_letters_of_former_attempts_alone() {
             attempts: 1,
             run: Some("r".into()),
             job: Some("job".into()),
-            kind: "raw-batch.v2".into(),
+            kind: "raw-batch.v3".into(),
             queue: "etl.raw".into(),
             headers: serde_json::json!({}),
             body: id.as_bytes(),
@@ -349,7 +349,7 @@ async fn replay(store: &Store, run: &str) -> Result<u32, String> {
     let subject = store.subject(run).await.unwrap();
     let replay = NewReplay {
         source: "athena",
-        seqs: Seqs::first(1),
+        rows: RowRanges::first(1),
         partial: false,
         job_hash: "hash".into(),
         spec: subject.live_spec(),

@@ -48,8 +48,8 @@ pub(crate) async fn loaded(pool: &PgPool, run: &RunId) {
     execute(
         pool,
         &format!(
-            "INSERT INTO etl.batches (run_id, generation, seq, content_hash, result_id, first_row, rows_extracted, rows_loaded)
-             VALUES ('{run}', 0, 0, 'hash', 'q:pages', 0, 2, 2)"
+            "INSERT INTO etl.batches (run_id, generation, first_row, content_hash, result_id, rows_extracted, rows_loaded)
+             VALUES ('{run}', 0, 0, 'hash', 'q:pages', 2, 2)"
         ),
     )
     .await;

@@ -3,7 +3,7 @@
 use common::message::{EventKind, RunEvent, RunId};
 use ledger::completion::End;
 use ledger::{
-    DroppedBatch, Error, LockedRun, Meant, NewReplay, RunState, Seqs, Store, Transition, event,
+    DroppedBatch, Error, LockedRun, Meant, NewReplay, RowRanges, RunState, Store, Transition, event,
 };
 use sqlx::{PgConnection, PgPool};
 
@@ -86,7 +86,7 @@ async fn replay(store: &Store, run: &RunId) -> Result<(), Error> {
     let subject = store.subject(run.as_str()).await?;
     let new = NewReplay {
         source: "archive",
-        seqs: Seqs::first(1),
+        rows: RowRanges::first(1),
         partial: false,
         job_hash: "hash".into(),
         spec: subject.live_spec(),
@@ -97,7 +97,6 @@ async fn replay(store: &Store, run: &RunId) -> Result<(), Error> {
 fn batch() -> DroppedBatch {
     DroppedBatch {
         generation: 0,
-        seq: 0,
         content_hash: "hash".into(),
         result_id: "q:pages".into(),
         first_row: 0,
@@ -196,19 +195,18 @@ async fn run_that_was_replayed_since_it_was_shown_is_not_meant() {
 }
 
 #[tokio::test]
-async fn dropped_batch_with_a_gap_to_its_neighbour_is_refused() {
+async fn dropped_batch_with_rows_of_its_neighbour_is_refused() {
     let (database, store) = ledger().await;
     let pool = &database.pool;
     let run = run_in(pool, "r", RunState::Running).await;
     loaded(pool, &run).await;
     let out_of_line = DroppedBatch {
-        seq: 1,
-        first_row: 3,
+        first_row: 1,
         ..batch()
     };
     let refused = store.drop_batch(&run, &out_of_line, "me", "because").await;
     let error = refused.unwrap_err().to_string();
-    assert!(error.contains("does not follow batch 0"), "{error}");
+    assert!(error.contains("overlap those from 0 to 2"), "{error}");
     let batches = "SELECT count(*) FROM etl.batches";
     assert_eq!(text(pool, batches).await, "1");
 }

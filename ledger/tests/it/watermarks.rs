@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use common::job::{Job, ReadOn};
 use common::message::{Limits, RunId};
 use ledger::completion::End;
-use ledger::{LockedRun, NewReplay, Requested, Rows, Seqs, Store, Terms};
+use ledger::{LockedRun, NewReplay, Requested, RowRanges, Rows, Store, Terms};
 use sqlx::{PgConnection, PgPool};
 
 use crate::support::{execute, ledger, loaded, text};
@@ -101,7 +101,7 @@ async fn replay(store: &Store, run: &RunId) -> Result<u32, String> {
     let subject = store.subject(run.as_str()).await.unwrap();
     let new = NewReplay {
         source: "archive",
-        seqs: Seqs::first(1),
+        rows: RowRanges::first(1),
         partial: false,
         job_hash: "hash".into(),
         spec: subject.live_spec(),

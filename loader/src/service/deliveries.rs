@@ -82,7 +82,7 @@ impl Handler<ValidBatch> for Lane<'_, '_> {
                 target: trace::TARGET,
                 "load",
                 run.id = %batch.id.run,
-                batch.seq = i64::from(batch.id.seq),
+                batch.first_row = batch.id.first_row.cast_signed(),
                 delivery.count = i64::from(delivery.deliveries()),
                 batch.result = tracing::field::Empty,
             );

@@ -102,7 +102,7 @@ impl Deletion {
         let unknown = format!(
             "SELECT EXISTS (SELECT FROM {table} WHERE {batch} IS NULL) OR EXISTS (
                  SELECT FROM (SELECT DISTINCT {batch} AS no FROM {table}) t WHERE no <> 0 AND NOT EXISTS (
-                     SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE r.run_no = etl.run_no(no) AND b.seq = etl.seq(no)))"
+                     SELECT FROM etl.runs r JOIN etl.batches b USING (run_id) WHERE r.run_no = etl.run_no(no) AND b.first_row = etl.first_row(no)))"
         );
         sqlx::query_scalar(AssertSqlSafe(unknown))
             .fetch_one(tx)

@@ -143,7 +143,7 @@ impl Merge {
         refused: &mut Vec<RefusedRow>,
     ) -> Result<i64, LoadError> {
         let failed = || LoadError::target(|| format!("cannot merge rows into {}", self.table));
-        let batch_no = BatchNo::new(run_no, batch.id.seq).get();
+        let batch_no = BatchNo::new(run_no, batch.id.first_row).get();
         database::lock(tx, self.lock_key).await.map_err(failed())?;
         let before = self.overwritten(tx, batch_no).await.map_err(failed())?;
         let own_before = before.get(&run_no).copied().unwrap_or(0);

@@ -99,7 +99,7 @@ async fn column_that_takes_every_value_of_the_job_is_taken() {
                 rows.push(row);
             }
         }
-        let batch = shape.batch("r", 0, 0, &rows);
+        let batch = shape.batch("r", 0, &rows);
         assert_eq!(load(pool, &loader(&database), &batch).await, "completed");
         let values = "SELECT string_agg(concat_ws('|', k, c0, c1 AT TIME ZONE 'UTC', c2, c3, c4, c5, c6, c7, c8, c9), ', ' ORDER BY k) FROM public.t";
         assert_eq!(
@@ -150,7 +150,7 @@ async fn other_column_is_refused_with_remedies_that_work() {
             let wanted = format!("c {wanted}");
             let shape = way(one, &["k bigint", &wanted]);
             request_for(pool, "r", &shape.target).await;
-            let batch = shape.batch("r", 0, 0, &[vec![Some("1"), Some(value)]]);
+            let batch = shape.batch("r", 0, &[vec![Some("1"), Some(value)]]);
             let loader = loader(&database);
             let refused = refusal(&loader, pool, &batch).await;
             let (said, statement) = refused.split_once("run: ").unwrap();
@@ -186,12 +186,12 @@ async fn column_that_compares_otherwise_finds_no_rows() {
         for shape in [&upsert, &replace] {
             let run = shape.target.mode.name();
             request_for(pool, run, &shape.target).await;
-            let batch = shape.batch(run, 0, 0, &[vec![Some("sad"), Some("x")]]);
+            let batch = shape.batch(run, 0, &[vec![Some("sad"), Some("x")]]);
             let refused = refusal(&loader(&database), pool, &batch).await;
             assert!(refused.contains("rows are found by it"), "{refused}");
         }
         let refused = loader(&database);
-        let batch = upsert.batch("upsert", 0, 0, &[vec![Some("sad"), Some("x")]]);
+        let batch = upsert.batch("upsert", 0, &[vec![Some("sad"), Some("x")]]);
         let sentence = refusal(&refused, pool, &batch).await;
         execute(pool, sentence.split_once("run: ").unwrap().1).await;
         refused.handle(&batch).await.unwrap();

@@ -52,7 +52,7 @@ async fn role_without_create_loads_into_existing_tables() {
     assert!(loader.store.is_current().await.unwrap());
     request(&database.pool, "r").await;
     loader
-        .handle(&shape("t", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&shape("t", &["n bigint"], &[]).batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     // A run that is committed as a whole needs further privileges.
@@ -65,7 +65,7 @@ async fn role_without_create_loads_into_existing_tables() {
     let mut whole = shape("t", &["n bigint"], &[]);
     whole.target.mode = common::job::Mode::Replace;
     loader
-        .handle(&whole.batch("whole", 0, 0, &[vec![Some("2")]]))
+        .handle(&whole.batch("whole", 0, &[vec![Some("2")]]))
         .await
         .unwrap();
     loader
@@ -75,7 +75,7 @@ async fn role_without_create_loads_into_existing_tables() {
     assert_eq!(target::clean_up(&loader.store).await.unwrap(), 1);
     let rows = "SELECT string_agg(n::text, ' ') FROM t";
     assert_eq!(text(&database.pool, rows).await, "2");
-    let missing = shape("missing", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
+    let missing = shape("missing", &["n bigint"], &[]).batch("r", 1, &[vec![Some("1")]]);
     let refused = loader.handle(&missing).await.unwrap_err().to_string();
     assert!(
         refused.contains("GRANT CREATE ON SCHEMA \"public\""),
@@ -86,11 +86,11 @@ async fn role_without_create_loads_into_existing_tables() {
         &format!("CREATE TABLE closed (n bigint, _batch bigint); REVOKE ALL ON t FROM {role}"),
     )
     .await;
-    let closed = shape("closed", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
+    let closed = shape("closed", &["n bigint"], &[]).batch("r", 1, &[vec![Some("1")]]);
     let refused = loader.handle(&closed).await.unwrap_err().to_string();
     assert!(refused.contains("GRANT INSERT ON"), "{refused}");
     // A lost privilege is the target's fault, and dead-letters nothing.
-    let lost = shape("t", &["n bigint"], &[]).batch("r", 1, 1, &[vec![Some("1")]]);
+    let lost = shape("t", &["n bigint"], &[]).batch("r", 1, &[vec![Some("1")]]);
     assert_eq!(
         loader.handle(&lost).await.unwrap_err().verdict(),
         loader::errors::Verdict::Target
@@ -164,7 +164,7 @@ async fn first_event_of_a_run_may_arrive_last() {
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     loader.handle_event(&extracted("r", 1, 1)).await.unwrap();
@@ -213,7 +213,7 @@ async fn first_terminal_state_stays() {
         Noted::Noted
     );
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     assert_eq!(
@@ -265,12 +265,12 @@ async fn second_result_or_count_of_a_run_is_refused() {
 }
 
 #[tokio::test]
-async fn ledger_that_contradicts_the_count_fails_the_run() {
+async fn run_without_a_row_waits_for_it_and_one_with_a_row_too_many_fails() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "short").await;
     loader
-        .handle(&t.batch("short", 0, 0, &[vec![Some("1")]]))
+        .handle(&t.batch("short", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     loader
@@ -280,14 +280,14 @@ async fn ledger_that_contradicts_the_count_fails_the_run() {
     assert_eq!(
         text(
             &database.pool,
-            "SELECT state || ': ' || failure FROM etl.runs"
+            "SELECT state || ', balanced: ' || balanced FROM etl.run_balance"
         )
         .await,
-        "failed: its batches have 1 rows, and the result has 2"
+        "running, balanced: false"
     );
     request(&database.pool, "beyond").await;
     loader
-        .handle(&t.batch("beyond", 1, 1, &[vec![Some("1")]]))
+        .handle(&t.batch("beyond", 1, &[vec![Some("1")]]))
         .await
         .unwrap();
     loader
@@ -306,14 +306,14 @@ async fn batches_with_gaps_or_overlaps_complete_no_run() {
     let database = ledger_database().await;
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
-    for seq in 0..3 {
-        let batch = t.batch("r", seq, u64::from(seq), &[vec![Some("1")]]);
+    for first_row in 0..3 {
+        let batch = t.batch("r", first_row, &[vec![Some("1")]]);
         loader.handle(&batch).await.unwrap();
     }
     // The state after two concurrent loads of overlapping batches.
     execute(
         &database.pool,
-        "UPDATE etl.batches SET first_row = 0 WHERE seq = 1",
+        "UPDATE etl.batches SET rows_extracted = 2, rows_loaded = 2 WHERE first_row = 0",
     )
     .await;
     loader.handle_event(&extracted("r", 3, 3)).await.unwrap();
@@ -323,7 +323,9 @@ async fn batches_with_gaps_or_overlaps_complete_no_run() {
     )
     .await;
     assert!(
-        run.starts_with("failed: batch 1 does not begin where the batches before it end"),
+        run.starts_with(
+            "failed: the batch from row 1 on does not begin where the batches before it end"
+        ),
         "{run}"
     );
 }
@@ -342,7 +344,7 @@ async fn failure_after_the_end_of_the_result_changes_nothing() {
         Noted::Ignored
     );
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     assert_eq!(
@@ -374,7 +376,7 @@ async fn redelivered_dead_letter_reopens() {
         attempts: 1,
         run: Some("r".into()),
         job: None,
-        kind: "valid-batch.v1".into(),
+        kind: "valid-batch.v3".into(),
         queue: "etl.valid".into(),
         headers: serde_json::json!({}),
         body: b"body",
@@ -405,7 +407,7 @@ async fn sweep_completes_runs_left_open_by_a_crash() {
     request(&database.pool, "r").await;
     request(&database.pool, "open").await;
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     // The state after a crash between the commit of the event and the check for completion.

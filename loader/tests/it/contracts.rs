@@ -38,9 +38,9 @@ async fn two_loaders_add_a_new_column_once_and_both_continue() {
             evolving(&["a text"]),
             evolving(&["b bigint", "a text", "c date"]),
         );
-        let short = |seq: u32| short.batch(&old, seq, u64::from(seq), &[vec![Some("x")]]);
+        let short = |first_row: u64| short.batch(&old, first_row, &[vec![Some("x")]]);
         let row = vec![Some("1"), Some("y"), Some("2018-04-02")];
-        let long = |seq: u32| long.batch(&new, seq, u64::from(seq), std::slice::from_ref(&row));
+        let long = |first_row: u64| long.batch(&new, first_row, std::slice::from_ref(&row));
         // Both loaders have checked the table.
         one.handle(&short(0)).await.unwrap();
         two.handle(&short(1)).await.unwrap();
@@ -81,12 +81,12 @@ async fn column_missing_from_staged_rows_is_null() {
     let mut old = evolving(&["a text"]);
     old.target.commit = common::job::Commit::Run;
     loader
-        .handle(&old.batch("old", 0, 0, &[vec![Some("x")]]))
+        .handle(&old.batch("old", 0, &[vec![Some("x")]]))
         .await
         .unwrap();
     let new = evolving(&["a text", "b bigint"]);
     loader
-        .handle(&new.batch("new", 0, 0, &[vec![Some("y"), Some("1")]]))
+        .handle(&new.batch("new", 0, &[vec![Some("y"), Some("1")]]))
         .await
         .unwrap();
     loader.handle_event(&extracted("old", 1, 1)).await.unwrap();
@@ -99,7 +99,7 @@ async fn refusal(ddl: &str, shape: &Shape) -> String {
     execute(&database.pool, ddl).await;
     request(&database.pool, "r").await;
     let values: Vec<_> = shape.columns.iter().map(|_| Some("1")).collect();
-    let batch = shape.batch("r", 0, 0, &[values]);
+    let batch = shape.batch("r", 0, &[values]);
     refusal_of(&loader(&database), &database.pool, &batch).await
 }
 
@@ -107,7 +107,7 @@ async fn refusal(ddl: &str, shape: &Shape) -> String {
 async fn run(loader: &Loader, pool: &PgPool, run: &str, shape: &Shape) -> String {
     request_for(pool, run, &shape.target).await;
     let values: Vec<_> = shape.columns.iter().map(|_| Some("1")).collect();
-    let batch = shape.batch(run, 0, 0, &[values]);
+    let batch = shape.batch(run, 0, &[values]);
     loader.handle_event(&extracted(run, 1, 1)).await.unwrap();
     loader.handle(&batch).await.unwrap();
     let state = format!(
@@ -192,7 +192,7 @@ async fn run_that_is_replayed_is_compared_with_itself() {
         "completed"
     );
     replayed(pool, "evolved").await;
-    let batch = with_generation(&less.batch("evolved", 0, 0, &[vec![Some("2")]]), 1);
+    let batch = with_generation(&less.batch("evolved", 0, &[vec![Some("2")]]), 1);
     let replayed = loader.handle(&batch).await.unwrap();
     assert_ne!(replayed, Outcome::Ignored);
 }
@@ -219,7 +219,7 @@ async fn run_that_its_table_refuses_can_be_replayed_once_the_table_fits() {
     execute(pool, "CREATE TABLE t (a text, _batch bigint)").await;
     let shape = shape("public.t", &["a text", "b text"], &[]);
     request_for(pool, "r", &shape.target).await;
-    let batch = |seq: u32| shape.batch("r", seq, u64::from(seq), &[vec![Some("1"), Some("2")]]);
+    let batch = |first_row: u64| shape.batch("r", first_row, &[vec![Some("1"), Some("2")]]);
     assert_eq!(loader.handle(&batch(1)).await.unwrap(), Outcome::Ignored);
     assert_eq!(loader.handle(&batch(0)).await.unwrap(), Outcome::Ignored);
     loader.handle_event(&extracted("r", 2, 2)).await.unwrap();
@@ -259,7 +259,7 @@ async fn frozen_schema_refuses_any_difference_with_the_statement_to_run() {
     )
     .await;
     request(&database.pool, "r").await;
-    let batch = frozen.batch("r", 0, 0, &[vec![Some("x"), Some("1")]]);
+    let batch = frozen.batch("r", 0, &[vec![Some("x"), Some("1")]]);
     loader(&database).handle(&batch).await.unwrap();
 }
 

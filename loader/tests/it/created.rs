@@ -23,7 +23,7 @@ async fn created_table_has_its_grants_comment_and_tablespace() {
     };
     let load = async |shape: &Shape, run: &str| {
         request(pool, run).await;
-        let batch = shape.batch(run, 0, 0, &[vec![Some("x")]]);
+        let batch = shape.batch(run, 0, &[vec![Some("x")]]);
         refusal(&loader(&database), pool, &batch).await
     };
     let refused = load(&t, "no-tablespace-yet").await;
@@ -47,7 +47,7 @@ async fn created_table_has_its_grants_comment_and_tablespace() {
     );
     execute(pool, &format!("CREATE ROLE \"{role}\"")).await;
     request(pool, "r").await;
-    let batch = t.batch("r", 0, 0, &[vec![Some("x")]]);
+    let batch = t.batch("r", 0, &[vec![Some("x")]]);
     loader(&database).handle(&batch).await.unwrap();
     let may = format!(
         "SELECT has_table_privilege('{role}', 't', 'SELECT') AND NOT has_table_privilege('{role}', 't', 'INSERT')"
@@ -65,7 +65,7 @@ async fn created_table_has_its_grants_comment_and_tablespace() {
     let mut other = t.clone();
     other.target.grants = vec!["nobody at all".into()];
     request(pool, "again").await;
-    let batch = other.batch("again", 0, 0, &[vec![Some("y")]]);
+    let batch = other.batch("again", 0, &[vec![Some("y")]]);
     loader(&database).handle(&batch).await.unwrap();
     execute(pool, &format!("DROP TABLE t; DROP ROLE \"{role}\"")).await;
     let drop = sqlx::AssertSqlSafe(format!("DROP TABLESPACE \"{space}\""));

@@ -34,7 +34,7 @@ fn t(mode: Mode) -> Shape {
 
 fn batch(shape: &Shape, run: &str) -> ValidBatch {
     let rows: Vec<Vec<Value<'_>>> = ["1", "2", "3"].map(|v| vec![Some(v)]).to_vec();
-    shape.batch(run, 0, 0, &rows)
+    shape.batch(run, 0, &rows)
 }
 
 async fn load(loader: &Loader, batch: &ValidBatch) {
@@ -318,7 +318,7 @@ async fn update_that_cascades_is_refused() {
     .await;
     let shape = shape("t", &["k bigint", "v bigint"], &["k"]);
     let row = vec![vec![Some("1"), Some("2")]];
-    let refused = refusal(&loader, pool, &shape.batch("r", 0, 0, &row)).await;
+    let refused = refusal(&loader, pool, &shape.batch("r", 0, &row)).await;
     assert!(refused.contains("a UPDATE would change"), "{refused}");
 }
 

@@ -12,7 +12,7 @@ async fn refusal(ddl: &str, table: &str, key: &[&str]) -> String {
     execute(&database.pool, ddl).await;
     request(&database.pool, "r").await;
     let batch =
-        shape(table, &["a text", "n bigint"], key).batch("r", 0, 0, &[vec![Some("x"), Some("1")]]);
+        shape(table, &["a text", "n bigint"], key).batch("r", 0, &[vec![Some("x"), Some("1")]]);
     let refused = refusal_of(&loader(&database), &database.pool, &batch).await;
     assert_eq!(
         text(&database.pool, "SELECT count(*) FROM etl.batches").await,
@@ -28,7 +28,7 @@ async fn table_without_the_batch_column_is_refused_with_the_statement_to_run() {
     request(&database.pool, "r").await;
     let (loader, batch) = (
         loader(&database),
-        shape("t", &["a text", "n bigint"], &[]).batch("r", 0, 0, &[vec![Some("x"), Some("1")]]),
+        shape("t", &["a text", "n bigint"], &[]).batch("r", 0, &[vec![Some("x"), Some("1")]]),
     );
     let sentence = refusal_of(&loader, &database.pool, &batch).await;
     let (_, alter) = sentence.split_once("run: ").unwrap();
@@ -115,7 +115,6 @@ async fn trigger_that_drops_rows_is_detected() {
         let batch = shape("t", &["a text", "n bigint"], key).batch(
             "r",
             0,
-            0,
             &[vec![Some("x"), Some("1")], vec![Some("y"), Some("1")]],
         );
         let refused = loader(&database).handle(&batch).await.unwrap_err();
@@ -147,7 +146,6 @@ async fn partitioned_table_and_additional_columns_are_accepted() {
     let batch = shape("t", &["a text", "n numeric(10,2)"], &[]).batch(
         "r",
         0,
-        0,
         &[vec![Some("x"), Some("1.50")]],
     );
     loader(&database).handle(&batch).await.unwrap();
@@ -163,11 +161,11 @@ async fn table_changed_during_a_run_is_checked_again() {
     let (loader, t) = (loader(&database), shape("t", &["a text", "n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("x"), Some("1")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("x"), Some("1")]]))
         .await
         .unwrap();
     execute(&database.pool, "DROP TABLE t").await;
-    let batch = t.batch("r", 1, 1, &[vec![Some("y"), Some("2")]]);
+    let batch = t.batch("r", 1, &[vec![Some("y"), Some("2")]]);
     loader.handle(&batch).await.unwrap();
     assert_eq!(
         text(&database.pool, "SELECT string_agg(a, '') FROM t").await,
@@ -182,9 +180,9 @@ async fn type_altered_after_the_check_rounds_no_value() {
         let t = shape("t", &["k text", "n numeric(10,4)"], key);
         let loader = loader(&database);
         request(&database.pool, "r").await;
-        let first = t.batch("r", 0, 0, &[vec![Some("a"), Some("1.2345")]]);
+        let first = t.batch("r", 0, &[vec![Some("a"), Some("1.2345")]]);
         loader.handle(&first).await.unwrap();
-        let second = t.batch("r", 1, 1, &[vec![Some("b"), Some("2.3456")]]);
+        let second = t.batch("r", 1, &[vec![Some("b"), Some("2.3456")]]);
         for alter in [
             "ALTER TABLE t ALTER n TYPE numeric(10,2)",
             "ALTER TABLE t ALTER n TYPE numeric(10,4); ALTER TABLE t ADD must text NOT NULL DEFAULT ''; ALTER TABLE t ALTER must DROP DEFAULT",
@@ -229,7 +227,7 @@ async fn values_stay_equal_in_columns_of_wider_types() {
         let create = format!("CREATE TABLE {table} ({wider}, _batch bigint{unique})");
         execute(pool, &create).await;
         request(pool, table).await;
-        let batch = shape(table, &columns, key).batch(table, 0, 0, std::slice::from_ref(&row));
+        let batch = shape(table, &columns, key).batch(table, 0, std::slice::from_ref(&row));
         loader(&database).handle(&batch).await.unwrap();
         let rows =
             format!("SELECT string_agg(concat_ws(' ', a, b, c, d, e, f, g), ',') FROM {table}");
@@ -258,7 +256,7 @@ async fn target_with_row_level_security_for_the_loader_is_refused() {
     url.set_password(Some("x")).unwrap();
     let guest = loader::load::Loader::new(&address(url.as_str()), vec!["public".into()]);
     request(pool, "r").await;
-    let batch = shape("guarded", &["n bigint"], &[]).batch("r", 0, 0, &[vec![Some("1")]]);
+    let batch = shape("guarded", &["n bigint"], &[]).batch("r", 0, &[vec![Some("1")]]);
     let refused = guest.handle(&batch).await.unwrap_err();
     assert_eq!(refused.verdict(), loader::errors::Verdict::Target);
     assert!(

@@ -23,19 +23,19 @@ async fn commit_with_a_lost_answer_is_found_in_the_ledger() {
     request(&database.pool, "r").await;
     // All preparation for the batch's own transaction is done before.
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     relay.lose_reply(b"COMMIT\0");
     let outcome = loader
-        .handle(&t.batch("r", 1, 1, &[vec![Some("2")]]))
+        .handle(&t.batch("r", 1, &[vec![Some("2")]]))
         .await
         .unwrap();
     assert!(relay.has_lost_reply());
     assert!(matches!(outcome, Outcome::Loaded(_)));
     assert_eq!(
         loader
-            .handle(&t.batch("r", 1, 1, &[vec![Some("2")]]))
+            .handle(&t.batch("r", 1, &[vec![Some("2")]]))
             .await
             .unwrap(),
         Outcome::Duplicate
@@ -61,10 +61,10 @@ async fn connection_lost_at_any_answer_loads_each_row_once() {
     let t = shape("t", &["n bigint"], &["n"]);
     request(&database.pool, "r").await;
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("0")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("0")]]))
         .await
         .unwrap();
-    for (seq, answer) in (1..).zip([
+    for (place, answer) in (1_u64..).zip([
         &b"BEGIN\0"[..],
         b"SELECT 1\0",
         b"INSERT 0 1\0",
@@ -73,13 +73,8 @@ async fn connection_lost_at_any_answer_loads_each_row_once() {
         b"RELEASE\0",
         b"COMMIT\0",
     ]) {
-        let (one, two) = (seq.to_string(), (seq + 100).to_string());
-        let batch = t.batch(
-            "r",
-            seq,
-            u64::from(seq) * 2 - 1,
-            &[vec![Some(&one)], vec![Some(&two)]],
-        );
+        let (one, two) = (place.to_string(), (place + 100).to_string());
+        let batch = t.batch("r", place * 2 - 1, &[vec![Some(&one)], vec![Some(&two)]]);
         relay.lose_reply(answer);
         match loader.handle(&batch).await {
             Ok(outcome) => assert!(matches!(outcome, Outcome::Loaded(_)), "{outcome:?}"),
@@ -94,8 +89,8 @@ async fn connection_lost_at_any_answer_loads_each_row_once() {
             String::from_utf8_lossy(answer)
         );
         loader.handle(&batch).await.unwrap();
-        let found = text(&database.pool, "SELECT count(*) || ' ' || (SELECT sum(rows_loaded) FROM etl.batches WHERE seq > 0) FROM t WHERE n > 0").await;
-        assert_eq!(found, format!("{0} {0}", seq * 2));
+        let found = text(&database.pool, "SELECT count(*) || ' ' || (SELECT sum(rows_loaded) FROM etl.batches WHERE first_row > 0) FROM t WHERE n > 0").await;
+        assert_eq!(found, format!("{0} {0}", place * 2));
     }
 }
 
@@ -110,7 +105,7 @@ async fn loader_retries_after_a_terminated_backend_or_a_read_only_server() {
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     execute(
@@ -122,7 +117,7 @@ async fn loader_retries_after_a_terminated_backend_or_a_read_only_server() {
     )
     .await;
     terminate_backends(&database.pool).await;
-    let batch = t.batch("r", 1, 1, &[vec![Some("2")]]);
+    let batch = t.batch("r", 1, &[vec![Some("2")]]);
     wait_until(
         "the loader to find the server read-only",
         TIMEOUT,
@@ -155,7 +150,7 @@ async fn deadlocks_and_lock_timeouts_are_retried() {
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     let mut locker = database.pool.begin().await.unwrap();
@@ -164,7 +159,7 @@ async fn deadlocks_and_lock_timeouts_are_retried() {
         .await
         .unwrap();
     let error = loader
-        .handle(&t.batch("r", 1, 1, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 1, &[vec![Some("1")]]))
         .await
         .unwrap_err();
     assert_eq!(error.verdict(), Verdict::Retry);
@@ -175,7 +170,7 @@ async fn deadlocks_and_lock_timeouts_are_retried() {
     );
     locker.rollback().await.unwrap();
     loader
-        .handle(&t.batch("r", 1, 1, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 1, &[vec![Some("1")]]))
         .await
         .unwrap();
 }
@@ -188,7 +183,7 @@ async fn batch_behind_an_event_waits_for_its_lock() {
     let (loader, t) = (loader(&database), shape("t", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
-        .handle(&t.batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&t.batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     let run = "r".parse().unwrap();
@@ -201,7 +196,7 @@ async fn batch_behind_an_event_waits_for_its_lock() {
         .await;
     };
     let told = extracted("r", 2, 2);
-    let batch = t.batch("r", 1, 1, &[vec![Some("2")]]);
+    let batch = t.batch("r", 1, &[vec![Some("2")]]);
     let event = loader.handle_event(&told);
     let load = async {
         waiting("1").await;

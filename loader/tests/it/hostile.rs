@@ -188,7 +188,7 @@ async fn load_one_row(
         target: target.clone(),
         columns,
     };
-    let batch = shape.batch("r", 0, 0, &[row]);
+    let batch = shape.batch("r", 0, &[row]);
     let written = prepared.write(connection, &batch, 1).await.unwrap();
     assert!(written.refused.is_empty(), "{written:?}");
 }

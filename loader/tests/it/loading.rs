@@ -17,12 +17,7 @@ async fn repeated_batch_is_loaded_once() {
         shape("clicks", &["url text", "n bigint"], &[]),
     );
     request(&database.pool, "r").await;
-    let batch = clicks.batch(
-        "r",
-        0,
-        0,
-        &[vec![Some("a"), Some("1")], vec![None, Some("2")]],
-    );
+    let batch = clicks.batch("r", 0, &[vec![Some("a"), Some("1")], vec![None, Some("2")]]);
     let batch = with_rejected(batch, "required", &[("url", None), ("n", Some("x\0y"))]);
     assert!(matches!(
         loader.handle(&batch).await.unwrap(),
@@ -56,7 +51,7 @@ async fn empty_result_creates_the_table_and_completes() {
     let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["url text"], &["url"]));
     request(&database.pool, "r").await;
-    loader.handle(&clicks.batch("r", 0, 0, &[])).await.unwrap();
+    loader.handle(&clicks.batch("r", 0, &[])).await.unwrap();
     loader.handle_event(&extracted("r", 1, 0)).await.unwrap();
     assert_eq!(
         balance_of(&database.pool, "r").await,
@@ -91,10 +86,7 @@ async fn text_values_are_stored_unchanged() {
         .map(|text| vec![Some(*text)])
         .chain([vec![None]])
         .collect();
-    loader
-        .handle(&values.batch("r", 0, 0, &rows))
-        .await
-        .unwrap();
+    loader.handle(&values.batch("r", 0, &rows)).await.unwrap();
     let found: Vec<Option<String>> = sqlx::query_scalar("SELECT a FROM \"values\"")
         .fetch_all(&database.pool)
         .await
@@ -135,10 +127,7 @@ async fn hostile_names_are_quoted() {
             vec![Some("x"), Some("y"), Some("1"), None],
             vec![Some("y"), None, Some("no number"), None],
         ];
-        let Outcome::Loaded(counts) = loader
-            .handle(&hostile.batch(run, 0, 0, &rows))
-            .await
-            .unwrap()
+        let Outcome::Loaded(counts) = loader.handle(&hostile.batch(run, 0, &rows)).await.unwrap()
         else {
             panic!()
         };
@@ -166,10 +155,10 @@ async fn batches_complete_their_run_in_any_order_with_the_event() {
     ] {
         request(&database.pool, run).await;
         for (step, what) in order.iter().enumerate() {
-            match what.parse::<u32>() {
-                Ok(seq) => drop(
+            match what.parse::<u64>() {
+                Ok(first_row) => drop(
                     loader
-                        .handle(&clicks.batch(run, seq, u64::from(seq), &[vec![Some("1")]]))
+                        .handle(&clicks.batch(run, first_row, &[vec![Some("1")]]))
                         .await
                         .unwrap(),
                 ),
@@ -202,14 +191,7 @@ async fn two_loaders_with_the_same_batches_load_each_once() {
     request(&database.pool, "r").await;
     let clicks = shape("clicks", &["n bigint"], &[]);
     let batches: Vec<_> = (0..20)
-        .map(|seq| {
-            clicks.batch(
-                "r",
-                seq,
-                u64::from(seq) * 2,
-                &[vec![Some("1")], vec![Some("2")]],
-            )
-        })
+        .map(|place| clicks.batch("r", place * 2, &[vec![Some("1")], vec![Some("2")]]))
         .collect();
     let forward = async {
         for batch in &batches {
@@ -238,7 +220,7 @@ async fn message_that_contradicts_the_run_is_refused_and_changes_nothing() {
     let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
-    let batch = |seq| clicks.batch("r", seq, u64::from(seq), &[vec![Some("1")]]);
+    let batch = |first_row| clicks.batch("r", first_row, &[vec![Some("1")]]);
     loader.handle(&batch(0)).await.unwrap();
     let before = everything(&database.pool, "clicks").await;
     let refused = async |batch| match loader.handle(&batch).await {
@@ -246,7 +228,7 @@ async fn message_that_contradicts_the_run_is_refused_and_changes_nothing() {
         other => panic!("{other:?}"),
     };
     assert!(matches!(
-        refused(clicks.batch("r", 0, 0, &[vec![Some("2")]])).await,
+        refused(clicks.batch("r", 0, &[vec![Some("2")]])).await,
         Refused::Ledger(ledger::Refused::OtherContent { .. })
     ));
     let mut other = batch(1);
@@ -256,7 +238,7 @@ async fn message_that_contradicts_the_run_is_refused_and_changes_nothing() {
         Refused::Ledger(ledger::Refused::OtherResult { .. })
     ));
     assert!(matches!(
-        refused(clicks.batch("absent", 0, 0, &[])).await,
+        refused(clicks.batch("absent", 0, &[])).await,
         Refused::Ledger(ledger::Refused::UnknownRun { .. })
     ));
     let mut ahead = batch(1);
@@ -275,7 +257,7 @@ async fn message_that_contradicts_the_run_is_refused_and_changes_nothing() {
     loader.handle(&batch(1)).await.unwrap();
     // After the end of the run too.
     assert!(matches!(
-        refused(clicks.batch("r", 0, 0, &[vec![Some("2")]])).await,
+        refused(clicks.batch("r", 0, &[vec![Some("2")]])).await,
         Refused::Ledger(ledger::Refused::OtherContent { .. })
     ));
     assert!(matches!(
@@ -299,12 +281,11 @@ async fn batches_with_other_boundaries_are_refused_and_change_nothing() {
     let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
-    let batch =
-        |seq, first_row, rows| clicks.batch("r", seq, first_row, &vec![vec![Some("1")]; rows]);
-    loader.handle(&batch(2, 4, 1)).await.unwrap();
+    let batch = |first_row, rows| clicks.batch("r", first_row, &vec![vec![Some("1")]; rows]);
+    loader.handle(&batch(4, 2)).await.unwrap();
     let before = everything(&database.pool, "clicks").await;
-    for (seq, first_row, rows) in [(0, 1, 1), (1, 2, 1), (1, 2, 3), (3, 4, 1), (3, 6, 1)] {
-        let refused = loader.handle(&batch(seq, first_row, rows)).await;
+    for (first_row, rows) in [(0, 5), (2, 9), (3, 2), (5, 1), (5, 3), (7, 0)] {
+        let refused = loader.handle(&batch(first_row, rows)).await;
         assert!(
             matches!(
                 refused,
@@ -312,17 +293,17 @@ async fn batches_with_other_boundaries_are_refused_and_change_nothing() {
                     ledger::Refused::OutOfLine { .. }
                 )))
             ),
-            "{seq} {first_row} {rows}: {refused:?}"
+            "{first_row} {rows}: {refused:?}"
         );
     }
     assert_eq!(everything(&database.pool, "clicks").await, before);
-    for fitting in [batch(3, 5, 1), batch(1, 2, 2), batch(0, 0, 2)] {
+    for fitting in [batch(6, 1), batch(2, 2), batch(0, 2)] {
         loader.handle(&fitting).await.unwrap();
     }
-    loader.handle_event(&extracted("r", 4, 6)).await.unwrap();
+    loader.handle_event(&extracted("r", 4, 7)).await.unwrap();
     assert_eq!(
         balance_of(&database.pool, "r").await,
-        "completed expected 6 extracted 6 loaded 6 deduplicated 0 rejected 0 balanced"
+        "completed expected 7 extracted 7 loaded 7 deduplicated 0 rejected 0 balanced"
     );
 }
 
@@ -332,13 +313,13 @@ async fn batches_of_an_ended_run_or_an_earlier_generation_change_no_row() {
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
     loader
-        .handle(&clicks.batch("r", 0, 0, &[vec![Some("1")]]))
+        .handle(&clicks.batch("r", 0, &[vec![Some("1")]]))
         .await
         .unwrap();
     execute(&database.pool, "UPDATE etl.runs SET generation = 1").await;
     assert_eq!(
         loader
-            .handle(&clicks.batch("r", 1, 1, &[vec![Some("1")]]))
+            .handle(&clicks.batch("r", 1, &[vec![Some("1")]]))
             .await
             .unwrap(),
         Outcome::Stale
@@ -350,14 +331,14 @@ async fn batches_of_an_ended_run_or_an_earlier_generation_change_no_row() {
     .await;
     assert_eq!(
         loader
-            .handle(&clicks.batch("r", 1, 1, &[vec![Some("1")]]))
+            .handle(&clicks.batch("r", 1, &[vec![Some("1")]]))
             .await
             .unwrap(),
         Outcome::Ignored
     );
     assert_eq!(
         loader
-            .handle(&clicks.batch("r", 0, 0, &[vec![Some("1")]]))
+            .handle(&clicks.batch("r", 0, &[vec![Some("1")]]))
             .await
             .unwrap(),
         Outcome::Duplicate
@@ -377,7 +358,7 @@ async fn thousand_rejected_rows_are_all_in_quarantine() {
     let database = ledger_database().await;
     let (loader, clicks) = (loader(&database), shape("clicks", &["n bigint"], &[]));
     request(&database.pool, "r").await;
-    let mut batch = clicks.batch("r", 1, 7, &[]);
+    let mut batch = clicks.batch("r", 7, &[]);
     for _ in 0..1000 {
         batch = with_rejected(batch, "type", &[("n", Some("x"))]);
     }

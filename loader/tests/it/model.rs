@@ -19,8 +19,8 @@ use common::message::{
 };
 use common::schema::{ResultColumn, TargetColumn};
 use ledger::{
-    DeadLetterFilter, Dropped, DroppedBatch, NewDeadLetter, NewReplay, Requested, Rows as RowsLeft,
-    Run, RunState, Seqs, Store, Terms,
+    DeadLetterFilter, Dropped, DroppedBatch, NewDeadLetter, NewReplay, Requested, RowRanges,
+    Rows as RowsLeft, Run, RunState, Store, Terms,
 };
 use loader::errors::{LoadError, Verdict};
 use loader::load::Loader;
@@ -71,7 +71,8 @@ enum Message {
     Batch {
         run: String,
         generation: u32,
-        seq: u32,
+        /// The place of the batch in its run.
+        place: usize,
         rule: i64,
     },
     Extracted {
@@ -92,14 +93,14 @@ enum Action {
         parameter: i64,
         by_hand: Option<ByHand>,
         keys: Raw,
-        fails_after: Option<u32>,
+        fails_after: Option<usize>,
         /// What is left of another run is removed, and the request repeated.
         takes_back: bool,
     },
     Retry {
         run: usize,
         keys: Raw,
-        fails_after: Option<u32>,
+        fails_after: Option<usize>,
     },
     Cancel {
         run: usize,
@@ -110,7 +111,7 @@ enum Action {
     Replay {
         run: usize,
         rule: i64,
-        seqs: BTreeSet<u32>,
+        places: BTreeSet<usize>,
         only_rejected: bool,
     },
     ReplayLetter(usize),
@@ -134,12 +135,25 @@ struct Known {
     run_no: i64,
     raw: Raw,
     /// How many batches the extractor published before it failed, if it failed.
-    fails_after: Option<u32>,
+    fails_after: Option<usize>,
 }
 
 impl Known {
     fn rows(&self) -> u64 {
-        self.raw.iter().map(|batch| batch.len() as u64).sum()
+        self.first_row(self.raw.len())
+    }
+
+    /// The first row of the batch at this place.
+    fn first_row(&self, place: usize) -> u64 {
+        let before = self.raw[..place].iter();
+        before.map(|batch| batch.len() as u64).sum()
+    }
+
+    /// The place of the batch that begins with this row.
+    fn place(&self, first_row: i64) -> usize {
+        let mut places = 0..self.raw.len();
+        let found = places.find(|place| self.first_row(*place) == first_row.cast_unsigned());
+        found.expect("a batch of this test")
     }
 }
 
@@ -174,7 +188,7 @@ impl World {
         let Message::Batch {
             run,
             generation,
-            seq,
+            place,
             rule,
         } = message
         else {
@@ -185,22 +199,11 @@ impl World {
         let id = BatchId {
             run: run.parse().unwrap(),
             generation: *generation,
-            seq: *seq,
+            first_row: known.first_row(*place),
         };
-        let before = known.raw[..*seq as usize]
-            .iter()
-            .map(Vec::len)
-            .sum::<usize>();
-        let raw = &known.raw[*seq as usize];
+        let raw = &known.raw[*place];
         let keys: Vec<_> = raw.iter().map(|raw| self.key(known.job, *raw)).collect();
-        let mut valid = batch(
-            id,
-            result,
-            before as u64,
-            &keys,
-            *rule,
-            &self.spec(known.job),
-        );
+        let mut valid = batch(id, result, &keys, *rule, &self.spec(known.job));
         let is_watched = known.job >= JOBS.len() && valid.target.mode.has_key();
         if is_watched {
             valid.watermark = self.source.latest(raw);
@@ -227,7 +230,7 @@ impl World {
         let fails_after = |random: &mut StdRng| {
             random
                 .random_bool(0.25)
-                .then(|| random.random_range(0..BATCHES))
+                .then(|| random.random_range(0..BATCHES as usize))
         };
         Some(match random.random_range(0..16) {
             0..=3 => Action::Request {
@@ -248,7 +251,9 @@ impl World {
             8..=10 => Action::Replay {
                 run: random.random_range(0..runs),
                 rule: random.random_range(0..9),
-                seqs: (0..BATCHES).filter(|_| random.random_bool(0.6)).collect(),
+                places: (0..BATCHES as usize)
+                    .filter(|_| random.random_bool(0.6))
+                    .collect(),
                 only_rejected: random.random_bool(0.3),
             },
             14 | 15 => Action::Retry {
@@ -301,11 +306,11 @@ impl World {
             Action::Replay {
                 run,
                 rule,
-                seqs,
+                places,
                 only_rejected,
             } => {
                 let (id, known) = run_of(run);
-                let replayed = self.replay(&id, known, rule, seqs, only_rejected);
+                let replayed = self.replay(&id, known, rule, places, only_rejected);
                 replayed.await.unwrap_or_default()
             }
             Action::ReplayLetter(index) => self.replay_letter(index).await.unwrap_or_default(),
@@ -404,12 +409,12 @@ impl World {
         }
         let generation = self.store.settled(&run).await.unwrap().generation;
         let moment = self.store.moment(&run, generation).await.unwrap();
-        let published = known.fails_after.unwrap_or(BATCHES);
+        let published = known.raw.len().min(known.fails_after.unwrap_or(usize::MAX));
         let mut messages: Vec<_> = (0..published)
-            .map(|seq| Message::Batch {
+            .map(|place| Message::Batch {
                 run: name.clone(),
                 generation,
-                seq,
+                place,
                 rule: -1,
             })
             .collect();
@@ -447,36 +452,37 @@ impl World {
         run: &RunId,
         known: &Known,
         rule: i64,
-        seqs: BTreeSet<u32>,
+        places: BTreeSet<usize>,
         only_rejected: bool,
     ) -> Option<Effect> {
         let subject = self.store.subject(run.as_str()).await.unwrap();
         subject.check_state(rule % 2 == 0).ok()?;
-        subject.batches()?;
+        subject.rows()?;
         let spec = self.spec(known.job);
         let may_be_partial =
             subject.run.commit == "batch" && !spec.target.is_staged(subject.generation() + 1);
         let wanted = if only_rejected {
             self.store.batches_with_rejects(&subject.run).await.unwrap()
         } else {
-            Seqs::from_ledger(
-                seqs.iter()
-                    .map(|seq| (seq.cast_signed(), seq.cast_signed())),
-            )
+            let places = places.iter().filter(|place| **place < known.raw.len());
+            RowRanges::from_ranges(places.map(|place| {
+                let rows = known.raw[*place].len().max(1) as u64;
+                (known.first_row(*place), known.first_row(*place) + rows - 1)
+            }))
         };
         if wanted.is_empty() || subject.unfinished().is_some() {
             return None;
         }
-        let missing = Seqs::from_ledger(self.store.missing(&subject.run).await.unwrap());
-        let seqs = if may_be_partial {
+        let missing = RowRanges::from_ledger(self.store.missing(&subject.run).await.unwrap());
+        let rows = if may_be_partial {
             wanted.with(missing)
         } else {
-            Seqs::first(BATCHES)
+            RowRanges::first(known.rows())
         };
-        let partial = seqs.count() < u64::from(BATCHES);
+        let partial = rows != RowRanges::first(known.rows());
         let replay = NewReplay {
             source: "archive",
-            seqs,
+            rows,
             partial,
             job_hash: "h".into(),
             spec,
@@ -484,12 +490,12 @@ impl World {
         let generation = self.store.begin_replay(&subject, &replay).await.ok()?;
         let rule = if rule > 6 { -1 } else { rule };
         let name = run.to_string();
-        let messages = (0..BATCHES)
-            .filter(|seq| replay.seqs.contains(*seq))
-            .map(|seq| Message::Batch {
+        let messages = (0..known.raw.len())
+            .filter(|place| replay.rows.contains(known.first_row(*place)))
+            .map(|place| Message::Batch {
                 run: name.clone(),
                 generation,
-                seq,
+                place,
                 rule,
             });
         let messages = messages.collect();
@@ -515,7 +521,7 @@ impl World {
         let message = Message::Batch {
             run: parts[0].into(),
             generation: parts[1].parse().unwrap(),
-            seq: parts[2].parse().unwrap(),
+            place: parts[2].parse().unwrap(),
             rule: parts[3].parse().unwrap(),
         };
         (letter, message)
@@ -545,10 +551,9 @@ impl World {
         let rows = batch.rows_extracted() as u64;
         let dropped = DroppedBatch {
             generation: batch.id.generation.cast_signed(),
-            seq: batch.id.seq,
             content_hash: batch.content_hash.to_string(),
             result_id: batch.result_id.clone(),
-            first_row: batch.first_row,
+            first_row: batch.id.first_row,
             rows,
             dead_letter: letter.id,
             received_at: letter.received_at.clone(),
@@ -662,7 +667,7 @@ impl World {
                 generation,
                 EventKind::Extracted {
                     result_id: result_id(run, self.known(run, *generation).first_generation),
-                    batches: BATCHES,
+                    batches: u32::try_from(self.known(run, *generation).raw.len()).unwrap(),
                     rows: self.known(run, *generation).rows(),
                     bytes_scanned: 1,
                     result_location: None,
@@ -690,21 +695,21 @@ impl World {
         let Message::Batch {
             run,
             generation,
-            seq,
+            place,
             rule,
         } = message
         else {
             return;
         };
-        let body = format!("{run} {generation} {seq} {rule}");
+        let body = format!("{run} {generation} {place} {rule}");
         let letter = NewDeadLetter {
-            message_id: format!("{run}/{generation}/{seq}"),
+            message_id: self.batch(message).unwrap().id.to_string(),
             stage: "loader".into(),
             reason: why.into(),
             attempts: 1,
             run: Some(run.clone()),
             job: Some("job".into()),
-            kind: "valid-batch.v2".into(),
+            kind: "valid-batch.v3".into(),
             queue: "etl.valid".into(),
             headers: serde_json::json!({}),
             body: body.as_bytes(),
@@ -854,7 +859,7 @@ impl World {
         for run in named {
             let generation = self.store.exactly(run).await.unwrap().generation;
             let known = self.known(run, generation.unsigned_abs()).clone();
-            let every = (0..BATCHES).collect();
+            let every = (0..known.raw.len()).collect();
             let id = run.parse().unwrap();
             let replay = self.replay(&id, &known, 8, every, false);
             let effect = Box::pin(replay).await;
@@ -881,15 +886,8 @@ fn result_id(run: &str, first_generation: u32) -> String {
 }
 
 /// A batch as the transformer makes it. It rejects rows whose key is `rule`.
-fn batch(
-    id: BatchId,
-    result_id: String,
-    first_row: u64,
-    keys: &[i64],
-    rule: i64,
-    spec: &JobSpec,
-) -> ValidBatch {
-    let run = &id.run;
+fn batch(id: BatchId, result_id: String, keys: &[i64], rule: i64, spec: &JobSpec) -> ValidBatch {
+    let (run, first_row) = (&id.run, id.first_row);
     let columns: Vec<_> = [("k", "bigint"), ("v", "text")]
         .map(|(name, pg_type)| TargetColumn {
             name: name.into(),
@@ -927,7 +925,7 @@ fn batch(
     }
     ValidBatch {
         id,
-        first_row,
+        is_bulk: false,
         result_id,
         content_hash: ContentHash::of(&source, &all),
         job: "job".into(),
@@ -952,7 +950,7 @@ struct Entry {
     is_staged: bool,
     /// The job's watermark is behind its range, or is moved there at the end.
     is_read: bool,
-    seq: i32,
+    first_row: i64,
     rows_extracted: i64,
     rows_loaded: i64,
     rows_rejected: i64,
@@ -996,9 +994,9 @@ async fn check(world: &World, pool: &PgPool) {
                 r.commit = 'run' OR r.mode <> 'append' AND r.generation > 0 AS is_staged,
                 coalesce((SELECT w.value = r.watermark_to FROM etl.watermarks w WHERE w.run_no = r.run_no ORDER BY w.id DESC LIMIT 1),
                     r.watermark_from IS NULL AND r.state = 'completed') AS is_read,
-                b.seq, b.rows_extracted, b.rows_loaded, b.rows_rejected, b.rows_dropped,
-                ARRAY(SELECT row_number FROM etl.rejected_rows j WHERE j.run_id = r.run_id AND j.generation = r.generation AND j.seq = b.seq) AS rejected
-         FROM etl.runs r JOIN etl.batches b USING (run_id, generation) ORDER BY r.run_no, b.seq",
+                b.first_row, b.rows_extracted, b.rows_loaded, b.rows_rejected, b.rows_dropped,
+                ARRAY(SELECT row_number FROM etl.rejected_rows j WHERE j.run_id = r.run_id AND j.generation = r.generation AND j.first_row = b.first_row) AS rejected
+         FROM etl.runs r JOIN etl.batches b USING (run_id, generation) ORDER BY r.run_no, b.first_row",
     )
     .fetch_all(pool)
     .await
@@ -1017,13 +1015,12 @@ async fn check(world: &World, pool: &PgPool) {
         );
         let known = world.known(&entry.run_id, entry.generation.unsigned_abs());
         let mut rows = Vec::new();
-        let seq = usize::try_from(entry.seq).unwrap();
-        let first_row = known.raw[..seq].iter().map(Vec::len).sum::<usize>();
-        for (offset, raw) in known.raw[seq].iter().enumerate() {
+        let raw = &known.raw[known.place(entry.first_row)];
+        for (row, raw) in (entry.first_row..).zip(raw) {
             let key = world.key(known.job, *raw);
-            let row = i64::try_from(first_row + offset).unwrap();
             if !entry.rejected.contains(&row) {
-                let batch_no = ledger::BatchNo::new(entry.run_no, entry.seq.cast_unsigned()).get();
+                let batch_no =
+                    ledger::BatchNo::new(entry.run_no, entry.first_row.cast_unsigned()).get();
                 rows.push((key, format!("{}/{row}", entry.run_id), batch_no));
             }
         }
@@ -1051,14 +1048,9 @@ fn left_out(world: &World, entries: &[Entry]) -> BTreeMap<usize, Vec<i64>> {
     let mut left_out: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for entry in entries.iter().filter(|entry| entry.is_read) {
         let known = world.known(&entry.run_id, entry.generation.unsigned_abs());
-        let seq = usize::try_from(entry.seq).unwrap();
-        let first_row = known.raw[..seq].iter().map(Vec::len).sum::<usize>();
-        let is_left_out = |offset: usize| {
-            let row = i64::try_from(first_row + offset).unwrap();
-            entry.rows_dropped > 0 || entry.rejected.contains(&row)
-        };
-        let events = known.raw[seq].iter().enumerate();
-        let events = events.filter(|(offset, _)| is_left_out(*offset));
+        let is_left_out = |row: i64| entry.rows_dropped > 0 || entry.rejected.contains(&row);
+        let events = (entry.first_row..).zip(&known.raw[known.place(entry.first_row)]);
+        let events = events.filter(|(row, _)| is_left_out(*row));
         left_out
             .entry(known.job)
             .or_default()
@@ -1078,7 +1070,8 @@ async fn check_states(world: &World) {
         if run.state == RunState::Completed {
             assert!(run.is_complete(), "{run:?}");
             assert!(
-                known.fails_after.is_none() || run.batches == i64::from(BATCHES),
+                known.fails_after.is_none()
+                    || run.batches == i64::try_from(known.raw.len()).unwrap(),
                 "{run:?}"
             );
         }
@@ -1164,7 +1157,7 @@ async fn history(pool: &PgPool) -> String {
         ("watermarks", "id, job, value, run_id, run_no, reason"),
         (
             "replays",
-            "run_id, generation, seqs, state_before, requested_at::time, sent_at::time, abandoned",
+            "run_id, generation, rows, state_before, requested_at::time, sent_at::time, abandoned",
         ),
         ("conflicts", "run_no, conflicting_run_no, rows"),
         (

@@ -12,7 +12,7 @@ use crate::support::{
     request_for, shape, text, with_generation, with_rejected,
 };
 
-/// A mode with its settings, and the expected table: key, value and seq of each row.
+/// A mode with its settings, and the expected table: key, value and first row of the batch of each row.
 #[derive(Clone)]
 pub(crate) struct Setup {
     name: &'static str,
@@ -23,11 +23,11 @@ pub(crate) struct Setup {
 }
 
 /// Each table has two rows before the run: `a` with 100, inside of the window, and `z` outside of it.
-const APPENDED: &str = "a1:0 a3:0 a6:2 a100: b2:0 b4:1 c5:1 d7:2 z900:";
-const UPSERTED: &str = "a6:2 b4:1 c5:1 d7:2 z900:";
-const INSERTED: &str = "a100: b2:0 c5:1 d7:2 z900:";
-const REPLACED: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2";
-const REPLACED_WINDOW: &str = "a1:0 a3:0 a6:2 b2:0 b4:1 c5:1 d7:2 z900:";
+const APPENDED: &str = "a1:0 a3:0 a6:6 a100: b2:0 b4:4 c5:4 d7:6 z900:";
+const UPSERTED: &str = "a6:6 b4:4 c5:4 d7:6 z900:";
+const INSERTED: &str = "a100: b2:0 c5:4 d7:6 z900:";
+const REPLACED: &str = "a1:0 a3:0 a6:6 b2:0 b4:4 c5:4 d7:6";
+const REPLACED_WINDOW: &str = "a1:0 a3:0 a6:6 b2:0 b4:4 c5:4 d7:6 z900:";
 
 pub(crate) fn setups() -> Vec<Setup> {
     use Commit::{Batch, Run};
@@ -89,13 +89,13 @@ impl Setup {
             row("b", "2018-04-02", "2"),
             row("a", "2018-04-02", "3"),
         ];
-        let first = with_rejected(shape.batch(run, 0, 0, &first), "min", &[("k", Some("a"))]);
+        let first = with_rejected(shape.batch(run, 0, &first), "min", &[("k", Some("a"))]);
         let second = [row("b", "2018-04-03", "4"), row("c", "2018-04-03", "5")];
         let third = [row("a", "2018-04-04", "6"), row("d", "2018-04-05", "7")];
         vec![
             first,
-            shape.batch(run, 1, 4, &second),
-            shape.batch(run, 2, 6, &third),
+            shape.batch(run, 4, &second),
+            shape.batch(run, 6, &third),
         ]
     }
 
@@ -146,7 +146,9 @@ impl Setup {
 }
 
 fn content(table: &str) -> String {
-    format!("SELECT string_agg(concat(k, v, ':', _batch & 255), ' ' ORDER BY k, v) FROM {table}")
+    format!(
+        "SELECT string_agg(concat(k, v, ':', etl.first_row(_batch)), ' ' ORDER BY k, v) FROM {table}"
+    )
 }
 
 /// Runs a case in every mode, each in its own database.
@@ -274,12 +276,11 @@ async fn replay_with_stricter_rules_removes_rejected_rows() {
             .map(|batch| with_generation(batch, 1))
             .collect();
         // Now `c` and `d` are rejected.
-        for (batch, raw) in [(1, "c"), (2, "d")] {
+        for (batch, raw) in [(1_usize, "c"), (2, "d")] {
             let fewer = setup.shape(&format!("{}_rules", setup.name)).batch(
                 &run,
-                batch,
-                batches[batch as usize].first_row,
-                &[batches[batch as usize]
+                batches[batch].id.first_row,
+                &[batches[batch]
                     .rows
                     .row(0)
                     .to_vec()
@@ -288,7 +289,7 @@ async fn replay_with_stricter_rules_removes_rejected_rows() {
                     .collect()],
             );
             let fewer = with_rejected(fewer, "max", &[("k", Some(raw))]);
-            batches[batch as usize] = with_generation(&fewer, 1);
+            batches[batch] = with_generation(&fewer, 1);
         }
         for batch in &batches {
             loader.handle(batch).await.unwrap();
@@ -322,15 +323,14 @@ async fn partial_replay_leaves_the_other_batches_unchanged() {
     }
     loader.handle_event(&extracted(&run, 3, 8)).await.unwrap();
     replayed(pool, &run).await;
-    // The statement of `etl replay --seq 1..1`, in the same transaction.
+    // The statement of `etl replay --rows 4..5`, in the same transaction.
     let carried =
-        format!("UPDATE etl.batches SET generation = 1 WHERE run_id = '{run}' AND seq <> 1");
+        format!("UPDATE etl.batches SET generation = 1 WHERE run_id = '{run}' AND first_row <> 4");
     execute(pool, &carried).await;
     let rejected =
         format!("SELECT count(*) FROM etl.rejected_rows WHERE run_id = '{run}' AND generation = 1");
     assert_eq!(text(pool, &rejected).await, "1");
-    let kept =
-        "SELECT string_agg(ctid::text, ' ' ORDER BY ctid) FROM append_part WHERE _batch & 255 <> 1";
+    let kept = "SELECT string_agg(ctid::text, ' ' ORDER BY ctid) FROM append_part WHERE etl.first_row(_batch) <> 4";
     let before = text(pool, kept).await;
     assert_eq!(
         loader
@@ -341,7 +341,7 @@ async fn partial_replay_leaves_the_other_batches_unchanged() {
     );
     // The check against the neighbours still applies.
     let mut out_of_line = with_generation(&batches[1], 1);
-    out_of_line.first_row = 5;
+    out_of_line.id.first_row = 5;
     assert!(loader.handle(&out_of_line).await.is_err());
     loader
         .handle(&with_generation(&batches[1], 1))
@@ -418,9 +418,9 @@ async fn insert_only_keeps_the_first_row_of_a_key_in_every_order() {
         request_for(pool, &run, &keys.target).await;
         let row = |key: &'static str, value: &'static str| vec![Some(key), Some(value)];
         let batches = [
-            keys.batch(&run, 0, 0, &[row("a", "1"), row("a", "2")]),
-            keys.batch(&run, 1, 2, &[row("b", "3"), row("a", "4")]),
-            keys.batch(&run, 2, 4, &[row("b", "5"), row("c", "6"), row("c", "7")]),
+            keys.batch(&run, 0, &[row("a", "1"), row("a", "2")]),
+            keys.batch(&run, 2, &[row("b", "3"), row("a", "4")]),
+            keys.batch(&run, 4, &[row("b", "5"), row("c", "6"), row("c", "7")]),
         ];
         for index in order {
             loader.handle(&batches[*index]).await.unwrap();
@@ -429,11 +429,11 @@ async fn insert_only_keeps_the_first_row_of_a_key_in_every_order() {
         let rows = text(
             pool,
             &format!(
-                "SELECT string_agg(k || v || ':' || (_batch & 255), ' ' ORDER BY k) FROM {table}"
+                "SELECT string_agg(k || v || ':' || etl.first_row(_batch), ' ' ORDER BY k) FROM {table}"
             ),
         )
         .await;
-        assert_eq!(rows, "a1:0 b3:1 c6:2", "{order:?}");
+        assert_eq!(rows, "a1:0 b3:2 c6:4", "{order:?}");
         assert_eq!(
             balance_of(pool, &run).await,
             "completed expected 7 extracted 7 loaded 7 deduplicated 4 rejected 0 balanced",

@@ -10,7 +10,7 @@ use crate::support::{execute, extracted, request, shape, text};
 async fn publish_runs(world: &World, runs: &[&str]) {
     for run in runs {
         request(&world.database.pool, run).await;
-        let batch = shape(run, &["n bigint"], &[]).batch(run, 0, 0, &[vec![Some("1")]]);
+        let batch = shape(run, &["n bigint"], &[]).batch(run, 0, &[vec![Some("1")]]);
         world
             .publish(&[sent(&batch), sent(&extracted(run, 1, 1))])
             .await;
@@ -59,7 +59,7 @@ async fn commit_of_a_run_keeps_no_batch_and_no_event_waiting() {
     request(&world.database.pool, "whole").await;
     let mut whole = shape("whole", &["n bigint"], &[]);
     whole.target.commit = common::job::Commit::Run;
-    let batch = whole.batch("whole", 0, 0, &[vec![Some("1")]]);
+    let batch = whole.batch("whole", 0, &[vec![Some("1")]]);
     world
         .publish(&[sent(&batch), sent(&extracted("whole", 1, 1))])
         .await;

@@ -86,7 +86,7 @@ async fn failing_receiver_is_told_everything_in_the_end_and_no_batch_waits() {
         request(pool, run).await;
     }
     let clicks = shape("clicks", &["n text"], &[]);
-    let batch = clicks.batch("rejects", 0, 0, &[vec![Some(MARKER)]]);
+    let batch = clicks.batch("rejects", 0, &[vec![Some(MARKER)]]);
     let batch = with_rejected(batch, "type", &[("n", Some(MARKER))]);
     let failed = EventKind::Failed {
         reason: format!("Cannot cast '{MARKER}' to BIGINT"),
@@ -120,7 +120,7 @@ async fn failing_receiver_is_told_everything_in_the_end_and_no_batch_waits() {
     })
     .await;
     // While it hangs, batches are loaded.
-    let later = clicks.batch("later", 0, 0, &[vec![Some("x")]]);
+    let later = clicks.batch("later", 0, &[vec![Some("x")]]);
     world
         .publish(&[sent(&later), sent(&extracted("later", 1, 1))])
         .await;

@@ -16,7 +16,7 @@ async fn quarantined(ddl: &str, shape: Shape, rows: &[Vec<Value<'_>>]) -> (Strin
     let database = ledger_database().await;
     execute(&database.pool, ddl).await;
     request(&database.pool, "r").await;
-    let batch = shape.batch("r", 1, 100, rows);
+    let batch = shape.batch("r", 100, rows);
     let Outcome::Loaded(counts) = loader(&database).handle(&batch).await.unwrap() else {
         panic!("not loaded")
     };
@@ -143,13 +143,12 @@ async fn refused_row_leaves_the_row_of_its_key_unchanged() {
     request(&database.pool, "r").await;
     let row = |k, n| vec![Some(k), Some(n)];
     loader
-        .handle(&table.batch("r", 0, 0, &[row("a", "1"), row("b", "1")]))
+        .handle(&table.batch("r", 0, &[row("a", "1"), row("b", "1")]))
         .await
         .unwrap();
     loader
         .handle(&table.batch(
             "r",
-            1,
             2,
             &[row("a", "-1"), row("b", "2"), row("c", "2"), row("c", "-2")],
         ))
@@ -163,7 +162,7 @@ async fn refused_row_leaves_the_row_of_its_key_unchanged() {
         .await,
         "a1 b2 c2"
     );
-    let counts = "SELECT string_agg(concat_ws('/', rows_loaded, rows_deduplicated, rows_rejected), ' ' ORDER BY seq) FROM etl.batches";
+    let counts = "SELECT string_agg(concat_ws('/', rows_loaded, rows_deduplicated, rows_rejected), ' ' ORDER BY first_row) FROM etl.batches";
     assert_eq!(text(&database.pool, counts).await, "2/0/0 2/1/2");
 }
 
@@ -256,7 +255,7 @@ async fn refused_rows_of_a_large_batch_take_few_round_trips() {
         request(&database.pool, "r").await;
         let numbers = numbers(refused);
         let rows: Vec<_> = numbers.iter().map(|n| vec![Some(n.as_str())]).collect();
-        let batch = shape("t", &["n integer"], key).batch("r", 0, 0, &rows);
+        let batch = shape("t", &["n integer"], key).batch("r", 0, &rows);
         relay.delay(Duration::from_millis(5));
         let started = Instant::now();
         let outcome = loader.handle(&batch).await.unwrap();
@@ -295,7 +294,6 @@ async fn failure_that_is_no_rows_fault_ends_the_batch_as_a_whole() {
     let batch = shape("t", &["n integer"], &[]).batch(
         "r",
         0,
-        0,
         &[vec![Some("-1")], vec![Some("333")], vec![Some("4")]],
     );
     let error = loader(&database).handle(&batch).await.unwrap_err();
@@ -316,7 +314,7 @@ async fn refused_row_leaves_generated_and_default_columns_as_copy_has_them() {
     execute(&database.pool, ddl).await;
     request(&database.pool, "r").await;
     let rows = ["7", "-1", "9"].map(|n| vec![Some(n)]);
-    let batch = shape("t", &["n integer"], &[]).batch("r", 0, 0, &rows);
+    let batch = shape("t", &["n integer"], &[]).batch("r", 0, &rows);
     loader(&database).handle(&batch).await.unwrap();
     assert_eq!(
         text(

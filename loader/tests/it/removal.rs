@@ -15,8 +15,7 @@ async fn undone(pool: &PgPool, loader: &Loader, run: &str) -> i64 {
     request(pool, run).await;
     let point = format!("UPDATE etl.runs SET target_table = 'public.{run}' WHERE run_id = '{run}'");
     execute(pool, &point).await;
-    let batch =
-        shape(run, &["n bigint"], &[]).batch(run, 0, 0, &[vec![Some("1")], vec![Some("2")]]);
+    let batch = shape(run, &["n bigint"], &[]).batch(run, 0, &[vec![Some("1")], vec![Some("2")]]);
     loader.handle(&batch).await.unwrap();
     execute(
         pool,

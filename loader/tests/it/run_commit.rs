@@ -38,7 +38,7 @@ async fn load(loader: &Loader, shape: &Shape, run: &str, rows: &[(&str, &str)]) 
         .zip(rows)
         .map(|(day, (_, value))| vec![Some(day.as_str()), Some(*value)])
         .collect();
-    let batch = shape.batch(run, 0, 0, &values);
+    let batch = shape.batch(run, 0, &values);
     loader.handle(&batch).await.unwrap();
     let told = extracted(run, 1, rows.len() as u64);
     loader.handle_event(&told).await.unwrap();
@@ -120,11 +120,7 @@ async fn too_many_rejected_rows_hold_a_run_until_it_is_approved() {
         let mut t = shape(&format!("t_{run}"), &["v bigint"], &[]);
         t.target.max_rejected = Some(limit);
         request(pool, run).await;
-        let batch = with_rejected(
-            t.batch(run, 0, 0, &[vec![Some("1")]]),
-            "min",
-            &[("v", None)],
-        );
+        let batch = with_rejected(t.batch(run, 0, &[vec![Some("1")]]), "min", &[("v", None)]);
         loader.handle(&batch).await.unwrap();
         let rows = format!("SELECT count(*) FROM t_{run}");
         assert_eq!(
@@ -220,7 +216,7 @@ async fn target_that_no_longer_fits_holds_the_run() {
         request(pool, "r").await;
         let t = replacing(None);
         loader
-            .handle(&t.batch("r", 0, 0, &[vec![Some("2018-04-02"), Some("1")]]))
+            .handle(&t.batch("r", 0, &[vec![Some("2018-04-02"), Some("1")]]))
             .await
             .unwrap();
         execute(pool, change).await;
@@ -376,7 +372,7 @@ async fn staging_tables_of_ended_runs_are_dropped() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
-    let batch = |run| t.batch(run, 0, 0, &[vec![Some("2018-04-02"), Some("1")]]);
+    let batch = |run| t.batch(run, 0, &[vec![Some("2018-04-02"), Some("1")]]);
     for run in ["failed", "cancelled", "replayed", "open"] {
         request(pool, run).await;
         loader.handle(&batch(run)).await.unwrap();
@@ -426,7 +422,7 @@ async fn staging_table_that_a_backup_reads_keeps_no_other_from_being_dropped() {
     let t = replacing(None);
     for run in ["a", "b", "c"] {
         request(pool, run).await;
-        let batch = t.batch(run, 0, 0, &[vec![Some("2018-04-02"), Some("1")]]);
+        let batch = t.batch(run, 0, &[vec![Some("2018-04-02"), Some("1")]]);
         loader.handle(&batch).await.unwrap();
     }
     let ended = "UPDATE etl.runs SET state = 'cancelled', finished_at = now()";
@@ -451,7 +447,7 @@ async fn failed_run_is_replayed_as_another_generation() {
     let database = ledger_database().await;
     let (pool, loader) = (&database.pool, loader(&database));
     let t = replacing(None);
-    let batch = t.batch("r", 0, 0, &[vec![Some("2018-04-02"), Some("1")]]);
+    let batch = t.batch("r", 0, &[vec![Some("2018-04-02"), Some("1")]]);
     request(pool, "r").await;
     loader.handle(&batch).await.unwrap();
     let failed = EventKind::Failed {
@@ -476,10 +472,10 @@ async fn job_changed_during_a_run_is_not_mixed_into_staged_rows() {
     request(pool, "r").await;
     let row = vec![Some("2018-04-02"), Some("1")];
     loader
-        .handle(&replacing(None).batch("r", 0, 0, std::slice::from_ref(&row)))
+        .handle(&replacing(None).batch("r", 0, std::slice::from_ref(&row)))
         .await
         .unwrap();
-    let other = replacing(Some(("02", "08"))).batch("r", 1, 1, std::slice::from_ref(&row));
+    let other = replacing(Some(("02", "08"))).batch("r", 1, std::slice::from_ref(&row));
     let refused = loader.handle(&other).await;
     assert!(
         matches!(
@@ -494,10 +490,7 @@ async fn job_changed_during_a_run_is_not_mixed_into_staged_rows() {
     let mut plain = replacing(None);
     plain.target.mode = Mode::Append;
     plain.target.commit = Commit::Batch;
-    loader
-        .handle(&plain.batch("r", 1, 1, &[row]))
-        .await
-        .unwrap();
+    loader.handle(&plain.batch("r", 1, &[row])).await.unwrap();
     loader.handle_event(&extracted("r", 2, 2)).await.unwrap();
     let held = state(pool, "r").await;
     assert!(
@@ -507,7 +500,7 @@ async fn job_changed_during_a_run_is_not_mixed_into_staged_rows() {
     execute(pool, "DROP TABLE etl_staging.s_1_0").await;
     replayed(pool, "r").await;
     execute(pool, "UPDATE etl.staging SET generation = 1").await;
-    let lost = with_generation(&replacing(None).batch("r", 0, 0, &[]), 1);
+    let lost = with_generation(&replacing(None).batch("r", 0, &[]), 1);
     let refused = loader.handle(&lost).await;
     assert!(
         matches!(

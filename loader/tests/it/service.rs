@@ -65,7 +65,7 @@ impl World {
     pub(crate) async fn until_drained(&self) {
         let pool = &self.database.pool;
         request(pool, "marker").await;
-        self.publish(&[sent(&clicks().batch("marker", 0, 0, &[]))])
+        self.publish(&[sent(&clicks().batch("marker", 0, &[]))])
             .await;
         self.until(
             "the marker",
@@ -103,18 +103,18 @@ fn clicks() -> Shape {
     shape("clicks", &["n bigint"], &[])
 }
 
-pub(crate) fn batch(seq: u32) -> ValidBatch {
-    let number = seq.to_string();
-    clicks().batch("r", seq, u64::from(seq), &[vec![Some(number.as_str())]])
+pub(crate) fn batch(first_row: u64) -> ValidBatch {
+    let number = first_row.to_string();
+    clicks().batch("r", first_row, &[vec![Some(number.as_str())]])
 }
 
 #[tokio::test]
 async fn batches_and_events_complete_the_run() {
     let mut world = World::start().await;
     request(&world.database.pool, "r").await;
-    let mut messages: Vec<Outgoing> = (0..30).rev().map(|seq| sent(&batch(seq))).collect();
+    let mut messages: Vec<Outgoing> = (0..30).rev().map(|row| sent(&batch(row))).collect();
     messages.insert(7, sent(&extracted("r", 30, 30)));
-    messages.extend((0..30).map(|seq| sent(&batch(seq))));
+    messages.extend((0..30).map(|row| sent(&batch(row))));
     world.publish(&messages).await;
     wait_until("every delivery to be handled", TIMEOUT, async || {
         world.loader.metric("etl_batches_total").await == Some(60.0)
@@ -144,8 +144,8 @@ async fn message_that_cannot_be_loaded_is_dead_lettered_with_its_reason() {
     world
         .until("the first batch", "SELECT count(*) FROM etl.batches", "1")
         .await;
-    let other = clicks().batch("r", 0, 0, &[vec![Some("7")]]);
-    let unknown = clicks().batch("absent", 0, 0, &[vec![Some("7")]]);
+    let other = clicks().batch("r", 0, &[vec![Some("7")]]);
+    let unknown = clicks().batch("absent", 0, &[vec![Some("7")]]);
     world
         .publish(&[
             sent(&other),
@@ -161,7 +161,7 @@ async fn message_that_cannot_be_loaded_is_dead_lettered_with_its_reason() {
     let dead_letters = "SELECT string_agg(concat_ws('|', message_id, run_id, queue, kind), ' ' ORDER BY message_id, queue) FROM etl.dead_letters WHERE message_id IS NOT NULL";
     assert_eq!(
         text(&world.database.pool, dead_letters).await,
-        "absent/0/0|absent|etl.valid|valid-batch.v2 absent/0/extracted|absent|etl.events|run-event.v2 r/0/0|r|etl.valid|valid-batch.v2"
+        "absent/0/0|absent|etl.valid|valid-batch.v3 absent/0/extracted|absent|etl.events|run-event.v2 r/0/0|r|etl.valid|valid-batch.v3"
     );
     let body = "SELECT body FROM etl.dead_letters WHERE message_id = 'r/0/0'";
     let stored: Vec<u8> = sqlx::query_scalar(body)
@@ -410,7 +410,7 @@ async fn loader_continues_after_postgres_was_away_and_dead_letters_nothing() {
     })
     .await;
     postgres.kill9().await;
-    let mut messages: Vec<_> = (1..12).map(|seq| sent(&batch(seq))).collect();
+    let mut messages: Vec<_> = (1..12).map(|row| sent(&batch(row))).collect();
     messages.push(sent(&extracted("r", 12, 12)));
     world.publish(&messages).await;
     wait_until(
@@ -470,7 +470,7 @@ async fn unfit_table_does_not_delay_other_tables() {
     execute(&world.database.pool, "CREATE TABLE narrow (n bigint)").await;
     request(&world.database.pool, "r").await;
     request(&world.database.pool, "unfit").await;
-    let narrow = shape("narrow", &["n bigint"], &[]).batch("unfit", 0, 0, &[vec![Some("1")]]);
+    let narrow = shape("narrow", &["n bigint"], &[]).batch("unfit", 0, &[vec![Some("1")]]);
     world.publish(&[sent(&narrow), sent(&batch(0))]).await;
     world
         .until("the other batch", "SELECT count(*) FROM etl.batches", "1")

@@ -172,14 +172,8 @@ pub(crate) fn shape(table: &str, columns: &[&str], key: &[&str]) -> Shape {
 }
 
 impl Shape {
-    /// Batch `seq` of a run, whose rows begin at `first_row` of the result.
-    pub(crate) fn batch(
-        &self,
-        run: &str,
-        seq: u32,
-        first_row: u64,
-        values: &[Vec<Value<'_>>],
-    ) -> ValidBatch {
+    /// A batch of a run, whose rows begin at `first_row` of the result.
+    pub(crate) fn batch(&self, run: &str, first_row: u64, values: &[Vec<Value<'_>>]) -> ValidBatch {
         let mut rows = Rows::new(self.columns.len());
         for row in values {
             rows.push(row.iter().copied());
@@ -196,9 +190,9 @@ impl Shape {
             id: BatchId {
                 run: run.parse().unwrap(),
                 generation: 0,
-                seq,
+                first_row,
             },
-            first_row,
+            is_bulk: false,
             result_id: "query:pages".into(),
             content_hash: ContentHash::of(&columns, &rows),
             job: "job".into(),
@@ -222,7 +216,7 @@ pub(crate) fn with_rejected(
         .iter()
         .map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned)));
     batch.rejected.push(RejectedRow {
-        row: batch.first_row + batch.rows_extracted() as u64,
+        row: batch.id.first_row + batch.rows_extracted() as u64,
         reject: common::message::Reject {
             column: Some(batch.columns[0].name.clone()),
             rule: rule.into(),
@@ -243,7 +237,7 @@ pub(crate) fn with_generation(batch: &ValidBatch, generation: u32) -> ValidBatch
 /// Writes the change of `etl replay` for a whole run.
 pub(crate) async fn replayed(pool: &PgPool, run: &str) {
     for statement in [
-        "INSERT INTO etl.replays (run_id, generation, source, seqs, job_hash, job_spec, state_before, requested_by)
+        "INSERT INTO etl.replays (run_id, generation, source, rows, job_hash, job_spec, state_before, requested_by)
          SELECT run_id, generation + 1, 'archive', '{[0,16777216)}', job_hash, job_spec, state, 'me' FROM etl.runs WHERE run_id = $1",
         "UPDATE etl.runs SET generation = generation + 1, state = 'running', finished_at = NULL WHERE run_id = $1",
     ] {

@@ -98,7 +98,7 @@ impl Guest {
     /// Loads a row in a run of its own. The error is what the loader says.
     async fn load(&self, shape: &Shape, run: &str) -> Result<(), String> {
         request_for(self.pool(), run, &shape.target).await;
-        let batch = shape.batch(run, 0, 0, &[vec![Some("1"), Some("x")]]);
+        let batch = shape.batch(run, 0, &[vec![Some("1"), Some("x")]]);
         load_or_refusal(&self.loader, self.pool(), &batch).await?;
         let end = extracted(run, 1, 1);
         self.loader.handle_event(&end).await.unwrap();
@@ -400,7 +400,7 @@ async fn table_that_is_published_as_it_is_created_is_refused_before_its_rows() {
     shape.target.mode = Mode::Replace;
     shape.target.commit = Commit::Run;
     request_for(pool, "r", &shape.target).await;
-    let batch = shape.batch("r", 0, 0, &[vec![Some("1")]]);
+    let batch = shape.batch("r", 0, &[vec![Some("1")]]);
     let sentence = refusal(&loader, pool, &batch).await;
     assert!(sentence.contains("REPLICA IDENTITY"), "{sentence}");
     // The statement of the sentence.

@@ -53,7 +53,7 @@ fn way((mode, commit): (Mode, Commit)) -> Shape {
 /// Four rows. PostgreSQL refuses the last one where its key is 400, and they are written one by one.
 fn batch_with(shape: &Shape, run: &str, last: &str) -> ValidBatch {
     let rows = ["1", "2", "3", last].map(|k| vec![Some(k), Some("2018-04-02"), Some("x")]);
-    shape.batch(run, 0, 0, &rows)
+    shape.batch(run, 0, &rows)
 }
 
 /// With a refused row where rows go to the table batch by batch.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::job::{JobSpec, Mode};
 use common::message::{Reject, RejectedRow, ValidBatch};
-use ledger::{NewReplay, Removed, Rows, Seqs};
+use ledger::{NewReplay, Removed, RowRanges, Rows};
 use loader::load::Loader;
 use loader::{completion, removal, target};
 use serde_json::json;
@@ -34,7 +34,7 @@ fn batch(shape: &Shape, run: &str, keys: &[i64]) -> ValidBatch {
         .iter()
         .map(|key| vec![Some(key.as_str()), Some(run)])
         .collect();
-    shape.batch(run, 0, 0, &rows)
+    shape.batch(run, 0, &rows)
 }
 
 /// The same batch after a rule rejects a row of it, so that these are left.
@@ -75,7 +75,7 @@ async fn replay(loader: &Loader, shape: &Shape, batch: &ValidBatch) -> String {
     let subject = loader.store.subject(run).await.unwrap();
     let replay = NewReplay {
         source: "archive",
-        seqs: Seqs::first(1),
+        rows: RowRanges::first(1),
         partial: false,
         job_hash: "hash".into(),
         spec: Arc::new(spec(shape)),

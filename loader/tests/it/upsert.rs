@@ -26,10 +26,10 @@ fn orders(batches: &[ValidBatch]) -> Vec<Vec<&ValidBatch>> {
 fn four_batches(prices: &Shape, run: &str) -> Vec<ValidBatch> {
     let row = |key: &'static str, value: &'static str| vec![Some(key), Some(value)];
     vec![
-        prices.batch(run, 0, 0, &[row("a", "1"), row("b", "1"), row("a", "2")]),
-        prices.batch(run, 1, 3, &[row("b", "3"), row("c", "3")]),
-        prices.batch(run, 2, 5, &[row("a", "4"), row("d", "4"), row("d", "5")]),
-        prices.batch(run, 3, 8, &[row("c", "6"), row("b", "6")]),
+        prices.batch(run, 0, &[row("a", "1"), row("b", "1"), row("a", "2")]),
+        prices.batch(run, 3, &[row("b", "3"), row("c", "3")]),
+        prices.batch(run, 5, &[row("a", "4"), row("d", "4"), row("d", "5")]),
+        prices.batch(run, 8, &[row("c", "6"), row("b", "6")]),
     ]
 }
 
@@ -63,11 +63,11 @@ async fn every_order_gives_the_same_table_and_the_same_ledger() {
         let rows = text(
             &database.pool,
             &format!(
-                "SELECT string_agg(k || v || ':' || (_batch & 255), ' ' ORDER BY k) FROM t{number}"
+                "SELECT string_agg(k || v || ':' || etl.first_row(_batch), ' ' ORDER BY k) FROM t{number}"
             ),
         )
         .await;
-        assert_eq!(rows, "a4:2 b6:3 c6:3 d5:2", "order {number}");
+        assert_eq!(rows, "a4:5 b6:8 c6:8 d5:5", "order {number}");
         assert_eq!(
             balance_of(&database.pool, &run).await,
             "completed expected 10 extracted 10 loaded 10 deduplicated 6 rejected 0 balanced",
@@ -86,13 +86,12 @@ async fn older_run_never_overwrites_a_newer_run() {
     request(&database.pool, "older").await;
     request(&database.pool, "newer").await;
     loader
-        .handle(&prices.batch("newer", 0, 0, &[vec![Some("a"), Some("2")]]))
+        .handle(&prices.batch("newer", 0, &[vec![Some("a"), Some("2")]]))
         .await
         .unwrap();
     loader
         .handle(&prices.batch(
             "older",
-            7,
             0,
             &[vec![Some("a"), Some("1")], vec![Some("b"), Some("1")]],
         ))
@@ -124,7 +123,7 @@ async fn merge_that_would_lose_to_an_unknown_batch_is_refused() {
         shape("t", &["k text", "v bigint"], &["k"]),
     );
     request(&database.pool, "r").await;
-    let batch = |key| prices.batch("r", 0, 0, &[vec![Some(key), Some("1")]]);
+    let batch = |key| prices.batch("r", 0, &[vec![Some(key), Some("1")]]);
     for key in ["a", "b"] {
         let refused = loader.handle(&batch(key)).await;
         assert!(
@@ -156,21 +155,23 @@ async fn two_loaders_with_overlapping_keys_count_exactly() {
     let (one, two) = (loader(&database), loader(&database));
     let prices = shape("t", &["k bigint", "v bigint"], &["k"]);
     request(&database.pool, "r").await;
-    let batches: Vec<_> = (0..24u32)
-        .map(|seq| {
-            let keys: Vec<String> = (0..50u32)
-                .map(|row| ((row * 7 + seq * 13) % 200).to_string())
+    let batches: Vec<_> = (0..24u64)
+        .map(|place| {
+            let keys: Vec<String> = (0..50u64)
+                .map(|row| ((row * 7 + place * 13) % 200).to_string())
                 .collect();
-            let seq_text = seq.to_string();
+            let value = place.to_string();
             let rows: Vec<_> = keys
                 .iter()
                 .rev()
-                .map(|key| vec![Some(key.as_str()), Some(seq_text.as_str())])
+                .map(|key| vec![Some(key.as_str()), Some(value.as_str())])
                 .collect();
-            prices.batch("r", seq, u64::from(seq) * 50, &rows)
+            prices.batch("r", place * 50, &rows)
         })
         .collect();
-    let (left, right): (Vec<_>, Vec<_>) = batches.iter().partition(|batch| batch.id.seq % 3 == 0);
+    let (left, right): (Vec<_>, Vec<_>) = batches
+        .iter()
+        .partition(|batch| batch.id.first_row % 150 == 0);
     let first = async {
         for batch in left.iter().rev() {
             one.handle(batch).await.unwrap();
@@ -182,7 +183,7 @@ async fn two_loaders_with_overlapping_keys_count_exactly() {
         }
     };
     tokio::join!(first, second);
-    let wrong = "SELECT count(*) FROM t WHERE v <> (_batch & 255)";
+    let wrong = "SELECT count(*) FROM t WHERE v <> etl.first_row(_batch) / 50";
     assert_eq!(text(&database.pool, wrong).await, "0");
     let keys = "SELECT (SELECT sum(rows_loaded - rows_deduplicated) FROM etl.batches) = (SELECT count(*) FROM t)";
     assert_eq!(text(&database.pool, keys).await, "true");
@@ -198,7 +199,7 @@ async fn rows_from_before_the_batch_column_are_overwritten() {
     );
     request(&database.pool, "r").await;
     loader
-        .handle(&prices.batch("r", 0, 0, &[vec![Some("1"), Some("a")]]))
+        .handle(&prices.batch("r", 0, &[vec![Some("1"), Some("a")]]))
         .await
         .unwrap();
     assert_eq!(
@@ -225,10 +226,10 @@ async fn table_with_only_key_columns_is_merged() {
     request(&database.pool, "r").await;
     let row = vec![Some("x"), Some("2018-04-02")];
     loader
-        .handle(&keys.batch("r", 0, 0, &[row.clone(), row.clone()]))
+        .handle(&keys.batch("r", 0, &[row.clone(), row.clone()]))
         .await
         .unwrap();
-    loader.handle(&keys.batch("r", 1, 2, &[row])).await.unwrap();
+    loader.handle(&keys.batch("r", 2, &[row])).await.unwrap();
     assert_eq!(
         balance_of(&database.pool, "r").await,
         "running expected extracted 3 loaded 3 deduplicated 2 rejected 0"

@@ -54,9 +54,9 @@ fn batch(rows: &[[Option<&str>; 3]]) -> RawBatch {
         id: BatchId {
             run: "r".parse().unwrap(),
             generation: 0,
-            seq: 3,
+            first_row: 300,
         },
-        first_row: 300,
+        is_bulk: false,
         result_id: "q:pages".into(),
         job: Arc::new(job()),
         columns: Arc::new(columns.collect()),
@@ -349,11 +349,11 @@ fn unchanged_rows_are_published_in_their_packed_form() {
         let (_, valid) = over_the_queue(&batch(&rows));
         rows.remove(place);
         assert_eq!(valid.rows, batch(&rows).rows, "{place}");
-        assert_eq!(valid.rejected[0].row, valid.first_row + place as u64);
+        assert_eq!(valid.rejected[0].row, valid.id.first_row + place as u64);
         let beside = valid.rows.len() - 1;
         assert_eq!(
             valid.ordinal(beside),
-            valid.first_row + if place == 499 { 498 } else { 499 }
+            valid.id.first_row + if place == 499 { 498 } else { 499 }
         );
     }
 }
@@ -380,13 +380,13 @@ proptest! {
         let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(Option::as_deref)).collect();
         let valid = transformed(&rows);
         for (index, row) in valid.rows.iter().enumerate() {
-            let raw = rows[usize::try_from(valid.ordinal(index) - valid.first_row).unwrap()];
+            let raw = rows[usize::try_from(valid.ordinal(index) - valid.id.first_row).unwrap()];
             prop_assert_eq!(row.get(0), raw[0].map(|text| text.trim_end_matches(' ')));
             prop_assert_eq!(row.get(1), raw[1]);
             prop_assert_eq!(row.get(2).map(str::parse::<i64>), raw[2].map(str::parse::<i64>));
         }
         for rejected in &valid.rejected {
-            let raw = rows[usize::try_from(rejected.row - valid.first_row).unwrap()];
+            let raw = rows[usize::try_from(rejected.row - valid.id.first_row).unwrap()];
             let seen: Vec<_> = rejected.raw.iter().map(|(_, value)| value.as_deref()).collect();
             prop_assert_eq!(&seen[..], &raw[..]);
         }

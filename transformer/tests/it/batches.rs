@@ -66,14 +66,14 @@ async fn unusable_batch_is_dead_lettered_and_others_are_not() {
         .await;
 
     let transformer = fixture.transformer().start().await;
-    let mut seqs: Vec<_> = fixture
+    let mut first_rows: Vec<_> = fixture
         .take_valid(3)
         .await
         .iter()
-        .map(|batch| batch.id.seq)
+        .map(|batch| batch.id.first_row)
         .collect();
-    seqs.sort_unstable();
-    assert_eq!(seqs, [0, 2, 3]);
+    first_rows.sort_unstable();
+    assert_eq!(first_rows, [0, 200, 300]);
     let mut dead = fixture.take(QueueName::Dead, 2).await;
     dead.sort_by_key(|message| message.body.len());
     let reasons: Vec<_> = dead
@@ -81,8 +81,8 @@ async fn unusable_batch_is_dead_lettered_and_others_are_not() {
         .map(|message| message.header("x-etl-reason").unwrap())
         .collect();
     assert_eq!(dead[0].body, b"\xff not a batch");
-    assert!(reasons[0].contains("raw-batch.v2"), "{}", reasons[0]);
-    assert_eq!(dead[1].message_id(), Some("run/0/1"));
+    assert!(reasons[0].contains("raw-batch.v3"), "{}", reasons[0]);
+    assert_eq!(dead[1].message_id(), Some("run/0/100"));
     assert!(
         reasons[1].contains("pattern of column \"code\""),
         "{}",
@@ -107,17 +107,17 @@ async fn replicas_share_the_batches() {
     let first = fixture.transformer().start().await;
     let second = fixture.transformer().start().await;
     let batches: Vec<_> = (0..60)
-        .map(|seq| batch(seq, &[[Some("DE"), Some("3")]]))
+        .map(|place| batch(place, &[[Some("DE"), Some("3")]]))
         .collect();
     fixture.publish(&batches).await;
-    let mut seqs: Vec<_> = fixture
+    let mut first_rows: Vec<_> = fixture
         .take_valid(60)
         .await
         .iter()
-        .map(|batch| batch.id.seq)
+        .map(|batch| batch.id.first_row)
         .collect();
-    seqs.sort_unstable();
-    assert!(seqs.into_iter().eq(0..60));
+    first_rows.sort_unstable();
+    assert!(first_rows.into_iter().eq((0..60).map(|place| place * 100)));
     fixture.end(first).await;
     fixture.end(second).await;
 }

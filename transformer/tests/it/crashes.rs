@@ -23,7 +23,7 @@ async fn crash_between_confirm_and_ack_duplicates_a_batch_and_loses_none() {
 
     let transformer = fixture.transformer().start().await;
     let mut again = fixture.take_valid(2).await;
-    again.sort_by_key(|batch| batch.id.seq);
+    again.sort_by_key(|batch| batch.id.first_row);
     assert_eq!(again[0], first, "the batch is the same both times");
     assert_eq!(again[1].rejected.len(), 1);
     fixture.end(transformer).await;
@@ -33,7 +33,7 @@ async fn crash_between_confirm_and_ack_duplicates_a_batch_and_loses_none() {
 async fn batch_that_crashes_transformers_is_dead_lettered_alone() {
     let fixture = Fixture::new().await;
     let batches: Vec<_> = (0..5)
-        .map(|seq| batch(seq, &[[Some("DE"), Some("3")]]))
+        .map(|place| batch(place, &[[Some("DE"), Some("3")]]))
         .collect();
     fixture.publish(&batches).await;
     // Each time the first batch of the queue.
@@ -49,14 +49,14 @@ async fn batch_that_crashes_transformers_is_dead_lettered_alone() {
         assert_eq!(crashing.wait(TIMEOUT).await.code(), Some(99));
     }
     let transformer = fixture.transformer().start().await;
-    let mut seqs: Vec<_> = fixture
+    let mut first_rows: Vec<_> = fixture
         .take_valid(4)
         .await
         .iter()
-        .map(|batch| batch.id.seq)
+        .map(|batch| batch.id.first_row)
         .collect();
-    seqs.sort_unstable();
-    assert_eq!(seqs, [1, 2, 3, 4]);
+    first_rows.sort_unstable();
+    assert_eq!(first_rows, [100, 200, 300, 400]);
     let dead = fixture.take(QueueName::Dead, 1).await;
     assert_eq!(dead[0].message_id(), Some("run/0/0"));
     assert_eq!(dead[0].header("x-etl-attempts").as_deref(), Some("8"));

@@ -84,8 +84,8 @@ impl Fixture {
     }
 }
 
-/// A batch of a job with a `code` of two letters and a `count` of at least 1.
-pub(crate) fn batch(seq: u32, rows: &[[Option<&str>; 2]]) -> RawBatch {
+/// The batch at this place of a job with a `code` of two letters and a `count` of at least 1.
+pub(crate) fn batch(place: u64, rows: &[[Option<&str>; 2]]) -> RawBatch {
     let mut all = Rows::new(2);
     for row in rows {
         all.push(*row);
@@ -117,9 +117,9 @@ pub(crate) fn batch(seq: u32, rows: &[[Option<&str>; 2]]) -> RawBatch {
         id: BatchId {
             run: "run".parse().unwrap(),
             generation: 0,
-            seq,
+            first_row: place * 100,
         },
-        first_row: u64::from(seq) * 100,
+        is_bulk: false,
         result_id: "q:pages".into(),
         job: Arc::new(job),
         columns: Arc::new(vec![column("code", "varchar"), column("count", "bigint")]),

@@ -95,7 +95,7 @@ fn tasks() -> Vec<ExtractTask> {
         cursor: Cursor {
             offset: 70_000,
             row: 2_000,
-            seq: 2,
+            batches: 2,
             page,
         },
     };
@@ -166,7 +166,7 @@ fn raw() -> RawBatch {
     ];
     RawBatch {
         id: recorded_id(),
-        first_row: 2_000,
+        is_bulk: true,
         result_id: "11111111-2222-3333-4444-555555555555:pages".into(),
         job: Arc::new(spec()),
         columns: Arc::new(recorded_columns()),
@@ -178,7 +178,7 @@ fn recorded_id() -> BatchId {
     BatchId {
         run: "clicks-20180409".parse().unwrap(),
         generation: 1,
-        seq: 2,
+        first_row: 2_000,
     }
 }
 
@@ -192,7 +192,7 @@ fn valid() -> ValidBatch {
     };
     ValidBatch {
         id: raw.id,
-        first_row: raw.first_row,
+        is_bulk: raw.is_bulk,
         result_id: raw.result_id,
         content_hash: ContentHash::of(&raw.columns, &raw.rows),
         job: "clicks".into(),
@@ -287,8 +287,8 @@ fn check<M: Message + PartialEq + std::fmt::Debug>(kind: &str, body: &[u8], mess
 #[test]
 fn recorded_messages_are_read() {
     check_lines(
-        "extract-task.v1",
-        include_str!("recorded/extract-task.v1.jsonl"),
+        "extract-task.v3",
+        include_str!("recorded/extract-task.v3.jsonl"),
         tasks(),
     );
     check_lines(
@@ -301,18 +301,14 @@ fn recorded_messages_are_read() {
         include_str!("recorded/control.v1.jsonl"),
         controls(),
     );
-    let raw_v1 = include_str!("recorded/raw-batch.v1.jsonl");
-    check_lines("raw-batch.v1", raw_v1, vec![raw()]);
-    let valid_v1 = include_str!("recorded/valid-batch.v1.jsonl");
-    check_lines("valid-batch.v1", valid_v1, vec![valid()]);
     check(
-        "raw-batch.v2",
-        include_bytes!("recorded/raw-batch.v2.bin"),
+        "raw-batch.v3",
+        include_bytes!("recorded/raw-batch.v3.bin"),
         &raw(),
     );
     check(
-        "valid-batch.v2",
-        include_bytes!("recorded/valid-batch.v2.bin"),
+        "valid-batch.v3",
+        include_bytes!("recorded/valid-batch.v3.bin"),
         &valid(),
     );
 }

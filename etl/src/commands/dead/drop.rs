@@ -60,7 +60,8 @@ pub enum DroppedLetter {
     Batch {
         id: i64,
         run_id: String,
-        seq: u32,
+        /// The first row of the batch in the result, from 0.
+        first_row: u64,
         rows_dropped: u64,
     },
     /// No row is dropped, and what that means.
@@ -127,8 +128,8 @@ pub async fn act(store: &Store, id: i64, why: &str) -> Result<DroppedLetter, Fai
     };
     let unneeded = |reason: &str| {
         format!(
-            "the ledger of {run} is unchanged: of batch {}, {reason}",
-            batch.seq
+            "the ledger of {run} is unchanged: of the batch from row {} on, {reason}",
+            batch.first_row
         )
     };
     match store.drop_batch(&run, &batch, &user, why).await? {
@@ -143,7 +144,7 @@ pub async fn act(store: &Store, id: i64, why: &str) -> Result<DroppedLetter, Fai
     Ok(DroppedLetter::Batch {
         id,
         run_id: run.to_string(),
-        seq: batch.seq,
+        first_row: batch.first_row,
         rows_dropped: batch.rows,
     })
 }
@@ -169,15 +170,18 @@ async fn why_unneeded(store: &Store, dead: &DeadLetter) -> Result<Option<String>
     let id = dead.message_id.as_deref().unwrap_or_default();
     let place = id.strip_prefix(name).and_then(|id| id.strip_prefix('/'));
     let place = place.and_then(|place| place.split_once('/'));
-    let place = place.and_then(|(generation, seq)| {
-        Some((generation.parse::<i32>().ok()?, seq.parse::<i32>().ok()?))
+    let place = place.and_then(|(generation, first_row)| {
+        Some((
+            generation.parse::<i32>().ok()?,
+            first_row.parse::<i64>().ok()?,
+        ))
     });
-    let Some((generation, seq)) = place else {
+    let Some((generation, first_row)) = place else {
         return Ok(None);
     };
-    let is_there = store.has_batch(&run, seq).await?;
+    let is_there = store.has_batch(&run, first_row).await?;
     Ok((generation == run.generation && is_there)
-        .then(|| format!("the ledger of {name} has batch {seq}")))
+        .then(|| format!("the ledger of {name} has the batch from row {first_row} on")))
 }
 
 /// The task of a replay from Athena that has not started to read.
@@ -222,24 +226,17 @@ fn batch_in(dead: &DeadLetter) -> Result<Option<(RunId, DroppedBatch)>, Failure>
     let read = if RawBatch::reads(kind) {
         read_body::<RawBatch>(kind, body(dead)?).map(|batch| {
             let hash = ContentHash::of(&batch.columns, &batch.rows);
-            let (rows, first_row) = (batch.rows.len(), batch.first_row);
-            (batch.id, hash, batch.result_id, first_row, rows)
+            (batch.id, hash, batch.result_id, batch.rows.len())
         })
     } else if ValidBatch::reads(kind) {
         read_body::<ValidBatch>(kind, body(dead)?).map(|batch| {
-            let (rows, first_row) = (batch.rows_extracted(), batch.first_row);
-            (
-                batch.id,
-                batch.content_hash,
-                batch.result_id,
-                first_row,
-                rows,
-            )
+            let rows = batch.rows_extracted();
+            (batch.id, batch.content_hash, batch.result_id, rows)
         })
     } else {
         return Ok(None);
     };
-    let (id, hash, result_id, first_row, rows) = read.with_context(|| {
+    let (id, hash, result_id, rows) = read.with_context(|| {
         let run = dead.run_id.as_deref().unwrap_or("RUN");
         format!(
             "the dead letter {} cannot be read, and the number of its rows is unknown; nothing was changed. `etl replay {run} --missing` sends the archived copy of the batch; then this dead letter is not needed",
@@ -249,13 +246,12 @@ fn batch_in(dead: &DeadLetter) -> Result<Option<(RunId, DroppedBatch)>, Failure>
     let BatchId {
         run,
         generation,
-        seq,
+        first_row,
     } = id;
     let batch = DroppedBatch {
         generation: generation.try_into().with_context(|| {
             format!("the generation of the dead letter {} is too large", dead.id)
         })?,
-        seq,
         content_hash: hash.to_string(),
         result_id,
         first_row,
@@ -306,10 +302,10 @@ fn sentence(dropped: &DroppedLetter) -> String {
         DroppedLetter::Batch {
             id,
             run_id,
-            seq,
+            first_row,
             rows_dropped,
         } => format!(
-            "dead letter {id} dropped: {} of batch {seq} of {run_id} count as dropped, and the run completes without them",
+            "dead letter {id} dropped: {} of the batch from row {first_row} of {run_id} on count as dropped, and the run completes without them",
             counted(i64::try_from(*rows_dropped).unwrap_or(i64::MAX), "row")
         ),
         DroppedLetter::Other {
@@ -337,7 +333,7 @@ mod tests {
         let batch = DroppedLetter::Batch {
             id: 17,
             run_id: "daily-2018-04-02".into(),
-            seq: 3,
+            first_row: 6_588,
             rows_dropped: 2_160,
         };
         let other = DroppedLetter::Other {

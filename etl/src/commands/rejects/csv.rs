@@ -13,7 +13,7 @@ use ledger::QuarantinedRow;
 const FIXED: [&str; 7] = [
     "run_id",
     "generation",
-    "seq",
+    "first_row",
     "row_number",
     "column_name",
     "rule",
@@ -34,7 +34,7 @@ pub(super) fn row(columns: &[String], row: &QuarantinedRow) -> anyhow::Result<St
     let mut cells = vec![
         Some(row.run_id.clone()),
         Some(row.generation.to_string()),
-        Some(row.seq.to_string()),
+        Some(row.first_row.to_string()),
         Some(row.row_number.to_string()),
         row.column_name.clone(),
         Some(row.rule.clone()),
@@ -105,7 +105,7 @@ mod tests {
         QuarantinedRow {
             run_id: "daily".into(),
             generation: 0,
-            seq: 1,
+            first_row: 2_196,
             row_number: 7,
             column_name: None,
             rule: "type".into(),
@@ -118,16 +118,16 @@ mod tests {
     #[test]
     fn null_differs_from_the_empty_string_and_quotes_are_doubled() {
         let columns = ["z".into(), "a,b".into(), "c".into()];
-        let wanted = r#""run_id","generation","seq","row_number","column_name","rule","reason","raw.z","raw.a,b","raw.c""#;
+        let wanted = r#""run_id","generation","first_row","row_number","column_name","rule","reason","raw.z","raw.a,b","raw.c""#;
         assert_eq!(header(&columns), format!("{wanted}\n"));
         let raw = r#"{"c":"line\none, \"two\"","z":null,"a,b":""}"#;
         assert_eq!(
             row(&columns, &sample(Some(raw))).unwrap(),
-            "\"daily\",\"0\",\"1\",\"7\",,\"type\",\"no \"\"date\"\"\",,\"\",\"line\none, \"\"two\"\"\"\n"
+            "\"daily\",\"0\",\"2196\",\"7\",,\"type\",\"no \"\"date\"\"\",,\"\",\"line\none, \"\"two\"\"\"\n"
         );
         assert_eq!(
             row(&columns, &sample(None)).unwrap(),
-            "\"daily\",\"0\",\"1\",\"7\",,\"type\",\"no \"\"date\"\"\",,,\n"
+            "\"daily\",\"0\",\"2196\",\"7\",,\"type\",\"no \"\"date\"\"\",,,\n"
         );
     }
 

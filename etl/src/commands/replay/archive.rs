@@ -1,7 +1,7 @@
 //! The archive: each batch of a run once, of the run's own result.
 //!
 //! The archive has everything that was published to it: copies, batches of a fork that read another result, and batches of a
-//! later generation. A batch is found by its run, its seq and its result.
+//! later generation. A batch is found by its run, its first row and its result.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ use super::Replay;
 use super::pace::Pace;
 use crate::Failure;
 use crate::broker::Broker;
-use ledger::{NewReplay, Run, Search, Seqs, Store, Subject};
+use ledger::{NewReplay, RowRanges, Run, Search, Store, Subject};
 
 /// How long before the request of a run the archive is entered: the clocks of this machine, of the database and of the
 /// broker differ.
@@ -28,15 +28,15 @@ const MARGIN: Duration = Duration::from_mins(10);
 pub(super) struct End {
     pub(super) event: RunEvent,
     pub(super) result_id: String,
-    pub(super) batches: u32,
+    pub(super) rows: u64,
 }
 
 /// Refuses a replay when the archive lacks one of its batches, or when the job as it is now cannot read them.
 pub(super) async fn prove(broker: &Broker, replay: &Replay) -> Result<(), Failure> {
-    let NewReplay { spec, seqs, .. } = &replay.new;
+    let NewReplay { spec, rows, .. } = &replay.new;
     let mut fits = false;
     let id = replay.subject.id();
-    let search = search(broker, &replay.subject, None, seqs, async |batch| {
+    let search = search(broker, &replay.subject, None, rows, async |batch| {
         if !fits {
             resolve(&spec.columns, &batch.columns, &spec.target.key).with_context(|| {
                 format!("the job {} as it is now does not fit the result of the run {id}; correct it, or request a new run; nothing was changed", spec.name)
@@ -49,17 +49,17 @@ pub(super) async fn prove(broker: &Broker, replay: &Replay) -> Result<(), Failur
     refuse_gap(&replay.subject, &search)
 }
 
-/// Sends every batch of the replay. An error when the archive has lost one since the check.
+/// Sends every batch of the replay: how many. An error when the archive has lost one since the check.
 pub(super) async fn send(
     store: &Store,
     broker: &Broker,
     replay: &Replay,
     generation: u32,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let Replay { subject, new, .. } = replay;
     let mut pace = Pace::of(store, subject)?;
     let mut sender = broker.sender().await?;
-    let search = search(broker, subject, None, &new.seqs, async |mut batch| {
+    let search = search(broker, subject, None, &new.rows, async |mut batch| {
         failpoint::reach("replay_batch").await;
         batch.id.generation = generation;
         batch.job = Arc::clone(&new.spec);
@@ -70,10 +70,10 @@ pub(super) async fn send(
     let search = search.await?;
     sender.close().await?;
     if search.is_over() {
-        return Ok(());
+        return Ok(search.batches());
     }
     Err(anyhow!(
-        "the archive has lost the batches {} since the check; `etl replay {} --from-athena` reads the query's result again",
+        "the archive has lost the rows {} since the check; `etl replay {} --from-athena` reads the query's result again",
         search.missing(),
         subject.id()
     )
@@ -87,7 +87,7 @@ pub(super) fn refuse_gap(subject: &Subject, search: &Search) -> Result<(), Failu
     }
     let (id, gap, remedy) = (subject.id(), search.missing(), remedy(subject));
     Err(anyhow!(
-        "the archive no longer has the batches {gap} of the run {id}; nothing was sent and nothing was changed: {remedy}"
+        "the archive no longer has the rows {gap} of the run {id}; nothing was sent and nothing was changed: {remedy}"
     )
     .into())
 }
@@ -114,10 +114,10 @@ pub(super) async fn search(
     broker: &Broker,
     subject: &Subject,
     result: Option<&str>,
-    seqs: &Seqs,
+    rows: &RowRanges,
     mut take: impl AsyncFnMut(RawBatch) -> anyhow::Result<()>,
 ) -> Result<Search, Failure> {
-    let mut search = Search::new(seqs.clone());
+    let mut search = Search::new(rows.clone());
     if search.is_over() {
         return Ok(search);
     }
@@ -126,7 +126,7 @@ pub(super) async fn search(
         if let Some(batch) = batch_of(&subject.run, message, &search)
             && result.is_none_or(|result| result == batch.result_id)
         {
-            search.found(batch.id.seq);
+            search.found(batch.id.first_row, batch.rows.len());
             take(batch).await?;
         }
         Ok(search.is_over())
@@ -138,18 +138,20 @@ pub(super) async fn search(
 
 /// The batch in a message, if it is searched for. A batch that this version cannot read counts as absent.
 fn batch_of(run: &Run, message: RawDelivery, search: &Search) -> Option<RawBatch> {
-    let seq = seq_of(run, message.id())?;
-    if !search.wants(seq) {
+    let first_row = first_row_of(run, message.id())?;
+    if !search.wants(first_row) {
         return None;
     }
     match Delivery::<RawBatch>::from(message).read() {
-        Ok(batch) if batch.id.seq == seq && batch.id.run.as_str() == run.run_id => Some(batch),
+        Ok(batch) if batch.id.first_row == first_row && batch.id.run.as_str() == run.run_id => {
+            Some(batch)
+        }
         Ok(_) => None,
         Err(error) => {
             let error = Reason::from(error);
             tracing::warn!(
                 run.id = run.run_id,
-                batch.seq = seq,
+                batch.first_row = first_row,
                 error = error.logged(),
                 "a batch in the archive cannot be read"
             );
@@ -158,8 +160,8 @@ fn batch_of(run: &Run, message: RawDelivery, search: &Search) -> Option<RawBatch
     }
 }
 
-/// The seq of a batch of this run, from its identity `run/generation/seq`.
-fn seq_of(run: &Run, id: &str) -> Option<u32> {
+/// The first row of a batch of this run, from its identity `run/generation/first row`.
+fn first_row_of(run: &Run, id: &str) -> Option<u64> {
     in_attempt(run, id)?.parse().ok()
 }
 
@@ -194,7 +196,7 @@ fn is_end(run: &Run, kind: &str, id: &str) -> bool {
 fn end_of(subject: &Subject, message: RawDelivery) -> Option<End> {
     let event = Delivery::<RunEvent>::from(message).read().ok()?;
     let EventKind::Extracted {
-        result_id, batches, ..
+        result_id, rows, ..
     } = event.kind.clone()
     else {
         return None;
@@ -208,7 +210,7 @@ fn end_of(subject: &Subject, message: RawDelivery) -> Option<End> {
     is_of_the_run.then_some(End {
         event,
         result_id,
-        batches,
+        rows,
     })
 }
 
@@ -240,7 +242,7 @@ mod tests {
         for kind in ["run-event.v1", "run-event.v2"] {
             assert!(of_run(kind, "daily/0/extracted"));
         }
-        assert!(!of_run("raw-batch.v2", "daily/0/extracted"));
+        assert!(!of_run("raw-batch.v3", "daily/0/extracted"));
         assert!(!of_run("run-event.v2", "daily/0/started"));
         assert!(!of_run("run-event.v2", "daily-2/0/extracted"));
         assert!(
@@ -250,8 +252,8 @@ mod tests {
     }
 
     #[test]
-    fn batch_is_recognised_by_its_run_and_its_seq() {
-        let found = |id| seq_of(&run(2), id);
+    fn batch_is_recognised_by_its_run_and_its_first_row() {
+        let found = |id| first_row_of(&run(2), id);
         assert_eq!(found("daily/2/7"), Some(7));
         assert_eq!(found("daily/3/7"), Some(7));
         for other in [

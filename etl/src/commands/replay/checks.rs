@@ -4,11 +4,11 @@ use anyhow::anyhow;
 use common::job::{Commit, JobSpec, Window};
 
 use crate::Failure;
-use ledger::{NewReplay, Seqs, Subject};
+use ledger::{NewReplay, RowRanges, Subject};
 
-/// How many batches the run has; refuses one whose result was not read to its end.
-pub(super) fn extracted(subject: &Subject) -> Result<u32, Failure> {
-    subject.batches().ok_or_else(|| {
+/// How many rows the run has; refuses one whose result was not read to its end.
+pub(super) fn extracted(subject: &Subject) -> Result<u64, Failure> {
+    subject.rows().ok_or_else(|| {
         let id = subject.id();
         anyhow!(
             "the result of the run {id} was not read to its end, and the batches of a replay are unknown; nothing was changed. `etl replay {id} --from-athena` reads the result again if the ledger knows it; otherwise request a new run"
@@ -17,13 +17,13 @@ pub(super) fn extracted(subject: &Subject) -> Result<u32, Failure> {
     })
 }
 
-/// Refuses batches that the run does not have.
-pub(super) fn within(subject: &Subject, seqs: &Seqs, batches: u32) -> Result<(), Failure> {
-    match seqs.last() {
-        Some(last) if last >= batches => Err(Failure::usage(anyhow!(
-            "the run {} has the batches 0..{}, and --seq has {seqs}; nothing was changed",
+/// Refuses rows that the run does not have.
+pub(super) fn within(subject: &Subject, rows: &RowRanges, all: u64) -> Result<(), Failure> {
+    match rows.last() {
+        Some(last) if last >= all.max(1) => Err(Failure::usage(anyhow!(
+            "the run {} has the rows {}, and --rows has {rows}; nothing was changed",
             subject.id(),
-            batches - 1
+            RowRanges::first(all)
         ))),
         _ => Ok(()),
     }
@@ -78,20 +78,20 @@ pub(super) fn resumes(subject: &Subject, new: &NewReplay) -> Result<bool, Failur
         return Ok(false);
     };
     let is_it = unfinished.source == new.source && unfinished.job_hash == new.job_hash;
-    if is_it && unfinished.seqs == new.seqs {
+    if is_it && unfinished.rows == new.rows {
         return Ok(true);
     }
-    if new.seqs.covers(&unfinished.seqs) {
+    if new.rows.covers(&unfinished.rows) {
         return Ok(false);
     }
     let id = subject.id();
-    let remedy = match unfinished.seqs.as_argument() {
-        Some(range) => format!("`etl replay {id} --seq {range}` or `etl replay {id}`"),
+    let remedy = match unfinished.rows.as_argument() {
+        Some(range) => format!("`etl replay {id} --rows {range}` or `etl replay {id}`"),
         None => format!("`etl replay {id}`"),
     };
     Err(anyhow!(
-        "a replay of the batches {} of {id} by {} is unfinished, and this replay leaves some of them out; nothing was changed: run {remedy} first",
-        unfinished.seqs,
+        "a replay of the rows {} of {id} by {} is unfinished, and this replay leaves some of them out; nothing was changed: run {remedy} first",
+        unfinished.rows,
         unfinished.requested_by
     )
     .into())

@@ -11,7 +11,7 @@ use super::archive::{self, End};
 use super::pace::Pace;
 use crate::Failure;
 use crate::broker::Broker;
-use ledger::{Meant, RunState, Seqs, Store, Subject};
+use ledger::{Meant, RowRanges, RunState, Store, Subject};
 
 /// Sends what the ledger of a run lacks, once the archive is known to have it. A batch that was loaded meanwhile is a
 /// duplicate to the loader.
@@ -27,17 +27,17 @@ pub async fn act(store: &Store, broker: &Broker, meant: &Meant) -> Result<Sent, 
         )
         .into());
     }
-    let end = match subject.batches() {
+    let end = match subject.rows() {
         Some(_) => None,
         None if broker.no_archive().is_some() => None,
         None => Some(end(broker, &subject).await?),
     };
     if let Some(end) = &end {
-        subject.run.batches_expected = i32::try_from(end.batches).ok();
+        subject.run.rows_expected = i64::try_from(end.rows).ok();
     }
-    let missing = Seqs::from_ledger(store.missing(&subject.run).await?);
+    let missing = RowRanges::from_ledger(store.missing(&subject.run).await?);
     if let Some(why) = broker.no_archive()
-        && !(missing.is_empty() && subject.batches().is_some())
+        && !(missing.is_empty() && subject.rows().is_some())
     {
         return Err(anyhow!(
             "no batch is archived ({why}), and the batches that the run {name} lacks cannot be sent again; nothing was sent and nothing was changed: {}",
@@ -45,17 +45,18 @@ pub async fn act(store: &Store, broker: &Broker, meant: &Meant) -> Result<Sent, 
         )
         .into());
     }
+    let mut sent = 0;
     if !missing.is_empty() || end.is_some() {
         let result = end.as_ref().map(|end| end.result_id.as_str());
         let found = archive::search(broker, &subject, result, &missing, async |_| Ok(())).await?;
         archive::refuse_gap(&subject, &found)?;
-        send(store, broker, &subject, result, &missing, end.as_ref())
+        sent = send(store, broker, &subject, result, &missing, end.as_ref())
             .await
             .context("not every batch was sent again; the same command sends the others")?;
     }
     Ok(Sent {
         run_id: name.to_owned(),
-        batches: Some(missing.count()),
+        batches: Some(sent),
         generation: None,
     })
 }
@@ -66,7 +67,7 @@ async fn end(broker: &Broker, subject: &Subject) -> Result<End, Failure> {
     end.ok_or_else(|| {
         let id = subject.id();
         anyhow!(
-            "neither the ledger nor the archive has the number of batches of the run {id}: the extractor has not sent it yet, or the archive no longer has it; nothing was sent"
+            "neither the ledger nor the archive has the number of rows of the run {id}: the extractor has not sent it yet, or the archive no longer has it; nothing was sent"
         )
         .into()
     })
@@ -77,9 +78,9 @@ async fn send(
     broker: &Broker,
     subject: &Subject,
     result: Option<&str>,
-    missing: &Seqs,
+    missing: &RowRanges,
     end: Option<&End>,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let mut sender = broker.sender().await?;
     let mut pace = Pace::of(store, subject)?;
     let (live, spec) = (subject.generation(), subject.live_spec());
@@ -93,12 +94,14 @@ async fn send(
         pace.wait(message.bytes()).await?;
         sender.put(message).await
     });
-    archive::refuse_gap(subject, &sent.await?)?;
+    let sent = sent.await?;
+    archive::refuse_gap(subject, &sent)?;
     if let Some(end) = end {
         let mut event = end.event.clone();
         event.generation = live;
         let message = Outgoing::of(&event).context("the end of the result cannot be sent again")?;
         sender.put(message).await?;
     }
-    Ok(sender.close().await?)
+    sender.close().await?;
+    Ok(sent.batches())
 }

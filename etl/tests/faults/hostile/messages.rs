@@ -1,5 +1,11 @@
 //! Messages that no version of this project sent.
 
+use std::sync::Arc;
+
+use common::Rows;
+use common::job::{JobSpec, Target};
+use common::message::{BatchId, Message as _, RawBatch};
+use common::schema::ResultColumn;
 use lapin::BasicProperties;
 use testkit::TIMEOUT;
 use testkit::cloud::sample;
@@ -8,13 +14,43 @@ use testkit::wait_until;
 
 use super::{assert_works, plain};
 
-const QUEUES: [(&str, &str); 5] = [
-    ("etl.extract", "extract-task"),
-    ("etl.raw", "raw-batch"),
-    ("etl.valid", "valid-batch"),
-    ("etl.parked", "valid-batch"),
-    ("etl.events", "run-event"),
+/// The queues, and the type of their messages with the version that is read.
+const QUEUES: [(&str, &str, &str); 5] = [
+    ("etl.extract", "extract-task", "v3"),
+    ("etl.raw", "raw-batch", "v3"),
+    ("etl.valid", "valid-batch", "v3"),
+    ("etl.parked", "valid-batch", "v3"),
+    ("etl.events", "run-event", "v2"),
 ];
+
+/// A batch of one row of two values, and of so many columns.
+fn raw(first_row: u64, columns: usize) -> RawBatch {
+    let mut rows = Rows::new(2);
+    rows.push([Some("a"), Some("b")]);
+    let column = ResultColumn {
+        name: "a".into(),
+        type_name: "varchar".into(),
+    };
+    RawBatch {
+        id: BatchId {
+            run: "r".parse().unwrap(),
+            generation: 0,
+            first_row,
+        },
+        is_bulk: false,
+        result_id: "q".into(),
+        job: Arc::new(JobSpec {
+            name: "j".into(),
+            target: Target {
+                table: "t".into(),
+                ..Target::default()
+            },
+            ..JobSpec::default()
+        }),
+        columns: Arc::new(vec![column; columns]),
+        rows,
+    }
+}
 
 async fn await_dead_letters(pipeline: &Pipeline, dead_letters: i64) {
     let what = format!("{dead_letters} dead letters");
@@ -34,7 +70,7 @@ async fn message_of_an_unknown_version_is_dead_lettered_complete() {
     pipeline.run("clicks", "clicks").await;
     // A valid batch but for its version.
     let batch = pipeline.vhost.read_stream("etl.archive", 1).await.remove(0);
-    for (queue, kind) in QUEUES {
+    for (queue, kind, _) in QUEUES {
         let properties = batch
             .properties
             .clone()
@@ -45,9 +81,9 @@ async fn message_of_an_unknown_version_is_dead_lettered_complete() {
             .await;
     }
     await_dead_letters(&pipeline, 5).await;
-    for (queue, kind) in QUEUES {
+    for (queue, kind, version) in QUEUES {
         let kept = format!(
-            "SELECT count(*) FROM etl.dead_letters WHERE queue = '{queue}' AND kind = '{kind}.v9' AND reason LIKE '%{kind}.v9%{kind}.v1%'
+            "SELECT count(*) FROM etl.dead_letters WHERE queue = '{queue}' AND kind = '{kind}.v9' AND reason LIKE '%{kind}.v9%{kind}.{version}%'
              AND length(body) = {} AND run_id = 'clicks'",
             batch.body.len()
         );
@@ -61,8 +97,8 @@ async fn message_of_an_unknown_version_is_dead_lettered_complete() {
 async fn messages_with_hostile_properties_or_contradicting_bodies_are_dead_lettered() {
     let mut pipeline = Pipeline::start().await;
     let mut sent = 0;
-    for (queue, kind) in QUEUES {
-        let kind = format!("{kind}.v1");
+    for (queue, kind, version) in QUEUES {
+        let kind = format!("{kind}.{version}");
         let bodies: [&[u8]; 6] = [
             b"",
             b"{}",
@@ -85,16 +121,12 @@ async fn messages_with_hostile_properties_or_contradicting_bodies_are_dead_lette
         }
     }
     // Counts that do not add up, and row numbers out of range.
-    let raw = |first_row: u64, rows: &str| {
-        format!(
-            r#"{{"id":{{"run":"r","generation":0,"seq":0}},"first_row":{first_row},"result_id":"q","job":{{"name":"j","target":{{"table":"t"}}}},"columns":[{{"name":"a","type":"varchar"}}],"rows":{rows}}}"#
-        )
-    };
-    for body in [raw(0, r#"[["a","b"]]"#), raw(u64::MAX, r#"[["a"]]"#)] {
-        let properties = BasicProperties::default().with_type("raw-batch.v1".into());
+    for batch in [raw(0, 1), raw(u64::MAX, 2)] {
+        let properties = BasicProperties::default().with_type("raw-batch.v3".into());
+        let body = batch.write().unwrap().bytes;
         pipeline
             .vhost
-            .publish_with("etl.raw", body.as_bytes(), properties)
+            .publish_with("etl.raw", &body, properties)
             .await;
         sent += 1;
     }

@@ -85,11 +85,11 @@ fn receivable() -> Vec<Properties> {
         any().headers(&header(b"deep", &nested(1_000))),
         any().headers(&header(b"deep", &nested(26_000))),
         any().headers(&of_every_type()),
-        any().kind(b"raw-batch.v2").content_encoding(b"lz4"),
-        any().kind(b"raw-batch.v1"),
-        any().kind(b"valid-batch.v1"),
+        any().kind(b"raw-batch.v3").content_encoding(b"lz4"),
+        any().kind(b"raw-batch.v3"),
+        any().kind(b"valid-batch.v3"),
         any().kind(b"run-event.v1"),
-        any().kind(b"extract-task.v1"),
+        any().kind(b"extract-task.v3"),
         any().kind(&[b'k'; 255]).message_id(&[b'm'; 255]),
         any()
             .delivery_mode(1)
@@ -145,10 +145,10 @@ fn random_properties(random: &mut StdRng) -> Properties {
     }
     if random.random() {
         let kinds = [
-            "raw-batch.v2",
-            "valid-batch.v2",
+            "raw-batch.v3",
+            "valid-batch.v3",
             "run-event.v1",
-            "extract-task.v1",
+            "extract-task.v3",
             "control.v1",
             "marker.v1",
             "",

@@ -62,14 +62,14 @@ async fn batches(pipeline: &Pipeline) -> i64 {
 async fn assert_ledger_matches_the_target(pipeline: &Pipeline) {
     let ledger = pipeline
         .table(
-            "seq, b.rows_loaded",
+            "b.first_row, b.rows_loaded",
             "etl.batches b JOIN etl.runs USING (run_id, generation) WHERE b.rows_loaded > 0",
         )
         .await;
     let target = pipeline
         .table(
-            "etl.seq(_batch), count(*)",
-            "clicks GROUP BY etl.seq(_batch)",
+            "etl.first_row(_batch), count(*)",
+            "clicks GROUP BY etl.first_row(_batch)",
         )
         .await;
     assert_eq!(ledger, target);
@@ -175,8 +175,8 @@ async fn cancelled_replay_keeps_replaced_batches_and_restores_the_others() {
         .service("etl")
         .arg("replay")
         .arg("daily")
-        .arg("--seq")
-        .arg("3..5")
+        .arg("--rows")
+        .arg(&pipeline.rows_of_batches("daily", 3..=5).await)
         .env("ETL_FAILPOINT", "replay_recorded=exit")
         .run()
         .await;

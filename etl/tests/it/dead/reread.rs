@@ -38,7 +38,7 @@ async fn dropped_reread_leaves_a_completed_run_complete() {
             format!("{job}[[columns]]\nsource = \"country\"\nrules = [{{ required = true }}]\n");
         pipeline.job("clicks", &strict, sample::clicks(5_000));
         let run = pipeline.run("clicks", "daily").await;
-        let counts = "seq, rows_loaded, rows_rejected, rows_dropped, loaded_at";
+        let counts = "first_row, rows_loaded, rows_rejected, rows_dropped, loaded_at";
         let ledger = pipeline.table(counts, "etl.batches").await;
         let in_target = pipeline.table("clicks.*", "clicks").await;
         pipeline.write_job("clicks", &job);
@@ -86,8 +86,9 @@ async fn dropped_reread_fails_an_incomplete_run_and_the_ledger_has_its_rows() {
     pipeline.job("clicks", job, sample::clicks(5_000));
     let run = pipeline.run("clicks", "daily").await;
     // The state without the last batch, after a failed query.
-    let cut = "DELETE FROM clicks WHERE etl.seq(_batch) = 2; DELETE FROM etl.batches WHERE seq = 2;
-        UPDATE etl.runs SET state = 'failed', failure = 'a test', batches_expected = NULL, rows_expected = NULL";
+    let cut = "DELETE FROM clicks WHERE _batch = (SELECT max(_batch) FROM clicks);
+        DELETE FROM etl.batches WHERE first_row = (SELECT max(first_row) FROM etl.batches);
+        UPDATE etl.runs SET state = 'failed', failure = 'a test', batches_expected = NULL, rows_expected = NULL, extracted_at = NULL";
     sqlx::raw_sql(cut)
         .execute(&pipeline.database.pool)
         .await

@@ -84,7 +84,7 @@ async fn replay_with_every_batch_dropped_is_held() {
         &pipeline,
         &["dead", "drop", "1", "--why", "a mistake"],
         0,
-        "batch 0 of daily",
+        "the batch from row 0 of daily",
     )
     .await;
     wait_until("the run to be held", TIMEOUT, async || {

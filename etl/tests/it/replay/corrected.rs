@@ -98,7 +98,7 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
     pipeline.write_job("clicks", &job("", false, false));
     let loaded = pipeline
         .table(
-            "seq, loaded_at",
+            "first_row, loaded_at",
             "etl.batches WHERE run_id = 'daily' AND generation = 1",
         )
         .await;
@@ -121,7 +121,7 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
     );
     let carried = pipeline
         .table(
-            "seq, loaded_at",
+            "first_row, loaded_at",
             "etl.batches WHERE run_id = 'daily' AND generation = 2",
         )
         .await;
@@ -137,10 +137,18 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
         "{}",
         none.stdout
     );
-    for (part, generation) in [(&["--seq", "2..3"][..], 3), (&[][..], 4)] {
+    let two = pipeline.rows_of_batches("daily", 2..=3).await;
+    // One row stands for its batch.
+    for (part, generation, sent) in [
+        (&["--rows", &two][..], 3, "2 batches"),
+        (&["--rows", "3000"][..], 4, "1 batch"),
+        (&[][..], 5, "9 batches"),
+    ] {
         let mut arguments = vec!["replay", "daily", "--follow"];
         arguments.extend(part);
-        succeeds(&pipeline, &arguments).await;
+        let done = succeeds(&pipeline, &arguments).await;
+        let said = format!("{sent} of daily sent again");
+        assert!(done.stdout.contains(&said), "{}", done.stdout);
         pipeline.assert_reconciled("daily").await;
         let run = status(&pipeline, "daily").await;
         assert_eq!(
@@ -154,14 +162,14 @@ async fn corrected_rule_loads_the_rejected_rows_batch_by_batch() {
     }
     refuses(
         &pipeline,
-        &["replay", "daily", "--seq", "8..9"],
+        &["replay", "daily", "--rows", "8..999999"],
         2,
-        &["0..8"],
+        &["the rows 0.."],
     )
     .await;
     refuses(
         &pipeline,
-        &["replay", "daily", "--seq", "3..2"],
+        &["replay", "daily", "--rows", "3..2"],
         2,
         &["A..B"],
     )
@@ -259,7 +267,7 @@ async fn replay_that_cannot_replace_the_runs_rows_is_refused() {
         ("failed', failure = 'because", "was not read to its end"),
     ] {
         let change = format!(
-            "UPDATE etl.runs SET state = '{state}', batches_expected = NULL, rows_expected = NULL WHERE run_id = 'daily'"
+            "UPDATE etl.runs SET state = '{state}', batches_expected = NULL, rows_expected = NULL, extracted_at = NULL WHERE run_id = 'daily'"
         );
         sqlx::raw_sql(sqlx::AssertSqlSafe(change))
             .execute(&pipeline.database.pool)

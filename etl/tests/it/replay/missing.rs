@@ -28,7 +28,7 @@ async fn assert_named_as_lost(pipeline: &Pipeline) {
     assert!(
         proof
             .stdout
-            .contains("not over yet, the batches 0..8 are pending; nothing of it is in any queue")
+            .contains("not over yet, the rows 0..19999 are pending; nothing of it is in any queue")
             && proof.stdout.contains("`etl replay daily --missing`"),
         "{}",
         proof.stdout
@@ -97,7 +97,7 @@ async fn gap_in_the_archive_is_named_and_nothing_is_sent() {
         sample::clicks(1_000),
     );
     pipeline.run("clicks", "daily").await;
-    let forgotten = "DELETE FROM etl.batches; UPDATE etl.runs SET state = 'running', finished_at = NULL, batches_expected = 3";
+    let forgotten = "DELETE FROM etl.batches; UPDATE etl.runs SET state = 'running', finished_at = NULL, rows_expected = 3000";
     sqlx::raw_sql(forgotten)
         .execute(&pipeline.database.pool)
         .await
@@ -105,7 +105,7 @@ async fn gap_in_the_archive_is_named_and_nothing_is_sent() {
     let refused = pipeline.etl(&["replay", "daily", "--missing"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
     assert!(
-        refused.stderr.contains("1..2") && refused.stderr.contains("nothing was sent"),
+        refused.stderr.contains("1000..2999") && refused.stderr.contains("nothing was sent"),
         "{}",
         refused.stderr
     );
@@ -115,9 +115,12 @@ async fn gap_in_the_archive_is_named_and_nothing_is_sent() {
 /// Restores the database to the state shortly after the request, or after some batches were loaded.
 async fn restore(pipeline: &Pipeline, kept: &str) {
     let forget = format!(
-        "DELETE FROM clicks WHERE NOT (etl.seq(_batch) IN ({kept}));
-         DELETE FROM etl.rejected_rows WHERE NOT seq IN ({kept});
-         DELETE FROM etl.batches WHERE NOT seq IN ({kept});
+        "CREATE TEMPORARY TABLE kept AS SELECT first_row FROM (
+             SELECT first_row, row_number() OVER (ORDER BY first_row) - 1 AS place FROM etl.batches) b WHERE place IN ({kept});
+         DELETE FROM clicks WHERE etl.first_row(_batch) NOT IN (SELECT first_row FROM kept);
+         DELETE FROM etl.rejected_rows WHERE first_row NOT IN (SELECT first_row FROM kept);
+         DELETE FROM etl.batches WHERE first_row NOT IN (SELECT first_row FROM kept);
+         DROP TABLE kept;
          UPDATE etl.runs SET state = CASE WHEN EXISTS (SELECT FROM etl.batches) THEN 'running' ELSE 'requested' END, finished_at = NULL,
              batches_expected = NULL, rows_expected = NULL, batches_extracted = 0, rows_extracted = 0, bytes_scanned = NULL, extracted_at = NULL,
              result_id = (SELECT max(result_id) FROM etl.batches), result_location = NULL, query_execution_id = NULL"

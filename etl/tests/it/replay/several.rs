@@ -73,9 +73,9 @@ async fn runs_of_a_job_in_a_time_range_are_replayed_and_others_are_not() {
     .await;
     refuses(
         &pipeline,
-        &ask(&["--since", "2018-04-02", "--seq", "1"]),
+        &ask(&["--since", "2018-04-02", "--rows", "1"]),
         2,
-        &["--seq"],
+        &["--rows"],
     )
     .await;
     let none = succeeds(&pipeline, &ask(&["--since", "2019-01-01"])).await;
@@ -144,7 +144,7 @@ async fn replay_says_what_it_leaves_out() {
     pipeline.job("clicks", job, sample::clicks(100));
     pipeline.run("clicks", "one").await;
     pipeline.run("clicks", "two").await;
-    let failed = "UPDATE etl.runs SET state = 'failed', failure = 'x', batches_expected = NULL, rows_expected = NULL WHERE run_id = 'two'";
+    let failed = "UPDATE etl.runs SET state = 'failed', failure = 'x', batches_expected = NULL, rows_expected = NULL, extracted_at = NULL WHERE run_id = 'two'";
     sqlx::raw_sql(failed)
         .execute(&pipeline.database.pool)
         .await

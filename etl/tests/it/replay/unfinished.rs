@@ -55,9 +55,11 @@ async fn killed_replay_is_resumed_by_the_same_command() {
         if generation < 3 {
             // The broker may have the first of the nine batches and lacks the last one: the run stays open until a
             // person acts. The ledger is not compared, since the sent batches are being loaded.
-            let part = pipeline.etl(&["replay", "daily", "--seq", "3..4"]).await;
+            let part = pipeline
+                .etl(&["replay", "daily", "--rows", "6000..9000"])
+                .await;
             assert_eq!(part.code, Some(1), "{place}: {}", part.stderr);
-            for word in ["0..8", "unfinished", "etl replay daily"] {
+            for word in ["0..19999", "unfinished", "etl replay daily"] {
                 assert!(part.stderr.contains(word), "{place}: {}", part.stderr);
             }
             let resumed = succeeds(&pipeline, &["replay", "daily", "--follow"]).await;
@@ -96,12 +98,13 @@ async fn killed_replay_is_resumed_by_the_same_command() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_partial_replay_is_superseded_by_the_corrected_job_or_by_a_whole_replay() {
     let pipeline = completed().await;
+    let rows = pipeline.rows_of_batches("daily", 3..=5).await;
     let part = pipeline
         .service("etl")
         .arg("replay")
         .arg("daily")
-        .arg("--seq")
-        .arg("3..5")
+        .arg("--rows")
+        .arg(&rows)
         .env("ETL_FAILPOINT", "replay_recorded=exit")
         .run()
         .await;
@@ -114,9 +117,14 @@ async fn unfinished_partial_replay_is_superseded_by_the_corrected_job_or_by_a_wh
     );
     refuses(
         &pipeline,
-        &["replay", "daily", "--seq", "4..8"],
+        &[
+            "replay",
+            "daily",
+            "--rows",
+            &pipeline.rows_of_batches("daily", 4..=8).await,
+        ],
         1,
-        &["3..5", "--seq 3..5"],
+        &[&format!("--rows {rows}")],
     )
     .await;
     // The same part with a corrected job: a generation has one job.
@@ -124,7 +132,7 @@ async fn unfinished_partial_replay_is_superseded_by_the_corrected_job_or_by_a_wh
         "clicks",
         "[target]\ntable = \"clicks\"\n[[columns]]\nsource = \"url\"\ntype = \"text\"\n",
     );
-    let sent = succeeds(&pipeline, &["replay", "daily", "--seq", "3..5", "--follow"]).await;
+    let sent = succeeds(&pipeline, &["replay", "daily", "--rows", &rows, "--follow"]).await;
     assert!(
         sent.stdout
             .contains("3 batches of daily sent again, as generation 2"),
@@ -132,12 +140,13 @@ async fn unfinished_partial_replay_is_superseded_by_the_corrected_job_or_by_a_wh
         sent.stdout
     );
     pipeline.assert_reconciled("daily").await;
-    let seqs = replays(&pipeline).await;
+    let (first, last) = rows.split_once("..").unwrap();
+    let range = format!("{{[{first},{})}}", last.parse::<i64>().unwrap() + 1);
     assert_eq!(
-        seqs,
+        replays(&pipeline).await,
         [
-            "(daily,1,archive,\"{[3,6)}\",tester,f)",
-            "(daily,2,archive,\"{[3,6)}\",tester,t)"
+            format!("(daily,1,archive,\"{range}\",tester,f)"),
+            format!("(daily,2,archive,\"{range}\",tester,t)")
         ]
     );
     assert_eq!(pipeline.number("SELECT count(*) FROM clicks").await, 20_000);

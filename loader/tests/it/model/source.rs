@@ -92,7 +92,9 @@ impl Source {
                     .collect()
             })
             .collect();
-        batches.resize(BATCHES as usize, Vec::new());
+        if batches.is_empty() {
+            batches.push(Vec::new());
+        }
         batches
     }
 
