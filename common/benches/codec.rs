@@ -69,20 +69,6 @@ fn read(bencher: Bencher) {
     counted(bencher, &batch).bench_local(|| RawBatch::read(RawBatch::KIND, &body));
 }
 
-/// The version before: all of it in JSON.
-#[divan::bench]
-fn write_json(bencher: Bencher) {
-    let batch = batch();
-    counted(bencher, &batch).bench_local(|| serde_json::to_vec(&batch));
-}
-
-#[divan::bench]
-fn read_json(bencher: Bencher) {
-    let batch = batch();
-    let body = serde_json::to_vec(&batch).expect("a batch can be written");
-    counted(bencher, &batch).bench_local(|| serde_json::from_slice::<RawBatch>(&body));
-}
-
 #[divan::bench]
 fn content_hash(bencher: Bencher) {
     let batch = batch();

@@ -18,7 +18,7 @@ COMMENT ON FUNCTION etl.first_row IS 'The first row of the batch that a row came
 CREATE TABLE etl.runs (
     run_id             text PRIMARY KEY CHECK (run_id ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'),
     -- 27 bits: `_batch` keeps 36 of a bigint's 63 for the first row of the batch.
-    run_no             bigint GENERATED ALWAYS AS IDENTITY UNIQUE CHECK (run_no > 0 AND run_no < 134217728),
+    run_no             bigint GENERATED ALWAYS AS IDENTITY UNIQUE CHECK (run_no > 0 AND run_no < 134217727),
     job                text NOT NULL,
     job_hash           text NOT NULL,
     job_spec           jsonb NOT NULL,

@@ -77,7 +77,7 @@ fn contradiction(first_row: i64, end: i64, neighbours: &[(i64, i64)]) -> Option<
         .iter()
         .find(|(begins, ends)| *begins < end && first_row < *ends)
         .map(|(begins, ends)| {
-            format!("overlap those from {begins} to {ends} (excluded), which are loaded")
+            format!("overlap those from {begins} to {ends} (excluded), which the ledger has")
         })
 }
 

@@ -35,8 +35,8 @@ pub enum End {
     Superseded(String),
 }
 
-/// Whether the run may be complete: the number of its rows is known, and the batch with the last one is in the ledger. A cheap question, so that a big
-/// run is counted at its end only, not after each of its batches.
+/// Whether the run may be complete: the number of its rows is known, and the batch with the last one is in the ledger. A cheap
+/// question, so that a big run is counted at its end only, not after each of its batches.
 pub async fn may_be_complete(store: &Store, run: &RunId) -> Result<bool, Error> {
     let failure = "cannot look whether the run is complete";
     store

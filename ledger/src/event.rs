@@ -76,7 +76,7 @@ impl LockedRun<'_> {
         if self.row.knows(kind) {
             return Ok(Noted::Noted);
         }
-        // The target refused the run before its result was read to its end. A replay needs to know how many batches it has.
+        // The target refused the run before its result was read to its end. A replay needs to know how many rows it has.
         if self.row.state == RunState::Failed
             && !self.row.is_extracted
             && matches!(kind, EventKind::Extracted { .. })

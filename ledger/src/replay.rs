@@ -73,6 +73,15 @@ impl Subject {
         self.run.rows_expected.map(i64::unsigned_abs)
     }
 
+    /// The rows that the unfinished replay sends, as far as the result has them: it may be older than their number.
+    pub fn unfinished_rows(&self) -> Option<RowRanges> {
+        let rows = &self.unfinished()?.rows;
+        Some(self.rows().map_or_else(
+            || rows.clone(),
+            |all| rows.clone().within(&RowRanges::first(all)),
+        ))
+    }
+
     /// The replay of the live generation, if it was not sent to its end and may still be needed.
     pub fn unfinished(&self) -> Option<&Replay> {
         self.replay
@@ -204,16 +213,18 @@ impl Store {
         .await
     }
 
-    /// The rows of the batches of the live generation that have one of these rows.
+    /// The rows of the batches that have one of these rows: those of the live generation, and those that an unfinished replay is
+    /// to replace.
     pub async fn batches_with(&self, run: &Run, rows: &RowRanges) -> Result<RowRanges, Error> {
         let failure = format!("cannot look for the batches of {}", run.run_id);
         let found: Vec<(i64, i64)> = self
             .read(failure, async |tx: &mut PgConnection| {
                 let query = sqlx::query_as(
-                    "SELECT first_row, first_row + rows_extracted - 1 FROM etl.batches
-                     WHERE run_id = $1 AND generation = $2 AND int8range(first_row, first_row + rows_extracted) && $3::text::int8multirange",
+                    "SELECT DISTINCT first_row, first_row + rows_extracted - 1 FROM etl.batches
+                     WHERE run_id = $1 AND generation BETWEEN $4 AND $2 AND int8range(first_row, first_row + rows_extracted) && $3::text::int8multirange",
                 );
                 let query = query.bind(&run.run_id).bind(run.generation).bind(rows.multirange());
+                let query = query.bind(run.first_generation);
                 Ok(query.fetch_all(tx).await?)
             })
             .await?;

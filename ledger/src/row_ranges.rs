@@ -1,4 +1,5 @@
 //! Sets of a run's batches, as ranges of the rows of its result. A run may have millions of batches: a set is a few ranges.
+//! What is sent and what is searched for are whole batches; who takes rows from a person adds the others of their batches.
 //!
 //! An empty result is one batch without a row. It stands for one row here, so that it can be missing and be found.
 
@@ -54,6 +55,19 @@ impl RowRanges {
         Self::from_ranges(self.0.into_iter().chain(other.0))
     }
 
+    /// Those that are in both sets.
+    #[must_use]
+    pub fn within(self, other: &Self) -> Self {
+        let clipped = self.0.iter().flat_map(|(from, to)| {
+            let both = other
+                .0
+                .iter()
+                .map(|(first, last)| (*from.max(first), *to.min(last)));
+            both.collect::<Vec<_>>()
+        });
+        Self::from_ranges(clipped)
+    }
+
     /// Whether there is no row in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -73,6 +87,15 @@ impl RowRanges {
     pub fn contains(&self, row: u64) -> bool {
         let after = self.0.partition_point(|(from, _)| *from <= row);
         after > 0 && row <= self.0[after - 1].1
+    }
+
+    /// How many rows from one to another, the last one included, are in it.
+    fn overlap(&self, from: u64, to: u64) -> u64 {
+        let first = self.0.partition_point(|(_, last)| *last < from);
+        let ranges = self.0[first..].iter().take_while(|(begin, _)| *begin <= to);
+        ranges
+            .map(|(begin, last)| to.min(*last) - from.max(*begin) + 1)
+            .sum()
     }
 
     /// Whether every one of `other` is in this set.
@@ -164,7 +187,7 @@ impl Search {
         }
         let rows = (rows as u64).max(1);
         self.batches += 1;
-        self.left = self.left.saturating_sub(rows);
+        self.left -= self.wanted.overlap(first_row, first_row + rows - 1);
         let (mut from, mut to) = (first_row, first_row + rows - 1);
         if let Some((before, last)) = self.found.range(..first_row).next_back()
             && last + 1 == from
@@ -226,6 +249,8 @@ mod tests {
         assert_eq!(rows.to_string(), "0..4, 7..9");
         assert_eq!(rows.multirange(), "{[0,4],[7,9]}");
         assert_eq!((rows.count(), rows.last()), (8, Some(9)));
+        let some = rows.within(&RowRanges::from_ranges([(2, 3), (8, 20)]));
+        assert_eq!(some.to_string(), "2..3, 8..9");
         assert_eq!(RowRanges::first(3).as_argument().as_deref(), Some("0..2"));
         let many = RowRanges::from_ranges((0..100).map(|n| (n * 2, n * 2)));
         assert!(
@@ -268,6 +293,16 @@ mod tests {
         search.found(710, 10);
         assert!(search.is_over() && search.missing().is_empty());
         assert_eq!(search.batches(), 5);
+    }
+
+    #[test]
+    fn rows_beside_the_wanted_ones_do_not_count() {
+        let mut search = Search::new(RowRanges::from_ranges([(9, 30)]));
+        search.found(20, 20);
+        assert!(!search.is_over());
+        assert_eq!(search.missing(), RowRanges::from_ranges([(9, 19)]));
+        search.found(9, 11);
+        assert!(search.is_over());
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub enum EventKind {
     /// The extractor's progress, for display. The counts are totals of the run.
     Progress { batches: u32, rows: u64 },
     /// The result was read to its end and every batch of it is confirmed. A run is complete when the
-    /// ledger has these counts.
+    /// ledger has each of these rows once.
     Extracted {
         result_id: String,
         batches: u32,

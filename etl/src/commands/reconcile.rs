@@ -28,7 +28,7 @@ const MAX_LINES: i64 = 100;
 pub struct Verdict {
     #[serde(flatten)]
     pub run: Run,
-    /// The ranges of batches that the ledger lacks.
+    /// The ranges of rows that the ledger lacks.
     pub missing: Vec<(i64, i64)>,
     /// False for a contradiction; of a run that is proven alone, for every run that is not complete.
     #[serde(rename = "ok")]

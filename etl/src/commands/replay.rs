@@ -311,7 +311,11 @@ async fn from_archive(
             let batches = store.batches_with(&subject.run, rows).await?;
             rows.clone().with(batches)
         }
-        None if arguments.rejected_only => store.batches_with_rejects(&subject.run).await?,
+        // The rejected rows of an unfinished replay are in the generation before.
+        None if arguments.rejected_only => store
+            .batches_with_rejects(&subject.run)
+            .await?
+            .with(subject.unfinished_rows().unwrap_or_default()),
         None => whole.clone(),
     };
     if wanted.is_empty() && subject.unfinished().is_none() {

@@ -238,7 +238,7 @@ pub(crate) fn with_generation(batch: &ValidBatch, generation: u32) -> ValidBatch
 pub(crate) async fn replayed(pool: &PgPool, run: &str) {
     for statement in [
         "INSERT INTO etl.replays (run_id, generation, source, rows, job_hash, job_spec, state_before, requested_by)
-         SELECT run_id, generation + 1, 'archive', '{[0,16777216)}', job_hash, job_spec, state, 'me' FROM etl.runs WHERE run_id = $1",
+         SELECT run_id, generation + 1, 'archive', '{[0,68719476736)}', job_hash, job_spec, state, 'me' FROM etl.runs WHERE run_id = $1",
         "UPDATE etl.runs SET generation = generation + 1, state = 'running', finished_at = NULL WHERE run_id = $1",
     ] {
         sqlx::query(statement).bind(run).execute(pool).await.unwrap();

@@ -81,17 +81,18 @@ pub(super) fn resumes(subject: &Subject, new: &NewReplay) -> Result<bool, Failur
     if is_it && unfinished.rows == new.rows {
         return Ok(true);
     }
-    if new.rows.covers(&unfinished.rows) {
+    let left = subject.unfinished_rows().unwrap_or_default();
+    if new.rows.covers(&left) {
         return Ok(false);
     }
     let id = subject.id();
-    let remedy = match unfinished.rows.as_argument() {
+    let remedy = match left.as_argument() {
         Some(range) => format!("`etl replay {id} --rows {range}` or `etl replay {id}`"),
         None => format!("`etl replay {id}`"),
     };
     Err(anyhow!(
         "a replay of the rows {} of {id} by {} is unfinished, and this replay leaves some of them out; nothing was changed: run {remedy} first",
-        unfinished.rows,
+        left,
         unfinished.requested_by
     )
     .into())
