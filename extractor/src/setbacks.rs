@@ -25,7 +25,7 @@ const MAX_NAMES: usize = 4;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Setbacks {
-    /// Deliveries that were neither acked nor followed by a checkpoint: the process died, or lost its connection.
+    /// How often it came back, neither acked nor followed by a checkpoint: the process died, or lost its connection.
     pub(crate) interruptions: u32,
     /// Whether the query of the task's attempt may have been started.
     pub(crate) may_have_started: bool,
@@ -41,9 +41,11 @@ impl Setbacks {
         let known = delivery.header(HEADER);
         let known = known.and_then(|json| serde_json::from_str(&json).ok());
         let mut setbacks: Self = known.unwrap_or_default();
-        let again = delivery.deliveries() - 1;
-        setbacks.interruptions = setbacks.interruptions.saturating_add(again);
-        setbacks.may_have_started |= again > 0;
+        // The broker closes the channels of a dead process one after another, and delivers the task to each of the others: once
+        // more for each, and all of it is one interruption.
+        let is_back = delivery.deliveries() > 1;
+        setbacks.interruptions = setbacks.interruptions.saturating_add(is_back.into());
+        setbacks.may_have_started |= is_back;
         setbacks
     }
 
