@@ -1,5 +1,5 @@
 //! Sets of a run's batches, as ranges of the rows of its result. A run may have millions of batches: a set is a few ranges.
-//! What is sent and what is searched for are whole batches; who takes rows from a person adds the others of their batches.
+//! A replay sends whole batches: a caller that takes rows from a person adds the other rows of their batches.
 //!
 //! An empty result is one batch without a row. It stands for one row here, so that it can be missing and be found.
 

@@ -59,8 +59,8 @@ pub struct Arguments {
     /// Only runs that were requested before this time.
     #[arg(long, value_name = "TIME", conflicts_with = "runs", value_parser = parse_time)]
     pub until: Option<Timestamp>,
-    /// Only the batches that have these rows of the result, the last one included; each of them whole. Where batches depend on each other (every mode but append, and every
-    /// run that is committed as a whole) the whole run is replayed, with a note.
+    /// Only the batches that have these rows of the result, the last one included; each of them whole. Where batches depend on
+    /// each other (every mode but append, and every run that is committed as a whole) the whole run is replayed, with a note.
     #[arg(long, value_name = "A..B", conflicts_with_all = ["job", "state", "rejected_only", "missing", "from_athena"])]
     pub rows: Option<RowRanges>,
     /// Only the batches that have a rejected row, each of them whole.

@@ -84,7 +84,7 @@ impl Fixture {
     }
 }
 
-/// The batch at this place of a job with a `code` of two letters and a `count` of at least 1.
+/// A batch of a job with a `code` of two letters and a `count` of at least 1.
 pub(crate) fn batch(place: u64, rows: &[[Option<&str>; 2]]) -> RawBatch {
     let mut all = Rows::new(2);
     for row in rows {
